@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CELLS  := data/solar-cells
+RUN    := runs/quickstart
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.installed
+	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
+	$(BIN)/python -m data_pipeline pack "$$images" $(CELLS) --labels $(CELLS).csv \
+		--image-column image --label-column defect --val-fraction 0.15 --test-fraction 0.15
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m pretrain --config configs/quickstart.yaml
+	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Installed versions are the tested ones; drop the constraint to try newer.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

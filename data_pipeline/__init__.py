@@ -1,0 +1,1 @@
+"""Images to shards to batches: packing, a stateless order, views and augmentation."""

@@ -1,0 +1,1 @@
+"""Checkpoints to verdicts: features, probes, neighbours, rank and the report."""

@@ -1,0 +1,1 @@
+"""One command to processes on one node or many."""

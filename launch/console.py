@@ -1,0 +1,37 @@
+"""`isotorus <pack|train|eval|launch …>`: the four doors behind one console command."""
+
+import runpy
+import sys
+
+DOORS = {
+    "pack": ("data_pipeline", ["pack"]),
+    "verify": ("data_pipeline", ["verify"]),
+    "info": ("data_pipeline", ["info"]),
+    "train": ("pretrain", []),
+    "eval": ("eval_suite", []),
+    "launch": ("launch", []),
+}
+USAGE = """usage: isotorus COMMAND …
+
+  pack     images to WebDataset shards          = python -m data_pipeline pack
+  verify   check shards against their index     = python -m data_pipeline verify
+  info     what a packed data set holds         = python -m data_pipeline info
+  train    pretrain an encoder                  = python -m pretrain
+  eval     evaluate checkpoints                 = python -m eval_suite
+  launch   start a run on many processes        = python -m launch
+
+isotorus COMMAND --help tells more."""
+
+
+def main() -> int:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command not in DOORS:
+        print(f"error: no command '{command}'; one of {', '.join(DOORS)}", file=sys.stderr)
+        return 2
+    module, first = DOORS[command]
+    sys.argv = [f"python -m {module}", *first, *sys.argv[2:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0

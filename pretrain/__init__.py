@@ -1,0 +1,1 @@
+"""Batches to checkpoints: encoders, objectives, engines and the train loop."""

@@ -1,0 +1,51 @@
+"""Sums over all ranks that autograd sees, and who this process is.
+
+One convention holds everywhere: every rank returns the *global batch's* loss, and the gradient that
+an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gradient. A sum over
+ranks therefore sums the cotangents of all ranks on the way back.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum `x` (any shape, equal on all ranks) over ranks, differentiably; `x` itself on one process.
+
+    The backward pass sums too, so after the engine's mean over ranks the gradient of a loss that is
+    equal on all ranks is exact.
+    """
+    return x if world_size() == 1 else _SumOverRanks.apply(x)
+
+
+def count_over_ranks(count: int, device: torch.device) -> Tensor:
+    """The sum of an integer count over ranks, as an exact int64 scalar tensor on `device`."""
+    total = torch.tensor(count, dtype=torch.int64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total

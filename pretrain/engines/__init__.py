@@ -1,0 +1,1 @@
+"""Ways to spread one train step over processes."""
