@@ -110,11 +110,29 @@ def describe(path: Path) -> Description:
 
 def _advice(path: Path) -> str:
     if not path.exists():
-        return "no such folder, check the path"
-    sets = sorted(file.parent.name for file in path.glob(f"*/{DESCRIPTION}")) if path.is_dir() else []
-    if sets:
-        return f"it holds the sets {', '.join(sets)}: name one of them, e.g. {path / sets[0]}"
-    return "make one with: python -m data_pipeline pack IMAGES " + str(path)
+        return "there is no such folder, check the path"
+    if sets := subsets(path):
+        return f"it holds the sets {', '.join(s.name for s in sets)}: name one of them, e.g. {sets[0]}"
+    return f"make one with: python -m data_pipeline pack IMAGES {path}"
+
+
+def subsets(path: Path) -> list[Path]:
+    """The data sets that a packing with a split has made in `path`."""
+    return sorted(file.parent for file in path.glob(f"*/{DESCRIPTION}")) if path.is_dir() else []
+
+
+def open_index(path: Path, description: Description) -> NDArray[np.void]:
+    """Map the rows (n,) of dtype `ROW` into memory; `UserError` if they are not those described."""
+    file = path / INDEX
+    try:
+        rows: NDArray[np.void] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise from_os_error(error, f"reading {file}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
+    if rows.dtype != ROW or rows.shape != (description.count,):
+        raise UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
+    return rows
 
 
 class Dataset:
@@ -129,21 +147,9 @@ class Dataset:
         self.description = describe(self.path)
         for shard in self.description.shards:
             _check_size(self.path / shard.name, shard.bytes)
-        self.rows: NDArray[np.void] = self._open_index()
+        self.rows = open_index(self.path, self.description)
         # Positional reads through a bounded number of handles: forked workers may share them.
         self._shard: Callable[[int], BinaryIO] = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
-
-    def _open_index(self) -> NDArray[np.void]:
-        file = self.path / INDEX
-        try:
-            rows = np.load(file, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            raise from_os_error(error, f"reading {file}") from error
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}); pack the images again") from None
-        if rows.dtype != ROW or rows.shape != (self.description.count,):
-            raise UserError(f"{file} does not fit {DESCRIPTION} beside it; pack the images again")
-        return rows
 
     def _open_shard(self, number: int) -> BinaryIO:
         file = self.path / self.description.shards[number].name

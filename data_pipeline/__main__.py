@@ -1,0 +1,117 @@
+"""python -m data_pipeline pack | verify | info"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from data_pipeline import info
+from data_pipeline.errors import UserError, exit_code
+from data_pipeline.index import subsets
+from data_pipeline.listing import Columns
+from data_pipeline.verify import verify
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 done, 1 damage found. Raises `UserError` for what the user can mend."""
+    args = _parser().parse_args(arguments)
+    match args.command:
+        case "pack":
+            return _pack(args)
+        case "verify":
+            return _verify(args.dest, args.workers)
+        case _:
+            return _info(args.dest, args.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m data_pipeline", description="Pack images into shards, and check them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    cores = len(os.sched_getaffinity(0))
+
+    pack = commands.add_parser("pack", help="images → WebDataset shards, index and statistics")
+    pack.add_argument("source", type=Path, metavar="SRC", help="folder of the images")
+    pack.add_argument("dest", type=Path, metavar="DEST", help="new folder for the shards")
+    pack.add_argument("--labels", help="'folder': class = first-level folder; or a CSV that lists the images")
+    pack.add_argument("--image-column", default="image", help="CSV column of paths relative to SRC")
+    pack.add_argument("--label-column", default="label", help="CSV column of class names; empty = no label")
+    pack.add_argument("--group-column", help="CSV column; images with the same value are never split apart")
+    pack.add_argument("--val-fraction", type=float, default=0.0, help="share that goes to DEST/val")
+    pack.add_argument("--test-fraction", type=float, default=0.0, help="share that goes to DEST/test")
+    pack.add_argument(
+        "--shard-size", type=_size, default="256MB", help="about this much a shard (%(default)s)"
+    )
+    pack.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
+    pack.add_argument("--strict", action="store_true", help="refuse if any file is not a readable image")
+
+    verify = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
+    verify.add_argument("dest", type=Path, metavar="DEST")
+    verify.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
+
+    info = commands.add_parser("info", help="what a packed data set holds")
+    info.add_argument("dest", type=Path, metavar="DEST")
+    info.add_argument("--json", action="store_true", help="for scripts")
+    return parser
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if match is None or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
+    return max(int(float(match[1]) * _UNITS[match[2]]), 1)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    # Here, because webdataset imports torch, which takes seconds that the other commands need not wait.
+    from data_pipeline.pack import Options, pack
+
+    columns = Columns(args.image_column, args.label_column, args.group_column)
+    options = Options(
+        labels=args.labels,
+        columns=columns,
+        val_fraction=args.val_fraction,
+        test_fraction=args.test_fraction,
+        shard_size=args.shard_size,
+        workers=args.workers,
+        strict=args.strict,
+    )
+    print(pack(args.source, args.dest, options))
+    return 0
+
+
+def _verify(dest: Path, workers: int) -> int:
+    folders = subsets(dest) or [dest]
+    damage = [line for folder in folders for line in verify(folder, workers)]
+    for line in damage:
+        print(f"damage: {line}")
+    print(f"{dest}: {len(damage)} damages found" if damage else f"{dest}: whole")
+    return 1 if damage else 0
+
+
+def _info(dest: Path, as_json: bool) -> int:
+    sets = subsets(dest)
+    folders = sets or [dest]
+    if as_json:
+        print(info.as_json(folders, split=bool(sets)))
+    else:
+        print("\n".join(map(info.as_text, folders)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,74 @@
+"""Work on many shards at once, in processes that never outlive this one."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.sharedctypes import Synchronized
+from typing import TypeVar
+
+from data_pipeline.errors import UserError
+from data_pipeline.progress import progress
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_done: "Synchronized[int]"
+
+
+def count(amount: int = 1) -> None:
+    """Tell the progress bar, from inside a task, that `amount` more is done."""
+    with _done.get_lock():
+        _done.value += amount
+
+
+def run(
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int, doing: str, total: int
+) -> list[Result]:
+    """`[work(task) for task in tasks]` in `workers` processes, with progress out of `total` counts.
+
+    After a task has raised, those that run are finished, no further one is begun, and it is raised
+    here. `work` and the tasks must be picklable.
+    """
+    done = multiprocessing.Value("q", 0)
+    executor = ProcessPoolExecutor(min(workers, max(len(tasks), 1)), initializer=_start, initargs=(done,))
+    try:
+        # Submitted first: workers are forked before the progress bar has a thread.
+        futures = [executor.submit(work, task) for task in tasks]
+        with progress(doing, total) as show:
+            pending = set(futures)
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                show(done.value)
+                if any(future.exception() for future in finished):
+                    break
+        executor.shutdown(cancel_futures=True)
+        failed = [f for f in futures if not f.cancelled() and f.exception()]
+        return [future.result() for future in failed or futures]
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process was killed while {doing}, perhaps for want of memory; "
+            "run the same command again, with fewer --workers"
+        ) from None
+    except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+
+
+def _start(done: "Synchronized[int]") -> None:
+    """Begin a worker: Ctrl-C is the parent's business, and a parent that dies takes it along."""
+    global _done
+    _done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
