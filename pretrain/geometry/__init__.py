@@ -1,0 +1,1 @@
+"""Geometry: the discrete torus."""

@@ -1,0 +1,49 @@
+"""LeJEPA (Balestriero & LeCun 2025, arXiv:2511.08544): views agree, and each is an isotropic Gaussian."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from pretrain.distributed import sum_over_ranks
+from pretrain.objectives.sigreg import SIGReg, as_statistic_dtype, sample_count
+
+Center = Literal["global", "all"]
+
+
+def lejepa_loss(
+    z: Tensor,
+    n_global: int,
+    weight: float,
+    sigreg: SIGReg,
+    step: int,
+    directions: Tensor | None = None,
+    center: Center = "global",
+) -> dict[str, Tensor]:
+    """(1 - weight) · prediction + weight · SIGReg(z), exact for the batch of all ranks.
+
+    `z` is (V views, N images of this rank, K), its first `n_global` views the global ones. `prediction`
+    is the mean over views, images and dimensions of the squared distance to the image's centre, the mean
+    of its global views (`center="all"`: of all its views). There is no stop-gradient. Returns the scalars
+    `loss`, `prediction` and `sigreg`, equal on all ranks.
+    """
+    z = as_statistic_dtype(z)
+    prediction = prediction_error(z, n_global, center)
+    statistic = sigreg(z, step, directions)
+    return {
+        "loss": (1 - weight) * prediction + weight * statistic,
+        "prediction": prediction,
+        "sigreg": statistic,
+    }
+
+
+def prediction_error(z: Tensor, n_global: int, center: Center = "global") -> Tensor:
+    """The mean squared distance of the views `z` (V, N, K) to their image's centre, over all ranks."""
+    views, _, width = z.shape
+    if not 1 <= n_global <= views:
+        raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")
+    if center not in ("global", "all"):
+        raise UserError(f"center = {center!r}: must be 'global' or 'all'")
+    centers = z[: n_global if center == "global" else views].mean(0)
+    total = sum_over_ranks((centers - z).square().sum())
+    return total / (sample_count(z, 1) * views * width)

@@ -1,0 +1,166 @@
+"""SIGReg: random projections of the embedding, each tested against N(0, 1).
+
+LeJEPA, Balestriero & LeCun 2025, arXiv:2511.08544. The test is Epps-Pulley's,
+
+    T = N ∫ |φ̂(t) - e^{-t²/2}|² e^{-t²/2} dt,    φ̂(t) = mean_j e^{i t x_j},
+
+by the trapezoid rule on [-t_max, t_max]; by symmetry only t ≥ 0 is computed. Under N(0, 1) its mean does
+not depend on N (`null_mean`). At total collapse its gradient is zero, so a run that starts exactly
+collapsed stays there.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data_pipeline.errors import UserError
+from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
+from pretrain.objectives import draws
+from pretrain.objectives.sigreg_sums import Implementation, characteristic_sums
+
+# Projections beyond this many elements are made chunk by chunk: 256 MiB in float32.
+CHUNK_ELEMENTS = 2**26
+
+
+def epps_pulley(
+    x: Tensor, t_max: float = 3.0, knots: int = 17, implementation: Implementation = "auto"
+) -> Tensor:
+    """The Epps-Pulley statistic of each column of `x` (N, S) against N(0, 1), as (S,).
+
+    N counts the samples of all ranks, each of which passes its own rows (any number of them).
+    Differentiable; computed in float32, or float64 for float64 input. NaN gives NaN. Raises `UserError`
+    for a grid that cannot be (see `check_grid`) and `ValueError` for a wrong shape or no sample.
+    """
+    check_grid(t_max, knots)
+    if x.ndim != 2:
+        raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
+    x = as_statistic_dtype(x)
+    sums = characteristic_sums(x.unsqueeze(0), t_max / (knots - 1), knots, implementation)
+    return _statistic(sums, sample_count(x, 0), t_max, knots)[0]
+
+
+class SIGReg(nn.Module):
+    """The mean of Epps-Pulley's T over random directions, for each view by itself.
+
+    `num_slices` directions are drawn afresh for every step from (seed, step), alike on all ranks. `chunk`
+    is the number of slices projected at once: fewer hold less memory and cost one more forward pass;
+    None takes all of them until the projections exceed 256 MiB. Paths of `implementation`: see
+    `sigreg_sums.characteristic_sums`.
+    """
+
+    def __init__(
+        self,
+        num_slices: int = 1024,
+        t_max: float = 3.0,
+        knots: int = 17,
+        seed: int = 0,
+        chunk: int | None = None,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        check_grid(t_max, knots)
+        if num_slices < 1 or (chunk is not None and chunk < 1):
+            raise UserError(f"num_slices = {num_slices}, chunk = {chunk}: both must be at least 1")
+        self.num_slices = num_slices
+        self.t_max = t_max
+        self.knots = knots
+        self.seed = seed
+        self.chunk = chunk
+        self.implementation: Implementation = implementation
+
+    def forward(self, z: Tensor, step: int, directions: Tensor | None = None) -> Tensor:
+        """The statistic of `z` (V views, N images, K dimensions) as a scalar, alike on all ranks.
+
+        `directions` (K, M) with unit columns replace those of (seed, step). Raises `ValueError` for
+        shapes that do not fit and for an empty batch.
+        """
+        if z.ndim != 3:
+            raise ValueError(f"z must be (views, images, dimensions), not {tuple(z.shape)}")
+        if directions is None:
+            directions = self.directions(z.shape[2], step)
+        elif directions.ndim != 2 or len(directions) != z.shape[2]:
+            raise ValueError(f"directions must be ({z.shape[2]}, slices), not {tuple(directions.shape)}")
+        count = sample_count(z, 1)
+        # bfloat16 costs up to 2.4 % of a slice's statistic.
+        with torch.autocast(z.device.type, enabled=False):
+            z = as_statistic_dtype(z)
+            directions = directions.to(z.device, z.dtype, non_blocking=True)
+            sums = self._sums(z, directions)
+        return _statistic(sums, count, self.t_max, self.knots).mean()
+
+    def directions(self, width: int, step: int) -> Tensor:
+        """This step's directions, (width, num_slices) on CPU."""
+        return draws.directions(width, self.num_slices, self.seed, step)
+
+    def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
+        def project(z: Tensor, part: Tensor) -> Tensor:
+            return characteristic_sums(
+                z @ part, self.t_max / (self.knots - 1), self.knots, self.implementation
+            )
+
+        slices = directions.shape[1]
+        chunk = self.chunk or max(1, CHUNK_ELEMENTS // max(1, z.shape[0] * z.shape[1]))
+        if chunk >= slices:
+            return project(z, directions)
+        parts = directions.split(chunk, dim=1)
+        return torch.cat([checkpoint(project, z, part, use_reentrant=False) for part in parts], dim=-1)
+
+
+def null_mean(t_max: float = 3.0, knots: int = 17) -> float:
+    """E[T] on this grid for samples of N(0, 1), whatever N; the integral's is √(2π)(1 - 1/√3) ≈ 1.0594."""
+    check_grid(t_max, knots)
+    t, weights = quadrature(t_max, knots)
+    return float((weights * (1 - torch.exp(-(t**2)))).sum())
+
+
+def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
+    """The share of projections `x` (any shape) that lie beyond half the grid's period, over all ranks.
+
+    The grid is blind to shifts by 2π/dt, so values near that look like values near 0; a share above 0
+    means that the statistic, and its gradient, can no longer be trusted for them.
+    """
+    check_grid(t_max, knots)
+    beyond = (x.detach().abs() > math.pi * (knots - 1) / t_max).sum()
+    return sum_over_ranks(beyond) / count_over_ranks(x.numel(), x.device)
+
+
+def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
+    """Knots t > 0 and weights of ∫ · e^{-t²/2} dt over [-t_max, t_max], (knots - 1,) each in float64."""
+    spacing = t_max / (knots - 1)
+    t = spacing * torch.arange(1, knots, dtype=torch.float64)
+    weights = torch.full_like(t, 2 * spacing)
+    weights[-1] = spacing
+    return t, weights * torch.exp(-(t**2) / 2)
+
+
+def check_grid(t_max: float, knots: int) -> None:
+    """Raise `UserError` unless `t_max` is positive and `knots` odd and at least 3."""
+    if knots < 3 or knots % 2 == 0:
+        raise UserError(f"knots = {knots}: must be odd and at least 3; 17 is the usual number")
+    if not (math.isfinite(t_max) and t_max > 0):
+        raise UserError(f"t_max = {t_max}: must be positive; 3 is the usual bound")
+
+
+def sample_count(x: Tensor, dim: int) -> Tensor:
+    """The number of samples along `dim` over all ranks; `ValueError` where there are none.
+
+    A rank may be empty. Whether all are is left to NaN: to look would make a GPU wait.
+    """
+    if world_size() == 1 and x.shape[dim] == 0:
+        raise ValueError(f"an objective over a batch needs at least one sample, got shape {tuple(x.shape)}")
+    return count_over_ranks(x.shape[dim], x.device)
+
+
+def as_statistic_dtype(x: Tensor) -> Tensor:
+    """`x` in float32; float64 stays, for references."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _statistic(sums: Tensor, count: Tensor, t_max: float, knots: int) -> Tensor:
+    """T as (V, S) from this rank's characteristic sums (V, 2, knots - 1, S) and the global count."""
+    t, weights = (part.to(sums.device, sums.dtype)[:, None] for part in quadrature(t_max, knots))
+    cos, sin = (sum_over_ranks(sums) / count).unbind(1)
+    error = (cos - torch.exp(-(t**2) / 2)) ** 2 + sin**2
+    return count * (weights * error).sum(1)
