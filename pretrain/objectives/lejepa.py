@@ -6,7 +6,8 @@ from torch import Tensor
 
 from data_pipeline.errors import UserError
 from pretrain.distributed import sum_over_ranks
-from pretrain.objectives.sigreg import SIGReg, as_statistic_dtype, sample_count
+from pretrain.objectives.batch import as_statistic_dtype, sample_count
+from pretrain.objectives.sigreg import SIGReg
 
 Center = Literal["global", "all"]
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_pipeline.errors import UserError
-from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
+from pretrain.distributed import count_over_ranks, sum_over_ranks
 from pretrain.objectives import draws
+from pretrain.objectives.batch import as_statistic_dtype, sample_count
 from pretrain.objectives.sigreg_sums import Implementation, characteristic_sums
 
 # Projections beyond this many elements are made chunk by chunk: 256 MiB in float32.
@@ -141,21 +142,6 @@ def check_grid(t_max: float, knots: int) -> None:
         raise UserError(f"knots = {knots}: must be odd and at least 3; 17 is the usual number")
     if not (math.isfinite(t_max) and t_max > 0):
         raise UserError(f"t_max = {t_max}: must be positive; 3 is the usual bound")
-
-
-def sample_count(x: Tensor, dim: int) -> Tensor:
-    """The number of samples along `dim` over all ranks; `ValueError` where there are none.
-
-    A rank may be empty. Whether all are is left to NaN: to look would make a GPU wait.
-    """
-    if world_size() == 1 and x.shape[dim] == 0:
-        raise ValueError(f"an objective over a batch needs at least one sample, got shape {tuple(x.shape)}")
-    return count_over_ranks(x.shape[dim], x.device)
-
-
-def as_statistic_dtype(x: Tensor) -> Tensor:
-    """`x` in float32; float64 stays, for references."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _statistic(sums: Tensor, count: Tensor, t_max: float, knots: int) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 # Below torch's grain of 32768 elements an operation stays on one thread. Thousands of short parallel
-# regions cost more in waiting for each other, on busy cores, than they gain; and this much stays in the cache.
-# On an accelerator the tile only bounds memory.
+# regions cost more in waiting for each other, on busy cores, than they gain; and this much stays in the
+# cache. On an accelerator the tile only bounds memory.
 CPU_TILE = 2**14
 DEVICE_TILE = 2**24
 

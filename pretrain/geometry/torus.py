@@ -1,0 +1,61 @@
+"""The discrete torus Z_N × Z_N: N² sites, each with four neighbours.
+
+Site s lies at (s mod N, s div N). All matrices are float64.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+
+
+def check_grid_size(grid_size: int) -> None:
+    """Raise `UserError` for a grid that is not a torus."""
+    if grid_size < 2:
+        raise UserError(f"grid_size = {grid_size}: a torus grid needs at least 2 sites a side")
+
+
+def spectral_gap(grid_size: int) -> float:
+    """The smallest non-zero eigenvalue of `laplacian(grid_size)`, 2 - 2 cos(2π/N)."""
+    check_grid_size(grid_size)
+    return 2 - 2 * math.cos(2 * math.pi / grid_size)
+
+
+def laplacian(grid_size: int) -> Tensor:
+    """The graph Laplacian (N², N²), with eigenvalues 4 - 2 cos(2πa/N) - 2 cos(2πb/N).
+
+    At N = 2 the two neighbours of a direction are one site, joined by two edges.
+    """
+    ring = _ring_laplacian(grid_size)
+    identity = torch.eye(grid_size, dtype=torch.float64)
+    return torch.kron(ring, identity) + torch.kron(identity, ring)
+
+
+def distance(grid_size: int) -> Tensor:
+    """The wrapped Manhattan distance (N², N²) between sites, at most 2⌊N/2⌋."""
+    check_grid_size(grid_size)
+    along = torch.arange(grid_size, dtype=torch.float64)
+    apart = (along[:, None] - along).abs()
+    ring = torch.minimum(apart, grid_size - apart)
+    ones = torch.ones_like(ring)
+    return torch.kron(ring, ones) + torch.kron(ones, ring)
+
+
+def heat_kernel(grid_size: int, time: float) -> Tensor:
+    """e^{-time·L} (N², N²), scaled to unit diagonal; all sites are alike, so its diagonal is constant.
+
+    Its spectrum is the softmax of -time·λ, up to the scale. Raises `UserError` for a negative time.
+    """
+    if not (math.isfinite(time) and time >= 0):
+        raise UserError(f"time = {time}: the heat kernel needs a time of at least 0")
+    ring = torch.linalg.matrix_exp(-time * _ring_laplacian(grid_size))
+    ring = ring / ring[0, 0]
+    return torch.kron(ring, ring)
+
+
+def _ring_laplacian(grid_size: int) -> Tensor:
+    check_grid_size(grid_size)
+    identity = torch.eye(grid_size, dtype=torch.float64)
+    return 2 * identity - identity.roll(1, 0) - identity.roll(-1, 0)
