@@ -49,3 +49,35 @@ def count_over_ranks(count: int, device: torch.device) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.start = sum(counts[: rank()])
+        ctx.count = len(x)
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.start : ctx.start + ctx.count], None
+
+
+def gather_over_ranks(x: Tensor) -> Tensor:
+    """All ranks' rows of `x` (any number on each, of equal shape) in rank order, differentiably.
+
+    For statistics that need the whole sample, as those on order do; it waits for the counts. The
+    gradient follows the same convention as `sum_over_ranks`.
+    """
+    if world_size() == 1:
+        return x
+    count = torch.tensor([len(x)], dtype=torch.int64, device=x.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    return _GatherOverRanks.apply(x, torch.cat(counts).tolist())

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data_pipeline.errors import UserError
 from pretrain.distributed import count_over_ranks, sum_over_ranks
-from pretrain.objectives import draws
+from pretrain.objectives import draws, univariate
 from pretrain.objectives.batch import as_statistic_dtype, sample_count
 from pretrain.objectives.sigreg_sums import Implementation, characteristic_sums
 
@@ -48,7 +48,8 @@ class SIGReg(nn.Module):
     `num_slices` directions are drawn afresh for every step from (seed, step), alike on all ranks. `chunk`
     is the number of slices projected at once: fewer hold less memory and cost one more forward pass;
     None takes all of them until the projections exceed 256 MiB. Paths of `implementation`: see
-    `sigreg_sums.characteristic_sums`.
+    `sigreg_sums.characteristic_sums`. `test` names another univariate test to put in Epps-Pulley's place,
+    on all slices at once.
     """
 
     def __init__(
@@ -59,9 +60,12 @@ class SIGReg(nn.Module):
         seed: int = 0,
         chunk: int | None = None,
         implementation: Implementation = "auto",
+        test: str = "epps_pulley",
     ) -> None:
         super().__init__()
         check_grid(t_max, knots)
+        if test != "epps_pulley" and test not in univariate.TESTS:
+            raise UserError(f"test = {test!r}: must be 'epps_pulley' or one of {', '.join(univariate.TESTS)}")
         if num_slices < 1 or (chunk is not None and chunk < 1):
             raise UserError(f"num_slices = {num_slices}, chunk = {chunk}: both must be at least 1")
         self.num_slices = num_slices
@@ -70,6 +74,7 @@ class SIGReg(nn.Module):
         self.seed = seed
         self.chunk = chunk
         self.implementation: Implementation = implementation
+        self.test = test
 
     def forward(self, z: Tensor, step: int, directions: Tensor | None = None) -> Tensor:
         """The statistic of `z` (V views, N images, K dimensions) as a scalar, alike on all ranks.
@@ -88,8 +93,9 @@ class SIGReg(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = as_statistic_dtype(z)
             directions = directions.to(z.device, z.dtype, non_blocking=True)
-            sums = self._sums(z, directions)
-        return _statistic(sums, count, self.t_max, self.knots).mean()
+            if self.test == "epps_pulley":
+                return _statistic(self._sums(z, directions), count, self.t_max, self.knots).mean()
+            return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
 
     def directions(self, width: int, step: int) -> Tensor:
         """This step's directions, (width, num_slices) on CPU."""

@@ -1,0 +1,177 @@
+"""Univariate tests of N(0, 1) by name, to stand in for Epps-Pulley's inside the slices.
+
+Each takes this rank's rows `x` (N, S) and returns the statistic (S,) of all ranks' rows, differentiable
+and in float32 (float64 stays); small values speak for N(0, 1), and N is the global count throughout.
+`x_(i)` is the i-th smallest, Φ the normal distribution function. `null_mean` gives what to expect under
+N(0, 1). Shapiro-Wilk and Jarque-Bera ignore location and scale, so they do not forbid collapse.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pretrain.distributed import gather_over_ranks, sum_over_ranks
+from pretrain.objectives.batch import as_statistic_dtype, sample_count
+
+# A variance below this counts as none.
+SMALLEST_VARIANCE = 1e-12
+
+
+def anderson_darling(x: Tensor) -> Tensor:
+    """A² = -N - (1/N) Σ_i (2i - 1) [log Φ(x_(i)) + log(1 - Φ(x_(N+1-i)))] (Anderson & Darling 1954)."""
+    x = _sorted(x)
+    count = len(x)
+    log_below = torch.special.log_ndtr(x)
+    log_above = torch.special.log_ndtr(-x).flip(0)
+    odd = 2 * _ranks(x) - 1
+    return -count - (odd * (log_below + log_above)).sum(0) / count
+
+
+def cramer_von_mises(x: Tensor) -> Tensor:
+    """W² = 1/(12N) + Σ_i ((2i - 1)/(2N) - Φ(x_(i)))² (Cramér 1928, von Mises 1931)."""
+    return _distance_to_normal(_sorted(x))
+
+
+def watson(x: Tensor) -> Tensor:
+    """U² = W² - N (mean Φ(x) - 1/2)², Cramér-von Mises made invariant on the circle (Watson 1961)."""
+    x = _sorted(x)
+    return _distance_to_normal(x) - len(x) * (torch.special.ndtr(x).mean(0) - 0.5).square()
+
+
+def shapiro_wilk(x: Tensor) -> Tensor:
+    """N(1 - W), W = (Σ_i a_i x_(i))² / Σ_i (x_i - x̄)², for at least 3 samples (Shapiro & Wilk 1965).
+
+    The coefficients a are Royston's approximation (1992, as in algorithm AS R94). A sample without
+    variance has W = 0.
+    """
+    x = _sorted(x)
+    count = len(x)
+    if count < 3:
+        raise ValueError(f"Shapiro-Wilk needs at least 3 samples, got {count}")
+    centered = x - x.mean(0)
+    spread = centered.square().sum(0)
+    constant = spread < count * SMALLEST_VARIANCE
+    coefficients = _royston_coefficients(count).to(x)
+    w = (coefficients @ centered).square() / spread.masked_fill(constant, 1.0)
+    return count * (1 - w.masked_fill(constant, 0.0))
+
+
+def jarque_bera(x: Tensor) -> Tensor:
+    """N/6 · (g² + (κ - 3)²/4), g and κ the sample's skewness and kurtosis (Jarque & Bera 1980).
+
+    Moments are over N. A sample without variance counts as g = κ = 0.
+    """
+    count, _, variance, third, fourth = _central_moments(x)
+    variance = variance.clamp(min=SMALLEST_VARIANCE)
+    skewness = third / variance**1.5
+    kurtosis = fourth / variance**2
+    return count * (skewness.square() + (kurtosis - 3).square() / 4) / 6
+
+
+def extended_jarque_bera(x: Tensor) -> Tensor:
+    """Jarque-Bera plus N x̄² + (N - 1)(s² - 1)²/2, so that mean 0 and variance 1 are asked for too.
+
+    s² is the variance over N - 1; a single sample has none, and that term is 0.
+    """
+    count, mean, variance, _, _ = _central_moments(x)
+    unbiased = variance * count / (count - 1).clamp(min=1)
+    return jarque_bera(x) + count * mean.square() + (count - 1) * (unbiased - 1).square() / 2
+
+
+def moments(x: Tensor) -> Tensor:
+    """N Σ_{k=1}^4 (mean xᵏ - E Zᵏ)² / Var Zᵏ: the first four moments, each scaled to mean 1 under N(0, 1)."""
+    count = sample_count(x)
+    x = as_statistic_dtype(x)
+    means = sum_over_ranks(torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)])) / count
+    expected = torch.tensor([[0.0], [1.0], [0.0], [3.0]]).to(x)
+    variance = torch.tensor([[1.0], [2.0], [15.0], [96.0]]).to(x)
+    return count * ((means - expected).square() / variance).sum(0)
+
+
+TESTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "anderson_darling": anderson_darling,
+    "cramer_von_mises": cramer_von_mises,
+    "watson": watson,
+    "shapiro_wilk": shapiro_wilk,
+    "jarque_bera": jarque_bera,
+    "extended_jarque_bera": extended_jarque_bera,
+    "moments": moments,
+}
+
+
+def null_mean(test: str, samples: int) -> float:
+    """The mean of a test's statistic over `samples` draws of N(0, 1).
+
+    Exact, except for Shapiro-Wilk: there it is that of Royston's log-normal approximation to 1 - W (1992),
+    made for 12 to 2000 samples.
+    """
+    n = samples
+    if test == "shapiro_wilk":
+        log = math.log(n)
+        mean = 0.0038915 * log**3 - 0.083751 * log**2 - 0.31082 * log - 1.5861
+        deviation = math.exp(0.0030302 * log**2 - 0.082676 * log - 0.4803)
+        return n * math.exp(mean + deviation**2 / 2)
+    # Fisher 1930: moments of skewness and kurtosis in normal samples.
+    skewness = 6 * (n - 2) / ((n + 1) * (n + 3))
+    kurtosis = 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5)) + (6 / (n + 1)) ** 2
+    bera = n / 6 * (skewness + kurtosis / 4)
+    return {
+        "anderson_darling": 1.0,
+        "cramer_von_mises": 1 / 6,
+        "watson": 1 / 12,
+        "jarque_bera": bera,
+        "extended_jarque_bera": bera + 2,
+        "moments": 4.0,
+    }[test]
+
+
+def _sorted(x: Tensor) -> Tensor:
+    sample_count(x)
+    return gather_over_ranks(as_statistic_dtype(x)).sort(dim=0).values
+
+
+def _distance_to_normal(x: Tensor) -> Tensor:
+    count = len(x)
+    return 1 / (12 * count) + ((2 * _ranks(x) - 1) / (2 * count) - torch.special.ndtr(x)).square().sum(0)
+
+
+def _ranks(x: Tensor) -> Tensor:
+    return torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)[:, None]
+
+
+def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Count, mean and the central moments 2, 3, 4 over N, of all ranks' rows."""
+    count = sample_count(x)
+    x = as_statistic_dtype(x)
+    mean = sum_over_ranks(x.sum(0)) / count
+    centered = x - mean
+    powers = torch.stack([(centered**k).sum(0) for k in (2, 3, 4)])
+    variance, third, fourth = (sum_over_ranks(powers) / count).unbind()
+    return count, mean, variance, third, fourth
+
+
+def _royston_coefficients(count: int) -> Tensor:
+    """The Shapiro-Wilk coefficients a (count,) in float64, antisymmetric and of unit length."""
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
+    scores = torch.special.ndtri((ranks - 0.375) / (count + 0.25))
+    square = scores @ scores
+    if count == 3:
+        return torch.tensor([-math.sqrt(0.5), 0.0, math.sqrt(0.5)], dtype=torch.float64)
+    u = 1 / math.sqrt(count)
+    ends = [scores[-1] / square.sqrt() + _polynomial(u, 0.221157, -0.147981, -2.071190, 4.434685, -2.706056)]
+    if count > 5:
+        ends += [
+            scores[-2] / square.sqrt() + _polynomial(u, 0.042981, -0.293762, -1.752461, 5.682633, -3.582633)
+        ]
+    fixed = len(ends)
+    rest = square - 2 * scores[-fixed:].square().sum()
+    coefficients = scores * ((1 - 2 * sum(end**2 for end in ends)) / rest).sqrt()
+    for i, end in enumerate(ends):
+        coefficients[i], coefficients[-1 - i] = -end, end
+    return coefficients
+
+
+def _polynomial(u: float, *coefficients: float) -> float:
+    return sum(c * u ** (i + 1) for i, c in enumerate(coefficients))
