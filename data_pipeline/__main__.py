@@ -80,6 +80,13 @@ def _pack(args: argparse.Namespace) -> int:
     # Here, because webdataset imports torch, which takes seconds that the other commands need not wait.
     from data_pipeline.pack import Options, pack
 
+    if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
+        raise UserError(
+            f"--val-fraction {args.val_fraction:g} --test-fraction {args.test_fraction:g}: "
+            "expected shares from 0 that are less than 1 together"
+        )
+    if args.group_column is not None and args.labels in (None, "folder"):
+        raise UserError("--group-column names a column of a CSV; give the CSV with --labels FILE.csv")
     columns = Columns(args.image_column, args.label_column, args.group_column)
     options = Options(
         labels=args.labels,

@@ -19,6 +19,7 @@ def from_os_error(error: OSError, doing: str) -> UserError:
         errno.EROFS: "that file system is read-only; choose another folder",
         errno.EACCES: "check its permissions or choose another folder",
         errno.EPERM: "check its permissions or choose another folder",
+        errno.EEXIST: "a file is in the way; choose another folder",
         errno.ENOTDIR: "a file is in the way; choose another folder",
     }.get(error.errno or 0, "check the path and run the same command again")
     where = f" ({error.filename})" if error.filename else ""

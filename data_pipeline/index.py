@@ -208,32 +208,36 @@ class Dataset:
         except OSError as error:
             raise from_os_error(error, f"reading shard {shard.name}") from error
         if zlib.crc32(data) != row["checksum"]:
-            raise UserError(
-                f"shard {shard.name} changed since the index was made (sample {i}); "
-                f"run: python -m data_pipeline verify {self.path}, and pack again"
-            )
+            raise self._changed(shard.name, i)
         return data
 
     def key(self, i: int) -> str:
         """The WebDataset key of sample `i`: its path in the source folder, without extension."""
         row = self.rows[i]
-        offset = int(row["offset"])
-        with Path(self._shard(int(row["shard"])).name).open("rb") as file:
-            try:
-                file.seek(offset - tarfile.BLOCKSIZE)
-                name = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape").name
-                if (
-                    len(os.fsencode(name)) == tarfile.LENGTH_NAME
-                ):  # cut: the whole name is in an earlier block
-                    file.seek(0)
-                    with tarfile.open(fileobj=file, mode="r:") as tar:
-                        name = next(member.name for member in tar if member.offset_data == offset)
-            except (OSError, tarfile.TarError, StopIteration):
-                raise UserError(
-                    f"shard {file.name} changed since the index was made (sample {i}); "
-                    f"run: python -m data_pipeline verify {self.path}, and pack again"
-                ) from None
-        return name.rpartition(".")[0]
+        shard = self._shard(int(row["shard"])).name
+        try:
+            return _member_name(Path(shard), int(row["offset"])).rpartition(".")[0]
+        except (OSError, tarfile.TarError, StopIteration):
+            raise self._changed(shard, i) from None
+
+    def _changed(self, shard: str, i: int) -> UserError:
+        return UserError(
+            f"shard {shard} changed since the index was made (sample {i}); "
+            f"run: python -m data_pipeline verify {self.path}, and pack again"
+        )
+
+
+def _member_name(shard: Path, offset: int) -> str:
+    """Name of the tar member whose content begins at `offset`: from the header before it, if it fits."""
+    with shard.open("rb") as file:
+        file.seek(offset - tarfile.BLOCKSIZE)
+        name = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape").name
+        # Long names are cut there, letters beyond ASCII may be "?"; then the whole file is walked.
+        if len(os.fsencode(name)) < tarfile.LENGTH_NAME and "?" not in name:
+            return name
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            return next(member.name for member in tar if member.offset_data == offset)
 
 
 def _check_size(shard: Path, expected: int) -> None:

@@ -73,8 +73,8 @@ def _write_tar(source: Path, items: list[Item], file: BinaryIO, plan: str) -> tu
     histograms = np.zeros((3, 256), dtype=np.int64)
     grey = True
     hashing = _HashingFile(file)
-    # The same bytes whenever and by whomever it is written; GNU's format holds names of any length.
-    with TarWriter(hashing, user="", group="", mtime=0, encoder=False, format="GNU_FORMAT") as tar:
+    # Without owner and date: the same bytes whenever and by whomever it is written.
+    with TarWriter(hashing, user="", group="", mtime=0, encoder=False) as tar:
         for item in items:
             data = _read(source, item)
             try:
