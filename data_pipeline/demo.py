@@ -18,7 +18,9 @@ CLASSES = {"0.0": "intact", "0.3333333333333333": "", "0.6666666666666666": "def
 def main() -> int:
     """Write a CSV of image, defect, probability and cell type; print the folder the images are in."""
     if len(sys.argv) != 2:
-        raise UserError("expected one argument, the CSV to write; e.g. python -m data_pipeline.demo data/cells.csv")
+        raise UserError(
+            "expected one argument, the CSV to write; e.g. python -m data_pipeline.demo data/cells.csv"
+        )
     found = importlib.util.find_spec("elpv_dataset")
     if found is None or found.origin is None:
         raise UserError("the package elpv-dataset is not installed; pip install 'isotorus[demo]'")
@@ -30,9 +32,12 @@ def main() -> int:
     with labels.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "defect", "probability", "cell"])
-        writer.writerows([image, CLASSES[probability], probability, cell] for image, probability, cell in rows)
+        writer.writerows(
+            [image, CLASSES[probability], probability, cell] for image, probability, cell in rows
+        )
     print(
-        f"{len(rows)} solar cells from elpv-dataset, licence CC-BY-NC-SA-4.0 (non-commercial)", file=sys.stderr
+        f"{len(rows)} solar cells from elpv-dataset, licence CC-BY-NC-SA-4.0 (non-commercial)",
+        file=sys.stderr,
     )
     print(folder)
     return 0

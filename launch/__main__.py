@@ -15,7 +15,7 @@ def main() -> int:
     local = kinds.add_parser(
         "torchrun",
         help="processes of this node through torchrun",
-        usage="python -m launch torchrun [--dry-run] [torchrun options] -- --config recipe.yaml [key=value …]",
+        usage="python -m launch torchrun [--dry-run] [torchrun options] -- --config x.yaml [key=value …]",
         description="Options before -- are torchrun's own (--nproc-per-node, --nnodes, --rdzv-endpoint, …).",
     )
     local.add_argument("--dry-run", action="store_true", help="print the command instead of running it")
@@ -26,7 +26,10 @@ def main() -> int:
         launcher, pretrain = launcher[:cut], launcher[cut + 1 :]
     given, options = parser.parse_known_args(launcher)
     if not pretrain:
-        print("error: nothing after --; write -- --config recipe.yaml, as for python -m pretrain", file=sys.stderr)
+        print(
+            "error: nothing after --; write -- --config recipe.yaml, as for python -m pretrain",
+            file=sys.stderr,
+        )
         return 2
     return torchrun.launch(options, pretrain, dry_run=given.dry_run)
 

@@ -2,9 +2,8 @@
 
 import shlex
 
+from torch.distributed import run as torch_run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import elastic_launch
-from torch.distributed.run import config_from_args, parse_args
 
 
 def launch(options: list[str], pretrain: list[str], dry_run: bool = False) -> int:
@@ -16,9 +15,8 @@ def launch(options: list[str], pretrain: list[str], dry_run: bool = False) -> in
     if dry_run:
         print(shlex.join(["torchrun", *command]))
         return 0
-    config, entrypoint, arguments = config_from_args(parse_args(command))
     try:
-        elastic_launch(config, entrypoint)(*arguments)
+        torch_run.run(torch_run.parse_args(command))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         # A rank that a signal ended has a negative code; shells know it as 128 + signal.

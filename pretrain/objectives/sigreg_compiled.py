@@ -19,15 +19,18 @@ from pretrain.objectives import sigreg_angle
 
 log = logging.getLogger(__name__)
 
+# Set when a compiler that is there turns out not to work.
+_broken = False
+
 
 def forward(x: Tensor, spacing: float, knots: int) -> Tensor:
     """Σ cos and Σ sin at the knots; shapes as in `sigreg_sums`."""
-    return _compiled(_sums, sigreg_angle.forward)(x, spacing, knots)
+    return _run(_sums, sigreg_angle.forward, x, spacing, knots)
 
 
 def backward(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
     """The gradient of the sums, contracted with `gradient`."""
-    return _compiled(_gradient, sigreg_angle.backward)(x, gradient, spacing)
+    return _run(_gradient, sigreg_angle.backward, x, gradient, spacing)
 
 
 @functools.cache
@@ -63,23 +66,19 @@ def _gradient(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
     return real
 
 
+def _run(function: Callable[..., Tensor], fallback: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+    global _broken
+    if not _broken and available() and x.numel():
+        try:
+            return _compiled(function)(x, *rest)
+        except Exception as error:
+            # A compiler without headers, or without space for its output, shows only here; an error of
+            # the input is raised again by the fallback.
+            _broken = True
+            log.info("torch.compile failed (%s): SIGReg runs uncompiled", str(error).split("\n")[0])
+    return fallback(x, *rest)
+
+
 @functools.cache
-def _compiled(function: Callable[..., Tensor], fallback: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    if not available():
-        return fallback
-    compiled = torch.compile(function)
-    broken = False
-
-    def call(*arguments: Any) -> Tensor:
-        nonlocal broken
-        if not broken and arguments[0].numel():
-            try:
-                return compiled(*arguments)
-            except Exception as error:
-                # A compiler that is there but does not work (no headers, no space) shows only here; an
-                # error of the input comes back from the fallback.
-                broken = True
-                log.info("torch.compile failed (%s): SIGReg runs uncompiled", str(error).split("\n")[0])
-        return fallback(*arguments)
-
-    return call
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function)

@@ -1,0 +1,139 @@
+"""The whole of a run's configuration: YAML, dotted overrides, and errors that name the key."""
+
+import difflib
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic.fields import FieldInfo
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.errors import UserError
+from data_pipeline.loader import DataConfig
+from data_pipeline.views import ViewsConfig
+from pretrain.checkpoint import CheckpointConfig
+from pretrain.engines.ddp import EngineConfig
+from pretrain.head import LeJEPAConfig
+from pretrain.models.encoder import EncoderConfig
+from pretrain.optimizer import OptimizerConfig
+from pretrain.tracking import TrackingConfig
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    name: str = Field(min_length=1, pattern=r"^[\w.+=-]+$")
+    """Name of the run; its folder is <runs>/<name>."""
+    runs: str = "runs"
+    """Folder that holds run folders."""
+    seed: NonNegativeInt = 0
+    """The run is a pure function of the configuration and this."""
+    steps: PositiveInt
+    """Optimizer steps in all."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues from the newest complete checkpoint; never refuses a run folder that has one."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics.jsonl."""
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    augment: AugmentConfig = AugmentConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    objective: LeJEPAConfig = LeJEPAConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def load_config(path: str, overrides: list[str]) -> Config:
+    """Read a YAML file, or a packaged recipe by name, and apply `dotted.key=value` overrides.
+
+    Raises UserError for the first thing wrong: the key, what was given, what is allowed.
+    """
+    values = _read_yaml(path)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
+            )
+        _assign(values, key.split("."), yaml.safe_load(text) if text else "", override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    recipes = files("configs")
+    packaged = recipes / f"{Path(path).name.removesuffix('.yaml')}.yaml"
+    if Path(path).is_file():
+        text = Path(path).read_text()
+    elif packaged.is_file() and Path(path).parent in (Path(), Path("configs")):
+        text = packaged.read_text()
+    else:
+        known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
+        raise UserError(f"--config {path}: no such file; packaged recipes are {', '.join(known)}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise UserError(f"--config {path} is not YAML: {where}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"'{override}': '{key}' is a value, not a section; see --help for the fields")
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest(key)}"
+    if first["type"] == "missing":
+        return f"'{key}' is not set; give it in the file or as {key}=…"
+    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _nearest(key: str) -> str:
+    known = [name for name, _ in fields()]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same_leaf or difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else "; --help lists the fields"
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field's dotted name and pydantic description, sections expanded."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def describe_fields() -> str:
+    """A line a field: name, type, default and doc."""
+    lines = []
+    for name, field in fields():
+        kind = field.annotation
+        if get_origin(kind) is Literal:
+            shown = "|".join(str(choice) for choice in get_args(kind))
+        else:
+            shown = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+        default = "required" if field.is_required() else f"default {field.default}"
+        lines.append(f"  {name}  ({shown}; {default})\n      {' '.join((field.description or '').split())}")
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""What can be refused before any process group starts is refused here."""
+
+import dataclasses
+from typing import Any
+
+import timm
+import torch
+
+from data_pipeline.errors import UserError
+from data_pipeline.index import Dataset
+from pretrain import checkpoint, metrics
+from pretrain.config import Config
+from pretrain.models.encoder import patch_size, timm_kwargs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run needs to know beyond its configuration."""
+
+    dataset: Dataset
+    encoder_kwargs: dict[str, Any]
+    embedding_width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def description(self, config: Config) -> dict[str, Any]:
+        """encoder.json but for the step."""
+        return {
+            "format": 1,
+            "name": config.encoder.name,
+            "kwargs": self.encoder_kwargs,
+            "embedding_width": self.embedding_width,
+            "image_size": config.views.global_size,
+            "channels": config.data.channels,
+            "mean": self.mean,
+            "std": self.std,
+            "seed": config.seed,
+            "data_fingerprint": self.dataset.fingerprint,
+            "config": config.model_dump(mode="json"),
+        }
+
+
+def check(config: Config, world_size: int) -> Plan:
+    """Open the data, build the encoder without memory, and compare them with the configuration.
+
+    Raises UserError for the first thing that cannot work.
+    """
+    dataset = Dataset(config.data.path)
+    if config.data.batch_size % world_size:
+        below = config.data.batch_size // world_size * world_size
+        near = " or ".join(str(size) for size in (below, below + world_size) if size)
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide over {world_size} ranks; use {near}"
+        )
+    images = config.data.batch_size // world_size
+    if config.engine.accumulation > images:
+        raise UserError(
+            f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
+            "use less accumulation or a larger batch"
+        )
+    kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
+    with torch.device("meta"):
+        encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+    patch = patch_size(encoder)
+    sizes = {"views.global_size": config.views.global_size}
+    if config.views.local_views:
+        sizes["views.local_size"] = config.views.local_size
+    for key, size in sizes.items():
+        if size % patch:
+            near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
+            raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
+    mean, std = dataset.statistics(config.data.channels)
+    plan = Plan(dataset, kwargs, encoder.num_features, mean, std)
+    _check_resume(config, plan)
+    return plan
+
+
+def _check_resume(config: Config, plan: Plan) -> None:
+    newest = checkpoint.latest(config.folder / "checkpoints")
+    if newest is None:
+        if config.resume == "never" and metrics.read(config.folder / "metrics.jsonl"):
+            raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
+        return
+    if config.resume == "never":
+        raise UserError(
+            f"{config.folder} has a checkpoint ({newest.name}) and resume=never; "
+            "choose another name, or resume=auto"
+        )
+    found, asked = checkpoint.describe(newest), plan.description(config)
+    if (found["name"], found["kwargs"]) != (asked["name"], asked["kwargs"]):
+        raise UserError(
+            f"{newest} is of another architecture, {found['name']} {found['kwargs']}, than the "
+            f"configuration's {asked['name']} {asked['kwargs']}; choose another name or the old encoder"
+        )
+    for key, old, new in (
+        ("seed", found["seed"], config.seed),
+        ("data.batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
+        ("objective", found["config"]["objective"], asked["config"]["objective"]),
+        ("data.path", found["data_fingerprint"], plan.dataset.fingerprint),
+    ):
+        if old != new:
+            raise UserError(
+                f"{newest} was trained with {key}={old}, not {new}; choose another name for the run"
+            )

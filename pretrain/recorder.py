@@ -1,0 +1,66 @@
+"""What rank 0 tells the world of a run: its folder, metrics.jsonl, MLflow and the terminal."""
+
+import resource
+import time
+from typing import Any
+
+import torch
+import yaml
+
+from data_pipeline.index import Dataset
+from pretrain.config import Config
+from pretrain.metrics import MetricsFile
+from pretrain.progress import Progress
+from pretrain.tracking import Mirror
+
+
+class Recorder:
+    """Writes the resolved configuration at once, then a row a logged step."""
+
+    def __init__(self, config: Config, dataset: Dataset, start: int) -> None:
+        self.config, self.images = config, len(dataset)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        resolved = config.model_dump(mode="json")
+        (config.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        self.file = MetricsFile(config.folder / "metrics.jsonl", start)
+        self.progress = Progress(config.name, start, config.steps)
+        self.mirror = Mirror(config.folder, config.name, config.tracking, _flatten(resolved))
+        if config.tracking.enabled:
+            self.mirror.start()
+
+    def write(self, step: int, parts: dict[str, float], **rates: float) -> None:
+        """Log `parts` (loss, its parts, grad_norm) and rates after `step` steps."""
+        samples = step * self.config.data.batch_size
+        row: dict[str, Any] = {
+            "step": step,
+            "samples": samples,
+            "epoch": samples / self.images,
+            **parts,
+            **rates,
+            "memory_gib": _peak_memory() / 2**30,
+            "skipped_steps": 0,
+            "time": time.time(),
+        }
+        self.file.write(row)
+        self.progress.show(row)
+
+    def close(self, status: str) -> None:
+        """Flush everything; `status` is MLflow's, FINISHED or FAILED."""
+        self.progress.close()
+        self.file.close()
+        if self.config.tracking.enabled:
+            self.mirror.finish(status)
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

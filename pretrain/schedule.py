@@ -1,0 +1,15 @@
+"""Learning rate as a pure function of the step."""
+
+import math
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_ratio: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to `peak * final_ratio` at the last step.
+
+    `step` counts from 0; Loshchilov & Hutter 2017 without restarts.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * (final_ratio + (1 - final_ratio) * cosine)

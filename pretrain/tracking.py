@@ -1,0 +1,115 @@
+"""MLflow, off the training thread: a mirror of metrics.jsonl.
+
+Training writes the file and never waits. The mirror sends lines that the store does not have yet, so
+a dead server loses nothing (they go when it is back), and a resumed run logs no step twice.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pretrain import metrics
+
+log = logging.getLogger(__name__)
+
+
+class TrackingConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    enabled: bool = True
+    """Send metrics to MLflow; metrics.jsonl is written in any case."""
+    uri: str | None = None
+    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
+    experiment: str = "isotorus"
+    """MLflow experiment that the run belongs to."""
+
+
+class Mirror(threading.Thread):
+    """Sends <folder>/metrics.jsonl to the run's MLflow run until `finish`; used on rank 0 alone."""
+
+    POLL_SECONDS = 2.0
+    RETRY_SECONDS = 15.0
+
+    def __init__(self, folder: Path, name: str, config: TrackingConfig, parameters: dict[str, Any]) -> None:
+        super().__init__(name="mlflow-mirror", daemon=True)
+        self.folder, self.run_name, self.config, self.parameters = folder, name, config, parameters
+        self.uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        self._client: Any = None
+        self._run_id = ""
+        self._sent = -1
+        self._status: str | None = None
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        warned = False
+        while True:
+            last_round = self._stop_asked.is_set()
+            try:
+                self._send()
+                warned = False
+            except Exception as error:  # any failure of a server must leave training alone
+                if not warned:
+                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    log.warning("MLflow at %s does not answer, will try again: %s", self.uri, reason)
+                warned, self._client = True, None
+            if last_round:
+                return
+            self._stop_asked.wait(self.RETRY_SECONDS if warned else self.POLL_SECONDS)
+
+    def finish(self, status: str, timeout: float = 60.0) -> None:
+        """Send what is left and close the MLflow run as FINISHED or FAILED, within `timeout` seconds."""
+        self._status = status
+        self._stop_asked.set()
+        self.join(timeout)
+
+    def _send(self) -> None:
+        if self._client is None:
+            self._connect()
+        from mlflow.entities import Metric
+
+        rows = [r for r in metrics.read(self.folder / "metrics.jsonl") if r["step"] > self._sent]
+        now = int(time.time() * 1000)
+        batch = [
+            Metric(key, float(value), now, row["step"])
+            for row in rows
+            for key, value in row.items()
+            if key != "step" and isinstance(value, (int, float))
+        ]
+        for start in range(0, len(batch), 1000):
+            self._client.log_batch(self._run_id, metrics=batch[start : start + 1000])
+        if rows:
+            self._sent = rows[-1]["step"]
+        if self._status:
+            self._client.set_terminated(self._run_id, self._status)
+
+    def _connect(self) -> None:
+        # A dead server must not hold the last flush for MLflow's default of minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Imported here: seconds that training need not wait for.
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        client = MlflowClient(self.uri)
+        record = self.folder / "mlflow.json"
+        if record.exists():
+            self._run_id = json.loads(record.read_text())["run_id"]
+            client.update_run(self._run_id, status="RUNNING")
+            history = client.get_metric_history(self._run_id, "loss")
+            self._sent = max((point.step for point in history), default=-1)
+        else:
+            found = client.get_experiment_by_name(self.config.experiment)
+            experiment = found.experiment_id if found else client.create_experiment(self.config.experiment)
+            self._run_id = client.create_run(experiment, run_name=self.run_name).info.run_id
+            record.write_text(
+                json.dumps({"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id})
+            )
+            flat = [Param(key, str(value)[:500]) for key, value in self.parameters.items()]
+            client.log_batch(self._run_id, params=flat[:100])
+        self._client = client

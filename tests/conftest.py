@@ -1,0 +1,62 @@
+"""A small packed data set of drawn cells, and the recipe of a run on it that takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+# Two cores are shared by the ranks of the distributed tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 grey PNGs of 40×40 in folders `cracked` and `whole`."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for i in range(60):
+        name = "cracked" if i % 2 else "whole"
+        image = Image.fromarray(random.integers(90, 160, (40, 40), dtype=np.uint8))
+        if name == "cracked":
+            ImageDraw.Draw(image).line([tuple(p) for p in random.integers(0, 40, (3, 2)).tolist()], 0, 2)
+        (folder / name).mkdir(exist_ok=True)
+        image.save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images packed into several small shards."""
+    packed = tmp_path_factory.mktemp("packed") / "cells"
+    options = ["--labels", "folder", "--shard-size", "30KB", "--workers", "1"]
+    subprocess.run([sys.executable, "-m", "data_pipeline", "pack", images, packed, *options], check=True)
+    return packed
+
+
+@pytest.fixture
+def recipe(shards: Path, tmp_path: Path) -> Path:
+    """A YAML of 12 steps that logs each one and saves every 4."""
+    values = {
+        "name": "tiny",
+        "runs": str(tmp_path / "runs"),
+        "steps": 12,
+        "log_every": 1,
+        "data": {"path": str(shards), "batch_size": 8, "workers": 0, "channels": 1},
+        "views": {"global_size": 32, "local_views": 2, "local_size": 16},
+        "encoder": {
+            "name": "vit_tiny_patch16_224",
+            "kwargs": {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2},
+        },
+        "objective": {"num_slices": 64, "projector": {"hidden": 32, "width": 8}},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 3},
+        "checkpoint": {"every": 4},
+        "tracking": {"enabled": False},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

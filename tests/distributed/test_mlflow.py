@@ -1,0 +1,84 @@
+"""A real MLflow server sees one run with every step once, through kills, and its absence stops nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.distributed.runs import losses, train, train_and_kill
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+        ],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1)
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, "no MLflow server"
+            time.sleep(0.3)
+    yield address
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
+def test_killed_run_is_one_run_with_each_step_once(server: str, recipe: Path, tmp_path: Path):
+    tracked = ("tracking.enabled=true", f"tracking.uri={server}", "steps=60", "checkpoint.every=10")
+    train_and_kill(2, recipe, tmp_path / "runs/tiny", 35, *tracked)
+    done = train(2, recipe, *tracked)
+    assert done.returncode == 0, done.stderr
+
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("isotorus")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "tiny" and run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == "0.001"
+    history = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 61))
+    assert history == pytest.approx(losses(tmp_path / "runs/tiny"))
+
+
+def test_training_does_not_need_the_server(recipe: Path, tmp_path: Path):
+    dead = f"http://127.0.0.1:{free_port()}"
+    done = train(1, recipe, "tracking.enabled=true", f"tracking.uri={dead}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("does not answer") == 1
+    assert list(losses(tmp_path / "runs/tiny")) == list(range(1, 13))

@@ -1,0 +1,66 @@
+"""Configuration: what is refused and how, and recipes that are found wherever the user stands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import UserError
+from pretrain.config import describe_fields, fields, load_config
+
+RECIPES = sorted(path.name for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def refusal(recipe: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(str(recipe), list(overrides))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_overrides_reach_their_section(recipe: Path):
+    config = load_config(str(recipe), ["optimizer.lr=1e-2", "views.global_scale=[0.5, 1.0]", "seed=7"])
+    assert (config.optimizer.lr, config.views.global_scale, config.seed) == (0.01, (0.5, 1.0), 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lrr=1", "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        ("num_slices=8", "unknown key 'num_slices'; did you mean 'objective.num_slices'?"),
+        ("optimizer.lr=fast", "optimizer.lr='fast'"),
+        ("steps=0", "steps=0: input should be greater than 0"),
+        ("steps", "'steps' is not an override"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("name=a/b", "name='a/b'"),
+        ("engine.kind=ddpp", "engine.kind='ddpp': input should be 'ddp'"),
+    ],
+)
+def test_refusals_name_the_key(recipe: Path, override: str, said: str):
+    if override.startswith("seed."):
+        recipe.write_text(recipe.read_text() + "seed: 1\n")
+    assert said in refusal(recipe, override)
+
+
+def test_missing_required_field(recipe: Path):
+    recipe.write_text(recipe.read_text().replace("steps: 12\n", ""))
+    assert refusal(recipe).startswith("'steps' is not set")
+
+
+def test_broken_yaml(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text("a: [1,")
+    assert "is not YAML" in refusal(tmp_path / "x.yaml")
+
+
+def test_every_field_is_documented():
+    undocumented = [name for name, field in fields() if not field.description]
+    assert undocumented == []
+    assert all(name in describe_fields() for name, _ in fields())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_found_from_anywhere(name: str, tmp_path: Path):
+    code = f"from pretrain.config import load_config; print(load_config('configs/{name}', []).name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,83 @@
+"""Schedule, optimizer groups, projector's batch norm and encoders, against independent statements."""
+
+import math
+
+import pytest
+import timm
+import torch
+
+from data_pipeline.errors import UserError
+from pretrain.models.batch_norm import GlobalBatchNorm
+from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
+from pretrain.models.projector import ProjectorConfig, build_projector
+from pretrain.optimizer import OptimizerConfig, build_optimizer
+from pretrain.schedule import learning_rate
+
+
+def test_schedule_warms_up_then_falls_to_the_final_ratio():
+    rates = [learning_rate(step, 100, 1.0, 10, 1e-3) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(1e-3)
+    middle = 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * 40 / 89))
+    assert rates[50] == pytest.approx(middle)
+
+
+def test_weight_decay_spares_biases_norms_and_tokens():
+    encoder = ViewEncoder(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0))
+    head = build_projector(192, ProjectorConfig(hidden=8, width=4), seed=0)
+    optimizer = build_optimizer(encoder, head, OptimizerConfig(weight_decay=0.1))
+    names = {id(p): n for n, p in [*encoder.named_parameters(), *head.named_parameters()]}
+    decayed = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    spared = {names[id(p)] for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
+    assert decayed | spared == set(names.values())
+    assert {"encoder.pos_embed", "encoder.cls_token", "encoder.norm.weight", "1.weight", "6.bias"} <= spared
+    assert {"encoder.blocks.0.attn.qkv.weight", "encoder.patch_embed.proj.weight", "0.weight"} <= decayed
+
+
+def test_batch_norm_is_torch_batch_norm_on_one_process():
+    ours, torchs = GlobalBatchNorm(5), torch.nn.BatchNorm1d(5)
+    x = (torch.randn(3, 7, 5) * 4 + 100).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    weights = torch.randn(3, 7, 5)
+    (ours(x) * weights).sum().backward()
+    (torchs(y.flatten(0, 1)).unflatten(0, (3, 7)) * weights).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_var, torchs.running_var)
+    torch.testing.assert_close(ours.eval()(x), torchs.eval()(y.flatten(0, 1)).unflatten(0, (3, 7)))
+
+
+def test_encoder_weights_come_from_the_seed_alone():
+    kwargs = timm_kwargs(EncoderConfig(name="vit_tiny_patch16_224", kwargs={"depth": 1}), 32, 1)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = build_encoder("vit_tiny_patch16_224", kwargs, seed=5).state_dict()
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    second = build_encoder("vit_tiny_patch16_224", kwargs, seed=5).state_dict()
+    other = build_encoder("vit_tiny_patch16_224", kwargs, seed=6).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "convnext_atto"])
+def test_views_of_two_sizes_through_any_encoder(name: str):
+    encoder = build_encoder(name, timm_kwargs(EncoderConfig(name=name), 64, 1), seed=0)
+    views = [torch.randn(2, 3, 1, 64, 64), torch.randn(4, 3, 1, 32, 32)]
+    embeddings = ViewEncoder(encoder).eval()(views)
+    assert embeddings.shape == (6, 3, encoder.num_features)
+    # The last global and the first local view, each of image 1, stand where they belong.
+    torch.testing.assert_close(embeddings[1, 1], encoder(views[0][1, 1:2])[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(embeddings[2, 1], encoder(views[1][0, 1:2])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "said"),
+    [
+        ("vit_tinny_patch16_224", {}, "did you mean vit_tiny_patch16_224?"),
+        ("vit_tiny_patch16_224", {"dept": 2}, "change encoder.kwargs"),
+    ],
+)
+def test_encoders_that_timm_does_not_have(name: str, kwargs: dict, said: str):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        timm_kwargs(EncoderConfig(name=name, kwargs=kwargs), 32, 1)
