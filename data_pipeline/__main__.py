@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m data_pipeline", description="Pack images into shards, and check them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     pack = commands.add_parser("pack", help="images → WebDataset shards, index and statistics")
     pack.add_argument("source", type=Path, metavar="SRC", help="folder of the images")
@@ -53,13 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
     pack.add_argument("--strict", action="store_true", help="refuse if any file is not a readable image")
 
-    verify = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
-    verify.add_argument("dest", type=Path, metavar="DEST")
-    verify.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
+    check = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
+    check.add_argument("dest", type=Path, metavar="DEST")
+    check.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
 
-    info = commands.add_parser("info", help="what a packed data set holds")
-    info.add_argument("dest", type=Path, metavar="DEST")
-    info.add_argument("--json", action="store_true", help="for scripts")
+    show = commands.add_parser("info", help="what a packed data set holds")
+    show.add_argument("dest", type=Path, metavar="DEST")
+    show.add_argument("--json", action="store_true", help="for scripts")
     return parser
 
 

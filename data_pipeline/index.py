@@ -88,7 +88,7 @@ def describe(path: Path) -> Description:
     """Read dataset.json; `UserError` if `path` is no packed data set."""
     file = path / DESCRIPTION
     try:
-        text = file.read_text()
+        text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} is not a packed data set ({DESCRIPTION} is missing); {_advice(path)}"

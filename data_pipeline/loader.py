@@ -123,9 +123,8 @@ class _Batches(TorchDataset[Batch | UserError]):
 
 def _generator(seed: int, epoch: int, index: int, resolution: int, view: int) -> np.random.Generator:
     """A view's own stream of random numbers, addressed rather than advanced to."""
-    return np.random.Generator(
-        np.random.Philox(key=[seed % 2**64, epoch], counter=[0, view, resolution, index])
-    )
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)  # a list would go through floats
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, view, resolution, index]))
 
 
 class Loader:

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from data_pipeline import listing, pool, shard
 from data_pipeline.atomic import atomic
 from data_pipeline.errors import UserError, from_os_error
@@ -117,11 +119,14 @@ def _write_shard(task: _Task) -> Part:
 
 
 def _finished(staging: Path, plan: Plan) -> dict[Path, Part]:
-    parts = {
-        file.with_suffix(".tar"): Part.model_validate_json(file.read_bytes())
-        for file in staging.glob("**/shard-*.json")
-    }
-    if any(part.plan != plan.fingerprint for part in parts.values()):
+    """What earlier calls have finished of this plan; `UserError` if it is of another."""
+    files = {file.with_suffix(".tar"): file for file in staging.glob("**/shard-*.json")}
+    try:
+        parts = {target: Part.model_validate_json(file.read_bytes()) for target, file in files.items()}
+        ours = all(part.plan == plan.fingerprint for part in parts.values())
+    except ValidationError:  # written by another version
+        ours = False
+    if not ours:
         raise UserError(
             f"{staging} holds an unfinished packing of other images, labels or options; "
             "finish it with its own command, or delete that folder"

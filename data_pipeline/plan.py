@@ -11,7 +11,7 @@ from functools import cached_property
 from data_pipeline.errors import UserError
 from data_pipeline.listing import Item
 
-_BLOCK = 512  # a tar file's header, and what its members are padded to
+_OVERHEAD = 2048  # bytes of tar headers and padding around an image and its label, about
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,10 @@ def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
     shards: list[list[Item]] = [[]]
     room = shard_size
     for item in items:
-        need = sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in _members(item))
+        need = item.size + _OVERHEAD
         if need > room and shards[-1]:
             shards.append([])
             room = shard_size
         shards[-1].append(item)
         room -= need
     return shards
-
-
-def _members(item: Item) -> list[int]:
-    label = [1] if item.label >= 0 else []
-    extra = [len(item.extra.encode())] if item.extra else []
-    return [item.size, *label, *extra]

@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 _done: "Synchronized[int]"
 
 
-def count(amount: int = 1) -> None:
-    """Tell the progress bar, from inside a task, that `amount` more is done."""
+def count() -> None:
+    """Tell the progress bar, from inside a task, that one more of the total is done."""
     with _done.get_lock():
-        _done.value += amount
+        _done.value += 1
 
 
 def run(

@@ -76,24 +76,19 @@ def _write_tar(source: Path, items: list[Item], file: BinaryIO, plan: str) -> tu
     # Without owner and date: the same bytes whenever and by whomever it is written.
     with TarWriter(hashing, user="", group="", mtime=0, encoder=False) as tar:
         for item in items:
+            pool.count()
             data = _read(source, item)
             try:
                 pixels = _decode(item, data)
             except ValueError as error:
-                skipped.append(
-                    (item.path.encode(errors="surrogateescape").decode(errors="replace"), str(error))
-                )
+                skipped.append((_printable(item.path), str(error)))
                 continue
-            finally:
-                pool.count()
             offset = _add(tar, item, data)
             height, width, channels = pixels.shape
             rows.append((0, offset, len(data), item.label, width, height, zlib.crc32(data)))
             grey = grey and channels == 1
-            for c in range(channels):
-                histograms[c if channels == 3 else slice(None)] += np.bincount(
-                    pixels[..., c].ravel(), minlength=256
-                )
+            # One row is added to all three: grey is equal amounts of red, green and blue.
+            histograms += [np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(channels)]
     part = Part(
         plan=plan,
         samples=len(rows),
@@ -116,6 +111,11 @@ def _read(source: Path, item: Item) -> bytes:
             f"{source / item.path} changed while it was packed; wait until it is whole and pack anew"
         )
     return data
+
+
+def _printable(path: str) -> str:
+    """Names on disk need not be text."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _decode(item: Item, data: bytes) -> NDArray[np.uint8]:

@@ -41,8 +41,7 @@ def verify(folder: Path, workers: int) -> list[str]:
         _Task(folder, shard, None if rows is None else _rows_of(number, rows))
         for number, shard in enumerate(description.shards)
     ]
-    total = sum(shard.bytes for shard in description.shards)
-    for found in pool.run(_verify_shard, tasks, workers, "verifying bytes", total):
+    for found in pool.run(_verify_shard, tasks, workers, "verifying", description.count):
         damage += found
     return damage
 
@@ -76,13 +75,13 @@ def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-            pool.count(len(chunk))
     return digest.hexdigest()
 
 
 def _changed_images(file: Path, rows: NDArray[np.void]) -> Iterator[str]:
     with file.open("rb") as stream:
         for row in rows:
+            pool.count()
             stream.seek(int(row["offset"]))
             if zlib.crc32(stream.read(int(row["size"]))) != row["checksum"]:
                 yield f"the image at byte {row['offset']} has another checksum"

@@ -101,8 +101,9 @@ def test_it_carries_on_from_any_step(packed: Dataset, stop: int, workers: int) -
 def test_views_change_with_the_epoch_and_the_seed(packed: Dataset) -> None:
     n = len(packed)
     first, second = take(packed, 2, batch_size=n)
-    other = take(packed, 1, batch_size=n, seed=5)[0]
-    for batch in (second, other):
+    others = [take(packed, 1, batch_size=n, seed=seed)[0] for seed in (5, 0, -1, 2**63)]
+    assert len({batch.parameters[0][:, 0].numpy().tobytes() for batch in others}) == 4
+    for batch in (second, *others):
         back = [np.flatnonzero(batch.indices == i)[0] for i in first.indices]
         assert (batch.views[0][:, back] != first.views[0]).flatten(2).any(2).all()
         assert (batch.parameters[0][:, back] != first.parameters[0]).any(2).float().mean() > 0.8

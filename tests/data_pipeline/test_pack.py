@@ -186,43 +186,54 @@ def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> Non
     assert shards == [f"shard-{i:06d}.tar" for i in range(6)]  # without gaps where nothing was usable
 
 
-def test_a_killed_packing_continues_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def alive(group: int) -> bool:
+    """Whether a process of this group still runs."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has just ended
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_killed_packing_continues_and_ends_in_the_same_bytes(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     images, dest = tmp_path / "images", tmp_path / "set"
     save_pictures(images, [f"{i:02d}.png" for i in range(30)])
     stuck = images / "stuck.png"
     os.mkfifo(stuck)  # whoever reads it waits for ever
-    command = [
-        sys.executable,
-        "-m",
-        "data_pipeline",
-        "pack",
-        images,
-        dest,
-        "--shard-size",
-        "30KB",
-        "--workers",
-        "2",
-    ]
-    process = subprocess.Popen(command, start_new_session=True)
+    arguments = ["pack", str(images), str(dest), "--shard-size", "30KB", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_pipeline", *arguments],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while len(list(dest.glob(".packing/shard-*.json"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while subprocess.run(["pgrep", "-g", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 0:
+    if sent == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, sent)  # a terminal's Ctrl-C reaches the workers too
+    assert process.communicate()[1] == "" and process.returncode == code
+    while alive(process.pid):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
     assert not (dest / "dataset.json").exists()
-    finished = {
-        f: f.stat().st_ino for f in (dest / ".packing").glob("*.tar") if f.with_suffix(".json").exists()
-    }
+    shards = (dest / ".packing").glob("*.tar")
+    finished = {file.stat().st_ino for file in shards if file.with_suffix(".json").exists()}
 
     stuck.unlink()
     stuck.touch()  # of the same size, and no image
-    assert main([str(argument) for argument in command[3:]]) == 0
-    inodes = {file.stat().st_ino for file in dest.glob("*.tar")}
-    assert len(finished) >= 3 and set(finished.values()) <= inodes  # moved, not made again
+    assert main(arguments) == 0
+    assert len(finished) >= 3
+    assert finished <= {file.stat().st_ino for file in dest.glob("*.tar")}  # moved, not made again
     pack(images, tmp_path / "reference", Options(shard_size=30_000))
     assert contents(dest) == contents(tmp_path / "reference")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pictures import save_pictures
 
+from data_pipeline import pool
 from data_pipeline.__main__ import main
-from data_pipeline.errors import exit_code
+from data_pipeline.errors import UserError, exit_code
 from data_pipeline.index import Dataset
 
 Refused = Callable[..., str]
@@ -192,12 +193,23 @@ def test_a_full_disk_keeps_what_is_finished(refused: Refused, tmp_path: Path, sm
     assert len(Dataset(small_disk / "set")) == 80
 
 
+def _end_abruptly(task: int) -> None:
+    os._exit(9)
+
+
+def test_a_worker_killed_by_the_system_ends_in_one_line() -> None:
+    with pytest.raises(UserError, match="a process was killed while packing"):
+        pool.run(_end_abruptly, [1, 2], 2, "packing", 2)
+
+
 def test_reading_what_is_no_data_set(refused: Refused, images: Path, tmp_path: Path) -> None:
     for command in ("info", "verify"):
         assert "no such folder" in refused(command, tmp_path / "nowhere")
         assert "not a packed data set" in refused(command, images)
     assert main(["pack", str(images), str(tmp_path / "set")]) == 0
     (tmp_path / "set/dataset.json").write_text('{"format": 1}')
+    assert "damaged" in refused("info", tmp_path / "set")
+    (tmp_path / "set/dataset.json").write_bytes(b"\xff\x00")
     assert "damaged" in refused("info", tmp_path / "set")
 
 
