@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from data_pipeline.errors import UserError, from_os_error
 from pretrain.distributed import rank
 from pretrain.engines.ddp import DDPEngine
+from pretrain.online_probe import OnlineProbe
 
 
 class CheckpointConfig(BaseModel):
@@ -46,21 +47,27 @@ def describe(checkpoint: Path) -> dict[str, Any]:
         ) from None
 
 
-def save(checkpoints: Path, step: int, engine: DDPEngine, description: dict[str, Any]) -> None:
+def save(
+    checkpoints: Path,
+    step: int,
+    engine: DDPEngine,
+    probe: OnlineProbe | None,
+    description: dict[str, Any],
+) -> None:
     """Publish the state after `step` steps; called on all ranks, which all raise UserError if one fails."""
     partial, final = checkpoints / f".partial_{step:08d}", checkpoints / f"step_{step:08d}"
     encoder = engine.encoder_state()
     try:
-        dcp.save({**engine.state(), "step": step}, checkpoint_id=partial)
+        dcp.save(_state(engine, probe, step), checkpoint_id=partial)
     except CheckpointException as failures:
         shutil.rmtree(partial, ignore_errors=True)
         raise _save_error(step, next(iter(failures.failures.values()))[0]) from None
     _on_rank_0(step, lambda: _publish(partial, final, encoder, description | {"step": step}))
 
 
-def restore(checkpoint: Path, engine: DDPEngine) -> int:
-    """Load a checkpoint into the engine, whatever engine and world size wrote it; returns its step."""
-    state = {**engine.state(), "step": 0}
+def restore(checkpoint: Path, engine: DDPEngine, probe: OnlineProbe | None) -> int:
+    """Load a checkpoint into engine and probe, whatever world size wrote it; returns its step."""
+    state = _state(engine, probe, 0)
     try:
         dcp.load(state, checkpoint_id=checkpoint)
     except (CheckpointException, OSError, ValueError) as error:
@@ -71,6 +78,11 @@ def restore(checkpoint: Path, engine: DDPEngine) -> int:
         ) from None
     engine.load(state)
     return int(state["step"])
+
+
+def _state(engine: DDPEngine, probe: OnlineProbe | None, step: int) -> dict[str, Any]:
+    # The probe's tensors are loaded in place, the engine's are put back by `engine.load`.
+    return {**engine.state(), **({"probe": probe.state()} if probe else {}), "step": step}
 
 
 def remove_partial(checkpoints: Path) -> None:

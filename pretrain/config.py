@@ -16,7 +16,7 @@ from data_pipeline.loader import DataConfig
 from data_pipeline.views import ViewsConfig
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.ddp import EngineConfig
-from pretrain.head import LeJEPAConfig
+from pretrain.methods import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.optimizer import OptimizerConfig
 from pretrain.tracking import TrackingConfig
@@ -37,11 +37,13 @@ class Config(BaseModel):
     """auto continues from the newest complete checkpoint; never refuses a run folder that has one."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
+    online_probe: bool = True
+    """Train a linear probe beside the run, on detached features, where the shards carry labels."""
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     augment: AugmentConfig = AugmentConfig()
     encoder: EncoderConfig = EncoderConfig()
-    objective: LeJEPAConfig = LeJEPAConfig()
+    objective: ObjectiveConfig = LeJEPAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -101,35 +103,49 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) 
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    # A choice between sections (objective.kind) puts the chosen one's name into the path.
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path[:1] + path[2:] if path[0] == "objective" and len(path) > 1 else path)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key)}"
     if first["type"] == "missing":
         return f"'{key}' is not set; give it in the file or as {key}=…"
+    if first["type"].startswith("union_tag"):
+        given, kinds = first["ctx"].get("tag"), first["ctx"].get("expected_tags", "'lejepa', 'jepa', 'torus'")
+        return f"objective.kind={given}: must be one of {kinds}"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}"
     return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _nearest(key: str) -> str:
-    known = [name for name, _ in fields()]
+    known = [name for name, _, _ in fields()]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known, 1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else "; --help lists the fields"
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field's dotted name and pydantic description, sections expanded."""
+FieldOf = tuple[str, FieldInfo, type[BaseModel]]
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[FieldOf]:
+    """Every field's dotted name, pydantic description and owner; all kinds of a section one after another."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+        choices = get_args(field.annotation) or (field.annotation,)
+        sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        for section in sections:
+            yield from fields(section, f"{prefix}{name}.")
+        if not sections:
+            yield f"{prefix}{name}", field, model
 
 
 def describe_fields() -> str:
-    """A line a field: name, type, default and doc."""
+    """Name, type, default and doc of every field."""
     lines = []
-    for name, field in fields():
+    for name, field, owner in fields():
         kind = field.annotation
+        if name == "objective.kind":
+            lines.append(f"\n  {owner.__name__}")
         if get_origin(kind) is Literal:
             shown = "|".join(str(choice) for choice in get_args(kind))
         else:

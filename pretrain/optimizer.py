@@ -33,10 +33,9 @@ def build_optimizer(encoder: nn.Module, head: nn.Module, config: OptimizerConfig
         *param_groups_weight_decay(encoder, config.weight_decay, no_weight_decay_list=spared),
         *param_groups_weight_decay(head, config.weight_decay),
     ]
-    fused = next(encoder.parameters()).device.type == "cuda"
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
-        fused=fused,
+        fused=True,
     )

@@ -1,5 +1,6 @@
 """What rank 0 tells the world of a run: its folder, metrics.jsonl, MLflow and the terminal."""
 
+import logging
 import resource
 import time
 from typing import Any
@@ -8,10 +9,13 @@ import torch
 import yaml
 
 from data_pipeline.index import Dataset
+from pretrain import monitors
 from pretrain.config import Config
 from pretrain.metrics import MetricsFile
 from pretrain.progress import Progress
 from pretrain.tracking import Mirror
+
+log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -28,21 +32,21 @@ class Recorder:
         if config.tracking.enabled:
             self.mirror.start()
 
-    def write(self, step: int, parts: dict[str, float], **rates: float) -> None:
-        """Log `parts` (loss, its parts, grad_norm) and rates after `step` steps."""
+    def write(self, step: int, measured: dict[str, float]) -> None:
+        """Log what was measured after `step` steps, and warn of what a person should know."""
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
             "step": step,
             "samples": samples,
             "epoch": samples / self.images,
-            **parts,
-            **rates,
+            **measured,
             "memory_gib": _peak_memory() / 2**30,
-            "skipped_steps": 0,
             "time": time.time(),
         }
         self.file.write(row)
         self.progress.show(row)
+        for warning in monitors.warnings(row):
+            log.warning(warning)
 
     def close(self, status: str) -> None:
         """Flush everything; `status` is MLflow's, FINISHED or FAILED."""

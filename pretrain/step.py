@@ -6,43 +6,98 @@ by micro-batch against the fixed gradient that the head gave each embedding (gra
 al. 2021, arXiv:2101.06983). Loss and gradient equal the undivided step's.
 """
 
+import contextlib
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pretrain.engines.ddp import DDPEngine
+from pretrain.methods.base import HeadOutput
+
+
+class MicroBatch(NamedTuple):
+    views: list[Tensor]
+    """Normalised images, one (v, n, C, H, W) for each size."""
+    keys: Tensor
+    """What the encoder's randomness is drawn from, int64 (V, n)."""
+
+    def split(self, count: int) -> "list[MicroBatch]":
+        parts = zip(*(x.tensor_split(count, dim=1) for x in [*self.views, self.keys]), strict=True)
+        return [MicroBatch(list(views), keys) for *views, keys in parts]
+
+
+class StepResult(NamedTuple):
+    """What a step leaves behind, detached and still on the device."""
+
+    parts: dict[str, Tensor]
+    """The loss, its parts and `grad_norm`: scalars of the global batch, equal on all ranks."""
+    embeddings: Tensor
+    """The encoder's output (V, N, D) for this rank's images."""
+    projections: Tensor
+    """The head's output (V, N, K) for them."""
 
 
 def train_step(
-    engine: DDPEngine, views: list[Tensor], step: int, lr: float, accumulation: int = 1
-) -> dict[str, Tensor]:
-    """Update once on this rank's views, one (v, N, C, H, W) a size; returns scalars, still on the device.
+    engine: DDPEngine, batch: MicroBatch, step: int, lr: float, momentum: float = 1.0
+) -> StepResult:
+    """Update once on this rank's images; `momentum` is that of the target network, where there is one."""
+    batches = batch.split(engine.config.accumulation)
+    exact = engine.config.accumulate == "exact"
+    result = (accumulated_backward if exact else microbatch_backward)(engine, batches, step)
+    result.parts["grad_norm"] = engine.step(lr, momentum)
+    return result
 
-    `accumulation` is the number of micro-batches that the N images are cut into.
-    """
-    parts = accumulated_backward(engine, views, step, accumulation)
-    parts["grad_norm"] = engine.step(lr)
-    return parts
 
+def accumulated_backward(engine: DDPEngine, batches: list[MicroBatch], step: int) -> StepResult:
+    """Leave the global batch's gradient in the parameters."""
+    target = _target(engine, batches)
+    if len(batches) == 1:
+        embeddings = engine.encode(*batches[0])
+        output = engine.head(embeddings, step, target)
+        engine.backward(output.parts["loss"])
+        return _detached(output, embeddings)
 
-def accumulated_backward(
-    engine: DDPEngine, views: list[Tensor], step: int, accumulation: int
-) -> dict[str, Tensor]:
-    """Leave the global batch's gradient in the parameters; returns the loss and its parts, detached."""
-    if accumulation == 1:
-        parts = engine.head(engine.encode(views), step)
-        engine.backward(parts["loss"])
-        return {name: value.detach() for name, value in parts.items()}
-
-    chunks = list(zip(*(x.tensor_split(accumulation, dim=1) for x in views), strict=True))
     with torch.no_grad():
-        embeddings = [engine.encode(list(chunk)) for chunk in chunks]
-    whole = torch.cat(embeddings, dim=1).requires_grad_()
-    parts = engine.head(whole, step)
-    engine.backward(parts["loss"])
-    assert whole.grad is not None
-    gradients = whole.grad.split([x.shape[1] for x in embeddings], dim=1)
-    for chunk, gradient in zip(chunks[:-1], gradients[:-1], strict=True):
+        pieces = [engine.encode(*batch) for batch in batches]
+    embeddings = torch.cat(pieces, dim=1).requires_grad_()
+    output = engine.head(embeddings, step, target)
+    engine.backward(output.parts["loss"])
+    assert embeddings.grad is not None
+    gradients = embeddings.grad.split([piece.shape[1] for piece in pieces], dim=1)
+    for batch, gradient in zip(batches[:-1], gradients[:-1], strict=True):
         with engine.no_sync():
-            engine.backward(engine.encode(list(chunk)), gradient)
-    engine.backward(engine.encode(list(chunks[-1])), gradients[-1])
-    return {name: value.detach() for name, value in parts.items()}
+            engine.backward(engine.encode(*batch), gradient)
+    engine.backward(engine.encode(*batches[-1]), gradients[-1])
+    return _detached(output, embeddings)
+
+
+def microbatch_backward(engine: DDPEngine, batches: list[MicroBatch], step: int) -> StepResult:
+    """The usual accumulation, a mean of the micro-batches' own losses: one forward pass, another objective.
+
+    SIGReg and covariances of a micro-batch are not the batch's, and batch norm sees less.
+    """
+    results, share = [], 1 / len(batches)
+    for batch in batches:
+        target = _target(engine, [batch])
+        with engine.no_sync() if batch is not batches[-1] else contextlib.nullcontext():
+            embeddings = engine.encode(*batch)
+            output = engine.head(embeddings, step, target)
+            engine.backward(output.parts["loss"] * share)
+        results.append(_detached(output, embeddings))
+    return StepResult(
+        {name: torch.stack([r.parts[name] for r in results]).mean() for name in results[0].parts},
+        torch.cat([r.embeddings for r in results], dim=1),
+        torch.cat([r.projections for r in results], dim=1),
+    )
+
+
+def _target(engine: DDPEngine, batches: list[MicroBatch]) -> Tensor | None:
+    """The target network sees the global views, which come first."""
+    n_global = len(batches[0].views[0])
+    return engine.target([b.views[:1] for b in batches], [b.keys[:n_global] for b in batches])
+
+
+def _detached(output: HeadOutput, embeddings: Tensor) -> StepResult:
+    parts = {name: value.detach() for name, value in output.parts.items()}
+    return StepResult(parts, embeddings.detach(), output.projections)

@@ -1,7 +1,6 @@
 """The train loop, from top to bottom."""
 
 import logging
-import math
 import time
 
 import torch
@@ -9,16 +8,20 @@ import torch
 from data_pipeline import augment
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch, Loader
-from pretrain import checkpoint
+from pretrain import checkpoint, monitors
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines.ddp import DDPEngine
-from pretrain.head import LeJEPAHead
+from pretrain.guard import Guard
+from pretrain.methods import build_head
+from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import build_encoder
+from pretrain.models.target import target_momentum
+from pretrain.online_probe import OnlineProbe
 from pretrain.preflight import Plan
 from pretrain.recorder import Recorder
 from pretrain.schedule import learning_rate
-from pretrain.step import train_step
+from pretrain.step import MicroBatch, train_step
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +33,22 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
     """
     checkpoints = config.folder / "checkpoints"
     engine = build_engine(config, plan, device)
+    probe = None
+    if config.online_probe and plan.dataset.classes:
+        probe = OnlineProbe(plan.embedding_width, len(plan.dataset.classes), device)
 
     start = 0
     newest = checkpoint.latest(checkpoints)
     if newest is not None:
-        start = checkpoint.restore(newest, engine)
+        start = checkpoint.restore(newest, engine, probe)
     if start >= config.steps:
-        if rank() == 0:
-            log.info("%s is finished: %d of %d steps", config.folder, start, config.steps)
+        log.info("%s is finished: %d of %d steps", config.folder, start, config.steps)
         return
-    recorder = Recorder(config, plan.dataset, start) if rank() == 0 else None
-    if recorder and newest:
+    recorder = None
+    if rank() == 0:
+        checkpoint.remove_partial(checkpoints)
+        recorder = Recorder(config, plan.dataset, start)
+    if newest:
         log.info("continuing %s from %s", config.folder, newest.name)
 
     loader = Loader(
@@ -56,6 +64,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
         workers=config.data.workers,
     )
     batches = iter(loader)
+    guard = Guard(device)
     logged, window_began, waited, saving = start, time.perf_counter(), 0.0, 0.0
     status = "FAILED"
     try:
@@ -65,36 +74,42 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
             assert batch.step == step
             waited += time.perf_counter() - asked
 
-            views = photometric(batch, plan, device)
+            optimizer = config.optimizer
             lr = learning_rate(
-                step,
-                config.steps,
-                config.optimizer.lr,
-                config.optimizer.warmup_steps,
-                config.optimizer.final_lr_ratio,
+                step, config.steps, optimizer.lr, optimizer.warmup_steps, optimizer.final_lr_ratio
             )
-            parts = train_step(engine, views, step, lr, config.engine.accumulation)
+            momentum = target_momentum(step, config.steps, getattr(config.objective, "momentum", 1.0))
+            result = train_step(engine, prepare(batch, config, plan, device), step, lr, momentum)
+            guard.watch(result.parts["grad_norm"], result.projections)
+            if probe:
+                features = result.embeddings[: config.views.global_views].mean(0)
+                probe.learn(features, batch.labels.to(device, non_blocking=True))
 
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
-                # .item() waits for the device, so only here.
-                row = {name: value.item() for name, value in parts.items()}
+                # Only here does the host wait for the device.
+                refused, reason = guard.report()
+                row = {name: value.item() for name, value in result.parts.items()}
+                row |= monitors.measure(engine.online["head"], result, step, config.data.batch_size)
+                if probe:
+                    row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 seconds = time.perf_counter() - window_began - saving
-                images = (done - logged) * config.data.batch_size
+                row["lr"], row["data_wait"], row["skipped_steps"] = lr, waited / seconds, guard.skipped
+                row["images_per_second"] = (done - logged) * config.data.batch_size / seconds
                 if recorder:
-                    recorder.write(
-                        done, row, lr=lr, images_per_second=images / seconds, data_wait=waited / seconds
-                    )
-                if not all(math.isfinite(value) for value in row.values()):
+                    recorder.write(done, row)
+                if refused:
+                    log.warning("%d of the last %d steps refused: %s", refused, done - logged, reason)
+                if refused == done - logged:
                     raise UserError(
-                        f"loss {row['loss']} with gradient norm {row['grad_norm']} at step {done}; "
+                        f"every step from {logged + 1} to {done} was refused: {reason}; "
                         "resume with a lower optimizer.lr"
                     )
                 logged, window_began, waited, saving = done, time.perf_counter(), 0.0, 0.0
 
             if done % config.checkpoint.every == 0 or done == config.steps:
                 began = time.perf_counter()
-                checkpoint.save(checkpoints, done, engine, plan.description(config))
+                checkpoint.save(checkpoints, done, engine, probe, plan.description(config))
                 saving += time.perf_counter() - began
         status = "FINISHED"
     finally:
@@ -105,15 +120,19 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
 def build_engine(config: Config, plan: Plan, device: torch.device) -> DDPEngine:
     """The untrained encoder and head on this rank, ready to train."""
     encoder = build_encoder(config.encoder.name, plan.encoder_kwargs, config.seed)
-    head = LeJEPAHead(plan.embedding_width, config.objective, config.views.global_views, config.seed)
+    head = build_head(config.objective, plan.embedding_width, config.views.global_views, config.seed)
     return DDPEngine(encoder, head, config.engine, config.optimizer, device)
 
 
-def photometric(batch: Batch, plan: Plan, device: torch.device) -> list[torch.Tensor]:
-    """A batch's crops on the device, augmented and normalised: one (v, N, C, H, W) a size."""
+def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> MicroBatch:
+    """A batch's crops on the device, augmented and normalised, and the keys of its randomness."""
     views = []
-    for crops, parameters in zip(batch.views, batch.parameters, strict=True):
-        pixels = crops.to(device, non_blocking=True).flatten(0, 1)
-        drawn = parameters.to(device, non_blocking=True).flatten(0, 1)
-        views.append(augment.apply(pixels, drawn, plan.mean, plan.std).unflatten(0, crops.shape[:2]))
-    return views
+    for crops, parameters in zip(batch.to(device).views, batch.parameters, strict=True):
+        augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), plan.mean, plan.std)
+        views.append(augmented.unflatten(0, crops.shape[:2]))
+    images = len(batch.indices)
+    keys = [
+        sample_keys(config.seed, batch.step, rank() * images, images, view)
+        for view in range(sum(len(x) for x in views))
+    ]
+    return MicroBatch(views, torch.stack(keys).to(device, non_blocking=True))

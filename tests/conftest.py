@@ -52,7 +52,11 @@ def recipe(shards: Path, tmp_path: Path) -> Path:
             "name": "vit_tiny_patch16_224",
             "kwargs": {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2},
         },
-        "objective": {"num_slices": 64, "projector": {"hidden": 32, "width": 8}},
+        "objective": {
+            "kind": "lejepa",
+            "sigreg": {"num_slices": 64},
+            "projector": {"hidden": 32, "width": 8},
+        },
         "optimizer": {"lr": 1e-3, "warmup_steps": 3},
         "checkpoint": {"every": 4},
         "tracking": {"enabled": False},

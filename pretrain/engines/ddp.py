@@ -1,11 +1,13 @@
 """Replicas on every rank, gradients averaged in buckets as backward produces them.
 
-An engine is six things, and the train loop knows no more of it: `encode`, `head`, `backward`,
-`step`, and `state` / `load` for checkpoints. One process runs the same code without the wrapper.
+An engine is what the train loop sees of it: `encode`, `target`, `head`, `backward` and `no_sync` for
+the gradient, `step` for the update, `state` and `load` for checkpoints. One process runs the same
+code without the wrapper.
 """
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,7 +17,10 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.distributed import world_size
+from pretrain.methods.base import HeadOutput
+from pretrain.methods.jepa import JEPAHead
 from pretrain.models.encoder import ViewEncoder
+from pretrain.models.target import Target
 from pretrain.optimizer import OptimizerConfig, build_optimizer
 
 
@@ -28,8 +33,10 @@ class EngineConfig(BaseModel):
     """Arithmetic of encoder and projector; auto is bf16 on GPUs that have it, else fp32. Statistics
     and parameters stay fp32."""
     accumulation: PositiveInt = 1
-    """Micro-batches that a rank's share of the batch is cut into, to save memory; loss and gradient
-    stay those of the whole batch, at the price of a second forward pass."""
+    """Micro-batches that a rank's share of the batch is cut into, to save memory."""
+    accumulate: Literal["exact", "microbatch"] = "exact"
+    """exact: loss and gradient of the whole batch, for a second forward pass (a third more time);
+    microbatch: a mean of the micro-batches' losses, another objective for statistics of the batch."""
 
 
 class DDPEngine:
@@ -43,14 +50,16 @@ class DDPEngine:
         optimizer: OptimizerConfig,
         device: torch.device,
     ) -> None:
-        self.timm_model = encoder.to(device)
-        modules = {"encoder": ViewEncoder(encoder).to(device), "head": head.to(device)}
-        self.optimizer = build_optimizer(modules["encoder"], modules["head"], optimizer)
+        self.config, self.device = config, device
+        self.timm_model = encoder
+        self.online = nn.ModuleDict({"encoder": ViewEncoder(encoder), "head": head}).to(device)
+        self.optimizer = build_optimizer(self.online["encoder"], self.online["head"], optimizer)
         self.clip_grad = optimizer.clip_grad
-        if world_size() > 1:
-            modules = {name: _replicate(module, device) for name, module in modules.items()}
-        self.model = nn.ModuleDict(modules).train()
-        self.device = device
+        self.model = nn.ModuleDict({name: _replicate(m, device) for name, m in self.online.items()})
+        self.ema: Target | None = None
+        if isinstance(head, JEPAHead):
+            self.ema = self.model["target"] = Target(self.online["encoder"], head.projector)
+        self.model.train()
         self.bf16 = config.precision == "bf16" or (
             config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
@@ -58,32 +67,55 @@ class DDPEngine:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def encode(self, views: list[Tensor]) -> Tensor:
-        """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D)."""
+    def encode(self, views: list[Tensor], keys: Tensor) -> Tensor:
+        """Views, one (v, N, C, H, W) for each size, and keys (V, N) to float32 embeddings (V, N, D)."""
         with self.autocast():
-            return self.model["encoder"](views)
+            return self.model["encoder"](views, keys)
 
-    def head(self, embeddings: Tensor, step: int) -> dict[str, Tensor]:
-        """Embeddings (V, N, D) to the global batch's loss and its parts."""
+    @torch.no_grad()
+    def target(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor | None:
+        """The target's projections (G, N, K) of all micro-batches' global views; None without a target."""
+        if self.ema is None:
+            return None
         with self.autocast():
-            return self.model["head"](embeddings, step)
+            pieces = [self.ema.encoder(views, k) for views, k in zip(batches, keys, strict=True)]
+            return self.ema.project(torch.cat(pieces, dim=1))
+
+    def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
+        """Embeddings (V, N, D) to the global batch's loss, its parts and projections."""
+        with self.autocast():
+            return self.model["head"](embeddings, step, *([] if target is None else [target]))
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         """Add to the gradients, averaged over ranks unless within `no_sync`."""
         loss.backward(gradient)
 
-    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        """Within it, the encoder's gradients stay on this rank."""
-        encoder = self.model["encoder"]
-        return encoder.no_sync() if isinstance(encoder, DistributedDataParallel) else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Within it, gradients stay on this rank."""
+        with contextlib.ExitStack() as stack:
+            for module in self.model.values():
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
 
-    def step(self, lr: float) -> Tensor:
-        """Clip, update, clear; returns the global gradient norm before clipping, a scalar."""
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+    def step(self, lr: float, momentum: float = 1.0) -> Tensor:
+        """Clip, update, clear, and move the target; returns the gradient norm before clipping, a scalar.
+
+        A norm that is not finite refuses the update: parameters and moments stay as they are. It is
+        the global norm, so all ranks agree without asking each other.
+        """
+        norm = nn.utils.clip_grad_norm_(self.online.parameters(), self.clip_grad)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # The fused kernels look at this flag on the device, so the host need not wait for the norm.
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            head = self.online["head"]
+            assert isinstance(head, JEPAHead)
+            self.ema.follow(self.online["encoder"], head.projector, momentum)
         return norm
 
     def state(self) -> dict[str, Any]:
@@ -104,7 +136,9 @@ class DDPEngine:
         return {name: value.detach().cpu() for name, value in self.timm_model.state_dict().items()}
 
 
-def _replicate(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+def _replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    if world_size() == 1:
+        return module
     with warnings.catch_warnings():
         # Newer torch has another name for broadcast_buffers, which torch 2.11 does not know.
         warnings.simplefilter("ignore", FutureWarning)

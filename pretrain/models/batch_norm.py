@@ -43,7 +43,11 @@ class GlobalBatchNorm(nn.Module):
         # A second sum over centred rows: E[x²] − E[x]² would cancel in float32.
         centred = rows - mean
         variance = sum_over_ranks(centred.square().sum(0)) / count
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        self._follow(self.running_mean, mean)
+        self._follow(self.running_var, variance * count / (count - 1).clamp(min=1))
         return centred, variance
+
+    @torch.no_grad()
+    def _follow(self, running: Tensor, batch: Tensor) -> None:
+        # A batch with a NaN is refused by the optimizer and must not stay here either.
+        running.lerp_(torch.where(batch.isfinite(), batch, running), self.momentum)

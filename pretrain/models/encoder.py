@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from pretrain.models.drop_path import key_drop_paths
 
 
 class EncoderConfig(BaseModel):
@@ -65,8 +66,17 @@ class ViewEncoder(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self.drop_paths = key_drop_paths(encoder)
 
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D), V = Σ v."""
-        embeddings = [self.encoder(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]) for x in views]
+    def forward(self, views: list[Tensor], keys: Tensor) -> Tensor:
+        """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D), V = Σ v.
+
+        `keys`, int64 (V, N), decide what drop-path drops.
+        """
+        embeddings, first = [], 0
+        for x in views:
+            for module in self.drop_paths:
+                module.keys = keys[first : first + len(x)].flatten()
+            embeddings.append(self.encoder(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]))
+            first += len(x)
         return torch.cat(embeddings)

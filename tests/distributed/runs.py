@@ -1,13 +1,15 @@
 """Real training processes for the tests: start, wait for a step, kill."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -48,10 +50,13 @@ def train_and_kill(ranks: int, recipe: Path, folder: Path, step: int, *overrides
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run does not get to the step"
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    # torchrun's workers are sessions of their own.
-    subprocess.run(["pkill", "-KILL", "-f", str(recipe)], check=False)
+    # The launcher's workers are sessions of their own, so its process group is not all of them.
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    psutil.wait_procs(family)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

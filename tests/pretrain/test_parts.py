@@ -64,7 +64,7 @@ def test_encoder_weights_come_from_the_seed_alone():
 def test_views_of_two_sizes_through_any_encoder(name: str):
     encoder = build_encoder(name, timm_kwargs(EncoderConfig(name=name), 64, 1), seed=0)
     views = [torch.randn(2, 3, 1, 64, 64), torch.randn(4, 3, 1, 32, 32)]
-    embeddings = ViewEncoder(encoder).eval()(views)
+    embeddings = ViewEncoder(encoder).eval()(views, torch.zeros(6, 3, dtype=torch.int64))
     assert embeddings.shape == (6, 3, encoder.num_features)
     # The last global and the first local view, each of image 1, stand where they belong.
     torch.testing.assert_close(embeddings[1, 1], encoder(views[0][1, 1:2])[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,21 @@
+"""Methods: what a head makes of the embeddings, one file each, chosen by `objective.kind`."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from pretrain.methods.jepa import JEPAConfig, JEPAHead
+from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
+from pretrain.methods.torus import TorusConfig, TorusHead
+
+ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discriminator="kind")]
+
+
+def build_head(config: ObjectiveConfig, embedding_width: int, n_global: int, seed: int) -> nn.Module:
+    """The trainable head of a method, with weights drawn from `seed` alone."""
+    if isinstance(config, LeJEPAConfig):
+        return LeJEPAHead(embedding_width, config, n_global, seed)
+    if isinstance(config, JEPAConfig):
+        return JEPAHead(embedding_width, config, seed)
+    return TorusHead(embedding_width, config, n_global, seed)

@@ -1,0 +1,77 @@
+"""Toroidal JEPA: views agree on a flat torus T^m, and their angles are uniform on it.
+
+LeJEPA with another target distribution: the head gives m pairs of numbers, each pair an angle, and
+Weyl's criterion takes the place of the Epps-Pulley test.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from pretrain.methods.base import HeadOutput, SIGRegConfig
+from pretrain.models.projector import ProjectorConfig, build_projector
+from pretrain.objectives.toroidal import angles_from_pairs, toroidal_lejepa
+from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, sample_frequencies
+
+
+class AngleHeadConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    hidden: PositiveInt = 2048
+    """Width of the angle head's hidden layers."""
+    layers: PositiveInt = 3
+    """Number of its linear layers."""
+
+
+class TorusConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    kind: Literal["torus"]
+    """torus: views agree on a flat torus, their angles uniform by Weyl's criterion."""
+    angles: PositiveInt = 2
+    """m, the dimension of the torus T^m."""
+    weight: float = Field(0.05, ge=0, le=1)
+    """λ of (1 − λ)·prediction + λ·uniformity."""
+    cutoff: PositiveInt | None = None
+    """Test all frequencies up to this in every angle (small m); default 3 up to m = 3, else drawn ones."""
+    num_frequencies: PositiveInt = 1024
+    """Frequencies drawn afresh every step where not all are tested."""
+    decay: PositiveFloat | None = None
+    """s of the weights e^{−s‖k‖²}; by default the lowest frequencies of all angles weigh 1 together."""
+    encoder_weight: NonNegativeFloat = 0.0
+    """Weight of a SIGReg on the encoder's output, beside the torus; 0 leaves it out."""
+    sigreg: SIGRegConfig = SIGRegConfig()
+    head: AngleHeadConfig = AngleHeadConfig()
+
+
+class TorusHead(nn.Module):
+    """Angle head and loss; the test is Giné's Sobolev test of uniformity (1975) on T^m."""
+
+    def __init__(self, embedding_width: int, config: TorusConfig, n_global: int, seed: int) -> None:
+        super().__init__()
+        shape = ProjectorConfig(hidden=config.head.hidden, layers=config.head.layers, width=2 * config.angles)
+        self.projector = build_projector(embedding_width, shape, seed)
+        self.sigreg = config.sigreg.build(seed)
+        self.config, self.n_global, self.seed = config, n_global, seed
+        self.decay = config.decay or balanced_s(config.angles)
+        self.cutoff = config.cutoff or (3 if config.angles <= 3 else None)
+
+    def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
+        """Embeddings (V, N, D) to the loss; the projections are the pairs (V, N, 2m) of the angles."""
+        pairs = self.projector(embeddings).float()
+        angles = angles_from_pairs(pairs.unflatten(-1, (self.config.angles, 2)))
+        frequencies, weights = self.frequencies(step)
+        parts = toroidal_lejepa(angles, self.n_global, self.config.weight, frequencies, weights)
+        if self.config.encoder_weight:
+            parts["sigreg_encoder"] = self.sigreg(embeddings, step)
+            parts["loss"] = parts["loss"] + self.config.encoder_weight * parts["sigreg_encoder"]
+        return HeadOutput(parts, pairs.detach())
+
+    def frequencies(self, step: int) -> tuple[Tensor, Tensor]:
+        """This step's frequencies (F, m) and their weights (F,), equal on all ranks."""
+        if self.cutoff:
+            return all_frequencies(self.config.angles, self.cutoff, self.decay)
+        return sample_frequencies(
+            self.config.angles, self.config.num_frequencies, self.decay, self.seed, step
+        )

@@ -1,0 +1,70 @@
+"""Stochastic depth whose masks are a function of (seed, step, sample, view, layer).
+
+timm draws them from the generator's state, so they would change with ranks and micro-batches, and a
+replayed micro-batch would not be the one that was measured.
+"""
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+
+
+class KeyedDropPath(nn.Module):
+    """Drop a residual branch of whole samples with `probability`, and scale it up to keep its mean.
+
+    Huang et al. 2016, arXiv:1603.09382. `keys`, int64 (N,), a number a sample, is set before each
+    forward pass.
+    """
+
+    keys: Tensor | None = None
+
+    def __init__(self, probability: float, layer: int) -> None:
+        super().__init__()
+        self.probability, self.layer = probability, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        assert self.keys is not None and len(self.keys) == len(x)
+        kept = uniform(self.keys, self.layer) >= self.probability
+        scale = kept.to(x.dtype) / (1 - self.probability)
+        return x * scale.view(-1, *[1] * (x.ndim - 1))
+
+
+def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
+    """Put keyed modules in the place of a timm model's DropPath modules; returns them."""
+    found: list[KeyedDropPath] = []
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, timm.layers.DropPath):
+                found.append(KeyedDropPath(child.drop_prob, len(found)))
+                setattr(module, name, found[-1])
+    return found
+
+
+def sample_keys(seed: int, step: int, first: int, count: int, view: int) -> Tensor:
+    """Keys (count,) of the batch positions first, first + 1, …, in a step and view."""
+    positions = torch.arange(first, first + count, dtype=torch.int64)
+    return _mix(_mix(_mix(positions + seed * 2**40) + step) + view)
+
+
+def uniform(keys: Tensor, stream: int) -> Tensor:
+    """Numbers in [0, 1) from int64 keys, float32, independent between streams."""
+    return (_mix(keys + stream) >> 40 & 0xFFFFFF).float() / 2**24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's step (Steele, Lea & Flood 2014) on int64, whose sums and products wrap on every device."""
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right; int64's own keeps the sign."""
+    return x >> bits & (1 << 64 - bits) - 1
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word

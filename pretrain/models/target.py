@@ -1,0 +1,41 @@
+"""The target network: an exponential moving average of encoder and projector, without gradient."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.models.drop_path import KeyedDropPath
+
+
+class Target(nn.Module):
+    """A copy of `encoder` (a `ViewEncoder`) and `projector` that follows them slowly (Grill et al. 2020)."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.projector = copy.deepcopy(projector).requires_grad_(False)
+        for module in self.encoder.modules():
+            if isinstance(module, KeyedDropPath):
+                module.probability = 0.0
+
+    @torch.no_grad()
+    def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float) -> None:
+        """Each parameter moves to momentum · itself + (1 − momentum) · the online one; buffers are copied."""
+        for mine, online in ((self.encoder, encoder), (self.projector, projector)):
+            old, new = ([p.detach() for p in module.parameters()] for module in (mine, online))
+            torch._foreach_lerp_(old, new, 1 - momentum)
+            for buffer, online_buffer in zip(mine.buffers(), online.buffers(), strict=True):
+                buffer.copy_(online_buffer)
+
+    @torch.no_grad()
+    def project(self, embeddings: Tensor) -> Tensor:
+        """The projections (G, N, K) of the target encoder's embeddings (G, N, D)."""
+        return self.projector(embeddings)
+
+
+def target_momentum(step: int, steps: int, initial: float) -> float:
+    """From `initial` at step 0 to 1 at the last by a cosine (Grill et al. 2020, arXiv:2006.07733)."""
+    progress = step / max(1, steps - 1)
+    return 1 - (1 - initial) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,80 @@
+"""What the log says of the geometry while a run trains: computed at logged steps, on what the step left."""
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.methods import TorusHead
+from pretrain.objectives import univariate
+from pretrain.objectives.batch import covariance
+from pretrain.objectives.sigreg import SIGReg, aliased_share, null_mean
+from pretrain.step import StepResult
+
+# Below these an embedding is a point or a line to any use that one could make of it.
+COLLAPSED_STD = 0.01
+COLLAPSED_RANK = 1.5
+
+
+@torch.no_grad()
+def measure(head: nn.Module, result: StepResult, step: int, samples: int) -> dict[str, float]:
+    """Monitors of the global batch of `samples` images; called on all ranks alike, as it sums over them.
+
+    `effective_rank` (exp of the entropy of the covariance's eigenvalues, Roy & Vetterli 2007),
+    `std_min` and `std_median` over dimensions are the encoder output's, all views pooled.
+    `sigreg_over_null` and `uniformity_over_null` are 1 for the target distribution. `aliased` is the
+    share of projections that the quadrature's grid mistakes for smaller ones. `collapsed` is 1 when the
+    embedding is a point or a line.
+    """
+    embeddings = result.embeddings.flatten(0, 1)
+    matrix = covariance(embeddings)
+    std = matrix.diagonal().clamp(min=0).sqrt()
+    scale = embeddings.square().mean().sqrt()
+    rank = effective_rank(matrix)
+    found = {
+        "effective_rank": rank,
+        "std_min": std.min(),
+        "std_median": std.median(),
+        "collapsed": ((std.median() < COLLAPSED_STD * scale) | (rank < COLLAPSED_RANK)).float(),
+    }
+    sigreg = getattr(head, "sigreg", None)
+    if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
+        found["sigreg_over_null"] = result.parts["sigreg"] / sigreg_null(sigreg, samples)
+        if sigreg.test == "epps_pulley":
+            z = result.projections
+            directions = sigreg.directions(z.shape[-1], step).to(z)
+            found["aliased"] = aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
+    if isinstance(head, TorusHead):
+        _, weights = head.frequencies(step)
+        found["uniformity_over_null"] = result.parts["uniformity"] / weights.sum()
+    return {name: value.item() for name, value in found.items()}
+
+
+def effective_rank(matrix: Tensor) -> Tensor:
+    """exp H(λ/Σλ) of a covariance matrix (D, D); 0 where there is no variance, NaN for NaN."""
+    if not matrix.isfinite().all():
+        return torch.full((), torch.nan)
+    values = torch.linalg.eigvalsh(matrix).clamp(min=0)
+    shares = values / values.sum().clamp(min=1e-30)
+    return torch.where(values.sum() > 0, torch.special.entr(shares).sum().exp(), 0.0)
+
+
+def sigreg_null(sigreg: SIGReg, samples: int) -> float:
+    """The statistic's mean for `samples` draws of an isotropic Gaussian."""
+    if sigreg.test == "epps_pulley":
+        return null_mean(sigreg.t_max, sigreg.knots)
+    return univariate.null_mean(sigreg.test, samples)
+
+
+def warnings(row: dict[str, float]) -> list[str]:
+    """What a person should know of a logged row, one line each."""
+    said = []
+    if row.get("collapsed"):
+        said.append(
+            f"step {row['step']}: the embedding has collapsed (effective rank {row['effective_rank']:.2f}, "
+            f"median std {row['std_median']:.1e}); raise objective.weight or lower optimizer.lr"
+        )
+    if row.get("aliased"):
+        said.append(
+            f"step {row['step']}: {row['aliased']:.1%} of the projections are beyond SIGReg's grid and look "
+            "small to it; lower objective.sigreg.t_max or optimizer.lr"
+        )
+    return said
