@@ -1,0 +1,231 @@
+"""Checkpoint and shards to features: each sample exactly once, over however many processes there are."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from data_pipeline.atomic import atomic
+from data_pipeline.decode import decode
+from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.index import Dataset
+from data_pipeline.views import center_view
+from eval_suite.checkpoints import Checkpoint, state_sha256
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Something that turns images (N, C, size, size) into vectors (N, width)."""
+
+    name: str
+    model: nn.Module
+    weights: str
+    """Identifies the model's weights."""
+    width: int
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """Identifies all that its features depend on, apart from the images."""
+        parts = [self.weights, self.width, self.size, self.channels, self.mean, self.std]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 images (N, C, size, size) to float32 vectors (N, width); bfloat16 inside on CUDA."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            return self.model((images.float() / 255 - mean) / std).float()
+
+
+def pretrained(checkpoint: Checkpoint) -> Representation:
+    return _encoder("pretrained", checkpoint, checkpoint.pretrained(), checkpoint.weights_sha256)
+
+
+def untrained(checkpoint: Checkpoint) -> Representation:
+    """The same encoder at its initialisation: what the architecture alone sees."""
+    model = checkpoint.untrained()
+    return _encoder("untrained", checkpoint, model, state_sha256(model))
+
+
+def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
+    """The image itself, small and flattened: what needs no encoder."""
+    channels = checkpoint.encoder.channels
+    blank, unit = (0.0,) * channels, (1.0,) * channels
+    return Representation("pixels", nn.Flatten(), "none", channels * size**2, size, channels, blank, unit)
+
+
+def _encoder(name: str, checkpoint: Checkpoint, model: nn.Module, weights: str) -> Representation:
+    described = checkpoint.encoder
+    return Representation(
+        name=name,
+        model=model.eval(),
+        weights=weights,
+        width=described.embedding_width,
+        size=described.image_size,
+        channels=described.channels,
+        mean=tuple(described.mean),
+        std=tuple(described.std),
+    )
+
+
+def extract(
+    representations: Sequence[Representation],
+    dataset: Dataset,
+    cache: Path,
+    state: PartialState,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> dict[str, Features]:
+    """Features (n, width) of every sample in order, by name of the representation, in one pass.
+
+    `cache` keeps them on disk by weights and data; what is there is not computed again. Called by all
+    processes: each embeds its share without padding samples twice, and all return the whole. Raises
+    UserError alike on all of them for unreadable images and for features that are not finite.
+    """
+    files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
+    features = {}
+    if state.is_main_process:
+        features = {name: x for name, file in files.items() if (x := _load(file, len(dataset))) is not None}
+    known: list[set[str]] = [set(features)]
+    broadcast_object_list(known)
+    missing = [r for r in representations if r.name not in known[0]]
+    if missing:
+        fresh = _compute(missing, dataset, state, batch_size, workers)
+        if state.is_main_process:
+            for name, x in fresh.items():
+                _save(files[name], x)
+        features |= fresh
+    return features
+
+
+def _compute(
+    representations: list[Representation],
+    dataset: Dataset,
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> dict[str, Features]:
+    with state.split_between_processes(torch.arange(len(dataset))) as share:
+        indices = share.tolist()
+    local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
+    failures = [message for message in gather_object([failure]) if message]
+    if failures:
+        raise UserError(failures[0])
+    features = {}
+    for r in representations:
+        counts = gather(torch.tensor([len(indices)], device=state.device)).tolist()
+        padded = gather(pad_across_processes(local[r.name]))
+        whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
+        broken = int((~whole.isfinite().all(dim=1)).sum())
+        if broken:
+            raise UserError(
+                f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features with the "
+                f"{r.name} encoder; evaluate a checkpoint from before its training diverged"
+            )
+        features[r.name] = whole.cpu().numpy()
+    return features
+
+
+@torch.inference_mode()
+def _embed(
+    representations: list[Representation],
+    dataset: Dataset,
+    indices: list[int],
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> tuple[dict[str, Tensor], str]:
+    """This process's features, or why there are none."""
+    sizes = sorted({r.size for r in representations})
+    images = _Images(dataset, indices, sizes, representations[0].channels)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    models = {r.name: r.model.to(state.device) for r in representations}
+    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    with Progress(
+        transient=True, disable=not state.is_main_process, console=Console(stderr=True)
+    ) as progress:
+        task = progress.add_task(f"embedding {dataset.path.name}", total=len(indices))
+        for batch in loader:
+            if isinstance(batch, str):
+                return {}, batch
+            views = {s: x.to(state.device, non_blocking=True) for s, x in zip(sizes, batch, strict=True)}
+            for r in representations:
+                x = r.embed(views[r.size])
+                if x.shape[1:] != (r.width,):
+                    return (
+                        {},
+                        f"the encoder gives vectors of {tuple(x.shape[1:])}, encoder.json says {r.width}",
+                    )
+                parts[r.name].append(x)
+            progress.advance(task, len(batch[0]))
+    empty = {r.name: torch.zeros(0, r.width, device=state.device) for r in representations}
+    return {name: torch.cat(rows) if rows else empty[name] for name, rows in parts.items()}, ""
+
+
+class _Images(TorchDataset[list[Tensor] | str]):
+    """Centre views of chosen samples, one for each size; an unreadable one gives its message.
+
+    An exception would reach the main process wrapped in a worker's traceback.
+    """
+
+    def __init__(self, dataset: Dataset, indices: list[int], sizes: list[int], channels: int) -> None:
+        self.dataset, self.indices, self.sizes, self.channels = dataset, indices, sizes, channels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> list[Tensor] | str:
+        i = self.indices[position]
+        try:
+            image = decode(self.dataset.read(i), self.channels)
+        except UserError as error:
+            return str(error)
+        except ValueError as error:
+            return f"sample {i} of {self.dataset.path} cannot be decoded ({error}); pack the images again"
+        return [center_view(image, size) for size in self.sizes]
+
+
+def _collate(items: list[list[Tensor] | str]) -> list[Tensor] | str:
+    for item in items:
+        if isinstance(item, str):
+            return item
+    return [torch.stack(views) for views in zip(*items, strict=True)]
+
+
+def _load(file: Path, samples: int) -> Features | None:
+    """Cached features; None where there are none, or a file that is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            x: Features = stored["features"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return x if len(x) == samples else None
+
+
+def _save(file: Path, x: Features) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as stream:
+            np.savez(stream, features=x)
+    except OSError as error:
+        raise from_os_error(error, "keeping features") from error

@@ -1,0 +1,159 @@
+"""Figures as SVG text that takes its foreground from the page, so that they suit light and dark alike.
+
+All words that come from users stay out of them: the page sets those beside the figure, escaped.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+matplotlib.use("Agg")
+
+INK = "#010203"
+"""Stands for the page's text colour until the SVG is written."""
+COLOURS = {"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"}
+"""One for each representation, with enough contrast on white and on near-black."""
+CLASS_COLOURS = [
+    "#3f7fd9",
+    "#e0703c",
+    "#2f9e78",
+    "#b65fb8",
+    "#c9973f",
+    "#d9577a",
+    "#5aa9c9",
+    "#8a9a3b",
+    "#9a7a63",
+    "#7b83d6",
+]
+UNLABELLED = "#8d8d8d"
+POINTS = 400
+"""Most points of a curve that are drawn."""
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "isotorus",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.1,
+    "grid.linewidth": 0.6,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.useoffset": False,
+}
+
+
+def class_colours(count: int) -> list[str]:
+    """One colour for each class; far apart as long as there are ten or fewer."""
+    if count <= len(CLASS_COLOURS):
+        return CLASS_COLOURS[:count]
+    wheel = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
+    return [matplotlib.colors.to_hex(colour) for colour in wheel]
+
+
+def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = None) -> str:
+    """A quantity over the steps of the run, `mark` being the evaluated step."""
+
+    def draw(axes: Axes) -> None:
+        shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int))
+        x, y = np.asarray(steps)[shown], np.asarray(values)[shown]
+        axes.plot(x, y, color=COLOURS["pretrained"], linewidth=1.4, marker="o" if len(x) == 1 else None)
+        if mark is not None and mark < max(steps):
+            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return _svg(draw, 3.6, 2.1)
+
+
+def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float, label: str) -> str:
+    """Scores with their intervals, a row a representation, and the score of guessing as a dashed line."""
+
+    def draw(axes: Axes) -> None:
+        for place, (name, value, (low, high)) in enumerate(rows):
+            colour = COLOURS[name]
+            axes.plot(
+                [100 * low, 100 * high],
+                [place, place],
+                color=colour,
+                linewidth=5,
+                alpha=0.35,
+                solid_capstyle="round",
+            )
+            axes.plot(100 * value, place, "o", color=colour, markersize=7)
+        axes.axvline(100 * chance, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        low = min([chance, *(interval[0] for _, _, interval in rows)])
+        high = max(interval[1] for _, _, interval in rows)
+        axes.set_xlim(100 * low - 2, min(100.5, 100 * high + 2))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(label)
+
+    return _svg(draw, 2.8, 0.6 + 0.28 * len(rows))
+
+
+def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: Sequence[str]) -> str:
+    """Points (n, 2) in the colours of their labels, grey for -1."""
+
+    def draw(axes: Axes) -> None:
+        # In random order, so that no class lies on top of the others.
+        order = np.random.Generator(np.random.Philox(key=0)).permutation(len(points))
+        chosen = [colours[label] if label >= 0 else UNLABELLED for label in labels[order]]
+        x, y = points[order].T
+        axes.scatter(x, y, c=chosen, s=9, alpha=0.7, linewidths=0, rasterized=True)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    return _svg(draw, 3.6, 3.0)
+
+
+def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
+    """Eigenvalues of each representation's covariance as shares of their sum, on log-log axes."""
+
+    def draw(axes: Axes) -> None:
+        for name, values in eigenvalues.items():
+            share = np.asarray(values) / (np.sum(values) or 1)
+            share = share[share > 1e-9]
+            axes.loglog(np.arange(1, len(share) + 1), share, color=COLOURS[name], linewidth=1.6)
+        axes.set_xlabel("direction")
+        axes.set_ylabel("share of the variance")
+
+    return _svg(draw, 4.2, 2.5)
+
+
+def _svg(draw: Any, width: float, height: float) -> str:
+    """An SVG element of `width` × `height` inches of its own, without names or addresses in its head."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace(INK, "currentColor")

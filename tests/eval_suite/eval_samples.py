@@ -1,0 +1,102 @@
+"""A small packed data set, a checkpoint made by hand, and the command in this process."""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from data_pipeline.__main__ import main as pack_main
+from data_pipeline.errors import exit_code
+from eval_suite.__main__ import main
+
+CLASSES = ("<b>x</b>", "$plain_1")
+KWARGS = {
+    "img_size": 32,
+    "patch_size": 8,
+    "in_chans": 3,
+    "num_classes": 0,
+    "depth": 2,
+    "embed_dim": 24,
+    "num_heads": 2,
+}
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_command(*arguments: object) -> Outcome:
+    """`python -m eval_suite …` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", ["eval_suite", *map(str, arguments), "--workers", "0"])
+        code = exit_code(main)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def pack(folder: Path, labels: list[str], *, seed: int) -> Path:
+    """Colour images of noise, the second class brighter at the top, packed with `labels` ('' for none)."""
+    source = folder.with_name(f"{folder.name}-images")
+    source.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    with (source / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label"])
+        for i, label in enumerate(labels):
+            pixels = random.integers(60, 180, (36, 40, 3))
+            pixels[:18] += 25 * (label == CLASSES[1])
+            Image.fromarray(pixels.astype(np.uint8)).save(source / f"{i}.png")
+            writer.writerow([f"{i}.png", label])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        arguments = [
+            "pack",
+            str(source),
+            str(folder),
+            "--labels",
+            str(source / "labels.csv"),
+            "--workers",
+            "1",
+        ]
+        assert exit_code(lambda: pack_main(arguments)) == 0
+    return folder
+
+
+def save_checkpoint(folder: Path, *, step: int = 7, complete: bool = True, **changes: Any) -> Path:
+    """encoder.safetensors and encoder.json of a tiny ViT; `changes` go into encoder.json."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_patch16_224", **KWARGS)
+    save_file(model.state_dict(), folder / "encoder.safetensors")
+    description = {
+        "format": 1,
+        "name": "vit_tiny_patch16_224",
+        "kwargs": KWARGS,
+        "embedding_width": 24,
+        "image_size": 32,
+        "channels": 3,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "seed": 0,
+        "step": step,
+        "config": {"name": "tiny"},
+    }
+    (folder / "encoder.json").write_text(json.dumps(description | changes))
+    if complete:
+        (folder / "COMPLETE").touch()
+    return folder

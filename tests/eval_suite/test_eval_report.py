@@ -1,0 +1,158 @@
+"""report.html: self-contained, escaped, and honest about what it could not show."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from eval_suite.report import reading
+
+
+class Page(HTMLParser):
+    """Addresses that the page would fetch, its text, and the tags in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def page(evaluated) -> Page:
+    return Page(evaluated.report)
+
+
+def test_nothing_is_fetched_from_anywhere(page: Page, evaluated):
+    assert len(page.addresses) > 36
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"@import|url\((?!#)", evaluated.report)
+    assert len(evaluated.report) < 5_000_000
+
+
+def test_names_from_users_are_text(page: Page, evaluated):
+    assert "<b>x</b>" in page.text
+    assert "<b>x</b>" not in evaluated.report
+    assert "$plain_1" in page.text
+    assert "tiny <i>run</i>" in page.text
+    assert "</pre><script>alert(1)</script>" in page.text
+
+
+def test_every_section_is_there(page: Page):
+    for heading in (
+        "Scores on the test split",
+        "Training",
+        "The embedding in two dimensions",
+        "Nearest neighbours",
+        "How many directions are used",
+        "Configuration of the training",
+    ):
+        assert heading in page.text
+    for caption in (
+        "loss",
+        "prediction",
+        "sigreg",
+        "learning rate",
+        "throughput",
+        "PCA",
+        "t-SNE",
+        "effective rank",
+    ):
+        assert caption in page.text
+    # Four scores, five curves, four maps, one spectrum; six queries with five neighbours each.
+    assert page.tags.count("svg") == 14
+    assert page.tags.count("img") == 36
+
+
+def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, command):
+    assert command(checkpoint, *data, "--metrics", "rank", "--baselines", "untrained").code == 0
+    text = Page((checkpoint / "eval" / "7" / "report.html").read_text()).text
+    assert "Training" not in text
+    assert "they were not asked for" in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ([0.02, 0.1], "Pretraining helps"),
+        ([-0.02, 0.1], "No clear effect of pretraining"),
+        ([-0.1, -0.02], "Pretraining hurts"),
+    ],
+)
+def test_the_reading_claims_what_the_interval_allows(interval: list[float], verdict: str):
+    results = {
+        "representations": {"pretrained": {"probe": {"balanced_accuracy": 0.8}}},
+        "differences": {
+            "untrained": {"probe": {"balanced_accuracy": {"value": sum(interval) / 2, "interval": interval}}}
+        },
+        "reported_on": "test",
+    }
+    assert reading(results).startswith(f"{verdict}. ")
+
+
+def test_the_reading_does_not_hide_the_method_that_disagrees():
+    effect = {"probe": [0.02, 0.1], "knn": [-0.1, 0.04]}
+    results = {
+        "representations": {"pretrained": {method: {"balanced_accuracy": 0.8} for method in effect}},
+        "differences": {
+            "untrained": {
+                method: {"balanced_accuracy": {"value": sum(interval) / 2, "interval": interval}}
+                for method, interval in effect.items()
+            }
+        },
+        "reported_on": "val",
+    }
+    text = reading(results)
+    assert text.startswith("Pretraining helps by linear probe. No clear effect of pretraining by k-NN. ")
+    assert "k-NN 80.0\u00a0%, −3.0 points against the same encoder untrained" in text
+    assert "validation split" in text
+
+
+def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium to open the report in")
+    folder = tmp_path / "page"
+    folder.mkdir()
+    # Chromium's narrowest window is 500 pixels: a frame stands for the phone.
+    script = (
+        "onload = () => { const d = document.querySelector('iframe').contentDocument;"
+        "const page = d.documentElement;"
+        "document.title = [d.querySelectorAll('svg').length, page.scrollWidth <= page.clientWidth,"
+        "[...d.images].every(i => i.naturalWidth > 0)].join(' ') }"
+    )
+    (folder / "report.html").write_text(evaluated.report)
+    for width in (390, 1200):
+        frame = f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>'
+        (folder / "frame.html").write_text(f"<script>{script}</script>{frame}")
+        done = subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--allow-file-access-from-files",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=4000",
+                "--dump-dom",
+                (folder / "frame.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        found = re.search(r"<title>(.*?)</title>", done.stdout)
+        assert found, done.stderr[-500:]
+        assert found[1] == "14 true true"
