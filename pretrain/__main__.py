@@ -1,4 +1,7 @@
-"""`python -m pretrain --config recipe.yaml [dotted.key=value …]`, alone or under torchrun or srun."""
+"""`python -m pretrain --config recipe.yaml [dotted.key=value …]`, alone or under torchrun or srun.
+
+`python -m pretrain sweep …` runs a grid of them.
+"""
 
 import argparse
 import logging
@@ -11,13 +14,13 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import UserError, exit_code, from_os_error
+from pretrain import sweep
 from pretrain.config import Config, describe_fields, load_config
 from pretrain.preflight import Plan, check
 
 
 def main() -> int:
     """Train one run; exit code 0 when it is complete, 2 for what the user can mend."""
-    config = parse(sys.argv[1:])
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
         format="%(message)s",
@@ -25,6 +28,9 @@ def main() -> int:
     )
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    if sys.argv[1:2] == ["sweep"]:
+        return sweep.main(sys.argv[2:])
+    config = parse(sys.argv[1:])
     plan = check(config, int(os.environ.get("WORLD_SIZE", "1")))
     with process_group() as device:
         return run(config, plan, device)
@@ -33,7 +39,8 @@ def main() -> int:
 def parse(arguments: list[str]) -> Config:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain",
-        description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …",
+        description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …; "
+        "a grid of runs: python -m pretrain sweep --help",
         epilog="fields, each set in the file or as dotted.key=value:\n" + describe_fields(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

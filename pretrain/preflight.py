@@ -10,6 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from pretrain import checkpoint, metrics
 from pretrain.config import Config
+from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import patch_size, timm_kwargs
 
 
@@ -61,6 +62,11 @@ def check(config: Config, world_size: int) -> Plan:
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+    if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
+        raise UserError(
+            f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
+            "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
+        )
     patch = patch_size(encoder)
     sizes = {"views.global_size": config.views.global_size}
     if config.views.local_views:

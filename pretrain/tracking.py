@@ -4,6 +4,7 @@ Training writes the file and never waits. The mirror sends lines that the store 
 a dead server loses nothing (they go when it is back), and a resumed run logs no step twice.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -28,6 +29,36 @@ class TrackingConfig(BaseModel):
     """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
     experiment: str = "isotorus"
     """MLflow experiment that the run belongs to."""
+    parent: str | None = None
+    """Id of the MLflow run that this one is nested under, as in a sweep."""
+
+    def store(self) -> str:
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def start_family(config: TrackingConfig, name: str) -> str:
+    """Create the parent run of a sweep; returns its id. Raises what MLflow raises."""
+    client, experiment = _client(config)
+    return client.create_run(experiment, run_name=name).info.run_id
+
+
+def end_family(config: TrackingConfig, run_id: str, status: str) -> None:
+    """Close the parent run; a store that is away is left as it is."""
+    with contextlib.suppress(Exception):
+        _client(config)[0].set_terminated(run_id, status)
+
+
+def _client(config: TrackingConfig) -> tuple[Any, str]:
+    """A client of the store, and the id of the experiment in it."""
+    # A dead server must not hold the last flush for MLflow's default of minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # Imported here: seconds that training need not wait for.
+    from mlflow import MlflowClient
+
+    client = MlflowClient(config.store())
+    found = client.get_experiment_by_name(config.experiment)
+    return client, found.experiment_id if found else client.create_experiment(config.experiment)
 
 
 class Mirror(threading.Thread):
@@ -39,7 +70,7 @@ class Mirror(threading.Thread):
     def __init__(self, folder: Path, name: str, config: TrackingConfig, parameters: dict[str, Any]) -> None:
         super().__init__(name="mlflow-mirror", daemon=True)
         self.folder, self.run_name, self.config, self.parameters = folder, name, config, parameters
-        self.uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        self.uri = config.store()
         self._client: Any = None
         self._run_id = ""
         self._sent = -1
@@ -89,14 +120,10 @@ class Mirror(threading.Thread):
             self._client.set_terminated(self._run_id, self._status)
 
     def _connect(self) -> None:
-        # A dead server must not hold the last flush for MLflow's default of minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # Imported here: seconds that training need not wait for.
-        from mlflow import MlflowClient
+        client, experiment = _client(self.config)
         from mlflow.entities import Param
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        client = MlflowClient(self.uri)
         record = self.folder / "mlflow.json"
         if record.exists():
             self._run_id = json.loads(record.read_text())["run_id"]
@@ -104,9 +131,8 @@ class Mirror(threading.Thread):
             history = client.get_metric_history(self._run_id, "loss")
             self._sent = max((point.step for point in history), default=-1)
         else:
-            found = client.get_experiment_by_name(self.config.experiment)
-            experiment = found.experiment_id if found else client.create_experiment(self.config.experiment)
-            self._run_id = client.create_run(experiment, run_name=self.run_name).info.run_id
+            tags = {MLFLOW_PARENT_RUN_ID: self.config.parent} if self.config.parent else {}
+            self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
             record.write_text(
                 json.dumps({"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id})
             )

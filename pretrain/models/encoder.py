@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
+from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import key_drop_paths
 
 
@@ -67,6 +68,7 @@ class ViewEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.drop_paths = key_drop_paths(encoder)
+        synchronize(encoder)
 
     def forward(self, views: list[Tensor], keys: Tensor) -> Tensor:
         """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D), V = Σ v.

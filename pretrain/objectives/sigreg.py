@@ -38,8 +38,8 @@ def epps_pulley(
     if x.ndim != 2:
         raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
     x = as_statistic_dtype(x)
-    sums = characteristic_sums(x.unsqueeze(0), t_max / (knots - 1), knots, implementation)
-    return _statistic(sums, sample_count(x, 0), t_max, knots)[0]
+    sums = characteristic_sums(x.T, t_max / (knots - 1), knots, implementation)
+    return _statistic(sums, sample_count(x), t_max, knots)
 
 
 class SIGReg(nn.Module):
@@ -102,14 +102,18 @@ class SIGReg(nn.Module):
         return draws.directions(width, self.num_slices, self.seed, step)
 
     def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
+        """The characteristic sums (2, knots - 1, views · slices) of this rank's images."""
+        views, samples, _ = z.shape
+        chunk = self.chunk or max(1, CHUNK_ELEMENTS // max(1, views * samples))
+
         def project(z: Tensor, part: Tensor) -> Tensor:
+            # (views, slices, samples): the projections are written with contiguous samples at once.
+            x = torch.bmm(part.T.expand(views, -1, -1), z.transpose(1, 2))
             return characteristic_sums(
-                z @ part, self.t_max / (self.knots - 1), self.knots, self.implementation
+                x.flatten(0, 1), self.t_max / (self.knots - 1), self.knots, self.implementation
             )
 
-        slices = directions.shape[1]
-        chunk = self.chunk or max(1, CHUNK_ELEMENTS // max(1, z.shape[0] * z.shape[1]))
-        if chunk >= slices:
+        if chunk >= directions.shape[1]:
             return project(z, directions)
         parts = directions.split(chunk, dim=1)
         return torch.cat([checkpoint(project, z, part, use_reentrant=False) for part in parts], dim=-1)
@@ -151,8 +155,8 @@ def check_grid(t_max: float, knots: int) -> None:
 
 
 def _statistic(sums: Tensor, count: Tensor, t_max: float, knots: int) -> Tensor:
-    """T as (V, S) from this rank's characteristic sums (V, 2, knots - 1, S) and the global count."""
+    """T as (R,) from this rank's characteristic sums (2, knots - 1, R) and the global count."""
     t, weights = (part.to(sums.device, sums.dtype)[:, None] for part in quadrature(t_max, knots))
-    cos, sin = (sum_over_ranks(sums) / count).unbind(1)
+    cos, sin = sum_over_ranks(sums) / count
     error = (cos - torch.exp(-(t**2) / 2)) ** 2 + sin**2
-    return count * (weights * error).sum(1)
+    return count * (weights * error).sum(0)

@@ -14,29 +14,29 @@ DEVICE_TILE = 2**24
 
 def forward(x: Tensor, spacing: float, knots: int) -> Tensor:
     """Σ cos and Σ sin at the knots; shapes as in `sigreg_sums`."""
-    sums = x.new_zeros(len(x), 2, knots - 1, x.shape[-1])
-    for view, rows in _tiles(x):
-        unit = _unit(x[view, rows], spacing)
+    sums = x.new_empty(2, knots - 1, len(x))
+    for rows in _tiles(x):
+        unit = _unit(x[rows], spacing)
         power = unit.clone()
-        powers = [power.sum(0)]
+        powers = [power.sum(1)]
         for _ in range(2, knots):
             power *= unit
-            powers.append(power.sum(0))
-        sums[view] += torch.view_as_real(torch.stack(powers)).permute(2, 0, 1)
+            powers.append(power.sum(1))
+        sums[..., rows] = torch.view_as_real(torch.stack(powers)).movedim(-1, 0)
     return sums
 
 
 def backward(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
     """The gradient Re Σ_k t_k (g_sin + i·g_cos) e^{i t_k x} at each x, by Horner's rule."""
-    t = spacing * torch.arange(1, gradient.shape[2] + 1, dtype=x.dtype, device=x.device)[:, None]
-    coefficients = torch.complex(t * gradient[:, 1], t * gradient[:, 0])
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for view, rows in _tiles(x):
-        unit = _unit(x[view, rows], spacing)
+    t = spacing * torch.arange(1, gradient.shape[1] + 1, dtype=x.dtype, device=x.device)[:, None]
+    coefficients = torch.complex(t * gradient[1], t * gradient[0])[..., None]
+    result = torch.empty_like(x)
+    for rows in _tiles(x):
+        unit = _unit(x[rows], spacing)
         total = torch.zeros_like(unit)
-        for coefficient in reversed(coefficients[view].unbind()):
+        for coefficient in reversed(coefficients[:, rows].unbind()):
             total.add_(coefficient).mul_(unit)
-        result[view, rows] = total.real
+        result[rows] = total.real
     return result
 
 
@@ -44,9 +44,8 @@ def _unit(x: Tensor, spacing: float) -> Tensor:
     return torch.polar(torch.ones_like(x), spacing * x)
 
 
-def _tiles(x: Tensor) -> Iterator[tuple[int, slice]]:
+def _tiles(x: Tensor) -> Iterator[slice]:
     tile = CPU_TILE if x.device.type == "cpu" else DEVICE_TILE
-    rows = max(1, tile // max(1, x.shape[2]))
-    for view in range(x.shape[0]):
-        for start in range(0, x.shape[1], rows):
-            yield view, slice(start, start + rows)
+    rows = max(1, tile // max(1, x.shape[1]))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)

@@ -48,20 +48,20 @@ def _sums(x: Tensor, spacing: float, knots: int) -> Tensor:
     cos, sin = cos1, sin1
     sums = []
     for k in range(1, knots):
-        # The compiled loop adds row after row in float32. About the target's mean the partial sums stay
-        # near 0, which keeps some three digits that a sum near N would lose.
+        # The compiled loop adds sample after sample in float32. About the target's mean the partial sums
+        # stay near 0, which keeps some digits that a sum near N would lose.
         mean = math.exp(-0.5 * (k * spacing) ** 2)
         sums += [(cos - mean).sum(1) + mean * x.shape[1], sin.sum(1)]
         cos, sin = cos * cos1 - sin * sin1, sin * cos1 + cos * sin1
-    return torch.stack(sums, dim=1).unflatten(1, (-1, 2)).transpose(1, 2)
+    return torch.stack(sums).unflatten(0, (-1, 2)).transpose(0, 1)
 
 
 def _gradient(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
     cos1, sin1 = torch.cos(spacing * x), torch.sin(spacing * x)
     real, imaginary = torch.zeros_like(x), torch.zeros_like(x)
-    for k in range(gradient.shape[2], 0, -1):
-        real = real + (k * spacing) * gradient[:, 1, k - 1 : k]
-        imaginary = imaginary + (k * spacing) * gradient[:, 0, k - 1 : k]
+    for k in range(gradient.shape[1], 0, -1):
+        real = real + (k * spacing) * gradient[1, k - 1, :, None]
+        imaginary = imaginary + (k * spacing) * gradient[0, k - 1, :, None]
         real, imaginary = real * cos1 - imaginary * sin1, real * sin1 + imaginary * cos1
     return real
 

@@ -1,0 +1,125 @@
+"""`python -m pretrain sweep --config x.yaml objective.grid_size=8,12 seed=0,1`: a grid of runs.
+
+Each run is a process of its own, `python -m pretrain` or what `--launcher` puts before it, and an
+MLflow run under one parent. A run that is finished is passed over, so a sweep that was stopped goes on
+with the same command.
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.errors import UserError
+from pretrain import checkpoint, metrics, tracking
+from pretrain.config import Config, load_config
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the grid; exit code 0 if all runs finished, 1 if some failed, 2 for what cannot start."""
+    parser = argparse.ArgumentParser(prog="python -m pretrain sweep", description=__doc__)
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
+    parser.add_argument(
+        "--launcher",
+        default=f"{shlex.quote(sys.executable)} -m pretrain",
+        help="what starts a run; '--config … key=value …' is put behind it, e.g. "
+        "'python -m launch torchrun --nproc-per-node 8 --' or 'srun -N 2 … python -m pretrain'",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands instead")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value[,value…]")
+    given = parser.parse_intermixed_args(arguments)
+
+    base = load_config(given.config, []).name
+    grid = expand(given.overrides)
+    # The whole grid is checked before the first run starts.
+    members = [
+        load_config(given.config, [*point, f"name={member_name(base, point, grid)}"]) for point in grid
+    ]
+    if len({member.name for member in members}) < len(members):
+        raise UserError("two points of the grid are the same; leave out the repeated value")
+    commands = [
+        [*shlex.split(given.launcher), "--config", given.config, *point, f"name={member.name}"]
+        for point, member in zip(grid, members, strict=True)
+    ]
+    if given.dry_run:
+        print("\n".join(shlex.join(command) for command in commands))
+        return 0
+    parent = _parent(base, members[0])
+    if parent:
+        commands = [[*command, f"tracking.parent={parent}"] for command in commands]
+    with concurrent.futures.ThreadPoolExecutor(max(1, given.jobs)) as pool:
+        codes = list(pool.map(_run, members, commands))
+    if parent:
+        tracking.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
+    _table(members, codes)
+    return 1 if any(codes) else 0
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The grid's points: each override's values (commas outside brackets and braces part them), combined."""
+    axes = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"'{override}' is not an override; write dotted.key=value or key=value,value")
+        values = re.split(r",(?![^\[{]*[\]}])", text)
+        axes.append([f"{key}={value.strip()}" for value in values])
+    return [list(point) for point in itertools.product(*axes)]
+
+
+def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
+    """A run's name: the recipe's, and the values that set it apart from others of the grid."""
+    varied = [
+        value for value, column in zip(point, zip(*grid, strict=True), strict=True) if len({*column}) > 1
+    ]
+    apart = [f"{value.partition('=')[0].rpartition('.')[2]}={value.partition('=')[2]}" for value in varied]
+    return re.sub(r"[^\w.+=-]+", "_", "-".join([base, *apart]))
+
+
+def _run(member: Config, command: list[str]) -> int:
+    newest = checkpoint.latest(member.folder / "checkpoints")
+    if newest and checkpoint.describe(newest)["step"] >= member.steps:
+        log.info("%s is finished already", member.name)
+        return 0
+    log.info("%s", shlex.join(command))
+    return subprocess.run(command).returncode
+
+
+def _parent(base: str, member: Config) -> str | None:
+    """The MLflow run that all runs of this sweep are under; None where tracking is off or not to be had."""
+    if not member.tracking.enabled:
+        return None
+    record = Path(member.runs) / f"{base}.sweep.json"
+    if record.exists():
+        return json.loads(record.read_text())["run_id"]
+    try:
+        run_id = tracking.start_family(member.tracking, base)
+    except Exception as error:  # a sweep without its parent is better than none
+        log.warning("MLflow does not answer, the runs will have no parent: %s", str(error).splitlines()[0])
+        return None
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"run_id": run_id}))
+    return run_id
+
+
+def _table(members: list[Config], codes: list[int]) -> None:
+    table = Table("run", "step", "loss", "effective rank", "probe", "exit code")
+    for member, code in zip(members, codes, strict=True):
+        rows = metrics.read(member.folder / "metrics.jsonl")
+        last = rows[-1] if rows else {}
+        shown = [last.get(key) for key in ("loss", "effective_rank", "probe_balanced_accuracy")]
+        cells = ["" if value is None else f"{value:.4g}" for value in shown]
+        table.add_row(member.name, str(last.get("step", "")), *cells, str(code))
+    Console().print(table)
