@@ -5,7 +5,6 @@ Where there is no working C++ compiler the angle path takes over, with one line 
 
 import functools
 import logging
-import math
 import os
 import shutil
 import sys
@@ -47,11 +46,8 @@ def _sums(x: Tensor, spacing: float, knots: int) -> Tensor:
     cos1, sin1 = torch.cos(spacing * x), torch.sin(spacing * x)
     cos, sin = cos1, sin1
     sums = []
-    for k in range(1, knots):
-        # The compiled loop adds sample after sample in float32. About the target's mean the partial sums
-        # stay near 0, which keeps some digits that a sum near N would lose.
-        mean = math.exp(-0.5 * (k * spacing) ** 2)
-        sums += [(cos - mean).sum(1) + mean * x.shape[1], sin.sum(1)]
+    for _ in range(1, knots):
+        sums += [cos.sum(1), sin.sum(1)]
         cos, sin = cos * cos1 - sin * sin1, sin * cos1 + cos * sin1
     return torch.stack(sums).unflatten(0, (-1, 2)).transpose(0, 1)
 
