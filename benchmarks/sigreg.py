@@ -76,10 +76,12 @@ def step_of(name: str, device: str) -> tuple[Callable[[], None], str]:
         return floor, "floor"
     if name == "ours":
         sigreg = SIGReg(slices, implementation="compiled" if device == "cpu" else "auto")
-        loss, label = (lambda: sigreg(z.unsqueeze(0), 0)), "isotorus"
+        label = "isotorus"
     else:
         module, label = peer(slices, device)
-        loss = lambda: module(z)  # noqa: E731
+
+    def loss() -> Tensor:
+        return sigreg(z.unsqueeze(0), 0) if name == "ours" else module(z)
 
     def step() -> None:
         z.grad = None

@@ -116,7 +116,8 @@ class SIGReg(nn.Module):
         if chunk >= directions.shape[1]:
             return project(z, directions)
         parts = directions.split(chunk, dim=1)
-        return torch.cat([checkpoint(project, z, part, use_reentrant=False) for part in parts], dim=-1)
+        sums = [checkpoint(project, z, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.cat(sums, dim=-1)
 
 
 def null_mean(t_max: float = 3.0, knots: int = 17) -> float:

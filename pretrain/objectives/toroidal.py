@@ -47,14 +47,18 @@ def toroidal_covariance(
             f" choose at most {int(width**0.5)} or widen the embedding"
         )
     matrix = covariance(z)
-    goal = _goal(width, grid_size, weighting, time).to(matrix)
+    goal = _goal(width, grid_size, weighting, time, matrix.dtype, matrix.device)
     cost = (matrix - goal).square() if weighting == "heat" else goal * matrix.square()
     return cost.sum() / (width * (width - 1))
 
 
+# Built once outside inference mode, whose tensors could not serve a training step later.
 @lru_cache(maxsize=8)
-def _goal(width: int, grid_size: int, weighting: Weighting, time: float) -> Tensor:
-    """The target C* of `heat`, or the weights of the others with a zero diagonal, as (D, D) on CPU."""
+@torch.inference_mode(False)
+def _goal(
+    width: int, grid_size: int, weighting: Weighting, time: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The target C* of `heat`, or the weights of the others with a zero diagonal, as (D, D)."""
     if weighting == "heat":
         sites = torus.heat_kernel(grid_size, time)
     elif weighting == "distance":
@@ -66,8 +70,8 @@ def _goal(width: int, grid_size: int, weighting: Weighting, time: float) -> Tens
         # As published, two dimensions of one site keep the diagonal's 4, unscaled.
         sites = own + (sites - own) * (sites.numel() - len(sites)) / (sites - own).sum()
     site = torch.arange(width) % grid_size**2
-    matrix = sites[site[:, None], site].float()
-    return matrix if weighting == "heat" else matrix.fill_diagonal_(0)
+    matrix = sites[site[:, None], site]
+    return (matrix if weighting == "heat" else matrix.fill_diagonal_(0)).to(device, dtype)
 
 
 def angles_from_pairs(pairs: Tensor) -> Tensor:
