@@ -33,7 +33,10 @@ class TrackingConfig(BaseModel):
     """Id of the MLflow run that this one is nested under, as in a sweep."""
 
     def store(self) -> str:
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        """The store's address, that of a local file made absolute so that it is found from anywhere."""
+        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        path = uri.removeprefix("sqlite:///")
+        return uri if path in (uri, "") or ":memory:" in uri else f"sqlite:///{Path(path).resolve()}"
 
 
 def start_family(config: TrackingConfig, name: str) -> str:

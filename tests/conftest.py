@@ -58,6 +58,7 @@ def recipe(shards: Path, tmp_path: Path) -> Path:
             "projector": {"hidden": 32, "width": 8},
         },
         "optimizer": {"lr": 1e-3, "warmup_steps": 3},
+        "engine": {"precision": "fp32"},
         "checkpoint": {"every": 4},
         "tracking": {"enabled": False},
     }

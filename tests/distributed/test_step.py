@@ -39,7 +39,7 @@ def build_engine(method: str) -> DDPEngine:
     values |= {"head": SMALL} if values["kind"] == "torus" else {"projector": SMALL | {"width": 8}}
     config = TypeAdapter(ObjectiveConfig).validate_python(values)
     head = build_head(config, 32, n_global=2, seed=0)
-    return DDPEngine(encoder, head, EngineConfig(), OptimizerConfig(), torch.device("cpu"))
+    return DDPEngine(encoder, head, EngineConfig(precision="fp32"), OptimizerConfig(), torch.device("cpu"))
 
 
 def images(share: slice) -> MicroBatch:

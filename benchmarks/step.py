@@ -1,0 +1,82 @@
+"""What SIGReg, the monitors and exact accumulation cost of a ViT-S/16 LeJEPA step (2 × 224² + 6 × 96²).
+
+Medians of parts and wholes timed in one run; prints a markdown row for RESULTS.md.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from pretrain import monitors
+from pretrain.engines.ddp import DDPEngine, EngineConfig
+from pretrain.methods import LeJEPAConfig, build_head
+from pretrain.models.drop_path import sample_keys
+from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.online_probe import OnlineProbe
+from pretrain.optimizer import OptimizerConfig
+from pretrain.step import MicroBatch, train_step
+
+LOG_EVERY = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    device = torch.device(given.device)
+
+    def build(**engine: object) -> DDPEngine:
+        name = "vit_small_patch16_224"
+        encoder = build_encoder(name, timm_kwargs(EncoderConfig(name=name), 224, 3), seed=0)
+        head = build_head(LeJEPAConfig(), 384, n_global=2, seed=0)
+        return DDPEngine(encoder, head, EngineConfig(**engine), OptimizerConfig(), device)
+
+    n = given.batch
+    views = [torch.randn(2, n, 3, 224, 224, device=device), torch.randn(6, n, 3, 96, 96, device=device)]
+    batch = MicroBatch(views, torch.stack([sample_keys(0, 0, 0, n, view) for view in range(8)]).to(device))
+
+    def timed(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(given.repeats + 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds[1:])
+
+    engine = build()
+    result = train_step(engine, batch, 0, 1e-4)
+    head, z = engine.online["head"], result.projections.clone().requires_grad_()
+    probe, labels = OnlineProbe(384, 10, device), torch.arange(n, device=device) % 10
+
+    step = timed(lambda: train_step(engine, batch, 0, 1e-4))
+    sigreg = timed(lambda: head.sigreg(z, 0).backward())
+    measured = timed(lambda: monitors.measure(head, result, 0, n))
+    probed = timed(lambda: probe.learn(result.embeddings[:2].mean(0), labels))
+    exact = timed(lambda engine=build(accumulation=4): train_step(engine, batch, 0, 1e-4))
+    usual = timed(
+        lambda engine=build(accumulation=4, accumulate="microbatch"): train_step(engine, batch, 0, 1e-4)
+    )
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
+    print(
+        f"| {name}, {torch.get_num_threads()} threads | torch {torch.__version__} | {n} | "
+        f"{'bf16' if engine.bf16 else 'fp32'} | {step * 1e3:.0f} | {sigreg / step:.2%} | "
+        f"{(measured / LOG_EVERY + probed) / step:.2%} | {exact / step:.2f}× | {usual / step:.2f}× | "
+        f"`python benchmarks/step.py --device {device.type} --batch {n}` |"
+    )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
