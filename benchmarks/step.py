@@ -64,10 +64,9 @@ def main() -> None:
     sigreg = timed(lambda: head.sigreg(z, 0).backward())
     measured = timed(lambda: monitors.measure(head, result, 0, n))
     probed = timed(lambda: probe.learn(result.embeddings[:2].mean(0), labels))
-    exact = timed(lambda engine=build(accumulation=4): train_step(engine, batch, 0, 1e-4))
-    usual = timed(
-        lambda engine=build(accumulation=4, accumulate="microbatch"): train_step(engine, batch, 0, 1e-4)
-    )
+    accumulating, averaging = build(accumulation=4), build(accumulation=4, accumulate="microbatch")
+    exact = timed(lambda: train_step(accumulating, batch, 0, 1e-4))
+    usual = timed(lambda: train_step(averaging, batch, 0, 1e-4))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     print(
         f"| {name}, {torch.get_num_threads()} threads | torch {torch.__version__} | {n} | "
