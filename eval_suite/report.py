@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METHODS = {"probe": "linear probe", "knn": "k-NN"}
 NAMES = {"pretrained": "pretrained encoder", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
 BASELINES = {"untrained": "the same encoder untrained", "pixels": "raw pixels"}
+SCORES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 NO_EFFECT = "No clear effect of pretraining"
 CURVES = {
     "loss": "loss",
@@ -97,30 +98,38 @@ def reading(results: Mapping[str, Any]) -> str:
     where = "the test split" if results["reported_on"] == "test" else "the validation split"
     sentences = []
     for method in methods:
-        score = f"{100 * measured[method]['balanced_accuracy']:.1f}\u00a0%"
-        compared = [_compared(name, found[method]) for name, found in results["differences"].items()]
-        sentences.append(", ".join([f"{METHODS[method]} {score}", *compared]))
+        for score, title in SCORES.items():
+            if measured[method][score] is None:
+                continue
+            compared = [
+                _compared(name, found[method][score]) for name, found in results["differences"].items()
+            ]
+            value = f"{title} {100 * measured[method][score]:.1f}\u00a0%"
+            sentences.append(", ".join([f"{METHODS[method]} {value}", *compared]))
     verdict = _verdict(results["differences"].get("untrained", {}), methods)
-    return f"{verdict}Balanced accuracy of the pretrained encoder on {where}: {'; '.join(sentences)}."
+    return f"{verdict}The pretrained encoder on {where}, with 95\u00a0% intervals: {'; '.join(sentences)}."
 
 
 def _verdict(differences: Mapping[str, Any], methods: list[str]) -> str:
-    """What the intervals of pretrained minus untrained say, by method where they say different things."""
+    """What the AUROC of pretrained minus untrained says, by method where they say different things.
+
+    AUROC needs no threshold, so it tells smaller differences apart than balanced accuracy does.
+    """
     said: dict[str, list[str]] = {}
     for method in methods:
         if method in differences:
-            low, high = differences[method]["balanced_accuracy"]["interval"]
+            low, high = differences[method]["auroc"]["interval"]
             effect = "Pretraining helps" if low > 0 else "Pretraining hurts" if high < 0 else NO_EFFECT
             said.setdefault(effect, []).append(METHODS[method])
     if len(said) == 1:
-        return f"{next(iter(said))}. "
-    return "".join(f"{effect} by {' and '.join(by)}. " for effect, by in said.items())
+        return f"{next(iter(said))} (AUROC). "
+    return "".join(f"{effect} by {' and '.join(by)} (AUROC). " for effect, by in said.items())
 
 
 def _compared(name: str, difference: Mapping[str, Any]) -> str:
-    value = 100 * difference["balanced_accuracy"]["value"]
-    low, high = (_signed(100 * bound) for bound in difference["balanced_accuracy"]["interval"])
-    return f"{_signed(value)} points against {BASELINES[name]} (95\u00a0% interval {low} to {high})"
+    value = 100 * difference["value"]
+    low, high = (_signed(100 * bound) for bound in difference["interval"])
+    return f"{_signed(value)} points against {BASELINES[name]} ({low} to {high})"
 
 
 def _signed(points: float) -> str:

@@ -80,6 +80,12 @@ def abandon() -> None:
 def process_group() -> Iterator[torch.device]:
     """The process group that the launcher describes, or a group of one; gives this rank's device."""
     if torch.cuda.is_available():
+        ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if ranks > devices:
+            raise UserError(
+                f"{ranks} processes on a node with {devices} GPU; use --nproc-per-node {devices}, or set "
+                "CUDA_VISIBLE_DEVICES= to train on CPUs"
+            )
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"

@@ -93,30 +93,37 @@ def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, comman
 )
 def test_the_reading_claims_what_the_interval_allows(interval: list[float], verdict: str):
     results = {
-        "representations": {"pretrained": {"probe": {"balanced_accuracy": 0.8}}},
+        "representations": {"pretrained": {"probe": {"balanced_accuracy": None, "auroc": 0.8}}},
         "differences": {
-            "untrained": {"probe": {"balanced_accuracy": {"value": sum(interval) / 2, "interval": interval}}}
+            "untrained": {"probe": {"auroc": {"value": sum(interval) / 2, "interval": interval}}}
         },
         "reported_on": "test",
     }
-    assert reading(results).startswith(f"{verdict}. ")
+    assert reading(results).startswith(f"{verdict} (AUROC). ")
 
 
 def test_the_reading_does_not_hide_the_method_that_disagrees():
     effect = {"probe": [0.02, 0.1], "knn": [-0.1, 0.04]}
     results = {
-        "representations": {"pretrained": {method: {"balanced_accuracy": 0.8} for method in effect}},
+        "representations": {
+            "pretrained": {method: {"balanced_accuracy": 0.8, "auroc": 0.9} for method in effect}
+        },
         "differences": {
             "untrained": {
-                method: {"balanced_accuracy": {"value": sum(interval) / 2, "interval": interval}}
+                method: {
+                    score: {"value": sum(interval) / 2, "interval": interval}
+                    for score in ("balanced_accuracy", "auroc")
+                }
                 for method, interval in effect.items()
             }
         },
         "reported_on": "val",
     }
     text = reading(results)
-    assert text.startswith("Pretraining helps by linear probe. No clear effect of pretraining by k-NN. ")
-    assert "k-NN 80.0\u00a0%, −3.0 points against the same encoder untrained" in text
+    assert text.startswith(
+        "Pretraining helps by linear probe (AUROC). No clear effect of pretraining by k-NN (AUROC). "
+    )
+    assert "k-NN balanced accuracy 80.0\u00a0%, −3.0 points against the same encoder untrained" in text
     assert "validation split" in text
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as others see it: timm, torch's DCP tools, and a run that goes on from it with another head."""
+"""A checkpoint as others see it (timm, torch's DCP tools), and as a restart does, whatever the method."""
 
 import json
 from pathlib import Path
