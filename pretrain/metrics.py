@@ -36,6 +36,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines from byte `offset` on, and the offset behind them."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        text, newline, _ = file.read().rpartition(b"\n")
+    return [json.loads(line) for line in text.splitlines()], offset + len(text) + len(newline)
+
+
 def _line(row: dict[str, Any]) -> str:
     # JSON has no NaN; null keeps the line readable by every parser.
     safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

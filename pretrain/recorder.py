@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from data_pipeline.index import Dataset
-from pretrain import monitors
+from pretrain import monitors, tracking
 from pretrain.config import Config
 from pretrain.metrics import MetricsFile
 from pretrain.progress import Progress
@@ -54,6 +54,15 @@ class Recorder:
         self.file.close()
         if self.config.tracking.enabled:
             self.mirror.finish(status)
+
+
+def catch_up(config: Config) -> None:
+    """Send what MLflow missed of a finished run, if its store was away then."""
+    if config.tracking.enabled and not tracking.known(config.folder).get("complete"):
+        parameters = _flatten(config.model_dump(mode="json"))
+        mirror = Mirror(config.folder, config.name, config.tracking, parameters)
+        mirror.start()
+        mirror.finish("FINISHED")
 
 
 def _peak_memory() -> int:

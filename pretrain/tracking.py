@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,12 @@ class TrackingConfig(BaseModel):
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         path = uri.removeprefix("sqlite:///")
         return uri if path in (uri, "") or ":memory:" in uri else f"sqlite:///{Path(path).resolve()}"
+
+
+def known(folder: Path) -> dict[str, Any]:
+    """A run's mlflow.json: where its MLflow run is and whether it has everything; empty if there is none."""
+    path = folder / "mlflow.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def start_family(config: TrackingConfig, name: str) -> str:
@@ -77,6 +82,7 @@ class Mirror(threading.Thread):
         self._client: Any = None
         self._run_id = ""
         self._sent = -1
+        self._offset = 0
         self._status: str | None = None
         self._stop_asked = threading.Event()
 
@@ -107,38 +113,40 @@ class Mirror(threading.Thread):
             self._connect()
         from mlflow.entities import Metric
 
-        rows = [r for r in metrics.read(self.folder / "metrics.jsonl") if r["step"] > self._sent]
-        now = int(time.time() * 1000)
+        written, offset = metrics.read_from(self.folder / "metrics.jsonl", self._offset)
+        rows = [row for row in written if row["step"] > self._sent]
         batch = [
-            Metric(key, float(value), now, row["step"])
+            Metric(key, float(value), int(row["time"] * 1000), row["step"])
             for row in rows
             for key, value in row.items()
-            if key != "step" and isinstance(value, (int, float))
+            if key not in ("step", "time") and isinstance(value, (int, float))
         ]
         for start in range(0, len(batch), 1000):
             self._client.log_batch(self._run_id, metrics=batch[start : start + 1000])
-        if rows:
-            self._sent = rows[-1]["step"]
+        self._offset, self._sent = offset, rows[-1]["step"] if rows else self._sent
         if self._status:
             self._client.set_terminated(self._run_id, self._status)
+            self._record(complete=self._status == "FINISHED")
 
     def _connect(self) -> None:
         client, experiment = _client(self.config)
         from mlflow.entities import Param
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        record = self.folder / "mlflow.json"
-        if record.exists():
-            self._run_id = json.loads(record.read_text())["run_id"]
+        record = known(self.folder)
+        if record:
+            self._run_id = record["run_id"]
             client.update_run(self._run_id, status="RUNNING")
             history = client.get_metric_history(self._run_id, "loss")
             self._sent = max((point.step for point in history), default=-1)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: self.config.parent} if self.config.parent else {}
             self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
-            record.write_text(
-                json.dumps({"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id})
-            )
+            self._record(complete=False)
             flat = [Param(key, str(value)[:500]) for key, value in self.parameters.items()]
             client.log_batch(self._run_id, params=flat[:100])
         self._client = client
+
+    def _record(self, complete: bool) -> None:
+        values = {"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id}
+        (self.folder / "mlflow.json").write_text(json.dumps(values | {"complete": complete}) + "\n")

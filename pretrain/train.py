@@ -19,7 +19,7 @@ from pretrain.models.encoder import build_encoder
 from pretrain.models.target import target_momentum
 from pretrain.online_probe import OnlineProbe
 from pretrain.preflight import Plan
-from pretrain.recorder import Recorder
+from pretrain.recorder import Recorder, catch_up
 from pretrain.schedule import learning_rate
 from pretrain.step import MicroBatch, train_step
 
@@ -43,6 +43,8 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
         start = checkpoint.restore(newest, engine, probe)
     if start >= config.steps:
         log.info("%s is finished: %d of %d steps", config.folder, start, config.steps)
+        if rank() == 0:
+            catch_up(config)
         return
     recorder = None
     if rank() == 0:

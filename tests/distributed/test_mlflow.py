@@ -64,9 +64,20 @@ def test_killed_run_is_one_run_with_each_step_once(server: str, recipe: Path, tm
     assert history == pytest.approx(losses(tmp_path / "runs/tiny"))
 
 
-def test_training_does_not_need_the_server(recipe: Path, tmp_path: Path):
+def test_training_does_not_need_the_server_and_what_it_missed_comes_later(
+    server: str, recipe: Path, tmp_path: Path
+):
     dead = f"http://127.0.0.1:{free_port()}"
     done = train(1, recipe, "tracking.enabled=true", f"tracking.uri={dead}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("does not answer") == 1
     assert list(losses(tmp_path / "runs/tiny")) == list(range(1, 13))
+
+    alive = ("tracking.enabled=true", f"tracking.uri={server}", "tracking.experiment=later")
+    for _ in range(2):  # the second time everything is there already
+        again = train(1, recipe, *alive)
+        assert again.returncode == 0 and "is finished" in again.stderr
+    client = MlflowClient(server)
+    (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [p.step for p in client.get_metric_history(run.info.run_id, "loss")] == list(range(1, 13))

@@ -1,12 +1,14 @@
 """Schedule, optimizer groups, projector's batch norm and encoders, against independent statements."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 from data_pipeline.errors import UserError
+from pretrain import metrics
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
 from pretrain.models.projector import ProjectorConfig, build_projector
@@ -81,3 +83,18 @@ def test_views_of_two_sizes_through_any_encoder(name: str):
 def test_encoders_that_timm_does_not_have(name: str, kwargs: dict, said: str):
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         timm_kwargs(EncoderConfig(name=name, kwargs=kwargs), 32, 1)
+
+
+def test_metrics_file_survives_a_kill_and_is_read_in_pieces(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
+    file = metrics.MetricsFile(path, step=1)
+    rows, offset = metrics.read_from(path, 0)
+    assert [row["step"] for row in rows] == [1]
+    file.write({"step": 2, "loss": math.nan})
+    with path.open("a") as other:
+        other.write('{"step": 3')
+    rows, offset = metrics.read_from(path, offset)
+    assert rows == [{"step": 2, "loss": None}]
+    assert metrics.read_from(path, offset) == ([], offset)
+    assert [row["step"] for row in metrics.read(path)] == [1, 2]
