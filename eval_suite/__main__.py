@@ -30,7 +30,8 @@ def main() -> int:
     """Evaluate each checkpoint named; exit code 0, or 2 for what the user can mend."""
     given = parse(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from eval_suite.suite import BASELINES, METRICS, Options, evaluate, open_splits
+    from eval_suite.splits import open_splits
+    from eval_suite.suite import BASELINES, METRICS, Options, evaluate
 
     options = Options(
         metrics=_names(given.metrics, METRICS, "--metrics"),

@@ -17,7 +17,7 @@ from eval_suite import figures, pictures
 from eval_suite.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
-    from eval_suite.suite import Splits
+    from eval_suite.splits import Splits
 
 METHODS = {"probe": "linear probe", "knn": "k-NN"}
 NAMES = {"pretrained": "pretrained encoder", "untrained": "same encoder, untrained", "pixels": "raw pixels"}

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.atomic import atomic
 from data_pipeline.errors import UserError, from_os_error
-from data_pipeline.index import Dataset
 from eval_suite import embed, neighbors, probe, rank, report, scores
 from eval_suite.checkpoints import Checkpoint
+from eval_suite.splits import Splits
 
 FORMAT = 1
 METRICS = ("probe", "knn", "rank")
@@ -49,38 +49,6 @@ class Options(BaseModel):
     """Bootstrap test sets for each interval."""
     seed: int = 0
     """Of the bootstrap and of the report's random choices."""
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Packed data sets: train fits, val chooses, test (or val where there is none) is reported once."""
-
-    train: Dataset
-    val: Dataset
-    test: Dataset | None
-
-    @property
-    def reported(self) -> str:
-        return "test" if self.test is not None else "val"
-
-    def items(self) -> dict[str, Dataset]:
-        named = {"train": self.train, "val": self.val}
-        return named if self.test is None else {**named, "test": self.test}
-
-
-def open_splits(train: str, val: str, test: str | None) -> Splits:
-    """Open the data sets; UserError if one is none, or if they are labelled with different classes."""
-    splits = Splits(Dataset(train), Dataset(val), Dataset(test) if test else None)
-    labelled = {name: data for name, data in splits.items().items() if data.classes}
-    for name, data in labelled.items():
-        first, reference = next(iter(labelled.items()))
-        if data.classes != reference.classes:
-            odd = sorted(set(data.classes) ^ set(reference.classes)) or data.classes
-            raise UserError(
-                f"{first} and {name} have different classes ({reference.path}, {data.path}: {_some(odd)}); "
-                "pack both with the same labels"
-            )
-    return splits
 
 
 def evaluate(
@@ -309,7 +277,3 @@ def _json_safe(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_safe(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _some(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
