@@ -41,7 +41,7 @@ def main() -> None:
 
     n = given.batch
     views = [torch.randn(2, n, 3, 224, 224, device=device), torch.randn(6, n, 3, 96, 96, device=device)]
-    batch = MicroBatch(views, torch.stack([sample_keys(0, 0, 0, n, view) for view in range(8)]).to(device))
+    batch = MicroBatch(views, sample_keys(0, 0, 0, n, views=8).to(device))
 
     def timed(work: Callable[[], object]) -> float:
         seconds = []
@@ -62,7 +62,7 @@ def main() -> None:
 
     step = timed(lambda: train_step(engine, batch, 0, 1e-4))
     sigreg = timed(lambda: head.sigreg(z, 0).backward())
-    measured = timed(lambda: monitors.measure(head, result, 0, n))
+    measured = timed(lambda: monitors.measure(head, result, 0))
     probed = timed(lambda: probe.learn(result.embeddings[:2].mean(0), labels))
     accumulating, averaging = build(accumulation=4), build(accumulation=4, accumulate="microbatch")
     exact = timed(lambda: train_step(accumulating, batch, 0, 1e-4))

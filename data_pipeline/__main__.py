@@ -5,20 +5,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from data_pipeline import info
-from data_pipeline.errors import UserError, exit_code
+from data_pipeline.errors import ArgumentParser, UserError, exit_code
 from data_pipeline.index import subsets
 from data_pipeline.listing import Columns
 from data_pipeline.verify import verify
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m data_pipeline", description="Pack images into shards, and check them.")
+    parser = ArgumentParser(
+        prog="python -m data_pipeline", description="Pack images into shards, and check them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

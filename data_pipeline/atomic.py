@@ -22,8 +22,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: what was renamed into it stays there after a crash."""
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a folder, durable: they are there after a crash."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

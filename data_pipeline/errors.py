@@ -1,13 +1,22 @@
 """The one exception that means "the user can mend this", and how a command ends with it."""
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """What was given, what was expected and what to do next, in one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as a `UserError`, so in one line and on one rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def from_os_error(error: OSError, doing: str) -> UserError:

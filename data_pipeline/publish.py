@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import atomic, sync_folder
+from data_pipeline.atomic import atomic, sync
 from data_pipeline.index import DESCRIPTION, INDEX, Description, Extent, Shard
 from data_pipeline.shard import Part
 
@@ -33,7 +33,7 @@ def publish(folder: Path, staged: dict[Path, Part], classes: list[str], plan: st
             staged_shard.replace(folder / shard.name)
     with atomic(folder / INDEX) as file:
         np.save(file, index)
-    sync_folder(folder)
+    sync(folder)
     mean, std = _statistics(list(parts.values()), channels=1 if grey else 3)
     description = Description(
         count=len(index),
@@ -50,7 +50,7 @@ def publish(folder: Path, staged: dict[Path, Part], classes: list[str], plan: st
     )
     with atomic(folder / DESCRIPTION) as file:
         file.write(description.model_dump_json(indent=1).encode())
-    sync_folder(folder)
+    sync(folder)
 
 
 def shard_name(number: int) -> str:

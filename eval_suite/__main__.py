@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.errors import UserError, exit_code
+from data_pipeline.errors import ArgumentParser, UserError, exit_code
 
 EPILOG = """examples:
   python -m eval_suite runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m eval_suite",
         description="Compare a pretrained encoder with the same one untrained and with raw pixels.",
         epilog=EPILOG,

@@ -99,8 +99,6 @@ def reading(results: Mapping[str, Any]) -> str:
     sentences = []
     for method in methods:
         for score, title in SCORES.items():
-            if measured[method][score] is None:
-                continue
             compared = [
                 _compared(name, found[method][score]) for name, found in results["differences"].items()
             ]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError, exit_code, from_os_error
+from data_pipeline.errors import ArgumentParser, UserError, exit_code, from_os_error
 from pretrain import sweep
 from pretrain.config import Config, describe_fields, load_config
 from pretrain.preflight import Plan, check
@@ -26,7 +26,6 @@ def main() -> int:
         format="%(message)s",
         stream=sys.stderr,
     )
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if sys.argv[1:2] == ["sweep"]:
         return sweep.main(sys.argv[2:])
@@ -37,7 +36,7 @@ def main() -> int:
 
 
 def parse(arguments: list[str]) -> Config:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m pretrain",
         description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …; "
         "a grid of runs: python -m pretrain sweep --help",

@@ -6,7 +6,6 @@ does `latest` move. Beside the DCP files lie `encoder.safetensors` and `encoder.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, PositiveInt
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from data_pipeline.atomic import sync
 from data_pipeline.errors import UserError, from_os_error
 from pretrain.distributed import rank
 from pretrain.engines.ddp import DDPEngine
@@ -57,12 +58,19 @@ def save(
     """Publish the state after `step` steps; called on all ranks, which all raise UserError if one fails."""
     partial, final = checkpoints / f".partial_{step:08d}", checkpoints / f"step_{step:08d}"
     encoder = engine.encoder_state()
+    failure: list[BaseException | None] = [None]
     try:
         dcp.save(_state(engine, probe, step), checkpoint_id=partial)
-    except CheckpointException as failures:
+        if rank() == 0:
+            _publish(partial, final, encoder, description | {"step": step})
+    except CheckpointException as failures:  # on all ranks alike
+        failure = [next(iter(failures.failures.values()))[0]]
+    except (OSError, SafetensorError) as error:  # on rank 0, the others wait to hear of it
+        failure = [error]
+    dist.broadcast_object_list(failure)
+    if failure[0] is not None:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _save_error(step, next(iter(failures.failures.values()))[0]) from None
-    _on_rank_0(step, lambda: _publish(partial, final, encoder, description | {"step": step}))
+        raise _save_error(step, failure[0])
 
 
 def restore(checkpoint: Path, engine: DDPEngine, probe: OnlineProbe | None) -> int:
@@ -96,7 +104,7 @@ def _publish(partial: Path, final: Path, encoder: dict[str, Tensor], description
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
     (partial / "COMPLETE").touch()
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        sync(path)
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
@@ -104,27 +112,7 @@ def _publish(partial: Path, final: Path, encoder: dict[str, Tensor], description
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
     link.rename(final.parent / "latest")
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _on_rank_0(step: int, work: Any) -> None:
-    failure: list[BaseException | None] = [None]
-    if rank() == 0:
-        try:
-            work()
-        except OSError as error:
-            failure = [error]
-    dist.broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise _save_error(step, failure[0])
+    sync(final.parent)
 
 
 def _save_error(step: int, error: BaseException) -> UserError:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.methods import TorusHead
-from pretrain.objectives import univariate
 from pretrain.objectives.batch import covariance
-from pretrain.objectives.sigreg import SIGReg, aliased_share, null_mean
+from pretrain.objectives.sigreg import SIGReg, aliased_share
 from pretrain.step import StepResult
 
 # Below these an embedding is a point or a line to any use that one could make of it.
@@ -15,8 +14,8 @@ COLLAPSED_RANK = 1.5
 
 
 @torch.no_grad()
-def measure(head: nn.Module, result: StepResult, step: int, samples: int) -> dict[str, float]:
-    """Monitors of the global batch of `samples` images; called on all ranks alike, as it sums over them.
+def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
+    """Monitors of the global batch; called on all ranks alike, as it sums over them.
 
     `effective_rank` (exp of the entropy of the covariance's eigenvalues, Roy & Vetterli 2007),
     `std_min` and `std_median` over dimensions are the encoder output's, all views pooled.
@@ -37,7 +36,7 @@ def measure(head: nn.Module, result: StepResult, step: int, samples: int) -> dic
     }
     sigreg = getattr(head, "sigreg", None)
     if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
-        found["sigreg_over_null"] = result.parts["sigreg"] / sigreg_null(sigreg, samples)
+        found["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
         if sigreg.test == "epps_pulley":
             z = result.projections
             directions = sigreg.directions(z.shape[-1], step).to(z)
@@ -55,13 +54,6 @@ def effective_rank(matrix: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(matrix).clamp(min=0)
     shares = values / values.sum().clamp(min=1e-30)
     return torch.where(values.sum() > 0, torch.special.entr(shares).sum().exp(), 0.0)
-
-
-def sigreg_null(sigreg: SIGReg, samples: int) -> float:
-    """The statistic's mean for `samples` draws of an isotropic Gaussian."""
-    if sigreg.test == "epps_pulley":
-        return null_mean(sigreg.t_max, sigreg.knots)
-    return univariate.null_mean(sigreg.test, samples)
 
 
 def warnings(row: dict[str, float]) -> list[str]:

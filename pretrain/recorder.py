@@ -28,9 +28,7 @@ class Recorder:
         (config.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
         self.file = MetricsFile(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
-        self.mirror = Mirror(config.folder, config.name, config.tracking, _flatten(resolved))
-        if config.tracking.enabled:
-            self.mirror.start()
+        self.mirror = _start_mirror(config)
 
     def write(self, step: int, measured: dict[str, float]) -> None:
         """Log what was measured after `step` steps, and warn of what a person should know."""
@@ -52,17 +50,22 @@ class Recorder:
         """Flush everything; `status` is MLflow's, FINISHED or FAILED."""
         self.progress.close()
         self.file.close()
-        if self.config.tracking.enabled:
+        if self.mirror:
             self.mirror.finish(status)
 
 
 def catch_up(config: Config) -> None:
     """Send what MLflow missed of a finished run, if its store was away then."""
-    if config.tracking.enabled and not tracking.known(config.folder).get("complete"):
-        parameters = _flatten(config.model_dump(mode="json"))
-        mirror = Mirror(config.folder, config.name, config.tracking, parameters)
-        mirror.start()
+    if not tracking.known(config.folder).get("complete") and (mirror := _start_mirror(config)):
         mirror.finish("FINISHED")
+
+
+def _start_mirror(config: Config) -> Mirror | None:
+    if not config.tracking.enabled:
+        return None
+    mirror = Mirror(config.folder, config.name, config.tracking, _flatten(config.model_dump(mode="json")))
+    mirror.start()
+    return mirror
 
 
 def _peak_memory() -> int:

@@ -5,7 +5,6 @@ MLflow run under one parent. A run that is finished is passed over, so a sweep t
 with the same command.
 """
 
-import argparse
 import concurrent.futures
 import itertools
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import ArgumentParser, UserError
 from pretrain import checkpoint, metrics, tracking
 from pretrain.config import Config, load_config
 
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Run the grid; exit code 0 if all runs finished, 1 if some failed, 2 for what cannot start."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain sweep", description=__doc__)
+    parser = ArgumentParser(prog="python -m pretrain sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument(
         "--launcher",
@@ -107,7 +106,7 @@ def _parent(base: str, member: Config) -> str | None:
     try:
         run_id = tracking.start_family(member.tracking, base)
     except Exception as error:  # a sweep without its parent is better than none
-        log.warning("MLflow does not answer, the runs will have no parent: %s", str(error).splitlines()[0])
+        log.warning("MLflow does not answer, the runs will have no parent: %s", tracking.reason(error))
         return None
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"run_id": run_id}))

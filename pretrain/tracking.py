@@ -4,7 +4,6 @@ Training writes the file and never waits. The mirror sends lines that the store 
 a dead server loses nothing (they go when it is back), and a resumed run logs no step twice.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -51,9 +50,11 @@ def start_family(config: TrackingConfig, name: str) -> str:
 
 
 def end_family(config: TrackingConfig, run_id: str, status: str) -> None:
-    """Close the parent run; a store that is away is left as it is."""
-    with contextlib.suppress(Exception):
+    """Close the parent run; where the store is away it stays open, with a warning."""
+    try:
         _client(config)[0].set_terminated(run_id, status)
+    except Exception as error:  # the runs themselves are done
+        log.warning("MLflow does not answer, the sweep's run stays open: %s", reason(error))
 
 
 def _client(config: TrackingConfig) -> tuple[Any, str]:
@@ -61,12 +62,18 @@ def _client(config: TrackingConfig) -> tuple[Any, str]:
     # A dead server must not hold the last flush for MLflow's default of minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     # Imported here: seconds that training need not wait for.
     from mlflow import MlflowClient
 
     client = MlflowClient(config.store())
     found = client.get_experiment_by_name(config.experiment)
     return client, found.experiment_id if found else client.create_experiment(config.experiment)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Mirror(threading.Thread):
@@ -95,8 +102,7 @@ class Mirror(threading.Thread):
                 warned = False
             except Exception as error:  # any failure of a server must leave training alone
                 if not warned:
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    log.warning("MLflow at %s does not answer, will try again: %s", self.uri, reason)
+                    log.warning("MLflow at %s does not answer, will try again: %s", self.uri, reason(error))
                 warned, self._client = True, None
             if last_round:
                 return

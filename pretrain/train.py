@@ -92,7 +92,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
                 # Only here does the host wait for the device.
                 refused, reason = guard.report()
                 row = {name: value.item() for name, value in result.parts.items()}
-                row |= monitors.measure(engine.online["head"], result, step, config.data.batch_size)
+                row |= monitors.measure(engine.online["head"], result, step)
                 if probe:
                     row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 seconds = time.perf_counter() - window_began - saving
@@ -123,7 +123,8 @@ def build_engine(config: Config, plan: Plan, device: torch.device) -> DDPEngine:
     """The untrained encoder and head on this rank, ready to train."""
     encoder = build_encoder(config.encoder.name, plan.encoder_kwargs, config.seed)
     head = build_head(config.objective, plan.embedding_width, config.views.global_views, config.seed)
-    return DDPEngine(encoder, head, config.engine, config.optimizer, device)
+    with_target = config.objective.kind == "jepa"
+    return DDPEngine(encoder, head, config.engine, config.optimizer, device, with_target)
 
 
 def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> MicroBatch:
@@ -133,8 +134,5 @@ def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> M
         augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), plan.mean, plan.std)
         views.append(augmented.unflatten(0, crops.shape[:2]))
     images = len(batch.indices)
-    keys = [
-        sample_keys(config.seed, batch.step, rank() * images, images, view)
-        for view in range(sum(len(x) for x in views))
-    ]
-    return MicroBatch(views, torch.stack(keys).to(device, non_blocking=True))
+    keys = sample_keys(config.seed, batch.step, rank() * images, images, sum(len(x) for x in views))
+    return MicroBatch(views, keys.to(device, non_blocking=True))

@@ -1,6 +1,7 @@
 """A wheel carries what a user needs: recipes, the report's template, the console command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,13 @@ ROOT = Path(__file__).parents[1]
 
 def test_wheel_works_outside_the_repository(tmp_path: Path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT]
+    # A copy: setuptools leaves a build folder, whose old files would get into later wheels.
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in tracked.stdout.rstrip("\0").split("\0"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    source = tmp_path / "source"
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("isotorus-*.whl")

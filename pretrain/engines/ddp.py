@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.distributed import world_size
 from pretrain.methods.base import HeadOutput
-from pretrain.methods.jepa import JEPAHead
 from pretrain.models.encoder import ViewEncoder
 from pretrain.models.target import Target
 from pretrain.optimizer import OptimizerConfig, build_optimizer
@@ -50,6 +49,7 @@ class DDPEngine:
         config: EngineConfig,
         optimizer: OptimizerConfig,
         device: torch.device,
+        with_target: bool = False,
     ) -> None:
         self.config, self.device = config, device
         self.timm_model = encoder
@@ -58,8 +58,8 @@ class DDPEngine:
         self.clip_grad = optimizer.clip_grad
         self.model = nn.ModuleDict({name: _replicate(m, device) for name, m in self.online.items()})
         self.ema: Target | None = None
-        if isinstance(head, JEPAHead):
-            self.ema = self.model["target"] = Target(self.online["encoder"], head.projector)
+        if with_target:
+            self.ema = self.model["target"] = Target(*self._followed())
         self.model.train()
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         if device.type == "cpu":
@@ -114,10 +114,12 @@ class DDPEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            head = self.online["head"]
-            assert isinstance(head, JEPAHead)
-            self.ema.follow(self.online["encoder"], head.projector, momentum)
+            self.ema.follow(*self._followed(), momentum)
         return norm
+
+    def _followed(self) -> tuple[nn.Module, nn.Module]:
+        """What the target is an average of: encoder and projector."""
+        return self.online["encoder"], self.online["head"].get_submodule("projector")
 
     def state(self) -> dict[str, Any]:
         """Parameters, buffers and optimizer state under names that no engine or world size is in."""

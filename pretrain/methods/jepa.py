@@ -11,19 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import ProjectorConfig, build_projector
+from pretrain.models.projector import MLPConfig, ProjectorConfig, build_mlp
 from pretrain.objectives.batch import covariance
 from pretrain.objectives.toroidal import Weighting, toroidal_covariance
 from pretrain.objectives.vicreg import covariance_penalty, mean_squared_error, variance_hinge
 
 
-class PredictorConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+class JEPAProjectorConfig(ProjectorConfig):
+    width: PositiveInt = 256
+    """Width of the projection; the toroidal regulariser needs grid_size² of them at least."""
 
+
+class PredictorConfig(MLPConfig):
     hidden: PositiveInt = 1024
-    """Width of the predictor's hidden layers."""
+    """Width of the hidden layers."""
     layers: PositiveInt = 2
-    """Number of its linear layers."""
+    """Number of linear layers."""
 
 
 class JEPAConfig(BaseModel):
@@ -46,7 +49,7 @@ class JEPAConfig(BaseModel):
     momentum: float = Field(0.996, ge=0, le=1)
     """The target's initial momentum; it rises to 1 at the last step by a cosine."""
     sigreg: SIGRegConfig = SIGRegConfig()
-    projector: ProjectorConfig = ProjectorConfig(width=256)
+    projector: JEPAProjectorConfig = JEPAProjectorConfig()
     predictor: PredictorConfig = PredictorConfig()
 
     @model_validator(mode="after")
@@ -65,11 +68,8 @@ class JEPAHead(nn.Module):
     def __init__(self, embedding_width: int, config: JEPAConfig, seed: int) -> None:
         super().__init__()
         width = config.projector.width
-        predictor = ProjectorConfig(
-            hidden=config.predictor.hidden, layers=config.predictor.layers, width=width
-        )
-        self.projector = build_projector(embedding_width, config.projector, seed)
-        self.predictor = build_projector(width, predictor, seed + 1)
+        self.projector = build_mlp(embedding_width, config.projector, width, seed)
+        self.predictor = build_mlp(width, config.predictor, width, seed + 1)
         self.sigreg = config.sigreg.build(seed)
         self.config = config
 

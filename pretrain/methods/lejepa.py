@@ -7,9 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from torch import Tensor, nn
 
 from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import ProjectorConfig, build_projector
-from pretrain.objectives.lejepa import prediction_error
-from pretrain.objectives.sigreg import null_mean
+from pretrain.models.projector import ProjectorConfig, build_mlp
+from pretrain.objectives.lejepa import lejepa_loss
 
 
 class AutoWeightConfig(BaseModel):
@@ -46,7 +45,7 @@ class LeJEPAHead(nn.Module):
 
     def __init__(self, embedding_width: int, config: LeJEPAConfig, n_global: int, seed: int) -> None:
         super().__init__()
-        self.projector = build_projector(embedding_width, config.projector, seed)
+        self.projector = build_mlp(embedding_width, config.projector, config.projector.width, seed)
         self.sigreg = config.sigreg.build(seed)
         self.config, self.n_global = config, n_global
         self.register_buffer("dual_weight", torch.tensor(config.weight))
@@ -54,27 +53,22 @@ class LeJEPAHead(nn.Module):
     def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
         """Embeddings (V, N, D) of this rank to the global batch's loss, its parts and projections."""
         z = self.projector(embeddings).float()
-        prediction = prediction_error(z, self.n_global, self.config.center)
-        gaussian = self.sigreg(z, step)
-        parts = {"prediction": prediction, "sigreg": gaussian}
-        if self.config.auto_weight.enabled:
-            loss = prediction + self._dual_ascent(gaussian) * gaussian
-            parts["weight"] = self.dual_weight.clone()
-        else:
-            loss = (1 - self.config.weight) * prediction + self.config.weight * gaussian
-        if self.config.encoder_weight:
+        config = self.config
+        parts = lejepa_loss(z, self.n_global, config.weight, self.sigreg, step, center=config.center)
+        if config.auto_weight.enabled:
+            parts["weight"] = self._dual_ascent(parts["sigreg"], self.sigreg.null(z))
+            parts["loss"] = parts["prediction"] + parts["weight"] * parts["sigreg"]
+        if config.encoder_weight:
             parts["sigreg_encoder"] = self.sigreg(embeddings, step)
-            loss = loss + self.config.encoder_weight * parts["sigreg_encoder"]
-        return HeadOutput({"loss": loss, **parts}, z.detach())
+            parts["loss"] = parts["loss"] + config.encoder_weight * parts["sigreg_encoder"]
+        return HeadOutput(parts, z.detach())
 
     @torch.no_grad()
-    def _dual_ascent(self, gaussian: Tensor) -> Tensor:
+    def _dual_ascent(self, gaussian: Tensor, null: float) -> Tensor:
         """This step's λ; the next one's follows from how far SIGReg is from where it may be."""
-        weight = self.dual_weight.clone()
-        auto, grid = self.config.auto_weight, self.config.sigreg
-        allowed = auto.multiple * null_mean(grid.t_max, grid.knots)
+        weight, auto = self.dual_weight.clone(), self.config.auto_weight
         if self.training:
             # A step that is not finite is refused, and must not leave its trace here.
-            excess = torch.where(gaussian.isfinite(), gaussian - allowed, 0.0)
+            excess = torch.where(gaussian.isfinite(), gaussian - auto.multiple * null, 0.0)
             self.dual_weight.add_(auto.rate * excess).clamp_(min=0)
         return weight

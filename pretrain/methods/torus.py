@@ -10,18 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from torch import Tensor, nn
 
 from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import ProjectorConfig, build_projector
+from pretrain.models.projector import MLPConfig, build_mlp
 from pretrain.objectives.toroidal import angles_from_pairs, toroidal_lejepa
 from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, sample_frequencies
-
-
-class AngleHeadConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-    hidden: PositiveInt = 2048
-    """Width of the angle head's hidden layers."""
-    layers: PositiveInt = 3
-    """Number of its linear layers."""
 
 
 class TorusConfig(BaseModel):
@@ -42,7 +33,7 @@ class TorusConfig(BaseModel):
     encoder_weight: NonNegativeFloat = 0.0
     """Weight of a SIGReg on the encoder's output, beside the torus; 0 leaves it out."""
     sigreg: SIGRegConfig = SIGRegConfig()
-    head: AngleHeadConfig = AngleHeadConfig()
+    head: MLPConfig = MLPConfig()
 
 
 class TorusHead(nn.Module):
@@ -50,12 +41,12 @@ class TorusHead(nn.Module):
 
     def __init__(self, embedding_width: int, config: TorusConfig, n_global: int, seed: int) -> None:
         super().__init__()
-        shape = ProjectorConfig(hidden=config.head.hidden, layers=config.head.layers, width=2 * config.angles)
-        self.projector = build_projector(embedding_width, shape, seed)
+        self.projector = build_mlp(embedding_width, config.head, 2 * config.angles, seed)
         self.sigreg = config.sigreg.build(seed)
         self.config, self.n_global, self.seed = config, n_global, seed
         self.decay = config.decay or balanced_s(config.angles)
-        self.cutoff = config.cutoff or (3 if config.angles <= 3 else None)
+        cutoff = config.cutoff or (3 if config.angles <= 3 else None)
+        self.tested = all_frequencies(config.angles, cutoff, self.decay) if cutoff else None
 
     def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
         """Embeddings (V, N, D) to the loss; the projections are the pairs (V, N, 2m) of the angles."""
@@ -70,8 +61,8 @@ class TorusHead(nn.Module):
 
     def frequencies(self, step: int) -> tuple[Tensor, Tensor]:
         """This step's frequencies (F, m) and their weights (F,), equal on all ranks."""
-        if self.cutoff:
-            return all_frequencies(self.config.angles, self.cutoff, self.decay)
+        if self.tested:
+            return self.tested
         return sample_frequencies(
             self.config.angles, self.config.num_frequencies, self.decay, self.seed, step
         )

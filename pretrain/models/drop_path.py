@@ -42,10 +42,11 @@ def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
     return found
 
 
-def sample_keys(seed: int, step: int, first: int, count: int, view: int) -> Tensor:
-    """Keys (count,) of the batch positions first, first + 1, …, in a step and view."""
+def sample_keys(seed: int, step: int, first: int, count: int, views: int) -> Tensor:
+    """Keys (views, count) of the batch positions first, first + 1, … in a step."""
     positions = torch.arange(first, first + count, dtype=torch.int64)
-    return _mix(_mix(_mix(positions + seed * 2**40) + step) + view)
+    keys = _mix(_mix(positions + _signed(seed * 2**40 % 2**64)) + step)
+    return _mix(keys + torch.arange(views)[:, None])
 
 
 def uniform(keys: Tensor, stream: int) -> Tensor:

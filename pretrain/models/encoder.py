@@ -28,7 +28,7 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
     Models that know an image size get the global views' and take other sizes too (local views).
     Raises UserError for an unknown name or an argument that the model does not take.
     """
-    if config.name not in timm.list_models():
+    if not timm.is_model(config.name):
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm has no model '{config.name}'; {hint}")

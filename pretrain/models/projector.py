@@ -1,4 +1,4 @@
-"""The projector: embeddings to the space where the objective is computed."""
+"""MLPs between the embedding and the loss: projector, predictor, angle head."""
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -7,19 +7,22 @@ from torch import nn
 from pretrain.models.batch_norm import GlobalBatchNorm
 
 
-class ProjectorConfig(BaseModel):
+class MLPConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     hidden: PositiveInt = 2048
     """Width of the hidden layers."""
     layers: PositiveInt = 3
-    """Number of linear layers; 1 is a linear projector."""
+    """Number of linear layers; 1 is a linear map."""
+
+
+class ProjectorConfig(MLPConfig):
     width: PositiveInt = 64
     """Width K of the projection; 16 to 128 do better than 1024 in the published ablation."""
 
 
-def build_projector(width_in: int, config: ProjectorConfig, seed: int) -> nn.Sequential:
-    """An MLP (..., D) → (..., K), batch norm over the global batch and GELU between its layers."""
+def build_mlp(width_in: int, config: MLPConfig, width_out: int, seed: int) -> nn.Sequential:
+    """An MLP (..., width_in) → (..., width_out), global batch norm and GELU between layers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
@@ -30,4 +33,4 @@ def build_projector(width_in: int, config: ProjectorConfig, seed: int) -> nn.Seq
                 nn.GELU(),
             ]
             width_in = config.hidden
-        return nn.Sequential(*layers, nn.Linear(width_in, config.width))
+        return nn.Sequential(*layers, nn.Linear(width_in, width_out))

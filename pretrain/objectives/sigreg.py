@@ -101,6 +101,12 @@ class SIGReg(nn.Module):
         """This step's directions, (width, num_slices) on CPU."""
         return draws.directions(width, self.num_slices, self.seed, step)
 
+    def null(self, z: Tensor) -> float:
+        """The statistic's mean for Gaussian draws, as many as `z` (V, N, K) has images on all ranks."""
+        if self.test == "epps_pulley":
+            return null_mean(self.t_max, self.knots)
+        return univariate.null_mean(self.test, int(sample_count(z, 1)))
+
     def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
         """The characteristic sums (2, knots - 1, views · slices) of this rank's images."""
         views, samples, _ = z.shape

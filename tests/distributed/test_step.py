@@ -39,7 +39,8 @@ def build_engine(method: str) -> DDPEngine:
     values |= {"head": SMALL} if values["kind"] == "torus" else {"projector": SMALL | {"width": 8}}
     config = TypeAdapter(ObjectiveConfig).validate_python(values)
     head = build_head(config, 32, n_global=2, seed=0)
-    return DDPEngine(encoder, head, EngineConfig(precision="fp32"), OptimizerConfig(), torch.device("cpu"))
+    fp32, cpu = EngineConfig(precision="fp32"), torch.device("cpu")
+    return DDPEngine(encoder, head, fp32, OptimizerConfig(), cpu, with_target=config.kind == "jepa")
 
 
 def images(share: slice) -> MicroBatch:
@@ -50,7 +51,7 @@ def images(share: slice) -> MicroBatch:
         torch.randn(3, IMAGES, 1, 16, 16, generator=generator),
     ]
     first, last, _ = share.indices(IMAGES)
-    keys = torch.stack([sample_keys(SEED, STEP, first, last - first, view) for view in range(5)])
+    keys = sample_keys(SEED, STEP, first, last - first, views=5)
     return MicroBatch([x[:, share] for x in views], keys)
 
 

@@ -93,9 +93,14 @@ def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, comman
 )
 def test_the_reading_claims_what_the_interval_allows(interval: list[float], verdict: str):
     results = {
-        "representations": {"pretrained": {"probe": {"balanced_accuracy": None, "auroc": 0.8}}},
+        "representations": {"pretrained": {"probe": {"balanced_accuracy": 0.7, "auroc": 0.8}}},
         "differences": {
-            "untrained": {"probe": {"auroc": {"value": sum(interval) / 2, "interval": interval}}}
+            "untrained": {
+                "probe": {
+                    "balanced_accuracy": {"value": 0.0, "interval": [-0.1, 0.1]},
+                    "auroc": {"value": sum(interval) / 2, "interval": interval},
+                }
+            }
         },
         "reported_on": "test",
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
+from pretrain.__main__ import parse
 from pretrain.config import describe_fields, fields, load_config
 
 RECIPES = sorted(path.name for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -41,6 +42,11 @@ def test_refusals_name_the_key(recipe: Path, override: str, said: str):
     if override.startswith("seed."):
         recipe.write_text(recipe.read_text() + "seed: 1\n")
     assert said in refusal(recipe, override)
+
+
+def test_arguments_that_cannot_be_read_are_one_line():
+    with pytest.raises(UserError, match="--config; see python -m pretrain --help"):
+        parse([])
 
 
 def test_missing_required_field(recipe: Path):

@@ -11,7 +11,7 @@ from data_pipeline.errors import UserError
 from pretrain import metrics
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
-from pretrain.models.projector import ProjectorConfig, build_projector
+from pretrain.models.projector import MLPConfig, build_mlp
 from pretrain.optimizer import OptimizerConfig, build_optimizer
 from pretrain.schedule import learning_rate
 
@@ -27,7 +27,7 @@ def test_schedule_warms_up_then_falls_to_the_final_ratio():
 
 def test_weight_decay_spares_biases_norms_and_tokens():
     encoder = ViewEncoder(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0))
-    head = build_projector(192, ProjectorConfig(hidden=8, width=4), seed=0)
+    head = build_mlp(192, MLPConfig(hidden=8), 4, seed=0)
     optimizer = build_optimizer(encoder, head, OptimizerConfig(weight_decay=0.1))
     names = {id(p): n for n, p in [*encoder.named_parameters(), *head.named_parameters()]}
     decayed = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
