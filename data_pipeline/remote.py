@@ -1,0 +1,202 @@
+"""Objects in a store that fsspec reads: their version and ranges of their bytes, tried again with patience.
+
+What is tried again is what may pass: timeouts, broken connections, 408, 429 and 5xx. Everything else,
+and what does not pass in time, is a `UserError` that names the object, the reason and the remedy, and
+holds no secret: neither messages of the store nor user names and queries of a URL are repeated.
+"""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+
+from data_pipeline.errors import UserError
+
+Result = TypeVar("Result")
+
+_FIRST_WAIT = 0.1
+_LONGEST_WAIT = 10.0
+_SILENT_ATTEMPTS = 4
+_TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "Content-MD5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "created",
+)
+"""Where fsspec's file systems say what changes with the content."""
+_PASSING_STATUS = (408, 429)
+_PASSING_CODES = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "ThrottlingException"}
+_PASSING_ERRORS = {
+    "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteRead", "IncompleteReadError",
+    "ResponseParserError", "ClientConnectionError", "ClientPayloadError", "IncompleteBody",
+}  # fmt: skip
+"""Names of exceptions and their bases: the libraries behind fsspec need not be there to be known."""
+
+
+@dataclass(frozen=True)
+class Version:
+    size: int
+    """Bytes."""
+    tag: str
+    """Changes with the content: an ETag, a time of modification."""
+
+
+def version(url: str, patience: float) -> Version:
+    """Ask for an object's size and tag: one request."""
+    filesystem, path = _open(url)
+    info = _patiently(url, patience, lambda: filesystem.info(path))
+    if info.get("type") == "directory":
+        raise UserError(f"{shown(url)} is a folder, expected a file; check the URL")
+    if not isinstance(info.get("size"), int):
+        raise UserError(f"{shown(url)}: the server does not tell its size; use one that answers ranged reads")
+    return Version(info["size"], " ".join(str(info[name]) for name in _TAGS if info.get(name)))
+
+
+def read_range(url: str, start: int, stop: int, patience: float) -> bytes:
+    """Bytes [start, stop) of an object: one request."""
+    filesystem, path = _open(url)
+    data: bytes = _patiently(url, patience, lambda: filesystem.cat_file(path, start=start, end=stop))
+    if len(data) < stop - start:
+        raise changed(url)
+    if len(data) > stop - start:
+        raise UserError(f"{shown(url)}: the server ignores ranges; use one that answers ranged reads")
+    return data
+
+
+def changed(url: str) -> UserError:
+    return UserError(
+        f"{shown(url)} was replaced by other bytes while it was read; "
+        "run: python -m data_pipeline verify on its set, and start again"
+    )
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _open(url: str) -> tuple[Any, str]:
+    try:
+        filesystem = _filesystem("/".join(url.split("/", 3)[:3]), os.getpid())
+        return filesystem, filesystem._strip_protocol(url)
+    except ImportError as error:
+        raise UserError(f"{shown(url)}: {error}; for s3:// run: pip install 'isotorus[s3]'") from None
+    except ValueError as error:
+        raise UserError(f"{shown(url)}: {error}; use a URL such as s3://bucket/folder") from None
+
+
+@functools.cache
+def _filesystem(root: str, process: int) -> Any:
+    """One a process and bucket, for all threads: connections do not outlive a fork."""
+    protocol = root.partition(":")[0]
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if protocol in ("s3", "s3a"):
+        # Tried again here alone: three nested loops of retries know no deadline.
+        given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **given}
+    filesystem, _ = fsspec.url_to_fs(root, **options)
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1
+    return filesystem
+
+
+def _patiently(url: str, patience: float, request: Callable[[], Result]) -> Result:
+    end = time.monotonic() + patience
+    attempt = 0
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            attempt += 1
+            wait = _wait(attempt)
+            if not _passing(error):
+                raise _explained(url, error) from error
+            if time.monotonic() + wait > end:
+                raise UserError(
+                    f"{shown(url)} could not be read in {patience:g} s and {attempt} attempts "
+                    f"({_reason(error)}); check the network and the store, and start again"
+                ) from error
+            if attempt == _SILENT_ATTEMPTS:
+                print(f"{shown(url)}: {_reason(error)}; trying again for {patience:g} s", file=sys.stderr)
+            time.sleep(wait)
+
+
+def _wait(attempt: int) -> float:
+    """Seconds before the next attempt: doubled each time, and not the same for all processes."""
+    spread = (os.getpid() * 2654435761 + attempt * 40503) % 1024 / 1024
+    return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * (0.5 + spread / 2)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _http(error: BaseException) -> tuple[int | None, str]:
+    """Status and code of the store's answer, if it was one."""
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):  # botocore
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, str(response.get("Error", {}).get("Code", ""))
+        status = getattr(link, "status", None)
+        if isinstance(status, int):  # aiohttp
+            return status, ""
+    return None, ""
+
+
+def _passing(error: Exception) -> bool:
+    status, code = _http(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
+    return bool(names & _PASSING_ERRORS)
+
+
+def _reason(error: Exception) -> str:
+    status, code = _http(error)
+    if status is not None:
+        return f"HTTP {status} {code}".strip() if code != str(status) else f"HTTP {status}"
+    for link in _chain(error):
+        if isinstance(link, OSError) and link.errno and link.errno > 0:
+            return os.strerror(link.errno)
+    return type(error).__name__
+
+
+def _explained(url: str, error: Exception) -> Exception:
+    """A `UserError` for what the user can mend; any other error as it is."""
+    status, _ = _http(error)
+    names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return UserError(f"{shown(url)} does not exist; check the URL, the bucket and the endpoint")
+    if (
+        isinstance(error, PermissionError)
+        or status in (400, 401, 403)
+        or any("Credentials" in n for n in names)
+    ):
+        return UserError(
+            f"{shown(url)}: access is denied ({_reason(error)}); check that the credentials are there, "
+            "right, not expired, and allowed to read it"
+        )
+    if status is not None or isinstance(error, OSError) or "BotoCoreError" in names or "ClientError" in names:
+        return UserError(
+            f"{shown(url)} cannot be read ({_reason(error)}); check the URL and the store's settings"
+        )
+    return error
