@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 _done: "Synchronized[int]"
 
 
-def count() -> None:
-    """Tell the progress bar, from inside a task, that one more of the total is done."""
+def count(more: int = 1) -> None:
+    """Tell the progress bar, from inside a task, that so many more of the total are done."""
     with _done.get_lock():
-        _done.value += 1
+        _done.value += more
 
 
 def run(
