@@ -4,21 +4,30 @@ A chunk's key holds the shard's size and tag, so that one that was replaced does
 """
 
 import functools
-import json
 import os
 import queue
 import threading
 import time
+from contextlib import suppress
+
+from pydantic import BaseModel, ValidationError
 
 from data_pipeline import remote
 from data_pipeline.cache import Cache, CacheConfig
-from data_pipeline.errors import UserError
 from data_pipeline.remote import Version
 
 CHUNK = 8 * 2**20
 _THREADS = 2
 _WAITING = 256
 """Chunks that may wait to be prefetched; more are left to the read itself."""
+
+
+class _Answer(BaseModel):
+    """What a store said of a shard, and when."""
+
+    asked: float
+    """Seconds since the epoch."""
+    version: Version
 
 
 class Chunks:
@@ -36,8 +45,6 @@ class Chunks:
 
     def read(self, url: str, offset: int, size: int) -> bytes:
         version = self._version(url)
-        if offset + size > version.size:
-            raise remote.changed(url)
         parts = []
         for number in range(offset // CHUNK, -(-(offset + size) // CHUNK)):
             start = max(offset - number * CHUNK, 0)
@@ -83,7 +90,7 @@ class Chunks:
 
     def _download(self, url: str, key: str, number: int, size: int, patience: float) -> bytes:
         start = number * CHUNK
-        data = remote.read_range(url, start, start + size, patience)
+        (data,) = remote.read(url, [(start, start + size)], patience)
         with self._cache.write(key, size) as file:
             file.write(data)
         return data
@@ -92,17 +99,15 @@ class Chunks:
         """From the store, unless a process of this node has asked since this reader was opened."""
         key = _version_key(url)
         with self._cache.lock(key):
-            known = self._cache.load(key)
-            if known is not None:
-                record = json.loads(known)
-                if record["asked"] >= self._opened:
-                    return Version(record["size"], record["tag"])
-            asked = time.time()
-            version = remote.version(url, self._patience)
-            record = json.dumps({"size": version.size, "tag": version.tag, "asked": asked}).encode()
+            with suppress(ValidationError):
+                answer = _Answer.model_validate_json(self._cache.load(key) or b"")
+                if answer.asked >= self._opened:
+                    return answer.version
+            answer = _Answer(asked=time.time(), version=remote.version(url, self._patience))
+            record = answer.model_dump_json().encode()
             with self._cache.write(key, len(record)) as file:
                 file.write(record)
-        return version
+        return answer.version
 
 
 class _Prefetcher:
@@ -129,12 +134,9 @@ class _Prefetcher:
     def _work(self) -> None:
         while True:
             chunk = self._queue.get()
-            try:
+            with suppress(Exception):  # the read itself will meet it, and say it
                 self._chunks.bring(*chunk)
-            except UserError:
-                pass  # the read will say it
-            finally:
-                self._wanted.discard(chunk)
+            self._wanted.discard(chunk)
 
 
 def _key(url: str, version: Version, number: int) -> str:

@@ -8,6 +8,7 @@ holds no secret: neither messages of the store nor user names and queries of a U
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _TAGS = (
     "created",
 )
 """Where fsspec's file systems say what changes with the content."""
+_NO_SUCH_RANGE = 416
+_DENIED = (400, 401, 403)
 _PASSING_STATUS = (408, 429)
 _PASSING_CODES = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "ThrottlingException"}
 _PASSING_ERRORS = {
@@ -55,7 +58,16 @@ class Version:
 def version(url: str, patience: float) -> Version:
     """Ask for an object's size and tag: one request."""
     filesystem, path = _open(url)
-    info = _patiently(url, patience, lambda: filesystem.info(path))
+
+    def ask() -> dict[str, Any]:
+        try:
+            return dict(filesystem.info(path))
+        except Exception as error:
+            if _http(error)[0] in _DENIED:
+                filesystem.cat_file(path, start=0, end=1)  # says why, which an answer without body cannot
+            raise
+
+    info = _patiently(url, patience, ask)
     if info.get("type") == "directory":
         raise UserError(f"{shown(url)} is a folder, expected a file; check the URL")
     if not isinstance(info.get("size"), int):
@@ -63,15 +75,34 @@ def version(url: str, patience: float) -> Version:
     return Version(info["size"], " ".join(str(info[name]) for name in _TAGS if info.get(name)))
 
 
-def read_range(url: str, start: int, stop: int, patience: float) -> bytes:
-    """Bytes [start, stop) of an object: one request."""
+def read(url: str, ranges: list[tuple[int, int]], patience: float) -> list[bytes]:
+    """Bytes [start, stop) of an object for each of the ranges: a request each, all at once."""
     filesystem, path = _open(url)
-    data: bytes = _patiently(url, patience, lambda: filesystem.cat_file(path, start=start, end=stop))
-    if len(data) < stop - start:
-        raise changed(url)
-    if len(data) > stop - start:
-        raise UserError(f"{shown(url)}: the server ignores ranges; use one that answers ranged reads")
-    return data
+    starts, stops = map(list, zip(*ranges, strict=True))
+
+    def ask() -> list[bytes]:
+        try:
+            found = filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")
+        except Exception as error:
+            if _http(error)[0] == _NO_SUCH_RANGE:
+                raise changed(url) from error
+            raise
+        return list(found)
+
+    parts = _patiently(url, patience, ask)
+    for part, (start, stop) in zip(parts, ranges, strict=True):
+        if len(part) < stop - start:
+            raise changed(url)
+        if len(part) > stop - start:
+            raise UserError(f"{shown(url)}: the server ignores ranges; use one that answers ranged reads")
+    return parts
+
+
+def find(url: str, patience: float) -> dict[str, int]:
+    """URLs and sizes in bytes of all objects below a folder."""
+    filesystem, path = _open(url)
+    infos: dict[str, Any] = _patiently(url, patience, lambda: filesystem.find(path, detail=True))
+    return {filesystem.unstrip_protocol(name): int(info["size"]) for name, info in infos.items()}
 
 
 def changed(url: str) -> UserError:
@@ -88,8 +119,10 @@ def shown(url: str) -> str:
 
 
 def _open(url: str) -> tuple[Any, str]:
+    root = "/".join(url.split("/", 3)[:3])
     try:
-        filesystem = _filesystem("/".join(url.split("/", 3)[:3]), os.getpid())
+        shared = fsspec.get_filesystem_class(root.partition(":")[0]).async_impl
+        filesystem = _filesystem(root, os.getpid(), 0 if shared else threading.get_ident())
         return filesystem, filesystem._strip_protocol(url)
     except ImportError as error:
         raise UserError(f"{shown(url)}: {error}; for s3:// run: pip install 'isotorus[s3]'") from None
@@ -98,8 +131,8 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 @functools.cache
-def _filesystem(root: str, process: int) -> Any:
-    """One a process and bucket, for all threads: connections do not outlive a fork."""
+def _filesystem(root: str, process: int, thread: int) -> Any:
+    """One a process and bucket: no connection is used on both sides of a fork."""
     protocol = root.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in ("s3", "s3a"):
@@ -118,6 +151,8 @@ def _patiently(url: str, patience: float, request: Callable[[], Result]) -> Resu
     while True:
         try:
             return request()
+        except UserError:
+            raise
         except Exception as error:
             attempt += 1
             wait = _wait(attempt)
@@ -185,12 +220,10 @@ def _explained(url: str, error: Exception) -> Exception:
     status, _ = _http(error)
     names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
     if isinstance(error, FileNotFoundError) or status == 404:
-        return UserError(f"{shown(url)} does not exist; check the URL, the bucket and the endpoint")
-    if (
-        isinstance(error, PermissionError)
-        or status in (400, 401, 403)
-        or any("Credentials" in n for n in names)
-    ):
+        return UserError(
+            f"{shown(url)} is not there ({_reason(error)}); check the URL and the endpoint, or bring it back"
+        )
+    if isinstance(error, PermissionError) or status in _DENIED or any("Credentials" in n for n in names):
         return UserError(
             f"{shown(url)}: access is denied ({_reason(error)}); check that the credentials are there, "
             "right, not expired, and allowed to read it"

@@ -15,6 +15,7 @@ from data_pipeline.chunks import CHUNK, Chunks
 from data_pipeline.errors import UserError, from_os_error
 
 _OPEN_SHARDS = 64
+_BATCH = 8 * CHUNK
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -48,9 +49,10 @@ def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
         path = store.pin(key, version.size)
         if path is None:
             with store.write(key, version.size) as file:
-                for start in range(0, version.size, CHUNK):
-                    stop = min(start + CHUNK, version.size)
-                    file.write(remote.read_range(url, start, stop, cache.patience))
+                for first in range(0, version.size, _BATCH):
+                    starts = range(first, min(first + _BATCH, version.size), CHUNK)
+                    ranges = [(start, min(start + CHUNK, version.size)) for start in starts]
+                    file.writelines(remote.read(url, ranges, cache.patience))
                 file.flush()
                 os.fsync(file.fileno())
                 if remote.version(url, cache.patience) != version:
@@ -79,7 +81,13 @@ class Reader:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a shard from `offset` on; `UserError` if it does not have so many."""
         path = join(self._folder, name)
-        return self._source(path).read(path, offset, size)
+        source = self._source(path)
+        if offset + size > source.size(path):
+            raise UserError(
+                f"shard {remote.shown(path)} has {source.size(path)} bytes, but the index points to "
+                f"byte {offset + size}; run: python -m data_pipeline verify on its set"
+            )
+        return source.read(path, offset, size)
 
     def size(self, name: str) -> int:
         """Bytes of a shard: of a remote one as it was when this reader first asked."""
@@ -109,38 +117,39 @@ class _Files:
     """Shards on a disk: positional reads through a bounded number of handles, which forks may share."""
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_open_shard)
+        self._open = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._sizes: dict[str, int] = {}
 
     def size(self, path: str) -> int:
-        try:
-            return Path(path).stat().st_size
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        return self._open(path)[1]
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        file = self._open(path)
+        file, _ = self._open(path)
         try:
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise from_os_error(error, f"reading shard {path}") from error
         if len(data) < size:
-            raise UserError(
-                f"shard {path} ends before byte {offset + size}, which the index points to; "
-                "run: python -m data_pipeline verify on its set"
-            )
+            raise _replaced(path)
         return data
 
+    def _open_shard(self, path: str) -> tuple[BinaryIO, int]:
+        try:
+            file = Path(path).open("rb")  # noqa: SIM115  stays open for other reads
+            size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise UserError(
+                f"shard {path} is missing; bring it back, or run: python -m data_pipeline verify on its set"
+            ) from None
+        except OSError as error:
+            raise from_os_error(error, f"reading shard {path}") from error
+        if self._sizes.setdefault(path, size) != size:
+            raise _replaced(path)
+        return file, size
 
-def _open_shard(path: str) -> BinaryIO:
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
-
-def _unreadable(path: str, error: OSError) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"shard {path} is missing; bring it back, or run: python -m data_pipeline verify on its set"
-        )
-    return from_os_error(error, f"reading shard {path}")
+def _replaced(path: str) -> UserError:
+    return UserError(
+        f"shard {path} was cut or replaced by another while it was in use; "
+        "run: python -m data_pipeline verify on its set, and start again"
+    )
