@@ -1,0 +1,83 @@
+"""A mixture of sources as a pure function: global position → (source, position in that source).
+
+Time is cut into periods of 2**14 positions, and in each of them source k has exactly m_k slots: its
+share of the weights, rounded by largest remainders. Its j-th slot of a period falls at the time
+(j + u) / m_k, u uniform in [0, 1), and all slots in the order of their times are the period. So the
+sources of any stretch of positions are nearly in proportion, with no fixed pattern, and the number of
+slots that source k had before a position is known without walking there.
+"""
+
+import functools
+from collections.abc import Sequence
+from fractions import Fraction
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import UserError
+from data_pipeline.permutation import MIXTURE, stream
+
+PERIOD = 2**14
+_TABLES = 16
+
+
+class Mixture:
+    """K sources in proportion to their weights.
+
+    Raises `UserError` if the weights sum to zero, if one is negative or not finite, or if one is too
+    small for a slot in a period.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self.slots = _apportion(weights)
+        """Positions of each source in every period (K,); they sum to `PERIOD`."""
+        self._seed = seed
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The source of each position, and how many earlier positions that source had.
+
+        Positions are not negative and of any shape, which the results share. Fast where they fall
+        into few periods, as those of a batch do.
+        """
+        if len(self.slots) == 1:
+            return np.zeros_like(positions), positions
+        periods, slot = np.divmod(positions, PERIOD)
+        distinct, which = np.unique(periods, return_inverse=True)
+        tables = np.stack([_period(self.slots, self._seed, int(period)) for period in distinct])
+        source, turn = np.moveaxis(tables[which.reshape(slot.shape), :, slot], -1, 0)
+        return source, periods * np.array(self.slots)[source] + turn
+
+
+@functools.lru_cache(_TABLES)
+def _period(slots: tuple[int, ...], seed: int, period: int) -> NDArray[np.int64]:
+    """(2, PERIOD): the source of every position in a period, and which of that source's slots it is."""
+    counts = np.array(slots)
+    source = np.repeat(np.arange(len(slots)), counts)
+    turn = np.arange(PERIOD) - (np.cumsum(counts) - counts)[source]
+    words = stream(seed, MIXTURE, period, np.arange(PERIOD))
+    u = (words >> np.uint64(32)).astype(np.float64) / 2**32  # turn + u is exact
+    return np.stack([source, turn])[:, np.argsort((turn + u) / counts[source], kind="stable")]
+
+
+def _apportion(weights: Sequence[float]) -> tuple[int, ...]:
+    """`PERIOD` slots shared out by largest remainders (Hamilton's method), exactly; ties to the first."""
+    for number, weight in enumerate(weights):
+        if not isfinite(weight) or weight < 0:
+            raise UserError(f"data.sources.{number}.weight is {weight}; give a finite number above 0")
+    exact = [Fraction(weight) for weight in weights]
+    total = sum(exact)
+    if total == 0:
+        raise UserError(f"the weights of data.sources are {list(weights)}; give numbers above 0")
+    quotas = [weight * PERIOD / total for weight in exact]
+    slots = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(slots)), key=lambda k: slots[k] - quotas[k])
+    for k in by_remainder[: PERIOD - sum(slots)]:
+        slots[k] += 1
+    if 0 in slots:
+        k = slots.index(0)
+        raise UserError(
+            f"data.sources.{k}.weight is {weights[k]}, a share of {float(exact[k] / total):.2g}; "
+            f"give it at least 1/{PERIOD} of the sum of all weights or leave the source out"
+        )
+    return tuple(slots)
