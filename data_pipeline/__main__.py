@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from data_pipeline import info
+from data_pipeline.description import subsets
 from data_pipeline.errors import ArgumentParser, UserError, exit_code
-from data_pipeline.index import subsets
 from data_pipeline.listing import Columns
 from data_pipeline.verify import verify
 
@@ -50,11 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--strict", action="store_true", help="refuse if any file is not a readable image")
 
     check = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
-    check.add_argument("dest", type=Path, metavar="DEST")
+    check.add_argument("dest", metavar="DEST")
     check.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
 
     show = commands.add_parser("info", help="what a packed data set holds")
-    show.add_argument("dest", type=Path, metavar="DEST")
+    show.add_argument("dest", metavar="DEST")
     show.add_argument("--json", action="store_true", help="for scripts")
     return parser
 
@@ -97,7 +97,7 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(dest: Path, workers: int) -> int:
+def _verify(dest: str, workers: int) -> int:
     folders = subsets(dest) or [dest]
     damage = [line for folder in folders for line in verify(folder, workers)]
     for line in damage:
@@ -106,7 +106,7 @@ def _verify(dest: Path, workers: int) -> int:
     return 1 if damage else 0
 
 
-def _info(dest: Path, as_json: bool) -> int:
+def _info(dest: str, as_json: bool) -> int:
     sets = subsets(dest)
     folders = sets or [dest]
     if as_json:

@@ -1,28 +1,34 @@
-"""A packed data set on disk: WebDataset shards, and beside them where each sample lies.
+"""A packed data set: WebDataset shards, and beside them where each sample lies.
 
 shard-000000.tar …   <key>.<ext> image bytes, <key>.cls class index, <key>.json other columns
-index.npy            one row a sample, memory-mapped, in the order of shards and offsets
-dataset.json         `Description`
+index.npy            a row a sample (`ROW`), memory-mapped, in the order of shards and offsets
+shards.npy           a row a shard (`shard_row`), memory-mapped
+dataset.json         `description.Description`, a record for each generation
+
+Opening looks at a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data_pipeline.cache import CacheConfig
+from data_pipeline.description import DESCRIPTION, Generation, describe
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.storage import Reader, fetch, is_remote, join, open_reader
 
-FORMAT = 1
 INDEX = "index.npy"
-DESCRIPTION = "dataset.json"
+SHARDS = "shards.npy"
 ROW = np.dtype(
     [
         ("shard", "<u4"),
@@ -32,134 +38,86 @@ ROW = np.dtype(
         ("width", "<u2"),
         ("height", "<u2"),
         ("checksum", "<u4"),
+        ("key", "<u8"),
+        ("kind", "u1"),
     ]
 )
-"""Offset and size of the image's bytes in its shard, class index or -1, pixels, CRC-32 of the bytes."""
+"""Row of the shard table, offset and size in bytes of the image there, class index or -1, pixels,
+CRC-32 of the image's bytes, `key_hash`, and which of the generation's extensions it has."""
 
-_OPEN_SHARDS = 64
+_CHECKED_SHARDS = 64
+_HEADERS = 32 * tarfile.BLOCKSIZE  # more than the longest path fills
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's conversion to greyscale
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+class Corrupt(UserError):
+    """A sample's bytes are not those that were packed."""
 
 
-class Shard(_Record):
-    name: str
-    bytes: int
-    samples: int
-    sha256: str
+def shard_row(name_bytes: int) -> np.dtype[np.void]:
+    """A row of the shard table: name relative to the data set, or an absolute path or URL; SHA-256 in hex."""
+    return np.dtype(
+        [
+            ("name", f"S{name_bytes}"),
+            ("bytes", "<u8"),
+            ("samples", "<u8"),
+            ("first", "<u8"),
+            ("sha256", "S64"),
+        ]
+    )
 
 
-class Extent(_Record):
-    """Of one side of the images, in pixels."""
-
-    min: int
-    median: int
-    max: int
-
-
-class Description(_Record):
-    """What dataset.json says."""
-
-    format: int = FORMAT
-    count: int
-    """Samples."""
-    classes: list[str]
-    """Class names in the order of their index; empty if the set is unlabelled."""
-    class_counts: list[int]
-    """Samples a class."""
-    channels: int
-    """1 if every image is greyscale, else 3."""
-    mean: list[float]
-    """Mean of all pixels a channel, where 0 is black and 1 is white."""
-    std: list[float]
-    """Standard deviation of all pixels a channel, on the same scale."""
-    width: Extent
-    height: Extent
-    shards: list[Shard]
-    skipped: int
-    """Files left out because they were no readable images; skipped.txt names them."""
-    plan: str
-    """Fingerprint of what was to be packed: files, sizes, labels and options."""
-
-
-def describe(path: Path) -> Description:
-    """Read dataset.json; `UserError` if `path` is no packed data set."""
-    file = path / DESCRIPTION
-    try:
-        text = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path} is not a packed data set ({DESCRIPTION} is missing); {_advice(path)}"
-        ) from None
-    except OSError as error:
-        raise from_os_error(error, f"reading {file}") from error
-    try:
-        description = Description.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
-        raise UserError(f"{file} is damaged or of another version ({what}); pack the images again") from None
-    if description.format != FORMAT:
-        raise UserError(
-            f"{file} has format {description.format}, this version reads {FORMAT}; pack the images again"
-        )
-    return description
-
-
-def _advice(path: Path) -> str:
-    if not path.exists():
-        return "there is no such folder, check the path"
-    if sets := subsets(path):
-        return f"it holds the sets {', '.join(s.name for s in sets)}: name one of them, e.g. {sets[0]}"
-    return f"make one with: python -m data_pipeline pack IMAGES {path}"
-
-
-def subsets(path: Path) -> list[Path]:
-    """The data sets that a packing with a split has made in `path`."""
-    return sorted(file.parent for file in path.glob(f"*/{DESCRIPTION}")) if path.is_dir() else []
-
-
-def open_index(path: Path, description: Description) -> NDArray[np.void]:
-    """Map the rows (n,) of dtype `ROW` into memory; `UserError` if they are not those described."""
-    file = path / INDEX
-    try:
-        rows: NDArray[np.void] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise from_os_error(error, f"reading {file}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
-    if rows.dtype != ROW or rows.shape != (description.count,):
-        raise UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
-    return rows
+def key_hash(key: str) -> int:
+    """64 bits that stand for a sample's key in the index."""
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 class Dataset:
     """A packed data set, opened for reading any sample; cheap to open, to pickle and to fork.
 
-    Raises `UserError` if it is none, or if a shard is missing or has another size than it was packed
-    with. `len()` is the number of samples.
+    `generation` counts from 1 and is the newest if not given. `len()` is the number of samples.
+    Raises `UserError` if `path` is no data set, has no such generation, or if a shard is missing or has
+    another size than it was packed with (of many shards, 64 are looked at).
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.description = describe(self.path)
-        for shard in self.description.shards:
-            _check_size(self.path / shard.name, shard.bytes)
-        self.rows = open_index(self.path, self.description)
-        # Positional reads through a bounded number of handles: forked workers may share them.
-        self._shard: Callable[[int], BinaryIO] = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        generation: int | None = None,
+        cache: CacheConfig | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._cache = cache or CacheConfig()
+        generations = describe(self.path, self._cache).generations
+        self.generation = len(generations) if generation is None else generation
+        if not 1 <= self.generation <= len(generations):
+            raise UserError(
+                f"{self.path} has no generation {generation}; expected 1 to {len(generations)}, "
+                f"see python -m data_pipeline info {self.path}"
+            )
+        self.description: Generation = generations[self.generation - 1]
+        for number in _evenly(len(self.shards)):
+            self._check_size(number)
+        _ = self.rows
 
-    def _open_shard(self, number: int) -> BinaryIO:
-        file = self.path / self.description.shards[number].name
-        try:
-            return file.open("rb")
-        except OSError as error:
-            raise from_os_error(error, f"reading shard {file}") from error
+    @functools.cached_property
+    def rows(self) -> NDArray[np.void]:
+        """The index (n,) of dtype `ROW`, mapped into memory."""
+        return open_rows(self.path, self.description, self._cache)
 
-    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
-        return Dataset, (self.path,)
+    @functools.cached_property
+    def shards(self) -> NDArray[np.void]:
+        """The table of shards, of dtype `shard_row`, mapped into memory."""
+        return open_shards(self.path, self.description, self._cache)
+
+    @functools.cached_property
+    def _reader(self) -> Reader:
+        return open_reader(self.path, self._cache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("path", "generation", "description", "_cache")}
 
     def __len__(self) -> int:
         return self.description.count
@@ -174,6 +132,16 @@ class Dataset:
         return np.asarray(self.rows["label"])
 
     @property
+    def channels(self) -> int:
+        """1 if every image is greyscale, 3 if some are in colour, else the number that all images have."""
+        return self.description.channels
+
+    @property
+    def depth(self) -> int:
+        """16 if any image has 16 bits a channel, else 8."""
+        return self.description.depth
+
+    @property
     def mean(self) -> tuple[float, ...]:
         return tuple(self.description.mean)
 
@@ -181,72 +149,141 @@ class Dataset:
     def std(self) -> tuple[float, ...]:
         return tuple(self.description.std)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Identifies the data, wherever it lies: dataset.json holds the SHA-256 of every shard."""
-        return hashlib.sha256(self.description.model_dump_json().encode()).hexdigest()[:16]
+        """Identifies the data of this generation, wherever it lies."""
+        return self.description.fingerprint
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of the images decoded to `channels` (1 or 3).
+        """Mean and std of the images decoded to `channels`: their own number, or 1 for 3 and 3 for 1.
 
         Colour statistics weighted by luma stand in for those of greyscale: the mean is right, the std
         an upper bound that is reached when the channels vary together.
         """
-        if channels == len(self.mean):
+        if channels == self.channels:
             return self.mean, self.std
+        if {channels, self.channels} != {1, 3}:
+            raise UserError(
+                f"{self.path} has images of {self.channels} channels, {channels} are asked for; "
+                f"ask for {self.channels}"
+            )
         if channels == 3:
             return self.mean * 3, self.std * 3
         mean, std = (sum(w * x for w, x in zip(_LUMA, s, strict=True)) for s in (self.mean, self.std))
         return (mean,), (std,)
 
     def read(self, i: int) -> bytes:
-        """The image file of sample `i`; `UserError` if its checksum is not that of the packed one."""
+        """The image file of sample `i`.
+
+        Raises `Corrupt` if its bytes are not the packed ones, `UserError` if they cannot be had.
+        """
         row = self.rows[i]
-        shard = self._shard(int(row["shard"]))
-        try:
-            data = os.pread(shard.fileno(), int(row["size"]), int(row["offset"]))
-        except OSError as error:
-            raise from_os_error(error, f"reading shard {shard.name}") from error
-        if zlib.crc32(data) != row["checksum"]:
-            raise self._changed(shard.name, i)
-        return data
+        name, offset, size = self.shard_name(int(row["shard"])), int(row["offset"]), int(row["size"])
+        for _ in range(2):
+            data = self._read(i, name, offset, size)
+            if zlib.crc32(data) == row["checksum"]:
+                return data
+            self._reader.forget(name, offset, size)  # it may be the cached copy alone that is wrong
+        raise self._changed(i, name)
+
+    def extension(self, i: int) -> str:
+        """What the image file of sample `i` ends in, without the dot, e.g. "jpg"."""
+        return self.description.extensions[int(self.rows["kind"][i])]
 
     def key(self, i: int) -> str:
         """The WebDataset key of sample `i`: its path in the source folder, without extension."""
         row = self.rows[i]
-        shard = self._shard(int(row["shard"])).name
-        try:
-            return _member_name(Path(shard), int(row["offset"])).rpartition(".")[0]
-        except (OSError, tarfile.TarError, StopIteration):
-            raise self._changed(shard, i) from None
+        shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
+        headers = self._read(i, shard, max(offset - _HEADERS, 0), min(offset, _HEADERS))
+        suffix = len(self.extension(i)) + 1
+        for name in _names_before(headers):
+            if key_hash(name[:-suffix]) == row["key"]:
+                return name[:-suffix]
+        raise self._changed(i, shard)
 
-    def _changed(self, shard: str, i: int) -> UserError:
-        return UserError(
-            f"shard {shard} changed since the index was made (sample {i}); "
+    def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:
+        """Shard name, offset and size in bytes of every sample's image file."""
+        rows = self.rows[indices]
+        places = zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True)
+        return [(self.shard_name(shard), offset, size) for shard, offset, size in places]
+
+    def shard_name(self, number: int) -> str:
+        """Relative to the data set, or an absolute path or URL."""
+        return self.shards["name"][number].decode(errors="surrogateescape")
+
+    def _read(self, i: int, shard: str, offset: int, size: int) -> bytes:
+        try:
+            return self._reader.read(shard, offset, size)
+        except UserError:
+            if self._reader.size(shard) < offset + size:
+                raise self._changed(i, shard) from None
+            raise
+
+    def _check_size(self, number: int) -> None:
+        shard, expected = join(self.path, self.shard_name(number)), int(self.shards["bytes"][number])
+        if is_remote(shard):
+            return
+        try:
+            found = Path(shard).stat().st_size
+        except OSError as error:
+            raise from_os_error(error, f"opening shard {shard}") from error
+        if found != expected:
+            raise UserError(
+                f"shard {shard} has {found} bytes, its index was made for {expected}; "
+                f"run: python -m data_pipeline verify {self.path}, and pack again"
+            )
+
+    def _changed(self, i: int, shard: str) -> Corrupt:
+        return Corrupt(
+            f"shard {join(self.path, shard)} changed since the index was made (sample {i}); "
             f"run: python -m data_pipeline verify {self.path}, and pack again"
         )
 
 
-def _member_name(shard: Path, offset: int) -> str:
-    """Name of the tar member whose content begins at `offset`: from the header before it, if it fits."""
-    with shard.open("rb") as file:
-        file.seek(offset - tarfile.BLOCKSIZE)
-        name = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape").name
-        # Long names are cut there, letters beyond ASCII may be "?"; then the whole file is walked.
-        if len(os.fsencode(name)) < tarfile.LENGTH_NAME and "?" not in name:
-            return name
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            return next(member.name for member in tar if member.offset_data == offset)
+def _evenly(count: int) -> list[int]:
+    """At most `_CHECKED_SHARDS` of `range(count)`, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, _CHECKED_SHARDS)).astype(int)).tolist()
 
 
-def _check_size(shard: Path, expected: int) -> None:
+def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the rows (n,) of dtype `ROW` into memory; `UserError` if they are not those described."""
+    rows = _open_table(join(path, INDEX), generation.count, cache)
+    if rows.dtype != ROW:
+        raise _misfit(join(path, INDEX))
+    return rows
+
+
+def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the table of shards, of dtype `shard_row`; `UserError` if they are not those described."""
+    shards = _open_table(join(path, SHARDS), generation.shards, cache)
+    if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
+        raise _misfit(join(path, SHARDS))
+    return shards
+
+
+def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
     try:
-        found = shard.stat().st_size
+        table: NDArray[np.void] = np.load(fetch(file, cache), mmap_mode="r", allow_pickle=False)
     except OSError as error:
-        raise from_os_error(error, f"opening shard {shard}") from error
-    if found != expected:
-        raise UserError(
-            f"shard {shard} has {found} bytes, its index was made for {expected}; "
-            f"run: python -m data_pipeline verify {shard.parent}, and pack again"
-        )
+        raise from_os_error(error, f"reading {file}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
+    if table.ndim != 1 or len(table) < count:  # newer generations have more
+        raise _misfit(file)
+    return table[:count]
+
+
+def _misfit(file: str) -> UserError:
+    return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
+
+
+def _names_before(headers: bytes) -> Iterator[str]:
+    """What the tar member whose content follows `headers` may be called: long names take more headers."""
+    for start in range(len(headers) - tarfile.BLOCKSIZE, -1, -tarfile.BLOCKSIZE):
+        with (
+            contextlib.suppress(tarfile.TarError),
+            tarfile.open(fileobj=io.BytesIO(headers[start:]), mode="r:") as tar,
+        ):
+            member = tar.next()
+            if member is not None and start + member.offset_data == len(headers):
+                yield member.name

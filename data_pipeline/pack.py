@@ -12,12 +12,14 @@ from pydantic import ValidationError
 
 from data_pipeline import listing, pool, shard
 from data_pipeline.atomic import atomic
+from data_pipeline.description import DESCRIPTION, Split
 from data_pipeline.errors import UserError, from_os_error
-from data_pipeline.index import DESCRIPTION, Dataset
+from data_pipeline.index import Dataset
 from data_pipeline.listing import Columns, Item
+from data_pipeline.part import Part
 from data_pipeline.plan import Plan, make_plan
-from data_pipeline.publish import publish, shard_name
-from data_pipeline.shard import Part
+from data_pipeline.publish import Finished, publish
+from data_pipeline.shard import Staged
 
 STAGING = ".packing"
 SKIPPED = "skipped.txt"
@@ -63,7 +65,7 @@ def pack(source: Path, dest: Path, options: Options) -> str:
         if not packed_before:
             parts = _write_shards(source, dest / STAGING, plan, options.workers)
             _report_skipped(dest, parts, options.strict)
-            _publish(dest, plan, parts)
+            _publish(dest, plan, _split(options), parts)
         shutil.rmtree(dest / STAGING, ignore_errors=True)
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
@@ -78,6 +80,16 @@ def _plan(source: Path, options: Options) -> Plan:
     else:
         items, classes = listing.from_csv(source, Path(options.labels), options.columns)
     return make_plan(items, classes, options.val_fraction, options.test_fraction, options.shard_size)
+
+
+def _split(options: Options) -> Split | None:
+    if not options.val_fraction and not options.test_fraction:
+        return None
+    return Split(
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        grouped=options.columns.group is not None,
+    )
 
 
 def _is_packed(dest: Path, plan: Plan) -> bool:
@@ -97,7 +109,7 @@ def _write_shards(source: Path, staging: Path, plan: Plan, workers: int) -> dict
     """Write the shards that no earlier call has finished; the parts of every set, by staged shard."""
     finished = _finished(staging, plan)
     targets = {
-        name: {staging / name / shard_name(number): items for number, items in enumerate(shards)}
+        name: {staging / name / _shard_name(number): items for number, items in enumerate(shards)}
         for name, shards in plan.sets.items()
     }
     tasks = []
@@ -122,8 +134,8 @@ def _finished(staging: Path, plan: Plan) -> dict[Path, Part]:
     """What earlier calls have finished of this plan; `UserError` if it is of another."""
     files = {file.with_suffix(".tar"): file for file in staging.glob("**/shard-*.json")}
     try:
-        parts = {target: Part.model_validate_json(file.read_bytes()) for target, file in files.items()}
-        ours = all(part.plan == plan.fingerprint for part in parts.values())
+        staged = {target: Staged.model_validate_json(file.read_bytes()) for target, file in files.items()}
+        ours = all(shard.plan == plan.fingerprint for shard in staged.values())
     except ValidationError:  # written by another version
         ours = False
     if not ours:
@@ -131,7 +143,7 @@ def _finished(staging: Path, plan: Plan) -> dict[Path, Part]:
             f"{staging} holds an unfinished packing of other images, labels or options; "
             "finish it with its own command, or delete that folder"
         )
-    return parts
+    return {target: shard.part for target, shard in staged.items()}
 
 
 def _report_skipped(dest: Path, sets: dict[str, dict[Path, Part]], strict: bool) -> None:
@@ -155,10 +167,34 @@ def _report_skipped(dest: Path, sets: dict[str, dict[Path, Part]], strict: bool)
             )
 
 
-def _publish(dest: Path, plan: Plan, sets: dict[str, dict[Path, Part]]) -> None:
-    grey = all(part.grey for parts in sets.values() for part in parts.values())
+def _publish(dest: Path, plan: Plan, split: Split | None, sets: dict[str, dict[Path, Part]]) -> None:
+    every = [part for parts in sets.values() for part in parts.values()]
+    channels = max(channels for part in every for channels in part.contents)
+    depth = 16 if any(part.sixteen_bit for part in every) else 8
     for name, parts in sets.items():
-        publish(dest / name, parts, plan.classes, plan.fingerprint, grey)
+        shards: list[Finished] = []
+        for staged, part in parts.items():
+            if not part.samples:
+                continue
+            shard = dest / name / _shard_name(len(shards))
+            shards.append(Finished(shard.name, part, staged.with_suffix(".npy")))
+            shard.parent.mkdir(parents=True, exist_ok=True)
+            if staged.exists():  # else an earlier, interrupted call has moved it
+                staged.replace(shard)
+        publish(
+            dest / name,
+            shards,
+            classes=plan.classes,
+            channels=channels,
+            depth=depth,
+            split=split,
+            plan=plan.fingerprint,
+            skipped=sum(len(part.skipped) for part in parts.values()),
+        )
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
 
 
 def _summary(dest: Path, plan: Plan, done: str) -> str:
@@ -168,6 +204,6 @@ def _summary(dest: Path, plan: Plan, done: str) -> str:
     return (
         f"{done}: {sum(map(len, sets.values()))} images"
         + (f" ({counts})" if counts else "")
-        + f" in {sum(len(dataset.description.shards) for dataset in sets.values())} shards in {dest}"
+        + f" in {sum(dataset.description.shards for dataset in sets.values())} shards in {dest}"
         + (f"; {skipped} files skipped, see {dest / SKIPPED}" if skipped else "")
     )

@@ -1,74 +1,152 @@
-"""Finished shards → a data set: moved into place, indexed, described."""
+"""Finished shards → a data set, or a further generation of one: indexed, described, whole or not at all."""
 
-import math
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic, sync
-from data_pipeline.index import DESCRIPTION, INDEX, Description, Extent, Shard
-from data_pipeline.shard import Part
+from data_pipeline.cache import CacheConfig
+from data_pipeline.description import DESCRIPTION, Description, Extent, Generation, Split, describe
+from data_pipeline.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.moments import Moments
+from data_pipeline.part import Part
 
-_ONE_GREY_LEVEL = 1 / 255
+_ROWS_AT_ONCE = 2**20
+_SIDES = 2**16
 
 
-def publish(folder: Path, staged: dict[Path, Part], classes: list[str], plan: str, grey: bool) -> None:
-    """Move the staged shards into `folder`; then write their index, and last dataset.json.
+@dataclass(frozen=True)
+class Finished:
+    """A shard that lies where readers will find it."""
 
-    Shards without a sample are left behind. What an earlier, interrupted call has moved stays moved.
+    name: str
+    """Relative to the data set, or an absolute path or URL."""
+    part: Part
+    rows: Path
+    """File (.npy) of its index rows, whose `shard` is ignored and whose `kind` counts `part.extensions`."""
+
+
+def publish(
+    folder: Path,
+    shards: list[Finished],
+    *,
+    classes: list[str],
+    channels: int,
+    depth: int,
+    split: Split | None,
+    plan: str,
+    skipped: int,
+    base: Dataset | None = None,
+) -> None:
+    """Write the tables and at last dataset.json of a new data set of `shards`, which hold all its classes.
+
+    With `base`, the data set that `folder` holds already, `shards` are added to it as a generation.
+    Killed before the end, it leaves what there was.
     """
-    parts = {shard: part for shard, part in staged.items() if part.samples}
-    rows = [np.load(shard.with_suffix(".npy"), allow_pickle=False) for shard in parts]
-    for number, shard_rows in enumerate(rows):
-        shard_rows["shard"] = number
-    index = np.concatenate(rows)
-    shards = [
-        Shard(name=shard_name(number), bytes=part.bytes, samples=part.samples, sha256=part.sha256)
-        for number, part in enumerate(parts.values())
-    ]
+    assert all(shard.part.samples for shard in shards)
+    extensions = list(base.description.extensions) if base else []
+    extensions += sorted({e for shard in shards for e in shard.part.extensions} - set(extensions))
+    table = _shard_table(shards, base)
+    census = _Census(len(classes), len(extensions))
     folder.mkdir(parents=True, exist_ok=True)
-    for staged_shard, shard in zip(parts, shards, strict=True):
-        if staged_shard.exists():
-            staged_shard.replace(folder / shard.name)
     with atomic(folder / INDEX) as file:
-        np.save(file, index)
+        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False}
+        count = int(table["samples"].sum())
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
+        for rows in _index(shards, base, extensions):
+            census.add(rows)
+            file.write(rows.tobytes())
+    with atomic(folder / SHARDS) as file:
+        np.save(file, table)
     sync(folder)
-    mean, std = _statistics(list(parts.values()), channels=1 if grey else 3)
-    description = Description(
-        count=len(index),
+
+    identity = [census.digest.hexdigest(), classes, extensions, channels, depth]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode() + table["sha256"].tobytes())
+    moments = Moments.none(channels)
+    if base:
+        moments += base.description.moments
+    for shard in shards:
+        for content in shard.part.contents.values():
+            moments += content.moments
+    generation = Generation(
+        count=count,
+        shards=len(table),
+        bytes=int(table["bytes"].sum()),
         classes=classes,
-        class_counts=np.bincount(index["label"][index["label"] >= 0], minlength=len(classes)).tolist(),
-        channels=1 if grey else 3,
-        mean=mean,
-        std=std,
-        width=_extent(index["width"]),
-        height=_extent(index["height"]),
-        shards=shards,
-        skipped=sum(len(part.skipped) for part in staged.values()),
+        class_counts=census.labels.tolist(),
+        channels=channels,
+        depth=depth,
+        sixteen_bit=(base.description.sixteen_bit if base else 0) + sum(s.part.sixteen_bit for s in shards),
+        extensions=extensions,
+        extension_counts=census.kinds.tolist(),
+        mean=moments.mean,
+        std=[max(std, 1 / (2**depth - 1)) for std in moments.std],
+        moments=moments,
+        width=_extent(census.widths),
+        height=_extent(census.heights),
+        skipped=skipped,
+        split=split,
         plan=plan,
+        fingerprint=fingerprint.hexdigest()[:16],
     )
+    before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
     with atomic(folder / DESCRIPTION) as file:
+        description = Description(generations=[*before, generation])
         file.write(description.model_dump_json(indent=1).encode())
     sync(folder)
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
+def _shard_table(shards: list[Finished], base: Dataset | None) -> NDArray[np.void]:
+    names = [shard.name.encode(errors="surrogateescape") for shard in shards]
+    longest = max(map(len, names), default=1)
+    old = base.shards if base else np.empty(0, shard_row(1))
+    table = np.empty(len(old) + len(shards), shard_row(max(longest, old.dtype["name"].itemsize)))
+    table[: len(old)] = old
+    for row, name, shard in zip(table[len(old) :], names, shards, strict=True):
+        row["name"], row["bytes"], row["samples"] = name, shard.part.bytes, shard.part.samples
+        row["sha256"] = shard.part.sha256.encode()
+    table["first"] = np.cumsum(table["samples"]) - table["samples"]
+    return table
 
 
-def _statistics(parts: list[Part], channels: int) -> tuple[list[float], list[float]]:
-    """Mean and std of all pixels by channel, from exact integer sums; a std of at least one grey level."""
-    mean, std = [], []
-    for c in range(channels):
-        histogram = [sum(counts) for counts in zip(*(part.histograms[c] for part in parts), strict=True)]
-        pixels = sum(histogram)
-        total = sum(value * count for value, count in enumerate(histogram))
-        squares = sum(value**2 * count for value, count in enumerate(histogram))
-        mean.append(total / pixels / 255)
-        std.append(max(math.sqrt(squares * pixels - total**2) / pixels / 255, _ONE_GREY_LEVEL))
-    return mean, std
+def _index(shards: list[Finished], base: Dataset | None, extensions: list[str]) -> Iterator[NDArray[np.void]]:
+    """The rows of the index, some at a time."""
+    old = base.rows if base else np.empty(0, ROW)
+    for start in range(0, len(old), _ROWS_AT_ONCE):
+        yield old[start : start + _ROWS_AT_ONCE]
+    for number, shard in enumerate(shards, start=len(base.shards) if base else 0):
+        rows = np.load(shard.rows, allow_pickle=False)
+        rows["shard"] = number
+        rows["kind"] = np.array([extensions.index(e) for e in shard.part.extensions])[rows["kind"]]
+        yield rows
 
 
-def _extent(sides: NDArray[np.uint16]) -> Extent:
-    return Extent(min=int(sides.min()), median=int(np.median(sides)), max=int(sides.max()))
+class _Census:
+    """What dataset.json says of the rows of the index, counted as they pass."""
+
+    def __init__(self, classes: int, kinds: int) -> None:
+        self.labels = np.zeros(classes, np.int64)
+        self.kinds = np.zeros(kinds, np.int64)
+        self.widths = np.zeros(_SIDES, np.int64)
+        self.heights = np.zeros(_SIDES, np.int64)
+        self.digest = hashlib.sha256()
+
+    def add(self, rows: NDArray[np.void]) -> None:
+        self.labels += np.bincount(rows["label"][rows["label"] >= 0], minlength=len(self.labels))
+        self.kinds += np.bincount(rows["kind"], minlength=len(self.kinds))
+        self.widths += np.bincount(rows["width"], minlength=_SIDES)
+        self.heights += np.bincount(rows["height"], minlength=_SIDES)
+        self.digest.update(rows.tobytes())
+
+
+def _extent(counts: NDArray[np.int64]) -> Extent:
+    """Of sides of which `counts[pixels]` have that many pixels."""
+    ends = np.cumsum(counts)
+    middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
+    sides = np.flatnonzero(counts)
+    return Extent(min=int(sides[0]), median=int(middle.mean()), max=int(sides[-1]))

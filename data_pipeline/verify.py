@@ -11,63 +11,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
+from data_pipeline.cache import CacheConfig
+from data_pipeline.description import describe
 from data_pipeline.errors import UserError
-from data_pipeline.index import Shard, describe, open_index
+from data_pipeline.index import open_rows, open_shards
 
 _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class _Task:
-    folder: Path
-    shard: Shard
+    file: Path
+    bytes: int
+    sha256: str
     rows: NDArray[np.void] | None
     """Of the index; None if it cannot be read."""
 
 
-def verify(folder: Path, workers: int) -> list[str]:
+def verify(folder: str, workers: int) -> list[str]:
     """A line for each damage found in a packed data set; empty if it is whole.
 
     Raises `UserError` if `folder` is none.
     """
-    description = describe(folder)
+    cache = CacheConfig()
+    generation = describe(folder, cache).generations[-1]
     damage = []
     rows: NDArray[np.void] | None = None
     try:
-        rows = open_index(folder, description)
+        rows = open_rows(folder, generation, cache)
     except UserError as error:
         damage.append(str(error))
-    tasks = [
-        _Task(folder, shard, None if rows is None else _rows_of(number, rows))
-        for number, shard in enumerate(description.shards)
-    ]
-    for found in pool.run(_verify_shard, tasks, workers, "verifying", description.count):
+    try:
+        shards = open_shards(folder, generation, cache)
+    except UserError as error:
+        return [*damage, str(error)]
+    tasks = []
+    for shard in shards:
+        file = Path(folder, bytes(shard["name"]).decode(errors="surrogateescape"))
+        first, samples = int(shard["first"]), int(shard["samples"])
+        own = None if rows is None else np.array(rows[first : first + samples])
+        tasks.append(_Task(file, int(shard["bytes"]), bytes(shard["sha256"]).decode(), own))
+    for found in pool.run(_verify_shard, tasks, workers, "verifying", generation.count):
         damage += found
     return damage
 
 
-def _rows_of(shard: int, rows: NDArray[np.void]) -> NDArray[np.void]:
-    start, end = np.searchsorted(rows["shard"], [shard, shard + 1])
-    return np.array(rows[start:end])
-
-
 def _verify_shard(task: _Task) -> list[str]:
-    file = task.folder / task.shard.name
     try:
-        return [f"{file}: {damage}" for damage in _damage(file, task)]
+        return [f"{task.file}: {damage}" for damage in _damage(task)]
     except OSError as error:
-        return [f"{file}: {error.strerror or error}"]
+        return [f"{task.file}: {error.strerror or error}"]
 
 
-def _damage(file: Path, task: _Task) -> Iterator[str]:
-    size = file.stat().st_size
-    if size != task.shard.bytes:
-        yield f"has {size} bytes instead of {task.shard.bytes}"
-    if _sha256(file) != task.shard.sha256:
+def _damage(task: _Task) -> Iterator[str]:
+    size = task.file.stat().st_size
+    if size != task.bytes:
+        yield f"has {size} bytes instead of {task.bytes}"
+    if _sha256(task.file) != task.sha256:
         yield "its SHA-256 is another"
     if task.rows is not None:
-        yield from _changed_images(file, task.rows)
-        yield from _index_against_tar(file, task.rows)
+        yield from _changed_images(task.file, task.rows)
+        yield from _index_against_tar(task.file, task.rows)
 
 
 def _sha256(file: Path) -> str:

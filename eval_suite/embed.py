@@ -164,7 +164,7 @@ def _embed(
     with Progress(
         transient=True, disable=not state.is_main_process, console=Console(stderr=True)
     ) as progress:
-        task = progress.add_task(f"embedding {dataset.path.name}", total=len(indices))
+        task = progress.add_task(f"embedding {Path(dataset.path).name}", total=len(indices))
         for batch in loader:
             if isinstance(batch, str):
                 return {}, batch

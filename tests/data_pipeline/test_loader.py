@@ -133,7 +133,7 @@ def test_a_changed_shard_ends_in_one_line(packed: Dataset, tmp_path: Path, worke
     shutil.copytree(packed.path, copy)
     dataset = Dataset(copy)
     row = dataset.rows[0]
-    with (copy / dataset.description.shards[0].name).open("r+b") as file:
+    with (copy / dataset.shard_name(0)).open("r+b") as file:
         file.seek(int(row["offset"]) + 30)
         file.write(b"\xff\x00\xff")
     with pytest.raises(UserError, match="changed since the index was made") as refused:
@@ -153,6 +153,6 @@ def test_workers_outlive_the_signals_that_stop_a_job(packed: Dataset) -> None:
 def test_a_dataset_is_pickled_by_its_place(packed: Dataset) -> None:
     packed.read(0)
     blob = pickle.dumps(packed)
-    assert len(blob) < 1000
+    assert len(blob) < 1500
     again = pickle.loads(blob)
     assert again.read(5) == packed.read(5) and again.fingerprint == packed.fingerprint

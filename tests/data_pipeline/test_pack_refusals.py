@@ -207,7 +207,7 @@ def test_reading_what_is_no_data_set(refused: Refused, images: Path, tmp_path: P
         assert "no such folder" in refused(command, tmp_path / "nowhere")
         assert "not a packed data set" in refused(command, images)
     assert main(["pack", str(images), str(tmp_path / "set")]) == 0
-    (tmp_path / "set/dataset.json").write_text('{"format": 1}')
+    (tmp_path / "set/dataset.json").write_text('{"format": 2}')
     assert "damaged" in refused("info", tmp_path / "set")
     (tmp_path / "set/dataset.json").write_bytes(b"\xff\x00")
     assert "damaged" in refused("info", tmp_path / "set")

@@ -29,7 +29,7 @@ def overwrite(file: Path, offset: int, data: bytes) -> None:
 
 
 def test_a_whole_data_set(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(copy, workers=2) == []
+    assert verify(str(copy), workers=2) == []
     assert main(["verify", str(copy)]) == 0
     assert "whole" in capsys.readouterr().out
 
@@ -37,7 +37,7 @@ def test_a_whole_data_set(copy: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_one_flipped_bit_in_an_image(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard, offset = shard_of(copy, 7)
     overwrite(shard, offset + 100, bytes([shard.read_bytes()[offset + 100] ^ 1]))
-    damage = verify(copy, workers=1)
+    damage = verify(str(copy), workers=1)
     assert len(damage) == 2 and all(shard.name in line for line in damage)
     assert any("SHA-256" in line for line in damage)
     assert any(f"image at byte {offset}" in line for line in damage)
@@ -52,18 +52,18 @@ def test_a_flipped_label_a_renamed_sample_and_padding(copy: Path) -> None:
     data = shard.read_bytes()
     label = data.index(b".cls", offset) // 512 * 512 + 512
     overwrite(shard, label, b"1" if data[label : label + 1] == b"0" else b"0")
-    assert any("labelled as" in line for line in verify(copy, workers=1))
+    assert any("labelled as" in line for line in verify(str(copy), workers=1))
     overwrite(shard, label, data[label : label + 1])
-    assert verify(copy, workers=1) == []
+    assert verify(str(copy), workers=1) == []
     overwrite(shard, len(data) - 1, b"x")
-    assert [line.split(": ")[-1] for line in verify(copy, workers=1)] == ["its SHA-256 is another"]
+    assert [line.split(": ")[-1] for line in verify(str(copy), workers=1)] == ["its SHA-256 is another"]
 
 
 def test_a_truncated_shard(copy: Path) -> None:
     shard, offset = shard_of(copy, 3)
     with shard.open("r+b") as stream:
         stream.truncate(offset + 10)
-    damage = verify(copy, workers=1)
+    damage = verify(str(copy), workers=1)
     assert any("bytes instead of" in line for line in damage)
     assert all(shard.name in line for line in damage)
     with pytest.raises(UserError, match="verify"):
@@ -73,7 +73,7 @@ def test_a_truncated_shard(copy: Path) -> None:
 def test_a_missing_shard(copy: Path) -> None:
     shard, _ = shard_of(copy, 3)
     shard.unlink()
-    assert verify(copy, workers=2) == [f"{shard}: No such file or directory"]
+    assert verify(str(copy), workers=2) == [f"{shard}: No such file or directory"]
     with pytest.raises(UserError, match="No such file"):
         Dataset(copy)
 
@@ -82,12 +82,12 @@ def test_an_index_that_does_not_fit(copy: Path) -> None:
     rows = np.load(copy / "index.npy")
     rows["offset"][2] += 512
     np.save(copy / "index.npy", rows)
-    damage = verify(copy, workers=1)
+    damage = verify(str(copy), workers=1)
     assert any("not where" in line for line in damage) and any("not in the index" in line for line in damage)
     np.save(copy / "index.npy", rows[:-1])
-    assert any("does not fit" in line for line in verify(copy, workers=1))
+    assert any("does not fit" in line for line in verify(str(copy), workers=1))
     (copy / "index.npy").write_bytes(b"rubbish")
-    assert any("damaged" in line for line in verify(copy, workers=1))
+    assert any("damaged" in line for line in verify(str(copy), workers=1))
     with pytest.raises(UserError, match="damaged"):
         Dataset(copy)
 
@@ -99,4 +99,4 @@ def test_info_for_people_and_for_scripts(packed: Dataset, capsys: pytest.Capture
     assert main(["info", str(packed.path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["count"] == 23 and facts["classes"] == ["cat", "dog"] and facts["channels"] == 3
-    assert facts["bytes"] == sum(file.stat().st_size for file in packed.path.glob("*.tar"))
+    assert facts["bytes"] == sum(file.stat().st_size for file in Path(packed.path).glob("*.tar"))

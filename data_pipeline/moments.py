@@ -1,0 +1,71 @@
+"""Mean and standard deviation of any number of pixels, from exact integer sums that add up."""
+
+import math
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+WHITE = 65_535
+
+
+class Moments(BaseModel):
+    """Sums over pixels, a channel each, on the scale where white is 65535 whatever the images' depth.
+
+    Integers, so neither the order nor the grouping of the images changes any result.
+    """
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    pixels: int
+    """Of each channel."""
+    totals: list[int]
+    """Sum of the values."""
+    squares: list[int]
+    """Sum of the squared values."""
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Self:
+        """Of one image (H, W, C), uint8 or uint16 (black is 0, white the largest value)."""
+        white = np.iinfo(pixels.dtype).max
+        levels = np.arange(white + 1) * (WHITE // white)
+        counts = [
+            np.bincount(channel.ravel(), minlength=len(levels)) for channel in np.moveaxis(pixels, 2, 0)
+        ]
+        return cls(
+            pixels=pixels.shape[0] * pixels.shape[1],
+            totals=[int(count @ levels) for count in counts],
+            squares=[int(count @ levels**2) for count in counts],
+        )
+
+    @classmethod
+    def none(cls, channels: int) -> Self:
+        return cls(pixels=0, totals=[0] * channels, squares=[0] * channels)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Of both; where one of them is of grey images, grey is equal amounts of red, green and blue."""
+        channels = max(len(self.totals), len(other.totals))
+        mine, others = self._spread(channels), other._spread(channels)
+        return Moments(
+            pixels=mine.pixels + others.pixels,
+            totals=[a + b for a, b in zip(mine.totals, others.totals, strict=True)],
+            squares=[a + b for a, b in zip(mine.squares, others.squares, strict=True)],
+        )
+
+    def _spread(self, channels: int) -> "Moments":
+        times = channels // len(self.totals)
+        return Moments(pixels=self.pixels, totals=self.totals * times, squares=self.squares * times)
+
+    @property
+    def mean(self) -> list[float]:
+        """A channel, where white is 1."""
+        return [total / self.pixels / WHITE for total in self.totals]
+
+    @property
+    def std(self) -> list[float]:
+        """A channel, where white is 1."""
+        return [
+            math.sqrt(squares * self.pixels - total**2) / self.pixels / WHITE
+            for total, squares in zip(self.totals, self.squares, strict=True)
+        ]
