@@ -67,6 +67,8 @@ class Generation(_Record):
     height: Extent
     skipped: int
     """Files that this generation's packing left out; skipped.txt names them."""
+    label_field: str | None = None
+    """Field of the samples' `.json` that the labels of this generation's shards are from; None: `.cls`."""
     split: Split | None
     """None if all images went into this set."""
     plan: str

@@ -26,6 +26,7 @@ from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Generation, describe
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.storage import Reader, fetch, is_remote, join, open_reader
+from data_pipeline.tars import key_and_extension
 
 INDEX = "index.npy"
 SHARDS = "shards.npy"
@@ -191,14 +192,14 @@ class Dataset:
         return self.description.extensions[int(self.rows["kind"][i])]
 
     def key(self, i: int) -> str:
-        """The WebDataset key of sample `i`: its path in the source folder, without extension."""
+        """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
         headers = self._read(i, shard, max(offset - _HEADERS, 0), min(offset, _HEADERS))
-        suffix = len(self.extension(i)) + 1
         for name in _names_before(headers):
-            if key_hash(name[:-suffix]) == row["key"]:
-                return name[:-suffix]
+            key, _ = key_and_extension(name) or (name, "")
+            if key_hash(key) == row["key"]:
+                return key
         raise self._changed(i, shard)
 
     def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:

@@ -1,7 +1,5 @@
 """Finished shards → a data set, or a further generation of one: indexed, described, whole or not at all."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +9,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic import atomic, sync
 from data_pipeline.cache import CacheConfig
-from data_pipeline.description import DESCRIPTION, Description, Extent, Generation, Split, describe
+from data_pipeline.description import DESCRIPTION, Description, Generation, Split, describe
 from data_pipeline.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.index_counts import IndexCounts
 from data_pipeline.moments import Moments
 from data_pipeline.part import Part
 
 _ROWS_AT_ONCE = 2**20
-_SIDES = 2**16
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ def publish(
     split: Split | None,
     plan: str,
     skipped: int,
+    label_field: str | None = None,
     base: Dataset | None = None,
 ) -> None:
     """Write the tables and at last dataset.json of a new data set of `shards`, which hold all its classes.
@@ -52,21 +51,19 @@ def publish(
     extensions = list(base.description.extensions) if base else []
     extensions += sorted({e for shard in shards for e in shard.part.extensions} - set(extensions))
     table = _shard_table(shards, base)
-    census = _Census(len(classes), len(extensions))
+    counts = IndexCounts(len(classes), len(extensions))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / INDEX) as file:
         header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False}
         count = int(table["samples"].sum())
         np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
         for rows in _index(shards, base, extensions):
-            census.add(rows)
+            counts.add(rows)
             file.write(rows.tobytes())
     with atomic(folder / SHARDS) as file:
         np.save(file, table)
     sync(folder)
 
-    identity = [census.digest.hexdigest(), classes, extensions, channels, depth]
-    fingerprint = hashlib.sha256(json.dumps(identity).encode() + table["sha256"].tobytes())
     moments = Moments.none(channels)
     if base:
         moments += base.description.moments
@@ -78,21 +75,22 @@ def publish(
         shards=len(table),
         bytes=int(table["bytes"].sum()),
         classes=classes,
-        class_counts=census.labels.tolist(),
+        class_counts=counts.labels.tolist(),
         channels=channels,
         depth=depth,
         sixteen_bit=(base.description.sixteen_bit if base else 0) + sum(s.part.sixteen_bit for s in shards),
         extensions=extensions,
-        extension_counts=census.kinds.tolist(),
+        extension_counts=counts.kinds.tolist(),
         mean=moments.mean,
         std=[max(std, 1 / (2**depth - 1)) for std in moments.std],
         moments=moments,
-        width=_extent(census.widths),
-        height=_extent(census.heights),
+        width=counts.width,
+        height=counts.height,
         skipped=skipped,
+        label_field=label_field,
         split=split,
         plan=plan,
-        fingerprint=fingerprint.hexdigest()[:16],
+        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table),
     )
     before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
     with atomic(folder / DESCRIPTION) as file:
@@ -124,29 +122,3 @@ def _index(shards: list[Finished], base: Dataset | None, extensions: list[str]) 
         rows["shard"] = number
         rows["kind"] = np.array([extensions.index(e) for e in shard.part.extensions])[rows["kind"]]
         yield rows
-
-
-class _Census:
-    """What dataset.json says of the rows of the index, counted as they pass."""
-
-    def __init__(self, classes: int, kinds: int) -> None:
-        self.labels = np.zeros(classes, np.int64)
-        self.kinds = np.zeros(kinds, np.int64)
-        self.widths = np.zeros(_SIDES, np.int64)
-        self.heights = np.zeros(_SIDES, np.int64)
-        self.digest = hashlib.sha256()
-
-    def add(self, rows: NDArray[np.void]) -> None:
-        self.labels += np.bincount(rows["label"][rows["label"] >= 0], minlength=len(self.labels))
-        self.kinds += np.bincount(rows["kind"], minlength=len(self.kinds))
-        self.widths += np.bincount(rows["width"], minlength=_SIDES)
-        self.heights += np.bincount(rows["height"], minlength=_SIDES)
-        self.digest.update(rows.tobytes())
-
-
-def _extent(counts: NDArray[np.int64]) -> Extent:
-    """Of sides of which `counts[pixels]` have that many pixels."""
-    ends = np.cumsum(counts)
-    middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
-    sides = np.flatnonzero(counts)
-    return Extent(min=int(sides[0]), median=int(middle.mean()), max=int(sides[-1]))

@@ -1,0 +1,201 @@
+"""A tar file read once from front to end: where every member's content lies, and the SHA-256 of it all.
+
+Nothing is extracted. Unlike `tarfile`, which takes a damaged header for the end of the file, every
+byte must be accounted for: what cannot be read to its end marker raises `Damaged`.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from tarfile import BLOCKSIZE
+from typing import BinaryIO
+
+_CHUNK = 2**20
+_LONGEST_EXTENDED_HEADER = 2**20  # long names and extended attributes; a wrong size must not fill memory
+_GNU_MAGIC = b"ustar  \0"
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_LONGEST_SHOWN = 200
+
+
+class Damaged(Exception):
+    """What is wrong with a tar file, and at which byte, in words that follow the file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar, or a link to one."""
+
+    name: str
+    """As it is in the tar; bytes that are not UTF-8 are surrogates."""
+    offset: int
+    """Of the first byte of its content."""
+    size: int
+    link: bool
+    """Whether it only points to another file and has no content of its own."""
+
+
+class Tar:
+    """Members of a tar file of any dialect (v7, ustar, GNU, pax), in its order.
+
+    Iterate once; `read()` gives the content of the member that the iteration is at. Both raise
+    `Damaged`. After the last member, `sha256` is that of the whole file.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream = stream
+        self.size = size
+        self._position = 0
+        self._hash = hashlib.sha256()
+        self._member = Member("", 0, 0, link=False)
+
+    def __iter__(self) -> Iterator[Member]:
+        while (info := self._next_header()) is not None:
+            has_content = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
+            size = info.size if has_content else 0
+            padded = -(-size // BLOCKSIZE) * BLOCKSIZE
+            end = self._position + padded
+            if end > self.size:
+                raise Damaged(
+                    f"ends at byte {self.size}, inside the member {printable(info.name)} "
+                    f"of {size} bytes that begins at byte {self._position}"
+                )
+            self._member = Member(info.name, self._position, size, info.islnk() or info.issym())
+            if info.isreg() or self._member.link:
+                yield self._member
+            while self._position < end:
+                self._take(min(_CHUNK, end - self._position))
+        self._rest()
+
+    def read(self) -> bytes:
+        """The content of the member that the iteration is at; once a member."""
+        assert self._position == self._member.offset
+        return self._take(self._member.size)
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def _take(self, count: int) -> bytes:
+        data = self._stream.read(count)
+        self._hash.update(data)
+        self._position += len(data)
+        if len(data) != count:
+            raise Damaged(f"ends at byte {self._position}, though it had {self.size} bytes when opened")
+        return data
+
+    def _next_header(self) -> tarfile.TarInfo | None:
+        """With the long name and size that headers before it give; None at the end marker."""
+        name: bytes | None = None
+        size: int | None = None
+        while True:
+            at = self._position
+            if at + BLOCKSIZE > self.size:
+                raise Damaged(_without_end(self.size) if self.size else "is empty")
+            block = self._take(BLOCKSIZE)
+            if not any(block):
+                if name is not None or size is not None:
+                    raise Damaged(f"has an extended header without a member before byte {at}")
+                return None
+            info = _parse(block, at)
+            match info.type:
+                case tarfile.GNUTYPE_LONGNAME:
+                    name = self._extended(info, at).partition(b"\0")[0]
+                case tarfile.XHDTYPE | tarfile.SOLARIS_XHDTYPE:
+                    records = _pax_records(self._extended(info, at), at)
+                    name = records.get(b"path") or name
+                    size = _pax_size(records, at) if b"size" in records else size
+                case tarfile.GNUTYPE_LONGLINK | tarfile.XGLTYPE:
+                    self._extended(info, at)
+                case tarfile.GNUTYPE_SPARSE:
+                    raise Damaged(_sparse(at))
+                case b"M":
+                    raise Damaged(f"continues another tar at byte {at}; make it again in one volume")
+                case _:
+                    if name is not None:
+                        info.name = name.decode("utf-8", "surrogateescape")
+                    info.size = info.size if size is None else size
+                    return info
+
+    def _extended(self, info: tarfile.TarInfo, at: int) -> bytes:
+        if info.size > _LONGEST_EXTENDED_HEADER:
+            raise Damaged(f"has an extended header of {info.size} bytes at byte {at}")
+        padded = -(-info.size // BLOCKSIZE) * BLOCKSIZE
+        if self._position + padded > self.size:
+            raise Damaged(_without_end(self.size))
+        return self._take(padded)[: info.size]
+
+    def _rest(self) -> None:
+        """Only zeros may follow the end marker: after anything else, samples would be missed."""
+        marker = self._position - BLOCKSIZE
+        while self._position < self.size:
+            if any(self._take(min(_CHUNK, self.size - self._position))):
+                raise Damaged(
+                    f"has more data after its end marker at byte {marker}; "
+                    "if several tars were joined, take them apart"
+                )
+
+
+def key_and_extension(name: str) -> tuple[str, str] | None:
+    """WebDataset's rule: the key is the path up to the first dot of the file's name.
+
+    The extension is in lower case and may hold dots ("left.png"). None for names without either.
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else None
+
+
+def printable(text: str) -> str:
+    """A name as it may stand in one line on a terminal."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST_SHOWN])
+    return shown + "…" * (len(text) > _LONGEST_SHOWN)
+
+
+def _parse(block: bytes, at: int) -> tarfile.TarInfo:
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if at == 0:
+            for magic, kind in _COMPRESSED.items():
+                if block.startswith(magic):
+                    raise Damaged(f"is compressed ({kind}); unpack it first") from None
+        raise Damaged(f"has no readable header at byte {at} ({error})") from None
+    if info.size < 0:
+        raise Damaged(f"has a member of {info.size} bytes at byte {at}")
+    if block[257:265] == _GNU_MAGIC:  # `tarfile` takes times that GNU tar stores there for a folder
+        info.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return info
+
+
+def _pax_records(data: bytes, at: int) -> dict[bytes, bytes]:
+    """Records "LENGTH KEYWORD=VALUE\\n", where the length counts the whole record."""
+    records = {}
+    start = 0
+    while start < len(data):
+        digits, _, _ = data[start : start + 20].partition(b" ")
+        end = start + int(digits) if digits.isdigit() else 0
+        keyword, equals, value = data[start + len(digits) + 1 : end].partition(b"=")
+        if not equals or end > len(data) or not value.endswith(b"\n"):
+            raise Damaged(f"has an extended header at byte {at} that cannot be read")
+        if keyword.startswith(b"GNU.sparse."):
+            raise Damaged(_sparse(at))
+        records[keyword] = value[:-1]
+        start = end
+    return records
+
+
+def _pax_size(records: dict[bytes, bytes], at: int) -> int:
+    digits = records[b"size"]
+    if not digits.isdigit() or len(digits) > 20:
+        raise Damaged(f"has an extended header at byte {at} with an impossible size")
+    return int(digits)
+
+
+def _without_end(at: int) -> str:
+    return f"stops at byte {at} without an end marker; it was cut off, or its writer was stopped"
+
+
+def _sparse(at: int) -> str:
+    return f"has a sparse member at byte {at}; make it again without --sparse"
