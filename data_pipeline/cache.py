@@ -194,7 +194,7 @@ class Cache:
                 used -= size
         if used > most:
             raise UserError(
-                f"the cache {self.folder} is full of indices that running processes use; "
+                f"the cache {self.folder} is full of what running processes use; "
                 f"allow it more than {self._limit} bytes"
             )
         return used

@@ -124,17 +124,19 @@ def _open(url: str) -> tuple[Any, str]:
         shared = fsspec.get_filesystem_class(root.partition(":")[0]).async_impl
         filesystem = _filesystem(root, os.getpid(), 0 if shared else threading.get_ident())
         return filesystem, filesystem._strip_protocol(url)
-    except ImportError as error:
-        raise UserError(f"{shown(url)}: {error}; for s3:// run: pip install 'isotorus[s3]'") from None
-    except ValueError as error:
-        raise UserError(f"{shown(url)}: {error}; use a URL such as s3://bucket/folder") from None
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{shown(url)}: {reason}; use a URL such as s3://bucket/folder, "
+            "for which pip install 'isotorus[s3]' brings the library"
+        ) from error
 
 
 @functools.cache
 def _filesystem(root: str, process: int, thread: int) -> Any:
     """One a process and bucket: no connection is used on both sides of a fork."""
     protocol = root.partition(":")[0]
-    options: dict[str, Any] = {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in ("s3", "s3a"):
         # Tried again here alone: three nested loops of retries know no deadline.
         given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})

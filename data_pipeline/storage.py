@@ -6,6 +6,7 @@ may point into a bucket.
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,13 +15,14 @@ from data_pipeline.cache import Cache, CacheConfig
 from data_pipeline.chunks import CHUNK, Chunks
 from data_pipeline.errors import UserError, from_os_error
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OPEN_SHARDS = 64
 _BATCH = 8 * CHUNK
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it is a URL that fsspec reads, and no path."""
-    return "://" in os.fspath(path)
+    return _URL.match(os.fspath(path)) is not None
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:

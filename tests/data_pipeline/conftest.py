@@ -1,8 +1,13 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pictures import save_pictures
+from s3_server import S3Server
 
+from data_pipeline.cache import CacheConfig
 from data_pipeline.index import Dataset
 from data_pipeline.pack import Options, pack
 
@@ -20,3 +25,47 @@ def packed(labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> D
     dest = tmp_path_factory.mktemp("packed") / "set"
     pack(labelled_folder, dest, Options(labels="folder", shard_size=20_000))
     return Dataset(dest)
+
+
+@pytest.fixture(scope="session")
+def objects() -> dict[str, bytes]:
+    """Shards of three chunks each, which lie in s3://bucket/set."""
+    random = np.random.default_rng(0)
+    return {f"shard-{i}.tar": random.bytes(20_000_000) for i in range(6)}
+
+
+@pytest.fixture(scope="session")
+def s3_process(objects: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    folder = tmp_path_factory.mktemp("objects") / "s3"
+    (folder / "bucket/set").mkdir(parents=True)
+    for name, data in objects.items():
+        (folder / "bucket/set" / name).write_bytes(data)
+    server = S3Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A real S3 server, and what its user sets; nothing of what this machine may have set."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    values = {
+        "AWS_ENDPOINT_URL": s3_process.endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return s3_process
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> CacheConfig:
+    """Smaller than the shards of the S3 server together."""
+    return CacheConfig(folder=tmp_path / "cache", size="64MB", patience=30)
