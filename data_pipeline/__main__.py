@@ -1,4 +1,4 @@
-"""python -m data_pipeline pack | verify | info"""
+"""python -m data_pipeline pack | index | verify | info"""
 
 import argparse
 import os
@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     match args.command:
         case "pack":
             return _pack(args)
+        case "index":
+            return _index(args)
         case "verify":
             return _verify(args.dest, args.workers)
         case _:
@@ -48,6 +50,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
     pack.add_argument("--strict", action="store_true", help="refuse if any file is not a readable image")
+
+    point = commands.add_parser("index", help="tars that are there already → index and statistics")
+    point.add_argument("tars", nargs="+", metavar="TARS", help="WebDataset tars, or folders or URLs of them")
+    point.add_argument("dest", metavar="DEST", help="folder for the index; may be that of the tars")
+    point.add_argument("--label-key", help="field of the samples' .json that is the label; default: the .cls")
+    point.add_argument("--classes", type=Path, help="file of class names, one a line, for labels by number")
+    point.add_argument("--image-extension", help="e.g. left.png, where samples have several images")
+    point.add_argument("--append", action="store_true", help="add the tars that DEST does not have yet")
+    point.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
+    point.add_argument("--strict", action="store_true", help="refuse if any image cannot be read")
 
     check = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
     check.add_argument("dest", metavar="DEST")
@@ -94,6 +106,22 @@ def _pack(args: argparse.Namespace) -> int:
         strict=args.strict,
     )
     print(pack(args.source, args.dest, options))
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    from data_pipeline.tar_index import Options, index
+    from data_pipeline.tar_scan import Rule
+
+    extension = args.image_extension and args.image_extension.lower().removeprefix(".")
+    options = Options(
+        rule=Rule(extension, args.label_key),
+        classes=args.classes,
+        append=args.append,
+        workers=args.workers,
+        strict=args.strict,
+    )
+    print(index(args.tars, args.dest, options))
     return 0
 
 

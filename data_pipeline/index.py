@@ -8,14 +8,11 @@ dataset.json         `description.Description`, a record for each generation
 Opening looks at a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """
 
-import contextlib
 import functools
 import hashlib
-import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Generation, describe
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.storage import Reader, fetch, is_remote, join, open_reader
-from data_pipeline.tars import key_and_extension
+from data_pipeline.tars import key_and_extension, names_before
 
 INDEX = "index.npy"
 SHARDS = "shards.npy"
@@ -196,7 +193,7 @@ class Dataset:
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
         headers = self._read(i, shard, max(offset - _HEADERS, 0), min(offset, _HEADERS))
-        for name in _names_before(headers):
+        for name in names_before(headers):
             key, _ = key_and_extension(name) or (name, "")
             if key_hash(key) == row["key"]:
                 return key
@@ -276,15 +273,3 @@ def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
 
 def _misfit(file: str) -> UserError:
     return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
-
-
-def _names_before(headers: bytes) -> Iterator[str]:
-    """What the tar member whose content follows `headers` may be called: long names take more headers."""
-    for start in range(len(headers) - tarfile.BLOCKSIZE, -1, -tarfile.BLOCKSIZE):
-        with (
-            contextlib.suppress(tarfile.TarError),
-            tarfile.open(fileobj=io.BytesIO(headers[start:]), mode="r:") as tar,
-        ):
-            member = tar.next()
-            if member is not None and start + member.offset_data == len(headers):
-                yield member.name

@@ -4,7 +4,9 @@ Nothing is extracted. Unlike `tarfile`, which takes a damaged header for the end
 byte must be accounted for: what cannot be read to its end marker raises `Damaged`.
 """
 
+import contextlib
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,6 +137,16 @@ class Tar:
                     f"has more data after its end marker at byte {marker}; "
                     "if several tars were joined, take them apart"
                 )
+
+
+def names_before(headers: bytes) -> Iterator[str]:
+    """What the member whose content follows `headers` may be called: long names take more of them."""
+    for start in range(len(headers) - BLOCKSIZE, -1, -BLOCKSIZE):
+        tar = Tar(io.BytesIO(headers[start:]), len(headers) - start)
+        with contextlib.suppress(Damaged):
+            info = tar._next_header()
+            if info is not None and tar._position == tar.size:
+                yield info.name
 
 
 def key_and_extension(name: str) -> tuple[str, str] | None:

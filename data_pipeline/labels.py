@@ -1,0 +1,114 @@
+"""Labels in tars: a whole number is the index of a class, any other text the name of one."""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError, from_os_error
+
+Label = int | str | None
+"""None: without a label."""
+
+_MOST_CLASSES = 1_000_000
+_LONGEST = 1000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Those in one tar."""
+
+    path: str
+    largest: int
+    """The largest number; -1 if there is none."""
+    names: list[str]
+
+
+def from_cls(content: bytes) -> Label:
+    """Of a `.cls` member. Raises ValueError with the reason in one line if it is none."""
+    try:
+        return _from_text(content.decode())
+    except UnicodeDecodeError:
+        raise ValueError("is not text in UTF-8") from None
+
+
+def from_json(content: bytes, name: str) -> tuple[Label, list[str]]:
+    """Of a field of a `.json` member, and the names of all fields; absent or null is no label.
+
+    Raises ValueError with the reason in one line.
+    """
+    try:
+        record: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("is not a JSON object of fields")
+    value = record.get(name)
+    if value is not None and not isinstance(value, str | int):
+        raise ValueError(f"holds a {type(value).__name__} as {name!r}, expected a whole number or text")
+    return None if value is None else _from_text(str(value)), list(record)
+
+
+def _from_text(text: str) -> Label:
+    text = text.strip()
+    if len(text) > _LONGEST:
+        raise ValueError(f"holds {len(text)} characters, expected the number or name of a class")
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        return text or None
+    number = int(text)
+    if number == -1:  # what many data sets write for "none"
+        return None
+    if not 0 <= number < _MOST_CLASSES:
+        raise ValueError(f"holds class {number}, expected a number from 0 to {_MOST_CLASSES - 1}")
+    return number
+
+
+def read_classes(file: Path) -> list[str]:
+    """Class names, one a line, in the order of their numbers. Raises `UserError` if they are none."""
+    try:
+        names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
+    except OSError as error:
+        raise from_os_error(error, "reading the class names") from error
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not text in UTF-8; give class names, one a line") from None
+    if not names or "" in names or len(set(names)) < len(names):
+        raise UserError(f"{file}: expected class names, one a line, none of them empty or there twice")
+    return names
+
+
+def classes_of(tars: Sequence[Labels], known: list[str], complete: bool) -> list[str]:
+    """The classes of a data set that knows some; new ones come last, unless the known are `complete`.
+
+    Numbers without names are named by themselves. Raises `UserError` if a label is of no class, or if
+    some labels are numbers and some names without a complete list that says which is which.
+    """
+    numbered = known == [str(i) for i in range(len(known))]
+    highest = max(tars, key=lambda tar: tar.largest)
+    largest = highest.largest
+    new = {name: tar.path for tar in tars for name in tar.names if name not in set(known)}
+    if complete or not numbered:
+        if largest >= len(known):
+            raise UserError(
+                f"{highest.path} has labels up to {largest}, but there are {len(known)} class names; "
+                "numbers count from 0: give a name for each with --classes"
+            )
+        if new and complete:
+            name = min(new)
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(
+                f"{new[name]} has the label {name!r}, which is none of the {len(known)} class names"
+                + (f"; did you mean {near[0]!r}?" if near else "; add it to them")
+            )
+    elif new and (known or largest >= 0):
+        raise UserError(
+            f"some labels are numbers (up to {max(largest, len(known) - 1)}), some are names "
+            f"({min(new)!r} in {new[min(new)]}); give the names in the order of the numbers with --classes"
+        )
+    if len(new) > _MOST_CLASSES:
+        raise UserError(
+            f"labels have {len(new)} different values, at most {_MOST_CLASSES} classes are possible"
+        )
+    return [*known, *map(str, range(len(known), largest + 1)), *sorted(new)]

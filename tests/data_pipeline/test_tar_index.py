@@ -1,0 +1,393 @@
+"""Tars that others made, indexed where they are."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import webdataset
+from pictures import picture, png
+from tar_makers import LONG_NAMES, MAKERS, parse
+
+from data_pipeline.__main__ import main
+from data_pipeline.decode import decode
+from data_pipeline.errors import exit_code
+from data_pipeline.index import Dataset
+from data_pipeline.pack import Options, pack
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def done(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `index`, which must succeed; returns its line."""
+
+    def run(*arguments: object) -> str:
+        assert main(["index", *map(str, arguments), "--workers", "1"]) == 0
+        return capsys.readouterr().out.strip()
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `index`, which must be refused in one line; returns that."""
+
+    def run(*arguments: object) -> str:
+        assert exit_code(lambda: main(["index", *map(str, arguments), "--workers", "1"])) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return run
+
+
+def write(tar: Path, files: dict[str, bytes | str]) -> Path:
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(tar, "w") as out:
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    return tar
+
+
+def labels(dataset: Dataset) -> dict[str, str | None]:
+    """Class name of every key."""
+    return {
+        dataset.key(i): dataset.classes[label] if (label := dataset.labels[i]) >= 0 else None
+        for i in range(len(dataset))
+    }
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_every_image_of_every_dialect_comes_back(maker: str, tmp_path: Path, done: Run) -> None:
+    names = ["a", "deep/b", "ünï çödé/图"] + ["n" * 90 + "/" + "m" * 160] * (maker in LONG_NAMES)
+    images = {f"{name}.png": png(seed) for seed, name in enumerate(names)}
+    files: dict[str, bytes] = images | {f"{name}.cls": b"%d" % i for i, name in enumerate(names)}
+    MAKERS[maker](tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    assert {f"{dataset.key(i)}.png": dataset.read(i) for i in range(len(dataset))} == images
+    assert labels(dataset) == {name: str(i) for i, name in enumerate(names)}
+    raw = (tmp_path / "x.tar").read_bytes()
+    for i, (_, offset, size) in enumerate(dataset.ranges(np.arange(len(dataset)))):
+        assert parse(raw)[f"{dataset.key(i)}.png"] == (offset, raw[offset : offset + size])
+
+
+def test_what_pack_makes_is_read_by_others_and_indexed_to_the_same(
+    labelled_folder: Path, tmp_path: Path, done: Run
+) -> None:
+    pack(labelled_folder, tmp_path / "packed", Options(labels="folder", shard_size=20_000))
+    packed = Dataset(tmp_path / "packed")
+    shards = [tmp_path / "packed" / packed.shard_name(i) for i in range(len(packed.shards))]
+    images = {packed.key(i): packed.read(i) for i in range(len(packed))}
+
+    samples = webdataset.WebDataset(list(map(str, shards)), shardshuffle=False)
+    assert {s["__key__"]: s.get("png", s.get("jpg")) for s in samples} == images
+    parsed = {name: content for shard in shards for name, (_, content) in parse(shard.read_bytes()).items()}
+    assert {name[:-4]: data for name, data in parsed.items() if not name.endswith(".cls")} == images
+    for shard in shards:
+        assert "verified" not in subprocess.check_output(["tar", "-tvf", shard], text=True)
+        subprocess.run(["tar", "-xf", shard, "--one-top-level=out"], cwd=tmp_path, check=True)
+    assert {
+        str(f.relative_to(tmp_path / "out")): f.read_bytes() for f in tmp_path.glob("out/**/*.*")
+    } == parsed
+
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    done(*shards, tmp_path / "indexed", "--classes", tmp_path / "classes.txt")
+    indexed = Dataset(tmp_path / "indexed")
+    assert indexed.fingerprint == packed.fingerprint
+    assert (indexed.rows == packed.rows).all() and indexed.classes == packed.classes
+    assert (indexed.mean, indexed.std) == (packed.mean, packed.std)
+
+
+def test_names_are_relative_below_the_destination_only(tmp_path: Path, done: Run) -> None:
+    write(tmp_path / "in/b.tar", {"b.png": png(1)})
+    write(tmp_path / "in/deep/a.tar", {"a.png": png(2)})
+    write(tmp_path / "in/.hidden/c.tar", {"c.png": png(3)})
+    assert "2 images in 2 tars" in done(tmp_path / "in", tmp_path / "in")
+    assert "2 images in 2 tars" in done(tmp_path / "in", tmp_path / "elsewhere")
+    there = [Dataset(tmp_path / name) for name in ("in", "elsewhere")]
+    assert [there[0].shard_name(i) for i in range(2)] == ["b.tar", "deep/a.tar"]
+    assert [there[1].shard_name(i) for i in range(2)] == [
+        str(tmp_path / f"in/{n}") for n in ("b.tar", "deep/a.tar")
+    ]
+    shutil.move(tmp_path / "in", tmp_path / "moved")
+    moved = Dataset(tmp_path / "moved")
+    assert [moved.read(i) for i in range(2)] == [png(1), png(2)]
+    assert len({d.fingerprint for d in (*there, moved)}) == 1
+
+
+def test_the_workers_do_not_change_the_index(tmp_path: Path, done: Run) -> None:
+    for i in range(5):
+        write(
+            tmp_path / f"in/{i}.tar",
+            {f"{i}/{k}.png": png(10 * i + k) for k in range(3)} | {f"{i}/0.cls": "x"},
+        )
+    done(tmp_path / "in", tmp_path / "one")
+    assert main(["index", str(tmp_path / "in"), str(tmp_path / "three"), "--workers", "3"]) == 0
+    for name in ("index.npy", "shards.npy", "dataset.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+
+
+def test_statistics_are_those_of_the_pixels(tmp_path: Path, done: Run) -> None:
+    write(tmp_path / "x.tar", {"a.png": png(1), "b.png": png(2, "L"), "c.jpg": png(3)})
+    done(tmp_path / "x.tar", tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    pixels = np.concatenate([decode(dataset.read(i), 3).reshape(-1, 3) for i in range(3)]) / 255
+    np.testing.assert_allclose([dataset.mean, dataset.std], [pixels.mean(0), pixels.std(0)], rtol=1e-9)
+    assert {dataset.key(i): dataset.extension(i) for i in range(3)} == {"a": "png", "b": "png", "c": "jpg"}
+    assert set(zip(dataset.rows["width"].tolist(), dataset.rows["height"].tolist(), strict=True)) == {
+        (48, 40)
+    }
+
+
+@pytest.mark.parametrize(
+    "texts, expected, classes",
+    [
+        (["1", " 3\n", "-1", ""], ["1", "3", None, None], ["0", "1", "2", "3"]),
+        (["dog", "cat\n", "", "dog"], ["dog", "cat", None, "dog"], ["cat", "dog"]),
+    ],
+)
+def test_labels_are_numbers_or_names(
+    texts: list[str], expected: list[str | None], classes: list[str], tmp_path: Path, done: Run
+) -> None:
+    files = {
+        f"{i}.{kind}": png(i) if kind == "png" else text
+        for i, text in enumerate(texts)
+        for kind in ("cls", "png")
+    }
+    write(tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    assert list(labels(dataset).values()) == expected and dataset.classes == classes
+
+
+def test_class_names_from_a_file(tmp_path: Path, done: Run, refused: Run) -> None:
+    write(tmp_path / "x.tar", {"a.png": png(0), "a.cls": "2", "b.png": png(1), "b.cls": "crack"})
+    file = tmp_path / "names.txt"
+    file.write_text("\ufeffwhole\ncrack \ndark\n\n")
+    done(tmp_path / "x.tar", tmp_path / "set", "--classes", file)
+    dataset = Dataset(tmp_path / "set")
+    assert dataset.classes == ["whole", "crack", "dark"] and labels(dataset) == {"a": "dark", "b": "crack"}
+    for text, reason in {
+        "whole\ncrack\n": "labels up to 2, but there are 2 class names",
+        "whole\ncracks\ndark": "'crack', which is none of the 3 class names; did you mean 'cracks'",
+        "whole\nwhole\n": "there twice",
+        "a\n\nb\n": "none of them empty",
+        "": "one a line",
+    }.items():
+        file.write_text(text)
+        assert reason in refused(tmp_path / "x.tar", tmp_path / "other", "--classes", file)
+    file.write_bytes(b"\xff\xfe")
+    assert "UTF-8" in refused(tmp_path / "x.tar", tmp_path / "other", "--classes", file)
+    assert "No such file" in refused(
+        tmp_path / "x.tar", tmp_path / "other", "--classes", tmp_path / "nowhere"
+    )
+    assert not (tmp_path / "other").exists()
+
+
+def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run) -> None:
+    records = [{"state": "good", "id": 1}, {"state": None}, {"id": 3}, {"state": 7}]
+    files: dict[str, bytes | str] = {}
+    for i, record in enumerate(records):
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(record), f"{i}.cls": "99"}
+    assert "some are names" in refused(
+        write(tmp_path / "x.tar", files), tmp_path / "set", "--label-key", "state"
+    )
+    files["3.json"] = '{"state": "bad"}'
+    write(tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set", "--label-key", "state")
+    assert labels(Dataset(tmp_path / "set")) == {"0": "good", "1": None, "2": None, "3": "bad"}
+    line = refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "stat")
+    assert "fields are state, id" in line and "did you mean 'state'" in line
+    for content in ("{", "[1]", '{"state": [1]}', '{"state": 1.5}', "[" * 100_000, '{"state": -2}'):
+        write(tmp_path / "x.tar", {"a.png": png(0), "a.json": content})
+        assert "a.json" in refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "state")
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\xff\xfe", "not text in UTF-8"),
+        (b"x" * 2000, "2000 characters"),
+        (b"-7", "class -7"),
+        (b"123456789012345", "class 123456789012345"),
+        (b"9" * 10_000, "characters"),
+        (bytes(2**21), "2097152 bytes"),
+    ],
+)
+def test_labels_that_are_none(content: bytes, reason: str, tmp_path: Path, refused: Run) -> None:
+    write(tmp_path / "x.tar", {"a.png": png(0), "a.cls": content})
+    line = refused(tmp_path / "x.tar", tmp_path / "set")
+    assert reason in line and "x.tar gives no label: a.cls" in line
+    assert not (tmp_path / "set").exists()
+
+
+def test_several_images_in_a_sample(tmp_path: Path, done: Run, refused: Run) -> None:
+    write(tmp_path / "x.tar", {"a.left.PNG": png(1), "a.right.png": png(2), "a.cls": "0"})
+    line = refused(tmp_path / "x.tar", tmp_path / "set")
+    assert "several images of the sample a: left.png, right.png" in line and "--image-extension" in line
+    done(tmp_path / "x.tar", tmp_path / "set", "--image-extension", "right.png")
+    dataset = Dataset(tmp_path / "set")
+    assert (dataset.key(0), dataset.read(0), dataset.extension(0)) == ("a", png(2), "png")
+    assert "none that ends" not in refused(tmp_path / "x.tar", tmp_path / "other", "--image-extension", "txt")
+    assert "no image in 1 tars" in refused(
+        tmp_path / "x.tar", tmp_path / "other", "--image-extension", "up.png"
+    )
+
+
+def test_samples_of_which_the_members_do_not_follow_each_other(tmp_path: Path, done: Run) -> None:
+    write(
+        tmp_path / "x.tar",
+        {"a.cls": "0", "b.cls": "1", "b.png": png(1), "a.png": png(0), "c.txt": "no image"},
+    )
+    assert "1 samples without an image left out" in done(tmp_path / "x.tar", tmp_path / "set")
+    assert labels(Dataset(tmp_path / "set")) == {"b": "1", "a": "0"}
+
+
+def test_what_is_no_readable_image_is_skipped_and_listed(tmp_path: Path, done: Run, refused: Run) -> None:
+    (tmp_path / "f").mkdir()
+    for name, data in {"a.png": png(0), "b.png": png(1)[:-30], "c\nd.jpg": b"not found"}.items():
+        (tmp_path / "f" / name).write_bytes(data)
+    (tmp_path / "f/e.png").symlink_to("a.png")
+    os.link(tmp_path / "f/a.png", tmp_path / "f/g.png")
+    subprocess.run(["tar", "-C", tmp_path / "f", "--sort=name", "-cf", tmp_path / "x.tar", "."], check=True)
+    line = refused(tmp_path / "x.tar", tmp_path / "strict", "--strict")
+    assert "4 images cannot be read" in line and not (tmp_path / "strict/dataset.json").exists()
+    assert "4 images skipped" in done(tmp_path / "x.tar", tmp_path / "set")
+    listed = (tmp_path / "set/skipped.txt").read_text().splitlines()
+    assert [entry.split("\t")[0].rpartition("/")[2] for entry in listed] == [
+        "b.png",
+        r"c\nd.jpg",
+        "e.png",
+        "g.png",
+    ]
+    assert all("--dereference" in entry for entry in listed[2:])
+    dataset = Dataset(tmp_path / "set")
+    assert len(dataset) == 1 and dataset.key(0) == "./a" and dataset.description.skipped == 4
+
+
+def test_two_samples_with_one_key(tmp_path: Path, refused: Run) -> None:
+    write(tmp_path / "one.tar", {"a/1.png": png(0), "a/2.png": png(1)})
+    write(tmp_path / "two.tar", {"b/1.png": png(2), "a/2.jpg": png(3)})
+    line = refused(tmp_path / "one.tar", tmp_path / "two.tar", tmp_path / "set")
+    assert "sample a/2 is in " in line and "one.tar" in line and "two.tar" in line
+    with tarfile.open(tmp_path / "one.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("a/1.png"))
+    assert "one.tar holds a/1.png twice" in refused(tmp_path / "one.tar", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_tars_that_are_damaged_are_named_with_the_byte(tmp_path: Path, refused: Run) -> None:
+    good = write(tmp_path / "a.tar", {"a.png": png(0)}).read_bytes()
+    bad = tmp_path / "b.tar"
+    for data, reason in {
+        b"": "is empty",
+        good[:1000]: "ends at byte 1000, inside the member a.png",
+        b"x" * 2048: "no readable header at byte 0",
+        good.rstrip(b"\0"): "byte",
+        good + good: "after its end marker",
+    }.items():
+        bad.write_bytes(data)
+        line = refused(tmp_path, tmp_path / "set")
+        assert "b.tar" in line and reason in line
+    bad.write_bytes(bytes(10_240))
+    assert "no image in 1 tars" in refused(bad, tmp_path / "set")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "b.tar"]
+
+
+def test_where_there_are_no_tars_or_only_compressed_ones(tmp_path: Path, done: Run, refused: Run) -> None:
+    assert "No such file" in refused(tmp_path / "nowhere", tmp_path / "set")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(png(0))
+    assert "no .tar file" in refused(tmp_path / "in", tmp_path / "set")
+    write(tmp_path / "in/b.tar", {"b.png": png(0)})
+    subprocess.run(["gzip", "-k", tmp_path / "in/b.tar"], check=True)
+    assert "1 images in 1 tars" in done(tmp_path / "in", tmp_path / "set")  # unpacked beside it
+    (tmp_path / "in/c.tgz").write_bytes(b"")
+    assert "c.tgz is compressed" in refused(tmp_path / "in", tmp_path / "other")
+    assert "local folder" in refused(tmp_path / "in", "s3://bucket/set")
+
+
+def test_tars_are_appended_as_a_generation(tmp_path: Path, done: Run, refused: Run) -> None:
+    folder = tmp_path / "in"
+    write(folder / "b.tar", {"b.png": png(0), "b.json": '{"kind": "dog"}', "z.png": b"rubbish"})
+    assert "leave out --append" in refused(folder, folder, "--append")
+    done(folder, folder, "--label-key", "kind")
+    first = Dataset(folder)
+    assert done(folder, folder, "--append").startswith("already indexed: 1 images")
+    write(folder / "a.tar", {"a.png": png(1, "L"), "a.json": '{"kind": "cat"}', "y.png": b"rubbish"})
+    assert "--append" in refused(folder, folder, "--label-key", "kind")
+    assert done(folder, folder, "--append").startswith("indexed: 2 images in 2 tars")
+    both = Dataset(folder)
+    assert both.classes == ["dog", "cat"] and labels(both) == {"b": "dog", "a": "cat"}
+    assert [both.shard_name(i) for i in range(2)] == ["b.tar", "a.tar"]
+    again = Dataset(folder, generation=1)
+    assert again.fingerprint == first.fingerprint != both.fingerprint and labels(again) == {"b": "dog"}
+    assert len((folder / "skipped.txt").read_text().splitlines()) == 2
+    write(folder / "c.tar", {"b.png": png(2)})
+    assert "sample b is in " in refused(folder, folder, "--append")
+    (folder / "c.tar").unlink()
+    write(folder / "a.tar", {f"{i}.png": png(i) for i in range(20)})
+    with pytest.raises(Exception, match="its index was made for"):
+        Dataset(folder)
+
+
+def test_remote_tars(tmp_path: Path, done: Run, refused: Run) -> None:
+    memory = fsspec.filesystem("memory")
+    for i in range(2):
+        tar = write(
+            tmp_path / f"{i}.tar", {f"{i}{k}.png": png(10 * i + k) for k in range(3)} | {f"{i}0.cls": str(i)}
+        )
+        memory.pipe_file(f"/bucket/in/{i}.tar", tar.read_bytes())
+    done("memory://bucket/in", tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    assert (
+        dataset.read(4) == png(11)
+        and dataset.key(3) == "10"
+        and dataset.labels.tolist() == [0, -1, -1, 1, -1, -1]
+    )
+    done(tmp_path / "0.tar", tmp_path / "1.tar", tmp_path / "local")
+    assert Dataset(tmp_path / "local").fingerprint == dataset.fingerprint
+    assert "no .tar file" in refused("memory://bucket/nowhere", tmp_path / "other")
+    memory.pipe_file("/bucket/in/1.tar", tar.read_bytes()[:3000])
+    assert "memory:" in (line := refused("memory://bucket/in", tmp_path / "other")) and "byte 3000" in line
+
+
+def test_killed_at_any_time_it_leaves_no_half_data_set(tmp_path: Path, done: Run) -> None:
+    buffer = io.BytesIO()
+    picture(0, height=1500, width=1500).save(buffer, "png")
+    for i in range(4):
+        write(tmp_path / f"in/{i}.tar", {f"{i}{k}.png": buffer.getvalue() for k in range(4)})
+    command = [
+        sys.executable,
+        "-m",
+        "data_pipeline",
+        "index",
+        tmp_path / "in",
+        tmp_path / "set",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command)
+    while not list(tmp_path.glob("set/.indexing/*.npy")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "set/dataset.json").exists()
+    done(tmp_path / "in", tmp_path / "set")
+    assert len(Dataset(tmp_path / "set")) == 16 and not (tmp_path / "set/.indexing").exists()
