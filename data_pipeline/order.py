@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.mixture import PERIOD, Mixture
 from data_pipeline.permutation import SOURCE, permute, stream
-from data_pipeline.windows import Layout, layout_for, windowed_index
+from data_pipeline.windows import lanes_for, layout_for, windowed_index
 
 Position = TypeVar("Position", int, NDArray[np.int64])
 
@@ -52,22 +52,26 @@ class Order:
         bytes: Sequence[int],
     ) -> None:
         assert len(sizes) == len(weights) == len(bytes) >= 1, (sizes, weights, bytes)
-        self._mixture = Mixture(weights, seed)
+        lanes = lanes_for(batch_size) if kind == "windowed" else 1
         self._sizes = tuple(sizes)
+        self._batch_size, self._lane_width = batch_size, batch_size // lanes
+        self._mixture = Mixture(weights, seed, lanes)
+        self._layouts = [
+            layout_for(lanes, n, size, slots / PERIOD) if kind == "windowed" else None
+            for n, size, slots in zip(sizes, bytes, self._mixture.slots, strict=True)
+        ]
         self.seeds: tuple[int, ...] = (seed,)
         """Seed of each source: whatever is drawn by (seed, epoch, index) starts from that one."""
         if len(sizes) > 1:
             self.seeds = tuple(stream(seed, SOURCE, np.arange(len(sizes))).tolist())
-        self._layouts: tuple[Layout, ...] | None = None
-        if kind == "windowed":
-            stripes = [max(1, round(batch_size * slots / PERIOD)) for slots in self._mixture.slots]
-            self._layouts = tuple(map(layout_for, stripes, sizes, bytes))
 
     def locate(
         self, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Source, epoch in that source, and index in it: int64, of the positions' shape."""
-        source, local = self._mixture.locate(positions)
+        step, column = np.divmod(positions, self._batch_size)
+        lane, rest = np.divmod(column, self._lane_width)
+        source, local = self._mixture.locate(step * self._lane_width + rest, lane)
         epoch, index = np.empty_like(local), np.empty_like(local)
         for k in np.unique(source).tolist():
             at = source == k
@@ -76,6 +80,7 @@ class Order:
         return source, epoch, index
 
     def _index(self, k: int, local: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._layouts is None:
+        layout = self._layouts[k]
+        if layout is None:
             return sample_index(local, self._sizes[k], self.seeds[k])
-        return windowed_index(local, self._sizes[k], self.seeds[k], self._layouts[k])
+        return windowed_index(local, self._sizes[k], self.seeds[k], layout)

@@ -58,6 +58,32 @@ def test_a_place_does_not_depend_on_what_is_asked_beside_it(
     np.testing.assert_array_equal(np.stack(mixture.locate(p.reshape(-1, 1))), whole[..., None])
 
 
+@settings(max_examples=10, deadline=None)
+@given(weights=weights, lanes=st.integers(1, 100), first=st.integers(0, 2**40))
+def test_each_lane_has_its_own_positions_of_a_source_in_order(
+    weights: list[float], lanes: int, first: int
+) -> None:
+    mixture = Mixture(weights, 3, lanes)
+    for lane in {0, 1 % lanes, lanes - 1}:
+        places = np.arange(PERIOD + 700)
+        source, local = mixture.locate(places, np.full_like(places, lane))
+        later = mixture.locate(places + first, np.full_like(places, lane))
+        for k in range(len(weights)):
+            np.testing.assert_array_equal(local[source == k], lane + lanes * np.arange((source == k).sum()))
+            assert (np.diff(later[1][later[0] == k]) == lanes).all() and (later[1] % lanes == lane).all()
+
+
+@pytest.mark.parametrize("lanes", [2, 48, 64])
+@pytest.mark.parametrize("weights", [[1, 1], [3, 1], [2, 1], [0.7, 0.2, 0.07, 0.03]])
+def test_a_place_of_all_lanes_is_as_fair_as_independent_draws(weights: list[float], lanes: int) -> None:
+    places = np.arange(2000).repeat(lanes)
+    source, _ = Mixture(weights, 0, lanes).locate(places, np.tile(np.arange(lanes), 2000))
+    for k, share in enumerate(shares(weights)):
+        count = (source.reshape(-1, lanes) == k).sum(1)
+        assert count.mean() == pytest.approx(share * lanes, abs=0.02 * lanes)
+        assert count.std() < 1.15 * math.sqrt(lanes * share * (1 - share))
+
+
 def test_sources_follow_each_other_without_a_pattern() -> None:
     source, _ = Mixture([1, 1], 0).locate(np.arange(4 * PERIOD))
     again = (source[1:] == source[:-1]).mean()
