@@ -88,14 +88,14 @@ class Dataset:
     ) -> None:
         self.path = os.fspath(path)
         self._cache = cache or CacheConfig()
-        generations = describe(self.path, self._cache).generations
-        self.generation = len(generations) if generation is None else generation
-        if not 1 <= self.generation <= len(generations):
+        self.generations: list[Generation] = describe(self.path, self._cache).generations
+        """All there are, the oldest first."""
+        self.generation = len(self.generations) if generation is None else generation
+        if not 1 <= self.generation <= len(self.generations):
             raise UserError(
-                f"{self.path} has no generation {generation}; expected 1 to {len(generations)}, "
+                f"{self.path} has no generation {generation}; expected 1 to {len(self.generations)}, "
                 f"see python -m data_pipeline info {self.path}"
             )
-        self.description: Generation = generations[self.generation - 1]
         for number in _evenly(len(self.shards)):
             self._check_size(number)
         _ = self.rows
@@ -115,7 +115,12 @@ class Dataset:
         return open_reader(self.path, self._cache)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("path", "generation", "description", "_cache")}
+        return {name: getattr(self, name) for name in ("path", "generation", "generations", "_cache")}
+
+    @property
+    def description(self) -> Generation:
+        """What dataset.json says of this generation."""
+        return self.generations[self.generation - 1]
 
     def __len__(self) -> int:
         return self.description.count
@@ -178,7 +183,7 @@ class Dataset:
         row = self.rows[i]
         name, offset, size = self.shard_name(int(row["shard"])), int(row["offset"]), int(row["size"])
         for _ in range(2):
-            data = self._read(i, name, offset, size)
+            data = self._read(i, offset, size)
             if zlib.crc32(data) == row["checksum"]:
                 return data
             self._reader.forget(name, offset, size)  # it may be the cached copy alone that is wrong
@@ -192,7 +197,7 @@ class Dataset:
         """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
-        headers = self._read(i, shard, max(offset - _HEADERS, 0), min(offset, _HEADERS))
+        headers = self._read(i, max(offset - _HEADERS, 0), min(offset, _HEADERS))
         for name in names_before(headers):
             key, _ = key_and_extension(name) or (name, "")
             if key_hash(key) == row["key"]:
@@ -205,31 +210,51 @@ class Dataset:
         places = zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True)
         return [(self.shard_name(shard), offset, size) for shard, offset, size in places]
 
+    def name(self, i: int) -> str:
+        """What to call sample `i` in a message: the set, the number, and the key if it can be read."""
+        try:
+            return f"{self.path} {i} ({self.key(i)})"
+        except UserError:
+            return f"{self.path} {i}"
+
+    @functools.cached_property
+    def remote(self) -> bool:
+        """Whether shards come over a network (of several, the first is looked at)."""
+        return is_remote(join(self.path, self.shard_name(0)))
+
+    def prefetch(self, i: int) -> None:
+        """Have the image file of sample `i` brought near in the background, if it is far; never raises."""
+        ((name, offset, size),) = self.ranges(np.array([i]))
+        self._reader.prefetch(name, offset, size)
+
     def shard_name(self, number: int) -> str:
         """Relative to the data set, or an absolute path or URL."""
         return self.shards["name"][number].decode(errors="surrogateescape")
 
-    def _read(self, i: int, shard: str, offset: int, size: int) -> bytes:
-        try:
-            return self._reader.read(shard, offset, size)
-        except UserError:
-            if self._reader.size(shard) < offset + size:
-                raise self._changed(i, shard) from None
-            raise
+    def _read(self, i: int, offset: int, size: int) -> bytes:
+        number = int(self.rows["shard"][i])
+        shard, expected = self.shard_name(number), int(self.shards["bytes"][number])
+        if (found := self._reader.size(shard)) != expected:
+            raise self._other_size(shard, found, expected)
+        return self._reader.read(shard, offset, size)
 
     def _check_size(self, number: int) -> None:
-        shard, expected = join(self.path, self.shard_name(number)), int(self.shards["bytes"][number])
-        if is_remote(shard):
+        shard, expected = self.shard_name(number), int(self.shards["bytes"][number])
+        path = join(self.path, shard)
+        if is_remote(path):
             return
         try:
-            found = Path(shard).stat().st_size
+            found = Path(path).stat().st_size
         except OSError as error:
-            raise from_os_error(error, f"opening shard {shard}") from error
+            raise from_os_error(error, f"opening shard {path}") from error
         if found != expected:
-            raise UserError(
-                f"shard {shard} has {found} bytes, its index was made for {expected}; "
-                f"run: python -m data_pipeline verify {self.path}, and pack again"
-            )
+            raise self._other_size(shard, found, expected)
+
+    def _other_size(self, shard: str, found: int, expected: int) -> UserError:
+        return UserError(
+            f"shard {join(self.path, shard)} has {found} bytes, its index was made for {expected}; "
+            f"run: python -m data_pipeline verify {self.path}, and pack again"
+        )
 
     def _changed(self, i: int, shard: str) -> Corrupt:
         return Corrupt(

@@ -1,46 +1,46 @@
 """A rank's batches, as a pure function of (data, configuration, seed, step).
 
 Step t consumes the global positions [t·B, (t+1)·B) of the endless order, rank r of W its contiguous
-B/W of them. Workers read, decode once and cut all views as uint8; the photometric parameters travel
-beside them and are applied on the training device (`augment.apply`). The whole state is one integer.
+B/W of them. Workers read, decode once and cut all views in the images' own integers; the photometric
+parameters travel beside them and are applied on the training device (`augment.apply`). The whole state
+is one integer.
+
+A damaged sample leaves the others where they are: another one, drawn from (seed, epoch, index), takes
+its place in the batch.
 """
 
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline import augment as augmentation
-from data_pipeline.augment import AugmentConfig
+from data_pipeline.augment import PARAMETERS, AugmentConfig
 from data_pipeline.decode import decode
 from data_pipeline.errors import UserError
-from data_pipeline.index import Dataset
-from data_pipeline.order import sample_index
+from data_pipeline.index import Corrupt
+from data_pipeline.order import Order
+from data_pipeline.sources import Sources
 from data_pipeline.views import ViewsConfig, random_view
 
+_SUBSTITUTES = 100
+"""Tried for a damaged sample; also what tells their random numbers from those of views."""
+_PREFETCHED_BATCHES = 8
 
-class DataConfig(BaseModel):
-    """What a run is fed with."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+class Replaced(NamedTuple):
+    """A damaged sample, in whose place another was taken."""
 
-    path: Path
-    """Folder of the packed data set."""
-    batch_size: int = Field(256, ge=1)
-    """Images in the global batch, over all ranks; must divide by their number."""
-    workers: int = Field(2, ge=0)
-    """Processes a rank that decode and crop; 0 does it in the training process."""
-    channels: Literal[1, 3] = 3
-    """Channels the encoder sees: 1 (greyscale) or 3 (RGB); images are converted."""
+    sample: int
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,17 @@ class Batch:
 
     step: int
     indices: NDArray[np.int64]
-    """Sample indices in the data set (b,)."""
+    """Sample indices in the sources (b,)."""
     epochs: NDArray[np.int64]
-    """The epoch that each sample is seen in (b,)."""
+    """The epoch of its source that each sample is seen in (b,)."""
     labels: Tensor
     """Class indices, int64 (b,); -1 where there is none."""
     views: list[Tensor]
-    """uint8 (v, b, C, H, W) a resolution: the global views, then the local ones if there are any."""
+    """uint8 or uint16 (v, b, C, H, W) a resolution: global views, then the local ones if there are any."""
     parameters: list[Tensor]
     """float32 (v, b, P) beside the views, for `augment.apply`; stay on the CPU."""
+    replaced: list[Replaced]
+    """Damaged samples that should have been in this batch."""
 
     def pin_memory(self) -> "Batch":
         return replace(self, labels=self.labels.pin_memory(), views=[v.pin_memory() for v in self.views])
@@ -70,79 +72,114 @@ class Batch:
         )
 
 
+class Place(NamedTuple):
+    """Where a sample is, and the epoch of its source that it is seen in."""
+
+    source: int
+    epoch: int
+    sample: int
+
+
 @dataclass(frozen=True)
 class _Batches(TorchDataset[Batch | UserError]):
     """Item t is step t's batch: what a worker process does."""
 
-    dataset: Dataset
+    sources: Sources
+    order: Order
     batch_size: int
     views: ViewsConfig
     augment: AugmentConfig
     channels: int
-    seed: int
     rank: int
     world_size: int
+    ahead: int
+    """Steps between fetching a batch's bytes from a remote store and using them."""
 
     def __getitem__(self, step: int) -> Batch | UserError:
         try:
+            if self.ahead:
+                for source, _, sample in self._locate(step + self.ahead):
+                    self.sources.datasets[source].prefetch(sample)
             return self._batch(step)
         except UserError as error:  # as a value: an exception would arrive wrapped in a worker's traceback
             return error
 
-    def _batch(self, step: int) -> Batch:
+    def _locate(self, step: int) -> Iterator[Place]:
+        """Where this rank's samples of a step are."""
         share = self.batch_size // self.world_size
-        positions = step * self.batch_size + self.rank * share + np.arange(share, dtype=np.int64)
-        indices = sample_index(positions, len(self.dataset), self.seed)
-        epochs = positions // len(self.dataset)
+        first = step * self.batch_size + self.rank * share
+        located = self.order.locate(np.arange(first, first + share, dtype=np.int64))
+        return map(Place, *(column.tolist() for column in located))
 
+    def _batch(self, step: int) -> Batch:
+        places = list(self._locate(step))
         resolutions = self.views.resolutions()
-        flips = (self.augment.horizontal_flip, self.augment.vertical_flip)
+        dtype = torch.uint8 if self.sources.depth == 8 else torch.uint16
         views = [
-            torch.empty((r.views, share, self.channels, r.size, r.size), dtype=torch.uint8)
+            torch.empty((r.views, len(places), self.channels, r.size, r.size), dtype=dtype)
             for r in resolutions
         ]
-        parameters = [torch.empty((r.views, share, len(augmentation.PARAMETERS))) for r in resolutions]
-        for place, (index, epoch) in enumerate(zip(indices.tolist(), epochs.tolist(), strict=True)):
-            image = self._image(index)
+        parameters = [torch.empty((r.views, len(places), len(PARAMETERS))) for r in resolutions]
+        replaced: list[Replaced] = []
+        flips = (self.augment.horizontal_flip, self.augment.vertical_flip)
+        for slot, place in enumerate(places):
+            image, places[slot] = self._image(place, replaced)
             for number, resolution in enumerate(resolutions):
                 for view in range(resolution.views):
-                    rng = _generator(self.seed, epoch, index, number, view)
-                    pixels = random_view(rng, image, resolution, self.views.ratio, flips)
-                    views[number][view, place] = pixels
-                    parameters[number][view, place] = torch.from_numpy(augmentation.draw(rng, self.augment))
-        labels = torch.from_numpy(self.dataset.labels[indices].astype(np.int64))
-        return Batch(step, indices, epochs, labels, views, parameters)
+                    rng = self._generator(place, number, view)
+                    views[number][view, slot] = random_view(rng, image, resolution, self.views.ratio, flips)
+                    parameters[number][view, slot] = torch.from_numpy(augmentation.draw(rng, self.augment))
+        indices = [self.sources.starts[place.source] + place.sample for place in places]
+        labels = [self.sources.label(place.source, place.sample) for place in places]
+        return Batch(
+            step=step,
+            indices=np.array(indices, dtype=np.int64),
+            epochs=np.array([place.epoch for place in places], dtype=np.int64),
+            labels=torch.tensor(labels),
+            views=views,
+            parameters=parameters,
+            replaced=replaced,
+        )
 
-    def _image(self, index: int) -> NDArray[np.uint8]:
-        try:
-            return decode(self.dataset.read(index), self.channels)
-        except ValueError as error:
-            name = f"sample {index} ({self.dataset.key(index)}) of {self.dataset.path}"
-            raise UserError(f"{name} cannot be decoded: {error}; pack the images again") from None
+    def _image(self, place: Place, replaced: list[Replaced]) -> tuple[NDArray[np.uint8], Place]:
+        """The pixels of a sample, or if it is damaged of the one that takes its place."""
+        dataset = self.sources.datasets[place.source]
+        for attempt in range(_SUBSTITUTES):
+            try:
+                return decode(dataset.read(place.sample), self.channels), place
+            except (Corrupt, ValueError) as error:
+                index = self.sources.starts[place.source] + place.sample
+                replaced.append(Replaced(index, dataset.name(place.sample), str(error)))
+            rng = self._generator(place, _SUBSTITUTES, attempt)
+            place = place._replace(sample=int(rng.integers(len(dataset))))
+        raise UserError(
+            f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
+            f"{replaced[0].reason}; run: python -m data_pipeline verify {dataset.path}"
+        )
 
-
-def _generator(seed: int, epoch: int, index: int, resolution: int, view: int) -> np.random.Generator:
-    """A view's own stream of random numbers, addressed rather than advanced to."""
-    key = np.array([seed % 2**64, epoch], dtype=np.uint64)  # a list would go through floats
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, view, resolution, index]))
+    def _generator(self, place: Place, resolution: int, view: int) -> np.random.Generator:
+        """A view's own stream of random numbers, addressed rather than advanced to."""
+        key = np.array([self.order.seeds[place.source] % 2**64, place.epoch], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, view, resolution, place.sample]))
 
 
 class Loader:
     """Endless batches of this rank from `start_step` on; the pixels do not depend on ranks or workers.
 
     `batch_size` is the global one. Raises `UserError` if it does not divide by `world_size`, and
-    while iterating if a sample no longer has the packed bytes.
+    while iterating if a shard is gone.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        sources: Sources,
         *,
         batch_size: int,
         views: ViewsConfig,
         augment: AugmentConfig,
         channels: int,
         seed: int,
+        order: Literal["uniform", "windowed"] = "uniform",
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
@@ -154,7 +191,11 @@ class Loader:
             raise UserError(
                 f"a global batch of {batch_size} does not divide by {world_size} ranks; use {near}"
             )
-        self._batches = _Batches(dataset, batch_size, views, augment, channels, seed, rank, world_size)
+        placed = sources.order(order, batch_size, seed)
+        ahead = _PREFETCHED_BATCHES * max(workers, 1) if sources.remote else 0
+        self._batches = _Batches(
+            sources, placed, batch_size, views, augment, channels, rank, world_size, ahead
+        )
         self._workers = workers
         self._next_step = start_step
 

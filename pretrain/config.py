@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.errors import UserError
-from data_pipeline.loader import DataConfig
+from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.ddp import EngineConfig

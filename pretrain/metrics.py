@@ -12,12 +12,12 @@ class MetricsFile:
     def __init__(self, path: Path, step: int) -> None:
         kept = [row for row in read(path) if row["step"] <= step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row) for row in kept))
+        temporary.write_text("".join(line(row) for row in kept))
         temporary.rename(path)
         self._file = path.open("a", buffering=1)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(_line(row))
+        self._file.write(line(row))
 
     def close(self) -> None:
         self._file.close()
@@ -44,7 +44,7 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in text.splitlines()], offset + len(text) + len(newline)
 
 
-def _line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any]) -> str:
     # JSON has no NaN; null keeps the line readable by every parser.
     safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe, allow_nan=False) + "\n"

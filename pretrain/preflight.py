@@ -7,7 +7,7 @@ import timm
 import torch
 
 from data_pipeline.errors import UserError
-from data_pipeline.index import Dataset
+from data_pipeline.sources import Sources
 from pretrain import checkpoint, metrics
 from pretrain.config import Config
 from pretrain.models.batch_norm import has_batch_norm
@@ -18,7 +18,7 @@ from pretrain.models.encoder import patch_size, timm_kwargs
 class Plan:
     """What a run needs to know beyond its configuration."""
 
-    dataset: Dataset
+    sources: Sources
     encoder_kwargs: dict[str, Any]
     embedding_width: int
     mean: tuple[float, ...]
@@ -36,7 +36,7 @@ class Plan:
             "mean": self.mean,
             "std": self.std,
             "seed": config.seed,
-            "data_fingerprint": self.dataset.fingerprint,
+            "data_fingerprint": self.sources.fingerprint,
             "config": config.model_dump(mode="json"),
         }
 
@@ -46,7 +46,7 @@ def check(config: Config, world_size: int) -> Plan:
 
     Raises UserError for the first thing that cannot work.
     """
-    dataset = Dataset(config.data.path)
+    sources = config.data.open()
     if config.data.batch_size % world_size:
         below = config.data.batch_size // world_size * world_size
         near = " or ".join(str(size) for size in (below, below + world_size) if size)
@@ -75,8 +75,8 @@ def check(config: Config, world_size: int) -> Plan:
         if size % patch:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
-    mean, std = dataset.statistics(config.data.channels)
-    plan = Plan(dataset, kwargs, encoder.num_features, mean, std)
+    mean, std = sources.statistics(config.data.channels)
+    plan = Plan(sources, kwargs, encoder.num_features, mean, std)
     _check_resume(config, plan)
     return plan
 
@@ -102,9 +102,24 @@ def _check_resume(config: Config, plan: Plan) -> None:
         ("seed", found["seed"], config.seed),
         ("data.batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
         ("objective", found["config"]["objective"], asked["config"]["objective"]),
-        ("data.path", found["data_fingerprint"], plan.dataset.fingerprint),
+        ("data.order", found["config"]["data"]["order"], config.data.order),
     ):
         if old != new:
             raise UserError(
                 f"{newest} was trained with {key}={old}, not {new}; choose another name for the run"
             )
+    if found["data_fingerprint"] != plan.sources.fingerprint:
+        raise UserError(
+            f"{newest} was trained on other data ({found['data_fingerprint']}, now "
+            f"{plan.sources.fingerprint}); choose another name for the run{_earlier(found, plan)}"
+        )
+
+
+def _earlier(found: dict[str, Any], plan: Plan) -> str:
+    """Which generation of the data set a run has seen, if images were added to it since."""
+    for dataset in plan.sources.datasets:
+        for number, generation in enumerate(dataset.generations, start=1):
+            if generation.fingerprint == found["data_fingerprint"]:
+                only = f"[{{path: {dataset.path}, generation: {number}}}]"
+                return f", or go on without the images added since: data.path=null data.sources='{only}'"
+    return ""

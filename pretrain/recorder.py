@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import yaml
 
-from data_pipeline.index import Dataset
 from pretrain import monitors, tracking
 from pretrain.config import Config
 from pretrain.metrics import MetricsFile
@@ -21,8 +20,8 @@ log = logging.getLogger(__name__)
 class Recorder:
     """Writes the resolved configuration at once, then a row a logged step."""
 
-    def __init__(self, config: Config, dataset: Dataset, start: int) -> None:
-        self.config, self.images = config, len(dataset)
+    def __init__(self, config: Config, images: int, start: int) -> None:
+        self.config, self.images = config, images
         config.folder.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json")
         (config.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))

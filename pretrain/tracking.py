@@ -17,6 +17,8 @@ from pretrain import metrics
 
 log = logging.getLogger(__name__)
 
+_LONGEST_TAG = 5000  # characters that every MLflow store takes
+
 
 class TrackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
@@ -90,6 +92,7 @@ class Mirror(threading.Thread):
         self._run_id = ""
         self._sent = -1
         self._offset = 0
+        self._corrupt_bytes = 0
         self._status: str | None = None
         self._stop_asked = threading.Event()
 
@@ -130,9 +133,19 @@ class Mirror(threading.Thread):
         for start in range(0, len(batch), 1000):
             self._client.log_batch(self._run_id, metrics=batch[start : start + 1000])
         self._offset, self._sent = offset, rows[-1]["step"] if rows else self._sent
+        self._name_corrupt()
         if self._status:
             self._client.set_terminated(self._run_id, self._status)
             self._record(complete=self._status == "FINISHED")
+
+    def _name_corrupt(self) -> None:
+        """Keep a tag of the run at the names of the damaged images that were replaced."""
+        path = self.folder / "corrupt.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._corrupt_bytes:
+            names = ", ".join(str(row["name"]) for row in metrics.read(path))
+            self._client.set_tag(self._run_id, "corrupt_samples", names[:_LONGEST_TAG])
+            self._corrupt_bytes = size
 
     def _connect(self) -> None:
         client, experiment = _client(self.config)

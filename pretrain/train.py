@@ -10,6 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch, Loader
 from pretrain import checkpoint, monitors
 from pretrain.config import Config
+from pretrain.corrupt import CorruptSamples
 from pretrain.distributed import rank, world_size
 from pretrain.engines.ddp import DDPEngine
 from pretrain.guard import Guard
@@ -34,8 +35,8 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
     checkpoints = config.folder / "checkpoints"
     engine = build_engine(config, plan, device)
     probe = None
-    if config.online_probe and plan.dataset.classes:
-        probe = OnlineProbe(plan.embedding_width, len(plan.dataset.classes), device)
+    if config.online_probe and plan.sources.classes:
+        probe = OnlineProbe(plan.embedding_width, len(plan.sources.classes), device)
 
     start = 0
     newest = checkpoint.latest(checkpoints)
@@ -49,17 +50,18 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
     recorder = None
     if rank() == 0:
         checkpoint.remove_partial(checkpoints)
-        recorder = Recorder(config, plan.dataset, start)
+        recorder = Recorder(config, len(plan.sources), start)
     if newest:
         log.info("continuing %s from %s", config.folder, newest.name)
 
     loader = Loader(
-        plan.dataset,
+        plan.sources,
         batch_size=config.data.batch_size,
         views=config.views,
         augment=config.augment,
         channels=config.data.channels,
         seed=config.seed,
+        order=config.data.order,
         rank=rank(),
         world_size=world_size(),
         start_step=start,
@@ -67,6 +69,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
     )
     batches = iter(loader)
     guard = Guard(device)
+    corrupt = CorruptSamples(config.folder, start, config.data.batch_size, config.data.max_corrupt)
     logged, window_began, waited, saving = start, time.perf_counter(), 0.0, 0.0
     status = "FAILED"
     try:
@@ -75,6 +78,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
             batch = next(batches)
             assert batch.step == step
             waited += time.perf_counter() - asked
+            corrupt.watch(batch)
 
             optimizer = config.optimizer
             lr = learning_rate(
@@ -97,6 +101,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
                     row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 seconds = time.perf_counter() - window_began - saving
                 row["lr"], row["data_wait"], row["skipped_steps"] = lr, waited / seconds, guard.skipped
+                row["corrupt_samples"] = corrupt.report(done)
                 row["images_per_second"] = (done - logged) * config.data.batch_size / seconds
                 if recorder:
                     recorder.write(done, row)

@@ -8,24 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import save_pictures
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.decode import decode
 from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.loader import Batch, Loader
+from data_pipeline.pack import Options, pack
+from data_pipeline.sources import Sources
 from data_pipeline.views import ViewsConfig
 
 VIEWS = ViewsConfig(global_views=2, global_size=24, local_views=3, local_size=12)
+SMALL = ViewsConfig(global_views=1, global_size=8, local_views=1, local_size=4)
 
 
-def loader(dataset: Dataset, **options: object) -> Loader:
+def loader(data: Dataset | Sources, **options: object) -> Loader:
+    sources = data if isinstance(data, Sources) else Sources([data], [1.0])
     defaults = {"batch_size": 8, "views": VIEWS, "augment": AugmentConfig(), "channels": 3, "seed": 4}
-    return Loader(dataset, **{**defaults, **options})  # type: ignore[arg-type]
+    return Loader(sources, **{**defaults, **options})  # type: ignore[arg-type]
 
 
-def take(dataset: Dataset, steps: int, **options: object) -> list[Batch]:
-    return list(islice(loader(dataset, **options), steps))
+def take(data: Dataset | Sources, steps: int, **options: object) -> list[Batch]:
+    return list(islice(loader(data, **options), steps))
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -44,8 +49,18 @@ def joined(ranks: list[Batch]) -> Batch:
         epochs=np.concatenate([r.epochs for r in ranks]),
         labels=torch.cat([r.labels for r in ranks]),
         views=[torch.cat(parts, dim=1) for parts in zip(*(r.views for r in ranks), strict=True)],
+        replaced=[replaced for r in ranks for replaced in r.replaced],
         parameters=[torch.cat(parts, dim=1) for parts in zip(*(r.parameters for r in ranks), strict=True)],
     )
+
+
+@pytest.fixture(scope="module")
+def mixed(packed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Twenty-three images of cats and dogs, and seven birds and dogs that are shown as often."""
+    folder = tmp_path_factory.mktemp("more")
+    save_pictures(folder / "images", [f"{'bird' if i % 2 else 'dog'}/{i}.png" for i in range(7)])
+    pack(folder / "images", folder / "set", Options(labels="folder"))
+    return Sources([packed, Dataset(folder / "set")], [1.0, 1.0])
 
 
 def test_shapes_and_contents(packed: Dataset) -> None:
@@ -67,23 +82,47 @@ def test_a_view_without_crop_or_flip_is_the_image(packed: Dataset) -> None:
         assert abs(view.float().mean().item() - image.mean()) < 4
 
 
-@pytest.mark.parametrize("world_size, workers", [(1, 1), (1, 2), (2, 0), (4, 1)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize(
+    "order, world_size, workers",
+    [("uniform", w, k) for w, k in ((1, 1), (2, 1), (3, 0), (4, 0), (8, 0))]
+    + [("windowed", w, k) for w, k in ((1, 4), (3, 1), (8, 0))],
+)
 def test_global_batches_do_not_depend_on_ranks_and_workers(
-    packed: Dataset, world_size: int, workers: int
+    mixed: Sources, order: str, world_size: int, workers: int
 ) -> None:
-    steps = 5
-    reference = take(packed, steps)
-    ranks = [take(packed, steps, rank=r, world_size=world_size, workers=workers) for r in range(world_size)]
-    for step in range(steps):
-        assert_same(joined([rank[step] for rank in ranks]), reference[step])
+    options = {"batch_size": 24, "views": SMALL, "order": order}
+    ranks = [
+        take(mixed, 4, rank=r, world_size=world_size, workers=workers, **options) for r in range(world_size)
+    ]
+    for step, reference in enumerate(take(mixed, 4, **options)):
+        assert_same(joined([rank[step] for rank in ranks]), reference)
 
 
-def test_every_epoch_has_every_sample_once(packed: Dataset) -> None:
+@pytest.mark.parametrize("order", ["uniform", "windowed"])
+def test_every_epoch_has_every_sample_once(packed: Dataset, order: str) -> None:
     n = len(packed)
-    batches = take(packed, n)  # n batches of 8 are 8 epochs exactly
+    batches = take(packed, n, views=SMALL, order=order)  # n batches of 8 are 8 epochs exactly
     indices = np.concatenate([batch.indices for batch in batches])
     np.testing.assert_array_equal(np.sort(indices.reshape(8, n), axis=1), np.tile(np.arange(n), (8, 1)))
     np.testing.assert_array_equal(np.concatenate([b.epochs for b in batches]), np.repeat(np.arange(8), n))
+
+
+def test_sources_are_mixed_by_weight_and_told_by_class_name(mixed: Sources) -> None:
+    batches = take(mixed, 20, views=SMALL)
+    indices = np.concatenate([b.indices for b in batches])
+    labels = np.concatenate([b.labels.numpy() for b in batches])
+    epochs = np.concatenate([b.epochs for b in batches])
+    assert mixed.classes == ["cat", "dog", "bird"]
+    second = indices >= 23
+    assert abs(second.mean() - 0.5) < 0.05
+    assert set(labels[second]) == {1, 2} and set(labels[~second]) == {0, 1}
+    for source, n in ((~second, 23), (second, 7)):  # each has its own epochs, and repeats only after one
+        whole = len(indices[source]) // n * n
+        seen = np.sort(indices[source][:whole].reshape(-1, n), axis=1)
+        np.testing.assert_array_equal(seen, np.tile(seen[0], (len(seen), 1)))
+        assert len(set(seen[0])) == n
+        np.testing.assert_array_equal(epochs[source][:whole].reshape(-1, n)[:, 0], np.arange(whole // n))
 
 
 @pytest.mark.parametrize("stop, workers", [(1, 0), (3, 2)])
@@ -127,18 +166,60 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(packed
         loader(packed, batch_size=10, world_size=4)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_changed_shard_ends_in_one_line(packed: Dataset, tmp_path: Path, workers: int) -> None:
+def damaged(packed: Dataset, folder: Path, samples: list[int]) -> Dataset:
+    """A copy of the set with some bytes of these samples overwritten."""
+    shutil.copytree(packed.path, folder)
+    for name, offset, _ in packed.ranges(np.array(samples)):
+        with (folder / name).open("r+b") as file:
+            file.seek(offset + 30)
+            file.write(b"\xff\x00\xff")
+    return Dataset(folder)
+
+
+@pytest.mark.parametrize("world_size, workers", [(1, 0), (2, 1)])
+def test_a_damaged_sample_is_replaced_and_moves_no_other(
+    packed: Dataset, tmp_path: Path, world_size: int, workers: int
+) -> None:
+    broken = damaged(packed, tmp_path / "set", [3, 11])
+    steps = 9  # three epochs and a bit
+    ranks = [take(broken, steps, rank=r, world_size=world_size, workers=workers) for r in range(world_size)]
+    replaced = []
+    for step, whole in enumerate(take(packed, steps)):
+        batch = joined([rank[step] for rank in ranks])
+        same = ~np.isin(whole.indices, [3, 11])
+        np.testing.assert_array_equal(batch.indices[same], whole.indices[same])
+        assert torch.equal(batch.views[1][:, same], whole.views[1][:, same])
+        assert not np.isin(batch.indices, [3, 11]).any()
+        np.testing.assert_array_equal(batch.labels, packed.labels[batch.indices])
+        replaced += batch.replaced
+    assert {r.sample for r in replaced} == {3, 11} and len(replaced) >= 6
+    for entry in replaced:
+        assert packed.key(entry.sample) in entry.name and "changed" in entry.reason
+
+
+def test_a_set_without_a_whole_sample_ends_in_one_line(packed: Dataset, tmp_path: Path) -> None:
+    broken = damaged(packed, tmp_path / "set", list(range(len(packed))))
+    with pytest.raises(UserError, match=r"in a row are damaged, first: .*verify") as refused:
+        take(broken, 1, workers=1)
+    assert "\n" not in str(refused.value) and refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize("replacement", [None, b"x" * 4096])
+def test_a_shard_deleted_or_replaced_during_training_ends_in_one_line(
+    packed: Dataset, tmp_path: Path, replacement: bytes | None
+) -> None:
     copy = tmp_path / "set"
     shutil.copytree(packed.path, copy)
     dataset = Dataset(copy)
-    row = dataset.rows[0]
-    with (copy / dataset.shard_name(0)).open("r+b") as file:
-        file.seek(int(row["offset"]) + 30)
-        file.write(b"\xff\x00\xff")
-    with pytest.raises(UserError, match="changed since the index was made") as refused:
-        take(dataset, 3, workers=workers)
-    assert "\n" not in str(refused.value) and refused.value.__cause__ is None
+    batches = iter(loader(dataset, batch_size=1, views=SMALL))
+    next(batches)
+    for shard in copy.glob("*.tar"):
+        shard.unlink()
+        if replacement:
+            shard.write_bytes(replacement)
+    with pytest.raises(UserError, match=r"shard .* (missing|replaced|bytes).*verify") as refused:
+        list(islice(batches, 100))
+    assert "\n" not in str(refused.value)
 
 
 def test_workers_outlive_the_signals_that_stop_a_job(packed: Dataset) -> None:

@@ -1,0 +1,71 @@
+"""Damaged images that the loader has replaced: counted over ranks, named in corrupt.jsonl."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.errors import UserError
+from data_pipeline.loader import Batch
+from pretrain import metrics
+from pretrain.distributed import count_over_ranks, rank, world_size
+
+log = logging.getLogger(__name__)
+
+_FREE = 10
+
+
+class CorruptSamples:
+    """Watches every rank's batches; the others learn of them at log steps.
+
+    corrupt.jsonl has a line for each replacement: the step, the sample's index and name, and the reason.
+    """
+
+    def __init__(self, folder: Path, start: int, batch_size: int, max_share: float) -> None:
+        self.path, self.batch_size, self.max_share = folder / "corrupt.jsonl", batch_size, max_share
+        self.count = 0
+        if rank() == 0:  # as of the checkpoint that the run continues from
+            kept = [row for row in metrics.read(self.path) if row["step"] <= start]
+            self.count = len(kept)
+            if self.path.exists():
+                self.path.write_text("".join(map(metrics.line, kept)))
+        self._new: list[dict[str, Any]] = []
+
+    def watch(self, batch: Batch) -> None:
+        self._new += [{"step": batch.step + 1, **replaced._asdict()} for replaced in batch.replaced]
+
+    def report(self, step: int) -> int:
+        """Replacements so far in the run; called on all ranks after `step` steps.
+
+        Raises UserError on all of them when there are too many.
+        """
+        if int(count_over_ranks(len(self._new), torch.device("cpu"))):
+            everyone: list[list[dict[str, Any]]] = [[] for _ in range(world_size())]
+            dist.all_gather_object(everyone, self._new)
+            self._new = []
+            if rank() == 0:
+                self._write([row for rows in everyone for row in rows])
+        self.count = int(count_over_ranks(self.count if rank() == 0 else 0, torch.device("cpu")))
+        if self.count > max(_FREE, self.max_share * step * self.batch_size):
+            raise UserError(
+                f"{self.count} of {step * self.batch_size} images read were damaged, more than "
+                f"data.max_corrupt={self.max_share:g} allows; {self.path} names them: run "
+                "python -m data_pipeline verify on the data set, and mend it"
+            )
+        return self.count
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        rows.sort(key=lambda row: (row["step"], row["sample"]))
+        with self.path.open("a") as file:
+            file.writelines(map(metrics.line, rows))
+        self.count += len(rows)
+        log.warning(
+            "%d damaged images replaced (%d in all, see %s), first: %s: %s",
+            len(rows),
+            self.count,
+            self.path,
+            rows[0]["name"],
+            rows[0]["reason"],
+        )

@@ -1,0 +1,44 @@
+"""A few damaged images do not end a run: they are replaced, named in a file and in MLflow."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.index import Dataset
+from tests.distributed.runs import losses, rows, train
+
+
+def test_damaged_images_are_replaced_and_named(recipe: Path, shards: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    dataset = Dataset(copy)
+    victims = [5, 40]
+    for name, offset, size in dataset.ranges(np.array(victims)):
+        with (copy / name).open("r+b") as file:
+            file.seek(offset + size // 2)
+            file.write(b"\0" * 8)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    options = [f"data.path={copy}", "tracking.enabled=true", f"tracking.uri={store}"]
+
+    done = train(2, recipe, *options)
+    assert done.returncode == 0, done.stderr
+    assert "damaged images replaced" in done.stderr
+    run = tmp_path / "runs/tiny"
+    named = [json.loads(line) for line in (run / "corrupt.jsonl").read_text().splitlines()]
+    assert {row["sample"] for row in named} == set(victims)  # 12 steps of 8 are an epoch and a half
+    assert rows(run)[-1]["corrupt_samples"] == len(named)
+    keys = [dataset.key(victim) for victim in victims]
+    assert all(any(key in row["name"] for row in named) for key in keys)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        ((tag,),) = database.execute("select value from tags where key = 'corrupt_samples'").fetchall()
+    assert all(key in tag for key in keys)
+
+    # A run on one rank, stopped and continued, sees and replaces the same.
+    assert train(1, recipe, f"data.path={copy}", "name=again", "steps=6").returncode == 0
+    assert train(1, recipe, f"data.path={copy}", "name=again").returncode == 0
+    again = [json.loads(line) for line in (tmp_path / "runs/again/corrupt.jsonl").read_text().splitlines()]
+    assert again == named
+    assert max(losses(tmp_path / "runs/again")) == 12
