@@ -5,8 +5,8 @@ and what does not pass in time, is a `UserError` that names the object, the reas
 holds no secret: neither messages of the store nor user names and queries of a URL are repeated.
 """
 
-import functools
 import os
+import socket
 import sys
 import threading
 import time
@@ -45,6 +45,9 @@ _PASSING_ERRORS = {
     "ResponseParserError", "ClientConnectionError", "ClientPayloadError", "IncompleteBody",
 }  # fmt: skip
 """Names of exceptions and their bases: the libraries behind fsspec need not be there to be known."""
+
+_filesystems: dict[tuple[str, int, int], Any] = {}
+"""By bucket, process and thread."""
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,28 @@ def shown(url: str) -> str:
 
 
 def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it.
+
+    There is one a process and bucket, so that no connection is used on both sides of a fork; also one
+    a thread, unless the library takes calls from many.
+    """
     root = "/".join(url.split("/", 3)[:3])
     try:
         shared = fsspec.get_filesystem_class(root.partition(":")[0]).async_impl
-        filesystem = _filesystem(root, os.getpid(), 0 if shared else threading.get_ident())
-        return filesystem, filesystem._strip_protocol(url)
+        key = root, os.getpid(), 0 if shared else threading.get_ident()
+        if key not in _filesystems:
+            _filesystems.setdefault(key, _connect(root))
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{shown(url)}: {reason}; use a URL such as s3://bucket/folder, "
             "for which pip install 'isotorus[s3]' brings the library"
         ) from error
+    filesystem = _filesystems[key]
+    return filesystem, filesystem._strip_protocol(url)
 
 
-@functools.cache
-def _filesystem(root: str, process: int, thread: int) -> Any:
-    """One a process and bucket: no connection is used on both sides of a fork."""
+def _connect(root: str) -> Any:
     protocol = root.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in ("s3", "s3a"):
@@ -197,41 +206,46 @@ def _http(error: BaseException) -> tuple[int | None, str]:
     return None, ""
 
 
+def _names(error: BaseException) -> set[str]:
+    """Names of an error's class and bases, and of those that it came from."""
+    return {base.__name__ for link in _chain(error) for base in type(link).__mro__}
+
+
 def _passing(error: Exception) -> bool:
     status, code = _http(error)
     if status is not None:
         return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return False
-    names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
-    return bool(names & _PASSING_ERRORS)
+    names = _names(error)
+    return "SSLCertVerificationError" not in names and bool(names & _PASSING_ERRORS)
 
 
 def _reason(error: Exception) -> str:
     status, code = _http(error)
     if status is not None:
-        return f"HTTP {status} {code}".strip() if code != str(status) else f"HTTP {status}"
+        return f"HTTP {status}" if code in ("", str(status)) else f"HTTP {status} {code}"
+    if "SSLCertVerificationError" in _names(error):
+        return "its certificate is not trusted"
     for link in _chain(error):
-        if isinstance(link, OSError) and link.errno and link.errno > 0:
-            return os.strerror(link.errno)
+        if isinstance(link, socket.gaierror):
+            return str(link.strerror)
+        if isinstance(link, OSError) and (link.errno or 0) > 0:
+            return os.strerror(link.errno or 0)
     return type(error).__name__
 
 
 def _explained(url: str, error: Exception) -> Exception:
     """A `UserError` for what the user can mend; any other error as it is."""
     status, _ = _http(error)
-    names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
-    if isinstance(error, FileNotFoundError) or status == 404:
+    names, reason = _names(error), _reason(error)
+    if status in _DENIED or "PermissionError" in names or any("Credentials" in name for name in names):
         return UserError(
-            f"{shown(url)} is not there ({_reason(error)}); check the URL and the endpoint, or bring it back"
+            f"{shown(url)}: access is denied ({reason}); check that the credentials are there, right, "
+            "not expired, and allowed to read it"
         )
-    if isinstance(error, PermissionError) or status in _DENIED or any("Credentials" in n for n in names):
+    if status == 404 or (status is None and type(error) is FileNotFoundError and "SSLError" not in names):
         return UserError(
-            f"{shown(url)}: access is denied ({_reason(error)}); check that the credentials are there, "
-            "right, not expired, and allowed to read it"
+            f"{shown(url)} is not there ({reason}); check the URL and the endpoint, or bring it back"
         )
-    if status is not None or isinstance(error, OSError) or "BotoCoreError" in names or "ClientError" in names:
-        return UserError(
-            f"{shown(url)} cannot be read ({_reason(error)}); check the URL and the store's settings"
-        )
+    if status is not None or names & {"OSError", "BotoCoreError", "ClientError"}:
+        return UserError(f"{shown(url)} cannot be read ({reason}); check the URL and the store's settings")
     return error

@@ -31,7 +31,7 @@ def packed(labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> D
 def objects() -> dict[str, bytes]:
     """Shards of three chunks each, which lie in s3://bucket/set."""
     random = np.random.default_rng(0)
-    return {f"shard-{i}.tar": random.bytes(20_000_000) for i in range(6)}
+    return {f"shard-{i}.tar": random.bytes(20_000_000) for i in range(5)}
 
 
 @pytest.fixture(scope="session")

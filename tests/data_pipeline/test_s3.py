@@ -5,7 +5,6 @@ import os
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,8 @@ def read_whole(cache: CacheConfig, checksums: dict[str, int]) -> None:
         assert zlib.crc32(data) == expected
 
 
-def in_processes(context: BaseContext, cache: CacheConfig, tasks: list[dict[str, int]]) -> None:
-    processes = [context.Process(target=read_whole, args=(cache, task)) for task in tasks]  # type: ignore[attr-defined]
+def in_processes(cache: CacheConfig, tasks: list[dict[str, int]]) -> None:
+    processes = [FORK.Process(target=read_whole, args=(cache, task)) for task in tasks]
     for process in processes:
         process.start()
     for process in processes:
@@ -76,16 +75,15 @@ def test_a_sequential_read_costs_a_request_a_chunk(
     assert s3.requests("HEAD", "shard-1.tar") - heads == 2
 
 
-@pytest.mark.parametrize("context, count", [(FORK, 4), (SPAWN, 2)], ids=["fork", "spawn"])
 def test_many_processes_download_a_chunk_once(
-    s3: S3Server, objects: dict[str, bytes], cache: CacheConfig, context: BaseContext, count: int
+    s3: S3Server, objects: dict[str, bytes], cache: CacheConfig
 ) -> None:
     reader = open_reader("s3://bucket/set", cache)
     reader.read("shard-0.tar", 0, 1)  # the parent has connections and threads of its own before it forks
     reader.prefetch("shard-0.tar", CHUNK, 1)
     names = ["shard-2.tar", "shard-3.tar"]
     before = [s3.requests("GET", name) for name in names]
-    in_processes(context, cache, [{name: zlib.crc32(objects[name]) for name in names}] * count)
+    in_processes(cache, [{name: zlib.crc32(objects[name]) for name in names}] * 4)
     assert [s3.requests("GET", name) - b for name, b in zip(names, before, strict=True)] == [CHUNKS] * 2
     assert reader.read("shard-0.tar", 3, 5) == objects["shard-0.tar"][3:8]
 
@@ -101,29 +99,26 @@ def test_threads_share_a_reader(s3: S3Server, objects: dict[str, bytes], cache: 
 def test_prefetched_chunks_need_no_further_request(
     s3: S3Server, objects: dict[str, bytes], cache: CacheConfig
 ) -> None:
-    reader, before = open_reader("s3://bucket/set", cache), s3.requests("GET", "shard-5.tar")
+    reader, before = open_reader("s3://bucket/set", cache), s3.requests("GET", "shard-1.tar")
     for _ in range(3):
-        reader.prefetch("shard-5.tar", CHUNK - 10, 20)
+        reader.prefetch("shard-1.tar", CHUNK - 10, 20)
     end = time.monotonic() + 30
-    while s3.requests("GET", "shard-5.tar") < before + 2 and time.monotonic() < end:
+    while s3.requests("GET", "shard-1.tar") < before + 2 and time.monotonic() < end:
         time.sleep(0.05)
     reader.prefetch("missing.tar", 0, 10)
-    reader.prefetch("shard-5.tar", 10 * SIZE, 10)
-    assert reader.read("shard-5.tar", CHUNK - 10, 20) == objects["shard-5.tar"][CHUNK - 10 : CHUNK + 10]
-    assert s3.requests("GET", "shard-5.tar") == before + 2
+    reader.prefetch("shard-1.tar", 10 * SIZE, 10)
+    assert reader.read("shard-1.tar", CHUNK - 10, 20) == objects["shard-1.tar"][CHUNK - 10 : CHUNK + 10]
+    assert s3.requests("GET", "shard-1.tar") == before + 2
 
 
 def test_several_processes_stay_within_the_limit(
     s3: S3Server, objects: dict[str, bytes], cache: CacheConfig
 ) -> None:
-    checksums = {name: zlib.crc32(data) for name, data in objects.items()}
+    names = list(objects)
     assert sum(map(len, objects.values())) > 1.5 * cache.size
-    orders = [
-        checksums,
-        dict(reversed(checksums.items())),
-        dict(list(checksums.items())[3:] + list(checksums.items())[:3]),
-    ]
-    readers = FORK.Process(target=in_processes, args=(FORK, cache, orders))
+    orders = [names, names[::-1], names[3:] + names[:3]]
+    tasks = [{name: zlib.crc32(objects[name]) for name in order} for order in orders]
+    readers = FORK.Process(target=in_processes, args=(cache, tasks))
     readers.start()
     most = 0
     while readers.is_alive():
@@ -152,18 +147,6 @@ def test_a_cut_cache_file_is_fetched_again(
         os.truncate(file, file.stat().st_size // 2)
     for again in (reader, open_reader("s3://bucket/set", cache)):
         assert again.read("shard-0.tar", 0, SIZE) == objects["shard-0.tar"]
-
-
-def test_a_damaged_cache_file_is_forgotten_on_demand(
-    s3: S3Server, objects: dict[str, bytes], cache: CacheConfig
-) -> None:
-    reader, good = open_reader("s3://bucket/set", cache), objects["shard-0.tar"][CHUNK - 5 : CHUNK + 5]
-    reader.read("shard-0.tar", 0, SIZE)
-    for file in entries(cache):
-        file.write_bytes(bytes(file.stat().st_size))
-    assert reader.read("shard-0.tar", CHUNK - 5, 10) != good
-    reader.forget("shard-0.tar", CHUNK - 5, 10)
-    assert reader.read("shard-0.tar", CHUNK - 5, 10) == good
 
 
 def test_a_replaced_shard_gives_no_old_bytes(s3: S3Server, cache: CacheConfig) -> None:

@@ -133,6 +133,8 @@ def test_a_web_server_without_ranges_is_told_apart(tmp_path: Path, config: Cache
         with pytest.raises(UserError, match=rf"{url}/b.tar is not there \(HTTP 404\)"):
             fetch(f"{url}/b.tar", config)
         server.shutdown()
+    with pytest.raises(UserError, match=rf"^{url}/a.tar could not be read in 0.5 s .*Connection refused"):
+        fetch(f"{url}/a.tar", config)
 
 
 def test_urls_that_no_library_reads(config: CacheConfig) -> None:
