@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline import info
 from data_pipeline.description import subsets
 from data_pipeline.errors import ArgumentParser, UserError, exit_code
-from data_pipeline.listing import Columns
+from data_pipeline.manifest import Columns
 from data_pipeline.verify import verify
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -38,18 +38,28 @@ def _parser() -> argparse.ArgumentParser:
 
     pack = commands.add_parser("pack", help="images → WebDataset shards, index and statistics")
     pack.add_argument("source", type=Path, metavar="SRC", help="folder of the images")
-    pack.add_argument("dest", type=Path, metavar="DEST", help="new folder for the shards")
-    pack.add_argument("--labels", help="'folder': class = first-level folder; or a CSV that lists the images")
-    pack.add_argument("--image-column", default="image", help="CSV column of paths relative to SRC")
-    pack.add_argument("--label-column", default="label", help="CSV column of class names; empty = no label")
-    pack.add_argument("--group-column", help="CSV column; images with the same value are never split apart")
+    pack.add_argument("dest", type=Path, metavar="DEST", help="folder for the shards")
+    pack.add_argument(
+        "--labels",
+        help="'folder': class = first-level folder; or a CSV or Parquet file that lists the images",
+    )
+    pack.add_argument("--image-column", default="image", help="its column of paths relative to SRC")
+    pack.add_argument("--label-column", default="label", help="its column of class names; empty = no label")
+    pack.add_argument("--group-column", help="its column whose equal values are never split apart")
+    pack.add_argument(
+        "--group-pattern", help="instead: regular expression whose (group) in an image's path names its group"
+    )
     pack.add_argument("--val-fraction", type=float, default=0.0, help="share that goes to DEST/val")
     pack.add_argument("--test-fraction", type=float, default=0.0, help="share that goes to DEST/test")
+    pack.add_argument("--append", action="store_true", help="add the images that DEST does not have yet")
+    pack.add_argument(
+        "--channels", type=_positive, help="leave out images that cannot be had with so many channels"
+    )
     pack.add_argument(
         "--shard-size", type=_size, default="256MB", help="about this much a shard (%(default)s)"
     )
     pack.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
-    pack.add_argument("--strict", action="store_true", help="refuse if any file is not a readable image")
+    pack.add_argument("--strict", action="store_true", help="refuse if any file would have to be left out")
 
     point = commands.add_parser("index", help="tars that are there already → index and statistics")
     point.add_argument("tars", nargs="+", metavar="TARS", help="WebDataset tars, or folders or URLs of them")
@@ -94,14 +104,19 @@ def _pack(args: argparse.Namespace) -> int:
             "expected shares from 0 that are less than 1 together"
         )
     if args.group_column is not None and args.labels in (None, "folder"):
-        raise UserError("--group-column names a column of a CSV; give the CSV with --labels FILE.csv")
+        raise UserError("--group-column names a column of a table; give that with --labels FILE.csv")
+    if args.group_column is not None and args.group_pattern is not None:
+        raise UserError("--group-column and --group-pattern both say what a group is; give one of them")
     columns = Columns(args.image_column, args.label_column, args.group_column)
     options = Options(
         labels=args.labels,
         columns=columns,
+        group_pattern=args.group_pattern,
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
+        channels=args.channels,
         shard_size=args.shard_size,
+        append=args.append,
         workers=args.workers,
         strict=args.strict,
     )

@@ -4,32 +4,41 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.cache import CacheConfig
+from data_pipeline.description import Generation, describe
 from data_pipeline.index import Dataset
+
+_CHANNELS = {1: "1 (greyscale)", 3: "3 (colour)"}
 
 
 def as_dict(folder: str) -> dict[str, Any]:
-    """The newest generation of a data set, and where it lies."""
-    return Dataset(folder).description.model_dump() | {"path": folder}
+    """The facts of the newest generation, where it lies, and those of every generation, the oldest first."""
+    generations = describe(folder, CacheConfig()).generations
+    facts = [generation.model_dump() for generation in generations]
+    return Dataset(folder).description.model_dump() | {"path": folder, "generations": facts}
 
 
 def as_text(folder: str) -> str:
-    facts = as_dict(folder)
-    width, height = facts["width"], facts["height"]
-    classes = ", ".join(
-        f"{name} {count}" for name, count in zip(facts["classes"], facts["class_counts"], strict=True)
-    )
-    unlabelled = facts["count"] - sum(facts["class_counts"])
+    facts = Dataset(folder).description
+    generations = describe(folder, CacheConfig()).generations
     lines = {
-        "images": f"{facts['count']} ({facts['skipped']} files skipped)",
-        "classes": classes + (f", without label {unlabelled}" if classes and unlabelled else "") or "none",
-        "pixels": "width {min}-{max}, median {median}; ".format(**width)
-        + "height {min}-{max}, median {median}".format(**height),
-        "channels": {1: "1 (greyscale)", 3: "3 (colour)"}.get(facts["channels"], str(facts["channels"])),
-        "mean": " ".join(f"{x:.4f}" for x in facts["mean"]),
-        "std": " ".join(f"{x:.4f}" for x in facts["std"]),
-        "shards": f"{facts['shards']}, {facts['bytes'] / 1e6:.1f} MB",
-        "fingerprint": facts["fingerprint"],
+        "images": f"{facts.count} ({facts.skipped} files skipped)",
+        "classes": _counts(facts.classes, facts.class_counts, facts.count) or "none",
+        "files": _counts(facts.extensions, facts.extension_counts, facts.count),
+        "pixels": "width {min}-{max}, median {median}; ".format(**facts.width.model_dump())
+        + "height {min}-{max}, median {median}".format(**facts.height.model_dump()),
+        "channels": _CHANNELS.get(facts.channels, str(facts.channels)),
+        "depth": _depth(facts),
+        "mean": " ".join(f"{x:.4f}" for x in facts.mean),
+        "std": " ".join(f"{x:.4f}" for x in facts.std),
+        "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
+        "fingerprint": facts.fingerprint,
     }
+    if len(generations) > 1:
+        lines["generations"] = ", ".join(
+            f"{number}: {g.count} images in {g.shards} shards, fingerprint {g.fingerprint}"
+            for number, g in enumerate(generations, start=1)
+        )
     return "\n".join([folder, *(f"  {name:<12} {value}" for name, value in lines.items())])
 
 
@@ -38,3 +47,16 @@ def as_json(folders: list[str], split: bool) -> str:
     facts = [as_dict(folder) for folder in folders]
     named = {Path(folder).name: fact for folder, fact in zip(folders, facts, strict=True)}
     return json.dumps(named if split else facts[0], indent=1)
+
+
+def _counts(names: list[str], counts: list[int], total: int) -> str:
+    each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    if each and total > sum(counts):
+        each.append(f"without label {total - sum(counts)}")
+    return ", ".join(each)
+
+
+def _depth(facts: Generation) -> str:
+    if facts.sixteen_bit in (0, facts.count):
+        return f"{facts.depth} bits a channel"
+    return f"16 bits a channel in {facts.sixteen_bit} images, 8 in {facts.count - facts.sixteen_bit}"

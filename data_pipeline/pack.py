@@ -1,28 +1,24 @@
 """Images → shards, index and statistics: same input, same bytes; killed at any time, it continues.
 
-Shards are finished one by one in DEST/.packing. When all are there they are moved out, the index is
-written and at last dataset.json: a folder with a dataset.json is whole.
+Shards are finished one by one in DEST/.packing. When all are there they are moved out, the tables are
+written and at last dataset.json: a folder with a dataset.json is whole. Adding to a data set goes the
+same way, and till its end the set is what it was.
 """
 
-import shutil
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from data_pipeline import listing, pool, shard
-from data_pipeline.atomic import atomic
-from data_pipeline.description import DESCRIPTION, Split
+from data_pipeline import append, listing, staging
+from data_pipeline.build import SKIPPED, build
+from data_pipeline.description import DESCRIPTION, Split, subsets
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import Dataset
-from data_pipeline.listing import Columns, Item
-from data_pipeline.part import Part
-from data_pipeline.plan import Plan, make_plan
-from data_pipeline.publish import Finished, publish
-from data_pipeline.shard import Staged
-
-STAGING = ".packing"
-SKIPPED = "skipped.txt"
+from data_pipeline.listing import Item
+from data_pipeline.manifest import Columns
+from data_pipeline.plan import Plan, make_plan, refuse_empty_sets
+from data_pipeline.staging import STAGING, Base
+from data_pipeline.storage import is_remote
 
 
 @dataclass(frozen=True)
@@ -30,27 +26,35 @@ class Options:
     """What to pack and how; all but `workers` and `strict` decide the bytes."""
 
     labels: Path | str | None = None
-    """None, "folder", or the CSV that lists the images."""
+    """None, "folder", or the CSV or Parquet file that lists the images."""
     columns: Columns = field(default_factory=Columns)
-    """Of the CSV."""
+    """Of that file."""
+    group_pattern: str | None = None
+    """Regular expression whose first group, found in an image's path, names its group."""
     val_fraction: float = 0.0
     """Share of the images, or of their groups, that is set apart in DEST/val."""
     test_fraction: float = 0.0
     """The same for DEST/test."""
+    channels: int | None = None
+    """Leave out images that cannot be had with so many channels; None if all must have one number."""
     shard_size: int = 256 * 10**6
     """Bytes of a shard, about."""
+    append: bool = False
+    """Add the images that are not there yet to the data set in DEST."""
     workers: int = 1
     """Processes."""
     strict: bool = False
-    """Publish nothing if any file is no readable image."""
+    """Publish nothing if any file has to be left out."""
 
+    @property
+    def grouped(self) -> bool:
+        return self.group_pattern is not None or self.columns.group is not None
 
-@dataclass(frozen=True)
-class _Task:
-    source: Path
-    items: list[Item]
-    target: Path
-    plan: str
+    @property
+    def split(self) -> Split | None:
+        if not self.val_fraction and not self.test_fraction:
+            return None
+        return Split(val_fraction=self.val_fraction, test_fraction=self.test_fraction, grouped=self.grouped)
 
 
 def pack(source: Path, dest: Path, options: Options) -> str:
@@ -59,151 +63,107 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     Raises `UserError` for whatever the user can mend; the shards finished by then are kept, and the
     same call continues from them.
     """
-    plan = _plan(source, options)
+    if is_remote(dest):
+        raise UserError(f"{dest} is no folder on a disk; pack into one, and copy it to the store")
+    items = _list(source, options)
     try:
-        packed_before = _is_packed(dest, plan)
-        if not packed_before:
-            parts = _write_shards(source, dest / STAGING, plan, options.workers)
-            _report_skipped(dest, parts, options.strict)
-            _publish(dest, plan, _split(options), parts)
-        shutil.rmtree(dest / STAGING, ignore_errors=True)
+        return (_append if options.append else _pack_anew)(source, dest, items, options)
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
-    return _summary(dest, plan, "already packed" if packed_before else "packed")
 
 
-def _plan(source: Path, options: Options) -> Plan:
+def _list(source: Path, options: Options) -> list[Item]:
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
-        items, classes = listing.from_folder(source, labelled=options.labels == "folder")
+        items = listing.from_folder(source, labelled=options.labels == "folder")
     else:
-        items, classes = listing.from_csv(source, Path(options.labels), options.columns)
-    return make_plan(items, classes, options.val_fraction, options.test_fraction, options.shard_size)
+        items = listing.from_manifest(source, Path(options.labels), options.columns)
+    return items if options.group_pattern is None else listing.grouped(items, options.group_pattern)
 
 
-def _split(options: Options) -> Split | None:
-    if not options.val_fraction and not options.test_fraction:
-        return None
-    return Split(
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-        grouped=options.columns.group is not None,
+def _pack_anew(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    plan = make_plan(items, listing.class_names(items), options.split, options.shard_size)
+    refuse_empty_sets(plan)
+    if _is_packed(dest, plan, options.channels) and not (dest / STAGING).exists():
+        return f"already packed: {_content(dest, plan)}"
+    with staging.hold(dest) as folder:
+        begun = staging.read(folder)
+        if _is_packed(dest, plan, options.channels) and (begun is None or begun.plan != plan.fingerprint):
+            return f"already packed: {_content(dest, plan)}"
+        bases = {name: Base(generation=0, next_shard=0) for name in plan.sets}
+        _build(source, dest, folder, plan, bases, options)
+    return f"packed: {_content(dest, plan)}"
+
+
+def _is_packed(dest: Path, plan: Plan, channels: int | None) -> bool:
+    """Whether `dest` is complete; `UserError` if it holds anything that is not of this plan."""
+    sets = [Dataset(dest / name) for name in plan.sets if (dest / name / DESCRIPTION).exists()]
+    for dataset in sets:
+        first = Dataset(dataset.path, generation=1).description
+        if first.plan != plan.fingerprint or channels not in (None, dataset.channels):
+            raise UserError(
+                f"{dest} already holds a data set of other images, labels or options; choose another "
+                "folder, or add what is new with --append"
+            )
+    unfinished = (dest / STAGING).exists()
+    if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
+        raise UserError(f"{dest} is not empty; choose another folder, or empty it")
+    return len(sets) == len(plan.sets)
+
+
+def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    names = [Path(name).name for name in subsets(str(dest))] or [""]
+    if not (dest / names[0] / DESCRIPTION).exists():
+        raise UserError(f"{dest} holds no data set to add to; leave out --append to make one")
+    with staging.hold(dest) as folder:
+        begun = staging.read(folder)
+        if begun and not begun.is_append:
+            raise UserError(f"{dest} is not packed to its end; finish that first, without --append")
+        bases = begun.bases if begun else {name: _base(dest / name) for name in names}
+        sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
+        append.refuse_misfit(dest, sets[0].description, options.channels)
+        split = append.same_split(dest, sets[0].description.split, options.split, options.grouped)
+        new, known = append.new_items(items, sets)
+        if not new:
+            return f"nothing new: {known}"
+        plan = make_plan(new, append.all_classes(new, sets), split, options.shard_size)
+        added = _build(source, dest, folder, plan, bases, options)
+    if not added:
+        return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
+    return f"added {added} images, {known}; now {_content(dest, plan)}"
+
+
+def _base(folder: Path) -> Base:
+    """Of the set there; the new shards get numbers that no file has."""
+    taken = [re.fullmatch(r"shard-(\d+)\.tar", file.name) for file in folder.iterdir()]
+    return Base(
+        generation=Dataset(folder).generation,
+        next_shard=max((int(number[1]) + 1 for number in taken if number), default=0),
     )
 
 
-def _is_packed(dest: Path, plan: Plan) -> bool:
-    """Whether `dest` is complete; `UserError` if it holds anything that is not of this plan."""
-    described = [name for name in plan.sets if (dest / name / DESCRIPTION).exists()]
-    if any(Dataset(dest / name).description.plan != plan.fingerprint for name in described):
-        raise UserError(
-            f"{dest} already holds a data set of other images, labels or options; choose another folder"
-        )
-    unfinished = (dest / STAGING).exists()
-    if not described and not unfinished and dest.exists() and any(dest.iterdir()):
-        raise UserError(f"{dest} is not empty; choose another folder, or empty it")
-    return len(described) == len(plan.sets)
+def _build(
+    source: Path, dest: Path, folder: Path, plan: Plan, bases: dict[str, Base], options: Options
+) -> int:
+    channels, workers, strict = options.channels, options.workers, options.strict
+    return build(source, dest, folder, plan, bases, channels=channels, workers=workers, strict=strict)
 
 
-def _write_shards(source: Path, staging: Path, plan: Plan, workers: int) -> dict[str, dict[Path, Part]]:
-    """Write the shards that no earlier call has finished; the parts of every set, by staged shard."""
-    finished = _finished(staging, plan)
-    targets = {
-        name: {staging / name / _shard_name(number): items for number, items in enumerate(shards)}
-        for name, shards in plan.sets.items()
-    }
-    tasks = []
-    for name, shards in targets.items():
-        (staging / name).mkdir(parents=True, exist_ok=True)
-        tasks += [
-            _Task(source, items, target, plan.fingerprint)
-            for target, items in shards.items()
-            if target not in finished
-        ]
-    images = sum(len(task.items) for task in tasks)
-    for task, part in zip(tasks, pool.run(_write_shard, tasks, workers, "packing", images), strict=True):
-        finished[task.target] = part
-    return {name: {target: finished[target] for target in shards} for name, shards in targets.items()}
-
-
-def _write_shard(task: _Task) -> Part:
-    return shard.write(task.source, task.items, task.target, task.plan)
-
-
-def _finished(staging: Path, plan: Plan) -> dict[Path, Part]:
-    """What earlier calls have finished of this plan; `UserError` if it is of another."""
-    files = {file.with_suffix(".tar"): file for file in staging.glob("**/shard-*.json")}
-    try:
-        staged = {target: Staged.model_validate_json(file.read_bytes()) for target, file in files.items()}
-        ours = all(shard.plan == plan.fingerprint for shard in staged.values())
-    except ValidationError:  # written by another version
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{staging} holds an unfinished packing of other images, labels or options; "
-            "finish it with its own command, or delete that folder"
-        )
-    return {target: shard.part for target, shard in staged.items()}
-
-
-def _report_skipped(dest: Path, sets: dict[str, dict[Path, Part]], strict: bool) -> None:
-    """List the files left out; `UserError` if there should be none, or if a set has nothing else."""
-    skipped = sorted(entry for parts in sets.values() for part in parts.values() for entry in part.skipped)
-    if not skipped:
-        return
-    with atomic(dest / SKIPPED) as file:
-        file.writelines(f"{path}\t{reason}\n".encode() for path, reason in skipped)
-    first = f"first: {skipped[0][0]}: {skipped[0][1]}; all are in {dest / SKIPPED}"
-    if strict:
-        raise UserError(
-            f"{len(skipped)} files are not readable images ({first}); leave out --strict to skip them, "
-            "or mend them and pack into another folder"
-        )
-    for name, parts in sets.items():
-        if not any(part.samples for part in parts.values()):
-            raise UserError(
-                f"no usable image for {dest / name}, {len(skipped)} files are not readable images ({first}); "
-                "check the source folder"
-            )
-
-
-def _publish(dest: Path, plan: Plan, split: Split | None, sets: dict[str, dict[Path, Part]]) -> None:
-    every = [part for parts in sets.values() for part in parts.values()]
-    channels = max(channels for part in every for channels in part.contents)
-    depth = 16 if any(part.sixteen_bit for part in every) else 8
-    for name, parts in sets.items():
-        shards: list[Finished] = []
-        for staged, part in parts.items():
-            if not part.samples:
-                continue
-            shard = dest / name / _shard_name(len(shards))
-            shards.append(Finished(shard.name, part, staged.with_suffix(".npy")))
-            shard.parent.mkdir(parents=True, exist_ok=True)
-            if staged.exists():  # else an earlier, interrupted call has moved it
-                staged.replace(shard)
-        publish(
-            dest / name,
-            shards,
-            classes=plan.classes,
-            channels=channels,
-            depth=depth,
-            split=split,
-            plan=plan.fingerprint,
-            skipped=sum(len(part.skipped) for part in parts.values()),
-        )
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def _summary(dest: Path, plan: Plan, done: str) -> str:
-    sets = {name: Dataset(dest / name) for name in plan.sets}
-    counts = ", ".join(f"{name} {len(dataset)}" for name, dataset in sets.items() if name)
-    skipped = sum(dataset.description.skipped for dataset in sets.values())
+def _content(dest: Path, plan: Plan) -> str:
+    sets = {name: Dataset(dest / name).description for name in plan.sets}
+    total = list(sets.values())
+    images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)
+    skipped = sum(s.skipped for s in total)
+    counts = ", ".join(f"{name} {described.count}" for name, described in sets.items() if name)
     return (
-        f"{done}: {sum(map(len, sets.values()))} images"
+        f"{images} images"
         + (f" ({counts})" if counts else "")
-        + f" in {sum(dataset.description.shards for dataset in sets.values())} shards in {dest}"
+        + f" in {sum(s.shards for s in total)} shards in {dest}"
         + (f"; {skipped} files skipped, see {dest / SKIPPED}" if skipped else "")
+        + (
+            f"; {sixteen_bit} have 16 bits a channel, {images - sixteen_bit} have 8"
+            if sixteen_bit % images
+            else ""
+        )
     )

@@ -1,11 +1,13 @@
 """What is known of one shard: the index rows of its samples, and sums over their pixels."""
 
 import zlib
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from data_pipeline.errors import UserError
 from data_pipeline.index import ROW, key_hash
 from data_pipeline.moments import Moments
 
@@ -88,6 +90,27 @@ class Census:
             skipped=self._skipped,
         )
         return part, np.array(self._rows, dtype=ROW)
+
+
+def common_channels(contents: Iterable[Mapping[int, Content]]) -> int:
+    """The number of channels that images have together: 1 if all are greyscale, 3 if some are in
+    colour; 0 of no images.
+
+    Raises `UserError` if they have different numbers otherwise.
+    """
+    images: dict[int, int] = {}
+    first: dict[int, str] = {}
+    for content in contents:
+        for channels, some in content.items():
+            images[channels] = images.get(channels, 0) + some.images
+            first.setdefault(channels, some.first)
+    if len(images) > 1 and set(images) != {1, 3}:
+        each = ", ".join(f"{images[c]} have {c} (first: {first[c]})" for c in sorted(images))
+        raise UserError(
+            f"the images have different numbers of channels: {each}; "
+            "keep those of one number with --channels N, which leaves the others out"
+        )
+    return max(images, default=0)
 
 
 def printable(path: str) -> str:

@@ -15,6 +15,7 @@ from pictures import save_pictures
 
 from data_pipeline.__main__ import main
 from data_pipeline.decode import decode
+from data_pipeline.description import Split
 from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.listing import Item
@@ -154,8 +155,9 @@ def test_a_split_keeps_groups_together_and_the_class_list(tmp_path: Path) -> Non
 
 
 def test_a_split_has_the_asked_shares() -> None:
-    items = [Item(f"{i}.png", str(i), size=1) for i in range(10_000)]
-    sets = make_plan(items, [], val_fraction=0.2, test_fraction=0.3, shard_size=10**6).sets
+    items = [Item(f"{i}.png", size=1) for i in range(10_000)]
+    split = Split(val_fraction=0.2, test_fraction=0.3, grouped=False)
+    sets = make_plan(items, [], split, shard_size=10**6).sets
     shares = {name: sum(map(len, shards)) / 10_000 for name, shards in sets.items()}
     assert shares == pytest.approx({"train": 0.5, "val": 0.2, "test": 0.3}, abs=0.015)
 

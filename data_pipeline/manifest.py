@@ -1,0 +1,138 @@
+"""A table that lists images: CSV or Parquet, by the file's extension, read a row at a time."""
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UserError, from_os_error
+
+_ROWS_AT_ONCE = 2**14
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that mean something."""
+
+    image: str = "image"
+    label: str = "label"
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    image: str
+    label: str
+    """Empty if there is none."""
+    group: str
+    extra: str
+    """The columns other than image and label as JSON; empty if there are none."""
+
+
+def read(file: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a manifest; an empty cell, null or NaN is no label and no group.
+
+    Numbers and truth values of a Parquet file keep their type in `extra`, cells of a CSV are text.
+    Raises `UserError` if it cannot be read, lacks a column, or lists nothing.
+    """
+    rows = 0
+    for cells in (
+        _read_parquet(file, columns) if file.suffix.lower() == ".parquet" else _read_csv(file, columns)
+    ):
+        rows += 1
+        image, label = _text(cells.pop(columns.image)), _text(cells.pop(columns.label))
+        group = _text(cells[columns.group]) if columns.group else ""
+        extra = json.dumps(_plain(cells), sort_keys=True, ensure_ascii=False, default=str) if cells else ""
+        yield Row(image, label, group, extra)
+    if not rows:
+        raise UserError(f"{file} lists no images; expected a row for each")
+
+
+def _read_csv(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            rows = csv.reader(text, strict=True)
+            names = next(rows, [])
+            _check_columns(file, names, columns)
+            for number, cells in enumerate(rows, start=2):
+                if not cells:
+                    continue  # an empty line
+                if len(cells) != len(names):
+                    raise UserError(
+                        f"{file}, row {number}, has {len(cells)} cells, the first row {len(names)}; mend it"
+                    )
+                yield dict(zip(names, cells, strict=True))
+    except OSError as error:
+        raise from_os_error(error, f"reading the labels {file}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not a CSV in UTF-8 ({error}); save it as one") from None
+
+
+def _read_parquet(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    # Here, because it takes a while that those without Parquet need not wait.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            _check_columns(file, schema.names, columns)
+            for field in schema:
+                if _holds_binary(field.type):
+                    raise UserError(
+                        f"{file}: column {field.name!r} holds binary data, which JSON cannot carry; "
+                        "leave that column out"
+                    )
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it anew") from None
+    except OSError as error:
+        raise from_os_error(error, f"reading the labels {file}") from error
+
+
+def _holds_binary(kind: Any) -> bool:
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return "binary" in str(kind) if not inner else any(map(_holds_binary, inner))
+
+
+def _check_columns(file: Path, present: Sequence[str], columns: Columns) -> None:
+    options = {"--image-column": columns.image, "--label-column": columns.label}
+    if columns.group is not None:
+        options["--group-column"] = columns.group
+    for option, name in options.items():
+        if name not in present:
+            nearest = difflib.get_close_matches(name, present, n=1, cutoff=0.4)
+            guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(
+                f"{file} has no column {name!r}, its columns are {', '.join(present)}{guess} "
+                f"Choose with {option}"
+            )
+    if len(set(present)) < len(present):
+        twice = next(name for name in present if present.count(name) > 1)
+        raise UserError(f"{file} has two columns {twice!r}; rename or remove one of them")
+
+
+def _text(value: Any) -> str:
+    """Of a cell that names something; a column of integers with gaps often comes as floats."""
+    value = _plain(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """With null for the floats that JSON does not know."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {name: _plain(inner) for name, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+    return value
