@@ -1,0 +1,27 @@
+"""What an image is once unpacked, and how large it may be: known from its header, without unpacking it."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+"""(H, W, C); the type's full scale is white."""
+
+LONGEST_SIDE = 65_535
+"""Pixels; what the index has room for."""
+MOST_PIXELS = 89_478_485
+"""As in Pillow."""
+MOST_VALUES = 3 * MOST_PIXELS
+"""Pixels times channels: 512 MiB at 16 bit."""
+
+
+def check_size(height: int, width: int, channels: int) -> None:
+    """Raise ValueError if an image of this size is empty, or more than is ever unpacked."""
+    if min(height, width, channels) < 1:
+        raise ValueError(f"an empty image of {width} × {height} pixels and {channels} channels")
+    if max(height, width) > LONGEST_SIDE:
+        raise ValueError(f"a side of {max(height, width)} pixels; at most {LONGEST_SIDE} are supported")
+    if height * width > MOST_PIXELS or height * width * channels > MOST_VALUES:
+        raise ValueError(
+            f"{width} × {height} pixels of {channels} channels: perhaps a decompression bomb; "
+            f"at most {MOST_PIXELS} pixels and {MOST_VALUES} values are supported"
+        )
