@@ -55,11 +55,17 @@ class DataConfig(BaseModel):
         return self
 
     def open(self) -> "Sources":
-        """Raises UserError if a data set is none, or cannot give the channels asked for."""
+        """Raises UserError if a data set is none, or cannot give these channels or this order."""
         given = self.sources or [SourceConfig(path=str(self.path))]
         datasets = [Dataset(s.path, generation=s.generation, cache=self.cache) for s in given]
         for dataset in datasets:
             _check_channels(dataset, self.channels)
+        far = sum(dataset.description.bytes for dataset in datasets if dataset.remote)
+        if self.order == "uniform" and far > self.cache.size:
+            raise UserError(
+                f"data.order=uniform reads {far / 1e9:.0f} GB of remote shards in any order, many times if "
+                f"data.cache.size={self.cache.size / 1e9:.0f}GB does not hold them; use data.order=windowed"
+            )
         return Sources(datasets, [source.weight for source in given])
 
 
