@@ -10,7 +10,7 @@ from data_pipeline import info
 from data_pipeline.description import subsets
 from data_pipeline.errors import ArgumentParser, UserError, exit_code
 from data_pipeline.manifest import Columns
-from data_pipeline.verify import verify
+from data_pipeline.verify import strangers, verify
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -145,8 +145,18 @@ def _verify(dest: str, workers: int) -> int:
     damage = [line for folder in folders for line in verify(folder, workers)]
     for line in damage:
         print(f"damage: {line}")
-    print(f"{dest}: {len(damage)} damages found" if damage else f"{dest}: whole")
-    return 1 if damage else 0
+    if damage:
+        print(
+            f"{dest}: {len(damage)} damage{'s' * (len(damage) > 1)} found; bring back the files named above "
+            "from a copy. Without one: pack again, or if only index.npy, shards.npy or dataset.json is "
+            f"damaged, make them anew with: python -m data_pipeline index {dest} NEW_FOLDER"
+        )
+        return 1
+    for folder in folders:
+        if unknown := strangers(folder):
+            print(f"note: {folder} holds tars that are not in the data set: {', '.join(unknown)}")
+    print(f"{dest}: whole")
+    return 0
 
 
 def _info(dest: str, as_json: bool) -> int:

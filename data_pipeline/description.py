@@ -14,6 +14,10 @@ FORMAT: Final = 2
 DESCRIPTION = "dataset.json"
 
 
+class Unreadable(UserError):
+    """There is a dataset.json, but not one of this format."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
@@ -86,7 +90,7 @@ class Description(_Record):
 
 
 def describe(path: str, cache: CacheConfig) -> Description:
-    """Read dataset.json; `UserError` if `path` is no packed data set."""
+    """Read dataset.json; `UserError` if `path` is no packed data set, `Unreadable` if it cannot be read."""
     file = join(path, DESCRIPTION)
     try:
         return _parse(fetch(file, cache).read_bytes(), file)
@@ -104,7 +108,7 @@ def _parse(text: bytes, file: str) -> Description:
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
-        raise UserError(
+        raise Unreadable(
             f"{file} is damaged or of another version than format {FORMAT} ({what}); pack the images again"
         ) from None
 

@@ -13,6 +13,8 @@ from data_pipeline.errors import UserError, from_os_error
 Label = int | str | None
 """None: without a label."""
 
+LARGEST = 2**20
+"""Bytes of a member that a label is read from."""
 _MOST_CLASSES = 1_000_000
 _LONGEST = 1000
 
@@ -27,28 +29,26 @@ class Labels:
     names: list[str]
 
 
-def from_cls(content: bytes) -> Label:
-    """Of a `.cls` member. Raises ValueError with the reason in one line if it is none."""
-    try:
-        return _from_text(content.decode())
-    except UnicodeDecodeError:
-        raise ValueError("is not text in UTF-8") from None
+def of(content: bytes, field: str | None) -> tuple[Label, list[str]]:
+    """The label that a `.cls` is, or that a `field` of a `.json` is; and the names of the fields of that.
 
-
-def from_json(content: bytes, name: str) -> tuple[Label, list[str]]:
-    """Of a field of a `.json` member, and the names of all fields; absent or null is no label.
-
-    Raises ValueError with the reason in one line.
+    An absent or empty field is no label. Raises ValueError with the reason in one line if it cannot be
+    read.
     """
+    if field is None:
+        try:
+            return _from_text(content.decode()), []
+        except UnicodeDecodeError:
+            raise ValueError("is not text in UTF-8") from None
     try:
         record: Any = json.loads(content)
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
     if not isinstance(record, dict):
         raise ValueError("is not a JSON object of fields")
-    value = record.get(name)
+    value = record.get(field)
     if value is not None and not isinstance(value, str | int):
-        raise ValueError(f"holds a {type(value).__name__} as {name!r}, expected a whole number or text")
+        raise ValueError(f"holds a {type(value).__name__} as {field!r}, expected a whole number or text")
     return None if value is None else _from_text(str(value)), list(record)
 
 
@@ -88,7 +88,8 @@ def classes_of(tars: Sequence[Labels], known: list[str], complete: bool) -> list
     numbered = known == [str(i) for i in range(len(known))]
     highest = max(tars, key=lambda tar: tar.largest)
     largest = highest.largest
-    new = {name: tar.path for tar in tars for name in tar.names if name not in set(known)}
+    there = set(known)
+    new = {name: tar.path for tar in tars for name in tar.names if name not in there}
     if complete or not numbered:
         if largest >= len(known):
             raise UserError(

@@ -70,6 +70,7 @@ def publish(
     for shard in shards:
         for content in shard.part.contents.values():
             moments += content.moments
+    mean, std = statistics(moments, depth)
     generation = Generation(
         count=count,
         shards=len(table),
@@ -81,8 +82,8 @@ def publish(
         sixteen_bit=(base.description.sixteen_bit if base else 0) + sum(s.part.sixteen_bit for s in shards),
         extensions=extensions,
         extension_counts=counts.kinds.tolist(),
-        mean=moments.mean,
-        std=[max(std, 1 / (2**depth - 1)) for std in moments.std],
+        mean=mean,
+        std=std,
         moments=moments,
         width=counts.width,
         height=counts.height,
@@ -97,6 +98,11 @@ def publish(
         description = Description(generations=[*before, generation])
         file.write(description.model_dump_json(indent=1).encode())
     sync(folder)
+
+
+def statistics(moments: Moments, depth: int) -> tuple[list[float], list[float]]:
+    """Mean and std a channel, where white is 1; the std is at least one grey level."""
+    return moments.mean, [max(std, 1 / (2**depth - 1)) for std in moments.std]
 
 
 def _shard_table(shards: list[Finished], base: Dataset | None) -> NDArray[np.void]:

@@ -11,6 +11,7 @@ from typing import Any
 from data_pipeline import remote, storage
 from data_pipeline.cache import CacheConfig
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.tars import printable
 
 _ENDING = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
@@ -38,12 +39,14 @@ def find(sources: Iterable[str]) -> list[TarFile]:
         compressed = [p for p in found if p.endswith(_COMPRESSED) and _unpacked(p) not in found]
         if compressed:
             raise UserError(
-                f"{compressed[0]} is compressed, and so nothing in it can be read by itself; "
+                f"{shown(compressed[0])} is compressed, and so nothing in it can be read by itself; "
                 f"unpack it first (gunzip, unxz, unzstd){_more(compressed)}"
             )
         tars = {path: size for path, size in found.items() if path.endswith(_ENDING)}
         if not tars:
-            raise UserError(f"{source}: no {_ENDING} file there; give tars or the folder that holds them")
+            raise UserError(
+                f"{shown(source)}: no {_ENDING} file there; give tars or the folder that holds them"
+            )
         files |= tars
     return [TarFile(path, files[path]) for path in sorted(files)]
 
@@ -61,6 +64,11 @@ def size_of(path: str) -> int:
     return Path(path).stat().st_size
 
 
+def shown(path: str) -> str:
+    """A path or URL as it may stand in a message: in one line, and without what is secret in a URL."""
+    return printable(remote.shown(path) if storage.is_remote(path) else path)
+
+
 class _RemoteFile(io.RawIOBase):
     """An object in a store, read by ranges in their order; `UserError` if it is replaced meanwhile."""
 
@@ -72,9 +80,17 @@ class _RemoteFile(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._version.size}[whence]
+        self._position = start + offset
+        return self._position
+
     def readinto(self, buffer: Any) -> int:
         stop = min(self._position + len(buffer), self._version.size)
-        if stop == self._position:
+        if stop <= self._position:
             if remote.version(self._url, _PATIENCE) != self._version:
                 raise remote.changed(self._url)
             return 0
@@ -90,7 +106,7 @@ def _find_local(source: str) -> dict[str, int]:
         files = _walk(path) if path.is_dir() else [path]
         found = {str(file): file.stat() for file in files}
     except OSError as error:
-        raise from_os_error(error, f"looking for tars in {source}") from error
+        raise from_os_error(error, f"looking for tars in {shown(source)}") from error
     return {file: status.st_size for file, status in found.items() if stat.S_ISREG(status.st_mode)}
 
 

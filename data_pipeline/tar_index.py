@@ -116,7 +116,7 @@ def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, T
     for name, tar in tars.items():
         if sizes.get(name, tar.size) != tar.size:
             raise UserError(
-                f"{tar.path} has {tar.size} bytes, but had {sizes[name]} when it was indexed; "
+                f"{tar_files.shown(tar.path)} has {tar.size} bytes, {sizes[name]} when it was indexed; "
                 "bring the old one back, or index all tars into another folder"
             )
     return {name: tar for name, tar in tars.items() if name not in sizes}
@@ -223,7 +223,8 @@ def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
         (key, tar), (same, other) = (sample(int(order[place + k])) for k in (0, 1))
         if key == same:
             raise UserError(
-                f"the sample {printable(key)} is in {tar} and again in {other}; "
+                f"the sample {printable(key)} is in {tar_files.shown(tar)} "
+                f"and again in {tar_files.shown(other)}; "
                 "keys must differ, so leave out one of the tars or make it with other names"
             )
 

@@ -16,7 +16,6 @@ from data_pipeline.part import Census, Part
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, printable
 
 _LARGEST_IMAGE = 2**32 - 1  # the index counts its bytes in 32 bits
-_LARGEST_LABEL = 2**20
 _LINK = "a link, not a file; make the tar with --dereference and --hard-dereference"
 
 
@@ -65,7 +64,7 @@ def scan(path: str, rule: Rule, rows: Path) -> Scan:
             samples.read(tar)
         return samples.finish(tar, rows)
     except Damaged as error:
-        raise UserError(f"the tar {printable(path)} {error}; mend it or leave it out") from None
+        raise UserError(f"the tar {tar_files.shown(path)} {error}; mend it or leave it out") from None
     except OSError as error:
         raise from_os_error(error, f"indexing {path}") from error
 
@@ -141,7 +140,7 @@ class _Samples:
             )
 
     def _add_image(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
-        name = f"{printable(self._path)}/{printable(member.name)}"
+        name = f"{tar_files.shown(self._path)}/{printable(member.name)}"
         if member.link:
             self._census.skip(name, _LINK)
         elif member.size > _LARGEST_IMAGE:
@@ -160,18 +159,16 @@ class _Samples:
         try:
             if member.link:
                 raise ValueError(f"is {_LINK}")
-            if member.size > _LARGEST_LABEL:
-                raise ValueError(f"has {member.size} bytes; at most {_LARGEST_LABEL} are supported")
-            if self._rule.label_field is None:
-                return labels.from_cls(content())
-            label, fields = labels.from_json(content(), self._rule.label_field)
+            if member.size > labels.LARGEST:
+                raise ValueError(f"has {member.size} bytes; at most {labels.LARGEST} are supported")
+            label, fields = labels.of(content(), self._rule.label_field)
         except ValueError as error:
             raise self._error(f"gives no label: {printable(member.name)} {error}") from None
         self._fields = self._fields or fields
         return label
 
     def _error(self, reason: str) -> UserError:
-        return UserError(f"the tar {printable(self._path)} {reason}")
+        return UserError(f"the tar {tar_files.shown(self._path)} {reason}")
 
 
 def _is_image(extension: str) -> bool:

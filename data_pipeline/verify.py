@@ -1,10 +1,6 @@
-"""Is a packed data set still what was packed? Sizes, checksums, and the index against the tar files."""
+"""Is a data set still what was published? Every byte of its shards, and whether its files fit each other."""
 
-import hashlib
-import tarfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,110 +8,114 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.cache import CacheConfig
-from data_pipeline.description import describe
+from data_pipeline.description import DESCRIPTION, Generation, Unreadable, describe
 from data_pipeline.errors import UserError
-from data_pipeline.index import open_rows, open_shards
+from data_pipeline.index import INDEX, SHARDS, open_rows, open_shards
+from data_pipeline.index_counts import IndexCounts
+from data_pipeline.publish import statistics
+from data_pipeline.storage import is_remote
+from data_pipeline.tars import printable
+from data_pipeline.verify_shard import Task, verify_shard
 
-_CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class _Task:
-    file: Path
-    bytes: int
-    sha256: str
-    rows: NDArray[np.void] | None
-    """Of the index; None if it cannot be read."""
+_ROWS_AT_ONCE = 2**20
 
 
-def verify(folder: str, workers: int) -> list[str]:
-    """A line for each damage found in a packed data set; empty if it is whole.
+def verify(path: str, workers: int) -> list[str]:
+    """A line for each damage found in a data set, in whichever generation; empty if it is whole.
 
-    Raises `UserError` if `folder` is none.
+    Raises `UserError` if `path` is none.
     """
     cache = CacheConfig()
-    generation = describe(folder, cache).generations[-1]
+    try:
+        generations = describe(path, cache).generations
+    except Unreadable as error:
+        return [str(error)]
+    newest = generations[-1]
     damage = []
     rows: NDArray[np.void] | None = None
     try:
-        rows = open_rows(folder, generation, cache)
+        rows = open_rows(path, newest, cache)
     except UserError as error:
         damage.append(str(error))
     try:
-        shards = open_shards(folder, generation, cache)
+        shards = open_shards(path, newest, cache)
     except UserError as error:
         return [*damage, str(error)]
-    tasks = []
-    for shard in shards:
-        file = Path(folder, bytes(shard["name"]).decode(errors="surrogateescape"))
-        first, samples = int(shard["first"]), int(shard["samples"])
-        own = None if rows is None else np.array(rows[first : first + samples])
-        tasks.append(_Task(file, int(shard["bytes"]), bytes(shard["sha256"]).decode(), own))
-    for found in pool.run(_verify_shard, tasks, workers, "verifying", generation.count):
+    damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
+    tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
+    for found in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
         damage += found
     return damage
 
 
-def _verify_shard(task: _Task) -> list[str]:
+def strangers(path: str) -> list[str]:
+    """Names of the tars in a local folder that its data set does not know: it never reads them."""
+    if is_remote(path):
+        return []
+    known = set(open_shards(path, describe(path, CacheConfig()).generations[-1], CacheConfig())["name"])
+    names = [file.name for file in Path(path).glob("[!.]*.tar")]
+    return sorted(printable(name) for name in names if name.encode(errors="surrogateescape") not in known)
+
+
+def _tables(
+    generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void] | None
+) -> Iterator[str]:
+    """How dataset.json, shards.npy and index.npy (None if it cannot be read) contradict each other."""
+    if len(np.unique(shards["name"])) < len(shards):
+        yield f"{SHARDS} names a shard twice"
+    if (np.cumsum(shards["samples"]) - shards["samples"] != shards["first"]).any():
+        yield f"{SHARDS} has shards that do not begin where those before them end"
+    for number, generation in enumerate(generations, start=1):
+        table = shards[: generation.shards]
+        found = [len(table), int(table["samples"].sum()), int(table["bytes"].sum())]
+        if found != [generation.shards, generation.count, generation.bytes] or generation.count < 1:
+            yield f"{SHARDS} has other shards, samples or bytes than generation {number} in {DESCRIPTION}"
+            return
+        if (generation.mean, generation.std) != _statistics(generation):
+            yield f"{DESCRIPTION}: mean and std of generation {number} are not those of its moments"
+    if rows is not None:
+        yield from _counts(generations, shards, rows)
+
+
+def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:
+    """Mean and std that follow from its moments; None if they are no moments."""
     try:
-        return [f"{task.file}: {damage}" for damage in _damage(task)]
-    except OSError as error:
-        return [f"{task.file}: {error.strerror or error}"]
+        return statistics(generation.moments, generation.depth)
+    except (ArithmeticError, ValueError):
+        return None
 
 
-def _damage(task: _Task) -> Iterator[str]:
-    size = task.file.stat().st_size
-    if size != task.bytes:
-        yield f"has {size} bytes instead of {task.bytes}"
-    if _sha256(task.file) != task.sha256:
-        yield "its SHA-256 is another"
-    if task.rows is not None:
-        yield from _changed_images(task.file, task.rows)
-        yield from _index_against_tar(task.file, task.rows)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _changed_images(file: Path, rows: NDArray[np.void]) -> Iterator[str]:
-    with file.open("rb") as stream:
-        for row in rows:
-            pool.count()
-            stream.seek(int(row["offset"]))
-            if zlib.crc32(stream.read(int(row["size"]))) != row["checksum"]:
-                yield f"the image at byte {row['offset']} has another checksum"
-
-
-def _index_against_tar(file: Path, rows: NDArray[np.void]) -> Iterator[str]:
-    indexed = {(int(row["offset"]), int(row["size"]), int(row["label"])) for row in rows}
-    try:
-        packed = set(_samples(file))
-    except (tarfile.TarError, ValueError) as error:
-        yield f"the tar file cannot be read to its end ({error})"
-        return
-    if missing := len(indexed - packed):
-        yield f"{missing} samples are not where, or not labelled as, the index says"
-    if unknown := len(packed - indexed):
-        yield f"{unknown} samples are not in the index"
-
-
-def _samples(file: Path) -> Iterator[tuple[int, int, int]]:
-    """Offset, size and label of every image in a shard."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    with tarfile.open(file, "r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.rpartition(".")
-            if extension == "cls":
-                content = tar.extractfile(member)
-                assert content is not None
-                labels[key] = int(content.read())
-            elif extension != "json":
-                images[key] = member.offset_data, member.size
-    for key, (offset, size) in images.items():
-        yield offset, size, labels.get(key, -1)
+def _counts(generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void]) -> Iterator[str]:
+    """What dataset.json says of the index and is not so; one pass over it for all generations."""
+    classes, extensions = generations[-1].classes, generations[-1].extensions
+    counts = IndexCounts(len(classes), len(extensions))
+    start = 0
+    for number, generation in enumerate(generations, start=1):
+        for begin in range(start, generation.count, _ROWS_AT_ONCE):
+            some = rows[begin : min(begin + _ROWS_AT_ONCE, generation.count)]
+            if not -1 <= some["label"].min() <= some["label"].max() < len(classes):
+                yield f"{INDEX} has labels that are none of the {len(classes)} classes in {DESCRIPTION}"
+                return
+            if some["kind"].max() >= len(extensions):
+                yield f"{INDEX} has images of none of the extensions in {DESCRIPTION}"
+                return
+            counts.add(some)
+        start = generation.count
+        differing = {
+            "class_counts": generation.class_counts != counts.labels[: len(generation.classes)].tolist(),
+            "extension_counts": generation.extension_counts
+            != counts.kinds[: len(generation.extensions)].tolist(),
+            "width": generation.width != counts.width,
+            "height": generation.height != counts.height,
+            "fingerprint": generation.fingerprint
+            != counts.fingerprint(
+                generation.classes,
+                generation.extensions,
+                generation.channels,
+                generation.depth,
+                shards[: generation.shards],
+            ),
+        }
+        if any(differing.values()):
+            names = ", ".join(name for name, differs in differing.items() if differs)
+            yield f"{DESCRIPTION}: {names} of generation {number} do not fit {INDEX} and {SHARDS}"
