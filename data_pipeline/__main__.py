@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     point.add_argument("--label-key", help="field of the samples' .json that is the label; default: the .cls")
     point.add_argument("--classes", type=Path, help="file of class names, one a line, for labels by number")
     point.add_argument("--image-extension", help="e.g. left.png, where samples have several images")
+    point.add_argument(
+        "--channels", type=_positive, help="leave out images that cannot be had with so many channels"
+    )
     point.add_argument("--append", action="store_true", help="add the tars that DEST does not have yet")
     point.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
     point.add_argument("--strict", action="store_true", help="refuse if any image cannot be read")
@@ -130,7 +133,7 @@ def _index(args: argparse.Namespace) -> int:
 
     extension = args.image_extension and args.image_extension.lower().removeprefix(".")
     options = Options(
-        rule=Rule(extension, args.label_key),
+        rule=Rule(extension, args.label_key, args.channels),
         classes=args.classes,
         append=args.append,
         workers=args.workers,

@@ -4,20 +4,19 @@ import difflib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from data_pipeline import labels, pool, storage, tar_files, tar_scan
+from data_pipeline import labels, pool, staging, storage, tar_files, tar_scan
 from data_pipeline.atomic import atomic
 from data_pipeline.description import DESCRIPTION
 from data_pipeline.errors import UserError, from_os_error
-from data_pipeline.index import Dataset
+from data_pipeline.index import INDEX, SHARDS, Dataset
 from data_pipeline.listing import EXTENSIONS
+from data_pipeline.part import Content, common_channels
 from data_pipeline.publish import Finished, publish
 from data_pipeline.tar_files import TarFile
 from data_pipeline.tar_scan import Rule, Scan
@@ -48,14 +47,14 @@ class _Task:
     rows: Path
 
 
-def index(sources: Sequence[str], folder: str, options: Options) -> str:
-    """Index the tars that `sources` are or hold, in a `folder`; returns a line on what is there now.
+def index(sources: Sequence[str], target: str, options: Options) -> str:
+    """Index the tars that `sources` are or hold, in the folder `target`; returns a line on what is there now.
 
     Raises `UserError` for whatever the user can mend; then, or killed, the data set is as it was.
     """
-    if storage.is_remote(folder):
-        raise UserError(f"{folder}: an index is written to a local folder; give one, and copy it there then")
-    dest = Path(folder)
+    if storage.is_remote(target):
+        raise UserError(f"{target}: an index is written to a local folder; give one, and copy it there then")
+    dest = Path(target)
     given = None if options.classes is None else labels.read_classes(options.classes)
     tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
     plan = _plan(tars, given, options.rule)
@@ -63,16 +62,14 @@ def index(sources: Sequence[str], folder: str, options: Options) -> str:
     new = tars if base is None else _added(tars, base, options.append)
     if not new:
         return f"already indexed: {_held(dest)}"
-    created = not dest.exists()
     try:
-        with _staging(dest) as staging:
-            scans = _scan_all(list(new.values()), staging, base, options)
+        with staging.hold(dest) as folder:
+            if staging.read(folder) is not None:
+                raise staging.other_plan(folder)
+            scans = _scan_all(list(new.values()), folder, base, options)
             _publish(dest, scans, given, plan, base, options)
     except OSError as error:
         raise from_os_error(error, f"indexing into {dest}") from error
-    finally:
-        if created and dest.exists() and not any(dest.iterdir()):
-            dest.rmdir()
     without_image = sum(scan.without_image for scan in scans)
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
     return f"indexed: {_held(dest)}{left_out}"
@@ -122,18 +119,6 @@ def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, T
     return {name: tar for name, tar in tars.items() if name not in sizes}
 
 
-@contextmanager
-def _staging(dest: Path) -> Iterator[Path]:
-    """A folder for index rows till they are put together; what a killed call left there is gone."""
-    folder = dest / ".indexing"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _rule(base: Dataset | None, options: Options) -> Rule:
     """That of the data set which tars are added to, where none is given."""
     if base is None or options.rule.label_field is not None:
@@ -141,9 +126,9 @@ def _rule(base: Dataset | None, options: Options) -> Rule:
     return replace(options.rule, label_field=base.description.label_field)
 
 
-def _scan_all(tars: list[TarFile], staging: Path, base: Dataset | None, options: Options) -> list[Scan]:
+def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: Options) -> list[Scan]:
     rule = _rule(base, options)
-    tasks = [_Task(tar.path, rule, staging / f"{number}.npy") for number, tar in enumerate(tars)]
+    tasks = [_Task(tar.path, rule, folder / f"index-{number}.npy") for number, tar in enumerate(tars)]
     megabytes = sum(tar.size // 10**6 for tar in tars)
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
@@ -162,7 +147,13 @@ def _publish(
     for scan in scans:
         _number_labels(scan, classes)
     _refuse_equal_keys(scans, base)
-    channels = _channels(scans, base)
+    contents = [scan.part.contents for scan in scans]
+    if base is not None:
+        known = base.description
+        contents.append(
+            {known.channels: Content(images=known.count, first=f"in {dest}", moments=known.moments)}
+        )
+    channels = common_channels(contents)
     sixteen_bit = any(scan.part.sixteen_bit for scan in scans) or (base is not None and base.depth == 16)
     skipped = sorted(entry for scan in scans for entry in scan.part.skipped)
     _report_skipped(dest, skipped, options.strict)
@@ -178,6 +169,9 @@ def _publish(
         label_field=_rule(base, options).label_field,
         base=base,
     )
+    for name in (INDEX, SHARDS, DESCRIPTION, SKIPPED):
+        for unfinished in dest.glob(f".{name}.[0-9]*"):  # a killed call was writing it
+            unfinished.unlink()
 
 
 def _classes(scans: list[Scan], given: list[str] | None, base: Dataset | None) -> list[str]:
@@ -227,20 +221,6 @@ def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
                 f"and again in {tar_files.shown(other)}; "
                 "keys must differ, so leave out one of the tars or make it with other names"
             )
-
-
-def _channels(scans: list[Scan], base: Dataset | None) -> int:
-    """That images of all tars can have: grey and colour go together, any other number by itself."""
-    first = {channels: content.first for scan in scans for channels, content in scan.part.contents.items()}
-    if base is not None:
-        first.setdefault(base.channels, base.path)
-    if len(first) > 1 and first.keys() != {1, 3}:
-        (a, b), (c, d) = sorted(first.items())[-2:]
-        raise UserError(
-            f"{b} has {a} channels, {d} has {c}; index images of one number of channels, "
-            "or greyscale and colour"
-        )
-    return max(first)
 
 
 def _report_skipped(dest: Path, skipped: list[tuple[str, str]], strict: bool) -> None:

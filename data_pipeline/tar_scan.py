@@ -12,7 +12,7 @@ from data_pipeline.decode import decode
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.labels import Label, Labels
 from data_pipeline.listing import EXTENSIONS
-from data_pipeline.part import Census, Part
+from data_pipeline.part import Census, Part, common_channels
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, printable
 
 _LARGEST_IMAGE = 2**32 - 1  # the index counts its bytes in 32 bits
@@ -27,6 +27,8 @@ class Rule:
     """All after the first dot of the file's name; None: whatever is an image by its name."""
     label_field: str | None = None
     """Of the sample's `.json`; None: the label is its `.cls`."""
+    channels: int | None = None
+    """Leave out images that cannot be had with this number of channels; None if all must have one number."""
 
     def __post_init__(self) -> None:
         if self.image_extension is not None and not _is_image(self.image_extension):
@@ -62,7 +64,9 @@ def scan(path: str, rule: Rule, rows: Path) -> Scan:
             tar = Tar(stream, tar_files.size_of(path))
             samples = _Samples(path, rule)
             samples.read(tar)
-        return samples.finish(tar, rows)
+        found = samples.finish(tar, rows)
+        common_channels([found.part.contents])  # refuses now what would be refused when all tars are read
+        return found
     except Damaged as error:
         raise UserError(f"the tar {tar_files.shown(path)} {error}; mend it or leave it out") from None
     except OSError as error:
@@ -148,7 +152,7 @@ class _Samples:
         else:
             data = content()
             try:
-                pixels = decode(data, channels=None)
+                pixels = decode(data, self._rule.channels, depth=None)
             except ValueError as error:
                 self._census.skip(name, str(error))
                 return

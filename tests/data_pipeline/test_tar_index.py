@@ -280,6 +280,23 @@ def test_what_is_no_readable_image_is_skipped_and_listed(tmp_path: Path, done: R
     assert len(dataset) == 1 and dataset.key(0) == "./a" and dataset.description.skipped == 4
 
 
+def test_images_of_different_numbers_of_channels(tmp_path: Path, done: Run, refused: Run) -> None:
+    for i, channels in enumerate((5, 3, 1)):
+        buffer = io.BytesIO()
+        np.save(buffer, np.full((4, 6, channels), 1000 * i, np.uint16))
+        write(tmp_path / f"in/{i}.tar", {f"{i}.npy": buffer.getvalue()})
+    line = refused(tmp_path / "in", tmp_path / "set")
+    assert "1 have 1 (first: " in line and "1 have 5" in line and "--channels N" in line
+    assert not (tmp_path / "set").exists()
+    assert "2 images in 2 tars" in done(tmp_path / "in", tmp_path / "three", "--channels", 3)
+    three = Dataset(tmp_path / "three")
+    assert (three.channels, three.depth, three.extension(0)) == (3, 16, "npy")
+    assert "5 channels; expected 3" in (tmp_path / "three/skipped.txt").read_text()
+    done(tmp_path / "in/0.tar", tmp_path / "five")
+    assert Dataset(tmp_path / "five").channels == 5
+    assert "different numbers" in refused(tmp_path / "in", tmp_path / "five", "--append")
+
+
 def test_two_samples_with_one_key(tmp_path: Path, refused: Run) -> None:
     write(tmp_path / "one.tar", {"a/1.png": png(0), "a/2.png": png(1)})
     write(tmp_path / "two.tar", {"b/1.png": png(2), "a/2.jpg": png(3)})
@@ -383,11 +400,11 @@ def test_killed_at_any_time_it_leaves_no_half_data_set(tmp_path: Path, done: Run
         "2",
     ]
     process = subprocess.Popen(command)
-    while not list(tmp_path.glob("set/.indexing/*.npy")):
+    while not list(tmp_path.glob("set/.packing/*.npy")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "set/dataset.json").exists()
     done(tmp_path / "in", tmp_path / "set")
-    assert len(Dataset(tmp_path / "set")) == 16 and not (tmp_path / "set/.indexing").exists()
+    assert len(Dataset(tmp_path / "set")) == 16 and not (tmp_path / "set/.packing").exists()
