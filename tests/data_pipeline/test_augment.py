@@ -1,27 +1,43 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from torch import Tensor
 
+from data_pipeline import augment_cpu, augment_device
 from data_pipeline.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw
 
-PLAIN = {1: ([0.0], [1.0]), 3: ([0.0] * 3, [1.0] * 3)}
+both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_device.apply])
+both_depths = pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
 
 
-def images(channels: int, n: int = 4, size: int = 40) -> torch.Tensor:
+def images(channels: int, n: int = 4, size: int = 40, dtype: torch.dtype = torch.uint8) -> Tensor:
     generator = torch.Generator().manual_seed(channels)
     smooth = torch.rand((n, channels, 6, 6), generator=generator)
     enlarged = torch.nn.functional.interpolate(smooth, size=(size, size - 8), mode="bicubic")
-    return (enlarged.clamp(0, 1) * 255).to(torch.uint8)
+    return (enlarged.clamp(0, 1) * torch.iinfo(dtype).max).to(dtype)
 
 
-def parameters(n: int = 4, **columns: object) -> torch.Tensor:
+def scaled(x: Tensor) -> Tensor:
+    return x.float() / torch.iinfo(x.dtype).max
+
+
+def parameters(n: int = 4, **columns: object) -> Tensor:
     table = torch.tensor(IDENTITY).repeat(n, 1)
     for name, values in columns.items():
         table[:, PARAMETERS.index(name)] = torch.as_tensor(values, dtype=torch.float32)
     return table
 
 
+def plain(path: Callable[..., Tensor], x: Tensor, table: Tensor) -> Tensor:
+    """Without normalisation."""
+    return path(x, table, [0.0] * x.shape[1], [1.0] * x.shape[1])
+
+
+@both_paths
+@both_depths
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "name, values, operator",
@@ -34,56 +50,126 @@ def parameters(n: int = 4, **columns: object) -> torch.Tensor:
         ("solarize", [0.0, 0.3, 0.5, 1.0], tv.solarize),
     ],
 )
-def test_operator_matches_torchvision(channels: int, name: str, values: list[float], operator) -> None:
-    x = images(channels)
-    ours = apply(x, parameters(**{name: values}), *PLAIN[channels])
-    scaled = x.float() / 255
+def test_operator_matches_torchvision(
+    path: Callable[..., Tensor],
+    dtype: torch.dtype,
+    channels: int,
+    name: str,
+    values: list[float],
+    operator: Callable[..., Tensor],
+) -> None:
+    x = images(channels, dtype=dtype)
+    ours = plain(path, x, parameters(**{name: values}))
     if channels == 1 and name in ("saturation", "hue", "grey"):
-        assert torch.equal(ours, scaled)
+        torch.testing.assert_close(ours, scaled(x), atol=1e-6, rtol=0)
         return
-    theirs = torch.stack([operator(image, value) for image, value in zip(scaled, values, strict=True)])
-    assert (theirs - scaled).abs().max() > 0.05
+    theirs = torch.stack([operator(image, value) for image, value in zip(scaled(x), values, strict=True)])
+    assert (theirs - scaled(x)).abs().max() > 0.05
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_blur_matches_torchvision_with_the_kernel_cut_at_three_sigmas(channels: int) -> None:
-    x, sigmas = images(channels), [0.1, 0.7, 1.3, 2.0]
-    ours = apply(x, parameters(blur=sigmas), *PLAIN[channels])
-    for image, result, sigma in zip(x.float() / 255, ours, sigmas, strict=True):
+@both_paths
+@both_depths
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_blur_matches_torchvision_with_the_kernel_cut_at_three_sigmas(
+    path: Callable[..., Tensor], dtype: torch.dtype, channels: int
+) -> None:
+    x, sigmas = images(channels, dtype=dtype), [0.1, 0.7, 1.3, 2.0]
+    ours = plain(path, x, parameters(blur=sigmas))
+    for image, result, sigma in zip(scaled(x), ours, sigmas, strict=True):
         taps = 2 * int(np.ceil(np.float32(3) * np.float32(sigma))) + 1
         torch.testing.assert_close(result, tv.gaussian_blur(image, [taps, taps], [sigma]), atol=2e-5, rtol=0)
 
 
-def test_the_whole_chain_matches_torchvision_and_normalises() -> None:
-    x = images(3)
+@both_paths
+@both_depths
+def test_the_whole_chain_matches_torchvision_and_normalises(
+    path: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    x = images(3, dtype=dtype)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
     row = {"brightness": 1.2, "contrast": 0.7, "saturation": 1.15, "hue": 0.07, "blur": 1.0, "solarize": 0.5}
-    y = tv.adjust_hue(
-        tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(x.float() / 255, 1.2), 0.7), 1.15), 0.07
-    )
+    y = tv.adjust_contrast(tv.adjust_brightness(scaled(x), 1.2), 0.7)
+    y = tv.adjust_hue(tv.adjust_saturation(y, 1.15), 0.07)
     y = tv.normalize(tv.solarize(tv.gaussian_blur(y, [7, 7], [1.0]), 0.5), mean, std)
-    agree = (apply(x, parameters(**row), mean, std) - y).abs().amax(1) < 1e-3
+    agree = (path(x, parameters(**row), mean, std) - y).abs().amax(1) < 1e-3
     assert agree.float().mean() > 0.999  # a pixel on the threshold may round to either side
 
 
-def test_an_image_does_not_depend_on_its_batch() -> None:
+@both_paths
+@both_depths
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_channels_that_are_no_colours_keep_to_themselves(
+    path: Callable[..., Tensor], dtype: torch.dtype, channels: int
+) -> None:
+    x = images(channels, dtype=dtype)
+    table = parameters(brightness=1.1, contrast=0.6, saturation=0.5, hue=0.3, grey=1, blur=1.3, solarize=0.5)
+    table[:, PARAMETERS.index("contrast")] = torch.tensor([0.6, 0.9, 1.2, 1.4])
+    together = plain(path, x, table)
+    for c in range(channels):
+        alone = plain(path, x[:, c : c + 1], table)
+        torch.testing.assert_close(together[:, c : c + 1], alone, atol=1e-6, rtol=0)
+
+
+def random_table(n: int) -> Tensor:
     rng = np.random.default_rng(0)
-    config = AugmentConfig(blur_probability=0.7)
-    table = torch.from_numpy(np.stack([draw(rng, config) for _ in range(16)]))
-    x = images(3, n=16)
-    together = apply(x, table, *PLAIN[3])
-    alone = torch.cat([apply(x[i : i + 1], table[i : i + 1], *PLAIN[3]) for i in range(16)])
+    return torch.from_numpy(np.stack([draw(rng, AugmentConfig(blur_probability=0.7)) for _ in range(n)]))
+
+
+@both_depths
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_path_gives_the_same_pixels(dtype: torch.dtype, channels: int) -> None:
+    """The device is CUDA where there is one, which also compiles; elsewhere it is only traced as one graph."""
+    x, table = images(channels, n=32, dtype=dtype), random_table(32)
+    mean, std = [0.5] * channels, [0.25] * channels
+    ours = apply(x, table, mean, std)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    theirs = augment_device.apply(x.to(device), table, mean, std).cpu()
+    close = (ours - theirs).abs().amax(1) < 1e-4
+    assert close.float().mean() > 0.9999  # a pixel on the threshold may round to either side
+    if channels == 3 and device == "cpu":
+        whole = torch.compile(augment_device.colour, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(scaled(x), table), augment_device.colour(scaled(x), table))
+
+
+@both_paths
+def test_an_image_does_not_depend_on_its_batch(path: Callable[..., Tensor]) -> None:
+    x, table = images(3, n=16), random_table(16)
+    together = plain(path, x, table)
+    alone = torch.cat([plain(path, x[i : i + 1], table[i : i + 1]) for i in range(16)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
-def test_tiny_images_and_autocast() -> None:
+def test_threads_change_nothing() -> None:
+    x, table, before = images(3, n=7), random_table(7), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(plain(apply, x, table))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@both_paths
+def test_tiny_images_and_autocast(path: Callable[..., Tensor]) -> None:
     x = torch.full((2, 3, 1, 1), 100, dtype=torch.uint8)
-    assert torch.equal(apply(x, parameters(2, blur=2.0), *PLAIN[3]), x.float() / 255)
+    torch.testing.assert_close(plain(path, x, parameters(2, blur=2.0)), scaled(x), atol=1e-6, rtol=0)
     x, table = images(3), parameters(blur=2.0, hue=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = apply(x, table, *PLAIN[3])
-    assert inside.dtype == torch.float32 and torch.equal(inside, apply(x, table, *PLAIN[3]))
+        inside = plain(path, x, table)
+    assert inside.dtype == torch.float32 and torch.equal(inside, plain(path, x, table))
+
+
+@both_paths
+@both_depths
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_black_and_white_images_stay_finite(
+    path: Callable[..., Tensor], dtype: torch.dtype, value: float
+) -> None:
+    x = torch.full((16, 3, 8, 8), int(value * torch.iinfo(dtype).max), dtype=dtype)
+    assert plain(path, x, random_table(16)).isfinite().all()
 
 
 def test_draws_have_the_configured_ranges_and_probabilities() -> None:
