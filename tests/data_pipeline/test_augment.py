@@ -119,7 +119,7 @@ def random_table(n: int) -> Tensor:
 @both_depths
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_every_path_gives_the_same_pixels(dtype: torch.dtype, channels: int) -> None:
-    """The device is CUDA where there is one, which also compiles; elsewhere it is only traced as one graph."""
+    """The device is CUDA where there is one, which also compiles; elsewhere it is traced as one graph."""
     x, table = images(channels, n=32, dtype=dtype), random_table(32)
     mean, std = [0.5] * channels, [0.25] * channels
     ours = apply(x, table, mean, std)
