@@ -152,11 +152,7 @@ class Cache:
                 return
             except OSError as error:
                 raise self._refused(error) from error
-            try:
-                yield handle
-            finally:
-                # Not by closing alone: a process forked meanwhile would hold it on.
-                fcntl.flock(handle, fcntl.LOCK_UN)
+            yield handle
         finally:
             _held.discard(handle)
             os.close(handle)

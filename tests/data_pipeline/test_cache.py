@@ -159,6 +159,16 @@ def test_a_damaged_or_missing_ledger_is_made_anew(cache: Cache) -> None:
         assert sum(file.stat().st_size for file in files(cache.folder)) <= 64 * MB
 
 
+def test_what_is_being_written_counts_in_full(cache: Cache) -> None:
+    for number in range(6):
+        put(cache, f"{number}", bytes(9 * MB))
+    with cache.write("slow", 9 * MB) as file:
+        (cache.folder / "ledger").unlink()  # so that the files themselves are counted
+        put(cache, "quick", bytes(9 * MB))
+        file.write(bytes(9 * MB))
+    assert sum(entry.stat().st_size for entry in files(cache.folder)) <= 64 * MB
+
+
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", Path("/proc/cache")):
