@@ -53,7 +53,7 @@ class Generation(_Record):
     """Samples a class."""
     channels: int
     """1 if every image is greyscale, 3 if some are in colour, else the number that all images have."""
-    depth: int
+    depth: Literal[8, 16]
     """16 if any image has 16 bits a channel, else 8."""
     sixteen_bit: int
     """Samples with 16 bits a channel."""

@@ -14,7 +14,7 @@ import os
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ class Dataset:
         return self.description.channels
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> Literal[8, 16]:
         """16 if any image has 16 bits a channel, else 8."""
         return self.description.depth
 
@@ -286,10 +286,12 @@ def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArra
 
 def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
     try:
-        table: NDArray[np.void] = np.load(fetch(file, cache), mmap_mode="r", allow_pickle=False)
+        table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # runs no pickle
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
-    except ValueError as error:
+    except UserError:
+        raise
+    except Exception as error:  # numpy's parser raises many kinds of exception on a bad header
         raise UserError(f"{file} is damaged ({error}); pack the images again") from None
     if table.ndim != 1 or len(table) < count:  # newer generations have more
         raise _misfit(file)

@@ -23,15 +23,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline import augment as augmentation
 from data_pipeline.augment import PARAMETERS, AugmentConfig
-from data_pipeline.decode import decode
 from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt
 from data_pipeline.order import Order
 from data_pipeline.sources import Sources
-from data_pipeline.views import ViewsConfig, random_view
+from data_pipeline.views import ViewsConfig, cut
 
+_CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
+"""What a sample's random numbers are for."""
 _SUBSTITUTES = 100
-"""Tried for a damaged sample; also what tells their random numbers from those of views."""
 _PREFETCHED_BATCHES = 8
 
 
@@ -121,14 +121,12 @@ class _Batches(TorchDataset[Batch | UserError]):
         ]
         parameters = [torch.empty((r.views, len(places), len(PARAMETERS))) for r in resolutions]
         replaced: list[Replaced] = []
-        flips = (self.augment.horizontal_flip, self.augment.vertical_flip)
         for slot, place in enumerate(places):
-            image, places[slot] = self._image(place, replaced)
-            for number, resolution in enumerate(resolutions):
-                for view in range(resolution.views):
-                    rng = self._generator(place, number, view)
-                    views[number][view, slot] = random_view(rng, image, resolution, self.views.ratio, flips)
-                    parameters[number][view, slot] = torch.from_numpy(augmentation.draw(rng, self.augment))
+            places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], replaced)
+            rng = self._generator(place, _PHOTOMETRY)
+            for drawn in parameters:
+                for view in drawn[:, slot]:
+                    view.copy_(torch.from_numpy(augmentation.draw(rng, self.augment)))
         indices = [self.sources.starts[place.source] + place.sample for place in places]
         labels = [self.sources.label(place.source, place.sample) for place in places]
         return Batch(
@@ -141,26 +139,29 @@ class _Batches(TorchDataset[Batch | UserError]):
             replaced=replaced,
         )
 
-    def _image(self, place: Place, replaced: list[Replaced]) -> tuple[NDArray[np.uint8], Place]:
-        """The pixels of a sample, or if it is damaged of the one that takes its place."""
+    def _cut(self, place: Place, out: list[Tensor], replaced: list[Replaced]) -> Place:
+        """Fill `out` with views of a sample, or if it is damaged of the one returned in its place."""
         dataset = self.sources.datasets[place.source]
+        flips = (self.augment.horizontal_flip, self.augment.vertical_flip)
+        sample = place.sample
         for attempt in range(_SUBSTITUTES):
             try:
-                return decode(dataset.read(place.sample), self.channels), place
+                cut(self._generator(place, _CROPS), dataset.read(sample), self.views, flips, out)
+                return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
-                index = self.sources.starts[place.source] + place.sample
-                replaced.append(Replaced(index, dataset.name(place.sample), str(error)))
-            rng = self._generator(place, _SUBSTITUTES, attempt)
-            place = place._replace(sample=int(rng.integers(len(dataset))))
+                index = self.sources.starts[place.source] + sample
+                replaced.append(Replaced(index, dataset.name(sample), str(error)))
+            sample = int(self._generator(place, _SUBSTITUTE, attempt).integers(len(dataset)))
         raise UserError(
             f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
             f"{replaced[0].reason}; run: python -m data_pipeline verify {dataset.path}"
         )
 
-    def _generator(self, place: Place, resolution: int, view: int) -> np.random.Generator:
-        """A view's own stream of random numbers, addressed rather than advanced to."""
+    def _generator(self, place: Place, purpose: int, attempt: int = 0) -> np.random.Generator:
+        """A sample's own stream of random numbers, addressed rather than advanced to."""
         key = np.array([self.order.seeds[place.source] % 2**64, place.epoch], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, view, resolution, place.sample]))
+        counter = [0, attempt, purpose, place.sample]
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 class Loader:

@@ -184,20 +184,3 @@ def center_view(image: Pixels, size: int) -> Tensor:
     height, width = image.shape[:2]
     side = min(height, width)
     return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
-
-
-def random_view(
-    rng: np.random.Generator,
-    image: Pixels,
-    resolution: Resolution,
-    ratio: tuple[float, float],
-    flips: tuple[float, float],
-) -> Tensor:
-    """A random crop of `image` (H, W, C), resized to uint8 (C, size, size), perhaps mirrored.
-
-    `flips` are the probabilities of a horizontal and a vertical flip.
-    """
-    height, width = image.shape[:2]
-    view = resize(image, crop_box(rng, height, width, resolution.scale, ratio), resolution.size)
-    mirrored = [dim for dim, probability in zip((2, 1), flips, strict=True) if rng.random() < probability]
-    return view.flip(mirrored) if mirrored else view

@@ -49,11 +49,12 @@ class Representation:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 images (N, C, size, size) to float32 vectors (N, width); bfloat16 inside on CUDA."""
+        """uint8 or uint16 images (N, C, size, size) to float32 vectors (N, width); bf16 inside on CUDA."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-            return self.model((images.float() / 255 - mean) / std).float()
+            full_scale = torch.iinfo(images.dtype).max
+            return self.model((images.float() / full_scale - mean) / std).float()
 
 
 def pretrained(checkpoint: Checkpoint) -> Representation:
@@ -102,6 +103,12 @@ def extract(
     processes: each embeds its share without padding samples twice, and all return the whole. Raises
     UserError alike on all of them for unreadable images and for features that are not finite.
     """
+    channels = representations[0].channels
+    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
+        raise UserError(
+            f"{dataset.path} has images of {dataset.channels} channels, the encoder was trained on "
+            f"{channels}; evaluate it on images of the kind that it knows"
+        )
     files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
     features = {}
     if state.is_main_process:
@@ -197,7 +204,7 @@ class _Images(TorchDataset[list[Tensor] | str]):
     def __getitem__(self, position: int) -> list[Tensor] | str:
         i = self.indices[position]
         try:
-            image = decode(self.dataset.read(i), self.channels)
+            image = decode(self.dataset.read(i), self.channels, self.dataset.depth)
         except UserError as error:
             return str(error)
         except ValueError as error:

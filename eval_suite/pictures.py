@@ -102,8 +102,11 @@ def _class(dataset: Dataset, i: int) -> str | None:
 
 
 def _thumbnail(dataset: Dataset, i: int, channels: int) -> str:
-    image = center_view(decode(dataset.read(i), channels), THUMBNAIL)
-    pixels = image.permute(1, 2, 0).numpy()
+    image = center_view(decode(dataset.read(i), channels, dataset.depth), THUMBNAIL).float()
+    if dataset.depth == 16:  # whose values often fill a small part of the scale
+        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
+    pixels = image.byte().permute(1, 2, 0).numpy()
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(stream, "JPEG", quality=82)
+    # Of more than three channels the first three.
+    Image.fromarray(pixels[..., 0] if channels < 3 else pixels[..., :3]).save(stream, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
