@@ -2,25 +2,33 @@
 
 import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from s3_server import S3Server
 
+from data_pipeline.augment import AugmentConfig
 from data_pipeline.cache import CacheConfig
 from data_pipeline.chunks import CHUNK
 from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt, Dataset
+from data_pipeline.loader import Loader
+from data_pipeline.sources import DataConfig
 from data_pipeline.storage import fetch, open_reader
+from data_pipeline.views import ViewsConfig
 
 SIZE = 20_000_000
 CHUNKS = 3
 FORK = multiprocessing.get_context("fork")
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def read_whole(cache: CacheConfig, checksums: dict[str, int]) -> None:
@@ -214,11 +222,39 @@ def test_a_packed_set_in_a_bucket_is_that_on_the_disk(
     same_images(dataset, images)
     assert dataset.fingerprint == packed.fingerprint
     assert [dataset.key(i) for i in range(len(dataset))] == [packed.key(i) for i in range(len(packed))]
-    for context in (FORK, SPAWN):
-        process = context.Process(target=same_images, args=(dataset, images))
-        process.start()
-        process.join(60)
-        assert process.exitcode == 0
+    process = FORK.Process(target=same_images, args=(dataset, images))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    # As in a process that was spawned, which has nothing of its parent's.
+    program = (
+        "import pickle, sys; dataset = pickle.load(sys.stdin.buffer); "
+        "pickle.dump([dataset.read(i) for i in range(len(dataset))], sys.stdout.buffer)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(dataset), stdout=subprocess.PIPE, check=True
+    )
+    assert pickle.loads(done.stdout) == images
+
+
+def test_batches_from_a_bucket_are_those_from_the_disk(
+    s3: S3Server, remote_set: str, packed: Dataset, cache: CacheConfig
+) -> None:
+    remote = DataConfig(path=remote_set, cache=cache, workers=2, order="windowed")
+    options = {
+        "batch_size": 8,
+        "views": ViewsConfig(global_views=1, global_size=16, local_views=0),
+        "augment": AugmentConfig(),
+        "channels": 3,
+        "seed": 4,
+        "order": "windowed",
+    }
+    local = islice(Loader(remote.model_copy(update={"path": packed.path}).open(), **options), 6)
+    before = s3.requests("GET", ".tar")
+    for ours, expected in zip(Loader(remote.open(), workers=2, **options), local, strict=False):
+        np.testing.assert_array_equal(ours.indices, expected.indices)
+        assert torch.equal(ours.views[0], expected.views[0])
+    assert s3.requests("GET", ".tar") - before == len(packed.shards)  # of one chunk each, in both workers
 
 
 def test_damage_in_the_cache_is_mended_and_damage_in_the_bucket_named(
