@@ -162,7 +162,7 @@ class Cache:
         if size > self._limit:
             raise UserError(
                 f"{size} bytes do not fit into the cache {self.folder} of {self._limit} bytes; "
-                "allow it a larger size"
+                "give it a larger cache.size"
             )
         with self._locked(self.folder / "ledger", wait=True) as ledger:
             assert ledger is not None
@@ -191,7 +191,7 @@ class Cache:
         if used > most:
             raise UserError(
                 f"the cache {self.folder} is full of what running processes use; "
-                f"allow it more than {self._limit} bytes"
+                f"give it a cache.size larger than {self._limit} bytes"
             )
         return used
 

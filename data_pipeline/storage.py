@@ -7,6 +7,7 @@ may point into a bucket.
 import functools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from data_pipeline.errors import UserError, from_os_error
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OPEN_SHARDS = 64
 _BATCH = 8 * CHUNK
+_WORTH_SAYING = 10**9  # bytes
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -50,6 +52,8 @@ def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
     with store.lock(key):
         path = store.pin(key, version.size)
         if path is None:
+            if version.size > _WORTH_SAYING:
+                print(f"fetching {remote.shown(url)}, {version.size / 1e9:.1f} GB", file=sys.stderr)
             with store.write(key, version.size) as file:
                 for first in range(0, version.size, _BATCH):
                     starts = range(first, min(first + _BATCH, version.size), CHUNK)

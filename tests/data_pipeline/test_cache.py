@@ -93,7 +93,7 @@ def test_what_cannot_fit_is_said(cache: Cache) -> None:
     for number in range(3):
         put(cache, f"{number}", bytes(20 * MB))
         cache.pin(f"{number}", 20 * MB)
-    with pytest.raises(UserError, match=r"is full of what running processes use.*more than 64000000 bytes"):
+    with pytest.raises(UserError, match=r"is full of what running processes use.*larger than 64000000 bytes"):
         put(cache, "a", bytes(5 * MB))
 
 
