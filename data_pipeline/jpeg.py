@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import simplejpeg
 
 from data_pipeline import pillow
 from data_pipeline.pixels import Pixels, check_size
 
-_START_OF_SCAN = b"\xff\xda"
 _MOST_SCANS = 100  # of a progressive image; about ten are usual
 
 
@@ -34,7 +34,7 @@ def read(data: bytes, channels: int | None, shrink: int) -> Pixels:
     What Pillow alone can read comes in full size, whatever `shrink` says.
     """
     # Every scan costs a pass over the whole image, however few bytes it has.
-    if data.count(_START_OF_SCAN) > _MOST_SCANS:
+    if _scans(data) > _MOST_SCANS:
         raise ValueError(f"a JPEG of more than {_MOST_SCANS} scans")
     header = _header(data)
     if header is None or header.colours in ("CMYK", "YCCK"):
@@ -55,3 +55,9 @@ def _header(data: bytes) -> _Header | None:
         return _Header(*simplejpeg.decode_jpeg_header(data, strict=False))
     except (ValueError, KeyError):
         return None
+
+
+def _scans(data: bytes) -> int:
+    """Occurrences of the marker FF DA; several times faster than `bytes.count`."""
+    values = np.frombuffer(data, dtype=np.uint8)
+    return np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
