@@ -68,6 +68,8 @@ def build(
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 base=old.get(name),
             )
+    for unfinished in (file for name in ("", *tasks) for file in (dest / name).glob(".*.[0-9]*")):
+        unfinished.unlink()  # a killed call was writing it
     staging.clear(folder)
     return images
 

@@ -109,8 +109,14 @@ def grouped(items: list[Item], pattern: str) -> list[Item]:
 
 
 def class_names(items: list[Item]) -> list[str]:
-    """In the order of their index: by value if all are whole numbers, else by name."""
+    """In the order of their index: by value if all are whole numbers, else by name.
+
+    Raises `UserError` if one is not text.
+    """
     names = {item.label for item in items} - {""}
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"the class name {name!r} is not text that can be printed; rename that class")
     numbers = all(name.isascii() and name.isdecimal() for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 

@@ -89,11 +89,11 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
                     )
             for batch in table.iter_batches(_ROWS_AT_ONCE):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise from_os_error(error, f"reading the labels {file}") from error
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it anew") from None
-    except OSError as error:
-        raise from_os_error(error, f"reading the labels {file}") from error
 
 
 def _holds_binary(kind: Any) -> bool:

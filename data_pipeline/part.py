@@ -114,5 +114,6 @@ def common_channels(contents: Iterable[Mapping[int, Content]]) -> int:
 
 
 def printable(path: str) -> str:
-    """Names on disk need not be text."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
+    """In one line: names on disk need not be text, and may hold line breaks."""
+    shown = path.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(c if c.isprintable() else "\ufffd" for c in shown)

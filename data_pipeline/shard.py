@@ -107,7 +107,7 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Part, NDArray[np.void]]:
             try:
                 if extension not in EXTENSIONS:
                     raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
-                pixels = decode(data, task.channels)
+                pixels = decode(data, task.channels, depth=None)
             except ValueError as error:
                 census.skip(item.path, str(error))
                 continue
