@@ -56,6 +56,8 @@ def _from_text(text: str) -> Label:
     text = text.strip()
     if len(text) > _LONGEST:
         raise ValueError(f"holds {len(text)} characters, expected the number or name of a class")
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed, expected the number or name of a class")
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         return text or None
     number = int(text)

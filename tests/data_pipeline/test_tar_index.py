@@ -213,7 +213,7 @@ def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run
     assert labels(Dataset(tmp_path / "set")) == {"0": "good", "1": None, "2": None, "3": "bad"}
     line = refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "stat")
     assert "fields are state, id" in line and "did you mean 'state'" in line
-    for content in ("{", "[1]", '{"state": [1]}', '{"state": 1.5}', "[" * 100_000, '{"state": -2}'):
+    for content in ("{", "[1]", '{"state": [1]}', '{"state": 1.5}', "[" * 100_000, '{"state": "\\ud800"}'):
         write(tmp_path / "x.tar", {"a.png": png(0), "a.json": content})
         assert "a.json" in refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "state")
 
@@ -226,6 +226,7 @@ def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run
         (b"-7", "class -7"),
         (b"123456789012345", "class 123456789012345"),
         (b"9" * 10_000, "characters"),
+        (b"cat\0\0", "cannot be printed"),
         (bytes(2**21), "2097152 bytes"),
     ],
 )
@@ -386,7 +387,7 @@ def test_remote_tars(tmp_path: Path, done: Run, refused: Run) -> None:
 
 def test_killed_at_any_time_it_leaves_no_half_data_set(tmp_path: Path, done: Run) -> None:
     buffer = io.BytesIO()
-    picture(0, height=1500, width=1500).save(buffer, "png")
+    picture(0, height=800, width=800).save(buffer, "png")
     for i in range(4):
         write(tmp_path / f"in/{i}.tar", {f"{i}{k}.png": buffer.getvalue() for k in range(4)})
     command = [
