@@ -60,4 +60,4 @@ def _header(data: bytes) -> _Header | None:
 def _scans(data: bytes) -> int:
     """Occurrences of the marker FF DA; several times faster than `bytes.count`."""
     values = np.frombuffer(data, dtype=np.uint8)
-    return np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))
