@@ -27,7 +27,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt
 from data_pipeline.order import Order
 from data_pipeline.sources import Sources
-from data_pipeline.views import ViewsConfig, cut
+from data_pipeline.views import Crop, ViewsConfig, cut, draw
 
 _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
 """What a sample's random numbers are for."""
@@ -142,11 +142,10 @@ class _Batches(TorchDataset[Batch | UserError]):
     def _cut(self, place: Place, out: list[Tensor], replaced: list[Replaced]) -> Place:
         """Fill `out` with views of a sample, or if it is damaged of the one returned in its place."""
         dataset = self.sources.datasets[place.source]
-        flips = (self.augment.horizontal_flip, self.augment.vertical_flip)
         sample = place.sample
         for attempt in range(_SUBSTITUTES):
             try:
-                cut(self._generator(place, _CROPS), dataset.read(sample), self.views, flips, out)
+                cut(self._generator(place, _CROPS), dataset.read(sample), self.views, self._flips, out)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample
@@ -156,6 +155,14 @@ class _Batches(TorchDataset[Batch | UserError]):
             f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
             f"{replaced[0].reason}; run: python -m data_pipeline verify {dataset.path}"
         )
+
+    def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:
+        place = list(self._locate(step))[slot]
+        return draw(self._generator(place, _CROPS), height, width, self.views, self._flips)
+
+    @property
+    def _flips(self) -> tuple[float, float]:
+        return self.augment.horizontal_flip, self.augment.vertical_flip
 
     def _generator(self, place: Place, purpose: int, attempt: int = 0) -> np.random.Generator:
         """A sample's own stream of random numbers, addressed rather than advanced to."""
@@ -204,6 +211,13 @@ class Loader:
     def state(self) -> int:
         """The next step to be consumed: `start_step` of a loader that carries on from here."""
         return self._next_step
+
+    def crops(self, batch: Batch, slot: int, height: int, width: int) -> list[list[Crop]]:
+        """Where the views of a batch's image were cut, a list for each of `views.resolutions()`.
+
+        `slot` is the image's place in the batch, `height` and `width` its size in pixels.
+        """
+        return self._batches.crops(batch.step, slot, height, width)
 
     def __iter__(self) -> Iterator[Batch]:
         steps = DataLoader(
