@@ -1,6 +1,7 @@
-"""python -m data_pipeline pack | index | verify | info"""
+"""python -m data_pipeline pack | index | verify | info | preview"""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _index(args)
         case "verify":
             return _verify(args.dest, args.workers)
+        case "preview":
+            return _preview(args)
         case _:
             return _info(args.dest, args.json)
 
@@ -81,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("info", help="what a packed data set holds")
     show.add_argument("dest", metavar="DEST")
     show.add_argument("--json", action="store_true", help="for scripts")
+
+    page = commands.add_parser("preview", help="a page of what the encoder will see")
+    page.add_argument("dest", metavar="DEST", help="a packed data set, or the folder of a split")
+    page.add_argument("--config", help="a recipe's YAML file, or the name of a packaged one")
+    page.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="is written over")
+    page.add_argument("--samples", type=_positive, default=24, help="images shown (%(default)s)")
+    page.add_argument("--seed", type=int, default=0, help="another shows other images (%(default)s)")
+    page.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
+    page.add_argument("--json", action="store_true", help="print what was found for scripts")
     return parser
 
 
@@ -169,6 +181,18 @@ def _info(dest: str, as_json: bool) -> int:
         print(info.as_json(folders, split=bool(sets)))
     else:
         print("\n".join(map(info.as_text, folders)))
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    # Here, because torch takes seconds that the other commands need not wait.
+    from data_pipeline.preview import preview
+
+    with contextlib.redirect_stdout(sys.stderr):  # the progress, so that scripts can read the result
+        found = preview(
+            args.dest, args.config, args.out, samples=args.samples, seed=args.seed, workers=args.workers
+        )
+    print(found.as_json() if args.json else found.as_text())
     return 0
 
 

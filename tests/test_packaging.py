@@ -37,3 +37,4 @@ def test_wheel_works_outside_the_repository(tmp_path: Path):
     found = subprocess.run([sys.executable, "-c", where], **here).stdout.split()
     assert all(str(site) in path for path in found)
     assert (site / "eval_suite/report.html.j2").is_file()
+    assert (site / "data_pipeline/preview/page.html.j2").is_file()

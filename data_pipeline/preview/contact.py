@@ -1,0 +1,114 @@
+"""A contact sheet: images as they are, and the views of them that the training loader hands out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline import augment
+from data_pipeline.decode import decode
+from data_pipeline.loader import Loader
+from data_pipeline.order import sample_index
+from data_pipeline.preview import pictures
+from data_pipeline.preview.recipe import Recipe
+from data_pipeline.sources import Sources
+from data_pipeline.views import Box
+
+_KINDS = ("global", "local")
+_POOL = 100_000
+_LONGEST_ORIGINAL = 320
+_LONGEST_VIEW = 256
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The views of one image at one resolution."""
+
+    kind: str
+    """global or local."""
+    views: list[str]
+    """Data URIs."""
+    boxes: list[Box]
+    """Where they lie in the original."""
+
+
+@dataclass(frozen=True)
+class Card:
+    key: str
+    label: str
+    """Name of its class; empty without one."""
+    bytes: int
+    """Of the image file."""
+    original: str
+    """Data URI."""
+    width: int
+    height: int
+    """Of the original, in pixels."""
+    cuts: list[Cut]
+
+
+def choose(labels: NDArray[np.integer], count: int, run_seed: int, seed: int) -> NDArray[np.int64]:
+    """Positions in the first epoch of a run, of at most `count` samples; the classes take turns.
+
+    They are drawn by `seed` from 100,000 positions, so classes rarer than that may be missed.
+    """
+    n = len(labels)
+    random = np.random.Generator(np.random.Philox(key=seed % 2**64))
+    positions = random.choice(n, min(n, _POOL), replace=False)
+    label = labels[sample_index(positions, n, run_seed)]
+    order = np.argsort(label, kind="stable")
+    starts = np.flatnonzero(np.diff(label[order], prepend=-2))
+    turn = np.empty(len(label), dtype=np.int64)
+    turn[order] = np.arange(len(label)) - np.repeat(starts, np.diff(starts, append=len(label)))
+    chosen = np.argsort(turn, kind="stable")[:count]
+    return positions[chosen[np.argsort(label[chosen], kind="stable")]]
+
+
+def cards(recipe: Recipe, positions: NDArray[np.int64]) -> Iterator[Card]:
+    """The samples at these positions, cut and augmented as in training.
+
+    The loader is asked for batches of one image: neither pixels nor parameters depend on the batch.
+    """
+    sources = recipe.data.open()
+    for position in positions.tolist():
+        loader = Loader(
+            sources,
+            batch_size=1,
+            views=recipe.views,
+            augment=recipe.augment,
+            channels=recipe.data.channels,
+            seed=recipe.seed,
+            start_step=position,
+        )
+        yield _card(sources, recipe, loader)
+
+
+def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
+    batch = next(iter(loader))
+    dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
+    data = dataset.read(index)
+    original = pictures.unit(decode(data, recipe.data.channels, sources.depth))
+    height, width, _ = original.shape
+    limits = pictures.stretch(original, sources.depth)
+    mean, std = sources.statistics(recipe.data.channels)
+    crops = loader.crops(batch, 0, height, width)
+    cuts = []
+    for kind, views, parameters, chosen in zip(_KINDS, batch.views, batch.parameters, crops, strict=False):
+        seen = augment.apply(views[:, 0], parameters[:, 0], mean, std) * _column(std) + _column(mean)
+        shown = [pictures.picture(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
+        cuts.append(Cut(kind, shown, [crop.box for crop in chosen]))
+    return Card(
+        key=dataset.key(index),
+        label=sources.classes[label] if label >= 0 else "",
+        bytes=len(data),
+        original=pictures.picture(original, *limits, _LONGEST_ORIGINAL),
+        width=width,
+        height=height,
+        cuts=cuts,
+    )
+
+
+def _column(channels: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(channels).view(-1, 1, 1)

@@ -1,0 +1,142 @@
+"""Images that are there more than once: exact copies in whole data sets, near ones among those looked at."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import dctn
+from scipy.sparse.csgraph import connected_components
+
+from data_pipeline.index import Corrupt, Dataset
+
+COMPARED = 10_000
+"""Most samples that are read to confirm that equal sizes and checksums mean equal bytes."""
+THUMBNAIL = 32
+"""Side in pixels of the grey images that near copies are told by."""
+
+_CHUNK = 2**22
+_FREQUENCIES = 8  # a side, which makes hashes of 64 bits
+_MOST_BITS_APART = 4
+_COARSE = 16
+_LEAST_CORRELATION = 0.98
+_PRIOR = 10
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Samples that are not alone, as arrays (k,); the members of a group are side by side."""
+
+    group: NDArray[np.int64]
+    """Number of the group, ascending from 0."""
+    dataset: NDArray[np.int64]
+    """Which of the data sets the sample is in."""
+    index: NDArray[np.int64]
+    """Its number there."""
+
+    @property
+    def groups(self) -> int:
+        return int(self.group[-1]) + 1 if len(self.group) else 0
+
+    def differ(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For every sample (k,), whether its group holds different `values` (k,); -1 stands for unknown."""
+        starts = np.flatnonzero(np.diff(self.group, prepend=-1))
+        if len(starts) == 0:
+            return np.zeros(0, dtype=np.bool_)
+        lowest = np.minimum.reduceat(np.where(values < 0, np.iinfo(np.int64).max, values), starts)
+        return (lowest < np.maximum.reduceat(values, starts))[self.group]
+
+
+def exact(datasets: Sequence[Dataset]) -> tuple[Copies, int]:
+    """All samples of `datasets` whose image files are equal, and how many of them were not read.
+
+    Found in the indexes by size and CRC-32, in 8 bytes of memory a sample; confirmed by reading them,
+    small groups first, up to `COMPARED` samples.
+    """
+    codes = np.concatenate([codes for _, _, codes in _codes(datasets)])
+    codes.sort()
+    repeated = np.unique(codes[1:][codes[1:] == codes[:-1]])
+    del codes
+    if len(repeated) == 0:
+        return _grouped(*np.zeros((3, 0), dtype=np.int64)), 0
+
+    found = []
+    for number, start, chunk in _codes(datasets):
+        place = np.searchsorted(repeated, chunk).clip(max=len(repeated) - 1)
+        rows = np.flatnonzero(repeated[place] == chunk)
+        found.append((place[rows], np.full_like(rows, number), start + rows))
+    group, dataset, index = (np.concatenate(column) for column in zip(*found, strict=True))
+
+    order = np.lexsort((group, np.bincount(group)[group]))
+    group, dataset, index = group[order], dataset[order], index[order]
+    ends = np.append(np.flatnonzero(np.diff(group)) + 1, len(group))
+    read = int(ends[ends <= COMPARED].max(initial=0))
+    content = [
+        _digest(datasets[d], i) for d, i in zip(dataset[:read].tolist(), index[:read].tolist(), strict=True)
+    ]
+    confirmed = np.append(np.array(content, dtype=np.uint64), group[read:].astype(np.uint64))
+    return _grouped(confirmed, dataset, index), len(group) - read
+
+
+def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDArray[np.int64]) -> Copies:
+    """Groups of look-alikes among grey `thumbnails` (n, 32, 32) of samples (n,), n of a few thousand.
+
+    A pair is alike if its perceptual hashes (Zauner 2010: signs of low cosine frequencies about their
+    median) differ in at most 4 of 64 bits, and if what sets the two apart from the other images
+    correlates by .98: in a collection of one kind of thing, equal hashes alone mean little. Groups are
+    what chains of such pairs hold together; images of one shade are left out.
+    """
+    contrast = thumbnails.std(axis=(1, 2)) > 0
+    thumbnails, dataset, index = thumbnails[contrast], dataset[contrast], index[contrast]
+    if len(thumbnails) < 2:
+        return _grouped(*np.zeros((3, 0), dtype=np.int64))
+
+    frequencies = dctn(thumbnails, axes=(1, 2))[:, :_FREQUENCIES, :_FREQUENCIES].reshape(len(thumbnails), -1)
+    signs = np.where(frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True), 1, -1)
+    bits_apart = (signs.shape[1] - signs.astype(np.float32) @ signs.T.astype(np.float32)) / 2
+
+    step = THUMBNAIL // _COARSE
+    coarse = _standardised(thumbnails.reshape(-1, _COARSE, step, _COARSE, step).mean(axis=(2, 4)))
+    # As if there were ten more without features, so that the mean of two images is not between them.
+    special = _standardised(coarse - coarse.sum(axis=0) / (len(coarse) + _PRIOR))
+    correlation = special @ special.T / special.shape[1]
+
+    alike = (bits_apart <= _MOST_BITS_APART) & (correlation >= _LEAST_CORRELATION)
+    _, component = connected_components(alike, directed=False)
+    return _grouped(component, dataset, index)
+
+
+def _codes(datasets: Sequence[Dataset]) -> Iterator[tuple[int, int, NDArray[np.uint64]]]:
+    """Size and checksum in one word for every row, in chunks: number of the set, first row, words."""
+    for number, dataset in enumerate(datasets):
+        for start in range(0, len(dataset), _CHUNK):
+            rows = dataset.rows[start : start + _CHUNK]
+            yield number, start, rows["size"].astype(np.uint64) << np.uint64(32) | rows["checksum"]
+
+
+def _digest(dataset: Dataset, index: int) -> int:
+    """64 bits of a hash of the image file; of one that is damaged, unlike any other."""
+    try:
+        data = dataset.read(index)
+    except Corrupt:
+        data = f"{dataset.path} {index}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Images (n, …) as rows (n, d) of mean 0 and variance 1, or all 0 if an image has but one value."""
+    rows = images.reshape(len(images), -1)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    deviation = rows.std(axis=1, keepdims=True)
+    return rows / np.where(deviation > 0, deviation, 1)
+
+
+def _grouped(code: NDArray[np.integer], dataset: NDArray[np.int64], index: NDArray[np.int64]) -> Copies:
+    """The samples whose code (k,) another one has too, in order of group, data set and index."""
+    _, code, sizes = np.unique(code, return_inverse=True, return_counts=True)
+    shared = sizes[code] > 1
+    _, group = np.unique(code[shared], return_inverse=True)
+    dataset, index = dataset[shared], index[shared]
+    order = np.lexsort((index, dataset, group))
+    return Copies(group[order], dataset[order], index[order])

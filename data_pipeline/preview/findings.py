@@ -1,0 +1,149 @@
+"""What somebody should know about their images before training on them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.preview import duplicates
+from data_pipeline.preview.duplicates import Copies
+from data_pipeline.preview.look import Looks, look
+from data_pipeline.preview.sets import Sets
+from data_pipeline.views import ViewsConfig
+
+FEW = 10
+"""Fewer images of a class are warned of."""
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Groups of copies, and how they lie to sets and classes."""
+
+    copies: Copies
+    crossing: NDArray[np.bool_]
+    """For every sample, whether its group is in several sets (k,)."""
+    conflicting: NDArray[np.bool_]
+    """For every sample, whether its group is in several classes (k,)."""
+
+    @property
+    def surplus(self) -> int:
+        """Samples without which one of each group would remain."""
+        return len(self.copies.group) - self.copies.groups
+
+    @property
+    def conflicts(self) -> int:
+        """Groups in several classes."""
+        return len(np.unique(self.copies.group[self.conflicting]))
+
+    def leaked(self, dataset: int) -> int:
+        """Samples of a set that have a copy in another one."""
+        return int((self.crossing & (self.copies.dataset == dataset)).sum())
+
+
+@dataclass(frozen=True)
+class Findings:
+    looks: Looks
+    exact: Duplicates
+    unread: int
+    """Samples among the exact copies that are told by size and checksum alone."""
+    near: Duplicates
+    """Among the images looked at."""
+    warnings: list[str]
+
+
+def find(sets: Sets, views: ViewsConfig, seed: int, workers: int) -> Findings:
+    """Search whole indexes, and a sample of the images drawn by the seed."""
+    copies, unread = duplicates.exact(sets.datasets)
+    exact = _placed(copies, sets)
+    looks = look(sets.datasets, sets.datasets[0].channels, sets.depth, seed, workers)
+    alone = _without_copies(looks, copies)
+    near = _placed(duplicates.near(looks.thumbnails[alone], looks.dataset[alone], looks.index[alone]), sets)
+    warnings = [
+        *_of_copies(sets, exact, near),
+        *_of_images(sets, looks),
+        *_of_sizes(sets, views),
+        *_of_classes(sets),
+    ]
+    return Findings(looks, exact, unread, near, warnings)
+
+
+def _placed(copies: Copies, sets: Sets) -> Duplicates:
+    labels = sets.labels(copies.dataset, copies.index)
+    return Duplicates(copies, copies.differ(copies.dataset), copies.differ(labels))
+
+
+def _without_copies(looks: Looks, copies: Copies) -> NDArray[np.int64]:
+    """Which of the images looked at remain if only the first of each group of exact copies does."""
+    group = -1 - np.arange(len(looks.index))
+    _, looked_at, copy = np.intersect1d(
+        looks.dataset << 40 | looks.index, copies.dataset << 40 | copies.index, return_indices=True
+    )
+    group[looked_at] = copies.group[copy]
+    return np.sort(np.unique(group, return_index=True)[1])
+
+
+def _of_copies(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[str]:
+    for number, name in enumerate(sets.names[1:], start=1):
+        if leaked := exact.leaked(number):
+            yield f"{many(leaked, 'image')} of {name} also in another set: scores on {name} will be too good"
+    if exact.conflicts:
+        yield f"{many(exact.conflicts, 'group')} of exact copies with different classes"
+    if crossing := int(near.crossing.sum()):
+        yield (
+            f"{many(crossing, 'image')} of the sample with a near copy in another set; where several images "
+            "show one thing, pack with --group-column to keep them together"
+        )
+
+
+def _of_images(sets: Sets, looks: Looks) -> Iterator[str]:
+    if looks.unreadable:
+        yield f"{many(len(looks.unreadable), 'image')} of the sample unreadable; first: {looks.unreadable[0]}"
+    constant = np.flatnonzero(looks.constant)
+    if len(constant):
+        black = int((looks.brightness[constant] == 0).sum())
+        places = zip(looks.dataset[constant].tolist(), looks.index[constant].tolist(), strict=True)
+        keys = [sets.datasets[dataset].key(index) for dataset, index in islice(places, _NAMED)]
+        yield (
+            f"{many(len(constant), 'image')} of the sample with one value all over, {black} of them black: "
+            f"{_named(keys, len(constant))}"
+        )
+    for name, dataset in zip(sets.names, sets.datasets, strict=True):
+        facts = dataset.description
+        if 0 < facts.sixteen_bit < facts.count:
+            yield (
+                f"Mixed depths in {name}: {facts.sixteen_bit:,} of {facts.count:,} images have 16 bits a "
+                "channel, the others 8; what was white in either is white"
+            )
+        if facts.skipped:
+            yield f"{many(facts.skipped, 'file')} left out when {name} was packed; skipped.txt names them"
+
+
+def _of_sizes(sets: Sets, views: ViewsConfig) -> Iterator[str]:
+    shortest = np.minimum(sets.column("width"), sets.column("height"))
+    if small := int((shortest < views.global_size).sum()):
+        share = "All" if small == len(sets) else f"{small:,} of {len(sets):,}"
+        yield (
+            f"{share} images with a side below the {views.global_size} pixels of a global view (down to "
+            f"{shortest.min()}): their views are enlarged"
+        )
+
+
+def _of_classes(sets: Sets) -> Iterator[str]:
+    counts = sets.class_counts().sum(axis=0)
+    few = np.flatnonzero(counts < FEW)
+    names = [f"{sets.classes[c]} ({counts[c]})" for c in few[np.argsort(counts[few], kind="stable")][:_NAMED]]
+    if names:
+        yield f"{many(len(few), 'class')} with fewer than {FEW} images: {_named(names, len(few))}"
+
+
+def many(count: int, noun: str) -> str:
+    """`count` of what the noun says, e.g. 1 image, 2,000 images, 3 copies."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def _named(names: list[str], total: int) -> str:
+    return ", ".join(names) + (f" and {total - len(names):,} more" if total > len(names) else "")

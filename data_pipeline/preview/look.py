@@ -1,0 +1,135 @@
+"""What only decoding tells: brightness, shades and thumbnails of some of the images of data sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline import pool
+from data_pipeline.decode import decode
+from data_pipeline.index import Corrupt, Dataset
+from data_pipeline.preview.duplicates import THUMBNAIL
+
+LOOKED_AT = 2000
+"""Most images that are decoded."""
+SHADES = 1024
+"""Bins of the pixels' values, from black to full scale."""
+
+_RUN = 8
+_TASK = 40
+_SIDE = 256
+
+Depth = Literal[8, 16]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Of the n images that could be read, and of those that could not."""
+
+    dataset: NDArray[np.int64]
+    """Which of the data sets an image is from (n,)."""
+    index: NDArray[np.int64]
+    """Its number there (n,)."""
+    brightness: NDArray[np.float64]
+    """Mean over pixels and channels (n,), where full scale is 1."""
+    constant: NDArray[np.bool_]
+    """Whether no channel has more than one value (n,)."""
+    thumbnails: NDArray[np.float32]
+    """(n, `THUMBNAIL`, `THUMBNAIL`), the mean over channels."""
+    shades: NDArray[np.int64]
+    """How many pixels of all images have which value (C, `SHADES`)."""
+    unreadable: list[str]
+    """What is wrong with each of those that could not be read."""
+
+
+class _Task(NamedTuple):
+    dataset: Dataset
+    number: int
+    indices: list[int]
+    channels: int
+    depth: Depth
+
+
+class _Look(NamedTuple):
+    dataset: int
+    sample: int
+    brightness: float
+    constant: bool
+    thumbnail: NDArray[np.float32]
+
+
+def look(datasets: Sequence[Dataset], channels: int, depth: Depth, seed: int, workers: int) -> Looks:
+    """Decode up to `LOOKED_AT` images of the data sets, drawn by the seed, in as many processes."""
+    numbers, indices = draw([len(dataset) for dataset in datasets], seed)
+    tasks = []
+    for number, dataset in enumerate(datasets):
+        drawn = indices[numbers == number].tolist()
+        tasks += [
+            _Task(dataset, number, drawn[start : start + _TASK], channels, depth)
+            for start in range(0, len(drawn), _TASK)
+        ]
+    parts = pool.run(_look, tasks, workers, "looking at images", len(indices))
+    seen = [image for images, _, _ in parts for image in images]
+    return Looks(
+        dataset=np.array([image.dataset for image in seen], dtype=np.int64),
+        index=np.array([image.sample for image in seen], dtype=np.int64),
+        brightness=np.array([image.brightness for image in seen], dtype=np.float64),
+        constant=np.array([image.constant for image in seen], dtype=np.bool_),
+        thumbnails=np.array([image.thumbnail for image in seen], dtype=np.float32).reshape(
+            -1, THUMBNAIL, THUMBNAIL
+        ),
+        shades=np.sum([shades for _, shades, _ in parts], axis=0),
+        unreadable=[reason for _, _, unreadable in parts for reason in unreadable],
+    )
+
+
+def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Up to `LOOKED_AT` samples of sets of these sizes: the number of the set, and the index in it.
+
+    Large sets give runs of neighbours: look-alikes lie side by side where a set was not shuffled, and
+    reads are longer.
+    """
+    total = sum(sizes)
+    if total <= LOOKED_AT:
+        rows = np.arange(total)
+    else:
+        random = np.random.Generator(np.random.Philox(key=seed % 2**64))
+        starts = random.choice(total // _RUN, LOOKED_AT // _RUN, replace=False) * _RUN
+        rows = np.sort((starts[:, None] + np.arange(_RUN)).ravel())
+    ends = np.cumsum(sizes, dtype=np.int64)
+    numbers = np.searchsorted(ends, rows, side="right").astype(np.int64)
+    return numbers, rows - np.append(0, ends)[numbers]
+
+
+def _look(task: _Task) -> tuple[list[_Look], NDArray[np.int64], list[str]]:
+    seen, unreadable = [], []
+    shades = np.zeros((task.channels, SHADES), dtype=np.int64)
+    for index in task.indices:
+        pool.count()
+        try:
+            shrink = _shrink(task.dataset.rows[index])
+            image = decode(task.dataset.read(index), task.channels, task.depth, shrink)
+        except Corrupt as error:
+            unreadable.append(str(error))
+            continue
+        except ValueError as error:
+            unreadable.append(f"{task.dataset.name(index)}: {error}")
+            continue
+        white = np.iinfo(image.dtype).max
+        for channel, counts in enumerate(shades):
+            values = image[..., channel].ravel().astype(np.int64) * SHADES // (white + 1)
+            counts += np.bincount(values, minlength=SHADES)
+        flat = bool((image == image[0, 0]).all())
+        grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
+        thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+        seen.append(_Look(task.number, index, float(image.mean()) / white, flat, thumbnail))
+    return seen, shades, unreadable
+
+
+def _shrink(row: np.void) -> Literal[1, 2, 4, 8]:
+    """How much smaller a JPEG may be decoded: what is looked for here is coarse."""
+    factors: tuple[Literal[8, 4, 2], ...] = (8, 4, 2)
+    return next((factor for factor in factors if min(row["width"], row["height"]) >= _SIDE * factor), 1)

@@ -1,0 +1,82 @@
+"""The part of a training recipe that decides what the encoder sees."""
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.errors import UserError
+from data_pipeline.sources import DataConfig
+from data_pipeline.views import ViewsConfig
+
+
+class Recipe(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)  # the other sections are the training's business
+
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
+    """The sections of a YAML file, or of a packaged recipe by name, on the data set at `path` alone.
+
+    Without one, the defaults, as many channels as the images have, and an order that any store allows.
+    Raises UserError for the first thing wrong: the key, what was given, what is allowed.
+    """
+    values = _read_yaml(config) if config else {"data": {"channels": channels, "order": "windowed"}}
+    for key in values:
+        near = difflib.get_close_matches(str(key), Recipe.model_fields, 1, cutoff=0.75)
+        if near and near != [key]:
+            raise UserError(f"unknown key '{key}'; did you mean '{near[0]}'?")
+    data = values.get("data") or {}
+    if isinstance(data, dict):
+        data = {k: v for k, v in data.items() if k != "sources"} | {"path": path}
+    try:
+        return Recipe.model_validate(values | {"data": data})
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _read_yaml(config: str) -> dict[str, Any]:
+    recipes = files("configs")
+    packaged = recipes / f"{Path(config).name.removesuffix('.yaml')}.yaml"
+    try:
+        if Path(config).is_file():
+            text = Path(config).read_text()
+        elif packaged.is_file() and Path(config).parent in (Path(), Path("configs")):
+            text = packaged.read_text()
+        else:
+            known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
+            raise UserError(f"--config {config}: no such file; packaged recipes are {', '.join(known)}")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {config}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest(key)}"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _nearest(key: str) -> str:
+    known = [
+        f"{section}.{name}"
+        for section, model in (("data", DataConfig), ("views", ViewsConfig), ("augment", AugmentConfig))
+        for name in model.model_fields
+    ]
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
