@@ -276,3 +276,18 @@ def test_damage_in_the_cache_is_mended_and_damage_in_the_bucket_named(
     with pytest.raises(Corrupt, match=rf"s3://bucket/packed/{shard}.*sample 3"):
         dataset.read(3)
     assert dataset.read(4) == images[4]
+
+
+def test_a_uniform_order_over_more_than_the_cache_holds_is_refused(
+    packed: Dataset, s3: S3Server, cache: CacheConfig
+) -> None:
+    for name in ("index.npy", "shards.npy", "dataset.json"):
+        data = Path(packed.path, name).read_bytes()
+        if name == "dataset.json":
+            total = f'"bytes": {packed.description.bytes}'.encode()
+            assert total in data
+            data = data.replace(total, b'"bytes": 70000000000')
+        s3.put(f"bucket/large/{name}", data)
+    with pytest.raises(UserError, match=r"reads 70 GB of remote shards .* use data.order=windowed"):
+        DataConfig(path="s3://bucket/large", cache=cache).open()
+    assert len(DataConfig(path="s3://bucket/large", cache=cache, order="windowed").open()) == len(packed)
