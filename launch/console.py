@@ -5,8 +5,10 @@ import sys
 
 DOORS = {
     "pack": ("data_pipeline", ["pack"]),
+    "index": ("data_pipeline", ["index"]),
     "verify": ("data_pipeline", ["verify"]),
     "info": ("data_pipeline", ["info"]),
+    "preview": ("data_pipeline", ["preview"]),
     "train": ("pretrain", []),
     "eval": ("eval_suite", []),
     "launch": ("launch", []),
@@ -14,8 +16,10 @@ DOORS = {
 USAGE = """usage: isotorus COMMAND …
 
   pack     images to WebDataset shards          = python -m data_pipeline pack
+  index    the same for tars that are there     = python -m data_pipeline index
   verify   check shards against their index     = python -m data_pipeline verify
   info     what a packed data set holds         = python -m data_pipeline info
+  preview  a page of what the encoder will see  = python -m data_pipeline preview
   train    pretrain an encoder                  = python -m pretrain
   eval     evaluate checkpoints                 = python -m eval_suite
   launch   start a run on many processes        = python -m launch
