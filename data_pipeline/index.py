@@ -11,7 +11,6 @@ Opening looks at a bounded number of shards and rows, so it takes as long for 10
 import functools
 import hashlib
 import os
-import tarfile
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Generation, describe
 from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.storage import Reader, fetch, is_remote, join, open_reader
-from data_pipeline.tars import key_and_extension, names_before
+from data_pipeline.tars import LONGEST_HEADERS, key_and_extension, names_before
 
 INDEX = "index.npy"
 SHARDS = "shards.npy"
@@ -44,7 +43,7 @@ ROW = np.dtype(
 CRC-32 of the image's bytes, `key_hash`, and which of the generation's extensions it has."""
 
 _CHECKED_SHARDS = 64
-_HEADERS = 32 * tarfile.BLOCKSIZE  # more than the longest path fills
+_HEADERS = 2**14  # bytes before an image, in which nearly always its name is
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's conversion to greyscale
 
 
@@ -197,11 +196,12 @@ class Dataset:
         """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
-        headers = self._read(i, max(offset - _HEADERS, 0), min(offset, _HEADERS))
-        for name in names_before(headers):
-            key, _ = key_and_extension(name) or (name, "")
-            if key_hash(key) == row["key"]:
-                return key
+        for reach in (_HEADERS, LONGEST_HEADERS):
+            headers = self._read(i, max(offset - reach, 0), min(offset, reach))
+            for name in names_before(headers):
+                key, _ = key_and_extension(name) or (name, "")
+                if key_hash(key) == row["key"]:
+                    return key
         raise self._changed(i, shard)
 
     def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:

@@ -198,19 +198,19 @@ def _number_labels(scan: Scan, classes: list[str]) -> None:
 
 def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
     """Two samples with one key; hashes tell which may be equal, the tars themselves whether they are."""
-    rows = [np.load(scan.rows, mmap_mode="r", allow_pickle=False) for scan in scans]
-    hashes = np.concatenate([table["key"] for table in ([base.rows, *rows] if base else rows)])
+    new = [np.load(scan.rows, allow_pickle=False)["key"].copy() for scan in scans]
+    hashes = np.concatenate([base.rows["key"], *new] if base else new)
     order = np.argsort(hashes, kind="stable")
     again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
     held = len(base) if base else 0
-    ends = held + np.cumsum([len(r) for r in rows])
+    ends = held + np.cumsum([len(keys) for keys in new])
 
     def sample(i: int) -> tuple[str, str]:
-        """Key and place of a row."""
+        """Key and tar of a row."""
         if base is not None and i < held:
             return base.key(i), storage.join(base.path, base.shard_name(int(base.rows["shard"][i])))
         tar = int(np.searchsorted(ends, i, side="right"))
-        offset = int(rows[tar]["offset"][i - ends[tar]])
+        offset = int(np.load(scans[tar].rows)["offset"][i - ends[tar]])
         return tar_scan.key_at(scans[tar].path, offset), scans[tar].path
 
     for place in again:

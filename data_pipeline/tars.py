@@ -14,7 +14,8 @@ from tarfile import BLOCKSIZE
 from typing import BinaryIO
 
 _CHUNK = 2**20
-_LONGEST_EXTENDED_HEADER = 2**20  # long names and extended attributes; a wrong size must not fill memory
+LONGEST_HEADERS = 2**20
+"""Bytes that a member's headers may have, long names and extended attributes too: they are kept in memory."""
 _GNU_MAGIC = b"ustar  \0"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONGEST_SHOWN = 200
@@ -91,8 +92,11 @@ class Tar:
         """With the long name and size that headers before it give; None at the end marker."""
         name: bytes | None = None
         size: int | None = None
+        begin = self._position
         while True:
             at = self._position
+            if at + BLOCKSIZE - begin > LONGEST_HEADERS:
+                raise Damaged(f"has headers of more than {LONGEST_HEADERS} bytes at byte {begin}")
             if at + BLOCKSIZE > self.size:
                 raise Damaged(_without_end(self.size) if self.size else "is empty")
             block = self._take(BLOCKSIZE)
@@ -121,7 +125,7 @@ class Tar:
                     return info
 
     def _extended(self, info: tarfile.TarInfo, at: int) -> bytes:
-        if info.size > _LONGEST_EXTENDED_HEADER:
+        if info.size > LONGEST_HEADERS:
             raise Damaged(f"has an extended header of {info.size} bytes at byte {at}")
         padded = -(-info.size // BLOCKSIZE) * BLOCKSIZE
         if self._position + padded > self.size:

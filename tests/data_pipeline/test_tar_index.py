@@ -130,6 +130,16 @@ def test_names_are_relative_below_the_destination_only(tmp_path: Path, done: Run
     assert len({d.fingerprint for d in (*there, moved)}) == 1
 
 
+def test_a_key_as_long_as_tar_allows(tmp_path: Path, done: Run) -> None:
+    name = "n" * 500_000
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as out:
+        info = tarfile.TarInfo(f"{name}.png")
+        info.size = len(png(0))
+        out.addfile(info, io.BytesIO(png(0)))
+    done(tmp_path / "x.tar", tmp_path / "set")
+    assert Dataset(tmp_path / "set").key(0) == name
+
+
 def test_the_workers_do_not_change_the_index(tmp_path: Path, done: Run) -> None:
     for i in range(5):
         write(

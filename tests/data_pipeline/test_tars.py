@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tar_makers import LONG_NAMES, MAKERS, parse
 
-from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, printable
+from data_pipeline.tars import LONGEST_HEADERS, Damaged, Member, Tar, key_and_extension, printable
 
 FILES = {"a.jpg": b"x" * 700, "deep/b.c/d.png": b"y" * 512, "ünï çödé/图.cls": b"3", "e.json": b""}
 LONG = {"n" * 90 + "/" + "m" * 160 + ".jpg": b"z" * 1025, "o" * 99 + ".png": b"1", "p" * 100 + ".png": b"2"}
@@ -185,3 +185,9 @@ def test_the_key_ends_at_the_first_dot_of_the_name(name: str, expected: tuple[st
 def test_names_are_shown_in_one_line() -> None:
     assert printable("a\nb\x1b[31m\t图\udcff") == r"a\nb\x1b[31m\t图\udcff"
     assert len(printable("x" * 10**6)) == 201
+
+
+def test_headers_are_bounded_together(plain: bytes) -> None:
+    one = pax(b"30 comment=" + b"c" * 18 + b"\n", plain)[:1024]
+    assert len(read(one * 1000 + plain)[0]) == 2
+    assert f"more than {LONGEST_HEADERS} bytes at byte 0" in damage(one * 1024 + plain)
