@@ -50,16 +50,18 @@ class Card:
 
 
 def choose(labels: NDArray[np.integer], count: int, run_seed: int, seed: int) -> NDArray[np.int64]:
-    """Positions in the first epoch of a run, of at most `count` samples; the classes take turns.
+    """Positions in the first epoch of a run, of at most `count` samples, class by class.
 
+    The classes take turns, and so does what has no label, which comes last.
     They are drawn by `seed` from 100,000 positions, so classes rarer than that may be missed.
     """
     n = len(labels)
     random = np.random.Generator(np.random.Philox(key=seed % 2**64))
     positions = random.choice(n, min(n, _POOL), replace=False)
-    label = labels[sample_index(positions, n, run_seed)]
+    found = labels[sample_index(positions, n, run_seed)].astype(np.uint32)  # in which -1 is the largest
+    label = np.unique(found, return_inverse=True)[1]
     order = np.argsort(label, kind="stable")
-    starts = np.flatnonzero(np.diff(label[order], prepend=-2))
+    starts = np.flatnonzero(np.diff(label[order], prepend=-1))
     turn = np.empty(len(label), dtype=np.int64)
     turn[order] = np.arange(len(label)) - np.repeat(starts, np.diff(starts, append=len(label)))
     chosen = np.argsort(turn, kind="stable")[:count]

@@ -35,7 +35,7 @@ def histogram(
     if low == high:
         return Histogram(title, [], [show(low)], "the same for all")
     note = f"median {show(float(np.median(x)))}"
-    bins, ends = _BINS, (low, high)
+    bins, ends = min(_BINS, 2 * math.ceil(math.sqrt(x.size))), (low, high)
     if np.issubdtype(x.dtype, np.integer) and high - low < _BINS:
         bins, ends = int(high - low) + 1, (low - 0.5, high + 0.5)
     elif logarithmic:

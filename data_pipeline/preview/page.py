@@ -102,14 +102,16 @@ def _reading(sets: Sets, findings: Findings) -> Iterator[tuple[str, bool]]:
         if leaked := exact.leaked(number):
             yield f"{many(leaked, 'image')} of {name} also in another set.", True
     if len(sets.names) > 1 and not exact.crossing.any():
-        yield "No image is in two sets.", False
+        yield "No file is in two sets.", False
     if exact.surplus:
         yield f"{many(exact.surplus, 'exact copy')} in all.", False
     elif len(sets.names) == 1:
-        yield "No image is there twice.", False
+        yield "No file is there twice.", False
     if near.surplus:
-        looked_at = f"{len(findings.looks.index):,}"
-        yield f"{many(near.surplus, 'near copy')} among {looked_at} images looked at.", False
+        across = bool(near.crossing.any())
+        looked_at = f"{many(len(findings.looks.index), 'image')} looked at"
+        where = ", also across sets" if across else ""
+        yield f"{many(near.surplus, 'near copy')} among {looked_at}{where}.", across
 
 
 def _sets(sets: Sets, exact: Duplicates) -> list[dict[str, Any]]:
@@ -120,7 +122,6 @@ def _sets(sets: Sets, exact: Duplicates) -> list[dict[str, Any]]:
             "count": f"{len(dataset):,}",
             "labelled": f"{labelled[number]:,}",
             "size": _bytes(dataset.description.bytes),
-            "generation": dataset.generation,
             "leaked": exact.leaked(number),
         }
         for number, (name, dataset) in enumerate(zip(sets.names, sets.datasets, strict=True))

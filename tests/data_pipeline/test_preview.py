@@ -85,7 +85,7 @@ def pack(source: Path, dest: Path, *options: object) -> Path:
 
 @pytest.fixture(scope="session")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """59 images of 40×48, split: copies within a class, across classes and of other size; black; rare."""
+    """58 images of 40×48, split: copies within a class, across classes and of other size; black; rare."""
     folder = tmp_path_factory.mktemp("source")
     for name, count in (("dog", 25), (NASTY, 20)):
         (folder / name).mkdir(parents=True)
@@ -186,13 +186,34 @@ def test_what_is_wrong_with_the_data_is_said(page: Page, split: Path) -> None:
     assert "2 groups of exact copies with different classes" in page.text
     assert "1 image of the sample with one value all over, 1 of them black: rare/black" in page.text
     assert "1 class with fewer than 10 images: rare (2)" in page.text
-    assert "10 exact copies in all. 1 near copy among 58 images looked at." in page.text
+    assert "10 exact copies in all. 1 near copy among 58 images looked at" in page.text
     assert "a side below" not in page.text
 
 
 def keys_and_hashes(path: Path) -> tuple[list[str], list[int]]:
     dataset = Dataset(path)
     return [dataset.key(i) for i in range(len(dataset))], [hash(dataset.read(i)) for i in range(len(dataset))]
+
+
+def test_sixteen_bits_are_stretched_to_what_can_be_seen(tmp_path: Path) -> None:
+    """As from a microscope whose camera fills 12 of the 16 bits, with a few hot pixels; one image is of 8."""
+    (tmp_path / "source").mkdir()
+    for i in range(6):
+        pixels = np.asarray(picture(i, 40, 48, "L")).astype(np.uint16) * 16
+        pixels[0, :3] = 65_535
+        Image.fromarray(pixels).save(tmp_path / "source" / f"{i}.png")
+    picture(9, 40, 48, "L").save(tmp_path / "source" / "shallow.png")
+    packed = pack(tmp_path / "source", tmp_path / "packed")
+    page = Page(write(packed, tmp_path / "page.html", "--samples", 7))
+    assert "1 channel (grey) · 16 bit" in page.text
+    assert "Mixed depths in packed: 6 of 7 images have 16 bits" in page.text
+    assert "stretched between the original's 1st and 99th percentile" in page.text
+    for card in page.cards():
+        source = np.asarray(Image.open(tmp_path / "source" / f"{card.key}.png"), dtype=np.float64)
+        low, high = np.percentile(source, (1, 99))
+        expected = ((source - low) / (high - low)).clip(0, 1) * 255
+        np.testing.assert_allclose(card.original, expected, atol=1)
+        assert np.std(card.views["global"]) > 10
 
 
 def test_of_many_channels_some_are_shown(tmp_path: Path) -> None:
@@ -229,7 +250,7 @@ def test_damaged_and_tiny_images_and_no_labels(tmp_path: Path) -> None:
     assert f"(sample {damaged})" in text
     assert "All images with a side below the 224 pixels of a global view (down to 1)" in text
     assert "1 image of the sample with one value all over, 0 of them black: dot" in text
-    assert "No image is there twice." in text
+    assert "No file is there twice." in text
 
 
 def test_a_set_of_one_image(tmp_path: Path) -> None:
