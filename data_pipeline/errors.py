@@ -8,8 +8,16 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+def one_line(text: str) -> str:
+    """Text with what a terminal or a log should not get (line breaks, escapes, no UTF-8) spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
-    """What was given, what was expected and what to do next, in one line."""
+    """What was given, what was expected and what to do next, in one line, whatever names are quoted."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ArgumentParser(argparse.ArgumentParser):

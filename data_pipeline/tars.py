@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 from typing import BinaryIO
 
+from data_pipeline.errors import one_line
+
 _CHUNK = 2**20
 LONGEST_HEADERS = 2**20
 """Bytes that a member's headers may have, long names and extended attributes too: they are kept in memory."""
@@ -163,10 +165,9 @@ def key_and_extension(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, extension.lower()) if stem and dot else None
 
 
-def printable(text: str) -> str:
-    """A name as it may stand in one line on a terminal."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST_SHOWN])
-    return shown + "…" * (len(text) > _LONGEST_SHOWN)
+def printable(name: str) -> str:
+    """A member's name or key as it may stand in a message: in one line, and cut if it is very long."""
+    return one_line(name[:_LONGEST_SHOWN]) + "…" * (len(name) > _LONGEST_SHOWN)
 
 
 def _parse(block: bytes, at: int) -> tarfile.TarInfo:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tar_makers import LONG_NAMES, MAKERS, parse
 
+from data_pipeline.errors import UserError
 from data_pipeline.tars import LONGEST_HEADERS, Damaged, Member, Tar, key_and_extension, printable
 
 FILES = {"a.jpg": b"x" * 700, "deep/b.c/d.png": b"y" * 512, "ünï çödé/图.cls": b"3", "e.json": b""}
@@ -191,3 +192,7 @@ def test_headers_are_bounded_together(plain: bytes) -> None:
     one = pax(b"30 comment=" + b"c" * 18 + b"\n", plain)[:1024]
     assert len(read(one * 1000 + plain)[0]) == 2
     assert f"more than {LONGEST_HEADERS} bytes at byte 0" in damage(one * 1024 + plain)
+
+
+def test_a_user_error_is_one_line_whatever_it_quotes() -> None:
+    assert str(UserError("no\nfile \x1b[2J.tar")) == r"no\nfile \x1b[2J.tar"
