@@ -11,6 +11,7 @@ from data_pipeline import info
 from data_pipeline.description import subsets
 from data_pipeline.errors import ArgumentParser, UserError, exit_code
 from data_pipeline.manifest import Columns
+from data_pipeline.storage import is_remote
 from data_pipeline.verify import strangers, verify
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pack = commands.add_parser("pack", help="images → WebDataset shards, index and statistics")
     pack.add_argument("source", type=Path, metavar="SRC", help="folder of the images")
-    pack.add_argument("dest", type=Path, metavar="DEST", help="folder for the shards")
+    pack.add_argument("dest", type=_folder, metavar="DEST", help="folder for the shards")
     pack.add_argument(
         "--labels",
         help="'folder': class = first-level folder; or a CSV or Parquet file that lists the images",
@@ -94,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
     page.add_argument("--json", action="store_true", help="print what was found for scripts")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no folder on a disk; pack into one, and copy it to the store"
+        )
+    return Path(text)
 
 
 def _size(text: str) -> int:

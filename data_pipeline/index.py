@@ -41,6 +41,8 @@ ROW = np.dtype(
 )
 """Row of the shard table, offset and size in bytes of the image there, class index or -1, pixels,
 CRC-32 of the image's bytes, `key_hash`, and which of the generation's extensions it has."""
+LARGEST_IMAGE = 2**32 - 1
+"""Bytes of a file that `ROW` has room for."""
 
 _CHECKED_SHARDS = 64
 _HEADERS = 2**14  # bytes before an image, in which nearly always its name is

@@ -18,7 +18,6 @@ from data_pipeline.listing import Item
 from data_pipeline.manifest import Columns
 from data_pipeline.plan import Plan, make_plan, refuse_empty_sets
 from data_pipeline.staging import STAGING, Base
-from data_pipeline.storage import is_remote
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,6 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     Raises `UserError` for whatever the user can mend; the shards finished by then are kept, and the
     same call continues from them.
     """
-    if is_remote(dest):
-        raise UserError(f"{dest} is no folder on a disk; pack into one, and copy it to the store")
     items = _list(source, options)
     try:
         return (_append if options.append else _pack_anew)(source, dest, items, options)

@@ -15,6 +15,7 @@ from data_pipeline import pool
 from data_pipeline.atomic import atomic
 from data_pipeline.decode import decode
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.index import LARGEST_IMAGE
 from data_pipeline.listing import EXTENSIONS, Item
 from data_pipeline.part import Census, Part, common_channels
 
@@ -102,11 +103,13 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Part, NDArray[np.void]]:
     with TarWriter(hashing, user="", group="", mtime=0, encoder=False) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
-            data = _read(task.source, item)
             extension = Path(item.path).suffix.lower()
             try:
                 if extension not in EXTENSIONS:
                     raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
+                if item.size > LARGEST_IMAGE:
+                    raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
+                data = _read(task.source, item)
                 pixels = decode(data, task.channels, depth=None)
             except ValueError as error:
                 census.skip(item.path, str(error))

@@ -10,12 +10,12 @@ from data_pipeline import labels, pool, tar_files
 from data_pipeline.atomic import atomic
 from data_pipeline.decode import decode
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.index import LARGEST_IMAGE
 from data_pipeline.labels import Label, Labels
 from data_pipeline.listing import EXTENSIONS
 from data_pipeline.part import Census, Part, common_channels
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, printable
 
-_LARGEST_IMAGE = 2**32 - 1  # the index counts its bytes in 32 bits
 _LINK = "a link, not a file; make the tar with --dereference and --hard-dereference"
 
 
@@ -147,8 +147,8 @@ class _Samples:
         name = f"{tar_files.shown(self._path)}/{printable(member.name)}"
         if member.link:
             self._census.skip(name, _LINK)
-        elif member.size > _LARGEST_IMAGE:
-            self._census.skip(name, f"{member.size} bytes; at most {_LARGEST_IMAGE} are supported")
+        elif member.size > LARGEST_IMAGE:
+            self._census.skip(name, f"{member.size} bytes; at most {LARGEST_IMAGE} are supported")
         else:
             data = content()
             try:

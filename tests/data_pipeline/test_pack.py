@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
-from pictures import save_pictures
+from pictures import picture, png, save_pictures
 
 from data_pipeline.__main__ import main
 from data_pipeline.decode import decode
@@ -109,6 +110,27 @@ def test_names_that_tar_and_webdataset_find_hard(tmp_path: Path) -> None:
     read = webdataset.WebDataset([f"{dataset.path}/shard-000000.tar"], shardshuffle=False)
     assert {sample["__key__"] for sample in read} == expected
     assert verify(dataset.path, workers=1) == []
+
+
+def test_names_that_look_alike_and_names_that_are_no_text(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    composed, decomposed = (unicodedata.normalize(form, "Zürich") for form in ("NFC", "NFD"))
+    names = [composed, decomposed, os.fsdecode(b"caf\xe9"), "two\nlines", "-dash", "back\\slash", "%s", "*"]
+    for seed, name in enumerate(names):
+        (images / f"{name}.png").write_bytes(png(seed))
+    (images / os.fsdecode(b"not\xffread\tat all.png")).write_text("not found")
+    pack(images, tmp_path / "set", Options())
+    dataset = Dataset(tmp_path / "set")
+    assert {dataset.key(i): dataset.read(i) for i in range(len(dataset))} == {
+        name: (images / f"{name}.png").read_bytes() for name in names
+    }
+    assert verify(dataset.path, workers=1) == []
+    assert (tmp_path / "set/skipped.txt").read_text().startswith("not\ufffdread\ufffdat all.png\t")
+    (tmp_path / "extracted").mkdir()
+    tar = ["tar", "-xf", str(tmp_path / "set/shard-000000.tar"), "-C", str(tmp_path / "extracted")]
+    assert subprocess.run(tar, env={"LC_ALL": "C.UTF-8"}, stderr=subprocess.DEVNULL).returncode == 0
+    assert {file.name for file in (tmp_path / "extracted").iterdir()} == {f"{name}.png" for name in names}
 
 
 def test_labels_and_other_columns_from_a_csv(tmp_path: Path) -> None:
@@ -253,6 +275,46 @@ def test_a_packing_killed_while_it_publishes_continues(tmp_path: Path) -> None:
     pack(images, tmp_path / "reference", Options(shard_size=15_000))
     assert contents(dest) == contents(tmp_path / "reference")
     assert {file.stat().st_ino for file in dest.glob("*.tar")} == inodes
+
+
+def test_a_file_replaced_by_one_of_equal_size_is_packed_anew(tmp_path: Path) -> None:
+    images, dest = tmp_path / "images", tmp_path / "set"
+    images.mkdir()
+    for i in range(6):
+        picture(i).save(images / f"{i}.bmp")
+    (images / "text.png").write_text("not found")
+    with pytest.raises(UserError, match="not readable images"):
+        pack(images, dest, Options(shard_size=1, strict=True))
+    staged = {file.stat().st_ino for file in dest.glob(".packing/*.tar")}
+    picture(99).save(images / "3.bmp")
+    pack(images, dest, Options(shard_size=1))
+    pack(images, tmp_path / "reference", Options(shard_size=1))
+    assert contents(dest) == contents(tmp_path / "reference")
+    assert len(staged & {file.stat().st_ino for file in dest.glob("*.tar")}) == 5
+
+
+def test_a_second_packing_into_the_same_folder_is_refused_while_the_first_runs(tmp_path: Path) -> None:
+    images, dest = tmp_path / "images", tmp_path / "set"
+    save_pictures(images, [f"{i}.png" for i in range(4)])
+    os.mkfifo(images / "stuck.png")  # whoever reads it waits for ever
+    arguments = ["pack", str(images), str(dest), "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "data_pipeline", *arguments], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(dest.glob(".packing/.shard-*")):  # a shard is being written
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        for further in ([], ["--shard-size", "1"]):
+            with pytest.raises(UserError, match="another process is packing"):
+                main([*arguments, *further])
+    finally:
+        process.kill()
+        process.wait()
+    while alive(process.pid):
+        time.sleep(0.05)
+    (images / "stuck.png").unlink()
+    (images / "stuck.png").touch()
+    assert main(arguments) == 0 and len(Dataset(dest)) == 4
 
 
 def test_packing_again_says_so_and_changes_nothing(labelled_folder: Path, packed: Dataset) -> None:

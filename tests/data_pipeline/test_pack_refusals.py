@@ -125,6 +125,7 @@ def test_a_csv_that_is_not_there(refused: Refused, images: Path, tmp_path: Path)
         (["--workers", "0"], "whole number"),
         (["--lables", "folder"], "--lables"),
         (["--group-column", "patient"], "--labels"),
+        (["--channels", "0"], "whole number"),
     ],
 )
 def test_impossible_options(
@@ -140,6 +141,15 @@ def test_a_destination_that_holds_something_else(refused: Refused, images: Path,
     assert (tmp_path / "set/thesis.tex").read_text() == "years of work"
     assert "in the way" in refused("pack", images, tmp_path / "set/thesis.tex")
     assert "in the way" in refused("pack", images, tmp_path / "set/thesis.tex/set")
+
+
+def test_a_destination_in_a_store(refused: Refused, images: Path) -> None:
+    assert "copy it to the store" in refused("pack", images, "s3://bucket/set")
+
+
+def test_a_class_name_that_is_no_text(refused: Refused, images: Path, tmp_path: Path) -> None:
+    (images / "a").rename(images / os.fsdecode(b"caf\xe9"))
+    assert "rename that class" in refused("pack", images, tmp_path / "set", "--labels", "folder")
 
 
 def test_a_destination_of_another_plan(refused: Refused, images: Path, tmp_path: Path) -> None:
