@@ -59,7 +59,7 @@ def verify_shard(task: Task) -> list[str]:
                 comparison.walk(tar)
                 reason = ""
             except Damaged as error:
-                reason = str(error)
+                reason = f"{error}{comparison.reached()}"
                 comparison.jump(stream, size)
     except UserError as error:
         return [str(error)]
@@ -129,6 +129,10 @@ class _Comparison:
         for i in range(len(self._rows)):
             if i not in self._keys:
                 self._add(_PLACE, f"row {self._first + i}")
+
+    def reached(self) -> str:
+        """Where the walk has ended, as a sample."""
+        return f", after the sample {printable(list(self._keys.values())[-1])}" if self._keys else ""
 
     def jump(self, stream: io.BufferedReader, size: int) -> None:
         """Look at the images that the walk has not come to, where the index says they are."""

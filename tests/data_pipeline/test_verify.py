@@ -92,8 +92,9 @@ def test_a_flipped_bit_anywhere(copy: Path) -> None:
     assert damage(copy).endswith(f"1 of 4 images have another label: {key}")
     flip(shard, label)
     flip(shard, offset - 512)
-    assert "no readable header at byte" in damage(copy)  # and no image is called damaged
-    assert "images" not in damage(copy)
+    assert f"no readable header at byte {offset - 512} " in damage(copy)
+    assert f"after the sample {Dataset(copy).key(0)}" in damage(copy)
+    assert "images" not in damage(copy)  # they are whole
 
 
 def test_a_truncated_shard(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
