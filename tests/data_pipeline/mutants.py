@@ -1,7 +1,7 @@
 """Decodes mutated files of every kind: `python mutants.py SEED COUNT`; for a process of its own.
 
-Dies of whatever the decoder does wrong: a crash, another exception than ValueError, more than 10 s for an
-image or more memory than the largest allowed image takes.
+Dies of whatever the decoder does wrong: a crash, another exception than ValueError, more than 10 s of CPU
+for an image or more memory than the largest allowed image takes.
 """
 
 import resource
@@ -70,7 +70,7 @@ def main(seed: int, count: int) -> None:
     refused = 0
     for number in range(count):
         data = mutate(rng, FILES[number % len(FILES)])
-        signal.alarm(10)
+        signal.setitimer(signal.ITIMER_PROF, 10)
         for read in (size, decode, lambda data: decode(data, 3, 16, 2)):
             try:
                 read(data)
