@@ -29,31 +29,32 @@ def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], Known
 
     Raises `UserError` if one has the key of a packed image, but another size.
     """
-    keys = np.concatenate([dataset.rows["key"] for dataset in sets])
-    starts = np.cumsum([0, *map(len, sets)])
+    keys, sizes, labels = (np.concatenate([s.rows[name] for s in sets]) for name in ("key", "size", "label"))
     order = np.argsort(keys)
     hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
-    places = np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)
-    packed = order[places]
+    rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
+    classes = [*sets[0].classes, ""]  # the last for label -1; all sets of a split have the same
     new, relabelled = [], 0
-    for item, is_known, row in zip(items, keys[packed] == hashes, packed, strict=True):
-        if not is_known:
+    for item, row, key_is_known in zip(items, rows.tolist(), (keys[rows] == hashes).tolist(), strict=True):
+        if not key_is_known or (sizes[row] != item.size and not _same_key(item, sets, row)):
             new.append(item)
-            continue
-        number = int(np.searchsorted(starts, row, side="right")) - 1
-        dataset, i = sets[number], int(row - starts[number])
-        if dataset.rows["size"][i] != item.size:
-            if dataset.key(i) != item.key:  # two keys with one hash
-                new.append(item)
-                continue
+        elif sizes[row] != item.size:
             raise UserError(
-                f"{item.path} has {item.size} bytes, the image {dataset.key(i)!r} in {dataset.path} has "
-                f"{dataset.rows['size'][i]}; packed images are never replaced: rename the new one, "
-                "or pack all images into another folder"
+                f"{item.path} has {item.size} bytes, the packed image of that name has {sizes[row]}; "
+                "packed images are never replaced: rename the new one, or pack all into another folder"
             )
-        label = int(dataset.labels[i])
-        relabelled += item.label != (dataset.classes[label] if label >= 0 else "")
+        else:
+            relabelled += item.label != classes[labels[row]]
     return new, Known(len(items) - len(new), relabelled)
+
+
+def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
+    """Whether it is more than the hash of the key that `item` and the row of the sets have in common."""
+    for dataset in sets:
+        if row < len(dataset):
+            return dataset.key(row) == item.key
+        row -= len(dataset)
+    raise AssertionError(row)
 
 
 def all_classes(items: list[Item], sets: list[Dataset]) -> list[str]:
