@@ -13,7 +13,7 @@ from data_pipeline import labels, pool, tar_files
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import Generation, describe
 from data_pipeline.errors import UserError
-from data_pipeline.index import INDEX, ROW, key_hash, open_rows, open_shards
+from data_pipeline.index import ROW, key_hash, open_rows, open_shards
 from data_pipeline.storage import join
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, names_before, printable
 
@@ -40,7 +40,7 @@ class Task:
 
 
 def verify_shard(task: Task) -> list[str]:
-    """What is wrong with a shard, or with the index of it, in one line; nothing if it is whole.
+    """What is wrong with a shard, or with the tables on it, in one line; nothing if all is well.
 
     Runs in a worker of `pool.run` and counts samples there.
     """
@@ -52,15 +52,7 @@ def verify_shard(task: Task) -> list[str]:
     label_field = next(g.label_field for g in generations if task.number < g.shards)
     comparison = _Comparison(rows, first, generations[-1], label_field)
     try:
-        size = tar_files.size_of(file)
-        with tar_files.open_stream(file) as stream:
-            tar = Tar(stream, size)
-            try:
-                comparison.walk(tar)
-                reason = ""
-            except Damaged as error:
-                reason = f"{error}{comparison.reached()}"
-                comparison.jump(stream, size)
+        tar, broken = _read(file, comparison)
     except UserError as error:
         return [str(error)]
     except FileNotFoundError:
@@ -69,20 +61,32 @@ def verify_shard(task: Task) -> list[str]:
         return [f"{tar_files.shown(file)} cannot be read ({error.strerror or error})"]
     finally:
         pool.count(samples - comparison.counted)
-    is_whole = not reason and tar.sha256.encode() == shard["sha256"]
-    wrong = list(comparison.faults())
+    wrong = [broken] if broken else []
+    if tar.size != shard["bytes"]:
+        wrong.append(f"has {tar.size} bytes instead of {shard['bytes']}")
+    wrong += comparison.faults()
     if (rows["shard"] != task.number).any() or (np.diff(rows["offset"].astype(np.int64)) <= 0).any():
         wrong.append("rows point to another shard, or are out of order")
-    if is_whole and not wrong:
-        return []
-    if is_whole:
-        return [f"{join(task.path, INDEX)} does not fit {tar_files.shown(file)}: {'; '.join(wrong)}"]
-    if size != shard["bytes"]:
-        wrong.insert(0, f"has {size} bytes instead of {shard['bytes']}")
-    if reason:
-        wrong.insert(0, reason)
+    if not broken and tar.sha256.encode() == shard["sha256"]:
+        return (
+            [f"{task.path}: the tables do not fit {tar_files.shown(file)}: {'; '.join(wrong)}"]
+            if wrong
+            else []
+        )
     what = "; ".join(wrong) or "something beside images and labels changed"
     return [f"{tar_files.shown(file)} is not what was published: {what}"]
+
+
+def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
+    """Compare all of a shard; and say where it broke off, if it did."""
+    with tar_files.open_stream(file) as stream:
+        tar = Tar(stream, tar_files.size_of(file))
+        try:
+            comparison.walk(tar)
+        except Damaged as error:
+            comparison.jump(stream, tar.size)
+            return tar, f"{error}{comparison.reached()}"
+    return tar, ""
 
 
 @functools.lru_cache(1)

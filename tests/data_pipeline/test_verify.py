@@ -156,7 +156,7 @@ def test_a_value_of_the_index_that_does_not_fit(copy: Path, column: str, value: 
     change(copy / "index.npy", edit)
     lines = verify(str(copy), workers=1)
     assert any(reason.format(key=key) in line for line in lines)
-    assert all("fingerprint" in line or f"{copy / 'index.npy'} does not fit" in line for line in lines)
+    assert all("fingerprint" in line or f"{copy}: the tables do not fit " in line for line in lines)
     assert any("fingerprint" in line for line in lines)
 
 
@@ -203,6 +203,16 @@ def test_a_table_of_shards_that_does_not_fit(copy: Path, column: str, value: Any
     assert any(reason in line for line in verify(str(copy), workers=1))
     (copy / "shards.npy").write_bytes(b"rubbish")
     assert "damaged" in damage(copy)
+
+
+def test_sizes_of_shards_that_add_up_but_are_wrong(copy: Path) -> None:
+    def edit(shards: NDArray[np.void]) -> None:
+        shards["bytes"][0] += 1
+        shards["bytes"][1] -= 1
+
+    change(copy / "shards.npy", edit)
+    lines = verify(str(copy), workers=1)
+    assert len(lines) == 2 and all("bytes instead of" in line for line in lines)
 
 
 @pytest.mark.parametrize(
