@@ -34,11 +34,8 @@ def as_text(folder: str) -> str:
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
         "fingerprint": facts.fingerprint,
     }
-    if len(generations) > 1:
-        lines["generations"] = ", ".join(
-            f"{number}: {g.count} images in {g.shards} shards, fingerprint {g.fingerprint}"
-            for number, g in enumerate(generations, start=1)
-        )
+    for number, g in enumerate(generations[:-1], start=1):
+        lines[f"generation {number}"] = f"{g.count} images in {g.shards} shards, fingerprint {g.fingerprint}"
     return "\n".join([folder, *(f"  {name:<12} {value}" for name, value in lines.items())])
 
 

@@ -8,8 +8,11 @@ from pathlib import Path, PurePosixPath
 from sys import intern
 
 from data_pipeline import manifest
+from data_pipeline.description import DESCRIPTION
 from data_pipeline.errors import UserError, from_os_error
+from data_pipeline.index import INDEX
 from data_pipeline.manifest import Columns
+from data_pipeline.staging import STAGING
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 
@@ -129,6 +132,11 @@ def _walk(source: Path) -> Iterator[str]:
 
     for folder, subfolders, names in os.walk(source, onerror=refuse, followlinks=True):
         here = Path(folder).resolve()
+        if STAGING in subfolders or {DESCRIPTION, INDEX} <= set(
+            names
+        ):  # a data set, whose tables are no images
+            subfolders.clear()
+            continue
         subfolders[:] = [name for name in subfolders if not here.is_relative_to(Path(folder, name).resolve())]
         relative = Path(folder).relative_to(source)
         for name in names:

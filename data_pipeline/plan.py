@@ -76,7 +76,7 @@ def _shuffle(items: list[Item]) -> list[Item]:
         if one.key == other.key:
             raise UserError(
                 f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path "
-                "without extension, with _ for every other dot, so rename or leave out one of them"
+                "without extension, with _ for every other dot; rename one, or list what to pack in a CSV"
             )
     return [items[i] for i in order]
 

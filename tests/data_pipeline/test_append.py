@@ -1,5 +1,6 @@
 """Adding to a data set that is in use: what is there stays, byte for byte and in its order."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -80,6 +81,31 @@ def test_the_old_generation_stays_and_the_new_one_is_exact(source: Path, tmp_pat
         both = (dict(zip(getattr(s, kind), getattr(s, counts), strict=True)) for s in (ours, at_once))
         assert next(both) == next(both)
     assert len({old_print, new.fingerprint, at_once.fingerprint}) == 3
+
+
+def test_info_lists_the_generations(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dest = tmp_path / "set"
+    pack(source, dest, Options(labels="folder"))
+    old = Dataset(dest).fingerprint
+    assert main(["info", str(dest)]) == 0 and "generation 1" not in capsys.readouterr().out
+    grow(source)
+    pack(source, dest, Options(labels="folder", append=True))
+    assert main(["info", str(dest)]) == 0
+    assert f"generation 1 12 images in 1 shards, fingerprint {old}" in capsys.readouterr().out
+    assert main(["info", str(dest), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(g["count"], g["fingerprint"]) for g in facts["generations"]] == [
+        (12, old),
+        (20, facts["fingerprint"]),
+    ]
+
+
+def test_a_data_set_inside_the_source_is_no_source(source: Path) -> None:
+    dest = source / "packed"
+    pack(source, dest, Options(val_fraction=0.5))
+    grow(source)
+    assert pack(source, dest, Options(append=True)).startswith("added 8 images, 12 were there already")
+    assert not (dest / "skipped.txt").exists()
 
 
 def test_class_numbers_in_the_shards_are_those_of_the_class_list(source: Path, tmp_path: Path) -> None:
