@@ -192,7 +192,10 @@ class Dataset:
 
     def extension(self, i: int) -> str:
         """What the image file of sample `i` ends in, without the dot, e.g. "jpg"."""
-        return self.description.extensions[int(self.rows["kind"][i])]
+        kind, extensions = int(self.rows["kind"][i]), self.description.extensions
+        if kind >= len(extensions):
+            raise _misfit(join(self.path, INDEX))
+        return extensions[kind]
 
     def key(self, i: int) -> str:
         """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
@@ -231,7 +234,12 @@ class Dataset:
 
     def shard_name(self, number: int) -> str:
         """Relative to the data set, or an absolute path or URL."""
-        return self.shards["name"][number].decode(errors="surrogateescape")
+        if number >= len(self.shards):
+            raise _misfit(join(self.path, INDEX))
+        name: str = self.shards["name"][number].decode(errors="surrogateescape")
+        if "\0" in name:
+            raise _misfit(join(self.path, SHARDS))
+        return name
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
         number = int(self.rows["shard"][i])

@@ -13,7 +13,7 @@ from data_pipeline import labels, pool, tar_files
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import Generation, describe
 from data_pipeline.errors import UserError
-from data_pipeline.index import ROW, key_hash, open_rows, open_shards
+from data_pipeline.index import ROW, SHARDS, key_hash, open_rows, open_shards
 from data_pipeline.storage import join
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, names_before, printable
 
@@ -51,6 +51,8 @@ def verify_shard(task: Task) -> list[str]:
     rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
     label_field = next(g.label_field for g in generations if task.number < g.shards)
     comparison = _Comparison(rows, first, generations[-1], label_field)
+    if "\0" in file:
+        return [f"{join(task.path, SHARDS)} names a shard that can be none: {tar_files.shown(file)}"]
     try:
         tar, broken = _read(file, comparison)
     except UserError as error:

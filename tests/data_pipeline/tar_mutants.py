@@ -257,6 +257,7 @@ def check_damaged(rng: np.random.Generator, folder: Path, tar: Path) -> None:
         for i in range(min(len(opened[0]), 5)):
             tried(lambda i=i: opened[0].read(i))
             tried(lambda i=i: opened[0].key(i))
+            tried(lambda i=i: opened[0].extension(i))
     file.write_bytes(before)
 
 

@@ -190,6 +190,7 @@ def place_without_index(folder: Path) -> tuple[Path, int]:
         ("sha256", b"0" * 64, "something beside images and labels changed"),
         ("name", b"shard-000000.tar", "names a shard twice"),
         ("name", b"../../etc/hostname", "missing"),
+        ("name", b"x\0y", "can be none"),
     ],
 )
 def test_a_table_of_shards_that_does_not_fit(copy: Path, column: str, value: Any, reason: str) -> None:
