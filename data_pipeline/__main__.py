@@ -119,8 +119,7 @@ def _positive(text: str) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    # Here, because webdataset imports torch, which takes seconds that the other commands need not wait.
-    from data_pipeline.pack import Options, pack
+    from data_pipeline.pack import Options, pack  # here, as the other commands need no decoders
 
     if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
         raise UserError(

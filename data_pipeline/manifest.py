@@ -44,8 +44,8 @@ def read(file: Path, columns: Columns) -> Iterator[Row]:
         _read_parquet(file, columns) if file.suffix.lower() == ".parquet" else _read_csv(file, columns)
     ):
         rows += 1
-        image, label = _text(cells.pop(columns.image)), _text(cells.pop(columns.label))
-        group = _text(cells[columns.group]) if columns.group else ""
+        image, label = _text(cells.pop(columns.image)), _text(cells.pop(columns.label)).strip()
+        group = _text(cells[columns.group]).strip() if columns.group else ""
         extra = json.dumps(_plain(cells), sort_keys=True, ensure_ascii=False, default=str) if cells else ""
         yield Row(image, label, group, extra)
     if not rows:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import UserError, one_line
 from data_pipeline.index import ROW, key_hash
 from data_pipeline.moments import Moments
 
@@ -71,12 +71,12 @@ class Census:
         known = self._contents.get(channels)
         self._contents[channels] = Content(
             images=known.images + 1 if known else 1,
-            first=known.first if known else printable(path),
+            first=known.first if known else one_line(path),
             moments=known.moments + Moments.of(pixels) if known else Moments.of(pixels),
         )
 
     def skip(self, path: str, reason: str) -> None:
-        self._skipped.append((printable(path), reason))
+        self._skipped.append((one_line(path), reason))
 
     def part(self, size: int, sha256: str) -> tuple[Part, NDArray[np.void]]:
         """Of the finished shard of `size` bytes; its index rows count from shard 0."""
@@ -111,9 +111,3 @@ def common_channels(contents: Iterable[Mapping[int, Content]]) -> int:
             "keep those of one number with --channels N, which leaves the others out"
         )
     return max(images, default=0)
-
-
-def printable(path: str) -> str:
-    """In one line: names on disk need not be text, and may hold line breaks."""
-    shown = path.encode(errors="surrogateescape").decode(errors="replace")
-    return "".join(c if c.isprintable() else "\ufffd" for c in shown)

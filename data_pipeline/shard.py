@@ -1,15 +1,14 @@
 """One shard: its images are read, checked by decoding, counted and written to a tar file."""
 
 import hashlib
+import io
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from tarfile import BLOCKSIZE
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
-from webdataset import TarWriter
 
 from data_pipeline import pool
 from data_pipeline.atomic import atomic
@@ -51,18 +50,6 @@ class Staged(BaseModel):
     part: Part
 
 
-class _HashingFile:
-    """A file that knows the SHA-256 of what was written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self._file.write(data)
-
-
 def write(task: Task) -> Part:
     """Write the shard, its index rows and, when both are on the disk, its `Staged`.
 
@@ -72,7 +59,10 @@ def write(task: Task) -> Part:
     """
     try:
         with atomic(task.target) as file:
-            part, rows = _write_tar(task, file)
+            census = _write_tar(task, file)
+        with task.target.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        part, rows = census.part(task.target.stat().st_size, sha256)
         with atomic(task.target.with_suffix(".npy")) as file:
             np.save(file, rows)
         with atomic(task.target.with_suffix(".json")) as file:
@@ -96,11 +86,9 @@ def finished(task: Task, *, check_sources: bool = True) -> Part | None:
     return staged.part if fits or staged.channels == task.channels else None
 
 
-def _write_tar(task: Task, file: BinaryIO) -> tuple[Part, NDArray[np.void]]:
+def _write_tar(task: Task, file: BinaryIO) -> Census:
     census = Census()
-    hashing = _HashingFile(file)
-    # Without owner and date: the same bytes whenever and by whomever it is written.
-    with TarWriter(hashing, user="", group="", mtime=0, encoder=False) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
             extension = Path(item.path).suffix.lower()
@@ -117,7 +105,7 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Part, NDArray[np.void]]:
             extension = extension.removeprefix(".")
             offset = _add(tar, item, extension, label, data)
             census.add(item.path, item.key, extension, label, offset, data, pixels)
-    return census.part(file.tell(), hashing.sha256.hexdigest())
+    return census
 
 
 def _read(source: Path, item: Item) -> bytes:
@@ -132,14 +120,19 @@ def _read(source: Path, item: Item) -> bytes:
     return data
 
 
-def _add(tar: TarWriter, item: Item, extension: str, label: int, data: bytes) -> int:
-    """Append a sample; the offset of its image in the tar file."""
-    tar.write({"__key__": item.key, extension: data})
-    offset = tar.tarstream.offset - -(-len(data) // BLOCKSIZE) * BLOCKSIZE
-    sidecars: dict[str, str | bytes] = {"__key__": item.key}
+def _add(tar: tarfile.TarFile, item: Item, extension: str, label: int, data: bytes) -> int:
+    """Append a sample as WebDataset has it; the offset of its image in the tar file."""
+    members = {extension: data}
     if label >= 0:
-        sidecars["cls"] = str(label).encode()
+        members["cls"] = str(label).encode()
     if item.extra:
-        sidecars["json"] = item.extra.encode()
-    tar.write(sidecars)
+        members["json"] = item.extra.encode()
+    offset = 0
+    for name, content in members.items():
+        # Without owner and date: the same bytes whenever and by whomever it is written.
+        header = tarfile.TarInfo(f"{item.key}.{name}")
+        header.size, header.mode = len(content), 0o444
+        tar.addfile(header, io.BytesIO(content))
+        if name == extension:
+            offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return offset

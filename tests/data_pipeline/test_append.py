@@ -239,17 +239,23 @@ def crash_at(write: int, work: Callable[[], object]) -> bool:
     return code == 9
 
 
-def test_killed_at_any_file_it_continues_and_the_old_generation_stays_readable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("append", [False, True])
+def test_killed_at_any_file_it_continues_and_the_old_generation_stays_readable(
+    tmp_path: Path, append: bool
+) -> None:
     source, begun = tmp_path / "images", tmp_path / "begun"
     save_pictures(source, [f"{i}.png" for i in range(6)])
-    options = {"val_fraction": 0.4}
-    pack(source, begun, Options(**options))
-    save_pictures(source, [f"{i}.png" for i in range(6, 12)])
+    if append:
+        pack(source, begun, Options(val_fraction=0.4))
+        save_pictures(source, [f"{i}.png" for i in range(6, 12)])
+    else:
+        begun.mkdir()
+    options = Options(val_fraction=0.4, append=append)
     shutil.copytree(begun, tmp_path / "reference")
-    pack(source, tmp_path / "reference", Options(append=True, **options))
+    pack(source, tmp_path / "reference", options)
     expected = files_of(tmp_path / "reference")
     prints = {
-        name: [Dataset(tmp_path / "reference" / name, generation=g).fingerprint for g in (1, 2)]
+        name: [Dataset(tmp_path / "reference" / name, generation=g).fingerprint for g in range(1, append + 2)]
         for name in ("train", "val")
     }
 
@@ -257,12 +263,13 @@ def test_killed_at_any_file_it_continues_and_the_old_generation_stays_readable(t
     while True:
         dest = tmp_path / f"crash {crashes}"
         shutil.copytree(begun, dest)
-        crashed = crash_at(crashes, lambda dest=dest: pack(source, dest, Options(append=True, **options)))
+        crashed = crash_at(crashes, lambda dest=dest: pack(source, dest, options))
         for name in prints:
-            dataset = Dataset(dest / name)
-            assert dataset.fingerprint == prints[name][dataset.generation - 1]
-            assert all(dataset.read(i) for i in range(len(dataset)))
-        pack(source, dest, Options(append=True, **options))
+            if append or (dest / name / "dataset.json").exists():
+                dataset = Dataset(dest / name)
+                assert dataset.fingerprint == prints[name][dataset.generation - 1]
+                assert all(dataset.read(i) for i in range(len(dataset)))
+        pack(source, dest, options)
         assert files_of(dest) == expected
         if not crashed:
             break

@@ -88,7 +88,7 @@ def test_parquet_columns_keep_their_types(images: Path, tmp_path: Path) -> None:
         (pyarrow.array([10, 9, None]), {"0": "10", "1": "9", "2": None}),
         (pyarrow.array([10.0, 9.0, math.nan]), {"0": "10", "1": "9", "2": None}),
         (pyarrow.array([0.5, 1.0, math.nan]), {"0": "0.5", "1": "1", "2": None}),
-        (pyarrow.array(["", "b", "a"]), {"0": None, "1": "b", "2": "a"}),
+        (pyarrow.array([" ", "b", "a "]), {"0": None, "1": "b", "2": "a"}),
     ],
 )
 def test_labels_of_a_parquet_column(

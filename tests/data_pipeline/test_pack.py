@@ -126,7 +126,7 @@ def test_names_that_look_alike_and_names_that_are_no_text(tmp_path: Path) -> Non
         name: (images / f"{name}.png").read_bytes() for name in names
     }
     assert verify(dataset.path, workers=1) == []
-    assert (tmp_path / "set/skipped.txt").read_text().startswith("not\ufffdread\ufffdat all.png\t")
+    assert (tmp_path / "set/skipped.txt").read_text().startswith(r"not\udcffread\tat all.png")
     (tmp_path / "extracted").mkdir()
     tar = ["tar", "-xf", str(tmp_path / "set/shard-000000.tar"), "-C", str(tmp_path / "extracted")]
     assert subprocess.run(tar, env={"LC_ALL": "C.UTF-8"}, stderr=subprocess.DEVNULL).returncode == 0
@@ -260,21 +260,6 @@ def test_a_killed_packing_continues_and_ends_in_the_same_bytes(
     assert finished <= {file.stat().st_ino for file in dest.glob("*.tar")}  # moved, not made again
     pack(images, tmp_path / "reference", Options(shard_size=30_000))
     assert contents(dest) == contents(tmp_path / "reference")
-
-
-def test_a_packing_killed_while_it_publishes_continues(tmp_path: Path) -> None:
-    images, dest = tmp_path / "images", tmp_path / "set"
-    save_pictures(images, [f"{i}.png" for i in range(12)])
-    (images / "text.png").write_text("not found")
-    with pytest.raises(UserError, match="not readable images"):
-        pack(images, dest, Options(shard_size=15_000, strict=True))
-    first = sorted((dest / ".packing").glob("*.tar"))[0]
-    first.rename(dest / first.name)  # as far as the killed call came
-    inodes = {file.stat().st_ino for file in dest.rglob("*.tar")}
-    pack(images, dest, Options(shard_size=15_000))
-    pack(images, tmp_path / "reference", Options(shard_size=15_000))
-    assert contents(dest) == contents(tmp_path / "reference")
-    assert {file.stat().st_ino for file in dest.glob("*.tar")} == inodes
 
 
 def test_a_file_replaced_by_one_of_equal_size_is_packed_anew(tmp_path: Path) -> None:
