@@ -1,7 +1,8 @@
 """Files that are there whole or not at all, also after a crash."""
 
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Delete what killed processes have left of files of these names; nobody may be writing them now."""
+    for name in names:
+        for unfinished in folder.glob(f".{glob.escape(name)}.*"):
+            unfinished.unlink()
 
 
 def sync(path: Path) -> None:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from data_pipeline import pool, shard, staging
-from data_pipeline.atomic import atomic
+from data_pipeline.atomic import atomic, sweep
+from data_pipeline.description import DESCRIPTION
 from data_pipeline.errors import UserError
-from data_pipeline.index import Dataset
+from data_pipeline.index import INDEX, SHARDS, Dataset
 from data_pipeline.part import Content, Part, common_channels
 from data_pipeline.plan import Plan
 from data_pipeline.publish import Finished, publish
@@ -68,8 +69,8 @@ def build(
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 base=old.get(name),
             )
-    for unfinished in (file for name in ("", *tasks) for file in (dest / name).glob(".*.[0-9]*")):
-        unfinished.unlink()  # a killed call was writing it
+    for name in ("", *tasks):
+        sweep(dest / name, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
 
@@ -124,13 +125,13 @@ def _report_skipped(
     first = f"first: {skipped[0][0]}: {skipped[0][1]}; all are in {dest / SKIPPED}"
     if strict:
         raise UserError(
-            f"{len(skipped)} files are not readable images ({first}); leave out --strict to skip them, "
+            f"{len(skipped)} files cannot be packed ({first}); leave out --strict to skip them, "
             "or mend them and pack into another folder"
         )
     for name, shards in tasks.items():
         if is_new and not any(parts[task.target].samples for task in shards):
             raise UserError(
-                f"no usable image for {dest / name}, {len(skipped)} files are not readable images ({first}); "
+                f"no usable image for {dest / name}, {len(skipped)} files cannot be packed ({first}); "
                 "check the source folder"
             )
 

@@ -268,7 +268,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_packed_anew(tmp_path: Path) -> 
     for i in range(6):
         picture(i).save(images / f"{i}.bmp")
     (images / "text.png").write_text("not found")
-    with pytest.raises(UserError, match="not readable images"):
+    with pytest.raises(UserError, match="cannot be packed"):
         pack(images, dest, Options(shard_size=1, strict=True))
     staged = {file.stat().st_ino for file in dest.glob(".packing/*.tar")}
     picture(99).save(images / "3.bmp")

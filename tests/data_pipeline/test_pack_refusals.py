@@ -68,7 +68,7 @@ def test_strict_publishes_nothing_and_without_it_nothing_is_done_twice(
     (images / "a/cut.png").write_bytes((images / "a/1.png").read_bytes()[:-300])
     (images / "b/text.png").write_text("not found")
     line = refused("pack", images, tmp_path / "set", "--strict")
-    assert "2 files are not readable images" in line and "a/cut.png" in line
+    assert "2 files cannot be packed" in line and "a/cut.png" in line
     assert not list((tmp_path / "set").glob("*.tar")) and not (tmp_path / "set/dataset.json").exists()
     shard = next((tmp_path / "set/.packing").glob("*.tar")).stat().st_ino
     assert main(["pack", str(images), str(tmp_path / "set")]) == 0
