@@ -2,7 +2,7 @@
 
 Dies of whatever is done wrong: another exception than UserError, a worker that crashes, a file made or
 changed outside of the data set's folder, an image other than that in the tar, damage that `verify` misses,
-a case that takes more than 20 s or a process that takes more than 3 GiB of addresses.
+a case that takes more than 60 s or a process that takes more than 3 GiB of addresses.
 The tar it was at lies in FOLDER/deep/er/scratch/in.
 """
 
@@ -270,7 +270,7 @@ def main(seed: int, count: int, folder: Path) -> None:
     tar, made = scratch / "in/x.tar", 0
     for number in range(count):
         print(number, flush=True)
-        signal.alarm(20)
+        signal.alarm(60)
         data = a_tar(rng)
         tar.write_bytes(mutant_of(rng, data) if rng.random() < 0.8 else data)
         rule = Rule(label_field="kind" if rng.random() < 0.3 else None)
