@@ -22,6 +22,7 @@ from pretrain.preflight import Plan
 from pretrain.recorder import Recorder, catch_up
 from pretrain.schedule import learning_rate
 from pretrain.step import MicroBatch, train_step
+from pretrain.warm_start import initial_state
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,9 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
 def build_engine(config: Config, plan: Plan, device: torch.device) -> DDPEngine:
     """The untrained encoder and head on this rank, ready to train."""
     encoder = build_encoder(config.encoder.name, plan.encoder_kwargs, config.seed)
+    if plan.initial_weights:
+        weights = initial_state(config.encoder.name, plan.encoder_kwargs, config.seed, plan.initial_weights)
+        encoder.load_state_dict(weights)
     head = build_head(config.objective, plan.embedding_width, config.views.global_views, config.seed)
     with_target = config.objective.kind == "jepa"
     return DDPEngine(encoder, head, config.engine, config.optimizer, device, with_target)
