@@ -94,7 +94,7 @@ def check(config: Config, world_size: int) -> Plan:
         raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
     if config.encoder.weights is None:
         return plan
-    warm_start = find_weights(config.encoder.weights)
+    warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
     check_fit(config.encoder.name, encoder, warm_start.file)
     return dataclasses.replace(plan, warm_start=warm_start, initial_weights=warm_start.file)
 

@@ -32,20 +32,22 @@ class WarmStart(NamedTuple):
     """Of the file, as sha256sum prints it."""
 
 
-def find_weights(given: Path) -> WarmStart:
-    """The weights that a file, a checkpoint, run or timm model folder holds; UserError if there are none."""
+def find_weights(given: Path, asked: str) -> WarmStart:
+    """The weights that a file, a checkpoint, run or timm model folder holds; UserError if there are none.
+
+    `asked` is how the user named it.
+    """
     folders = [given, given / "checkpoints/latest"]
     candidates = [given] if given.is_file() else [folder / name for folder in folders for name in NAMES]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
         found = f"holds none of {' or '.join(NAMES)}" if given.is_dir() else "does not exist"
         raise UserError(
-            f"encoder.weights={given} {found}; name a .safetensors file, or the folder of a run, a "
-            "checkpoint or a timm model"
+            f"{asked} {found}; name a .safetensors file, or the folder of a run, a checkpoint or a timm model"
         )
     if file.suffix != ".safetensors":
         raise UserError(
-            f"encoder.weights={given} is no .safetensors file, and others can run code when they are opened; "
+            f"{asked} is no .safetensors file, and others can run code when they are opened; "
             "convert it with safetensors.torch.save_file"
         )
     try:
@@ -53,7 +55,7 @@ def find_weights(given: Path) -> WarmStart:
             # `latest` moves on, its target stays.
             return WarmStart(str(file.resolve()), hashlib.file_digest(stream, "sha256").hexdigest())
     except OSError as error:
-        raise from_os_error(error, "reading encoder.weights") from error
+        raise from_os_error(error, "reading weights") from error
 
 
 def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | None) -> State:
@@ -68,6 +70,16 @@ def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | N
 def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
     """Raise UserError unless the file fits `encoder`; reads names and shapes alone."""
     fit(_read(weights, "meta"), encoder, name, weights)
+
+
+def load_exactly(file: str, encoder: nn.Module, name: str) -> State:
+    """The file's tensors, which have to be those of `encoder`, name by name; else UserError."""
+    state = _read(file, "cpu")
+    if misfits := _misfits(encoder.state_dict(), state):
+        raise UserError(
+            f"{file} is not of {name}: {'; '.join(misfits)}; put the files of one checkpoint together"
+        )
+    return state
 
 
 def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
@@ -118,7 +130,7 @@ def _read(file: str, device: str) -> State:
             shapes = {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118
             return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     except OSError as error:
-        raise from_os_error(error, "reading encoder.weights") from error
+        raise from_os_error(error, "reading weights") from error
     except SafetensorError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -133,12 +133,12 @@ def test_weights_of_another_architecture_are_refused_before_reading(
 
 def test_what_is_no_weights_file(tmp_path: Path, published: Path):
     with pytest.raises(UserError, match=r"nowhere does not exist; name a .safetensors file"):
-        find_weights(tmp_path / "nowhere")
+        find_weights(tmp_path / "nowhere", "encoder.weights=nowhere")
     with pytest.raises(UserError, match=r"holds none of encoder.safetensors or model.safetensors"):
-        find_weights(tmp_path)
+        find_weights(tmp_path, "x")
     torch.save({}, tmp_path / "model.pth")
     with pytest.raises(UserError, match="convert it with safetensors"):
-        find_weights(tmp_path / "model.pth")
+        find_weights(tmp_path / "model.pth", "x")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(published.read_bytes()[:500])
     with pytest.raises(UserError, match="not a whole safetensors file"):
