@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from pretrain import checkpoint, metrics
 from pretrain.config import Config
+from pretrain.engines import config as engine_config
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import embedding_width, patch_size, timm_kwargs
 from pretrain.warm_start import WarmStart, check_fit, find_weights
@@ -69,6 +70,7 @@ def check(config: Config, world_size: int) -> Plan:
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+    engine_config.check(config.engine, world_size, encoder)
     if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
         raise UserError(
             f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
