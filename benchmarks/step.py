@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 
 from pretrain import monitors
-from pretrain.engines.ddp import DDPEngine, EngineConfig
+from pretrain.engines import Engine, build_engine
+from pretrain.engines.config import EngineConfig
+from pretrain.engines.networks import uses_bf16
 from pretrain.methods import LeJEPAConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
@@ -33,11 +35,14 @@ def main() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     device = torch.device(given.device)
 
-    def build(**engine: object) -> DDPEngine:
+    def build(**engine: object) -> Engine:
         name = "vit_small_patch16_224"
-        encoder = build_encoder(name, timm_kwargs(EncoderConfig(name=name), 224, 3), seed=0)
+        kwargs = timm_kwargs(EncoderConfig(name=name), 224, 3)
         head = build_head(LeJEPAConfig(), 384, n_global=2, seed=0)
-        return DDPEngine(encoder, head, EngineConfig(**engine), OptimizerConfig(), device)
+        config = EngineConfig(**engine)
+        return build_engine(
+            lambda: build_encoder(name, kwargs, seed=0), head, config, OptimizerConfig(), device
+        )
 
     n = given.batch
     views = [torch.randn(2, n, 3, 224, 224, device=device), torch.randn(6, n, 3, 96, 96, device=device)]
@@ -57,7 +62,7 @@ def main() -> None:
 
     engine = build()
     result = train_step(engine, batch, 0, 1e-4)
-    head, z = engine.online["head"], result.projections.clone().requires_grad_()
+    head, z = engine.networks.head, result.projections.clone().requires_grad_()
     probe, labels = OnlineProbe(384, 10, device), torch.arange(n, device=device) % 10
 
     step = timed(lambda: train_step(engine, batch, 0, 1e-4))
@@ -68,9 +73,10 @@ def main() -> None:
     exact = timed(lambda: train_step(accumulating, batch, 0, 1e-4))
     usual = timed(lambda: train_step(averaging, batch, 0, 1e-4))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
+    arithmetic = "bf16" if uses_bf16(engine.config, device) else "fp32"
     print(
         f"| {name}, {torch.get_num_threads()} threads | torch {torch.__version__} | {n} | "
-        f"{'bf16' if engine.bf16 else 'fp32'} | {step * 1e3:.0f} | {sigreg / step:.2%} | "
+        f"{arithmetic} | {step * 1e3:.0f} | {sigreg / step:.2%} | "
         f"{(measured / LOG_EVERY + probed) / step:.2%} | {exact / step:.2f}× | {usual / step:.2f}× | "
         f"`python benchmarks/step.py --device {device.type} --batch {n}` |"
     )

@@ -1,6 +1,6 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`, alone or under torchrun or srun.
 
-`python -m pretrain sweep …` runs a grid of them.
+`python -m pretrain sweep …` runs a grid of them; `export …` writes an encoder for timm or transformers.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import ArgumentParser, UserError, exit_code, from_os_error
-from pretrain import sweep
+from pretrain import export, sweep
 from pretrain.config import Config, describe_fields, load_config
 from pretrain.preflight import Plan, check
 
@@ -29,6 +29,8 @@ def main() -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if sys.argv[1:2] == ["sweep"]:
         return sweep.main(sys.argv[2:])
+    if sys.argv[1:2] == ["export"]:
+        return export.main(sys.argv[2:])
     config = parse(sys.argv[1:])
     plan = check(config, int(os.environ.get("WORLD_SIZE", "1")))
     with process_group() as device:

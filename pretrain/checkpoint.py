@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from data_pipeline.atomic import sync
 from data_pipeline.errors import UserError, from_os_error
 from pretrain.distributed import rank
-from pretrain.engines.ddp import DDPEngine
+from pretrain.engines import Engine
 from pretrain.online_probe import OnlineProbe
 
 
@@ -51,7 +51,7 @@ def describe(checkpoint: Path) -> dict[str, Any]:
 def save(
     checkpoints: Path,
     step: int,
-    engine: DDPEngine,
+    engine: Engine,
     probe: OnlineProbe | None,
     description: dict[str, Any],
 ) -> None:
@@ -73,8 +73,8 @@ def save(
         raise _save_error(step, failure[0])
 
 
-def restore(checkpoint: Path, engine: DDPEngine, probe: OnlineProbe | None) -> int:
-    """Load a checkpoint into engine and probe, whatever world size wrote it; returns its step."""
+def restore(checkpoint: Path, engine: Engine, probe: OnlineProbe | None) -> int:
+    """Load a checkpoint into engine and probe, whatever engine and world size wrote it; returns its step."""
     state = _state(engine, probe, 0)
     try:
         dcp.load(state, checkpoint_id=checkpoint)
@@ -88,8 +88,8 @@ def restore(checkpoint: Path, engine: DDPEngine, probe: OnlineProbe | None) -> i
     return int(state["step"])
 
 
-def _state(engine: DDPEngine, probe: OnlineProbe | None, step: int) -> dict[str, Any]:
-    # The probe's tensors are loaded in place, the engine's are put back by `engine.load`.
+def _state(engine: Engine, probe: OnlineProbe | None, step: int) -> dict[str, Any]:
+    # Tensors are loaded in place; `engine.load` sees to what the engine keeps elsewhere.
     return {**engine.state(), **({"probe": probe.state()} if probe else {}), "step": step}
 
 

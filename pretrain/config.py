@@ -15,7 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
 from pretrain.checkpoint import CheckpointConfig
-from pretrain.engines.ddp import EngineConfig
+from pretrain.engines.config import EngineConfig
 from pretrain.methods import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.optimizer import OptimizerConfig

@@ -1,9 +1,12 @@
 """AdamW with the usual groups: no weight decay on biases, norms, tokens and position embeddings."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from timm.optim import param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class OptimizerConfig(BaseModel):
@@ -25,17 +28,62 @@ class OptimizerConfig(BaseModel):
     """Gradients are scaled down to at most this global norm."""
 
 
-def build_optimizer(encoder: nn.Module, head: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    encoder: nn.Module, head: nn.Module, config: OptimizerConfig, fused: bool = True
+) -> torch.optim.AdamW:
     """AdamW over the encoder and the head (the timm model is `encoder.encoder`)."""
     tokens: set[str] = getattr(encoder.get_submodule("encoder"), "no_weight_decay", set)()
     spared = {f"encoder.{name}" for name in tokens}
-    groups = [
-        *param_groups_weight_decay(encoder, config.weight_decay, no_weight_decay_list=spared),
-        *param_groups_weight_decay(head, config.weight_decay),
-    ]
+    named = [*encoder.named_parameters(), *head.named_parameters()]
+    decayed = [p for name, p in named if _is_matrix(p) and not name.endswith(".bias") and name not in spared]
+    others = {id(p) for _, p in named} - {id(p) for p in decayed}
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": [p for _, p in named if id(p) in others], "weight_decay": 0.0},
+        ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
-        fused=True,
+        fused=fused,
     )
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has two dimensions or more; ZeRO-3 flattens it, and keeps its shape beside it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+
+
+def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float) -> Tensor:
+    """Clip, update and clear gradients, whole or sharded; returns their norm before clipping, a scalar.
+
+    A norm that is not finite refuses the update: parameters and moments stay as they are. It is the
+    global norm, so all ranks agree without asking each other.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip_grad)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    # The fused kernels look at this flag on the device, so the host need not wait for the norm.
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def optimizer_state(
+    optimizer: torch.optim.AdamW, named: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, dict[str, Any]]:
+    """Moments and step counts by parameter name, as they are: what is loaded into these tensors is used."""
+    return {"state": {name: _moments(optimizer, parameter) for name, parameter in named}}
+
+
+def _moments(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Any]:
+    """A parameter's entry in the optimizer; before its first step, a new one."""
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    return state

@@ -1,6 +1,7 @@
 """What can be refused before any process group starts is refused here."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,8 +11,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources import Sources
 from pretrain import checkpoint, metrics
 from pretrain.config import Config
+from pretrain.engines import config as engine_config
 from pretrain.models.batch_norm import has_batch_norm
-from pretrain.models.encoder import patch_size, timm_kwargs
+from pretrain.models.encoder import embedding_width, patch_size, timm_kwargs
+from pretrain.warm_start import WarmStart, check_fit, find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,10 @@ class Plan:
     embedding_width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    warm_start: WarmStart | None = None
+    """Where the first weights came from."""
+    initial_weights: str | None = None
+    """The file to read them from; None where they are random, or where a checkpoint is continued."""
 
     def description(self, config: Config) -> dict[str, Any]:
         """encoder.json but for the step."""
@@ -37,6 +44,7 @@ class Plan:
             "std": self.std,
             "seed": config.seed,
             "data_fingerprint": self.sources.fingerprint,
+            "warm_start": self.warm_start and self.warm_start._asdict(),
             "config": config.model_dump(mode="json"),
         }
 
@@ -62,6 +70,7 @@ def check(config: Config, world_size: int) -> Plan:
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+    engine_config.check(config.engine, world_size, encoder)
     if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
         raise UserError(
             f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
@@ -75,18 +84,24 @@ def check(config: Config, world_size: int) -> Plan:
         if size % patch:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
+    width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
     mean, std = sources.statistics(config.data.channels)
-    plan = Plan(sources, kwargs, encoder.num_features, mean, std)
-    _check_resume(config, plan)
-    return plan
-
-
-def _check_resume(config: Config, plan: Plan) -> None:
+    plan = Plan(sources, kwargs, width, mean, std)
     newest = checkpoint.latest(config.folder / "checkpoints")
-    if newest is None:
-        if config.resume == "never" and metrics.read(config.folder / "metrics.jsonl"):
-            raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
-        return
+    if newest is not None:
+        _check_resume(config, plan, newest)
+        record = checkpoint.describe(newest).get("warm_start")
+        return dataclasses.replace(plan, warm_start=record and WarmStart(**record))
+    if config.resume == "never" and metrics.read(config.folder / "metrics.jsonl"):
+        raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
+    if config.encoder.weights is None:
+        return plan
+    warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
+    check_fit(config.encoder.name, encoder, warm_start.file)
+    return dataclasses.replace(plan, warm_start=warm_start, initial_weights=warm_start.file)
+
+
+def _check_resume(config: Config, plan: Plan, newest: Path) -> None:
     if config.resume == "never":
         raise UserError(
             f"{config.folder} has a checkpoint ({newest.name}) and resume=never; "
@@ -100,6 +115,7 @@ def _check_resume(config: Config, plan: Plan) -> None:
         )
     for key, old, new in (
         ("seed", found["seed"], config.seed),
+        ("encoder.weights", found["config"]["encoder"].get("weights"), asked["config"]["encoder"]["weights"]),
         ("data.batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
         ("objective", found["config"]["objective"], asked["config"]["objective"]),
         ("data.order", found["config"]["data"]["order"], config.data.order),

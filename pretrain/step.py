@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.engines.ddp import DDPEngine
+from pretrain.engines import Engine
 from pretrain.methods.base import HeadOutput
 
 
@@ -38,9 +38,7 @@ class StepResult(NamedTuple):
     """The head's output (V, N, K) for them."""
 
 
-def train_step(
-    engine: DDPEngine, batch: MicroBatch, step: int, lr: float, momentum: float = 1.0
-) -> StepResult:
+def train_step(engine: Engine, batch: MicroBatch, step: int, lr: float, momentum: float = 1.0) -> StepResult:
     """Update once on this rank's images; `momentum` is that of the target network, where there is one."""
     batches = batch.split(engine.config.accumulation)
     exact = engine.config.accumulate == "exact"
@@ -49,7 +47,7 @@ def train_step(
     return result
 
 
-def accumulated_backward(engine: DDPEngine, batches: list[MicroBatch], step: int) -> StepResult:
+def accumulated_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
     """Leave the global batch's gradient in the parameters."""
     target = _target(engine, batches)
     if len(batches) == 1:
@@ -72,7 +70,7 @@ def accumulated_backward(engine: DDPEngine, batches: list[MicroBatch], step: int
     return _detached(output, embeddings)
 
 
-def microbatch_backward(engine: DDPEngine, batches: list[MicroBatch], step: int) -> StepResult:
+def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
     """The usual accumulation, a mean of the micro-batches' own losses: one forward pass, another objective.
 
     SIGReg and covariances of a micro-batch are not the batch's, and batch norm sees less.
@@ -92,7 +90,7 @@ def microbatch_backward(engine: DDPEngine, batches: list[MicroBatch], step: int)
     )
 
 
-def _target(engine: DDPEngine, batches: list[MicroBatch]) -> Tensor | None:
+def _target(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
     """The target network sees the global views, which come first."""
     n_global = len(batches[0].views[0])
     return engine.target([b.views[:1] for b in batches], [b.keys[:n_global] for b in batches])

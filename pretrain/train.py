@@ -4,15 +4,16 @@ import logging
 import time
 
 import torch
+from torch import nn
 
 from data_pipeline import augment
 from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch, Loader
-from pretrain import checkpoint, monitors
+from pretrain import checkpoint, engines, monitors
 from pretrain.config import Config
 from pretrain.corrupt import CorruptSamples
 from pretrain.distributed import rank, world_size
-from pretrain.engines.ddp import DDPEngine
+from pretrain.engines import Engine
 from pretrain.guard import Guard
 from pretrain.methods import build_head
 from pretrain.models.drop_path import sample_keys
@@ -23,6 +24,7 @@ from pretrain.preflight import Plan
 from pretrain.recorder import Recorder, catch_up
 from pretrain.schedule import learning_rate
 from pretrain.step import MicroBatch, train_step
+from pretrain.warm_start import initial_state
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
                 # Only here does the host wait for the device.
                 refused, reason = guard.report()
                 row = {name: value.item() for name, value in result.parts.items()}
-                row |= monitors.measure(engine.online["head"], result, step)
+                row |= monitors.measure(engine.networks.head, result, step)
                 if probe:
                     row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 seconds = time.perf_counter() - window_began - saving
@@ -124,12 +126,21 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
             recorder.close(status)
 
 
-def build_engine(config: Config, plan: Plan, device: torch.device) -> DDPEngine:
+def build_engine(config: Config, plan: Plan, device: torch.device) -> Engine:
     """The untrained encoder and head on this rank, ready to train."""
-    encoder = build_encoder(config.encoder.name, plan.encoder_kwargs, config.seed)
+
+    def encoder() -> nn.Module:
+        model = build_encoder(config.encoder.name, plan.encoder_kwargs, config.seed)
+        if plan.initial_weights and not next(model.parameters()).is_meta:
+            weights = initial_state(
+                config.encoder.name, plan.encoder_kwargs, config.seed, plan.initial_weights
+            )
+            model.load_state_dict(weights)
+        return model
+
     head = build_head(config.objective, plan.embedding_width, config.views.global_views, config.seed)
     with_target = config.objective.kind == "jepa"
-    return DDPEngine(encoder, head, config.engine, config.optimizer, device, with_target)
+    return engines.build_engine(encoder, head, config.engine, config.optimizer, device, with_target)
 
 
 def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> MicroBatch:

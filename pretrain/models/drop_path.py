@@ -12,23 +12,21 @@ from torch import Tensor, nn
 class KeyedDropPath(nn.Module):
     """Drop a residual branch of whole samples with `probability`, and scale it up to keep its mean.
 
-    Huang et al. 2016, arXiv:1603.09382. `keys`, int64 (N,), a number a sample, is set before each
-    forward pass.
+    Huang et al. 2016, arXiv:1603.09382. `scale` (N,), a factor a sample, is set before each forward pass
+    by `draw_masks`: a tensor and no key, so that a compiled block is one for all layers.
     """
 
-    keys: Tensor | None = None
+    scale: Tensor | None = None
 
-    def __init__(self, probability: float, layer: int) -> None:
+    def __init__(self, probability: float) -> None:
         super().__init__()
-        self.probability, self.layer = probability, layer
+        self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
+        if not self.training or self.scale is None:
             return x
-        assert self.keys is not None and len(self.keys) == len(x)
-        kept = uniform(self.keys, self.layer) >= self.probability
-        scale = kept.to(x.dtype) / (1 - self.probability)
-        return x * scale.view(-1, *[1] * (x.ndim - 1))
+        assert len(self.scale) == len(x)
+        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
@@ -37,9 +35,21 @@ def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, timm.layers.DropPath):
-                found.append(KeyedDropPath(child.drop_prob, len(found)))
+                found.append(KeyedDropPath(child.drop_prob))
                 setattr(module, name, found[-1])
     return found
+
+
+def draw_masks(modules: list[KeyedDropPath], keys: Tensor) -> None:
+    """Decide what each module drops of the samples with these int64 `keys` (N,) in the next forward pass."""
+    if not modules:
+        return
+    probabilities = torch.tensor([[module.probability] for module in modules])
+    probabilities = probabilities.to(keys.device, non_blocking=True)
+    layers = torch.arange(len(modules), device=keys.device)[:, None]
+    scales = (uniform(keys, layers) >= probabilities) / (1 - probabilities)
+    for module, scale in zip(modules, scales, strict=True):
+        module.scale = scale if module.probability else None
 
 
 def sample_keys(seed: int, step: int, first: int, count: int, views: int) -> Tensor:
@@ -49,8 +59,8 @@ def sample_keys(seed: int, step: int, first: int, count: int, views: int) -> Ten
     return _mix(keys + torch.arange(views)[:, None])
 
 
-def uniform(keys: Tensor, stream: int) -> Tensor:
-    """Numbers in [0, 1) from int64 keys, float32, independent between streams."""
+def uniform(keys: Tensor, stream: int | Tensor) -> Tensor:
+    """Numbers in [0, 1) from int64 keys, float32, independent between streams (shapes broadcast)."""
     return (_mix(keys + stream) >> 40 & 0xFFFFFF).float() / 2**24
 
 

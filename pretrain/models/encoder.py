@@ -1,6 +1,8 @@
 """The encoder: any timm model that gives one vector an image."""
 
 import difflib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from pretrain.models.batch_norm import synchronize
-from pretrain.models.drop_path import key_drop_paths
+from pretrain.models.drop_path import draw_masks, key_drop_paths
 
 
 class EncoderConfig(BaseModel):
@@ -19,7 +21,11 @@ class EncoderConfig(BaseModel):
     name: str = "vit_small_patch16_224"
     """A timm model name, see `timm.list_models()`."""
     kwargs: dict[str, Any] = {}
-    """Further arguments of `timm.create_model`, e.g. {patch_size: 8, depth: 6, global_pool: avg}."""
+    """Further arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
+    weights: Path | None = None
+    """Start from these weights instead of random ones: a .safetensors file of timm's names, or a run,
+    checkpoint or timm model folder. Position embeddings, patch size and channels are fitted, a classifier is
+    left out, and all else must match."""
 
 
 def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[str, Any]:
@@ -32,10 +38,15 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
         near = difflib.get_close_matches(config.name, timm.list_models(), 1)
         hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm has no model '{config.name}'; {hint}")
+    if "in_chans" in config.kwargs:
+        raise UserError(
+            "encoder.kwargs.in_chans: the images decide how many channels there are; set data.channels"
+        )
     common = {"in_chans": channels, "num_classes": 0, **config.kwargs}
-    sized = {"img_size": image_size, "dynamic_img_size": True, **common}
+    fixed = {"img_size": image_size, **common}
+    sized = {"dynamic_img_size": True, **fixed}
     failure = ""
-    for kwargs in (sized, common):
+    for kwargs in (sized, fixed, common):
         try:
             with torch.device("meta"):
                 timm.create_model(config.name, **kwargs)
@@ -53,6 +64,33 @@ def build_encoder(name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return timm.create_model(name, **kwargs)
+
+
+def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> int:
+    """D of the one vector that `encoder`, on the meta device, gives an image; nothing is computed.
+
+    Raises UserError if it gives something else than (N, D), or does not take square images of all `sizes`.
+    """
+    encoder, width, first = encoder.eval(), 0, 0
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                out = encoder(torch.empty(2, channels, size, size, device="meta"))
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            remedy = f"set views.local_size={first}, or " if first else ""
+            raise UserError(
+                f"encoder.name={name} does not take images of {size}² ({reason}); {remedy}"
+                "use an encoder that takes any size, such as a ViT, ConvNeXt or ResNet"
+            ) from None
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 2 or not out.shape[1]:
+            raise UserError(
+                f"encoder.name={name} gives {shape} for 2 images, one vector an image is needed, (2, D); "
+                "set encoder.kwargs.global_pool=avg (or token), or use another encoder"
+            )
+        width, first = out.shape[1], first or size
+    return width
 
 
 def patch_size(encoder: nn.Module) -> int:
@@ -77,8 +115,7 @@ class ViewEncoder(nn.Module):
         """
         embeddings, first = [], 0
         for x in views:
-            for module in self.drop_paths:
-                module.keys = keys[first : first + len(x)].flatten()
+            draw_masks(self.drop_paths, keys[first : first + len(x)].flatten())
             embeddings.append(self.encoder(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]))
             first += len(x)
         return torch.cat(embeddings)

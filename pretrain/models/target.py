@@ -5,6 +5,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrain.models.drop_path import KeyedDropPath
 
@@ -20,19 +21,29 @@ class Target(nn.Module):
             if isinstance(module, KeyedDropPath):
                 module.probability = 0.0
 
+    def forward(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor:
+        """All micro-batches' global views to projections (G, N, K): the projector sees the whole batch."""
+        pieces = [self.encoder(views, k) for views, k in zip(batches, keys, strict=True)]
+        return self.projector(torch.cat(pieces, dim=1))
+
     @torch.no_grad()
     def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float) -> None:
-        """Each parameter moves to momentum · itself + (1 − momentum) · the online one; buffers are copied."""
+        """Each parameter moves to momentum · itself + (1 − momentum) · the online one; buffers are copied.
+
+        Where parameters are sharded, online and target ones alike, each rank moves its own shards.
+        """
         for mine, online in ((self.encoder, encoder), (self.projector, projector)):
-            old, new = ([p.detach() for p in module.parameters()] for module in (mine, online))
+            old, new = ([_shard(p) for p in module.parameters()] for module in (mine, online))
             torch._foreach_lerp_(old, new, 1 - momentum)
             for buffer, online_buffer in zip(mine.buffers(), online.buffers(), strict=True):
                 buffer.copy_(online_buffer)
 
-    @torch.no_grad()
-    def project(self, embeddings: Tensor) -> Tensor:
-        """The projections (G, N, K) of the target encoder's embeddings (G, N, D)."""
-        return self.projector(embeddings)
+
+def _shard(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of a parameter: FSDP's, ZeRO-3's, or all of it."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    return getattr(parameter, "ds_tensor", parameter).detach()
 
 
 def target_momentum(step: int, steps: int, initial: float) -> float:

@@ -9,7 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import TypeAdapter
 
-from pretrain.engines.ddp import DDPEngine, EngineConfig
+from pretrain import engines
+from pretrain.engines import Engine
+from pretrain.engines.config import EngineConfig
 from pretrain.methods import ObjectiveConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
@@ -31,16 +33,19 @@ METHODS = {
 }
 
 
-def build_engine(method: str) -> DDPEngine:
+def build_engine(method: str) -> Engine:
     small = {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.3}
     name = "vit_tiny_patch16_224"
-    encoder = build_encoder(name, timm_kwargs(EncoderConfig(name=name, kwargs=small), 32, 1), seed=0)
+    kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=small), 32, 1)
     values = dict(METHODS[method])
     values |= {"head": SMALL} if values["kind"] == "torus" else {"projector": SMALL | {"width": 8}}
     config = TypeAdapter(ObjectiveConfig).validate_python(values)
     head = build_head(config, 32, n_global=2, seed=0)
     fp32, cpu = EngineConfig(precision="fp32"), torch.device("cpu")
-    return DDPEngine(encoder, head, fp32, OptimizerConfig(), cpu, with_target=config.kind == "jepa")
+    with_target = config.kind == "jepa"
+    return engines.build_engine(
+        lambda: build_encoder(name, kwargs, seed=0), head, fp32, OptimizerConfig(), cpu, with_target
+    )
 
 
 def images(share: slice) -> MicroBatch:
@@ -61,10 +66,10 @@ def measure(method: str, share: slice, accumulation: int) -> Found:
     batches = images(share).split(accumulation)
     result = accumulated_backward(engine, batches, STEP)
     found = {f"part {name}": value for name, value in result.parts.items()}
-    for name, parameter in engine.online.named_parameters():
+    for name, parameter in engine.networks.online_parameters():
         assert parameter.grad is not None, name
         found[f"grad {name}"] = parameter.grad.clone()
-    found |= {f"buffer {name}": buffer.clone() for name, buffer in engine.online.named_buffers()}
+    found |= {f"buffer {name}": buffer.clone() for name, buffer in engine.networks.named_buffers()}
     engine.step(lr=1e-3, momentum=0.9)
     later = train_step(engine, images(share), STEP + 1, lr=1e-3)
     return found | {f"later {name}": value for name, value in later.parts.items()}
@@ -126,11 +131,11 @@ def test_a_mean_of_micro_batch_losses_is_another_objective(method: str):
 def test_a_step_that_is_not_finite_changes_nothing():
     engine = build_engine("lejepa")
     train_step(engine, images(slice(None)), STEP, lr=1e-3)
-    before = {name: x.clone() for name, x in engine.online.state_dict().items() if "running" not in name}
+    before = {name: x.clone() for name, x in engine.networks.state_dict().items() if "running" not in name}
     broken = images(slice(None))
     broken.views[1][2, 3] = torch.nan
     norm = train_step(engine, broken, STEP + 1, lr=1e-3).parts["grad_norm"]
     assert not norm.isfinite()
-    after = engine.online.state_dict()
+    after = engine.networks.state_dict()
     assert all(torch.equal(after[name], x) for name, x in before.items())
     assert all(x.isfinite().all() for x in after.values())

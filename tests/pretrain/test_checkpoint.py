@@ -42,9 +42,9 @@ def test_timm_loads_the_export_with_equal_features(recipe: Path):
     checkpoint.restore(newest.resolve(), engine, None)
     x = torch.randn(3, description["channels"], description["image_size"], description["image_size"])
     with torch.inference_mode():
-        trained = engine.timm_model.eval()(x)
+        trained = engine.networks.encoder.encoder.eval()(x)
         torch.testing.assert_close(model.eval()(x), trained)
-        untrained = build_engine(config, check(config, 1), CPU).timm_model.eval()(x)
+        untrained = build_engine(config, check(config, 1), CPU).networks.encoder.encoder.eval()(x)
     assert trained.shape == (3, description["embedding_width"])
     assert not torch.allclose(trained, untrained, atol=1e-3)
 

@@ -1,0 +1,84 @@
+"""How a step is spread over processes and what it is computed in: fields, and what cannot go together."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from torch import nn
+
+from data_pipeline.errors import UserError
+from pretrain.models.batch_norm import has_batch_norm
+
+# Fields that only one engine has.
+OPTIONS = {
+    "fsdp": ("reshard_after_forward", "shard"),
+}
+
+
+class EngineConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: a full replica on each rank; fsdp: parameters, gradients and moments sharded by torch's FSDP2."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of encoder and projector; auto is bf16 on GPUs and CPUs that compute in it, else fp32.
+    Statistics, parameters, gradients' sums over ranks and moments stay fp32."""
+    deterministic: bool = False
+    """Bit for bit the same run each time on the same machines, for some speed."""
+    accumulation: PositiveInt = 1
+    """Micro-batches that a rank's share of the batch is cut into, to save memory."""
+    accumulate: Literal["exact", "microbatch"] = "exact"
+    """exact: loss and gradient of the whole batch, for a second forward pass (a third more time);
+    microbatch: a mean of the micro-batches' losses, another objective for statistics of the batch."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of a block's activations is recomputed in the backward pass, to save memory. selective: all but
+    the outputs of linear layers, convolutions and fused attention; full: everything but the block's input."""
+    compile: bool = False
+    """torch.compile each block of the encoder: faster steps after a slow first one."""
+    reshard_after_forward: bool = True
+    """fsdp: gather a block's parameters again in the backward pass and reduce gradients each micro-batch;
+    false keeps both whole from the forward pass to the update: less traffic, more memory."""
+    shard: PositiveInt | None = None
+    """fsdp: ranks that one replica is sharded over, e.g. the GPUs of a node; replicas of it are averaged
+    (HSDP). By default all ranks."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "EngineConfig":
+        for kind, options in OPTIONS.items():
+            for name in options:
+                given = getattr(self, name)
+                if kind != self.kind and given != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"engine.{name}={given} is an option of engine.kind={kind}, which {self.kind} does "
+                        f"not have; leave it out or use engine.kind={kind}"
+                    )
+        return self
+
+
+def check(config: EngineConfig, world_size: int, encoder: nn.Module) -> None:
+    """Raise UserError if these ranks, or this encoder (on the meta device), are not for the engine."""
+    if config.shard is not None and world_size % config.shard:
+        divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+        raise UserError(
+            f"engine.shard={config.shard} does not divide {world_size} ranks; use {', '.join(divisors)}"
+        )
+    if config.kind == "fsdp" and (names := [n for n, p in encoder.named_parameters() if p.ndim == 0]):
+        raise UserError(
+            f"engine.kind=fsdp cannot shard parameters without dimensions, such as the encoder's {names[0]}; "
+            "use engine.kind=ddp"
+        )
+    if config.activation_checkpointing != "none" and has_batch_norm(encoder):
+        raise UserError(
+            f"engine.activation_checkpointing={config.activation_checkpointing}: recomputing a block would "
+            "update its batch norm's statistics twice; use none, or an encoder without batch norm"
+        )
+    if drawn := [name for name, module in encoder.named_modules() if _is_random(module)]:
+        raise UserError(
+            f"the encoder's dropout ({drawn[0]}) draws from a generator's state, so that no step could be "
+            "repeated; use drop_path_rate in encoder.kwargs instead"
+        )
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a module is a dropout at work; drop-path is drawn from keys."""
+    probability: Any = getattr(module, "p", getattr(module, "prob", 0))
+    return "Drop" in type(module).__name__ and "Path" not in type(module).__name__ and bool(probability)

@@ -1,0 +1,156 @@
+"""`python -m pretrain export RUN DEST`: a checkpoint's encoder for timm or transformers.
+
+timm           timm.create_model("local-dir:DEST", pretrained=True)
+transformers   AutoModel.from_pretrained("DEST").pooler_output, where the encoder is a Dinov2 in all but name
+
+config.json says under "isotorus" what the encoder's one vector is, and where the weights come from.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_pipeline.atomic import sync
+from data_pipeline.errors import ArgumentParser, UserError, from_os_error
+from pretrain import checkpoint
+from pretrain.dinov2 import dinov2_config, dinov2_state
+from pretrain.warm_start import find_weights, load_exactly
+
+Format = Literal["timm", "transformers"]
+
+
+def main(arguments: list[str]) -> int:
+    parser = ArgumentParser(
+        prog="python -m pretrain export", description="Write a checkpoint's encoder for timm or transformers."
+    )
+    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
+    parser.add_argument("dest", type=Path, help="the folder to make")
+    parser.add_argument("--format", choices=["timm", "transformers"], default="timm")
+    given = parser.parse_args(arguments)
+    export(given.checkpoint, given.dest, given.format)
+    print(f"{given.dest}: {_USAGE[given.format].format(dest=given.dest)}")
+    return 0
+
+
+_USAGE = {
+    "timm": "timm.create_model('local-dir:{dest}', pretrained=True)",
+    "transformers": "transformers.AutoModel.from_pretrained('{dest}')(pixel_values).pooler_output",
+}
+
+
+def export(given: Path, dest: Path, format: Format = "timm") -> None:
+    """Publish `dest`, whole or not at all; UserError if it is in the way or the encoder lacks the format."""
+    weights = find_weights(given, str(given))
+    folder = Path(weights.file).parent
+    if not (folder / "encoder.json").is_file():
+        raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
+    described = checkpoint.describe(folder)
+    # Drop-path has no part in what a trained encoder computes.
+    kwargs = {key: value for key, value in described["kwargs"].items() if key != "drop_path_rate"}
+    with torch.device("meta"):
+        encoder: Any = timm.create_model(described["name"], **kwargs)
+    state = load_exactly(weights.file, encoder, described["name"])
+    origin = {
+        "vector": _vector(encoder, format),
+        "embedding_width": described["embedding_width"],
+        "encoder_sha256": weights.sha256,
+        "step": described["step"],
+        "data_fingerprint": described["data_fingerprint"],
+    }
+    if format == "timm":
+        files = {"config.json": timm_config(encoder, described, kwargs) | {"isotorus": origin}}
+    else:
+        config = dinov2_config(encoder, described["image_size"])
+        state = dinov2_state(state, config, encoder.no_embed_class)
+        files = {
+            "config.json": config | {"isotorus": origin},
+            "preprocessor_config.json": _preprocessor(described),
+        }
+    _publish(dest, files, state)
+
+
+def timm_config(encoder: Any, described: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a timm model folder."""
+    size = described["image_size"]
+    return {
+        "architecture": described["name"],
+        "num_classes": kwargs["num_classes"],
+        "num_features": described["embedding_width"],
+        "global_pool": _pool(encoder),
+        "model_args": kwargs,
+        "pretrained_cfg": {
+            "input_size": [described["channels"], size, size],
+            "fixed_input_size": not kwargs.get("dynamic_img_size", "img_size" not in kwargs),
+            "mean": described["mean"],
+            "std": described["std"],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "num_classes": kwargs["num_classes"],
+            "first_conv": encoder.pretrained_cfg["first_conv"],
+            "classifier": encoder.pretrained_cfg["classifier"],
+        },
+    }
+
+
+def _preprocessor(described: dict[str, Any]) -> dict[str, Any]:
+    """The largest centred square, resized, in the run's statistics: what the evaluation feeds an encoder."""
+    size = described["image_size"]
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": described["mean"],
+        "image_std": described["std"],
+        "do_convert_rgb": described["channels"] == 3,
+    }
+
+
+def _vector(encoder: nn.Module, format: Format) -> str:
+    """Which of the model's outputs is the encoder's one vector an image."""
+    if format == "transformers":
+        return "pooler_output: the class token after the last layer norm (global_pool=token)"
+    return f"the model's output (N, D), pooled with global_pool={_pool(encoder)}"
+
+
+def _pool(encoder: nn.Module) -> str | None:
+    """How a timm model makes one vector of its feature map or tokens: avg, token, map, …"""
+    owners = (getattr(encoder, "head", None), encoder)
+    pools = [getattr(owner, name, None) for owner in owners for name in ("global_pool", "pool_type")]
+    kinds = [getattr(pool, "pool_type", pool) for pool in pools]
+    return next((kind for kind in kinds if isinstance(kind, str)), None)
+
+
+def _publish(dest: Path, files: dict[str, dict[str, Any]], state: dict[str, Tensor]) -> None:
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UserError(f"{dest} exists already; name a folder that does not, or remove it")
+    partial = dest.with_name(f".{dest.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        save_file(
+            {name: x.contiguous() for name, x in state.items()},
+            partial / "model.safetensors",
+            {"format": "pt"},
+        )
+        for name, content in files.items():
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        partial.replace(dest)
+    except OSError as error:
+        raise from_os_error(error, f"exporting to {dest}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

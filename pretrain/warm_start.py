@@ -1,0 +1,166 @@
+"""Warm start: the weights of a file, fitted to the encoder that a run asks for.
+
+Any safetensors file with timm's names will do, and a checkpoint or run of ours. Everything must fit but
+what has a known remedy: position embeddings and patches of another size are resampled, input channels
+adapted, a classifier is left out. Nothing is random, so all ranks and engines get the same weights.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from data_pipeline.errors import UserError, from_os_error
+from pretrain.models.encoder import build_encoder
+
+State = dict[str, Tensor]
+NAMES = ("encoder.safetensors", "model.safetensors")
+"""What a folder's weights are called: in a checkpoint of ours, and in a timm model folder."""
+
+
+class WarmStart(NamedTuple):
+    """Where an encoder's first weights come from."""
+
+    file: str
+    sha256: str
+    """Of the file, as sha256sum prints it."""
+
+
+def find_weights(given: Path, asked: str) -> WarmStart:
+    """The weights that a file, a checkpoint, run or timm model folder holds; UserError if there are none.
+
+    `asked` is how the user named it.
+    """
+    folders = [given, given / "checkpoints/latest"]
+    candidates = [given] if given.is_file() else [folder / name for folder in folders for name in NAMES]
+    file = next((path for path in candidates if path.is_file()), None)
+    if file is None:
+        found = f"holds none of {' or '.join(NAMES)}" if given.is_dir() else "does not exist"
+        raise UserError(
+            f"{asked} {found}; name a .safetensors file, or the folder of a run, a checkpoint or a timm model"
+        )
+    if file.suffix != ".safetensors":
+        raise UserError(
+            f"{asked} is no .safetensors file, and others can run code when they are opened; "
+            "convert it with safetensors.torch.save_file"
+        )
+    try:
+        with file.open("rb") as stream:
+            # `latest` moves on, its target stays.
+            return WarmStart(str(file.resolve()), hashlib.file_digest(stream, "sha256").hexdigest())
+    except OSError as error:
+        raise from_os_error(error, "reading weights") from error
+
+
+def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | None) -> State:
+    """The encoder's whole state dict before the first step, on the CPU: from a file, or drawn from `seed`."""
+    if weights is None:
+        return build_encoder(name, kwargs, seed).state_dict()
+    with torch.device("meta"):
+        encoder = timm.create_model(name, **kwargs)
+    return fit(_read(weights, "cpu"), encoder, name, weights)
+
+
+def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
+    """Raise UserError unless the file fits `encoder`; reads names and shapes alone."""
+    fit(_read(weights, "meta"), encoder, name, weights)
+
+
+def load_exactly(file: str, encoder: nn.Module, name: str) -> State:
+    """The file's tensors, which have to be those of `encoder`, name by name; else UserError."""
+    state = _read(file, "cpu")
+    if misfits := _misfits(encoder.state_dict(), state):
+        raise UserError(
+            f"{file} is not of {name}: {'; '.join(misfits)}; put the files of one checkpoint together"
+        )
+    return state
+
+
+def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
+    """`state` as a whole state dict of `encoder`, on the device of `state`.
+
+    `encoder` may be on the meta device. Raises UserError, naming tensors, for what is missing, left over or
+    of a shape that no resampling mends.
+    """
+    expected, failure = encoder.state_dict(), ""
+    try:
+        fitted = _timm_filter(encoder)(dict(state), encoder)
+    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+        fitted, failure = dict(state), (str(error) or type(error).__name__).splitlines()[0]
+    for layer in _names(encoder, "classifier"):
+        fitted = {k: x for k, x in fitted.items() if k in expected or not k.startswith(f"{layer}.")}
+    for layer in _names(encoder, "first_conv"):
+        if (key := f"{layer}.weight") in fitted and key in expected:
+            fitted[key] = adapt_channels(fitted[key], expected[key].shape)
+    misfits = _misfits(expected, fitted) or [failure]
+    if misfits[0]:
+        raise UserError(
+            f"{file} does not fit {name}: {'; '.join(misfits)}; choose the encoder.name and encoder.kwargs "
+            "that the file was made with"
+        )
+    return {key: fitted[key].to(tensor.dtype) for key, tensor in expected.items()}
+
+
+def adapt_channels(weight: Tensor, shape: torch.Size) -> Tensor:
+    """A convolution's weight (O, I, h, w) for the input channels of `shape`; others stay as they are.
+
+    One channel gets the sum, so that grey images give what grey RGB images gave; more channels repeat
+    those of the file, scaled to keep the output's size (timm's rule).
+    """
+    if weight.ndim != 4 or len(shape) != 4 or weight.shape[1] == shape[1]:
+        return weight
+    if shape[1] == 1:
+        return weight.sum(1, keepdim=True)
+    channels = torch.arange(shape[1], device=weight.device) % weight.shape[1]
+    return weight[:, channels] * (weight.shape[1] / shape[1])
+
+
+def _read(file: str, device: str) -> State:
+    """The tensors of a safetensors file; on the meta device without their bytes."""
+    try:
+        with safe_open(file, framework="pt") as stream:
+            if device != "meta":
+                return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            shapes = {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118
+            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    except OSError as error:
+        raise from_os_error(error, "reading weights") from error
+    except SafetensorError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file} is not a whole safetensors file ({reason}); copy or convert it again"
+        ) from None
+
+
+def _timm_filter(encoder: nn.Module) -> Callable[[State, nn.Module], State]:
+    """What timm does to pretrained weights of this family, resampling included: it is beside the class."""
+    module = sys.modules[type(encoder).__module__]
+    return getattr(module, "checkpoint_filter_fn", lambda state, _: state)
+
+
+def _names(encoder: nn.Module, key: str) -> tuple[str, ...]:
+    found: str | tuple[str, ...] | None = getattr(encoder, "pretrained_cfg", {}).get(key)
+    return (found,) if isinstance(found, str) else tuple(found or ())
+
+
+def _misfits(expected: State, found: State) -> list[str]:
+    """What is missing, left over or of another shape: a count and the first name of each."""
+    missing = [f"{k} {_shape(x)}" for k, x in expected.items() if k not in found]
+    extra = [f"{k} {_shape(x)}" for k, x in found.items() if k not in expected]
+    other = [
+        f"{k} is {_shape(found[k])} in the file, {_shape(x)} in the model"
+        for k, x in expected.items()
+        if k in found and found[k].shape != x.shape
+    ]
+    kinds = {"missing in the file": missing, "unknown to the model": extra, "of another shape": other}
+    return [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
