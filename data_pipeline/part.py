@@ -105,7 +105,7 @@ def common_channels(contents: Iterable[Mapping[int, Content]]) -> int:
             images[channels] = images.get(channels, 0) + some.images
             first.setdefault(channels, some.first)
     if len(images) > 1 and set(images) != {1, 3}:
-        each = ", ".join(f"{images[c]} have {c} (first: {first[c]})" for c in sorted(images))
+        each = ", ".join(f"{c} in {images[c]} (first: {first[c]})" for c in sorted(images))
         raise UserError(
             f"the images have different numbers of channels: {each}; "
             "keep those of one number with --channels N, which leaves the others out"

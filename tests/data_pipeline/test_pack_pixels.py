@@ -138,8 +138,8 @@ def test_different_numbers_of_channels_are_counted_and_one_can_be_chosen(
     line = refused("--shard-size", shard_size)
     assert "channels" in line and "--channels N" in line and not (tmp_path / "set/dataset.json").exists()
     if shard_size == "1MB":
-        assert "1 have 1 (first: grey.png), 1 have 2 (first: two.npy), 1 have 3" in line
-        assert "3 have 5 (first: five" in line
+        assert "1 in 1 (first: grey.png), 2 in 1 (first: two.npy), 3 in 1 (first: colour" in line
+        assert "5 in 3 (first: five" in line
     staged = {f.stat().st_ino for f in (tmp_path / "set/.packing").glob("*.tar")}
 
     command = ["pack", str(images), str(tmp_path / "set"), "--workers", "1", "--shard-size", shard_size]
@@ -175,7 +175,7 @@ def test_added_images_have_the_channels_of_the_others_and_may_be_deeper(
     pack(images, tmp_path / "set", Options())
     np.save(images / "b.npy", random(1, (4, 4, 2), np.uint16))
     line = refused("--append")
-    assert "1 have 2 (first: b.npy), 1 have 4" in line and str(tmp_path / "set") in line
+    assert "2 in 1 (first: b.npy), 4 in 1 (first: " in line and str(tmp_path / "set") in line
     assert "use --channels 4" in refused("--append", "--channels", "2")
     assert "1 files skipped" in pack(images, tmp_path / "set", Options(append=True, channels=4))
 

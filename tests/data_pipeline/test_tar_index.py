@@ -297,7 +297,7 @@ def test_images_of_different_numbers_of_channels(tmp_path: Path, done: Run, refu
         np.save(buffer, np.full((4, 6, channels), 1000 * i, np.uint16))
         write(tmp_path / f"in/{i}.tar", {f"{i}.npy": buffer.getvalue()})
     line = refused(tmp_path / "in", tmp_path / "set")
-    assert "1 have 1 (first: " in line and "1 have 5" in line and "--channels N" in line
+    assert "1 in 1 (first: " in line and "5 in 1 (first: " in line and "--channels N" in line
     assert not (tmp_path / "set").exists()
     assert "2 images in 2 tars" in done(tmp_path / "in", tmp_path / "three", "--channels", 3)
     three = Dataset(tmp_path / "three")
