@@ -27,12 +27,14 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     """See `augment.apply`; with as many threads as torch has."""
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()
-    result = np.empty(source.shape, dtype=np.float32)
+    # Aligned as torch's memory is: elsewhere the sums of matrix products depend on where memory begins.
+    result = torch.empty(images.shape, dtype=torch.float32)
+    out = result.numpy()
     center, scale = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
     full = _f(np.iinfo(source.dtype).max)
 
     def work(part: slice) -> None:
-        _augment(source[part], full, table[part], center, scale, result[part])
+        _augment(source[part], full, table[part], center, scale, out[part])
 
     threads = min(torch.get_num_threads(), len(source))
     if threads <= 1:
@@ -41,7 +43,7 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
         bounds = [len(source) * i // threads for i in range(threads + 1)]
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, map(slice, bounds, bounds[1:])))
-    return torch.from_numpy(result)
+    return result
 
 
 def _jit(function: Callable[..., Any]) -> Any:

@@ -5,7 +5,9 @@ does `latest` move. Beside the DCP files lie `encoder.safetensors` and `encoder.
 `timm.create_model(...).load_state_dict(strict=True)` and the evaluation need.
 """
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from data_pipeline.errors import UserError, from_os_error
 from pretrain.distributed import rank
 from pretrain.engines import Engine
 from pretrain.online_probe import OnlineProbe
+
+
+_FULL = 2**20  # bytes: a disk with less is full
 
 
 class CheckpointConfig(BaseModel):
@@ -67,6 +72,9 @@ def save(
         failure = [next(iter(failures.failures.values()))[0]]
     except (OSError, SafetensorError) as error:  # on rank 0, the others wait to hear of it
         failure = [error]
+    if failure[0] is not None and shutil.disk_usage(checkpoints).free < _FULL:
+        # Writers in C++ tell of a full disk in many words.
+        failure = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
     dist.broadcast_object_list(failure)
     if failure[0] is not None:
         shutil.rmtree(partial, ignore_errors=True)
