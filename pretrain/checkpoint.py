@@ -26,7 +26,6 @@ from pretrain.distributed import rank
 from pretrain.engines import Engine
 from pretrain.online_probe import OnlineProbe
 
-
 _FULL = 2**20  # bytes: a disk with less is full
 
 
