@@ -41,6 +41,17 @@ def test_killed_run_continues_exactly(
     assert not list(checkpoints.glob(".partial*"))
 
 
+@pytest.mark.parametrize("before, after", [("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_a_killed_run_continues_on_another_engine(recipe: Path, tmp_path: Path, before: str, after: str):
+    assert train(2, recipe, "name=whole", f"engine.kind={before}").returncode == 0
+    train_and_kill(2, recipe, tmp_path / "runs/tiny", 6, f"engine.kind={before}")
+    done = train(2, recipe, f"engine.kind={after}")
+    assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
+    whole, resumed = losses(tmp_path / "runs/whole"), losses(tmp_path / "runs/tiny")
+    assert list(resumed) == list(range(1, 13))
+    assert list(resumed.values()) == pytest.approx(list(whole.values()), rel=1e-4)
+
+
 def test_finished_run_is_not_repeated(recipe: Path, tmp_path: Path):
     assert train(1, recipe, "steps=2").returncode == 0
     before = (tmp_path / "runs/tiny/metrics.jsonl").read_bytes()
