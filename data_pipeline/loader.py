@@ -10,9 +10,9 @@ its place in the batch.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -219,8 +219,23 @@ class Loader:
         """
         return self._batches.crops(batch.step, slot, height, width)
 
-    def __iter__(self) -> Iterator[Batch]:
-        steps = DataLoader(
+    def __iter__(self) -> Generator[Batch, None, None]:
+        steps: Any = iter(self._steps())
+        try:
+            for batch in steps:
+                if isinstance(batch, UserError):
+                    raise batch
+                self._next_step = batch.step + 1
+                yield batch
+        finally:
+            if self._workers:
+                # The end of the process would ask them by SIGTERM, which they ignore, and wait for them.
+                steps._shutdown_workers()
+                for worker in steps._workers:
+                    worker.kill()  # if it hangs, in a read say
+
+    def _steps(self) -> DataLoader[Batch | UserError]:
+        return DataLoader(
             self._batches,
             batch_size=None,
             sampler=range(self._next_step, 2**62),
@@ -229,11 +244,6 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, so that the process's generator is left alone
         )
-        for batch in steps:
-            if isinstance(batch, UserError):
-                raise batch
-            self._next_step = batch.step + 1
-            yield batch
 
 
 def _ignore_signals(worker: int) -> None:

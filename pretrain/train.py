@@ -120,6 +120,7 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
                 saving += time.perf_counter() - began
         status = "FINISHED"
     finally:
+        batches.close()
         if recorder:
             recorder.close(status)
 

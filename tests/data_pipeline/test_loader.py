@@ -231,6 +231,18 @@ def test_workers_outlive_the_signals_that_stop_a_job(packed: Dataset) -> None:
     assert [next(batches).step for _ in range(6)] == list(range(1, 7))
 
 
+def test_workers_end_when_the_batches_are_closed(packed: Dataset) -> None:
+    batches = iter(loader(packed, workers=2, views=SMALL))
+    next(batches)
+    children = torch.multiprocessing.active_children()
+    assert len(children) >= 2
+    os.kill(children[0].pid, signal.SIGSTOP)  # as one that hangs
+    batches.close()
+    for child in children:
+        child.join(10)
+        assert not child.is_alive()
+
+
 def test_a_dataset_is_pickled_by_its_place(packed: Dataset) -> None:
     packed.read(0)
     blob = pickle.dumps(packed)
