@@ -9,7 +9,9 @@ import math
 from typing import cast
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
 
@@ -41,25 +43,56 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """torch's layer for (N, C, H, W), over all ranks' images; same parameters, buffers and names."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
+        return _normalize_images(self, x) if _over_ranks(self) else super().forward(x)
+
+
+class GlobalBatchNormAct2d(BatchNormAct2d):
+    """timm's batch norm with its activation, as EfficientNet and RegNet have it, over all ranks' images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _over_ranks(self):
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            normal = _normalize(self, x.float(), [0, 2, 3], cast(float, self.momentum))
-            return (normal * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        return self.act(self.drop(_normalize_images(self, x)))
+
+
+GLOBAL = {nn.BatchNorm2d: GlobalBatchNorm2d, BatchNormAct2d: GlobalBatchNormAct2d}
 
 
 def synchronize(encoder: nn.Module) -> None:
     """Make the encoder's batch norms see the global batch, in place."""
     for module in encoder.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = GlobalBatchNorm2d
+        if type(module) in GLOBAL:
+            module.__class__ = GLOBAL[type(module)]
 
 
 def has_batch_norm(encoder: nn.Module) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    return any(isinstance(module, _BatchNorm) for module in encoder.modules())
 
 
-def _normalize(norm: GlobalBatchNorm | nn.BatchNorm2d, x: Tensor, dims: list[int], momentum: float) -> Tensor:
+def unsynchronized(encoder: nn.Module) -> list[str]:
+    """Names of batch norms that `synchronize` has no counterpart for."""
+    known = (*GLOBAL, *GLOBAL.values())
+    return [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, _BatchNorm) and (type(module) not in known or module.momentum is None)
+    ]
+
+
+def _over_ranks(norm: _BatchNorm) -> bool:
+    return norm.training and world_size() > 1
+
+
+def _normalize_images(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What torch's own layer gives (N, C, H, W) of all ranks; counts the batch as that does."""
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    with torch.autocast(x.device.type, enabled=False):
+        normal = _normalize(norm, x.float(), [0, 2, 3], cast(float, norm.momentum))
+        return (normal * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
+
+
+def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], momentum: float) -> Tensor:
     """x less its mean over `dims` and all ranks, over its std; the running statistics follow."""
     count = count_over_ranks(math.prod(x.shape[dim] for dim in dims), x.device)
     mean = sum_over_ranks(x.sum(dims, keepdim=True)) / count

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class KeyedDropPath(nn.Module):
     """Drop a residual branch of whole samples with `probability`, and scale it up to keep its mean.
 
-    Huang et al. 2016, arXiv:1603.09382. `scale` (N,), a factor a sample, is set before each forward pass
-    by `draw_masks`: a tensor and no key, so that a compiled block is one for all layers.
+    Huang et al. 2016, arXiv:1603.09382. `scale`, a factor a sample (N,), or a token (1, T) of samples in one
+    sequence, is set before each forward pass by `draw_masks`: a tensor and no key, so that a compiled block
+    is one for all layers.
     """
 
     scale: Tensor | None = None
@@ -25,8 +26,8 @@ class KeyedDropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.scale is None:
             return x
-        assert len(self.scale) == len(x)
-        return x * self.scale.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        assert self.scale.shape == x.shape[: self.scale.ndim]
+        return x * self.scale.to(x.dtype).view(*self.scale.shape, *[1] * (x.ndim - self.scale.ndim))
 
 
 def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
@@ -41,12 +42,16 @@ def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
 
 
 def draw_masks(modules: list[KeyedDropPath], keys: Tensor) -> None:
-    """Decide what each module drops of the samples with these int64 `keys` (N,) in the next forward pass."""
+    """Decide what each module drops in the next forward pass.
+
+    `keys`, int64, are those of the samples (N,), or of each token's sample (1, T) in one sequence.
+    """
     if not modules:
         return
-    probabilities = torch.tensor([[module.probability] for module in modules])
+    of_layers = len(modules), *[1] * keys.ndim
+    probabilities = torch.tensor([module.probability for module in modules]).view(of_layers)
     probabilities = probabilities.to(keys.device, non_blocking=True)
-    layers = torch.arange(len(modules), device=keys.device)[:, None]
+    layers = torch.arange(len(modules), device=keys.device).view(of_layers)
     scales = (uniform(keys, layers) >= probabilities) / (1 - probabilities)
     for module, scale in zip(modules, scales, strict=True):
         module.scale = scale if module.probability else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import draw_masks, key_drop_paths
+from pretrain.models.packed import PackedViT, pack
 
 
 class EncoderConfig(BaseModel):
@@ -102,20 +103,30 @@ def patch_size(encoder: nn.Module) -> int:
 class ViewEncoder(nn.Module):
     """The encoder over views of several sizes, in one forward pass as DDP and FSDP want it."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, packed: bool = False) -> None:
+        """With `packed` the encoder, which must be fit for that, sees all sizes as one sequence of tokens."""
         super().__init__()
         self.encoder = encoder
         self.drop_paths = key_drop_paths(encoder)
         synchronize(encoder)
+        if packed:
+            pack(encoder)
 
     def forward(self, views: list[Tensor], keys: Tensor) -> Tensor:
         """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D), V = Σ v.
 
         `keys`, int64 (V, N), decide what drop-path drops.
         """
-        embeddings, first = [], 0
-        for x in views:
-            draw_masks(self.drop_paths, keys[first : first + len(x)].flatten())
-            embeddings.append(self.encoder(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]))
-            first += len(x)
-        return torch.cat(embeddings)
+        sizes = [x.flatten(0, 1) for x in views]
+        keys_of_sizes = keys.flatten().split([len(x) for x in sizes])
+        if isinstance(self.encoder, PackedViT):
+            repeats = [self.encoder.tokens(*x.shape[-2:]) for x in sizes]
+            keys_of_tokens = [key.repeat_interleave(t) for key, t in zip(keys_of_sizes, repeats, strict=True)]
+            draw_masks(self.drop_paths, torch.cat(keys_of_tokens)[None])
+            embeddings = self.encoder(sizes)
+        else:
+            embeddings = []
+            for x, key in zip(sizes, keys_of_sizes, strict=True):
+                draw_masks(self.drop_paths, key)
+                embeddings.append(self.encoder(x))
+        return torch.cat([x.float() for x in embeddings]).unflatten(0, keys.shape)

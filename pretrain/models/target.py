@@ -27,14 +27,17 @@ class Target(nn.Module):
         return self.projector(torch.cat(pieces, dim=1))
 
     @torch.no_grad()
-    def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float) -> None:
+    def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float, accepted: Tensor) -> None:
         """Each parameter moves to momentum · itself + (1 − momentum) · the online one; buffers are copied.
+
+        Parameters stay where they are unless the update was `accepted`, a scalar on the device.
 
         Where parameters are sharded, online and target ones alike, each rank moves its own shards.
         """
         for mine, online in ((self.encoder, encoder), (self.projector, projector)):
             old, new = ([_shard(p) for p in module.parameters()] for module in (mine, online))
-            torch._foreach_lerp_(old, new, 1 - momentum)
+            weight = (1 - momentum) * accepted.float()
+            torch._foreach_lerp_(old, new, [weight.to(p.device) for p in old])
             for buffer, online_buffer in zip(mine.buffers(), online.buffers(), strict=True):
                 buffer.copy_(online_buffer)
 

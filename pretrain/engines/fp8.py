@@ -1,0 +1,50 @@
+"""Linear layers multiplied in fp8 (Micikevicius et al. 2022, arXiv:2209.05433), by torchao.
+
+Inputs, weights and gradients are scaled by their largest value at each product. Parameters stay as they are,
+and all else is computed as in bf16.
+"""
+
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from pretrain.engines.blocks import blocks
+
+CAPABILITY = (8, 9)
+MULTIPLE = 16
+"""Of a layer's widths, as the kernels want them."""
+
+
+def check_fp8() -> None:
+    """Raise UserError if this machine does not multiply fp8, or torchao is not installed."""
+    found = "no GPU"
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        found = f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
+    if not torch.cuda.is_available() or capability < CAPABILITY:
+        raise UserError(
+            "engine.precision=fp8 needs a GPU of compute capability 8.9 or more (such as H100 or L40S), here "
+            f"is {found}; use engine.precision=bf16"
+        )
+    try:
+        import torchao.float8  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "engine.precision=fp8 needs torchao, which is not installed; pip install 'isotorus[fp8]', or use "
+            "engine.precision=bf16"
+        ) from None
+
+
+def convert_to_fp8(encoder: nn.Module) -> None:
+    """Make the linear layers of an encoder's blocks multiply in fp8, in place; its other layers do not."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    inside = {module for block in blocks(encoder) for module in block.modules()}
+
+    def fits(module: nn.Module, name: str) -> bool:
+        assert isinstance(module, nn.Linear)
+        return module in inside and module.in_features % MULTIPLE == 0 == module.out_features % MULTIPLE
+
+    # The gradient of a weight is a product over tokens, of which there may be any number.
+    config = Float8LinearConfig(pad_inner_dim=True)
+    convert_to_float8_training(encoder, module_filter_fn=fits, config=config)
