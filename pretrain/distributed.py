@@ -5,6 +5,7 @@ an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gra
 ranks therefore sums the cotangents of all ranks on the way back.
 """
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def group_of_hosts(timeout: timedelta | None = None) -> dist.ProcessGroup:
+    """A group of all ranks for tensors on the CPU, so that a thread need not share one with others."""
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -50,9 +50,13 @@ class OnlineProbe(nn.Module):
     def balanced_accuracy(self) -> float:
         """Mean over classes of the accuracy since the last call, each batch judged before it was learnt."""
         right, seen = sum_over_ranks(torch.stack([self._right, self._seen]))
+        self.forget()
+        return (right / seen)[seen > 0].mean().item()
+
+    def forget(self) -> None:
+        """Count anew what is right."""
         self._right.zero_()
         self._seen.zero_()
-        return (right / seen)[seen > 0].mean().item()
 
     def state(self) -> dict[str, Any]:
         """Weights and moments by name, for the checkpoint."""

@@ -53,11 +53,16 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
 
 
-def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float) -> Tensor:
+def accepts(norm: Tensor, limit: Tensor | None) -> Tensor:
+    """Whether an update of this gradient norm is made; never one that is not finite."""
+    return norm.isfinite() if limit is None else norm <= limit.to(norm.device)
+
+
+def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Tensor | None = None) -> Tensor:
     """Clip, update and clear gradients, whole or sharded; returns their norm before clipping, a scalar.
 
-    A norm that is not finite refuses the update: parameters and moments stay as they are. It is the
-    global norm, so all ranks agree without asking each other.
+    A norm that is not finite, or above `limit`, refuses the update: parameters and moments stay as they
+    are. It is the global norm, so all ranks agree without asking each other.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip_grad)
@@ -66,7 +71,7 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float) -> Tensor:
     for group in optimizer.param_groups:
         group["lr"] = lr
     # The fused kernels look at this flag on the device, so the host need not wait for the norm.
-    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+    optimizer.found_inf = (~accepts(norm, limit)).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

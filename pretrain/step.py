@@ -7,6 +7,7 @@ al. 2021, arXiv:2101.06983). Loss and gradient equal the undivided step's.
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,22 @@ class StepResult(NamedTuple):
     """The head's output (V, N, K) for them."""
 
 
-def train_step(engine: Engine, batch: MicroBatch, step: int, lr: float, momentum: float = 1.0) -> StepResult:
-    """Update once on this rank's images; `momentum` is that of the target network, where there is one."""
+def train_step(
+    engine: Engine,
+    batch: MicroBatch,
+    step: int,
+    lr: float,
+    momentum: float = 1.0,
+    limit: Callable[[Tensor], Tensor] | None = None,
+) -> StepResult:
+    """Update once on this rank's images; `momentum` is that of the target network, where there is one.
+
+    `limit` makes of the loss the gradient norm up to which the update is accepted.
+    """
     batches = batch.split(engine.config.accumulation)
     exact = engine.config.accumulate == "exact"
     result = (accumulated_backward if exact else microbatch_backward)(engine, batches, step)
-    result.parts["grad_norm"] = engine.step(lr, momentum)
+    result.parts["grad_norm"] = engine.step(lr, momentum, limit and limit(result.parts["loss"]))
     return result
 
 

@@ -3,7 +3,6 @@
 The train loop sees `Engine` alone: `build_engine` makes the one that `engine.kind` names.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.deterministic import be_deterministic
 from pretrain.engines.networks import Networks, build_on_meta
 from pretrain.methods.base import HeadOutput
 from pretrain.optimizer import OptimizerConfig
@@ -40,10 +40,11 @@ class Engine(Protocol):
     def no_sync(self) -> AbstractContextManager[None]:
         """Around every backward pass of a step but the last."""
 
-    def step(self, lr: float, momentum: float = 1.0) -> Tensor:
+    def step(self, lr: float, momentum: float = 1.0, limit: Tensor | None = None) -> Tensor:
         """Clip, update, clear, and move the target; returns the gradient norm before clipping, a scalar.
 
-        A norm that is not finite refuses the update on all ranks: parameters and moments stay as they are.
+        A norm that is not finite, or above `limit` (a finite scalar on the device), refuses the update on all
+        ranks: parameters, moments and the target stay as they are.
         """
 
     def state(self) -> dict[str, Any]:
@@ -56,9 +57,6 @@ class Engine(Protocol):
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what was loaded into the tensors of `state()`."""
-
-    def encoder_state(self) -> dict[str, Tensor]:
-        """The timm model's own state dict, whole and on the CPU, on rank 0; empty on the others."""
 
 
 def build_engine(
@@ -82,14 +80,10 @@ def build_engine(
         from pretrain.engines.ddp import DDPEngine
 
         return DDPEngine(networks, encoder, config, optimizer, device)
-    from pretrain.engines.fsdp import FSDPEngine
+    if config.kind == "fsdp":
+        from pretrain.engines.fsdp import FSDPEngine
 
-    return FSDPEngine(networks, encoder, config, optimizer, device)
+        return FSDPEngine(networks, encoder, config, optimizer, device)
+    from pretrain.engines.deepspeed import DeepSpeedEngine
 
-
-def be_deterministic() -> None:
-    """Bit-for-bit equal results of equal steps, before anything is computed on the device."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    return DeepSpeedEngine(networks, encoder, config, optimizer, device)

@@ -1,5 +1,6 @@
 """What an engine spreads over ranks: the networks, their arithmetic, and their first weights."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pretrain.distributed import rank, world_size
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.deterministic import Resize
+from pretrain.engines.fp8 import convert_to_fp8
 from pretrain.models.encoder import ViewEncoder
 from pretrain.models.target import Target
 
@@ -23,9 +26,20 @@ class Networks(nn.Module):
     name, as DeepSpeed's hooks hang on one module.
     """
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, with_target: bool = False) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        with_target: bool,
+        config: EngineConfig,
+        device: torch.device,
+    ) -> None:
         super().__init__()
-        self.encoder = ViewEncoder(encoder)
+        self.deterministic, self.device_type = config.deterministic, device.type
+        self.bf16 = uses_bf16(config, device)
+        # What is recomputed must not find casts that another pass left in autocast's cache.
+        self.cache_casts = config.activation_checkpointing != "selective"
+        self.encoder = ViewEncoder(encoder, config.packed)
         self.head = head
         if with_target:
             self.target = Target(self.encoder, head.get_submodule("projector"))
@@ -40,12 +54,22 @@ class Networks(nn.Module):
         return [self.encoder, self.target.encoder] if self.has_target else [self.encoder]
 
     def forward(self, part: str, *inputs: Any) -> Any:
-        return self.get_submodule(part)(*inputs)
+        with self.arithmetic():
+            return self.get_submodule(part)(*inputs)
 
-    def follow(self, momentum: float) -> None:
-        """Move the target, if there is one, towards encoder and projector."""
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Within it, the networks are computed as the configuration asks."""
+        with (
+            torch.autocast(self.device_type, torch.bfloat16, self.bf16, self.cache_casts),
+            Resize() if self.deterministic else contextlib.nullcontext(),
+        ):
+            yield
+
+    def follow(self, momentum: float, accepted: Tensor) -> None:
+        """Move the target, if there is one, towards encoder and projector after an accepted update."""
         if self.has_target:
-            self.target.follow(self.encoder, self.head.get_submodule("projector"), momentum)
+            self.target.follow(self.encoder, self.head.get_submodule("projector"), momentum, accepted)
 
     def online_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by name."""
@@ -64,7 +88,9 @@ def build_on_meta(
         built = encoder()
     if device.type == "cpu":
         unfuse_attention(built)
-    networks = Networks(built, head, with_target)
+    if config.precision == "fp8":
+        convert_to_fp8(built)
+    networks = Networks(built, head, with_target, config, device)
     if config.activation_checkpointing != "none":
         checkpoint_blocks(networks.encoder.encoder, config.activation_checkpointing)
     if config.compile:
@@ -81,23 +107,23 @@ def materialize(networks: Networks, encoder: Callable[[], nn.Module], device: to
     copies = networks.encoders()
     for copy in copies:
         copy.to_empty(device=device)
-        for tensor in _tensors(copy).values():
+        for tensor in tensors(copy).values():
             if tensor.is_floating_point():
                 torch.nn.init.constant_(tensor, torch.nan)
     networks.to(device)
     weights = Weights(encoder)
-    for name, *tensors in zip(_tensors(copies[0]), *(_tensors(c).values() for c in copies), strict=True):
-        whole = weights.take(name, tensors[0], device)
-        for tensor in tensors:
+    for name, *own in zip(tensors(copies[0]), *(tensors(copy).values() for copy in copies), strict=True):
+        whole = weights.take(name, own[0], device)
+        for tensor in own:
             assign(tensor, whole)
-    assert not any(tensor.isnan().any() for copy in copies for tensor in _tensors(copy).values())
+    assert not any(tensor.isnan().any() for copy in copies for tensor in tensors(copy).values())
 
 
 class Weights:
     """Rank 0's weights, which it gives away one by one."""
 
     def __init__(self, encoder: Callable[[], nn.Module]) -> None:
-        self.left = _tensors(ViewEncoder(encoder())) if rank() == 0 else {}
+        self.left = tensors(ViewEncoder(encoder())) if rank() == 0 else {}
 
     def take(self, name: str, like: Tensor, device: torch.device) -> Tensor:
         """The whole tensor `name`, of the shape and type of `like`, on every rank; once for each name."""
@@ -122,9 +148,12 @@ def assign(tensor: Tensor, whole: Tensor) -> None:
         tensor.copy_(whole)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def tensors(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
     """Parameters and all buffers, those too that are not in the state dict."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        **dict(module.named_parameters(recurse=recurse)),
+        **dict(module.named_buffers(recurse=recurse)),
+    }
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -136,7 +165,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def uses_bf16(config: EngineConfig, device: torch.device) -> bool:
-    return config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
+    return config.precision in ("bf16", "fp8") or (config.precision == "auto" and computes_bf16(device))
 
 
 def unfuse_attention(encoder: nn.Module) -> None:

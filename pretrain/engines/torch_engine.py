@@ -4,13 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from pretrain.distributed import rank
 from pretrain.engines.config import EngineConfig
-from pretrain.engines.networks import Networks, uses_bf16
+from pretrain.engines.networks import Networks
 from pretrain.methods.base import HeadOutput
-from pretrain.optimizer import OptimizerConfig, build_optimizer, optimizer_state, update
+from pretrain.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 
 
 class TorchEngine:
@@ -30,32 +28,28 @@ class TorchEngine:
         self._encoder, self._head = encoder, head
         self.optimizer = build_optimizer(networks.encoder, networks.head, optimizer)
         self.clip_grad = optimizer.clip_grad
-        self.bf16 = uses_bf16(config, device)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def encode(self, views: list[Tensor], keys: Tensor) -> Tensor:
-        with self.autocast():
+        with self.networks.arithmetic():
             return self._encoder(views, keys)
 
     @torch.no_grad()
     def target(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor | None:
         if not self.networks.has_target:
             return None
-        with self.autocast():
+        with self.networks.arithmetic():
             return self.networks.target(batches, keys)
 
     def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
-        with self.autocast():
+        with self.networks.arithmetic():
             return self._head(embeddings, step, *([] if target is None else [target]))
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         loss.backward(gradient)
 
-    def step(self, lr: float, momentum: float = 1.0) -> Tensor:
-        norm = update(self.optimizer, lr, self.clip_grad)
-        self.networks.follow(momentum)
+    def step(self, lr: float, momentum: float = 1.0, limit: Tensor | None = None) -> Tensor:
+        norm = update(self.optimizer, lr, self.clip_grad, limit)
+        self.networks.follow(momentum, accepts(norm, limit))
         return norm
 
     def state(self) -> dict[str, Any]:
@@ -64,11 +58,3 @@ class TorchEngine:
 
     def load(self, state: dict[str, Any]) -> None:
         """Nothing is left to do: the tensors of `state` are the ones that train."""
-
-    def encoder_state(self) -> dict[str, Tensor]:
-        whole: dict[str, Tensor] = {}
-        for name, value in self.networks.encoder.encoder.state_dict().items():
-            full = value.full_tensor() if isinstance(value, DTensor) else value
-            if rank() == 0:
-                whole[name] = full.cpu()
-        return whole

@@ -1,6 +1,6 @@
 """Methods: what a head makes of the embeddings, one file each, chosen by `objective.kind`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -19,3 +19,12 @@ def build_head(config: ObjectiveConfig, embedding_width: int, n_global: int, see
     if isinstance(config, JEPAConfig):
         return JEPAHead(embedding_width, config, seed)
     return TorusHead(embedding_width, config, n_global, seed)
+
+
+def describe_projector(config: ObjectiveConfig) -> dict[str, Any]:
+    """What rebuilds the projector with `build_mlp`; `angles` is m where it gives m pairs of numbers."""
+    if isinstance(config, TorusConfig):
+        mlp, width, angles = config.head, 2 * config.angles, config.angles
+    else:
+        mlp, width, angles = config.projector, config.projector.width, None
+    return {"hidden": mlp.hidden, "layers": mlp.layers, "width": width, "angles": angles}

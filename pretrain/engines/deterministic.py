@@ -1,0 +1,48 @@
+"""Arithmetic that repeats bit for bit."""
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def be_deterministic() -> None:
+    """From here on an operation of this process gives equal results for equal inputs, or raises RuntimeError.
+
+    To be called before anything is computed on a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
+class Resize(TorchFunctionMode):
+    """Within it, images are resized by matrix products.
+
+    A ViT resizes its position embeddings for views of another size, and the gradient of torch's own
+    function is a sum in any order on GPUs.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.interpolate and kwargs.get("mode") in ("bilinear", "bicubic") and "size" in kwargs:
+            return resize(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def resize(images: Tensor, size: tuple[int, int], **options: Any) -> Tensor:
+    """`torch.nn.functional.interpolate` of images (N, C, H, W), which is linear and separable."""
+    with torch.autocast(images.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(
+                torch.eye(before, dtype=images.dtype, device=images.device)[None, None],
+                size=(after, before),
+                **options,
+            )[0, 0]
+            for before, after in zip(images.shape[2:], size, strict=True)
+        )
+        return rows @ images @ columns.T
