@@ -24,9 +24,12 @@ def one_process():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains(name: str, shards: Path, tmp_path: Path):
-    sizes = ["views.global_size=64", "views.local_size=32"]
-    shallow = [] if "resnet" in Path(f"configs/{name}.yaml").read_text() else ["encoder.kwargs.depth=2"]
-    config = load_config(name, [*SMALL, *sizes, *shallow, f"data.path={shards}", f"runs={tmp_path}"])
+    encoder = load_config(name, []).encoder.name
+    sizes = [56, 28] if "patch14" in encoder else [64, 32]
+    shrunk = [f"views.global_size={sizes[0]}", f"views.local_size={sizes[1]}"]
+    if encoder.startswith("vit"):
+        shrunk += ["encoder.kwargs.depth=2", "encoder.kwargs.embed_dim=192", "encoder.kwargs.num_heads=3"]
+    config = load_config(name, [*SMALL, *shrunk, f"data.path={shards}", f"runs={tmp_path}"])
     train(config, check(config, world_size=1), torch.device("cpu"))
     rows = metrics.read(config.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]

@@ -1,0 +1,67 @@
+"""What an accelerator can do at most: its peak arithmetic and its memory, by name."""
+
+import functools
+import os
+import time
+from typing import NamedTuple
+
+import torch
+
+from data_pipeline.errors import UserError
+
+
+class Accelerator(NamedTuple):
+    """One device, or on CPUs one process's share of the machine."""
+
+    name: str
+    bf16: float
+    """FLOP/s of dense bf16 matrix products with fp32 sums, as the maker states them."""
+    fp32: float
+    """FLOP/s in fp32 proper; TF32 is not used."""
+    memory: float
+    """Bytes that a process can allocate."""
+
+    def peak(self, precision: str) -> float:
+        return self.bf16 if precision == "bf16" else self.fp32
+
+
+GIB = 2**30
+# In the order in which a device's name is looked up: the more special one first.
+KNOWN = {
+    "h100-pcie": Accelerator("NVIDIA H100 PCIe", 756e12, 51e12, 79 * GIB),
+    "h100": Accelerator("NVIDIA H100 SXM", 989e12, 67e12, 79 * GIB),
+    "h200": Accelerator("NVIDIA H200", 989e12, 67e12, 139 * GIB),
+    "b200": Accelerator("NVIDIA B200", 2250e12, 75e12, 178 * GIB),
+    "a100": Accelerator("NVIDIA A100 80 GB", 312e12, 19.5e12, 79 * GIB),
+    "l40s": Accelerator("NVIDIA L40S", 362e12, 91.6e12, 44 * GIB),
+}
+
+
+@functools.cache
+def accelerator(name: str, processes: int) -> Accelerator:
+    """The one called `name`; `cpu` is this machine, shared by `processes`, its peak measured now."""
+    if name == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        bf16, fp32 = (measured_peak(dtype) / processes for dtype in (torch.bfloat16, torch.float32))
+        return Accelerator("this machine's CPUs", bf16, fp32, memory / processes)
+    if name not in KNOWN:
+        raise UserError(f"--gpu {name}: must be one of {', '.join([*KNOWN, 'cpu'])}")
+    return KNOWN[name]
+
+
+def detect(device_name: str) -> Accelerator | None:
+    """The accelerator that `torch.cuda.get_device_name()` names, if it is a known one."""
+    words = device_name.lower().replace("-", " ").split()
+    return next((found for key, found in KNOWN.items() if set(key.split("-")) <= set(words)), None)
+
+
+def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
+    """FLOP/s of a square matrix product on this machine's CPUs, the best of some."""
+    a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
+    a @ b
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)

@@ -1,0 +1,119 @@
+"""How much arithmetic a training step is, counted on the meta device at the views' real sizes.
+
+What is counted: multiplications and additions of matrix products, convolutions and attention (2 each
+multiply-add), in one forward pass of a real module; nothing else is worth counting. The backward pass is
+taken as 2 × the forward, as is usual (it is less by the first layer's gradient to the pixels, which nobody
+needs). Of all that a step executes, *model* FLOPs are what the method asks for: forward, backward and the
+target network's forward. What an engine does again to save memory (activation checkpointing, exact
+accumulation's first pass) is *executed* but not of the model, so it never raises the MFU.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.by_depth import by_depth
+from pretrain.config import Config
+from pretrain.methods import ObjectiveConfig, build_head
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a training step, an image, that is all its views."""
+
+    encoder_forward: float
+    projector_forward: float
+    """All MLPs of the head."""
+    regularizer_forward: float
+    """Matrix products of SIGReg or of covariances. Its sums of cosines are no matrix products."""
+    backward: float
+    """2 × the three above."""
+    target_forward: float
+    """The target network's encoder on the global views; 0 without one."""
+    recomputed: float
+    """By activation checkpointing: the encoder's forward once more (full), or hardly anything (selective)."""
+    accumulated: float
+    """The first pass of exact accumulation, which gathers the embeddings."""
+
+    @property
+    def model(self) -> float:
+        forward = self.encoder_forward + self.projector_forward + self.regularizer_forward
+        return forward + self.backward + self.target_forward
+
+    @property
+    def executed(self) -> float:
+        return self.model + self.recomputed + self.accumulated
+
+
+def flops_per_image(config: Config, encoder_kwargs: dict[str, Any], embedding_width: int) -> float:
+    """Model FLOPs of a training step an image: times images/s, over the peak, this is the MFU."""
+    return step_flops(config, encoder_kwargs, embedding_width).model
+
+
+def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: int) -> StepFlops:
+    """FLOPs of a step of this run, an image."""
+    resolutions = config.views.resolutions()
+    views = sum(r.views for r in resolutions)
+    sizes = tuple(r.size for r in resolutions)
+    each = _view_forward(config.encoder.name, json.dumps(encoder_kwargs), config.data.channels, sizes)
+    encoder = sum(r.views * flops for r, flops in zip(resolutions, each, strict=True))
+    n_global = config.views.global_views
+    mlps, regularizer = _head_forward(config.objective.model_dump_json(), embedding_width, n_global, views)
+    engine = config.engine
+    exact = engine.accumulation > 1 and engine.accumulate == "exact"
+    with_target = config.objective.kind == "jepa"
+    return StepFlops(
+        encoder_forward=encoder,
+        projector_forward=mlps,
+        regularizer_forward=regularizer,
+        backward=2 * (encoder + mlps + regularizer),
+        target_forward=n_global * each[0] if with_target else 0.0,
+        recomputed=encoder if engine.activation_checkpointing == "full" else 0.0,
+        accumulated=encoder if exact else 0.0,
+    )
+
+
+@functools.cache
+def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...]) -> list[float]:
+    """Of the encoder on one view of each size; `kwargs` is JSON."""
+
+    def measure(kwargs: dict[str, Any]) -> dict[str, float]:
+        with torch.device("meta"):
+            encoder = timm.create_model(name, **kwargs).eval()
+            pixels = {size: torch.empty(1, channels, size, size) for size in sizes}
+        return {str(size): _count(functools.partial(encoder, x)) for size, x in pixels.items()}
+
+    return list(by_depth(measure, name, json.loads(kwargs)).values())
+
+
+@functools.cache
+def _head_forward(objective: str, width: int, n_global: int, views: int) -> tuple[float, float]:
+    """Of the head on one image's embeddings: its MLPs, and all else. `objective` is JSON."""
+    config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
+    head = build_head(config, width, n_global, seed=0)
+    images = 8  # some statistics need a few
+    inputs = [torch.zeros(views, images, width)]
+    if config.kind == "jepa":
+        inputs.append(torch.zeros(n_global, images, config.projector.width))
+    mlps = views * linear_flops(head)
+    return mlps, _count(lambda: head(inputs[0], 0, *inputs[1:])) / images - mlps
+
+
+def linear_flops(module: nn.Module) -> float:
+    """Of all linear layers in `module`, for one vector."""
+    return sum(2.0 * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+
+
+@torch.no_grad()
+def _count(forward: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()

@@ -1,0 +1,247 @@
+"""What a step holds in memory beside the model's state: measured, on tensors with shapes but no bytes.
+
+The encoder that would train runs forward and backward on fake tensors, with its precision, its activation
+checkpointing and its micro-batch, while every storage is followed from its birth to its end. So what timm
+and autograd keep need not be written down here, and does not go stale.
+"""
+
+import functools
+import json
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretrain.by_depth import by_depth
+from pretrain.engines.blocks import blocks, checkpoint_blocks
+from pretrain.engines.config import EngineConfig
+from pretrain.engines.networks import unfuse_attention
+from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.models.encoder import ViewEncoder
+from pretrain.objectives.sigreg import SIGReg
+
+CAST = torch.ops.aten._to_copy.default
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that are made within it: bytes alive by label, and that at each phase's peak.
+
+    Views of tensors that were there before are none; those have to be named.
+    """
+
+    def __init__(self, there_before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.label = self.phase = ""
+        """Storages made from now on are counted as `label`; parameters' copies are "weight copies"."""
+        self.alive: Counter[str] = Counter()
+        self.peaks: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._known = {tensor.untyped_storage()._cdata: ("", 0) for tensor in there_before}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copied = func is CAST and isinstance(args[0], nn.Parameter)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage(), "weight copies" if copied else self.label)
+        if self.alive.total() > self.peaks[self.phase].total():
+            self.peaks[self.phase] = self.alive.copy()
+        return result
+
+    def relabel(self, tensor: Tensor, label: str) -> None:
+        """Count a tensor that was made here as something else from now on."""
+        key = tensor.untyped_storage()._cdata
+        old, size = self._known[key]
+        self._known[key] = label, size
+        self.alive[old] -= size
+        self.alive[label] += size
+
+    def _follow(self, storage: torch.UntypedStorage, label: str) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = label, storage.nbytes()
+            self.alive[label] += storage.nbytes()
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        label, size = self._known.pop(key)
+        self.alive[label] -= size
+
+
+def encoder_footprint(
+    name: str,
+    kwargs: dict[str, Any],
+    views: list[tuple[int, int]],
+    channels: int,
+    images: int,
+    engine: EngineConfig,
+    device: str,
+    bf16: bool,
+    gradients_made: float,
+) -> dict[str, float]:
+    """Bytes at the peak of an encoder's forward and backward pass on a micro-batch of `images`, by part.
+
+    `views` are (views, size in pixels) of each size. Parts: activations, weight copies (casts to bf16 that
+    autocast makes), workspace (of the backward pass, with what it recomputes and gradients that wait for
+    another view's) and gradients: the share of them, `gradients_made`, that the backward pass makes and
+    leaves on this rank. `device` is "cuda" or "cpu".
+    """
+    setting = _Setting(
+        views=tuple(views),
+        channels=channels,
+        images=images,
+        checkpointing=engine.activation_checkpointing,
+        accumulated=engine.accumulation > 1,
+        device=device,
+        bf16=bf16,
+        gathered_in_bf16=bf16 and gathers_in_bf16(engine),
+        keep_gradients=gradients_made > 0,
+    )
+    phases = defaultdict[str, dict[str, float]](dict)
+    for key, size in _measure_encoder(name, json.dumps(kwargs), setting).items():
+        phase, part = key
+        phases[phase][part] = size * (gradients_made if part == "gradients" else 1)
+    return max(phases.values(), key=lambda parts: sum(parts.values()))
+
+
+def gathers_in_bf16(engine: EngineConfig) -> bool:
+    """Whether the engine gathers matrices in bf16 for a step in bf16; others are cast by autocast."""
+    return engine.kind == "fsdp" and hasattr(MixedPrecisionPolicy, "param_dtype_override_fn")
+
+
+class _Setting(NamedTuple):
+    """All that the memory of a pass depends on beside the encoder."""
+
+    views: tuple[tuple[int, int], ...]
+    channels: int
+    images: int
+    checkpointing: Literal["none", "selective", "full"]
+    accumulated: bool
+    device: str
+    bf16: bool
+    gathered_in_bf16: bool
+    keep_gradients: bool
+
+
+@functools.cache
+def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[str, str], float]:
+    def measure(kwargs: dict[str, Any]) -> dict[tuple[str, str], float]:
+        with torch.device("meta"):
+            timm_model = timm.create_model(name, **kwargs)
+        if setting.device == "cpu":
+            unfuse_attention(timm_model)
+        encoder = ViewEncoder(timm_model).train()
+        if setting.checkpointing != "none":
+            checkpoint_blocks(timm_model, setting.checkpointing)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _without_bytes(encoder, setting.gathered_in_bf16)
+            return _forward_and_backward(encoder, setting)
+
+    return by_depth(measure, name, json.loads(kwargs))
+
+
+def _without_bytes(encoder: nn.Module, matrices_in_bf16: bool) -> None:
+    """Put fake tensors in the place of parameters and buffers."""
+    for module in encoder.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                in_bf16 = matrices_in_bf16 and parameter.ndim in (2, 4)
+                empty = torch.empty(parameter.shape, dtype=torch.bfloat16 if in_bf16 else parameter.dtype)
+                module._parameters[key] = nn.Parameter(empty)
+
+
+def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple[str, str], float]:
+    """What `step.accumulated_backward` does with one micro-batch: bytes by phase and part.
+
+    Phases are the forward pass and, for each size of views, the backward passes of the last block, of those
+    between, and of the first two. In each of them the most that is alive is linear in the number of blocks.
+    """
+    pixels = []
+    for count, size in setting.views:
+        x = torch.empty(count, setting.images * (1 + setting.accumulated), setting.channels, size, size)
+        pixels.append(x[:, : setting.images])
+    keys = torch.empty(sum(count for count, _ in setting.views), setting.images, dtype=torch.int64)
+    with LiveBytes([*encoder.parameters(), *encoder.buffers(), *pixels, keys]) as live:
+        for parameter in encoder.parameters():
+            # Gradients in buckets or shards that are always there are counted apart.
+            keep = functools.partial(_keep_gradient, live) if setting.keep_gradients else _drop_gradient
+            parameter.register_post_accumulate_grad_hook(keep)
+        each = blocks(encoder.encoder)
+        for place in sorted({0, 1, len(each) - 2, len(each) - 1} & set(range(len(each)))):
+            name = {0: "first", 1: "second"}.get(place, f"last but {len(each) - 1 - place}")
+            each[place].register_forward_hook(functools.partial(_mark_backward, live, name))
+        live.phase, live.label = "forward", "activations"
+        # Recomputed blocks must not find casts of an earlier pass in autocast's cache.
+        cached = setting.checkpointing != "selective"
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16, cache_enabled=cached):
+            embeddings = encoder(pixels, keys)
+        live.phase, live.label = "backward", "workspace"
+        embeddings.backward(torch.empty_like(embeddings))
+    return {(phase, part): float(x) for phase, parts in live.peaks.items() for part, x in parts.items()}
+
+
+def _mark_backward(live: LiveBytes, block: str, module: nn.Module, _: Any, output: Any) -> None:
+    """Let a phase begin when the gradient arrives at this block's output."""
+    if isinstance(output, Tensor) and output.requires_grad:
+        phase = f"backward from {block} block, {tuple(output.shape)}"
+        output.register_hook(lambda _: setattr(live, "phase", phase))  # must not hold the output
+
+
+def _keep_gradient(live: LiveBytes, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    live.relabel(parameter.grad, "gradients")
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+@functools.cache
+def head_footprint(
+    objective: str, width: int, n_global: int, views: int, images: int, bf16: bool
+) -> dict[str, float]:
+    """Bytes at the peak of the head's forward and backward pass on a rank's `images`: MLPs, and the loss.
+
+    `objective` is the JSON of its configuration. Measured on a few random ones, as it is linear in their
+    number up to the 8192 a rank at which SIGReg begins to work in chunks.
+    """
+    config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
+    few, more = 64, 128
+    less, least = (_measure_head(config, width, n_global, views, n, bf16) for n in (more, few))
+    return {key: x + (images - more) * (x - least[key]) / (more - few) for key, x in less.items()}
+
+
+def _measure_head(
+    config: ObjectiveConfig, width: int, n_global: int, views: int, images: int, bf16: bool
+) -> dict[str, float]:
+    head = build_head(config, width, n_global, seed=0)
+    if isinstance(sigreg := getattr(head, "sigreg", None), SIGReg):
+        sigreg.implementation = "angle"  # as frugal as the kernels for GPUs, and needs no compiler
+    for parameter in head.parameters():
+        parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    inputs = [torch.randn(views, images, width, requires_grad=True)]
+    if config.kind == "jepa":
+        inputs.append(torch.randn(n_global, images, config.projector.width))
+    through_mlps = [0]
+    with LiveBytes([*head.parameters(), *head.buffers(), *inputs]) as live:
+        for name in ("projector", "predictor"):
+            if hasattr(head, name):
+                head.get_submodule(name).register_forward_hook(
+                    lambda *_: through_mlps.append(live.alive.total())
+                )
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = head(inputs[0], 0, *inputs[1:])
+        output.parts["loss"].backward()
+    mlps = max(through_mlps)
+    return {"projector": float(mlps), "regularizer": float(live.peaks[""].total() - mlps)}

@@ -1,0 +1,155 @@
+"""Memory of one rank at the peak of a step, by part, for an engine, its sharding and a number of ranks.
+
+What depends on the architecture is measured (`pretrain.footprint`); the rest is arithmetic on numbers of
+parameters. Parameters, gradients and AdamW's two moments are fp32 for every engine, 16 bytes a parameter.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pretrain.config import Config
+from pretrain.engines.blocks import blocks
+from pretrain.engines.config import EngineConfig
+from pretrain.footprint import encoder_footprint, gathers_in_bf16, head_footprint
+from pretrain.methods import build_head
+from pretrain.preflight import Model
+
+FP32, BF16 = 4, 2
+# Elements of DeepSpeed's buckets, as its engine sets them.
+BUCKET = 50_000_000
+GIB = 2**30
+# The CUDA context, NCCL and cuBLAS on a GPU, torch itself on a CPU; and what an allocator wastes.
+RUNTIME = {"cuda": 1.5 * GIB, "cpu": 0.7 * GIB}
+FRAGMENTATION = {"cuda": 0.05, "cpu": 0.0}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters; those of the target network are no trained ones."""
+
+    encoder: int
+    blocks: int
+    """Those of the encoder that lie in repeated blocks."""
+    largest_block: int
+    projector: int
+    """All MLPs of the head."""
+    target: int
+    """Encoder and projector once more, where the method has a target network."""
+    buffers: int
+    """Bytes of buffers, of batch norm most of all."""
+
+    @property
+    def trained(self) -> int:
+        return self.encoder + self.projector
+
+
+def count_parameters(config: Config, model: Model) -> Parameters:
+    head = build_head(config.objective, model.width, config.views.global_views, seed=0)
+    each = [_count(block) for block in blocks(model.encoder)]
+    encoder = _count(model.encoder)
+    followed = encoder + _count(head.get_submodule("projector"))
+    buffers = [*model.encoder.buffers(), *head.buffers()]
+    return Parameters(
+        encoder=encoder,
+        blocks=sum(each),
+        largest_block=max(each),
+        projector=_count(head),
+        target=followed if config.objective.kind == "jepa" else 0,
+        buffers=sum(buffer.nbytes for buffer in buffers),
+    )
+
+
+def rank_memory(
+    config: Config, model: Model, parameters: Parameters, ranks: int, device: str, bf16: bool
+) -> dict[str, float]:
+    """Bytes at the peak of a training step on one of `ranks`, by part; `device` is "cuda" or "cpu"."""
+    engine = config.engine
+    images = config.data.batch_size // ranks
+    resolutions = config.views.resolutions()
+    views = sum(r.views for r in resolutions)
+    pixels = images * config.data.channels * sum(r.views * r.size**2 for r in resolutions)
+    state = state_bytes(engine, parameters, ranks)
+    # One replica alone and FSDP make gradients as the backward pass frees activations; others have room.
+    made = engine.accumulation == 1 and (engine.kind == "fsdp" or (engine.kind == "ddp" and ranks == 1))
+    step = encoder_footprint(
+        config.encoder.name,
+        model.kwargs,
+        [(r.views, r.size) for r in resolutions],
+        config.data.channels,
+        -(-images // engine.accumulation),
+        engine,
+        device,
+        bf16,
+        gradients_made=state["gradients"] / (FP32 * parameters.trained) if made else 0.0,
+    )
+    if made and sum(step.values()) < state["gradients"]:
+        step = {}  # the peak is at the update
+    elif made:
+        state["gradients"] = step.pop("gradients", 0.0)
+    head = head_footprint(
+        config.objective.model_dump_json(), model.width, config.views.global_views, views, images, bf16
+    )
+    parts = state | {
+        "buffers": parameters.buffers,
+        "views": pixels * (1 + FP32),  # uint8, and augmented
+        "embeddings": 2 * FP32 * views * images * model.width,  # with their gradient
+        "activations": step.get("activations", 0.0),
+        "weight copies": step.get("weight copies", 0.0),
+        "communication": _communication(engine, parameters, bf16),
+        "backward": step.get("workspace", 0.0),
+        **head,
+    }
+    parts["reserve"] = RUNTIME[device] + FRAGMENTATION[device] * sum(parts.values())
+    return parts
+
+
+def state_bytes(engine: EngineConfig, parameters: Parameters, ranks: int) -> dict[str, float]:
+    """What stays from step to step, on the device."""
+    whole, shards = FP32 * parameters.trained, engine.shard or ranks
+    if engine.kind != "deepspeed":
+        share = whole / (shards if engine.kind == "fsdp" else 1)
+        target = FP32 * parameters.target / (shards if engine.kind == "fsdp" else 1)
+        return {"parameters": share, "gradients": share, "optimizer": 2 * share, "target": target}
+    stage, share = engine.zero_stage, whole / ranks
+    here = engine.offload == "none"
+    # From stage 1 on the optimizer works on a copy of its share of the parameters.
+    optimizer = 2 * whole if stage == 0 else 3 * share
+    held = share if stage == 3 else whole
+    return {
+        "parameters": held if here or stage < 3 else 0.0,
+        "gradients": (whole if stage < 2 else share) if here or stage < 2 else 0.0,
+        "optimizer": optimizer if here else 0.0,
+        "target": FP32 * parameters.target / (ranks if stage == 3 else 1),
+    }
+
+
+def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> float:
+    """Whole parameters and gradients that pass through a rank, and buffers for it."""
+    if engine.kind == "ddp":
+        return 0.0
+    if engine.kind == "deepspeed":
+        # Gradients are reduced from two buckets; ZeRO-3 gathers fp32, up to its limit and a bucket ahead.
+        limit = {0: 1, 1: 1, 2: 2, 3: 2 + 4 + 1}[engine.zero_stage] * BUCKET
+        return FP32 * min(limit, 3 * parameters.trained)
+    gathered = BF16 if bf16 and gathers_in_bf16(engine) else FP32
+    outside, largest = parameters.trained - parameters.blocks, parameters.largest_block
+    # Outside the blocks parameters stay gathered, and their gradients whole until they are reduced; a block's
+    # are gathered and reduced through two buffers each.
+    buffers = (gathered + FP32) * outside + 2 * (gathered + FP32) * largest
+    if engine.reshard_after_forward:
+        return buffers + 2 * gathered * largest  # the block at work and the next one
+    waiting = (
+        FP32 * parameters.blocks if engine.accumulation > 1 else 0
+    )  # gradients, for the last micro-batch
+    return buffers + gathered * parameters.blocks + waiting
+
+
+def checkpoint_bytes(parameters: Parameters) -> float:
+    """Of one checkpoint on disk: parameters, moments and target in DCP files, and encoder.safetensors."""
+    dcp = 3 * FP32 * parameters.trained + FP32 * parameters.target + parameters.buffers
+    return dcp + FP32 * parameters.encoder
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

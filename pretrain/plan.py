@@ -1,0 +1,346 @@
+"""`python -m pretrain plan --config x.yaml --gpus 64 --gpu h100`: what a run costs, before it is paid.
+
+Nothing is trained and no data is needed: parameters, FLOPs and memory come from the model itself on the
+meta device, speed from a stated share of the accelerator's peak.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.errors import ArgumentParser, UserError
+from pretrain.accelerators import KNOWN, accelerator
+from pretrain.config import Config, load_config
+from pretrain.engines.config import EngineConfig
+from pretrain.engines.networks import uses_bf16
+from pretrain.flops import StepFlops, step_flops
+from pretrain.memory import Parameters, checkpoint_bytes, count_parameters, rank_memory
+from pretrain.preflight import check_model
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long it takes at the stated share of the peak."""
+
+    images_per_second: float
+    seconds_per_step: float
+    mfu: float
+    """Model FLOPs over the peak; less than the stated share where something is computed twice."""
+    hours: float
+    gpu_hours: float
+    images: int
+    epochs: float | None
+    """Where the number of images in the data set is known."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one rank at the peak of a step, in bytes."""
+
+    parts: dict[str, float]
+    total: float
+    capacity: float
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.capacity
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `plan` says of one configuration."""
+
+    gpus: int
+    gpu: str
+    precision: str
+    engine: EngineConfig
+    parameters: Parameters
+    flops: StepFlops
+    memory: Memory
+    speed: Speed
+    checkpoint_bytes: float
+    checkpoint_seconds: float
+    """To write one at the stated bandwidth."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the estimate assumes beyond the configuration."""
+
+    gpus: int
+    gpu: str
+    mfu: float
+    """Share of the peak that all executed FLOPs reach."""
+    images: int | None
+    """In the data set."""
+    disk: float
+    """Bytes a second that all ranks together write."""
+
+
+def estimate(config: Config, request: Request) -> Estimate:
+    """Raises UserError for what the run itself would refuse, data aside."""
+    model = check_model(config, request.gpus)
+    parameters = count_parameters(config, model)
+    flops = step_flops(config, model.kwargs, model.width)
+    device = "cpu" if request.gpu == "cpu" else "cuda"
+    bf16 = (
+        uses_bf16(config.engine, torch.device("cpu"))
+        if device == "cpu"
+        else config.engine.precision != "fp32"
+    )
+    precision = "bf16" if bf16 else "fp32"
+    hardware = accelerator(request.gpu, request.gpus)
+    parts = rank_memory(config, model, parameters, request.gpus, device, bf16)
+    size = checkpoint_bytes(parameters)
+    return Estimate(
+        gpus=request.gpus,
+        gpu=hardware.name,
+        precision=precision,
+        engine=config.engine,
+        parameters=parameters,
+        flops=flops,
+        memory=Memory(parts, sum(parts.values()), hardware.memory),
+        speed=_speed(config, request, flops, hardware.peak(precision)),
+        checkpoint_bytes=size,
+        checkpoint_seconds=size / request.disk,
+    )
+
+
+def _speed(config: Config, request: Request, flops: StepFlops, peak: float) -> Speed:
+    rate = request.gpus * request.mfu * peak / flops.executed
+    images = config.steps * config.data.batch_size
+    hours = images / rate / 3600
+    return Speed(
+        images_per_second=rate,
+        seconds_per_step=config.data.batch_size / rate,
+        mfu=request.mfu * flops.model / flops.executed,
+        hours=hours,
+        gpu_hours=hours * request.gpus,
+        images=images,
+        epochs=images / request.images if request.images else None,
+    )
+
+
+def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] | None:
+    """The first of `remedies` that fits, as arguments of the command line, and what it costs."""
+    for changes, gpus in remedies(config, request.gpus):
+        try:
+            engine = EngineConfig.model_validate(config.engine.model_dump() | changes)
+            changed = config.model_copy(update={"engine": engine})
+            found = estimate(changed, dataclasses.replace(request, gpus=gpus))
+        except (ValidationError, UserError):  # what cannot go together is no remedy
+            continue
+        if found.memory.fits:
+            arguments = [f"engine.{key}={value}" for key, value in changes.items()]
+            return arguments + ([f"--gpus {gpus}"] if gpus != request.gpus else []), found
+    return None
+
+
+def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Changes that need less memory, in the order of what they cost: sharding, recomputing, passes, GPUs."""
+    engine = config.engine
+    modes = ["none", "selective", "full"]
+    stronger = modes[modes.index(engine.activation_checkpointing) + 1 :]
+    recomputing = [{"activation_checkpointing": mode} for mode in stronger]
+    most = recomputing[-1] if recomputing else {}
+    shard: dict[str, Any] = {}
+    if gpus > 1 and engine.kind == "ddp":
+        shard = {"kind": "fsdp"}
+    elif gpus > 1 and engine.kind == "deepspeed":
+        shard = {"zero_stage": 3}
+    for change in [{}, *recomputing]:
+        for sharding in (shard, {}) if change else (shard,):
+            yield {**sharding, **change}, gpus
+    images, passes = config.data.batch_size // gpus, 2 * engine.accumulation
+    while passes <= images:
+        for change in {}, most:
+            yield {**shard, **change, "accumulation": passes}, gpus
+        passes *= 2
+    shard = shard or ({"kind": "fsdp"} if engine.kind == "ddp" else {})
+    more = 2 * gpus
+    while config.data.batch_size % more == 0:
+        yield {**shard, **most}, more
+        more *= 2
+
+
+def main(arguments: list[str]) -> int:
+    given = _parse(arguments)
+    config = load_config(given.config, given.overrides)
+    images = given.images or _dataset_size(config)
+    request = Request(given.gpus, given.gpu, given.mfu, images, given.disk * 1e9)
+    found = estimate(config, request)
+    remedy = None if found.memory.fits else nearest_fit(config, request)
+    if given.json:
+        print(json.dumps(_as_json(config, found, remedy), indent=2))
+    else:
+        show(config, request, found, remedy)
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m pretrain plan",
+        description="What a run costs: parameters, FLOPs, memory a GPU, images/s, hours, checkpoints. "
+        "No data and no GPU are needed.",
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
+    parser.add_argument("--gpus", type=_positive(int), default=1, help="ranks in all (default 1)")
+    parser.add_argument("--gpu", choices=[*KNOWN, "cpu"], default="h100", help="default h100")
+    parser.add_argument(
+        "--mfu", type=_positive(float), default=0.4, help="share of the peak that is reached (default 0.4)"
+    )
+    parser.add_argument(
+        "--images", type=_positive(int), help="in the data set, for epochs; by default data.path is asked"
+    )
+    parser.add_argument(
+        "--disk", type=_positive(float), default=2.0, help="GB/s that all ranks write together (default 2)"
+    )
+    parser.add_argument("--json", action="store_true", help="all figures, in bytes, FLOPs and seconds")
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _positive(kind: type) -> Any:
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if value <= 0:
+            raise ValueError
+        return value
+
+    convert.__name__ = f"positive {kind.__name__}"  # argparse says "invalid positive int value"
+    return convert
+
+
+def _dataset_size(config: Config) -> int | None:
+    try:
+        return len(config.data.open())
+    except UserError:  # it may lie where the run will be
+        return None
+
+
+# What a part is, where its name does not say it.
+NOTES = {
+    "parameters": "fp32, trained",
+    "optimizer": "AdamW's two moments, fp32",
+    "target": "the EMA network's parameters",
+    "views": "a rank's batch, uint8 and augmented",
+    "embeddings": "of all views, with their gradient",
+    "activations": "that the backward pass needs, of one micro-batch",
+    "weight copies": "casts of weights to bf16",
+    "communication": "gathered parameters, and buffers for them and for gradients",
+    "backward": "recomputed activations, gradients under way",
+    "projector": "activations",
+    "regularizer": "SIGReg's projections, or covariances",
+    "reserve": "CUDA context, libraries and fragmentation; on CPUs torch itself",
+}
+
+
+def show(
+    config: Config, request: Request, found: Estimate, remedy: tuple[list[str], Estimate] | None
+) -> None:
+    """The estimate as tables for people."""
+    console, speed, flops = Console(), found.speed, found.flops
+    console.print(
+        f"[bold]{config.name}[/]: {config.encoder.name} on {found.gpus} × {found.gpu}, {found.precision}, "
+        f"{_engine(found.engine)}; batch {config.data.batch_size}, {config.steps:,} steps"
+    )
+    counts = found.parameters
+    console.print(
+        f"Parameters: encoder {counts.encoder / 1e6:,.1f} M, projector {counts.projector / 1e6:,.1f} M"
+        + (f", target network {counts.target / 1e6:,.1f} M" if counts.target else "")
+    )
+    console.print(_flops_table(flops))
+    console.print(_memory_table(found.memory))
+    epochs = f" or {speed.epochs:,.1f} epochs" if speed.epochs else ""
+    console.print(
+        f"At {request.mfu:.0%} of the peak: {speed.images_per_second:,.0f} images/s, "
+        f"{speed.seconds_per_step:,.2f} s a step, MFU {speed.mfu:.1%}; {speed.images / 1e6:,.1f} M images"
+        f"{epochs} take {speed.hours:,.1f} h, {speed.gpu_hours:,.0f} GPU-hours"
+    )
+    saved = -(-config.steps // config.checkpoint.every)
+    console.print(
+        f"A checkpoint: {found.checkpoint_bytes / 1e9:,.1f} GB, {found.checkpoint_seconds:,.1f} s at "
+        f"{request.disk / 1e9:g} GB/s; {saved:,} of them in the run"
+    )
+    if found.memory.fits:
+        return
+    if remedy is None:
+        console.print(
+            "[bold red]It does not fit[/], and nothing that was tried makes it: use a smaller model"
+        )
+        return
+    arguments, other = remedy
+    console.print(
+        f"[bold red]It does not fit.[/] The nearest that does: [bold]{' '.join(arguments)}[/] "
+        f"({other.memory.total / GIB:.1f} GiB a GPU, {other.speed.hours:,.1f} h)"
+    )
+
+
+def _flops_table(flops: StepFlops) -> Table:
+    table = Table(title="FLOPs an image (all its views)", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    rows = {
+        "encoder, forward": flops.encoder_forward,
+        "projector, forward": flops.projector_forward,
+        "SIGReg or covariances, forward": flops.regularizer_forward,
+        "backward, 2 × these": flops.backward,
+        "target network, forward": flops.target_forward,
+        "recomputed (activation checkpointing)": flops.recomputed,
+        "first pass of exact accumulation": flops.accumulated,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, _tera(value))
+    table.add_row("the model's, for MFU", _tera(flops.model), style="bold")
+    if flops.executed != flops.model:
+        table.add_row("executed", _tera(flops.executed), style="bold")
+    return table
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = Table(title="Memory of a rank at the peak, GiB", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for name, size in memory.parts.items():
+        if size >= GIB / 200:
+            table.add_row(name, f"{size / GIB:,.2f}", NOTES.get(name, ""))
+    total = f"of {memory.capacity / GIB:,.1f}: {'fits' if memory.fits else 'does not fit'}"
+    table.add_row("total", f"{memory.total / GIB:,.2f}", total, style="bold" if memory.fits else "bold red")
+    return table
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.3f} T" if flops >= 1e9 else f"{flops / 1e9:,.3f} G"
+
+
+def _engine(engine: EngineConfig) -> str:
+    said = [engine.kind + (f" ZeRO-{engine.zero_stage}" if engine.kind == "deepspeed" else "")]
+    if engine.shard:
+        said.append(f"shards over {engine.shard}")
+    if engine.activation_checkpointing != "none":
+        said.append(f"{engine.activation_checkpointing} activation checkpointing")
+    if engine.accumulation > 1:
+        said.append(f"{engine.accumulation} micro-batches ({engine.accumulate})")
+    return ", ".join(said)
+
+
+def _as_json(config: Config, found: Estimate, remedy: tuple[list[str], Estimate] | None) -> dict[str, Any]:
+    values = dataclasses.asdict(found) | {"engine": found.engine.model_dump(mode="json")}
+    values["flops"] |= {"model": found.flops.model, "executed": found.flops.executed}
+    values["memory"]["fits"] = found.memory.fits
+    if remedy:
+        arguments, other = remedy
+        values["nearest_fit"] = {"arguments": arguments, **_as_json(config, other, None)}
+    return {"name": config.name, **values}
