@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -89,7 +90,8 @@ def with_webdataset(shards: Path, blur_taps: int) -> Iterator[object]:
     return iter(DataLoader(samples, batch_size=BATCH))
 
 
-def with_stable_pretraining(photos: Path) -> Iterator[object]:
+def stable_pretraining_dataset(photos: Path, views: list[tuple[int, tuple[float, float]]]) -> Any:
+    """Photos of a folder as its loader takes them, with its own transforms; `views` are sizes and scales."""
     import stable_pretraining as spt  # type: ignore[import-not-found]
     from stable_pretraining.data import transforms as t  # type: ignore[import-not-found]
 
@@ -114,8 +116,12 @@ def with_stable_pretraining(photos: Path) -> Iterator[object]:
         def __getitem__(self, i: int) -> tuple[object]:
             return (default_loader(files[i]),)
 
-    transform = t.MultiViewTransform([view(size, scale) for size, scale in VIEWS])
-    dataset = spt.data.FromTorchDataset(Files(), names=["image"], transform=transform)
+    transform = t.MultiViewTransform([view(size, scale) for size, scale in views])
+    return spt.data.FromTorchDataset(Files(), names=["image"], transform=transform)
+
+
+def with_stable_pretraining(photos: Path) -> Iterator[object]:
+    dataset = stable_pretraining_dataset(photos, VIEWS)
     while True:
         yield from DataLoader(dataset, batch_size=BATCH, shuffle=True, drop_last=True)
 

@@ -9,7 +9,9 @@ DOORS = {
     "verify": ("data_pipeline", ["verify"]),
     "info": ("data_pipeline", ["info"]),
     "preview": ("data_pipeline", ["preview"]),
+    "plan": ("pretrain", ["plan"]),
     "train": ("pretrain", []),
+    "export": ("pretrain", ["export"]),
     "eval": ("eval_suite", []),
     "launch": ("launch", []),
 }
@@ -20,7 +22,9 @@ USAGE = """usage: isotorus COMMAND …
   verify   check shards against their index     = python -m data_pipeline verify
   info     what a packed data set holds         = python -m data_pipeline info
   preview  a page of what the encoder will see  = python -m data_pipeline preview
+  plan     what a run will cost                 = python -m pretrain plan
   train    pretrain an encoder                  = python -m pretrain
+  export   an encoder for timm or transformers  = python -m pretrain export
   eval     evaluate checkpoints                 = python -m eval_suite
   launch   start a run on many processes        = python -m launch
 

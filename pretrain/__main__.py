@@ -1,6 +1,7 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`, alone or under torchrun or srun.
 
-`python -m pretrain sweep …` runs a grid of them; `export …` writes an encoder for timm or transformers.
+`python -m pretrain plan …` says what a run costs, `sweep …` runs a grid of them, `export …` writes an encoder
+for timm or transformers.
 """
 
 import argparse
@@ -9,14 +10,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from data_pipeline.errors import ArgumentParser, UserError, exit_code, from_os_error
-from pretrain import export, sweep
+from pretrain import export, plan, sweep
 from pretrain.config import Config, describe_fields, load_config
 from pretrain.preflight import Plan, check
+from pretrain.signals import Signals
+from pretrain.stopping import Stopping
+
+OTHERS = {"plan": plan.main, "sweep": sweep.main, "export": export.main}
 
 
 def main() -> int:
@@ -27,13 +34,11 @@ def main() -> int:
         stream=sys.stderr,
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if sys.argv[1:2] == ["sweep"]:
-        return sweep.main(sys.argv[2:])
-    if sys.argv[1:2] == ["export"]:
-        return export.main(sys.argv[2:])
+    if sys.argv[1:] and sys.argv[1] in OTHERS:
+        return OTHERS[sys.argv[1]](sys.argv[2:])
     config = parse(sys.argv[1:])
     plan = check(config, int(os.environ.get("WORLD_SIZE", "1")))
-    with process_group() as device:
+    with process_group(config.stopping.hang) as device:
         return run(config, plan, device)
 
 
@@ -47,17 +52,22 @@ def parse(arguments: list[str]) -> Config:
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
+    # DeepSpeed's launcher gives it to every rank; the environment says the same.
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
     return load_config(given.config, given.overrides)
 
 
 def run(config: Config, plan: Plan, device: torch.device) -> int:
     """Train; a UserError on any rank is printed once, however many ranks meet it or hang on it."""
+    signals = Signals()
+    signals.listen()
     from pretrain.train import train
 
     store = dist.distributed_c10d._get_default_store()
     try:
-        train(config, plan, device)
+        with Stopping(config.stopping, config.folder, signals) as stopping:
+            return train(config, plan, device, stopping)
     except (UserError, OSError) as error:
         if store.add("isotorus/user_errors", 1) == 1:
             shown = from_os_error(error, f"run {config.folder}") if isinstance(error, OSError) else error
@@ -68,18 +78,20 @@ def run(config: Config, plan: Plan, device: torch.device) -> int:
         if store.add("isotorus/user_errors", 0) > 0:
             abandon()
         raise
-    return 0
 
 
-def abandon() -> None:
+def abandon() -> NoReturn:
     """Leave at once with exit code 2: a clean shutdown would wait for ranks that wait for this one."""
     sys.stderr.flush()
     os._exit(2)
 
 
 @contextmanager
-def process_group() -> Iterator[torch.device]:
-    """The process group that the launcher describes, or a group of one; gives this rank's device."""
+def process_group(hang: float) -> Iterator[torch.device]:
+    """The process group that the launcher describes, or a group of one; gives this rank's device.
+
+    Its own timeout, which would kill a rank without its stack, comes after `hang` seconds and the watchdog.
+    """
     if torch.cuda.is_available():
         ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if ranks > devices:
@@ -93,7 +105,7 @@ def process_group() -> Iterator[torch.device]:
     else:
         device, backend = torch.device("cpu"), "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(seconds=hang + 60))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

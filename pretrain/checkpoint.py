@@ -1,17 +1,20 @@
-"""Checkpoints: one DCP format for any engine and world size, published whole or not at all.
+"""A run's checkpoints on disk: one DCP format for any engine and world size, published whole or not at all.
 
 A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then
 does `latest` move. Beside the DCP files lie `encoder.safetensors` and `encoder.json`, all that
-`timm.create_model(...).load_state_dict(strict=True)` and the evaluation need.
+`timm.create_model(...).load_state_dict(strict=True)` needs, and for the evaluation `projector.safetensors`.
 """
 
 import errno
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -22,9 +25,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from data_pipeline.atomic import sync
 from data_pipeline.errors import UserError, from_os_error
-from pretrain.distributed import rank
-from pretrain.engines import Engine
-from pretrain.online_probe import OnlineProbe
+from pretrain import checksums
+from pretrain.distributed import rank, world_size
+
+T = TypeVar("T")
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
+
+_PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "head.projector."}
+"""Files that need no DCP to be read, and what their tensors' names begin with in a state's "model"."""
 
 _FULL = 2**20  # bytes: a disk with less is full
 
@@ -34,11 +42,22 @@ class CheckpointConfig(BaseModel):
 
     every: PositiveInt = 1000
     """Steps between checkpoints; the last step always has one."""
+    keep_last: PositiveInt | None = None
+    """How many of the newest are kept; by default all."""
+    keep_every: PositiveInt | None = None
+    """With keep_last: older ones stay too whose step is a multiple of this."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written; takes memory on the CPU for a copy of the state."""
 
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint of a folder of checkpoints."""
-    return max((path.parent for path in checkpoints.glob("step_*/COMPLETE")), default=None)
+    return max(_complete(checkpoints), default=None)
+
+
+def folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return checkpoints / f"step_{step:08d}"
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:
@@ -46,80 +65,167 @@ def describe(checkpoint: Path) -> dict[str, Any]:
     try:
         return json.loads((checkpoint / "encoder.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint} cannot be read ({_first_line(error)}); remove that folder to continue "
-            "from the one before it"
-        ) from None
+        raise _damaged(checkpoint, _first_line(error)) from None
 
 
-def save(
+def write(
     checkpoints: Path,
     step: int,
-    engine: Engine,
-    probe: OnlineProbe | None,
+    state: dict[str, Any],
     description: dict[str, Any],
+    config: CheckpointConfig,
+    group: dist.ProcessGroup | None,
 ) -> None:
-    """Publish the state after `step` steps; called on all ranks, which all raise UserError if one fails."""
-    partial, final = checkpoints / f".partial_{step:08d}", checkpoints / f"step_{step:08d}"
-    encoder = engine.encoder_state()
-    failure: list[BaseException | None] = [None]
-    try:
-        dcp.save(_state(engine, probe, step), checkpoint_id=partial)
+    """Publish `state` as that after `step` steps.
+
+    Called on all ranks of `group`, each with the tensors that it is to write and with its shards of
+    DTensors. All raise UserError if one fails.
+    """
+    partial = checkpoints / f".partial_{step:08d}"
+
+    def publish() -> None:
         if rank() == 0:
-            _publish(partial, final, encoder, description | {"step": step})
-    except CheckpointException as failures:  # on all ranks alike
-        failure = [next(iter(failures.failures.values()))[0]]
-    except (OSError, SafetensorError) as error:  # on rank 0, the others wait to hear of it
-        failure = [error]
-    if failure[0] is not None and shutil.disk_usage(checkpoints).free < _FULL:
-        # Writers in C++ tell of a full disk in many words.
-        failure = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
-    dist.broadcast_object_list(failure)
-    if failure[0] is not None:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise _save_error(step, failure[0])
+            files = {name: measure for share in measured for name, measure in share.items()}
+            _publish(partial, folder(checkpoints, step), description | {"step": step}, files)
+            _thin_out(checkpoints, config)
 
-
-def restore(checkpoint: Path, engine: Engine, probe: OnlineProbe | None) -> int:
-    """Load a checkpoint into engine and probe, whatever engine and world size wrote it; returns its step."""
-    state = _state(engine, probe, 0)
     try:
-        dcp.load(state, checkpoint_id=checkpoint)
-    except (CheckpointException, OSError, ValueError) as error:
-        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        raise UserError(
-            f"checkpoint {checkpoint} cannot be read ({_first_line(first)}); remove that folder to continue "
-            "from the one before it"
-        ) from None
-    engine.load(state)
-    return int(state["step"])
+        # Copies ahead would wait for what the device trains, and the state is on the CPU.
+        writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
+        dcp.save(state, storage_writer=writer, process_group=group)
+        own = partial.glob(f"__{rank()}_*")
+        measured = _on_all_ranks(lambda: {path.name: checksums.measure(path) for path in own}, group)
+        _on_all_ranks(publish, group)
+    except (CheckpointException, OSError, SafetensorError) as error:
+        # Writers in C++ tell of a full disk in many words.
+        full = shutil.disk_usage(checkpoints).free < _FULL
+        shutil.rmtree(partial, ignore_errors=True)
+        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else _cause(error)
+        raise _save_error(step, cause) from None
 
 
-def _state(engine: Engine, probe: OnlineProbe | None, step: int) -> dict[str, Any]:
-    # Tensors are loaded in place; `engine.load` sees to what the engine keeps elsewhere.
-    return {**engine.state(), **({"probe": probe.state()} if probe else {}), "step": step}
-
-
-def remove_partial(checkpoints: Path) -> None:
-    """Clear what a killed save left behind; on one rank, before any save."""
-    for leftover in checkpoints.glob(".partial_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _publish(partial: Path, final: Path, encoder: dict[str, Tensor], description: dict[str, Any]) -> None:
-    save_file({name: x.contiguous() for name, x in encoder.items()}, partial / "encoder.safetensors")
+def _publish(partial: Path, final: Path, description: dict[str, Any], measured: dict[str, list[int]]) -> None:
+    for name, prefix in _PARTS.items():
+        save_file(_whole(partial, prefix), partial / name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
-    (partial / "COMPLETE").touch()
+    for name in (".metadata", "encoder.json", *_PARTS):
+        measured[name] = checksums.measure(partial / name)
+    checksums.write(partial, measured)
     for path in (*partial.iterdir(), partial):
         sync(path)
     if final.exists():
-        shutil.rmtree(final)
+        _remove(final)
     partial.rename(final)
-    link = final.parent / ".latest"
+    _point_latest_to(final)
+
+
+def _whole(partial: Path, prefix: str) -> dict[str, Tensor]:
+    """A part's whole tensors by its own names, put together from all ranks' files."""
+    stored = dcp.FileSystemReader(partial).read_metadata().state_dict_metadata
+    whole = {
+        name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in stored.items()
+        if name.startswith(f"model.{prefix}") and isinstance(entry, dcp.TensorStorageMetadata)
+    }
+    dcp.load({"model": whole}, checkpoint_id=partial, no_dist=True)
+    return {name.removeprefix(prefix): value for name, value in whole.items()}
+
+
+def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None:
+    """Fill `state` from a checkpoint: tensors in place, whatever engine and world size wrote them.
+
+    Called on all ranks, which all raise UserError if it is damaged, or of other tensors. The part of `state`
+    that is named `optional` is taken out instead if the checkpoint does not have it like that.
+    """
+    found = _on_all_ranks(lambda: checksums.damaged(checkpoint, rank(), world_size()))
+    if reasons := [reason for share in found for reason in share]:
+        raise _damaged(checkpoint, reasons[0])
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    if optional in state and _misfit({optional: state[optional]}, stored):
+        del state[optional]
+    if misfit := _misfit(state, stored):
+        raise UserError(
+            f"{checkpoint} is of another model: {misfit}; choose another name for the run, or the encoder "
+            "and the objective it was trained with"
+        )
+    try:
+        dcp.load(state, checkpoint_id=checkpoint)
+    except (CheckpointException, OSError, ValueError) as error:
+        raise _damaged(checkpoint, _first_line(_cause(error))) from None
+
+
+def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str:
+    """The first tensor of a nested state that is not stored like that, and how; or nothing."""
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            if misfit := _misfit(value, stored, f"{name}."):
+                return misfit
+        elif name not in stored:
+            return f"it has no {name}"
+        elif isinstance(value, Tensor) and (found := getattr(stored[name], "size", None)) != value.shape:
+            return f"{name} is {tuple(found or ())} there and {tuple(value.shape)} here"
+    return ""
+
+
+def tidy(checkpoints: Path) -> None:
+    """Clear what a killed save left behind, and finish what it had begun; on one rank, before any save."""
+    for leftover in (*checkpoints.glob(".partial_*"), *checkpoints.glob(".removed_*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if newest := latest(checkpoints):
+        _point_latest_to(newest)
+
+
+def _thin_out(checkpoints: Path, config: CheckpointConfig) -> None:
+    if config.keep_last is None:
+        return
+    for old in sorted(_complete(checkpoints))[: -config.keep_last]:
+        step = int(old.name.removeprefix("step_"))
+        if config.keep_every is None or step % config.keep_every:
+            _remove(old)
+
+
+def _complete(checkpoints: Path) -> list[Path]:
+    return [path.parent for path in checkpoints.glob("step_*/COMPLETE")]
+
+
+def _remove(checkpoint: Path) -> None:
+    """So that a kill leaves no half of it that looks complete."""
+    hidden = checkpoint.with_name(f".removed_{checkpoint.name}")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _point_latest_to(checkpoint: Path) -> None:
+    link = checkpoint.parent / ".latest"
     link.unlink(missing_ok=True)
-    link.symlink_to(final.name)
-    link.rename(final.parent / "latest")
-    sync(final.parent)
+    link.symlink_to(checkpoint.name)
+    link.rename(checkpoint.parent / "latest")
+    sync(checkpoint.parent)
+
+
+def _on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """What `work` returns on each rank; where it fails on one, that error is raised on all."""
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    try:
+        outcome: T | Exception = work()
+    except Exception as error:
+        outcome = error
+    dist.all_gather_object(outcomes, outcome, group=group)
+    for each in outcomes:
+        if isinstance(each, Exception):
+            raise each
+    return outcomes
+
+
+def _cause(error: BaseException) -> BaseException:
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _damaged(checkpoint: Path, reason: str) -> UserError:
+    earlier = max((path for path in _complete(checkpoint.parent) if path < checkpoint), default=None)
+    then = f"continue from {earlier.name}" if earlier else "begin again, as there is no earlier one"
+    return UserError(f"checkpoint {checkpoint} is damaged: {reason}; remove that folder to {then}")
 
 
 def _save_error(step: int, error: BaseException) -> UserError:

@@ -16,9 +16,12 @@ from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.config import EngineConfig
+from pretrain.guard import GuardConfig
 from pretrain.methods import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.encoder import EncoderConfig
 from pretrain.optimizer import OptimizerConfig
+from pretrain.profiler import ProfileConfig
+from pretrain.stopping import StoppingConfig
 from pretrain.tracking import TrackingConfig
 
 
@@ -35,6 +38,10 @@ class Config(BaseModel):
     """Optimizer steps in all."""
     resume: Literal["auto", "never"] = "auto"
     """auto continues from the newest complete checkpoint; never refuses a run folder that has one."""
+    accept: list[Literal["batch_size", "data", "objective", "seed"]] = []
+    """Differences from the checkpoint to be continued that are meant: [data] when images were added,
+    [objective] for another weight. Step t reads from image t · data.batch_size on in the order that data and
+    seed give, so that when one of the three changes some images come again early and some late."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl."""
     online_probe: bool = True
@@ -47,7 +54,10 @@ class Config(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    stopping: StoppingConfig = StoppingConfig()
     tracking: TrackingConfig = TrackingConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @property
     def folder(self) -> Path:
@@ -123,6 +133,14 @@ def _nearest(key: str) -> str:
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf or difflib.get_close_matches(key, known, 1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else "; --help lists the fields"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name, of sections in sections."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 FieldOf = tuple[str, FieldInfo, type[BaseModel]]

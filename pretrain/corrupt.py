@@ -36,6 +36,10 @@ class CorruptSamples:
     def watch(self, batch: Batch) -> None:
         self._new += [{"step": batch.step + 1, **replaced._asdict()} for replaced in batch.replaced]
 
+    def take_back(self, start: int) -> None:
+        """Forget what is not reported yet of batches after the first `start`, which will come again."""
+        self._new = [row for row in self._new if row["step"] <= start]
+
     def report(self, step: int) -> int:
         """Replacements so far in the run; called on all ranks after `step` steps.
 

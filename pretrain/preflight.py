@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -10,8 +10,10 @@ import torch
 from data_pipeline.errors import UserError
 from data_pipeline.sources import Sources
 from pretrain import checkpoint, metrics
-from pretrain.config import Config
+from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
+from pretrain.engines.fp8 import check_fp8
+from pretrain.methods import describe_projector
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import embedding_width, patch_size, timm_kwargs
 from pretrain.warm_start import WarmStart, check_fit, find_weights
@@ -44,6 +46,7 @@ class Plan:
             "std": self.std,
             "seed": config.seed,
             "data_fingerprint": self.sources.fingerprint,
+            "projector": describe_projector(config.objective),
             "warm_start": self.warm_start and self.warm_start._asdict(),
             "config": config.model_dump(mode="json"),
         }
@@ -54,37 +57,10 @@ def check(config: Config, world_size: int) -> Plan:
 
     Raises UserError for the first thing that cannot work.
     """
+    if config.engine.precision == "fp8":
+        check_fp8()
     sources = config.data.open()
-    if config.data.batch_size % world_size:
-        below = config.data.batch_size // world_size * world_size
-        near = " or ".join(str(size) for size in (below, below + world_size) if size)
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide over {world_size} ranks; use {near}"
-        )
-    images = config.data.batch_size // world_size
-    if config.engine.accumulation > images:
-        raise UserError(
-            f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
-            "use less accumulation or a larger batch"
-        )
-    kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
-    with torch.device("meta"):
-        encoder: Any = timm.create_model(config.encoder.name, **kwargs)
-    engine_config.check(config.engine, world_size, encoder)
-    if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
-        raise UserError(
-            f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
-            "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
-        )
-    patch = patch_size(encoder)
-    sizes = {"views.global_size": config.views.global_size}
-    if config.views.local_views:
-        sizes["views.local_size"] = config.views.local_size
-    for key, size in sizes.items():
-        if size % patch:
-            near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
-            raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
-    width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
+    kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
     plan = Plan(sources, kwargs, width, mean, std)
     newest = checkpoint.latest(config.folder / "checkpoints")
@@ -101,6 +77,51 @@ def check(config: Config, world_size: int) -> Plan:
     return dataclasses.replace(plan, warm_start=warm_start, initial_weights=warm_start.file)
 
 
+class Model(NamedTuple):
+    """What is to be trained, on the meta device."""
+
+    kwargs: dict[str, Any]
+    """Arguments of `timm.create_model`."""
+    encoder: Any
+    width: int
+    """D of the embedding."""
+
+
+def check_model(config: Config, world_size: int) -> Model:
+    """Build the encoder without memory; UserError for the first thing that cannot work, whatever the data."""
+    if config.data.batch_size % world_size:
+        below = config.data.batch_size // world_size * world_size
+        near = " or ".join(str(size) for size in (below, below + world_size) if size)
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide over {world_size} ranks; use {near}"
+        )
+    images = config.data.batch_size // world_size
+    if config.engine.accumulation > images:
+        raise UserError(
+            f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
+            "use less accumulation or a larger batch"
+        )
+    kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
+    with torch.device("meta"):
+        encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+    engine_config.check(config.engine, world_size, encoder, config.objective.kind == "jepa")
+    if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
+        raise UserError(
+            f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
+            "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
+        )
+    patch = patch_size(encoder)
+    sizes = {"views.global_size": config.views.global_size}
+    if config.views.local_views:
+        sizes["views.local_size"] = config.views.local_size
+    for key, size in sizes.items():
+        if size % patch:
+            near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
+            raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
+    width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
+    return Model(kwargs, encoder, width)
+
+
 def _check_resume(config: Config, plan: Plan, newest: Path) -> None:
     if config.resume == "never":
         raise UserError(
@@ -113,21 +134,25 @@ def _check_resume(config: Config, plan: Plan, newest: Path) -> None:
             f"{newest} is of another architecture, {found['name']} {found['kwargs']}, than the "
             f"configuration's {asked['name']} {asked['kwargs']}; choose another name or the old encoder"
         )
-    for key, old, new in (
-        ("seed", found["seed"], config.seed),
-        ("encoder.weights", found["config"]["encoder"].get("weights"), asked["config"]["encoder"]["weights"]),
-        ("data.batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
-        ("objective", found["config"]["objective"], asked["config"]["objective"]),
-        ("data.order", found["config"]["data"]["order"], config.data.order),
+    weights = [x["config"]["encoder"].get("weights") for x in (found, asked)]
+    before, objective = (flatten({"objective": x["config"]["objective"]}) for x in (found, asked))
+    for key, accept, old, new in (
+        ("seed", "seed", found["seed"], config.seed),
+        ("encoder.weights", "", *weights),
+        ("data.batch_size", "batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
+        ("data.order", "data", found["config"]["data"]["order"], config.data.order),
+        *((key, "objective", before.get(key), objective.get(key)) for key in before | objective),
     ):
-        if old != new:
+        if old != new and accept not in config.accept:
+            go_on = f", or accept=[{accept}] to go on with that" if accept else ""
             raise UserError(
-                f"{newest} was trained with {key}={old}, not {new}; choose another name for the run"
+                f"{newest} was trained with {key}={old}, not {new}; choose another name for the run{go_on}"
             )
-    if found["data_fingerprint"] != plan.sources.fingerprint:
+    if found["data_fingerprint"] != plan.sources.fingerprint and "data" not in config.accept:
         raise UserError(
             f"{newest} was trained on other data ({found['data_fingerprint']}, now "
-            f"{plan.sources.fingerprint}); choose another name for the run{_earlier(found, plan)}"
+            f"{plan.sources.fingerprint}); choose another name for the run, or accept=[data] to go on with "
+            f"that{_earlier(found, plan)}"
         )
 
 

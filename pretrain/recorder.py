@@ -1,16 +1,19 @@
 """What rank 0 tells the world of a run: its folder, metrics.jsonl, MLflow and the terminal."""
 
 import logging
-import resource
 import time
 from typing import Any
 
 import torch
 import yaml
 
-from pretrain import monitors, tracking
-from pretrain.config import Config
+from pretrain import accelerators, monitors, tracking
+from pretrain.config import Config, flatten
+from pretrain.distributed import world_size
+from pretrain.engines.networks import uses_bf16
+from pretrain.flops import flops_per_image
 from pretrain.metrics import MetricsFile
+from pretrain.preflight import Plan
 from pretrain.progress import Progress
 from pretrain.tracking import Mirror
 
@@ -20,14 +23,15 @@ log = logging.getLogger(__name__)
 class Recorder:
     """Writes the resolved configuration at once, then a row a logged step."""
 
-    def __init__(self, config: Config, images: int, start: int) -> None:
-        self.config, self.images = config, images
+    def __init__(self, config: Config, plan: Plan, start: int, device: torch.device) -> None:
+        self.config, self.images = config, len(plan.sources)
         config.folder.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json")
         (config.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
         self.file = MetricsFile(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config)
+        self._seconds_at_peak = _seconds_at_peak(config, plan, device)
 
     def write(self, step: int, measured: dict[str, float]) -> None:
         """Log what was measured after `step` steps, and warn of what a person should know."""
@@ -37,16 +41,24 @@ class Recorder:
             "samples": samples,
             "epoch": samples / self.images,
             **measured,
-            "memory_gib": _peak_memory() / 2**30,
             "time": time.time(),
         }
+        if self._seconds_at_peak:
+            row["mfu"] = measured["images_per_second"] * self._seconds_at_peak
         self.file.write(row)
         self.progress.show(row)
         for warning in monitors.warnings(row):
             log.warning(warning)
 
+    def take_back(self, step: int) -> None:
+        """Drop what metrics.jsonl has after `step`, whose steps will come again."""
+        self.file.close()
+        self.file = MetricsFile(self.config.folder / "metrics.jsonl", step)
+        if self.mirror:
+            self.mirror.read_again()
+
     def close(self, status: str) -> None:
-        """Flush everything; `status` is MLflow's, FINISHED or FAILED."""
+        """Flush everything; `status` is MLflow's: FINISHED, KILLED (asked to stop) or FAILED."""
         self.progress.close()
         self.file.close()
         if self.mirror:
@@ -62,20 +74,18 @@ def catch_up(config: Config) -> None:
 def _start_mirror(config: Config) -> Mirror | None:
     if not config.tracking.enabled:
         return None
-    mirror = Mirror(config.folder, config.name, config.tracking, _flatten(config.model_dump(mode="json")))
+    mirror = Mirror(config.folder, config.name, config.tracking, flatten(config.model_dump(mode="json")))
     mirror.start()
     return mirror
 
 
-def _peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _seconds_at_peak(config: Config, plan: Plan, device: torch.device) -> float | None:
+    """What an image would take if all GPUs did the model's FLOPs at their peak; None where that is unknown.
 
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    CPUs have no stated peak, so there is no MFU of them.
+    """
+    found = accelerators.detect(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if found is None:
+        return None
+    peak = found.peak("bf16" if uses_bf16(config.engine, device) else "fp32")
+    return flops_per_image(config, plan.encoder_kwargs, plan.embedding_width) / (peak * world_size())

@@ -95,6 +95,7 @@ class Mirror(threading.Thread):
         self._corrupt_bytes = 0
         self._status: str | None = None
         self._stop_asked = threading.Event()
+        self._cut_short = threading.Event()
 
     def run(self) -> None:
         warned = False
@@ -111,8 +112,12 @@ class Mirror(threading.Thread):
                 return
             self._stop_asked.wait(self.RETRY_SECONDS if warned else self.POLL_SECONDS)
 
+    def read_again(self) -> None:
+        """metrics.jsonl was cut short. Of steps that come again MLflow keeps the first values."""
+        self._cut_short.set()
+
     def finish(self, status: str, timeout: float = 60.0) -> None:
-        """Send what is left and close the MLflow run as FINISHED or FAILED, within `timeout` seconds."""
+        """Send what is left and close the MLflow run with this status, within `timeout` seconds."""
         self._status = status
         self._stop_asked.set()
         self.join(timeout)
@@ -122,6 +127,9 @@ class Mirror(threading.Thread):
             self._connect()
         from mlflow.entities import Metric
 
+        if self._cut_short.is_set():
+            self._cut_short.clear()
+            self._offset = 0
         written, offset = metrics.read_from(self.folder / "metrics.jsonl", self._offset)
         rows = [row for row in written if row["step"] > self._sent]
         batch = [

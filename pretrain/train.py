@@ -1,15 +1,14 @@
 """The train loop, from top to bottom."""
 
 import logging
-import time
+from collections.abc import Generator
 
 import torch
 from torch import nn
 
 from data_pipeline import augment
-from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch, Loader
-from pretrain import checkpoint, engines, monitors
+from pretrain import checkpoint, engines, monitors, ranks
 from pretrain.config import Config
 from pretrain.corrupt import CorruptSamples
 from pretrain.distributed import rank, world_size
@@ -21,41 +20,136 @@ from pretrain.models.encoder import build_encoder
 from pretrain.models.target import target_momentum
 from pretrain.online_probe import OnlineProbe
 from pretrain.preflight import Plan
+from pretrain.profiler import Profiler
 from pretrain.recorder import Recorder, catch_up
+from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
+from pretrain.signals import Wish
+from pretrain.state import RunState
 from pretrain.step import MicroBatch, train_step
+from pretrain.stopping import Stopping
+from pretrain.timing import StepTimer
 from pretrain.warm_start import initial_state
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, plan: Plan, device: torch.device) -> None:
+def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping | None = None) -> int:
     """Train to `config.steps`, from the newest checkpoint if there is one; on every rank alike.
 
-    Raises UserError where the data, the disk or the configuration end the run.
+    Returns the exit code. Raises UserError where the data, the disk or the configuration end the run.
     """
+    stopping = stopping or Stopping(config.stopping, config.folder)
     checkpoints = config.folder / "checkpoints"
     engine = build_engine(config, plan, device)
     probe = None
     if config.online_probe and plan.sources.classes:
         probe = OnlineProbe(plan.embedding_width, len(plan.sources.classes), device)
-
-    start = 0
+    guard = Guard(config.guard, config.folder, engine.networks, device)
+    state = RunState(engine, guard, probe)
     newest = checkpoint.latest(checkpoints)
     if newest is not None:
-        start = checkpoint.restore(newest, engine, probe)
-    if start >= config.steps:
-        log.info("%s is finished: %d of %d steps", config.folder, start, config.steps)
+        stopping.watchdog.progress()
+        state.restore(newest)
+    if state.step >= config.steps:
+        log.info("%s is finished: %d of %d steps", config.folder, state.step, config.steps)
         if rank() == 0:
             catch_up(config)
-        return
-    recorder = None
+        return 0
+    recorder = profiler = None
     if rank() == 0:
-        checkpoint.remove_partial(checkpoints)
-        recorder = Recorder(config, len(plan.sources), start)
+        checkpoint.tidy(checkpoints)
+        guard.trim(state.step)
+        recorder = Recorder(config, plan, state.step, device)
+        profiler = Profiler(config.profile, config.folder / "profile")
+        stopping.watchdog.last_words = lambda: recorder.close("FAILED")
     if newest:
         log.info("continuing %s from %s", config.folder, newest.name)
 
+    batches = load(config, plan, state.batch)
+    corrupt = CorruptSamples(config.folder, state.batch, config.data.batch_size, config.data.max_corrupt)
+    saver = Saver(checkpoints, config.checkpoint, state.step)
+    timer = StepTimer(device)
+    timer.time_calls(engine)
+    logged, due, wish, status = state.step, False, Wish.GO_ON, "FAILED"
+    try:
+        while state.step < config.steps:
+            wish = stopping.agree(saver.failed)
+            if wish != Wish.GO_ON:
+                break
+            step = state.step
+            if profiler:
+                profiler.advance(step)
+            with timer.host("data"):
+                batch = next(batches)
+            assert batch.step == state.batch
+            corrupt.watch(batch)
+
+            optimizer = config.optimizer
+            lr = learning_rate(
+                step, config.steps, optimizer.lr, optimizer.warmup_steps, optimizer.final_lr_ratio
+            )
+            momentum = target_momentum(step, config.steps, getattr(config.objective, "momentum", 1.0))
+            with timer.device("augment"):
+                images = prepare(batch, config, plan, device)
+            result = train_step(engine, images, step, lr, momentum, guard.limit)
+            guard.watch(batch, result)
+            if probe:
+                features = result.embeddings[: config.views.global_views].mean(0)
+                probe.learn(features, batch.labels.to(device, non_blocking=True))
+
+            state.step = done = step + 1
+            logs = done % config.log_every == 0 or done == config.steps
+            due |= done % config.checkpoint.every == 0
+            if not (logs or due or done == config.steps):
+                continue
+            # Only from here on does the host wait for the device.
+            if guard.report():
+                state.take_back(saver)
+                corrupt.take_back(state.batch)
+                batches.close()
+                batches = load(config, plan, state.batch)
+                if recorder:
+                    recorder.take_back(state.step)
+                logged, due = state.step, False
+                timer.restart()
+                continue
+            if logs:
+                row = {name: value.item() for name, value in result.parts.items()}
+                row |= monitors.measure(engine.networks.head, result, step)
+                if probe:
+                    row["probe_balanced_accuracy"] = probe.balanced_accuracy()
+                row |= {"lr": lr, "skipped_steps": guard.skipped, "passed_over_steps": guard.passed_over}
+                row |= timer.report(done - logged)
+                row |= ranks.compare(row.pop("seconds_alone"))
+                row["data_wait"] = row["seconds_data"] / row["seconds_step"]
+                row["images_per_second"] = config.data.batch_size / row["seconds_step"]
+                row["corrupt_samples"] = corrupt.report(state.batch)
+                if recorder:
+                    recorder.write(done, row)
+                logged = done
+            # A save in a row of refused updates would be one more place to return to in vain.
+            if (due and not guard.row) or done == config.steps:
+                due = False
+                with timer.host("checkpoint"):
+                    saver.save(done, state.tensors(), plan.description(config))
+
+        if wish in (Wish.STOP, Wish.REQUEUE):
+            log.info("stopped by a signal after %d of %d steps", state.step, config.steps)
+            if state.step > saver.step and not guard.report():
+                saver.save(state.step, state.tensors(), plan.description(config))
+        saver.wait()
+        status = "FINISHED" if state.step == config.steps else "KILLED"
+    finally:
+        batches.close()
+        if recorder and profiler:
+            profiler.close()
+            recorder.close(status)
+    return stopping.leave(wish)
+
+
+def load(config: Config, plan: Plan, first: int) -> Generator[Batch]:
+    """This rank's batches, from batch `first` on."""
     loader = Loader(
         plan.sources,
         batch_size=config.data.batch_size,
@@ -66,65 +160,10 @@ def train(config: Config, plan: Plan, device: torch.device) -> None:
         order=config.data.order,
         rank=rank(),
         world_size=world_size(),
-        start_step=start,
+        start_step=first,
         workers=config.data.workers,
     )
-    batches = iter(loader)
-    guard = Guard(device)
-    corrupt = CorruptSamples(config.folder, start, config.data.batch_size, config.data.max_corrupt)
-    logged, window_began, waited, saving = start, time.perf_counter(), 0.0, 0.0
-    status = "FAILED"
-    try:
-        for step in range(start, config.steps):
-            asked = time.perf_counter()
-            batch = next(batches)
-            assert batch.step == step
-            waited += time.perf_counter() - asked
-            corrupt.watch(batch)
-
-            optimizer = config.optimizer
-            lr = learning_rate(
-                step, config.steps, optimizer.lr, optimizer.warmup_steps, optimizer.final_lr_ratio
-            )
-            momentum = target_momentum(step, config.steps, getattr(config.objective, "momentum", 1.0))
-            result = train_step(engine, prepare(batch, config, plan, device), step, lr, momentum)
-            guard.watch(result.parts["grad_norm"], result.projections)
-            if probe:
-                features = result.embeddings[: config.views.global_views].mean(0)
-                probe.learn(features, batch.labels.to(device, non_blocking=True))
-
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                # Only here does the host wait for the device.
-                refused, reason = guard.report()
-                row = {name: value.item() for name, value in result.parts.items()}
-                row |= monitors.measure(engine.networks.head, result, step)
-                if probe:
-                    row["probe_balanced_accuracy"] = probe.balanced_accuracy()
-                seconds = time.perf_counter() - window_began - saving
-                row["lr"], row["data_wait"], row["skipped_steps"] = lr, waited / seconds, guard.skipped
-                row["corrupt_samples"] = corrupt.report(done)
-                row["images_per_second"] = (done - logged) * config.data.batch_size / seconds
-                if recorder:
-                    recorder.write(done, row)
-                if refused:
-                    log.warning("%d of the last %d steps refused: %s", refused, done - logged, reason)
-                if refused == done - logged:
-                    raise UserError(
-                        f"every step from {logged + 1} to {done} was refused: {reason}; "
-                        "resume with a lower optimizer.lr"
-                    )
-                logged, window_began, waited, saving = done, time.perf_counter(), 0.0, 0.0
-
-            if done % config.checkpoint.every == 0 or done == config.steps:
-                began = time.perf_counter()
-                checkpoint.save(checkpoints, done, engine, probe, plan.description(config))
-                saving += time.perf_counter() - began
-        status = "FINISHED"
-    finally:
-        batches.close()
-        if recorder:
-            recorder.close(status)
+    return iter(loader)
 
 
 def build_engine(config: Config, plan: Plan, device: torch.device) -> Engine:

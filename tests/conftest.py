@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image, ImageDraw
+
+from tests.recipe import write_recipe
 
 # Two cores are shared by the ranks of the distributed tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,27 +42,4 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(shards: Path, tmp_path: Path) -> Path:
     """A YAML of 12 steps that logs each one and saves every 4."""
-    values = {
-        "name": "tiny",
-        "runs": str(tmp_path / "runs"),
-        "steps": 12,
-        "log_every": 1,
-        "data": {"path": str(shards), "batch_size": 8, "workers": 0, "channels": 1},
-        "views": {"global_size": 32, "local_views": 2, "local_size": 16},
-        "encoder": {
-            "name": "vit_tiny_patch16_224",
-            "kwargs": {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2},
-        },
-        "objective": {
-            "kind": "lejepa",
-            "sigreg": {"num_slices": 64},
-            "projector": {"hidden": 32, "width": 8},
-        },
-        "optimizer": {"lr": 1e-3, "warmup_steps": 3},
-        "engine": {"precision": "fp32"},
-        "checkpoint": {"every": 4},
-        "tracking": {"enabled": False},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_recipe(shards, tmp_path)

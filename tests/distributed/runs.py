@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,93 @@ def command(ranks: int, recipe: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "launch", *launcher, *pretrain]
 
 
-def train(ranks: int, recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def killing(folder: Path, rank: int, when: str) -> dict[str, str]:
+    """An environment in which a rank gets SIGKILL just before what it does makes `when` true.
+
+    That is an expression of Python's audit events: `event`, such as "open" or "os.rename", and `paths`.
+    """
+    hook = folder / f"kill{len(list(folder.glob('kill*')))}/sitecustomize.py"
+    hook.parent.mkdir()
+    hook.write_text(
+        "import os, signal, sys\n"
+        "def kill(event, arguments):\n"
+        "    if event in ('open', 'os.rename'):\n"
+        "        paths = [os.fspath(x) for x in arguments if isinstance(x, (str, os.PathLike))]\n"
+        f"        if paths and ({when}):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"if os.environ.get('RANK') == '{rank}':\n"
+        "    sys.addaudithook(kill)\n"
+    )
+    return {"PYTHONPATH": str(hook.parent)}
+
+
+def train(
+    ranks: int, recipe: Path, *overrides: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run to the end, whatever the end."""
     return subprocess.run(
         command(ranks, recipe, *overrides),
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | (environment or {}),
         capture_output=True,
         text=True,
         timeout=240,
     )
 
 
-def train_and_kill(ranks: int, recipe: Path, folder: Path, step: int, *overrides: str) -> None:
-    """SIGKILL launcher and ranks as soon as metrics.jsonl has `step`."""
-    process = subprocess.Popen(
-        command(ranks, recipe, *overrides),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not any(row["step"] >= step for row in rows(folder)):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run does not get to the step"
-        time.sleep(0.02)
-    # The launcher's workers are sessions of their own, so its process group is not all of them.
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait()
-    psutil.wait_procs(family)
+class Run:
+    """A run under way in the background, its output in files."""
+
+    def __init__(self, ranks: int, recipe: Path, folder: Path, *overrides: str) -> None:
+        self.folder, self.ranks = folder, ranks
+        self._stderr = recipe.with_suffix(".stderr")
+        with self._stderr.open("w") as file:
+            self.process = subprocess.Popen(
+                command(ranks, recipe, *overrides),
+                cwd=ROOT,
+                env=ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def wait_for(self, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 200
+        while not happened():
+            assert self.process.poll() is None, f"the run ended before that: {self.stderr}"
+            assert time.monotonic() < deadline, f"the run does not get there: {self.stderr}"
+            time.sleep(0.01)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(lambda: any(row["step"] >= step for row in rows(self.folder)))
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process of a rank under the launcher."""
+        for child in psutil.Process(self.process.pid).children():
+            if child.environ().get("RANK") == str(number):
+                return child
+        raise AssertionError(f"no rank {number}")
+
+    def end(self) -> int:
+        """Wait for the launcher's exit code."""
+        return self.process.wait(200)
+
+    def kill(self) -> None:
+        """SIGKILL the launcher and all that it started."""
+        # The launcher's workers are sessions of their own, so its process group is not all of them.
+        family = [
+            psutil.Process(self.process.pid),
+            *psutil.Process(self.process.pid).children(recursive=True),
+        ]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait()
+        psutil.wait_procs(family)
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

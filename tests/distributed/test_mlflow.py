@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.distributed.runs import losses, train, train_and_kill
+from tests.distributed.runs import Run, losses, train
 
 
 def free_port() -> int:
@@ -49,7 +49,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_killed_run_is_one_run_with_each_step_once(server: str, recipe: Path, tmp_path: Path):
     tracked = ("tracking.enabled=true", f"tracking.uri={server}", "steps=60", "checkpoint.every=10")
-    train_and_kill(2, recipe, tmp_path / "runs/tiny", 35, *tracked)
+    run = Run(2, recipe, tmp_path / "runs/tiny", *tracked)
+    run.wait_for_step(35)
+    run.kill()
     done = train(2, recipe, *tracked)
     assert done.returncode == 0, done.stderr
 

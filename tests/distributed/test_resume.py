@@ -1,55 +1,90 @@
 """Runs killed with SIGKILL continue as if nothing had happened, on as many ranks as there are."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import losses, train, train_and_kill
+from tests.distributed.runs import Run, killing, losses, train
+from tests.recipe import write_recipe
+
+STEPS = 32
+LONGER = (f"steps={STEPS}", "engine.deterministic=true")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
-    """Losses of the uninterrupted run, filled by the first test that needs them."""
-    return {}
-
-
-@pytest.mark.parametrize("ranks_after", [2, 1])
-@pytest.mark.parametrize("kill_at", [6])
-def test_killed_run_continues_exactly(
-    whole: dict[str, dict[int, float]], recipe: Path, tmp_path: Path, kill_at: int, ranks_after: int
-):
-    if not whole:
-        done = train(2, recipe, "name=whole")
-        assert done.returncode == 0, done.stderr
-        whole["losses"] = losses(tmp_path / "runs/whole")
-        assert list(whole["losses"]) == list(range(1, 13))
-
-    train_and_kill(2, recipe, tmp_path / "runs/tiny", kill_at)
-    checkpoints = tmp_path / "runs/tiny/checkpoints"
-    (checkpoints / ".partial_00000008").mkdir(exist_ok=True)  # as a kill inside a save leaves it
-    done = train(ranks_after, recipe)
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = write_recipe(shards, folder)
+    done = train(2, path, *LONGER)
     assert done.returncode == 0, done.stderr
-    assert "continuing" in done.stderr
-
-    resumed = losses(tmp_path / "runs/tiny")
-    assert list(resumed) == list(range(1, 13))
-    if ranks_after == 2:
-        assert resumed == whole["losses"]
-    else:
-        assert list(resumed.values()) == pytest.approx(list(whole["losses"].values()), rel=1e-4)
-    assert (checkpoints / "latest").resolve().name == "step_00000012"
-    assert not list(checkpoints.glob(".partial*"))
+    return folder / "runs/tiny"
 
 
-@pytest.mark.parametrize("before, after", [("ddp", "fsdp"), ("fsdp", "ddp")])
-def test_a_killed_run_continues_on_another_engine(recipe: Path, tmp_path: Path, before: str, after: str):
-    assert train(2, recipe, "name=whole", f"engine.kind={before}").returncode == 0
-    train_and_kill(2, recipe, tmp_path / "runs/tiny", 6, f"engine.kind={before}")
-    done = train(2, recipe, f"engine.kind={after}")
-    assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
-    whole, resumed = losses(tmp_path / "runs/whole"), losses(tmp_path / "runs/tiny")
-    assert list(resumed) == list(range(1, 13))
-    assert list(resumed.values()) == pytest.approx(list(whole.values()), rel=1e-4)
+def newest(folder: Path) -> int:
+    found = (folder / "checkpoints").glob("step_*/COMPLETE")
+    return int(max(path.parent.name for path in found).removeprefix("step_"))
+
+
+def in_save(step: int) -> str:
+    """When rank 1 begins to write its part of a checkpoint."""
+    return f"event == 'open' and '/.partial_{step:08d}/__1_' in paths[0]"
+
+
+def before_latest(step: int) -> str:
+    """When a checkpoint has its name, and `latest` is about to move to it."""
+    return f"paths[0].endswith('/.latest') and os.readlink(paths[0]) == 'step_{step:08d}'"
+
+
+def test_a_run_killed_three_times_is_the_whole_run_bit_for_bit(whole: Path, recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    checkpoints = folder / "checkpoints"
+    run = Run(2, recipe, folder, *LONGER)
+    run.wait_for_step(5)
+    run.rank(1).kill()
+    assert run.end() == 128 + 9, run.stderr
+    first = newest(folder)
+
+    done = train(2, recipe, *LONGER, environment=killing(tmp_path, 1, in_save(first + 4)))
+    assert done.returncode == 128 + 9 and f"continuing {folder} from step_{first:08d}" in done.stderr
+    assert (checkpoints / f".partial_{first + 4:08d}").exists() and newest(folder) == first
+
+    done = train(2, recipe, *LONGER, environment=killing(tmp_path, 0, before_latest(first + 4)))
+    assert done.returncode == 128 + 9 and f"continuing {folder} from step_{first:08d}" in done.stderr
+    assert (checkpoints / "latest").resolve().name == f"step_{first:08d}" and newest(folder) == first + 4
+
+    # What looks like the newest, but was not finished.
+    half = checkpoints / f"step_{STEPS - 1:08d}"
+    shutil.copytree(checkpoints / f"step_{first:08d}", half)
+    (half / "COMPLETE").unlink()
+    done = train(2, recipe, *LONGER)
+    assert done.returncode == 0 and f"continuing {folder} from step_{first + 4:08d}" in done.stderr, (
+        done.stderr
+    )
+
+    assert losses(folder) == losses(whole) and list(losses(folder)) == list(range(1, STEPS + 1))
+    assert (checkpoints / "latest").resolve().name == f"step_{STEPS:08d}"
+    assert not list(checkpoints.glob(".*"))
+    ends = [json.loads((each / "checkpoints/latest/COMPLETE").read_text()) for each in (folder, whole)]
+    for name in ("__0_0.distcp", "__1_0.distcp", "encoder.safetensors"):
+        assert ends[0][name] == ends[1][name]
+
+
+def test_a_killed_run_continues_under_other_engines(whole: Path, recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    options = (f"steps={STEPS}", "checkpoint.every=8")
+    for engine, step in (("fsdp", 16), ("deepspeed", 24)):
+        killer = killing(tmp_path, 1, in_save(step))
+        done = train(2, recipe, *options, f"engine.kind={engine}", environment=killer)
+        assert done.returncode == 128 + 9 and newest(folder) == step - 8, done.stderr
+    done = train(1, recipe, *options)
+    assert done.returncode == 0 and f"continuing {folder} from step_00000016" in done.stderr, done.stderr
+    resumed = losses(folder)
+    assert list(resumed) == list(range(1, STEPS + 1))
+    # Rounding, of 1e-6 at first, grows from step to step.
+    assert list(resumed.values()) == pytest.approx(list(losses(whole).values()), rel=1e-3)
 
 
 def test_finished_run_is_not_repeated(recipe: Path, tmp_path: Path):

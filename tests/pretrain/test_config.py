@@ -65,8 +65,7 @@ def test_every_field_is_documented():
     assert all(name in describe_fields() for name, _, _ in fields())
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_found_from_anywhere(name: str, tmp_path: Path):
-    code = f"from pretrain.config import load_config; print(load_config('configs/{name}', []).name)"
+def test_recipes_are_found_from_anywhere(tmp_path: Path):
+    code = f"from pretrain.config import load_config as c\nfor name in {RECIPES}: c('configs/' + name, [])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,87 @@
+"""Runs that are asked to stop, and runs that hang: what they leave, how they end, how they go on."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+from tests.distributed.runs import Run, losses
+
+# The learning rate is constant, as the run has no end.
+LONG = ("steps=100000", "optimizer.final_lr_ratio=1", "data.workers=1")
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("[!l]*"))
+
+
+def worker(run: Run, rank: int) -> psutil.Process:
+    """The process that reads a rank's data."""
+    (found,) = [c for c in run.rank(rank).children() if "resource_tracker" not in c.cmdline()[-1]]
+    return found
+
+
+def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    # To one rank, while a checkpoint is being written.
+    run = Run(2, recipe, folder, *LONG, "checkpoint.every=5", "stopping.requeue_code=85")
+    run.wait_for(lambda: list(folder.glob("checkpoints/.partial_*")))
+    run.rank(1).send_signal(signal.SIGUSR1)
+    assert run.end() == 85, run.stderr
+    requeued = max(losses(folder))
+    assert f"stopped by a signal after {requeued} of 100000 steps" in run.stderr
+    assert checkpoints(folder)[-1] == f"step_{requeued:08d}"
+
+    # To the launcher, as Kubernetes does; then to every process there is, as Slurm does.
+    stopped = requeued
+    for engine in ("fsdp", "deepspeed"):
+        run = Run(2, recipe, folder, *LONG, "checkpoint.every=100000", f"engine.kind={engine}")
+        run.wait_for_step(stopped + 2)
+        asked = [psutil.Process(run.process.pid)]
+        if engine == "deepspeed":
+            asked += [run.rank(0), run.rank(1), worker(run, 0), worker(run, 1)]
+        for process in asked:
+            process.send_signal(signal.SIGTERM)
+        assert run.end() == 0, run.stderr
+        assert f"continuing {folder} from step_{stopped:08d}" in run.stderr
+        stopped = max(losses(folder))
+        assert checkpoints(folder)[-1] == f"step_{stopped:08d}"
+        assert sorted(losses(folder)) == list(range(1, stopped + 1))
+        assert not list(folder.glob("checkpoints/.*"))
+
+
+def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    run = Run(2, recipe, folder, *LONG, "stopping.hang=20")
+    run.wait_for_step(3)
+    # Rank 1 waits for its worker and rank 0 for rank 1, as with a file server that answers no more.
+    stuck = worker(run, 1)
+    stuck.suspend()
+    try:
+        assert run.end() == 75, run.stderr
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stuck.kill()
+    said = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "no step for stopping.hang=20 s" in said[0]
+    stacks = [(folder / f"stacks/rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert "step.py" in stacks[0] or "online_probe.py" in stacks[0]
+    assert "loader.py" in stacks[1] and "step.py" not in stacks[1]
+
+
+def test_who_cannot_stop_in_time_is_ended(recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    run = Run(1, recipe, folder, *LONG, "checkpoint.every=2", "stopping.grace=3")
+    run.wait_for(lambda: (folder / "checkpoints/latest").exists())
+    (stuck,) = [c for c in psutil.Process(run.process.pid).children() if "tracker" not in c.cmdline()[-1]]
+    stuck.suspend()
+    try:
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end() == 75, run.stderr
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stuck.kill()
+    assert "error: rank 0: stopping took longer than stopping.grace=3 s" in run.stderr
+    assert "loader.py" in (folder / "stacks/rank0.txt").read_text()
