@@ -1,12 +1,13 @@
-"""Multinomial logistic regression at a whole grid of L2 strengths, solved together to convergence.
+"""Logistic regression at a whole grid of L2 strengths, solved together to convergence.
 
 One batched L-BFGS (Nocedal & Wright, algorithm 7.5) over all members of the grid: every evaluation is one
 matrix product for the whole grid. Features are first rotated into the eigenbasis of their Gram matrix,
 which changes nothing in the optimum (the penalty is rotation invariant), drops directions that carry no
-data, and makes a diagonal bound of the Hessian (Böhning 1992) a good preconditioner.
+data, and makes the Hessian's diagonal a good preconditioner: at first a bound of it (Böhning 1992), then,
+every few iterations, its value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HISTORY = 10
+REFRESH = 8
+"""Iterations between two evaluations of the Hessian's diagonal; each costs about half an iteration."""
 
 
 class Solution(NamedTuple):
     """Weights (grid, d, columns), biases (grid, columns) and whether each member converged (grid,).
 
-    `columns` is the number of classes, or 1 for two classes: then it is the log-odds of class 1.
+    `columns` is the number of classes, or 1 for two classes: then it is the log-odds of class 1. Of
+    labels that may occur together it is their number, and each column the log-odds of its label.
     """
 
     weight: Tensor
@@ -32,25 +36,30 @@ def solve(
     y: Tensor,
     l2: Sequence[float],
     sample_weight: Tensor,
-    classes: int,
+    classes: int | None = None,
     *,
     max_iterations: int = 300,
     tolerance: float = 1e-8,
 ) -> Solution:
-    """Minimise mean_i s_i·CE_i + l2/2·‖W‖² over x (n, d), y (n,) and s (n,), for each strength in `l2`.
+    """Minimise mean_i s_i·CE_i + l2/2·‖W‖² over x (n, d), y and s (n,), for each strength in `l2`.
 
-    The bias is not penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum,
-    its one-column parametrisation of two classes included. A member has converged when the decrease that
-    the preconditioned gradient still promises is below `tolerance` times its loss.
+    `y` holds class indices (n,) below `classes`, or 0s and 1s (n, labels): then CE_i is the sum over the
+    labels of their binary cross-entropies, so that each label is a regression of its own. The bias is not
+    penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum, its one-column
+    parametrisation of two classes included. A member has converged when the decrease that the
+    preconditioned gradient still promises is below `tolerance` times its loss.
     """
     basis = _basis(x)
     z = torch.cat([x @ basis, torch.ones_like(x[:, :1])], dim=1)
     strength = torch.tensor(l2, dtype=x.dtype, device=x.device)
     penalty = strength.repeat(z.shape[1], 1)
     penalty[-1] = 0
-    curvature = (sample_weight[:, None] * z.square()).mean(0)[:, None] / 4 + penalty + 1e-12
-    problem = _Problem(z, y, sample_weight, penalty, 1 if classes == 2 else classes)
-    solution, converged = _minimise(problem, curvature, max_iterations, tolerance)
+    if y.ndim == 1 and classes == 2:
+        y = y[:, None]
+    columns = y.shape[1] if y.ndim == 2 else classes
+    assert columns is not None
+    problem = _Problem(z, y if y.ndim == 1 else y.to(x.dtype), sample_weight, penalty, columns)
+    solution, converged = _minimise(problem, max_iterations, tolerance)
     weight = torch.einsum("dr,rgc->gdc", basis, solution[:-1])
     return Solution(weight, solution[-1], converged)
 
@@ -62,12 +71,16 @@ def probabilities(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _basis(x: Tensor) -> Tensor:
-    """Orthonormal columns (d, r) that span the rows of x, by way of the smaller Gram matrix."""
+    """Orthonormal columns (d, r) that span the rows of x, by way of the smaller Gram matrix.
+
+    In float64: in float32 the Gram matrix's rounding would hide directions of a few percent deviation.
+    """
+    dtype, x = x.dtype, x.double()
     n, d = x.shape
     values, vectors = torch.linalg.eigh(x.T @ x if d <= n else x @ x.T)
     keep = values > values[-1].clamp_min(1e-30) * max(n, d) * torch.finfo(x.dtype).eps
     values, vectors = values[keep], vectors[:, keep]
-    return vectors if d <= n else x.T @ vectors / values.sqrt()
+    return (vectors if d <= n else x.T @ vectors / values.sqrt()).to(dtype)
 
 
 class _Problem(NamedTuple):
@@ -79,49 +92,63 @@ class _Problem(NamedTuple):
 
     def value_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Objective (grid,) and its gradient, at parameters (r, grid, columns)."""
-        r, grid, columns = parameters.shape
-        n = len(self.z)
         value = 0.5 * (self.penalty[..., None] * parameters.square()).sum((0, 2))
         gradient = self.penalty[..., None] * parameters
-        rows = max(1, 20_000_000 // (grid * columns))
-        for start in range(0, n, rows):
-            part = slice(start, start + rows)
-            z, y, s = self.z[part], self.y[part], self.sample_weight[part] / n
-            logits = (z @ parameters.reshape(r, -1)).reshape(-1, grid, columns)
-            if columns == 1:
-                target = y[:, None].to(z.dtype).expand(-1, grid)
-                loss = F.binary_cross_entropy_with_logits(logits[..., 0], target, reduction="none")
-                residual = (logits[..., 0].sigmoid() - target)[..., None]
+        for z, y, s, logits in self._parts(parameters):
+            if y.ndim == 2:
+                target = y[:, None].expand_as(logits)
+                loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+                residual = logits.sigmoid() - target
             else:
                 log_p = logits.log_softmax(-1)
-                target = y[:, None, None].expand(-1, grid, 1)
-                loss = -log_p.gather(-1, target)[..., 0]
-                residual = log_p.exp().scatter_add_(-1, target, -torch.ones_like(log_p[..., :1]))
+                of_class = y[:, None, None].expand(-1, logits.shape[1], 1)
+                loss = -log_p.gather(-1, of_class)[..., 0]
+                residual = log_p.exp().scatter_add_(-1, of_class, -torch.ones_like(log_p[..., :1]))
             value = value + s @ loss
-            weighted = (residual * s[:, None, None]).reshape(-1, grid * columns)
-            gradient = gradient + (z.T @ weighted).reshape(r, grid, columns)
+            weighted = (residual * s[:, None, None]).flatten(1)
+            gradient = gradient + (z.T @ weighted).reshape(parameters.shape)
         return value, gradient
 
+    def curvature(self, parameters: Tensor | None = None) -> Tensor:
+        """The Hessian's diagonal (r, grid, columns) at the parameters; without any, an upper bound of it."""
+        bound = (self.sample_weight[:, None] * self.z.square()).mean(0)[:, None] / 4 + self.penalty + 1e-12
+        if parameters is None:
+            return bound[..., None].expand(-1, -1, self.columns)
+        diagonal = self.penalty[..., None].expand_as(parameters).clone()
+        for z, y, s, logits in self._parts(parameters):
+            p = logits.sigmoid() if y.ndim == 2 else logits.softmax(-1)
+            weighted = ((p - p.square()) * s[:, None, None]).flatten(1)
+            diagonal += (z.square().T @ weighted).reshape(parameters.shape)
+        return torch.maximum(diagonal, 0.01 * bound[..., None])
 
-def _minimise(
-    problem: _Problem, curvature: Tensor, max_iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
+    def _parts(self, parameters: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Features, targets, weights and logits (m, grid, columns) of some samples at a time."""
+        r, grid, columns = parameters.shape
+        rows = max(1, 20_000_000 // (grid * columns))
+        for start in range(0, len(self.z), rows):
+            part = slice(start, start + rows)
+            z = self.z[part]
+            logits = (z @ parameters.reshape(r, -1)).reshape(-1, grid, columns)
+            yield z, self.y[part], self.sample_weight[part] / len(self.z), logits
+
+
+def _minimise(problem: _Problem, max_iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """Batched L-BFGS with Armijo backtracking, each member of the grid with its own step length.
 
     Members leave the batch as they finish, so that the hard ones do not pay for the easy ones.
     """
-    grid = curvature.shape[1]
-    solution = torch.zeros(
-        (*curvature.shape, problem.columns), dtype=curvature.dtype, device=curvature.device
-    )
-    converged = torch.zeros(grid, dtype=torch.bool, device=curvature.device)
-    live = torch.arange(grid, device=curvature.device)
+    curvature = problem.curvature()
+    solution = torch.zeros_like(curvature, memory_format=torch.contiguous_format)
+    converged = torch.zeros(curvature.shape[1], dtype=torch.bool, device=curvature.device)
+    live = torch.arange(curvature.shape[1], device=curvature.device)
     x = solution.clone()
     value, gradient = problem.value_and_gradient(x)
     stuck = torch.zeros_like(converged)
     history: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(max_iterations):
-        done = stuck | (_dot(gradient, gradient / curvature[..., None]) <= tolerance * value)
+    for iteration in range(max_iterations):
+        if iteration and iteration % REFRESH == 0:
+            curvature = problem.curvature(x)
+        done = stuck | (_dot(gradient, gradient / curvature) <= tolerance * value)
         if done.any():
             solution[:, live[done]] = x[:, done]
             converged[live[done]] = True
@@ -168,10 +195,10 @@ def _inverse_hessian(
         alpha = rho * _dot(moved, q)
         q = q - alpha[:, None] * change
         alphas.append(alpha)
-    q = q / curvature[..., None]
+    q = q / curvature
     if history:
         moved, change, rho = history[-1]
-        scale = _dot(change, change / curvature[..., None]) * rho
+        scale = _dot(change, change / curvature) * rho
         q = q / torch.where(scale > 0, scale, 1.0)[:, None]
     for (moved, change, rho), alpha in zip(history, reversed(alphas), strict=True):
         q = q + (alpha - rho * _dot(change, q))[:, None] * moved

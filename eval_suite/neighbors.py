@@ -1,6 +1,7 @@
 """Nearest neighbours by cosine similarity (FAISS), and the weighted k-NN classifier."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faiss
@@ -8,23 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite import scores
+from eval_suite.selection import Array, Candidate, FeatureSets, choose, label, named
 
-Array = NDArray[np.floating]
-
-K_GRID = (10, 20, 100)
+K_GRID = (10, 20, 100, 200)
+_MOST_ON_GPU = 2048
+"""Neighbours that FAISS can find on a GPU."""
 
 
 def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The `k` most similar rows of `train_x` (n, d) for each row of `test_x` (m, d).
 
-    Returns cosine similarities and train indices, both (m, k), most similar first. Exact search. Raises
-    ValueError when k exceeds n.
+    Returns cosine similarities and train indices, both (m, k), most similar first. Exact search, on the
+    GPU where FAISS finds one. Raises ValueError when k exceeds n.
     """
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k = {k} neighbours of {len(train_x)} samples; k lies in 1 … {len(train_x)}")
-    index = faiss.IndexFlatIP(train_x.shape[1])
-    index.add(_normalised(train_x))
-    similarity, ids = index.search(_normalised(test_x), k)
+    index: Any = faiss.IndexFlatIP(train_x.shape[1])
+    if faiss.get_num_gpus() and k <= _MOST_ON_GPU:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index.add(normalised(train_x))
+    similarity, ids = index.search(normalised(test_x), k)
     return similarity, ids
 
 
@@ -41,16 +45,9 @@ def knn_scores(
     A neighbour votes with e^{similarity / temperature} (Wu et al. 2018, arXiv:1805.01978). `train_y` holds
     class indices ≥ 0; `classes` defaults to the largest one + 1.
     """
-    similarity, ids = nearest(train_x, test_x, max(k))
-    # Relative to the closest neighbour: the same vote, and no overflow at small temperatures.
-    votes = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
-    neighbour_y = train_y[ids]
     classes = int(train_y.max()) + 1 if classes is None else classes
-    rows = np.arange(len(test_x))[:, None]
-    total = np.zeros((len(k), len(test_x), classes))
-    for slot, count in enumerate(k):
-        np.add.at(total[slot], (rows, neighbour_y[:, :count]), votes[:, :count])
-    return total / total.sum(axis=2, keepdims=True)
+    votes, neighbour_y = _votes(train_x, train_y, test_x, max(k), temperature)
+    return np.stack([_counted(votes, neighbour_y, count, classes) for count in k])
 
 
 def knn_classify(
@@ -66,11 +63,11 @@ def knn_classify(
 
 
 def evaluate(
-    train_x: Array,
+    train_x: FeatureSets,
     train_y: NDArray[np.integer],
-    val_x: Array,
+    val_x: FeatureSets,
     val_y: NDArray[np.integer],
-    test_x: Array,
+    test_x: FeatureSets,
     test_y: NDArray[np.integer],
     *,
     k: Sequence[int] = K_GRID,
@@ -79,30 +76,58 @@ def evaluate(
 ) -> dict[str, Any]:
     """Choose `k` on val, report test once; labels are class indices ≥ 0.
 
-    The choice is the largest balanced accuracy on val, ties by AUROC, then the first in `k`. Returns
+    Features are (n, d), or several sets of them by name, of which val chooses one together with `k`. The
+    choice is the largest balanced accuracy on val, ties by AUROC, then the first in `k`. Returns
     test_accuracy, test_balanced_accuracy, test_auroc; k, the chosen one; val, one {k, balanced_accuracy,
-    auroc} for each; test_scores (m, classes).
+    auroc} for each; test_scores (m, classes); of several feature sets also feature_set, here and in val.
     """
     if classes is None:
         classes = int(max(train_y.max(), val_y.max(), test_y.max())) + 1
-    val: list[dict[str, Any]] = []
-    for count, predicted in zip(k, knn_scores(train_x, train_y, val_x, k, temperature, classes), strict=True):
-        balanced_accuracy, area = scores.balanced_accuracy(val_y, predicted), scores.auroc(val_y, predicted)
-        val.append({"k": count, "balanced_accuracy": balanced_accuracy, "auroc": area})
-    best = max(val, key=lambda row: (row["balanced_accuracy"], np.nan_to_num(row["auroc"])))["k"]
-    test_scores = knn_scores(train_x, train_y, test_x, (best,), temperature, classes)[0]
+    train, val, test = named(train_x), named(val_x), named(test_x)
+
+    def test_scores(name: str, count: int) -> NDArray[np.float64]:
+        return knn_scores(train[name], train_y, test[name], (count,), temperature, classes)[0]
+
+    def candidates() -> Iterator[Candidate]:
+        for name, x in reversed(list(train.items())):
+            votes, neighbour_y = _votes(x, train_y, val[name], max(k), temperature)
+            for count in reversed(k):
+                yield Candidate(
+                    {**label(name), "k": count},
+                    _counted(votes, neighbour_y, count, classes),
+                    functools.partial(test_scores, name, count),
+                )
+
+    setting, predicted, tried = choose(candidates(), val_y, scores.quality)
     return {
-        "test_accuracy": scores.accuracy(test_y, test_scores),
-        "test_balanced_accuracy": scores.balanced_accuracy(test_y, test_scores),
-        "test_auroc": scores.auroc(test_y, test_scores),
-        "k": best,
-        "val": val,
-        "test_scores": test_scores,
+        **{f"test_{score}": value for score, value in scores.summary(test_y, predicted).items()},
+        **setting,
+        "val": tried[::-1],
+        "test_scores": predicted,
     }
 
 
-def _normalised(x: Array) -> NDArray[np.float32]:
+def normalised(x: Array) -> NDArray[np.float32]:
     """Rows on the unit sphere; a zero row stays zero."""
     x = np.asarray(x, dtype=np.float64)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return np.ascontiguousarray(x / np.maximum(norm, 1e-12), dtype=np.float32)
+
+
+def _votes(
+    train_x: Array, train_y: NDArray[np.integer], test_x: Array, k: int, temperature: float
+) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    """Weight and label (m, k) of each neighbour, the closest first."""
+    similarity, ids = nearest(train_x, test_x, k)
+    # Relative to the closest neighbour: the same vote, and no overflow at small temperatures.
+    return np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature), train_y[ids]
+
+
+def _counted(
+    votes: NDArray[np.float64], neighbour_y: NDArray[np.integer], k: int, classes: int
+) -> NDArray[np.float64]:
+    """Shares (m, classes) of the votes of the `k` closest."""
+    m = len(votes)
+    bins = np.arange(m)[:, None] * classes + neighbour_y[:, :k]
+    total = np.bincount(bins.ravel(), votes[:, :k].ravel(), minlength=m * classes).reshape(m, classes)
+    return total / total.sum(axis=1, keepdims=True)

@@ -4,16 +4,18 @@ Labels are class indices (n,), scores are (n, classes): larger means more likely
 over the classes that occur in the labels, so a class without samples neither helps nor harms.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.areas import Counts, areas, once
+
 Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
 
-WORK = 2_000_000_000
-"""Samples × classes × resamples that one interval may cost, about a minute; beyond it, fewer resamples."""
+WORK = 10_000_000_000
+"""Samples × classes × resamples that one interval may cost, about half a minute; beyond it, fewer of them."""
 
 
 class Bootstrap(NamedTuple):
@@ -30,8 +32,7 @@ def accuracy(labels: Labels, scores: Scores) -> float:
 
 def balanced_accuracy(labels: Labels, scores: Scores) -> float:
     """Mean over classes of the share of the class that is found."""
-    once = np.ones((1, len(labels)))
-    return float(_balanced_accuracy(labels, scores, once)[0])
+    return float(_balanced_accuracy(labels, scores, once(len(labels)))[0])
 
 
 def auroc(labels: Labels, scores: Scores) -> float:
@@ -40,8 +41,40 @@ def auroc(labels: Labels, scores: Scores) -> float:
     The probability that a sample of the class scores above one that is not, ties counted half
     (Hanley & McNeil 1982). nan when fewer than two classes occur.
     """
-    once = np.ones((1, len(labels)))
-    return float(_auroc(labels, scores, once)[0])
+    return float(_auroc(labels, scores, once(len(labels)))[0])
+
+
+def quality(labels: Labels, scores: Scores) -> dict[str, float]:
+    """What a setting is chosen by, the more important first."""
+    return {"balanced_accuracy": balanced_accuracy(labels, scores), "auroc": auroc(labels, scores)}
+
+
+def summary(labels: Labels, scores: Scores) -> dict[str, float]:
+    return {"accuracy": accuracy(labels, scores), **quality(labels, scores)}
+
+
+def per_class(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
+    """For each class support (samples), precision, recall and AUROC against the rest; nan where undefined.
+
+    Precision is the share of the samples predicted as the class that are of it.
+    """
+    matrix = confusion(labels, scores)
+    support, predicted, found = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    of_class = labels[:, None] == np.arange(scores.shape[1])
+    area = areas(of_class, scores, once(len(labels)))[0][:, 0]
+    with np.errstate(invalid="ignore"):
+        precision, recall = found / predicted, found / support
+    return [
+        {"support": int(n), "precision": float(p), "recall": float(r), "auroc": float(a)}
+        for n, p, r, a in zip(support, precision, recall, area, strict=True)
+    ]
+
+
+def confusion(labels: Labels, scores: Scores) -> NDArray[np.int64]:
+    """How many samples of class i are predicted as class j, (classes, classes)."""
+    classes = scores.shape[1]
+    pairs = labels.astype(np.int64) * classes + scores.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def bootstrap(labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Bootstrap:
@@ -61,14 +94,17 @@ def bootstrap(labels: Labels, scores: Scores, *, resamples: int = 1000, seed: in
 
 
 def interval(values: NDArray[np.float64], coverage: float = 0.95) -> list[float]:
-    """The central percentile interval [low, high] of bootstrap values."""
+    """The central percentile interval [low, high] of bootstrap values; nan where they are undefined."""
     tail = 50 * (1 - coverage)
-    return [float(value) for value in np.percentile(values, [tail, 100 - tail])]
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return [float("nan")] * 2
+    return [float(value) for value in np.percentile(known, [tail, 100 - tail])]
 
 
-def _resample(labels: Labels, resamples: int, seed: int, start: int) -> NDArray[np.float64]:
+def _resample(labels: Labels, resamples: int, seed: int, start: int) -> Counts:
     """How often each sample is drawn, (resamples, n): as many draws from each class as it has samples."""
-    counts = np.zeros((resamples, len(labels)))
+    counts = np.zeros((resamples, len(labels)), dtype=np.uint16)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         philox = np.random.Philox(key=np.array([seed, label], np.uint64), counter=[0, 0, 0, start])
@@ -80,34 +116,20 @@ def _resample(labels: Labels, resamples: int, seed: int, start: int) -> NDArray[
     return counts
 
 
-def _balanced_accuracy(labels: Labels, scores: Scores, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _balanced_accuracy(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
     """(resamples,) from `counts` (resamples, n)."""
     right = scores.argmax(axis=1) == labels
-    found = [counts[:, of] @ right[of] / counts[:, of].sum(axis=1) for of in _one_hot(labels)]
+    found = [
+        counts[:, of & right].sum(axis=1) / counts[:, of].sum(axis=1)
+        for of in (labels == label for label in np.unique(labels))
+    ]
     return np.mean(found, axis=0)
 
 
-def _auroc(labels: Labels, scores: Scores, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _auroc(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
     """(resamples,) from `counts` (resamples, n)."""
     present = np.unique(labels)
     if len(present) < 2:
         return np.full(len(counts), np.nan)
-    if scores.shape[1] == 2:
-        return _area(labels == 1, scores[:, 1], counts)
-    return np.mean([_area(labels == label, scores[:, label], counts) for label in present], axis=0)
-
-
-def _area(positive: NDArray[np.bool_], score: Scores, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Σ over positives of the weight of negatives below, plus half of those level, over all pairs."""
-    order = np.argsort(score, kind="stable")
-    ascending = score[order]
-    starts = np.flatnonzero(np.concatenate([[True], ascending[1:] > ascending[:-1]]))
-    weights = counts[:, order]
-    positives = np.add.reduceat(weights * positive[order], starts, axis=1)
-    negatives = np.add.reduceat(weights * ~positive[order], starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    return (positives * below).sum(axis=1) / (positives.sum(axis=1) * negatives.sum(axis=1))
-
-
-def _one_hot(labels: Labels) -> list[NDArray[np.bool_]]:
-    return [labels == label for label in np.unique(labels)]
+    judged = np.array([1]) if scores.shape[1] == 2 else present
+    return areas(labels[:, None] == judged, scores[:, judged], counts)[0].mean(axis=0)

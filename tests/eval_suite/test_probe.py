@@ -90,3 +90,30 @@ def test_constant_features_and_a_class_absent_from_train():
     assert found["test_balanced_accuracy"] == pytest.approx(scores.balanced_accuracy(y, found["test_scores"]))
     with pytest.raises(ValueError, match="two classes"):
         probe.linear_probe(x, 0 * y, x, y, x, y)
+
+
+def test_large_problems_in_single_precision_agree_with_double(monkeypatch: pytest.MonkeyPatch):
+    x, y = mixture(3, 400, 30)
+    x[:, :10] *= np.logspace(0, -3, 10)  # no scale that standardising does not undo
+    double = probe.linear_probe(x, y, x, y, x, y, l2=STRENGTHS)
+    monkeypatch.setattr(probe, "DOUBLE", 0)
+    single = probe.linear_probe(x, y, x, y, x, y, l2=STRENGTHS)
+    assert single["converged"]
+    np.testing.assert_allclose(single["test_scores"], double["test_scores"], atol=3e-3)
+
+
+def test_val_chooses_the_feature_set_together_with_the_strength():
+    x, y = mixture(3, 600, 15)
+    sets = {"a": x, "noise": np.random.default_rng(0).normal(size=(600, 7)), "part": x[:, :4]}
+    parts = [
+        value
+        for rows in (slice(0, 200), slice(200, 400), slice(400, 600))
+        for value in ({name: f[rows] for name, f in sets.items()}, y[rows])
+    ]
+    found = probe.linear_probe(*parts)
+    best = max(found["val"], key=lambda row: (row["balanced_accuracy"], row["auroc"], row["l2"]))
+    assert (found["feature_set"], found["l2"]) == (best["feature_set"], best["l2"])
+    assert len(found["val"]) == 3 * len(probe.L2_GRID)
+    alone = probe.linear_probe(x[:200], y[:200], x[200:400], y[200:400], x[400:], y[400:], l2=(found["l2"],))
+    assert found["feature_set"] == "a"
+    assert found["test_accuracy"] == alone["test_accuracy"]

@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from eval_suite import scores
 
@@ -71,3 +76,21 @@ def test_resamples_in_several_chunks_are_all_different():
     predicted = np.random.default_rng(0).normal(size=(100_000, 2))
     values = scores.bootstrap(labels, predicted, resamples=60).auroc
     assert len(np.unique(values)) == 60
+
+
+def test_per_class_table_and_confusion_agree_with_sklearn():
+    random = np.random.default_rng(2)
+    labels = random.integers(3, size=120)
+    p = np.round(random.dirichlet(np.ones(4), size=120) + np.eye(4)[labels] / 2, 2)  # class 3 never occurs
+    predicted = p.argmax(axis=1)
+    assert np.array_equal(scores.confusion(labels, p), confusion_matrix(labels, predicted, labels=range(4)))
+    rows = scores.per_class(labels, p)
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(3))
+    for c in range(3):
+        assert rows[c]["precision"] == pytest.approx(expected[0][c])
+        assert rows[c]["recall"] == pytest.approx(expected[1][c])
+        assert rows[c]["support"] == expected[3][c]
+        assert rows[c]["auroc"] == pytest.approx(roc_auc_score(labels == c, p[:, c]))
+    assert rows[3]["support"] == 0
+    assert np.isnan(rows[3]["recall"])
+    assert np.isnan(rows[3]["auroc"])

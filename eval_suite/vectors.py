@@ -1,0 +1,111 @@
+"""Features that were computed elsewhere: a file of vectors, with labels and splits if it has them."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_pipeline.errors import UserError, from_os_error
+
+SUFFIXES = (".npy", ".npz", ".parquet")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Rows of one file; without splits all of them are train."""
+
+    file: Path
+    x: NDArray[np.float32]
+    """(n, d), finite."""
+    labels: NDArray[Any] | None
+    """(n,): class names or numbers."""
+    split: NDArray[np.str_]
+    """(n,): train, val or test."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file."""
+        with self.file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def rows(self, split: str) -> NDArray[np.bool_]:
+        return self.split == split
+
+
+def is_vectors(name: str) -> bool:
+    return Path(name).suffix in SUFFIXES
+
+
+def read(given: str) -> Vectors:
+    """Read a features file.
+
+    `.npy` holds an array (n, d). `.npz` holds `features` (n, d) and may hold `labels` (n,) and `split` (n,).
+    Parquet has a column `features` of lists, or one number column a dimension, and may have `label` and
+    `split`. Splits are named train, val and test. Raises UserError for anything else; pickles are not opened.
+    """
+    file = Path(given)
+    try:
+        found = _columns(file)
+    except OSError as error:
+        raise from_os_error(error, f"reading {file}") from error
+    except (ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
+        raise UserError(message) from None
+    x = found["features"]
+    if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or min(x.shape) == 0:
+        raise UserError(
+            f"{file}: features of shape {x.shape} and type {x.dtype}; expected numbers (n, d), a row an image"
+        )
+    if broken := int((~np.isfinite(x).all(axis=1)).sum()):
+        raise UserError(f"{file}: {broken} of {len(x)} rows have NaN or infinite values; remove them")
+    labels, split = found.get("labels"), found.get("split")
+    for name, column in (("labels", labels), ("split", split)):
+        if column is not None and column.shape != (len(x),):
+            raise UserError(f"{file}: {name} of shape {column.shape} beside features of {x.shape}; one a row")
+    split = np.full(len(x), "train") if split is None else split.astype(str)
+    if unknown := sorted(set(split) - set(SPLITS)):
+        raise UserError(f"{file}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}; rename it")
+    return Vectors(file.resolve(), np.ascontiguousarray(x, dtype=np.float32), labels, split)
+
+
+def _columns(file: Path) -> dict[str, NDArray[Any]]:
+    if file.suffix == ".parquet":
+        return _parquet(file)
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"features": loaded}
+    with loaded:
+        if "features" not in loaded.files:
+            raise UserError(f"{file} has arrays {', '.join(loaded.files)}, but none called features; add it")
+        return {name: loaded[name] for name in ("features", "labels", "split") if name in loaded.files}
+
+
+def _parquet(file: Path) -> dict[str, NDArray[Any]]:
+    table = pq.read_table(file)
+    names = {"labels": "label", "split": "split"}
+    found = {k: table[c].to_numpy(zero_copy_only=False) for k, c in names.items() if c in table.column_names}
+    if "features" in table.column_names:
+        # numpy refuses lists of different lengths
+        return {**found, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}
+    numbers = [
+        field.name
+        for field in table.schema
+        if (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+        and field.name not in names.values()
+    ]
+    if not numbers:
+        raise UserError(f"{file} has neither a column features nor number columns; add one of them")
+    columns = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
+    return {**found, "features": np.stack(columns, axis=1).astype(np.float32)}

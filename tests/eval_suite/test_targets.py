@@ -1,0 +1,158 @@
+"""Targets from tables: which sample gets what, which kind they are, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.index import Dataset
+from eval_suite.targets import Targets, aligned, load_targets, of_labels
+
+
+@pytest.fixture(scope="module")
+def dataset(splits: dict[str, Path]) -> Dataset:
+    """20 samples that were packed from 0.png … 19.png."""
+    return Dataset(splits["val"])
+
+
+@pytest.fixture
+def table(tmp_path: Path):
+    def write(header: str, rows: list[str], encoding: str = "utf-8") -> Path:
+        file = tmp_path / "targets.csv"
+        file.write_bytes("\n".join([header, *rows, ""]).encode(encoding))
+        return file
+
+    return write
+
+
+def number(dataset: Dataset) -> list[int]:
+    return [int(dataset.key(i)) for i in range(len(dataset))]
+
+
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_rows_find_their_samples_in_any_order_by_key_or_path(dataset, table, suffix: str):
+    order = np.random.default_rng(0).permutation(30)  # ten of them in another split
+    found = load_targets(dataset, table("id,age", [f"{i}{suffix},{i + 0.5}" for i in order]), "id", ["age"])
+    assert found.kind == "regression"
+    assert found.names == ["age"]
+    assert found.known.all()
+    assert found.values[:, 0].tolist() == [n + 0.5 for n in number(dataset)]
+
+
+def test_samples_without_row_or_value_are_counted(dataset, table):
+    rows = [f"{i},{'' if i < 3 else 'nan' if i < 5 else 'cat' if i % 2 else 'dog'}" for i in range(15)]
+    found = load_targets(dataset, table("id,animal", rows), "id", ["animal"])
+    assert (found.kind, found.names) == ("multiclass", ["cat", "dog"])
+    assert (found.without_row, found.without_value, int(found.known.sum())) == (5, 5, 10)
+    for n, known, value in zip(number(dataset), found.known, found.values, strict=True):
+        assert known == (5 <= n < 15)
+        if known:
+            assert found.names[value] == ("cat" if n % 2 else "dog")
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "names"),
+    [
+        ({"a": ["10", "9", "x"]}, "multiclass", ["10", "9", "x"]),
+        ({"a": ["2", "0", "1"]}, "multiclass", ["0", "1", "2"]),
+        ({"a": ["1.0", "2.0", ""]}, "multiclass", ["1", "2"]),
+        ({"a": ["True", "False", "True"]}, "multiclass", ["False", "True"]),
+        ({"a": ["30", "41", "57"]}, "regression", ["a"]),
+        ({"a": ["0.1", "1", "2"]}, "regression", ["a"]),
+        ({"a": ["0", "1", "1"], "b": ["false", "TRUE", "1.0"]}, "multilabel", ["a", "b"]),
+        ({"a": ["0", "1", "1"], "b": ["-1", "0", "1"]}, "regression", ["a", "b"]),
+    ],
+)
+def test_kind_and_names_follow_from_the_values(dataset, table, columns, kind: str, names: list[str]):
+    rows = [",".join([str(i), *cells]) for i, cells in enumerate(zip(*columns.values(), strict=True))]
+    found = load_targets(dataset, table(",".join(["id", *columns]), rows), "id", list(columns))
+    assert (found.kind, found.names) == (kind, names)
+
+
+def test_a_kind_that_is_given_holds(dataset, table):
+    file = table("id,grade", [f"{i},{i % 3}" for i in range(20)])
+    assert load_targets(dataset, file, "id", ["grade"]).kind == "multiclass"
+    graded = load_targets(dataset, file, "id", ["grade"], "regression")
+    assert graded.values[:, 0].tolist() == [n % 3 for n in number(dataset)]
+
+
+def test_parquet_with_types_and_nulls_reads_as_the_csv_does(dataset, table, tmp_path: Path):
+    columns = {
+        "id": pa.array([str(i) for i in range(20)]).dictionary_encode(),
+        "flag": pa.array([None if i == 4 else i % 2 == 0 for i in range(20)]),
+        "size": pa.array([float("nan") if i == 5 else i / 2 for i in range(20)]),
+        "grade": pa.array([None if i == 6 else float(i % 2) for i in range(20)]),
+    }
+    file = tmp_path / "targets.parquet"
+    pa.parquet.write_table(pa.table(columns), file)
+    rows = [",".join("" if v is None else str(v) for v in r.values()) for r in pa.table(columns).to_pylist()]
+    csv = table("id,flag,size,grade", rows)
+    for chosen in (["flag"], ["size"], ["flag", "grade"], ["grade"]):
+        one, two = (load_targets(dataset, f, "id", chosen) for f in (file, csv))
+        assert (one.kind, one.without_value) == (two.kind, two.without_value)
+        assert [name.lower() for name in one.names] == [name.lower() for name in two.names]
+        assert np.array_equal(one.values[one.known], two.values[two.known])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "columns", "kind", "message"),
+    [
+        ("id,age", ["0,1"], ["aeg"], None, "no column 'aeg'; did you mean 'age'"),
+        ("key,age", ["0,1"], ["age"], None, "no column 'id'; its columns are key, age"),
+        ("id,age,age", ["0,1,2"], ["age"], None, "two columns 'age'"),
+        ("id,age", ["x,1", "y,2"], ["age"], None, r"none of the 2 keys in column 'id' \(the first: 'x'\)"),
+        ("id,age", [], ["age"], None, "none of the 0 keys"),
+        ("id,age", ["0,1", "1,2", "0.png,3"], ["age"], None, "rows 1 and 3 of the data both name"),
+        ("id,age", ["0,1", "1,old"], ["age"], "regression", "row 2 of the data: 'old' in column 'age'"),
+        ("id,age", ["0,1", "1,inf"], ["age"], "regression", "expected a finite number"),
+        ("id,a,b", ["0,1,0", "1,0,2"], ["a", "b"], "multilabel", "'2' in column 'b', expected 0 or 1"),
+        ("id,a,b", ["0,1,0", "1,0,x"], ["a", "b"], None, "'x' in column 'b', expected a finite number"),
+        ("id,a,b", ["0,1,0"], ["a", "b"], "multiclass", "2 columns a, b as multiclass"),
+        ("id,age", ["0,1"], ["age"], "classes", "kind 'classes'; expected one of multiclass"),
+        ("id,age", ["0,1", "1,2,3"], ["age"], None, "not a CSV in UTF-8 that can be read"),
+        ("id,age", ["0,1"], [], None, "no target columns"),
+    ],
+)
+def test_bad_tables_are_refused_in_one_line(dataset, table, header, rows, columns, kind, message: str):
+    with pytest.raises(UserError, match=message) as refused:
+        load_targets(dataset, table(header, rows), "id", columns, kind)
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_are_none_are_refused(dataset, table, tmp_path: Path):
+    with pytest.raises(UserError, match="No such file"):
+        load_targets(dataset, tmp_path / "absent.csv", "id", ["a"])
+    with pytest.raises(UserError, match="not a CSV in UTF-8"):
+        load_targets(dataset, table("id,a", ["0,é"], "latin-1"), "id", ["a"])
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(UserError, match="not a CSV"):
+        load_targets(dataset, tmp_path / "empty.csv", "id", ["a"])
+    (tmp_path / "text.parquet").write_text("id,a")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        load_targets(dataset, tmp_path / "text.parquet", "id", ["a"])
+    pa.parquet.write_table(pa.table({"id": ["0"], "a": [[1, 2]]}), tmp_path / "list.parquet")
+    with pytest.raises(UserError, match="not a Parquet file that can be read"):
+        load_targets(dataset, tmp_path / "list.parquet", "id", ["a"])
+
+
+def test_labels_of_the_data_set_itself(splits):
+    train = Dataset(splits["train"])
+    found = of_labels(train)
+    assert (found.kind, found.names, found.without_value) == ("multiclass", train.classes, 4)
+    assert np.array_equal(found.known, train.labels >= 0)
+
+
+def test_splits_are_brought_to_the_same_classes():
+    known = np.array([True, True, False])
+    train = Targets("multiclass", ["b", "d"], np.array([0, 1, -1]), known)
+    val = Targets("multiclass", ["a", "d"], np.array([1, 0, -1]), known)
+    both = aligned({"train": train, "val": val})
+    assert both["train"].names == both["val"].names == ["b", "d", "a"]
+    assert both["train"].values.tolist() == [0, 1, -1]
+    assert both["val"].values.tolist() == [1, 2, -1]
+    numbers = Targets("regression", ["age"], np.zeros((3, 1)), known)
+    with pytest.raises(ValueError, match="train are multiclass, of val regression"):
+        aligned({"train": train, "val": numbers})
