@@ -1,190 +1,134 @@
 """`python -m eval_suite RUN_OR_CHECKPOINT… --train SHARDS --val SHARDS`, alone or under torchrun."""
 
-import argparse
-import difflib
 import json
 import logging
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from data_pipeline.errors import ArgumentParser, UserError, exit_code
-
-EPILOG = """examples:
-  python -m eval_suite runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
-  torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …     features over 8 processes
-
-Results go to RUN/eval/<step>/: results.json, report.html, and features/, which may be deleted."""
+from data_pipeline.errors import UserError, exit_code
+from eval_suite.arguments import options, parse, pass_on
 
 
 def main() -> int:
-    """Evaluate each checkpoint named; exit code 0, or 2 for what the user can mend."""
+    """Evaluate all that is named; exit code 0, 2 for what the user can mend, 1 if some of several failed."""
     given = parse(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from eval_suite.splits import open_splits
-    from eval_suite.suite import BASELINES, METRICS, Options, evaluate
-
-    options = Options(
-        metrics=_names(given.metrics, METRICS, "--metrics"),
-        baselines=_names(given.baselines, BASELINES, "--baselines"),
-        k=_counts(given.k) if given.k else None,
-    )
-    if given.workers < 0 or given.batch_size < 1:
-        raise UserError("--workers takes 0 or more and --batch-size 1 or more")
-    from eval_suite.checkpoints import resolve
-
-    checkpoints = [resolve(name) for name in given.checkpoints]
-    splits = open_splits(given.train, given.val, given.test)
-
+    chosen = options(given)
+    # Imported here: they take seconds, which a mistyped option need not cost.
     import torch
     from accelerate import PartialState
 
-    # Long: the others wait at the next checkpoint while the first process fits probes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    try:
-        every = []
-        for checkpoint in checkpoints:
-            out = _folder(given.out, checkpoint, several=len(checkpoints) > 1)
-            results = evaluate(
+    from eval_suite import batch, comparison, find, suite, terminal, vectors
+    from eval_suite.splits import open_splits, targets_of
+
+    splits = open_splits(given.train, given.val, given.test) if given.train and given.val else None
+    if splits is None and (named := [name for name in given.names if not vectors.is_vectors(name)]):
+        raise UserError(f"{named[0]} needs images to look at; name packed data sets with --train and --val")
+    columns = [name.strip() for name in (given.target_columns or "").split(",") if name.strip()]
+    targets = (
+        targets_of(splits, given.targets, given.key_column, columns, given.target_kind) if splits else {}
+    )
+
+    def tasks() -> list[batch.Task]:
+        found = find.find([name for name in given.names if not vectors.is_vectors(name)], given.every)
+        files = [Path(name) for name in given.names if vectors.is_vectors(name)]
+        several = len(found) + len(files) > 1
+        todo = []
+        for c in found:
+            step = str(c.encoder.step)
+            out = _folder(given.out, c.run or c.folder, step, several and f"{c.name}-{step}")
+            todo.append(batch.Task(f"{c.name}, step {step}", str(c.weights), out))
+        for file in files:
+            out = _folder(given.out, file.parent, file.stem, several and file.stem)
+            todo.append(batch.Task(file.stem, str(file), out))
+        return todo
+
+    def work(todo: list[batch.Task]) -> list[batch.Outcome]:
+        quiet = given.json or not state.is_main_process
+        if given.jobs > 1 and len(todo) > 1:
+            outcomes = batch.side_by_side(todo, pass_on(given), given.jobs)
+        elif len(todo) == 1 and not given.watch:
+            outcomes = iter([batch.Outcome(todo[0], evaluate(todo[0]))])
+        else:
+            outcomes = batch.one_by_one(todo, evaluate, alone=state.num_processes == 1)
+        return batch.follow(outcomes, len(todo), quiet=quiet)
+
+    def evaluate(task: batch.Task) -> dict[str, Any]:
+        if vectors.is_vectors(task.given):
+            file = vectors.read(task.given)
+            results = suite.evaluate_vectors(file, chosen, task.out, state, force=given.force)
+        else:
+            assert splits is not None
+            (checkpoint,) = find.find([task.given])
+            results = suite.evaluate(
                 checkpoint,
                 splits,
-                options,
-                out,
+                targets,
+                chosen,
+                task.out,
                 state,
                 batch_size=given.batch_size,
                 workers=given.workers,
                 force=given.force,
             )
-            if state.is_main_process:
-                every.append(results)
-                show(results, out, checkpoint.run, quiet=given.json)
-        if given.json and state.is_main_process:
-            print(json.dumps(every[0] if len(every) == 1 else every, indent=1))
+        if state.is_main_process:
+            published.append(terminal.publish(results, task.out))
+        return results
+
+    published: list[str] = []
+    # Long: the others wait at the next checkpoint while the first process measures.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    try:
+        if given.watch:
+            outcomes = batch.watch(_patiently(tasks), lambda: find.finished(given.names), work, given.poll)
+        else:
+            outcomes = work(tasks())
+        if not state.is_main_process:
+            return 0
+        done = [outcome for outcome in outcomes if outcome.results is not None]
+        if given.json:
+            every = [outcome.results for outcome in done]
+            print(json.dumps(every[0] if len(outcomes) == 1 else every, indent=1))
+        terminal.show(done, published, quiet=given.json)
+        if len(done) > 1:
+            out = Path(given.out) if given.out else _common([outcome.task.out for outcome in done])
+            comparison.write([(o.results, o.task.out) for o in done if o.results], out)
+            terminal.tell(f"comparison: {out / 'comparison.html'}, {out / 'results.csv'}", quiet=given.json)
     finally:
         state.destroy_process_group()
-    return 0
+    failed = [outcome for outcome in outcomes if outcome.results is None]
+    for outcome in failed:
+        print(f"failed: {outcome.task.title}: {outcome.failure}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m eval_suite",
-        description="Compare a pretrained encoder with the same one untrained and with raw pixels.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "checkpoints",
-        nargs="+",
-        metavar="RUN_OR_CHECKPOINT",
-        help="a run folder (its latest checkpoint), a checkpoint folder, or an encoder.safetensors",
-    )
-    parser.add_argument("--train", required=True, metavar="SHARDS", help="packed data set to fit on")
-    parser.add_argument(
-        "--val", required=True, metavar="SHARDS", help="packed data set to choose settings on"
-    )
-    parser.add_argument("--test", metavar="SHARDS", help="packed data set to report; without it, val is")
-    parser.add_argument("--out", metavar="DIR", help="where results go; default RUN/eval/<step>")
-    parser.add_argument("--metrics", default="probe,knn,rank", help="of probe, knn, rank (default: all)")
-    parser.add_argument(
-        "--baselines", default="untrained,pixels", help="of untrained, pixels (default: both)"
-    )
-    parser.add_argument("--k", metavar="10,20,100", help="neighbours to choose from on val")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of the table")
-    parser.add_argument("--force", action="store_true", help="compute again what is there already")
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="images at a time and process (default 64)"
-    )
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    parser.add_argument(
-        "--workers", type=int, default=workers, help="decoders a process (default %(default)s)"
-    )
-    return parser.parse_args(arguments)
+def _patiently(tasks: Callable[[], Any]) -> Callable[[], Any]:
+    """A run that has no checkpoint yet is none of those to evaluate, and may have one later."""
+
+    def found() -> Any:
+        try:
+            return tasks()
+        except UserError:
+            return []
+
+    return found
 
 
-def show(results: dict[str, Any], out: Path, run: Path | None, *, quiet: bool) -> None:
-    """Print the table and where everything is; log to the run's MLflow run if it has one."""
-    from eval_suite import tracking
-    from eval_suite.report import METHODS, reading
-
-    console = Console(stderr=quiet)
-    measured = results["representations"]
-    if not quiet:
-        which = results["checkpoint"]
-        title = Text(f"{which['name']}, step {which['step']}, on {results['reported_on']}")
-        table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
-        table.add_column("", no_wrap=True)
-        methods = {m: title for m, title in METHODS.items() if m in measured["pretrained"]}
-        for method in methods.values():
-            table.add_column(f"{method}\nbalanced %", justify="right", no_wrap=True)
-            table.add_column("\nAUROC %", justify="right", no_wrap=True)
-        ranked = "rank" in measured["pretrained"]
-        if ranked:
-            table.add_column("eff.\nrank", justify="right")
-        for name, found in measured.items():
-            cells = [_cell(found[m], score) for m in methods for score in ("balanced_accuracy", "auroc")]
-            rank = [f"{found['rank']['effective_rank']:.1f}"] if ranked else []
-            table.add_row(name, *cells, *rank)
-        console.print(table)
-        console.print(reading(results), markup=False, highlight=False)
-    lines = [f"report: {out / 'report.html'} (open it in a browser)"]
-    record = tracking.store(run) if run else None
-    if record and tracking.send(record, results, [out / "results.json", out / "report.html"]):
-        uri = record["uri"]
-        how = (
-            "open it in a browser"
-            if uri.startswith("http")
-            else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-        )
-        lines.append(f"MLflow: {uri} ({how})")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _cell(found: dict[str, Any], score: str) -> str:
-    if found[score] is None:
-        return "–"
-    low, high = found[f"{score}_interval"]
-    return f"{100 * found[score]:.1f} ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def _folder(out: str | None, checkpoint: Any, *, several: bool) -> Path:
-    step = str(checkpoint.encoder.step)
+def _folder(out: str | None, home: Path, step: str, name: str | Literal[False]) -> Path:
+    """Of results: HOME/eval/STEP, or `out`; with a name, where there are several, below it."""
     if out:
-        return Path(out) / f"{checkpoint.name}-{step}" if several else Path(out)
-    return (checkpoint.run or checkpoint.folder) / "eval" / step
+        return Path(out) / name if name else Path(out)
+    return home / "eval" / step
 
 
-def _names(given: str, known: Sequence[str], option: str) -> tuple[str, ...]:
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-            raise UserError(f"{option}: unknown name '{name}'; {hint}")
-    if not names and option == "--metrics":
-        raise UserError(f"--metrics names none; give some of {', '.join(known)}")
-    return tuple(name for name in known if name in names)
-
-
-def _counts(given: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in given.split(","))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise UserError(f"--k {given}: expected whole numbers above 0, e.g. --k 10,20,100")
-    return counts
+def _common(folders: list[Path]) -> Path:
+    """RUN/eval of several checkpoints of one run; of several runs, the eval folder beside them."""
+    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    return common if common.name == "eval" else common / "eval"
 
 
 if __name__ == "__main__":

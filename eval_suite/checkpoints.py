@@ -1,4 +1,4 @@
-"""From what a user names (a run, a checkpoint folder, a weights file) to an encoder. No pickle is read."""
+"""A checkpoint: weights and what rebuilds the encoder that they are of. No pickle is read."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -16,9 +17,21 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, from_os_error
 from pretrain.models.encoder import build_encoder
+from pretrain.models.projector import MLPConfig, build_mlp
 
-WEIGHTS, DESCRIPTION, COMPLETE = "encoder.safetensors", "encoder.json", "COMPLETE"
-PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+WEIGHTS, DESCRIPTION, PROJECTOR = "encoder.safetensors", "encoder.json", "projector.safetensors"
+TIMM_WEIGHTS, TIMM_DESCRIPTION = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ProjectorDescription:
+    """The MLP that training put between the embedding and its loss."""
+
+    hidden: PositiveInt
+    layers: PositiveInt
+    width: PositiveInt
+    angles: PositiveInt | None = None
+    """m, where its output is m pairs of numbers, each the direction of an angle."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,21 @@ class EncoderDescription:
     step: NonNegativeInt
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration of the run."""
+    projector: ProjectorDescription | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with encoder.safetensors and encoder.json, and the run folder that it lies in, if any."""
+    """A safetensors file, the description beside it, and the run folder that they lie in, if any."""
 
-    folder: Path
+    weights: Path
+    description: Path
     run: Path | None
     encoder: EncoderDescription
+
+    @property
+    def folder(self) -> Path:
+        return self.weights.parent
 
     @property
     def name(self) -> str:
@@ -58,18 +77,31 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the file encoder.safetensors, as sha256sum prints it."""
-        try:
-            with (self.folder / WEIGHTS).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise from_os_error(error, "reading the weights") from error
+        """Of the weights file, as sha256sum prints it; that of the projector too, where there is one."""
+        return "-".join(_sha256(file) for file in (self.weights, self.projector_file) if file.exists())
+
+    @property
+    def projector_file(self) -> Path:
+        return self.folder / PROJECTOR
 
     def pretrained(self) -> nn.Module:
         """The encoder with the checkpoint's weights; UserError if they do not fit encoder.json."""
         model = self.untrained()
-        file = self.folder / WEIGHTS
-        _refuse_pickle(file)
+        self._load(self.weights, model, self.encoder.name)
+        return model
+
+    def projector(self) -> nn.Sequential | None:
+        """The trained MLP from embeddings to projections, where the checkpoint carries one."""
+        described = self.encoder.projector
+        if described is None or not self.projector_file.exists():
+            return None
+        mlp = MLPConfig(hidden=described.hidden, layers=described.layers)
+        model = build_mlp(self.encoder.embedding_width, mlp, described.width, self.encoder.seed)
+        self._load(self.projector_file, model, "the projector")
+        return model
+
+    def _load(self, file: Path, model: nn.Module, name: str) -> None:
+        refuse_pickle(file)
         try:
             state = load_file(file)
         except (SafetensorError, OSError) as error:
@@ -77,14 +109,17 @@ class Checkpoint:
                 f"{file} is not a whole safetensors file ({_first_line(error)}); copy it again or name "
                 "another checkpoint"
             ) from None
+        if self.description.name == TIMM_DESCRIPTION:
+            # A classifier, which the embedding comes before.
+            own = model.state_dict()
+            state = {key: x for key, x in state.items() if key in own or not _of_head(key, model)}
         misfit = _first_misfit(model.state_dict(), state)
         if misfit:
             raise UserError(
-                f"{file} is a checkpoint of another architecture than {DESCRIPTION} beside it "
-                f"({self.encoder.name}): {misfit}; put the two files of one checkpoint together"
+                f"{file} is a checkpoint of another architecture than {self.description.name} beside it "
+                f"({name}): {misfit}; put the two files of one checkpoint together"
             )
         model.load_state_dict(state, strict=True)
-        return model
 
     def untrained(self) -> nn.Module:
         """The same encoder at its initialisation."""
@@ -93,59 +128,25 @@ class Checkpoint:
             return build_encoder(described.name, described.kwargs, described.seed)
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"{self.folder / DESCRIPTION}: timm cannot build {described.name!r} with its arguments "
+                f"{self.description}: timm cannot build {described.name!r} with its arguments "
                 f"({_first_line(error)}); install the timm version that trained it, or mend the file"
             ) from None
 
 
-def resolve(given: str) -> Checkpoint:
-    """The checkpoint that a run folder, a checkpoint folder or an encoder.safetensors names.
-
-    A run means its newest complete checkpoint. Raises UserError for everything else.
-    """
-    path = Path(given)
-    if not path.exists():
-        raise UserError(f"{given}: no such run or checkpoint; name a folder under runs/, or {WEIGHTS}")
-    if path.is_file():
-        _refuse_pickle(path)
-        if path.name != WEIGHTS:
-            raise UserError(f"{given} is not a checkpoint; name a run, a checkpoint folder or its {WEIGHTS}")
-        folder = path.resolve().parent
-    elif (path / WEIGHTS).exists() or (path / DESCRIPTION).exists():
-        folder = path.resolve()
-    else:
-        folder = _latest(path)
-    in_run = folder.parent.name == "checkpoints"
-    if in_run and not (folder / COMPLETE).exists():
-        raise UserError(f"{folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint")
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}; a checkpoint needs {WEIGHTS} and {DESCRIPTION}")
-    return Checkpoint(folder, folder.parent.parent if in_run else None, _describe(folder / DESCRIPTION))
-
-
-def _latest(run: Path) -> Path:
-    checkpoints = run / "checkpoints"
-    if not checkpoints.is_dir():
-        pickles = sorted(file.name for file in run.iterdir() if file.suffix in PICKLE_SUFFIXES)
-        if pickles:
-            _refuse_pickle(run / pickles[0])
-        raise UserError(f"{run} is neither a run nor a checkpoint (no checkpoints/, no {WEIGHTS} in it)")
-    latest = checkpoints / "latest"
-    if latest.exists():
-        return latest.resolve()
-    # `latest` is a link, which not every copy of a run keeps.
-    complete = sorted(marker.parent for marker in checkpoints.glob(f"step_*/{COMPLETE}"))
-    if not complete:
-        raise UserError(f"{run} has no complete checkpoint yet; train it on to its first one")
-    return complete[-1].resolve()
-
-
-def _describe(file: Path) -> EncoderDescription:
+def describe(file: Path) -> EncoderDescription:
+    """Read encoder.json, or the config.json of a timm model folder."""
     try:
-        described = TypeAdapter(EncoderDescription).validate_python(json.loads(file.read_text()))
+        values = json.loads(file.read_text())
+        if file.name == TIMM_DESCRIPTION:
+            values = _from_timm(values)
+        described = TypeAdapter(EncoderDescription).validate_python(values)
     except OSError as error:
         raise from_os_error(error, "reading the checkpoint") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is not the config.json of a timm model ({type(error).__name__}: {_first_line(error)}); "
+            "export one with python -m pretrain export, or timm.models.save_for_hf"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -160,7 +161,36 @@ def _describe(file: Path) -> EncoderDescription:
     return described
 
 
-def _refuse_pickle(file: Path) -> None:
+def _from_timm(values: dict[str, Any]) -> dict[str, Any]:
+    """encoder.json's content from that of a timm model folder's config.json."""
+    pretrained = values["pretrained_cfg"]
+    channels, size, _ = pretrained["input_size"]
+    kwargs = {**(values.get("model_args") or {}), "num_classes": 0, "in_chans": channels}
+    if values.get("global_pool"):
+        kwargs["global_pool"] = values["global_pool"]
+    with torch.device("meta"):
+        width = timm.create_model(values["architecture"], **kwargs).num_features
+    return {
+        "format": 1,
+        "name": values["architecture"],
+        "kwargs": kwargs,
+        "embedding_width": values.get("isotorus", {}).get("embedding_width", width),
+        "image_size": size,
+        "channels": channels,
+        "mean": list(pretrained["mean"]),
+        "std": list(pretrained["std"]),
+        "seed": 0,
+        "step": values.get("isotorus", {}).get("step", 0),
+    }
+
+
+def _of_head(key: str, model: nn.Module) -> bool:
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else classifier
+    return any(key.startswith(f"{name}.") for name in names)
+
+
+def refuse_pickle(file: Path) -> None:
     """torch.save writes a zip or a bare pickle; either could run code when it is loaded."""
     try:
         with file.open("rb") as stream:
@@ -172,6 +202,14 @@ def _refuse_pickle(file: Path) -> None:
             f"{file} is a pickle, which can run code when loaded, and was not opened; save the weights as "
             f"safetensors (safetensors.torch.save_file) in {WEIGHTS} beside {DESCRIPTION}"
         )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise from_os_error(error, "reading the weights") from error
 
 
 def _first_misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:

@@ -24,19 +24,24 @@ from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import Dataset
 from data_pipeline.views import center_view
 from eval_suite.checkpoints import Checkpoint, state_sha256
+from eval_suite.feature_sets import FeatureSets
 
-Features = NDArray[np.float32]
+Features = dict[str, NDArray[np.float32]]
+"""(n, width) by the name of the feature set, see `eval_suite.feature_sets`."""
 
 
 @dataclass(frozen=True)
 class Representation:
-    """Something that turns images (N, C, size, size) into vectors (N, width)."""
+    """Something that turns images (N, C, size, size) into vectors."""
 
     name: str
-    model: nn.Module
+    model: FeatureSets
     weights: str
     """Identifies the model's weights."""
     width: int
+    """Of the embedding."""
+    sets: tuple[str, ...] | None
+    """Feature sets to keep beside the embedding; None: all that there are."""
     size: int
     channels: int
     mean: tuple[float, ...]
@@ -45,42 +50,58 @@ class Representation:
     @property
     def key(self) -> str:
         """Identifies all that its features depend on, apart from the images."""
-        parts = [self.weights, self.width, self.size, self.channels, self.mean, self.std]
+        parts = [2, self.weights, self.width, self.sets, self.size, self.channels, self.mean, self.std]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def embed(self, images: Tensor) -> Tensor:
-        """uint8 or uint16 images (N, C, size, size) to float32 vectors (N, width); bf16 inside on CUDA."""
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 or uint16 images (N, C, size, size) to float32 vectors; bf16 inside on CUDA."""
+        return self.embed_normalised(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return (images.float() / torch.iinfo(images.dtype).max - mean) / std
+
+    def embed_normalised(self, images: Tensor) -> dict[str, Tensor]:
+        """The same from normalised images."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-            full_scale = torch.iinfo(images.dtype).max
-            return self.model((images.float() / full_scale - mean) / std).float()
+            found = self.model(images)
+        kept = found if self.sets is None else ("embedding", *self.sets)
+        return {name: x for name, x in found.items() if name in kept}
 
 
-def pretrained(checkpoint: Checkpoint) -> Representation:
-    return _encoder("pretrained", checkpoint, checkpoint.pretrained(), checkpoint.weights_sha256)
+def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
+    """The encoder that was trained, with the projector and the angles that the checkpoint may carry."""
+    projector, described = checkpoint.projector(), checkpoint.encoder.projector
+    angles = described.angles if projector and described else None
+    model = FeatureSets(checkpoint.pretrained(), projector, angles)
+    return _encoder("pretrained", checkpoint, model, checkpoint.weights_sha256, sets)
 
 
-def untrained(checkpoint: Checkpoint) -> Representation:
+def untrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
     """The same encoder at its initialisation: what the architecture alone sees."""
     model = checkpoint.untrained()
-    return _encoder("untrained", checkpoint, model, state_sha256(model))
+    return _encoder("untrained", checkpoint, FeatureSets(model), state_sha256(model), sets)
 
 
 def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
     """The image itself, small and flattened: what needs no encoder."""
     channels = checkpoint.encoder.channels
     blank, unit = (0.0,) * channels, (1.0,) * channels
-    return Representation("pixels", nn.Flatten(), "none", channels * size**2, size, channels, blank, unit)
+    width, model = channels * size**2, FeatureSets(nn.Flatten())
+    return Representation("pixels", model, "none", width, None, size, channels, blank, unit)
 
 
-def _encoder(name: str, checkpoint: Checkpoint, model: nn.Module, weights: str) -> Representation:
+def _encoder(
+    name: str, checkpoint: Checkpoint, model: FeatureSets, weights: str, sets: tuple[str, ...] | None
+) -> Representation:
     described = checkpoint.encoder
     return Representation(
         name=name,
         model=model.eval(),
         weights=weights,
         width=described.embedding_width,
+        sets=sets,
         size=described.image_size,
         channels=described.channels,
         mean=tuple(described.mean),
@@ -97,7 +118,7 @@ def extract(
     batch_size: int = 64,
     workers: int = 0,
 ) -> dict[str, Features]:
-    """Features (n, width) of every sample in order, by name of the representation, in one pass.
+    """Features of every sample in order, by name of the representation, in one pass.
 
     `cache` keeps them on disk by weights and data; what is there is not computed again. Called by all
     processes: each embeds its share without padding samples twice, and all return the whole. Raises
@@ -138,18 +159,19 @@ def _compute(
     failures = [message for message in gather_object([failure]) if message]
     if failures:
         raise UserError(failures[0])
-    features = {}
+    features: dict[str, Features] = {r.name: {} for r in representations}
+    counts = gather(torch.tensor([len(indices)], device=state.device)).tolist()
     for r in representations:
-        counts = gather(torch.tensor([len(indices)], device=state.device)).tolist()
-        padded = gather(pad_across_processes(local[r.name]))
-        whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
-        broken = int((~whole.isfinite().all(dim=1)).sum())
-        if broken:
-            raise UserError(
-                f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features with the "
-                f"{r.name} encoder; evaluate a checkpoint from before its training diverged"
-            )
-        features[r.name] = whole.cpu().numpy()
+        for name, rows in local[r.name].items():
+            padded = gather(pad_across_processes(rows))
+            whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
+            broken = int((~whole.isfinite().all(dim=1)).sum())
+            if broken:
+                raise UserError(
+                    f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features with "
+                    f"the {r.name} encoder; evaluate a checkpoint from before its training diverged"
+                )
+            features[r.name][name] = whole.cpu().numpy()
     return features
 
 
@@ -161,13 +183,21 @@ def _embed(
     state: PartialState,
     batch_size: int,
     workers: int,
-) -> tuple[dict[str, Tensor], str]:
+) -> tuple[dict[str, dict[str, Tensor]], str]:
     """This process's features, or why there are none."""
     sizes = sorted({r.size for r in representations})
     images = _Images(dataset, indices, sizes, representations[0].channels)
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
-    models = {r.name: r.model.to(state.device) for r in representations}
-    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    parts: dict[str, dict[str, list[Tensor]]] = {}
+    for r in representations:
+        r.model.to(state.device)
+        # A process may have no sample of its own, and yet has to know which sets the others gather.
+        blank = torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=state.device)
+        found = r.embed(blank)
+        if found["embedding"].shape[1:] != (r.width,):
+            shape = tuple(found["embedding"].shape[1:])
+            return {}, f"the encoder gives vectors of {shape}, its description says {r.width}"
+        parts[r.name] = {name: [x[:0]] for name, x in found.items()}
     with Progress(
         transient=True, disable=not state.is_main_process, console=Console(stderr=True)
     ) as progress:
@@ -177,16 +207,10 @@ def _embed(
                 return {}, batch
             views = {s: x.to(state.device, non_blocking=True) for s, x in zip(sizes, batch, strict=True)}
             for r in representations:
-                x = r.embed(views[r.size])
-                if x.shape[1:] != (r.width,):
-                    return (
-                        {},
-                        f"the encoder gives vectors of {tuple(x.shape[1:])}, encoder.json says {r.width}",
-                    )
-                parts[r.name].append(x)
+                for name, x in r.embed(views[r.size]).items():
+                    parts[r.name][name].append(x)
             progress.advance(task, len(batch[0]))
-    empty = {r.name: torch.zeros(0, r.width, device=state.device) for r in representations}
-    return {name: torch.cat(rows) if rows else empty[name] for name, rows in parts.items()}, ""
+    return {r: {name: torch.cat(rows) for name, rows in sets.items()} for r, sets in parts.items()}, ""
 
 
 class _Images(TorchDataset[list[Tensor] | str]):
@@ -223,16 +247,17 @@ def _load(file: Path, samples: int) -> Features | None:
     """Cached features; None where there are none, or a file that is damaged."""
     try:
         with np.load(file, allow_pickle=False) as stored:
-            x: Features = stored["features"]
+            found: Features = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return x if len(x) == samples else None
+    whole = "embedding" in found and all(len(x) == samples for x in found.values())
+    return found if whole else None
 
 
 def _save(file: Path, x: Features) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as stream:
-            np.savez(stream, features=x)
+            np.savez(stream, **x)  # type: ignore[arg-type]
     except OSError as error:
         raise from_os_error(error, "keeping features") from error

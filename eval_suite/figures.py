@@ -81,7 +81,32 @@ def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = 
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
-    return _svg(draw, 3.6, 2.1)
+    return svg(draw, 3.6, 2.1)
+
+
+def lines(series: Sequence[tuple[Sequence[tuple[float, float]], str]]) -> str:
+    """A quantity over the steps of several runs: points (step, value) and a colour each."""
+
+    def draw(axes: Axes) -> None:
+        for points, colour in series:
+            axes.plot(*np.asarray(points).T, color=colour, linewidth=1.4, marker="o", markersize=3.5)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, 3.6, 2.1)
+
+
+def pairs(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str) -> str:
+    """Points (x, y) in a colour each."""
+
+    def draw(axes: Axes) -> None:
+        x, y, colours = zip(*points, strict=True)
+        axes.scatter(x, y, c=colours, s=22, linewidths=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+
+    return svg(draw, 4.2, 2.8)
 
 
 def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float, label: str) -> str:
@@ -111,7 +136,7 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label)
 
-    return _svg(draw, 2.8, 0.6 + 0.28 * len(rows))
+    return svg(draw, 2.8, 0.6 + 0.28 * len(rows))
 
 
 def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: Sequence[str]) -> str:
@@ -129,7 +154,7 @@ def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: 
         for spine in axes.spines.values():
             spine.set_visible(False)
 
-    return _svg(draw, 3.6, 3.0)
+    return svg(draw, 3.6, 3.0)
 
 
 def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
@@ -143,10 +168,10 @@ def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
         axes.set_xlabel("direction")
         axes.set_ylabel("share of the variance")
 
-    return _svg(draw, 4.2, 2.5)
+    return svg(draw, 4.2, 2.5)
 
 
-def _svg(draw: Any, width: float, height: float) -> str:
+def svg(draw: Any, width: float, height: float) -> str:
     """An SVG element of `width` × `height` inches of its own, without names or addresses in its head."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=160, layout="constrained")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,16 @@ def neighbour_rows(
         ]
         table.append((Picture(_thumbnail(queries, int(query), channels), _class(queries, int(query))), found))
     return table
+
+
+def turn(
+    train: Dataset, samples: Sequence[int], angles: Sequence[float], channels: int, count: int = 12
+) -> list[Picture]:
+    """Once round a circular coordinate: of `samples`, those nearest to `count` even angles."""
+    away = np.asarray(angles)[None] - np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
+    nearest_to = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
+    chosen = [int(samples[place]) for place in nearest_to]
+    return [Picture(_thumbnail(train, i, channels), _class(train, i)) for i in chosen]
 
 
 def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:

@@ -3,27 +3,24 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval_suite import figures, pictures
+from eval_suite import figures, geometry_figures, pictures
 from eval_suite.checkpoints import Checkpoint
+from eval_suite.curves import logged
+from eval_suite.pages import template
+from eval_suite.reading import CLOUDS, HEADLINES, METHODS, TITLES, geometry, reading
+from eval_suite.targets import Targets
 
 if TYPE_CHECKING:
     from eval_suite.splits import Splits
 
-METHODS = {"probe": "linear probe", "knn": "k-NN"}
 NAMES = {"pretrained": "pretrained encoder", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
-BASELINES = {"untrained": "the same encoder untrained", "pixels": "raw pixels"}
-SCORES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
-NO_EFFECT = "No clear effect of pretraining"
 CURVES = {
     "loss": "loss",
     "lr": "learning rate",
@@ -32,135 +29,146 @@ CURVES = {
     "data_wait": "waiting for data",
 }
 NOT_CURVES = {"step", "samples", "epoch", "time", "memory_gib", "skipped_steps"}
+QUANTITIES = (
+    ("intrinsic dimension, TwoNN", "dimension/two_nn"),
+    ("intrinsic dimension, MLE", "dimension/mle"),
+    ("effective rank", "rank/effective_rank"),
+    ("components of the k-NN graph", "graph/components"),
+    ("spectral gap λ₁", "graph/gap"),
+    ("gap over a flat torus's", "graph/torus_ratio"),
+    ("gap over a Gaussian's", "graph/gaussian_ratio"),
+    ("λ₅₋₈ / λ₁₋₄ (flat torus: 2)", "graph/second_band"),
+    ("SIGReg over its null, as it is", "normality/sigreg"),
+    ("SIGReg over its null, standardised", "normality/shape"),
+    ("uniformity on the sphere", "shape/uniformity"),
+    ("Gromov δ (tree: 0)", "shape/hyperbolicity/relative"),
+    ("hubness (skewness)", "shape/hubness/skewness"),
+    ("collisions between classes (chance: 0.5)", "collisions"),
+)
+"""Of a cloud, as rows of the page's table."""
 LEGEND = 12
 """Most classes that the legend names."""
+Sets = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
 
 
 def render(
     results: Mapping[str, Any],
-    checkpoint: Checkpoint,
-    splits: "Splits",
-    features: Mapping[str, Mapping[str, NDArray[np.float32]]],
+    features: Sets,
+    targets: Mapping[str, Targets],
     seed: int,
+    checkpoint: Checkpoint | None,
+    splits: "Splits | None",
 ) -> str:
-    """The page for `results`, with pictures from `features` (representation → split → (n, d))."""
-    reported = splits.items()[splits.reported]
+    """The page for `results`, with pictures from `features` (representation → set → split → (n, d)).
+
+    Without checkpoint and splits, as of vectors from elsewhere, there are neither curves nor images.
+    """
+    embeddings = {name: sets["embedding"] for name, sets in features.items()}
+    reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
     encoders = [name for name in ("pretrained", "untrained") if name in features]
-    shown = pictures.sample(len(reported), pictures.MAP_POINTS, seed)
-    colours = figures.class_colours(len(reported.classes))
-    return _template().render(
+    shown = pictures.sample(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
+    colours = figures.class_colours(len(results["classes"]))
+    labels = _labels(targets[reported])[shown]
+    measured = results["representations"]["pretrained"]
+    channels = checkpoint.encoder.channels if checkpoint else 3
+    return template("report").render(
         results=results,
-        methods={m: name for m, name in METHODS.items() if m in results["representations"]["pretrained"]},
+        reported=reported,
+        methods={m: name for m, name in METHODS.items() if m in measured},
+        scores=HEADLINES.get(results["kind"], ()),
+        titles=TITLES,
         names=NAMES,
+        quantities=QUANTITIES,
         colours=figures.COLOURS,
         reading=reading(results),
+        geometry_reading=geometry(results),
+        geometry=[_cloud(name, found, splits, channels) for name, found in results["geometry"].items()],
         intervals=_intervals(results),
-        curves=_curves(checkpoint),
+        curves=_curves(checkpoint) if checkpoint else [],
         maps=[
             (
                 f"{kind}, {NAMES[name]}",
-                Markup(
-                    figures.scatter(
-                        points(features[name][splits.reported][shown]), reported.labels[shown], colours
-                    )
-                ),
+                Markup(figures.scatter(points(embeddings[name][reported][shown]), labels, colours)),
             )
             for kind, points in (("PCA", pictures.pca_map), ("t-SNE", pictures.tsne_map))
             for name in encoders
         ],
         mapped=len(shown),
-        legend=list(zip(reported.classes, colours, strict=True))[:LEGEND],
-        more_classes=max(0, len(reported.classes) - LEGEND),
-        unlabelled=figures.UNLABELLED if (reported.labels[shown] < 0).any() else "",
+        legend=list(zip(results["classes"], colours, strict=True))[:LEGEND],
+        more_classes=max(0, len(results["classes"]) - LEGEND),
+        unlabelled=figures.UNLABELLED if (labels < 0).any() else "",
         neighbours=pictures.neighbour_rows(
             splits.train,
-            features["pretrained"]["train"],
-            reported,
-            features["pretrained"][splits.reported],
-            checkpoint.encoder.channels,
+            embeddings["pretrained"]["train"],
+            splits.items()[reported],
+            embeddings["pretrained"][reported],
+            channels,
             seed,
-        ),
+        )
+        if splits
+        else [],
         spectrum=_spectrum(results, encoders),
-        configuration=_configuration(checkpoint),
+        configuration=_configuration(checkpoint) if checkpoint else "",
         options=json.dumps(results["inputs"]["options"], indent=2),
     )
 
 
-def reading(results: Mapping[str, Any]) -> str:
-    """The result in a sentence for each method, with no more certainty than their intervals allow."""
-    measured = results["representations"]["pretrained"]
-    methods = [method for method in METHODS if method in measured]
-    if not methods:
-        reasons = {entry["reason"] for entry in results["left_out"]}
-        return (
-            f"There are no scores against labels: {', '.join(sorted(reasons)) or 'they were not asked for'}."
+def _labels(targets: Targets) -> NDArray[np.int64]:
+    """Class indices for colours, −1 where there is none."""
+    if targets.kind != "multiclass":
+        return np.full(len(targets.known), -1)
+    return np.where(targets.known, targets.values, -1)
+
+
+def _cloud(name: str, found: Mapping[str, Any], splits: "Splits | None", channels: int) -> dict[str, Any]:
+    """What the page shows of a cloud's geometry: figures and evidence, as far as it was measured."""
+    shown: dict[str, Any] = {"name": CLOUDS[name], "found": found, "figures": [], "turns": []}
+    if "circular" in found:
+        circular = found["circular"]
+        for number, angles in enumerate(circular["angles"], start=1):
+            drawn = geometry_figures.circle_map(np.array(circular["map"]), np.array(angles))
+            shown["figures"].append((f"landmarks by angle along loop {number}", Markup(drawn)))
+            if splits and circular["samples"]:
+                turn = pictures.turn(splits.train, circular["samples"], angles, channels)
+                shown["turns"].append((number, turn))
+    if "homology" in found:
+        homology = found["homology"]
+        bars, null, threshold = homology["bars"]["2"], homology["null_longest"], homology["threshold"]
+        shown["figures"] += [
+            ("holes: when they appear and fill", Markup(geometry_figures.diagram(bars, null, threshold))),
+            ("the longest bars, over the null's", Markup(geometry_figures.barcode(bars, null, threshold))),
+        ]
+    if "graph" in found:
+        spectra = {
+            "measured": found["graph"]["eigenvalues"],
+            "flat torus": found["graph"]["torus"],
+            "Gaussian": found["graph"]["gaussian"],
+        }
+        shown["figures"].append(
+            ("smallest eigenvalues of the k-NN graph", Markup(geometry_figures.eigenvalues(spectra)))
         )
-    where = "the test split" if results["reported_on"] == "test" else "the validation split"
-    sentences = []
-    for method in methods:
-        for score, title in SCORES.items():
-            compared = [
-                _compared(name, found[method][score]) for name, found in results["differences"].items()
-            ]
-            value = f"{title} {100 * measured[method][score]:.1f}\u00a0%"
-            sentences.append(", ".join([f"{METHODS[method]} {value}", *compared]))
-    verdict = _verdict(results["differences"].get("untrained", {}), methods)
-    return f"{verdict}The pretrained encoder on {where}, with 95\u00a0% intervals: {'; '.join(sentences)}."
-
-
-def _verdict(differences: Mapping[str, Any], methods: list[str]) -> str:
-    """What the AUROC of pretrained minus untrained says, by method where they say different things.
-
-    AUROC needs no threshold, so it tells smaller differences apart than balanced accuracy does.
-    """
-    said: dict[str, list[str]] = {}
-    for method in methods:
-        if method in differences:
-            low, high = differences[method]["auroc"]["interval"]
-            effect = "Pretraining helps" if low > 0 else "Pretraining hurts" if high < 0 else NO_EFFECT
-            said.setdefault(effect, []).append(METHODS[method])
-    if len(said) == 1:
-        return f"{next(iter(said))} (AUROC). "
-    return "".join(f"{effect} by {' and '.join(by)} (AUROC). " for effect, by in said.items())
-
-
-def _compared(name: str, difference: Mapping[str, Any]) -> str:
-    value = 100 * difference["value"]
-    low, high = (_signed(100 * bound) for bound in difference["interval"])
-    return f"{_signed(value)} points against {BASELINES[name]} ({low} to {high})"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
-    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.4g}"
-    return environment.from_string(files("eval_suite").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return shown
 
 
 def _intervals(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     panels = []
+    guessing = {"balanced_accuracy": 1 / max(len(results["classes"]), 1), "auroc": 0.5}
     for method, title in METHODS.items():
-        for score, chance in (("balanced_accuracy", 1 / max(len(results["classes"]), 1)), ("auroc", 0.5)):
+        for score in HEADLINES.get(results["kind"], ()):
             rows = [
                 (name, found[method][score], found[method][f"{score}_interval"])
                 for name, found in results["representations"].items()
                 if method in found and found[method][score] is not None
             ]
-            label = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}[score]
             if rows:
-                panels.append((f"{label}, {title}", Markup(figures.intervals(rows, chance, f"{label}, %"))))
+                drawn = figures.intervals(rows, guessing.get(score, 0.0), f"{TITLES[score]}, %")
+                panels.append((f"{TITLES[score]}, {title}", Markup(drawn)))
     return panels
 
 
 def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
     """The loss, its parts in the order they were logged, then rates; constant quantities are left out."""
-    rows = _metrics(checkpoint.run / "metrics.jsonl") if checkpoint.run else []
+    rows = logged(checkpoint.run) if checkpoint.run else []
     keys = [key for key in {key: None for row in rows for key in row} if key not in NOT_CURVES]
     parts = [key for key in keys if key not in CURVES]
     curves = []
@@ -172,22 +180,6 @@ def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
         figure = figures.curve(steps, values, checkpoint.encoder.step)
         curves.append((CURVES.get(key, key.replace("_", " ")), Markup(figure)))
     return curves
-
-
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    """Logged rows by ascending step, the last one of each; a line cut by a kill is passed over."""
-    by_step: dict[float, dict[str, Any]] = {}
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            by_step[row["step"]] = row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def _spectrum(results: Mapping[str, Any], encoders: list[str]) -> Markup | None:

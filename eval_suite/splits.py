@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
+from eval_suite.targets import Kind, Targets, load_targets, of_labels
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,17 @@ class Splits:
     def items(self) -> dict[str, Dataset]:
         named = {"train": self.train, "val": self.val}
         return named if self.test is None else {**named, "test": self.test}
+
+
+def targets_of(
+    splits: Splits, file: str | None, key_column: str, columns: Sequence[str], kind: Kind | None
+) -> dict[str, Targets]:
+    """What is to be predicted in each split: columns of a file, or without one the packed labels."""
+    if file is None:
+        return {name: of_labels(data) for name, data in splits.items().items()}
+    return {
+        name: load_targets(data, file, key_column, columns, kind) for name, data in splits.items().items()
+    }
 
 
 def open_splits(train: str, val: str, test: str | None) -> Splits:

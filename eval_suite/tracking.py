@@ -61,8 +61,9 @@ def send(record: dict[str, str], results: dict[str, Any], files: list[Path]) -> 
 
 
 def scalars(results: dict[str, Any]) -> dict[str, float]:
-    """Every single number measured, as eval/<representation>/<metric>/<name>."""
-    return dict(_flatten(results["representations"], "eval"))
+    """Every single number, as eval/<representation>/<metric>/… and eval/geometry/<cloud>/<metric>/…."""
+    measured = _flatten(results["representations"], "eval")
+    return dict(measured) | dict(_flatten(results["geometry"], "eval/geometry"))
 
 
 def _flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

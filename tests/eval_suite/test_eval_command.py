@@ -19,6 +19,7 @@ from data_pipeline.decode import decode
 from data_pipeline.index import Dataset
 from data_pipeline.views import center_view
 from eval_suite import neighbors, rank
+from pretrain.models.projector import MLPConfig, build_mlp
 
 
 def features_by_hand(run: Path, shards: Path) -> np.ndarray:
@@ -100,7 +101,7 @@ def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path
     assert len(stored) == 3
     # What is on disk is what another metric reads: make it tell.
     train = next(f for f in stored if first["data"]["train"]["fingerprint"] in f.name)
-    np.savez(train.with_suffix(""), features=np.zeros((44, 24), np.float32))
+    np.savez(train.with_suffix(""), embedding=np.zeros((44, 24), np.float32))
     stale = json.loads(command(checkpoint, *options, "--force").out)
     assert stale["representations"]["pretrained"]["rank"]["effective_rank"] == 0
     weights = load_file(checkpoint / "encoder.safetensors")
@@ -109,6 +110,32 @@ def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path
     fresh = json.loads(command(checkpoint, *options).out)
     assert fresh["representations"]["pretrained"]["rank"]["effective_rank"] > 0
     assert fresh["checkpoint"]["weights_sha256"] != first["checkpoint"]["weights_sha256"]
+
+
+def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Callable):
+    described = {"hidden": 16, "layers": 2, "width": 4, "angles": 2}
+    folder = save_checkpoint(tmp_path / "torus", projector=described)
+    projector = build_mlp(24, MLPConfig(hidden=16, layers=2), 4, seed=3).eval()
+    projector[1].running_mean.fill_(0.1)
+    save_file(projector.state_dict(), folder / "projector.safetensors")
+    options = ["--metrics", "probe,rank,graph", "--baselines", "untrained", "--json"]
+    results = json.loads(command(folder, *data, *options).out)
+    geometry = results["geometry"]
+    assert {name: found["width"] for name, found in geometry.items()} == {
+        "embedding": 24,
+        "projector": 4,
+        "angles": 4,
+        "untrained": 24,
+    }
+    kept = [np.load(file) for file in (folder / "eval/7/features").iterdir()]
+    (val,) = [file for file in kept if "projector" in file.files and len(file["projector"]) == 20][:1]
+    with torch.inference_mode():
+        projected = projector(torch.from_numpy(val["embedding"]))
+    np.testing.assert_allclose(val["projector"], projected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(val["angles"].reshape(-1, 2), axis=1), 1, atol=1e-5)
+    # What a probe may choose from is the encoder's.
+    sets = {row["feature_set"] for row in results["representations"]["pretrained"]["probe"]["val"]}
+    assert sets == {"embedding", "patch_mean", "last2"}
 
 
 def test_without_a_test_split_val_is_reported_as_val(checkpoint: Path, data, command: Callable):
@@ -134,7 +161,8 @@ def test_scores_against_labels_are_left_out_with_a_reason(
     outcome = command(checkpoint, "--train", shards, "--val", shards, "--json")
     assert outcome.code == 0, outcome.err
     results = json.loads(outcome.out)
-    assert {entry["metric"] for entry in results["left_out"]} == {"probe", "knn"}
+    against_labels = {"probe", "minibatch_probe", "knn", "few_shot", "retrieval"}
+    assert {entry["metric"] for entry in results["left_out"]} == against_labels
     assert all(reason in entry["reason"] for entry in results["left_out"])
     assert results["representations"]["pretrained"]["rank"]["effective_rank"] > 0
     assert "probe" not in results["representations"]["pretrained"]
@@ -162,8 +190,10 @@ def test_two_processes_embed_every_sample_once(checkpoint: Path, tmp_path: Path,
     assert together.returncode == 0, together.stderr
     assert json.loads(together.stdout)["data"] == json.loads(alone.out)["data"]
     for file in (tmp_path / "alone" / "features").iterdir():
-        theirs = np.load(tmp_path / "together" / "features" / file.name)["features"]
-        np.testing.assert_allclose(theirs, np.load(file)["features"], atol=1e-5)
+        theirs, ours = np.load(tmp_path / "together" / "features" / file.name), np.load(file)
+        assert theirs.files == ours.files
+        for name in ours.files:
+            np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
 
 
 def test_results_reach_the_runs_own_mlflow_run_once(tmp_path: Path, data, command: Callable):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite.report import reading
+from eval_suite.reading import reading
 
 
 class Page(HTMLParser):
@@ -56,6 +56,9 @@ def test_every_section_is_there(page: Page):
         "Training",
         "The embedding in two dimensions",
         "Nearest neighbours",
+        "with few labels, and as a search",
+        "The linear probe by class",
+        "What geometry the features have",
         "How many directions are used",
         "Configuration of the training",
     ):
@@ -71,8 +74,8 @@ def test_every_section_is_there(page: Page):
         "effective rank",
     ):
         assert caption in page.text
-    # Four scores, five curves, four maps, one spectrum; six queries with five neighbours each.
-    assert page.tags.count("svg") == 14
+    # Six scores, five curves, two graphs' eigenvalues, four maps, a spectrum; six queries, five neighbours.
+    assert page.tags.count("svg") == 18
     assert page.tags.count("img") == 36
 
 
@@ -103,6 +106,7 @@ def test_the_reading_claims_what_the_interval_allows(interval: list[float], verd
             }
         },
         "reported_on": "test",
+        "kind": "multiclass",
     }
     assert reading(results).startswith(f"{verdict} (AUROC). ")
 
@@ -123,6 +127,7 @@ def test_the_reading_does_not_hide_the_method_that_disagrees():
             }
         },
         "reported_on": "val",
+        "kind": "multiclass",
     }
     text = reading(results)
     assert text.startswith(
@@ -167,4 +172,4 @@ def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path):
         )
         found = re.search(r"<title>(.*?)</title>", done.stdout)
         assert found, done.stderr[-500:]
-        assert found[1] == "14 true true"
+        assert found[1] == "18 true true"

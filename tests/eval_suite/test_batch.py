@@ -1,0 +1,106 @@
+"""Many checkpoints: compared, skipped when done, not stopped by one that fails, and watched for."""
+
+import csv
+import json
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from eval_samples import Outcome, run_command, save_checkpoint
+
+from eval_suite.comparison import SCORES, correlations
+
+QUICK = ["--metrics", "knn,rank", "--baselines", ""]
+
+
+def save(run: Path, step: int, last: int = 4) -> Path:
+    """A checkpoint of a run of `last` steps; COMPLETE comes last."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    save_checkpoint(folder, step=step, complete=False, config={"steps": last})
+    (folder / "COMPLETE").touch()
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Steps 1 to 4, with a loss that was logged."""
+    folder = tmp_path / "runs" / "a"
+    for step in (1, 2, 3, 4):
+        save(folder, step)
+    rows = [{"step": step, "loss": 2.0 / step} for step in (1, 2, 3, 4)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def results_of(run: Path) -> list[int]:
+    return sorted(int(path.parent.name) for path in run.glob("eval/*/results.json"))
+
+
+def test_many_checkpoints_are_compared_though_one_fails(run: Path, data: list[object]):
+    damaged = run / "checkpoints/step_00000002/encoder.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    outcome = run_command(run, *data, *QUICK, "--every", "1")
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: a, step 2: ") and "not a whole safetensors file" in line
+    assert results_of(run) == [1, 3, 4]
+
+    with (run / "eval/results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in table] == [1, 3, 4]
+    found = json.loads((run / "eval/3/results.json").read_text())["representations"]["pretrained"]
+    assert float(table[1]["pretrained/knn/balanced_accuracy"]) == found["knn"]["balanced_accuracy"]
+    assert [float(row["training/loss"]) for row in table] == pytest.approx([2, 2 / 3, 0.5])
+    assert pq.read_table(run / "eval/results.parquet").to_pylist()[2]["step"] == 4
+    page = (run / "eval/comparison.html").read_text()
+    assert 'href="3/report.html"' in page and "Over the steps of training" in page
+
+    before = (run / "eval/3/results.json").stat().st_mtime_ns
+    assert run_command(run, *data, *QUICK, "--every", "1").code == 1
+    assert (run / "eval/3/results.json").stat().st_mtime_ns == before
+
+
+def test_loss_and_score_are_correlated_over_four_checkpoints(run: Path, data: list[object]):
+    rows = [
+        {"name": "a", "step": step, "training/loss": loss, SCORES[0]: score}
+        for step, loss, score in ((1, 0.9, 0.5), (2, 0.5, 0.6), (3, 0.4, 0.8), (4, 0.3, 0.7))
+    ]
+    (found,) = correlations(rows)
+    assert (found.of, found.checkpoints) == ("a", 4)
+    assert found.rho == pytest.approx(-0.8)  # ranks 4 3 2 1 and 1 2 4 3: 1 − 6 · (9 + 1 + 4 + 4) / 60
+    assert correlations(rows[:3]) == []
+
+
+def test_evaluations_side_by_side(run: Path, data: list[object]):
+    outcome = run_command(run, *data, *QUICK, "--every", "2", "--jobs", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert sorted(each["checkpoint"]["step"] for each in found) == [2, 4]
+    assert results_of(run) == [2, 4]
+
+
+def test_watching_a_run_until_its_last_step(tmp_path: Path, data: list[object]):
+    run = tmp_path / "runs" / "b"
+    (run / "checkpoints").mkdir(parents=True)
+    outcomes: list[Outcome] = []
+    options = [*data, *QUICK, "--every", "1", "--watch", "--poll", "0.1"]
+    watching = threading.Thread(target=lambda: outcomes.append(run_command(run, *options)))
+    watching.start()
+    time.sleep(0.5)  # there is nothing to evaluate yet
+    save(run, 2)
+    deadline = time.monotonic() + 120
+    while results_of(run) != [2]:
+        assert watching.is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+    save(run, 4)
+    watching.join(120)
+    assert not watching.is_alive() and outcomes[0].code == 0, outcomes
+    assert results_of(run) == [2, 4]
+
+
+def test_jobs_under_torchrun_are_refused(run: Path, data: list[object], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = run_command(run, *data, "--jobs", "2")
+    assert outcome.code == 2 and "--jobs starts processes of its own" in outcome.err
