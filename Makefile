@@ -16,7 +16,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
