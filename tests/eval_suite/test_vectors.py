@@ -96,4 +96,4 @@ def test_vectors_without_labels_have_a_geometry(tmp_path: Path):
     assert outcome.code == 0, outcome.err
     results = json.loads(outcome.out)
     assert results["left_out"] == [{"metric": "probe", "reason": "train has no labels"}]
-    assert results["geometry"]["embedding"]["normality"]["shape"] == pytest.approx(1, abs=0.2)
+    assert results["geometry"]["embedding"]["normality"]["shape"] == pytest.approx(1, abs=0.5)
