@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from eval_suite.options import Options
 from eval_suite.splits import Splits
 from eval_suite.targets import Targets, fingerprint, of_vectors
 from eval_suite.vectors import SPLITS, Vectors
+
+MOST_JOBS = 4
 
 Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
 """(n, d) by representation, feature set and split."""
@@ -173,6 +176,8 @@ def measure(
         if "rank" in options.metrics:
             representations[name]["rank"] = rank.summary(train)
     first = representations["pretrained"]
+    # Homology's null draws are processes, which share its memory.
+    jobs = min(MOST_JOBS, torch.get_num_threads())
     return {
         "classes": targets["train"].names if targets["train"].kind == "multiclass" else [],
         "kind": first.get("kind"),
@@ -180,7 +185,7 @@ def measure(
         "representations": representations,
         "differences": _differences(representations, samples),
         "geometry": {
-            name: geometry.measure(x, _classes(targets["train"]), options)
+            name: geometry.measure(x, _classes(targets["train"]), options, jobs)
             for name, x in geometry.clouds(features).items()
         },
         "left_out": first["left_out"],

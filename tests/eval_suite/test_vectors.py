@@ -97,3 +97,21 @@ def test_vectors_without_labels_have_a_geometry(tmp_path: Path):
     results = json.loads(outcome.out)
     assert results["left_out"] == [{"metric": "probe", "reason": "train has no labels"}]
     assert results["geometry"]["embedding"]["normality"]["shape"] == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "left_out"),
+    [
+        (np.ones((300, 6)), {"dimension", "shape", "graph", "homology"}),
+        (np.random.default_rng(0).normal(size=(12, 6)), {"dimension", "graph", "homology"}),
+    ],
+    ids=["collapsed", "fewer samples than neighbours"],
+)
+def test_what_cannot_be_measured_is_left_out_with_a_reason(tmp_path: Path, x: np.ndarray, left_out: set[str]):
+    np.save(tmp_path / "x.npy", x)
+    outcome = run_command(tmp_path / "x.npy", "--metrics", "rank,shape,graph,homology", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["geometry"]["embedding"]
+    assert set(found["left_out"]) == left_out and all(found["left_out"].values())
+    assert "effective_rank" in found["rank"]
+    assert "verdict" not in found
