@@ -16,7 +16,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

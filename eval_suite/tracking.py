@@ -15,6 +15,8 @@ def store(run: Path) -> dict[str, str] | None:
     """mlflow.json of a run folder: uri, experiment, run_id; None if the run keeps no MLflow run."""
     try:
         record = json.loads((run / "mlflow.json").read_text())
+        if not record["run_id"]:  # it has not come to be yet
+            return None
         return {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
     except FileNotFoundError:
         return None

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pretrain import metrics
 
 log = logging.getLogger(__name__)
 
+_KEY = "isotorus.key"
+"""Tag of an MLflow run, by which the folder knows it."""
 _LONGEST_TAG = 5000  # characters that every MLflow store takes
 
 
@@ -90,6 +93,7 @@ class Mirror(threading.Thread):
         self.uri = config.store()
         self._client: Any = None
         self._run_id = ""
+        self._key = ""
         self._sent = -1
         self._offset = 0
         self._corrupt_bytes = 0
@@ -161,19 +165,35 @@ class Mirror(threading.Thread):
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         record = known(self.folder)
-        if record:
-            self._run_id = record["run_id"]
+        run_id = record.get("run_id") or self._created(client, experiment, record.get("key"))
+        self._key = record.get("key") or uuid.uuid4().hex
+        if run_id:
+            self._run_id = run_id
             client.update_run(self._run_id, status="RUNNING")
             history = client.get_metric_history(self._run_id, "loss")
             self._sent = max((point.step for point in history), default=-1)
+            self._record(complete=False)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: self.config.parent} if self.config.parent else {}
+            # A kill or a timeout may hide what the server has done: the next attempt finds it by the key.
+            self._record(complete=False)
+            tags[_KEY] = self._key
             self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
             self._record(complete=False)
+        if not record.get("run_id"):
             flat = [Param(key, str(value)[:500]) for key, value in self.parameters.items()]
             client.log_batch(self._run_id, params=flat[:100])
         self._client = client
 
+    @staticmethod
+    def _created(client: Any, experiment: str, key: str | None) -> str | None:
+        """The run that an earlier attempt has created without living to note its id."""
+        if key is None:
+            return None
+        found = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
+        return found[0].info.run_id if found else None
+
     def _record(self, complete: bool) -> None:
-        values = {"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id}
-        (self.folder / "mlflow.json").write_text(json.dumps(values | {"complete": complete}) + "\n")
+        values = {"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id or None}
+        text = json.dumps(values | {"key": self._key, "complete": complete}) + "\n"
+        (self.folder / "mlflow.json").write_text(text)

@@ -1,5 +1,6 @@
 """A real MLflow server sees one run with every step once, through kills, and its absence stops nothing."""
 
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pretrain.tracking import Mirror, TrackingConfig
 from tests.distributed.runs import Run, losses, train
 
 
@@ -45,6 +47,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield address
     os.killpg(process.pid, signal.SIGTERM)
     process.wait()
+
+
+def test_a_run_whose_id_was_never_noted_is_found_again(tmp_path: Path):
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "time": 1.0}\n')
+    for _ in range(2):
+        mirror = Mirror(tmp_path, "lost", config, {})
+        mirror.start()
+        mirror.finish("FINISHED")
+        record = json.loads((tmp_path / "mlflow.json").read_text())
+        # As if the process had been killed, or the answer had come too late.
+        (tmp_path / "mlflow.json").write_text(json.dumps(record | {"run_id": None, "complete": False}))
+    client = MlflowClient(config.store())
+    (run,) = client.search_runs([client.get_experiment_by_name("isotorus").experiment_id])
+    assert run.info.run_id == record["run_id"]
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "loss")] == [2.0]
 
 
 def test_killed_run_is_one_run_with_each_step_once(server: str, recipe: Path, tmp_path: Path):

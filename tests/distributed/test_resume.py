@@ -43,6 +43,7 @@ def test_a_run_killed_three_times_is_the_whole_run_bit_for_bit(whole: Path, reci
     checkpoints = folder / "checkpoints"
     run = Run(2, recipe, folder, *LONGER)
     run.wait_for_step(5)
+    run.wait_for(lambda: list(checkpoints.glob("step_*/COMPLETE")))
     run.rank(1).kill()
     assert run.end() == 128 + 9, run.stderr
     first = newest(folder)
