@@ -109,7 +109,7 @@ def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> st
             points[:, 0],
             points[:, 1],
             c=np.mod(angles, 2 * np.pi),
-            cmap="twilight",
+            cmap="hsv",
             s=9,
             linewidths=0,
             vmin=0,
