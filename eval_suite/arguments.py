@@ -62,7 +62,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--baselines", default=",".join(BASELINES), help="of untrained, pixels (default: both)"
     )
     parser.add_argument(
-        "--features", metavar="NAMES", help="of patch_mean, last2, last4, projector, angles (default: all)"
+        "--features",
+        metavar="NAMES",
+        help="of embedding (always kept), patch_mean, last2, last4, projector, angles (default: all)",
     )
     parser.add_argument("--k", metavar="10,20,100", help="neighbours to choose from on val")
     parser.add_argument("--samples", type=int, default=10_000, help="most for the geometry (default 10000)")
@@ -87,7 +89,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def options(given: argparse.Namespace) -> Options:
     """Raises UserError for a name that is none."""
-    sets = ("patch_mean", "last2", "last4", "projector", "angles")
+    sets = ("embedding", "patch_mean", "last2", "last4", "projector", "angles")
     metrics = _names(given.metrics, METRICS, "--metrics")
     useful: dict[str, Any] = {
         "metrics": tuple(name for name in metrics if name in usefulness.METRICS),

@@ -94,11 +94,12 @@ def test_json_goes_to_stdout_alone(evaluated, data, command: Callable):
 
 
 def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path, data, command: Callable):
-    options = [*data, "--metrics", "rank", "--baselines", "", "--json"]
+    options = [*data, "--metrics", "rank", "--baselines", "", "--features", "embedding", "--json"]
     first = json.loads(command(checkpoint, *options).out)
     kept = checkpoint / "eval" / "7" / "features"
     stored = sorted(kept.iterdir())
     assert len(stored) == 3
+    assert all(np.load(file).files == ["embedding"] for file in stored)
     # What is on disk is what another metric reads: make it tell.
     train = next(f for f in stored if first["data"]["train"]["fingerprint"] in f.name)
     np.savez(train.with_suffix(""), embedding=np.zeros((44, 24), np.float32))
