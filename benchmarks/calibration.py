@@ -73,7 +73,7 @@ def draw(index: int) -> dict[str, Any]:
         width = 64 if space == "Gaussian" else AMBIENT[round_ % len(AMBIENT)]
     noise = float(np.random.default_rng((SERIES, index)).uniform(*NOISE))
     x = spaces.sample(space, SAMPLES, width, noise, seed=(SERIES, index, 1))
-    measured, _ = verdict.measure(x, count=LANDMARKS, draws=NULL_DRAWS, seed=index)
+    measured = verdict.measure(x, count=LANDMARKS, draws=NULL_DRAWS, seed=index).measured
     return {"index": index, "space": space, "ambient": width, "noise": noise, "measured": asdict(measured)}
 
 

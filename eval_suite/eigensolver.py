@@ -56,7 +56,9 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
         # Ritz values bound eigenvalues from below: all wanted ones lie above the least, where the polynomial
         # increases, and what lies below stays within ±1.
         edge, upper = values[0], min(1.0, values[-1] + residual[-1])
-    raise RuntimeError(f"eigenvalues of a matrix of {n} rows: residual {residual.max():.1e} is not small")
+    raise np.linalg.LinAlgError(
+        f"eigenvalues of a matrix of {n} rows: residual {residual.max():.1e} is not small"
+    )
 
 
 def _filtered(matrix: scipy.sparse.csr_array, block: Block, top: Block, edge: float, upper: float) -> Block:

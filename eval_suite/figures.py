@@ -148,11 +148,7 @@ def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: 
         chosen = [colours[label] if label >= 0 else UNLABELLED for label in labels[order]]
         x, y = points[order].T
         axes.scatter(x, y, c=chosen, s=9, alpha=0.7, linewidths=0, rasterized=True)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        hide_axes(axes)
 
     return svg(draw, 3.6, 3.0)
 
@@ -169,6 +165,15 @@ def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
         axes.set_ylabel("share of the variance")
 
     return svg(draw, 4.2, 2.5)
+
+
+def hide_axes(axes: Axes) -> None:
+    """Of a map, whose directions mean nothing."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def svg(draw: Any, width: float, height: float) -> str:

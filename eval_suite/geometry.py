@@ -43,7 +43,7 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
     def attempt(name: str, work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except (UserError, RuntimeError, np.linalg.LinAlgError) as error:  # what fails costs itself alone
+        except (UserError, np.linalg.LinAlgError) as error:  # what cannot be had costs itself alone
             found["left_out"][name] = str(error)
             return None
 
@@ -60,30 +60,32 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
     if "graph" in options.metrics:
         found["graph"] = attempt("graph", lambda: gap.summary(x, options.neighbours, seed=options.seed))
     if "homology" in options.metrics:
-        judged = attempt(
+        evidence = attempt(
             "homology",
-            lambda: verdict.judge(
+            lambda: verdict.measure(
                 x, count=options.landmarks, draws=options.draws, jobs=jobs, seed=options.seed
             ),
         )
-        if judged:
-            said, measured, homology = judged
-            found["verdict"] = said.to_json() | {"measured": asdict(measured)}
-            found["homology"] = homology.to_json()
-            if loops := min(numbers[1] for numbers in homology.betti.values()):
-                found["circular"] = _circular(x, chosen, min(loops, MOST_CIRCLES), options)
+        if evidence:
+            said = verdict.decide(evidence.measured)
+            found["verdict"] = said.to_json() | {"measured": asdict(evidence.measured)}
+            found["homology"] = evidence.homology.to_json()
+            if loops := min(numbers[1] for numbers in evidence.homology.betti.values()):
+                samples = chosen[landmarks.distinct(x, options.seed)]
+                found["circular"] = _circular(evidence.cloud, samples, min(loops, MOST_CIRCLES))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _circular(x: Array, rows: NDArray[np.int64], count: int, options: Options) -> dict[str, Any]:
-    """Angles of the landmarks along significant loops, and which samples (of `rows`) the landmarks are."""
-    cloud = landmarks.cloud(landmarks.reduce(x, seed=options.seed), options.landmarks)
+def _circular(cloud: landmarks.Cloud, samples: NDArray[np.int64], count: int) -> dict[str, Any]:
+    """Angles of the landmarks along significant loops; `samples` are those that the cloud's rows are."""
     points = cloud.denoised[cloud.landmarks]
-    return {
-        "angles": circular.circular_coordinates(points, count).angles.T.tolist(),
-        "samples": rows[landmarks.distinct(x, options.seed)[cloud.landmarks]].tolist(),
+    angles = circular.circular_coordinates(points, count).angles
+    found = {
+        "angles": angles.T.tolist(),
+        "samples": samples[cloud.landmarks].tolist(),
         "map": points[:, :2].tolist(),
     }
+    return found | ({"joint_coverage": circular.joint_coverage(angles)} if angles.shape[1] == 2 else {})
 
 
 def of_views(x: Array) -> dict[str, float]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from eval_suite.figures import INK, svg
+from eval_suite.figures import INK, hide_axes, svg
 
 DIMENSIONS = ("#8d8d8d", "#3f7fd9", "#e0703c")
 """Colours of components, loops and voids."""
@@ -116,10 +116,6 @@ def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> st
             vmax=2 * np.pi,
         )
         drawn.set_rasterized(True)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        hide_axes(axes)
 
     return svg(draw, 3.6, 3.0)

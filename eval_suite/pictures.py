@@ -33,12 +33,6 @@ class Picture:
     agrees: bool | None = None
 
 
-def sample(count: int, limit: int, seed: int) -> NDArray[np.int64]:
-    """At most `limit` of the indices 0 … count − 1, drawn without replacement, ascending."""
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    return np.sort(generator.permutation(count)[:limit])
-
-
 def pca_map(x: Array) -> NDArray[np.float64]:
     """The first two principal components (n, 2) of x (n, d)."""
     components = min(2, *x.shape)

@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval_suite import figures, geometry_figures, pictures
+from eval_suite import figures, geometry_figures, pictures, sampling
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.curves import logged
 from eval_suite.pages import template
@@ -66,7 +66,7 @@ def render(
     embeddings = {name: sets["embedding"] for name, sets in features.items()}
     reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
     encoders = [name for name in ("pretrained", "untrained") if name in features]
-    shown = pictures.sample(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
+    shown = sampling.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
     colours = figures.class_colours(len(results["classes"]))
     labels = _labels(targets[reported])[shown]
     measured = results["representations"]["pretrained"]

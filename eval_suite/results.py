@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.atomic import atomic
 from data_pipeline.errors import from_os_error
 
@@ -47,9 +49,11 @@ def as_json(results: dict[str, Any]) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """JSON has no NaN: null in its place."""
+    """Plain numbers and text keys; JSON has no NaN: null in its place."""
     if isinstance(value, dict):
-        return {key: json_safe(entry) for key, entry in value.items()}
+        return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [json_safe(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

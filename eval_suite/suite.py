@@ -16,6 +16,7 @@ from eval_suite import augmented, embed, geometry, neighbors, rank, report, resu
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.options import Options
 from eval_suite.splits import Splits
+from eval_suite.standardise import standardiser
 from eval_suite.targets import Targets, fingerprint, of_vectors
 from eval_suite.vectors import SPLITS, Vectors
 
@@ -247,9 +248,8 @@ def _publish(
 
 
 def _standardised(x: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    mean, std = x["train"].mean(axis=0), x["train"].std(axis=0)
-    std[std == 0] = 1
-    return {split: (rows - mean) / std for split, rows in x.items()}
+    standardised = standardiser(x["train"])
+    return {split: standardised(rows).astype(np.float32) for split, rows in x.items()}
 
 
 def _inputs(

@@ -4,7 +4,6 @@ Every setting, the feature set among them, is chosen on val; test is looked at o
 cannot be computed is left out with a reason.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from eval_suite.few_shot import few_shot
 from eval_suite.minibatch_probe import Protocol, minibatch_probe
 from eval_suite.probe import L2_GRID, linear_probe
 from eval_suite.regression import ridge_probe
+from eval_suite.results import json_safe
 from eval_suite.retrieval import retrieval
 from eval_suite.selection import Unmeasurable
 from eval_suite.targets import Targets, aligned
@@ -143,7 +143,7 @@ def measure_paired(
                     {"metric": f"{metric}.confusion", "reason": f"more than {MOST_CLASSES} classes"}
                 )
         results[metric] = found
-    return _json(results), samples
+    return json_safe(results), samples
 
 
 def _usable(targets: Mapping[str, Targets], reported: str) -> dict[str, Targets]:
@@ -269,14 +269,3 @@ def _details(kind: str, names: list[str], y: NDArray[Any], predicted: NDArray[An
     if kind == "multiclass" and len(names) <= MOST_CLASSES:
         found["confusion"] = scores.confusion(y, predicted).tolist()
     return found
-
-
-def _json(value: Any) -> Any:
-    """Plain numbers, and null for what is not finite."""
-    if isinstance(value, dict):
-        return {str(key): _json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

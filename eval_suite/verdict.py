@@ -4,7 +4,7 @@ A verdict is a conjunction of few measured quantities, each with a range (`RULES
 spaces of known shape stands in docs/verdict.md.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,22 +122,12 @@ NORMALITY = (0.0, 1.0)
 """Near 0.3 for a Gaussian, as mean and variance are fitted."""
 
 
-def judge(
-    x: Array,
-    *,
-    count: int = 500,
-    draws: int = 20,
-    memory: int = homology.MEMORY,
-    jobs: int = 1,
-    seed: int = 0,
-) -> tuple[Verdict, Measured, homology.Homology]:
-    """The verdict on the cloud `x` (n, d), what it rests on, and the barcodes.
+class Evidence(NamedTuple):
+    """What was measured, and the barcodes and the cloud that it was measured on."""
 
-    `count`, `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`. Raises UserError as that
-    does, and for fewer than `FEWEST` distinct rows.
-    """
-    measured, found = measure(x, count=count, draws=draws, memory=memory, jobs=jobs, seed=seed)
-    return decide(measured), measured, found
+    measured: Measured
+    homology: homology.Homology
+    cloud: landmarks.Cloud
 
 
 def measure(
@@ -148,8 +138,12 @@ def measure(
     memory: int = homology.MEMORY,
     jobs: int = 1,
     seed: int = 0,
-) -> tuple[Measured, homology.Homology]:
-    """What `decide` reads, of `x` (n, d)."""
+) -> Evidence:
+    """What `decide` reads, of `x` (n, d).
+
+    `count`, `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`. Raises UserError as that
+    does, and for fewer than `FEWEST` distinct rows.
+    """
     reduced = landmarks.reduce(x, seed=seed)
     if len(reduced) < FEWEST:
         raise UserError(f"{len(reduced)} distinct samples are too few for a verdict; give {FEWEST} or more")
@@ -157,7 +151,7 @@ def measure(
     found = homology.significance(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
     spectrum = graph.laplacian_spectrum(graph.knn_graph(reduced, NEIGHBOURS), EIGENVALUES)
     isotropy, radial = _second_moments(np.asarray(x, dtype=np.float64))
-    return Measured(
+    measured = Measured(
         samples=len(reduced),
         width=np.shape(x)[1],
         landmarks=len(cloud.landmarks),
@@ -169,7 +163,8 @@ def measure(
         isotropy=isotropy,
         radial=radial,
         normality=_normality(reduced),
-    ), found
+    )
+    return Evidence(measured, found, cloud)
 
 
 def decide(measured: Measured) -> Verdict:
@@ -248,8 +243,3 @@ def _second_moments(x: NDArray[np.float64]) -> tuple[float, float]:
 def _normality(reduced: NDArray[np.float64]) -> float:
     standardised = (reduced - reduced.mean(axis=0)) / reduced.std(axis=0)
     return float(normality.epps_pulley(standardised).mean() / normality.null_mean())
-
-
-def to_json(verdict: Verdict, measured: Measured, found: homology.Homology) -> dict[str, Any]:
-    """What `judge` returned, for results.json."""
-    return {"verdict": verdict.to_json(), "measured": asdict(measured), "homology": found.to_json()}

@@ -1,7 +1,7 @@
 """Verdicts on samples of known spaces, and that each criterion of one is needed."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +40,12 @@ TORUS = verdict.Measured(
 )
 def test_verdicts_on_known_spaces(name, width, expected, topology):
     x = spaces.sample(name, 1500, width, 0.05, seed=6)
-    found = verdict.judge(x, count=120)
-    assert found[0].name == expected
-    assert found[0].topology.startswith(topology)
-    assert json.loads(json.dumps(verdict.to_json(*found)))["verdict"]["name"] == expected
+    evidence = verdict.measure(x, count=120)
+    found = verdict.decide(evidence.measured)
+    assert found.name == expected
+    assert found.topology.startswith(topology)
+    assert json.loads(json.dumps(found.to_json()))["name"] == expected
+    json.dumps([asdict(evidence.measured), evidence.homology.to_json()])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,8 @@ def test_error_rates_are_those_of_the_published_table():
 def test_scale_place_and_order_of_an_embedding_do_not_matter():
     x = spaces.sample("flat torus", 800, 16, 0.05, seed=6)
     order = np.random.default_rng(0).permutation(800)
-    moved = verdict.measure(1e3 * x[order] + 1e4, count=80)[0]
-    plain = verdict.measure(x, count=80)[0]
+    moved = verdict.measure(1e3 * x[order] + 1e4, count=80).measured
+    plain = verdict.measure(x, count=80).measured
     assert moved.betti == plain.betti
     assert moved.eigenvalues == pytest.approx(plain.eigenvalues, rel=1e-3)
     assert moved.dimension == pytest.approx(plain.dimension, rel=1e-2)
@@ -93,4 +95,4 @@ def test_scale_place_and_order_of_an_embedding_do_not_matter():
 
 def test_too_few_samples_for_a_verdict_are_refused():
     with pytest.raises(UserError, match="give 200 or more"):
-        verdict.judge(np.tile(spaces.sample("circle", 50), (10, 1)))
+        verdict.measure(np.tile(spaces.sample("circle", 50), (10, 1)))
