@@ -6,7 +6,7 @@ RUN    := runs/quickstart
 # Two processes, but never two on one GPU.
 RANKS   = $(shell [ "$$(nvidia-smi -L 2>/dev/null | grep -c GPU)" = 1 ] && echo 1 || echo 2)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint clean
 
 quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
@@ -17,6 +17,10 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The long ones too.
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "nightly or not nightly"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

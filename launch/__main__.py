@@ -1,38 +1,40 @@
-"""`python -m launch torchrun [torchrun's options] -- <pretrain arguments>`."""
+"""`python -m launch KIND [options] -- <pretrain arguments>`: one command to processes on many nodes."""
 
 import argparse
 import sys
 
+from data_pipeline.errors import ArgumentParser, UserError, exit_code
 from launch import torchrun
+
+KINDS = (torchrun,)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    launcher, pretrain = split(sys.argv[1:])
+    given, others = build_parser().parse_known_args(launcher)
+    if not pretrain and given.trains:
+        raise UserError("nothing after --; write -- --config recipe.yaml, as for python -m pretrain")
+    if others and not given.passes_options_on:
+        raise UserError(f"{others[0]} is no option of {given.kind}; see python -m launch {given.kind} --help")
+    return given.start(given, others, pretrain)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m launch",
         description="Start pretraining on many processes; what follows -- goes to python -m pretrain.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
-    local = kinds.add_parser(
-        "torchrun",
-        help="processes of this node through torchrun",
-        usage="python -m launch torchrun [--dry-run] [torchrun options] -- --config x.yaml [key=value …]",
-        description="Options before -- are torchrun's own (--nproc-per-node, --nnodes, --rdzv-endpoint, …).",
-    )
-    local.add_argument("--dry-run", action="store_true", help="print the command instead of running it")
+    for kind in KINDS:
+        kind.add_parser(kinds)
+    return parser
 
-    launcher, pretrain = sys.argv[1:], []
-    if "--" in launcher:
-        cut = launcher.index("--")
-        launcher, pretrain = launcher[:cut], launcher[cut + 1 :]
-    given, options = parser.parse_known_args(launcher)
-    if not pretrain:
-        print(
-            "error: nothing after --; write -- --config recipe.yaml, as for python -m pretrain",
-            file=sys.stderr,
-        )
-        return 2
-    return torchrun.launch(options, pretrain, dry_run=given.dry_run)
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The launcher's own arguments, and pretrain's after the first --."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

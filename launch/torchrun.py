@@ -1,5 +1,6 @@
 """torchrun in this process, so that the first failing rank's exit code is this command's."""
 
+import argparse
 import contextlib
 import shlex
 import signal
@@ -11,7 +12,18 @@ from torch.distributed import run as torch_run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
-def launch(options: list[str], pretrain: list[str], dry_run: bool = False) -> int:
+def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = kinds.add_parser(
+        "torchrun",
+        help="processes of this node through torchrun",
+        usage="python -m launch torchrun [--dry-run] [torchrun options] -- --config x.yaml [key=value …]",
+        description="Options before -- are torchrun's own (--nproc-per-node, --nnodes, --rdzv-endpoint, …).",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the command instead of running it")
+    parser.set_defaults(start=start, trains=True, passes_options_on=True)
+
+
+def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
     """Run `torchrun OPTIONS -m pretrain PRETRAIN`; returns 0, or the exit code of the first failing rank.
 
     The rank's own message is all that is shown of a failure. SIGTERM and SIGUSR1 are passed on to the
@@ -19,7 +31,7 @@ def launch(options: list[str], pretrain: list[str], dry_run: bool = False) -> in
     whatever they did.
     """
     command = [*options, "-m", "pretrain", *pretrain]
-    if dry_run:
+    if given.dry_run:
         print(shlex.join(["torchrun", *command]))
         return 0
     arguments = torch_run.parse_args(command)
