@@ -1,9 +1,9 @@
 """A rank's batches, as a pure function of (data, configuration, seed, step).
 
-Step t consumes the global positions [t·B, (t+1)·B) of the endless order, rank r of W its contiguous
-B/W of them. Workers read, decode once and cut all views in the images' own integers; the photometric
-parameters travel beside them and are applied on the training device (`augment.apply`). The whole state
-is one integer.
+Step t consumes the global positions [t·B, (t+1)·B) of the endless order, rank r of W a contiguous share
+of them (`order.share`), equal to within one image: what the run sees does not depend on W. Workers read,
+decode once and cut all views in the images' own integers; the photometric parameters travel beside them
+and are applied on the training device (`augment.apply`). The whole state is one integer.
 
 A damaged sample leaves the others where they are: another one, drawn from (seed, epoch, index), takes
 its place in the batch.
@@ -25,7 +25,7 @@ from data_pipeline import augment as augmentation
 from data_pipeline.augment import PARAMETERS, AugmentConfig
 from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt
-from data_pipeline.order import Order
+from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.views import Crop, ViewsConfig, cut, draw
 
@@ -106,9 +106,8 @@ class _Batches(TorchDataset[Batch | UserError]):
 
     def _locate(self, step: int) -> Iterator[Place]:
         """Where this rank's samples of a step are."""
-        share = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * share
-        located = self.order.locate(np.arange(first, first + share, dtype=np.int64))
+        mine, first = share(self.batch_size, self.rank, self.world_size), step * self.batch_size
+        located = self.order.locate(np.arange(first + mine.start, first + mine.stop, dtype=np.int64))
         return map(Place, *(column.tolist() for column in located))
 
     def _batch(self, step: int) -> Batch:
@@ -174,8 +173,8 @@ class _Batches(TorchDataset[Batch | UserError]):
 class Loader:
     """Endless batches of this rank from `start_step` on; the pixels do not depend on ranks or workers.
 
-    `batch_size` is the global one. Raises `UserError` if it does not divide by `world_size`, and
-    while iterating if a shard is gone.
+    `batch_size` is the global one. Raises `UserError` if it has no image for one of the ranks, and while
+    iterating if a shard is gone.
     """
 
     def __init__(
@@ -193,11 +192,10 @@ class Loader:
         start_step: int = 0,
         workers: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            lower = batch_size // world_size * world_size
-            near = f"{lower} or {lower + world_size}" if lower else str(world_size)
+        if batch_size < world_size:
             raise UserError(
-                f"a global batch of {batch_size} does not divide by {world_size} ranks; use {near}"
+                f"a global batch of {batch_size} is not an image for each of {world_size} ranks; "
+                f"use at most {batch_size} ranks"
             )
         placed = sources.order(order, batch_size, seed)
         ahead = _PREFETCHED_BATCHES * max(workers, 1) if sources.remote else 0
@@ -250,3 +248,4 @@ def _ignore_signals(worker: int) -> None:
     """Only the training process decides when to stop: it still needs batches until all ranks agree."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

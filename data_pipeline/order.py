@@ -32,6 +32,14 @@ def sample_index(position: Position, n: int, seed: int) -> Position:
     return int(x[0])
 
 
+def share(batch_size: int, rank: int, world_size: int) -> range:
+    """Which places of the global batch are this rank's: contiguous, in rank order, equal to within one.
+
+    The shares of any number of ranks up to `batch_size` cover it; with more, some are empty.
+    """
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
 class Order:
     """Which sample of which source every position of a run consumes; picklable, without state.
 

@@ -8,21 +8,23 @@ import torch.distributed as dist
 from pretrain.distributed import rank, world_size
 
 
-def compare(seconds: float) -> dict[str, float]:
-    """The slowest rank and the memory peak; called on all ranks alike.
+def compare(seconds: float, data_wait: float) -> dict[str, float]:
+    """The slowest rank, the longest wait for data and the memory peak; called on all ranks alike.
 
     `seconds` is what this rank spent a step without waiting for the others (`StepTimer`'s `alone`), as
-    whole steps take equally long on all of them. GiB.
+    whole steps take equally long on all of them; `data_wait` is its share of the step in which it waited for
+    data, which the others then wait for. GiB.
     """
-    everyone = torch.zeros(world_size(), 2, dtype=torch.float64)
-    everyone[rank()] = torch.tensor([seconds, _peak_memory() / 2**30], dtype=torch.float64)
+    everyone = torch.zeros(world_size(), 3, dtype=torch.float64)
+    everyone[rank()] = torch.tensor([seconds, _peak_memory() / 2**30, data_wait], dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(everyone)
-    alone, memory = everyone.T
+    alone, memory, waited = everyone.T
     return {
         "slowest_rank": alone.argmax().item(),
         "slowest_rank_seconds": alone.max().item(),
         "median_rank_seconds": alone.median().item(),
+        "data_wait": waited.max().item(),
         "memory_gib": memory.max().item(),
     }
 

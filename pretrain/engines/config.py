@@ -30,6 +30,9 @@ class EngineConfig(BaseModel):
     """Bit for bit the same run each time on the same machines, for some speed."""
     accumulation: PositiveInt = 1
     """Micro-batches that a rank's share of the batch is cut into, to save memory."""
+    micro_batch: PositiveInt | None = None
+    """Images that a rank may hold at once, in place of `accumulation`, which then follows from the rank's
+    share of the batch: fewer ranks take more micro-batches rather than more memory."""
     accumulate: Literal["exact", "microbatch"] = "exact"
     """exact: loss and gradient of the whole batch, for a second forward pass (a third more time);
     microbatch: a mean of the micro-batches' losses, another objective for statistics of the batch."""
@@ -64,9 +67,29 @@ class EngineConfig(BaseModel):
                         f"engine.{name}={given} is an option of engine.kind={kind}, which {self.kind} does "
                         f"not have; leave it out or use engine.kind={kind}"
                     )
+        if self.micro_batch and self.accumulation > 1:
+            raise ValueError(
+                f"engine.micro_batch={self.micro_batch} and engine.accumulation={self.accumulation}: the "
+                "first decides the second; give one of them"
+            )
         if self.kind == "deepspeed":
             self._zero_possible()
         return self
+
+    def passes(self, batch_size: int, world_size: int) -> int:
+        """Micro-batches a step, equal on all ranks: they communicate in each.
+
+        With `micro_batch` as many as the largest share of the batch needs. With micro_batch=1 and uneven
+        shares that is one too many for the smallest, so the largest has one of two images.
+        """
+        if self.micro_batch is None:
+            return self.accumulation
+        return min(-(-batch_size // (world_size * self.micro_batch)), batch_size // world_size)
+
+    def on(self, batch_size: int, world_size: int) -> "EngineConfig":
+        """The same with `accumulation` in the place of `micro_batch`, for so many ranks."""
+        passes = self.passes(batch_size, world_size)
+        return self.model_copy(update={"accumulation": passes, "micro_batch": None})
 
     def _zero_possible(self) -> None:
         stage = f"engine.zero_stage={self.zero_stage}"

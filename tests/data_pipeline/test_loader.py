@@ -161,9 +161,21 @@ def test_one_channel(packed: Dataset) -> None:
     assert take(packed, 1, channels=1)[0].views[0].shape == (2, 8, 1, 24, 24)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(packed: Dataset) -> None:
-    with pytest.raises(UserError, match=r"10 does not divide by 4 ranks; use 8 or 12"):
-        loader(packed, batch_size=10, world_size=4)
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7, 10])
+def test_any_number_of_ranks_takes_the_same_batch_in_shares_equal_to_within_one(
+    packed: Dataset, ranks: int
+) -> None:
+    (whole,) = take(packed, 1, batch_size=10)
+    parts = [take(packed, 1, batch_size=10, rank=rank, world_size=ranks)[0] for rank in range(ranks)]
+    sizes = [len(part.indices) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    np.testing.assert_array_equal(np.concatenate([part.indices for part in parts]), whole.indices)
+    assert torch.equal(torch.cat([part.views[0] for part in parts], dim=1), whole.views[0])
+
+
+def test_more_ranks_than_images_are_refused(packed: Dataset) -> None:
+    with pytest.raises(UserError, match=r"batch of 3 is not an image for each of 4 ranks; use at most 3"):
+        loader(packed, batch_size=3, world_size=4)
 
 
 def damaged(packed: Dataset, folder: Path, samples: list[int]) -> Dataset:

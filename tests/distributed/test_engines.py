@@ -7,6 +7,7 @@ takes DeepSpeed's turns as well, then again one of four, to read what the two wr
 import itertools
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from pydantic import TypeAdapter
 
+from data_pipeline.order import share
 from pretrain import engines
 from pretrain.engines import Engine
 from pretrain.engines.config import EngineConfig
@@ -26,7 +28,8 @@ from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
 from pretrain.optimizer import OptimizerConfig
 from pretrain.step import MicroBatch, train_step
 
-IMAGES, STEPS, SAVED = 8, 10, 3
+# A batch that neither two nor four ranks share equally.
+IMAGES, STEPS, SAVED = 9, 10, 3
 Options = dict[str, Any]
 Curve = list[tuple[float, float]]
 
@@ -73,6 +76,33 @@ WRITERS_OF_TWO: dict[str, Options] = {
 WRITERS_OF_FOUR: dict[str, Options] = {"fsdp 4": FSDP, "hsdp 4": FSDP | {"shard": 2}}
 WRITERS = [*WRITERS_OF_TWO, *WRITERS_OF_FOUR]
 
+# What every run of the tests takes: each kind of engine, each option somewhere, each checkpoint read by its
+# own engine and by another. The nightly one takes them all.
+QUICK = {
+    "ddp accumulating, checkpointing",
+    "fsdp",
+    "fsdp packed, checkpointing",
+    "fsdp jepa",
+    "zero-1",
+    "zero-2 jepa",
+    "zero-2 offload",
+    "zero-3 jepa packed",
+    "hsdp accumulating, checkpointing",
+}
+QUICK_REFUSALS = {"ddp", "fsdp", "zero-3"}
+PAIRS = list(itertools.product(WRITERS, WRITERS))
+"""Reader and writer."""
+QUICK_PAIRS = {*zip(WRITERS, WRITERS, strict=True), *zip(WRITERS, [*WRITERS[1:], WRITERS[0]], strict=True)}
+
+
+def cases(every: Iterable[Any], quick: set[Any]) -> list[Any]:
+    """Parameters of a test, of which those that are not quick are nightly."""
+    marks = {True: (), False: (pytest.mark.nightly,)}
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks[case in quick])
+        for case in every
+    ]
+
 
 def build(options: Options, method: str = "lejepa") -> Engine:
     name = "vit_tiny_patch16_224"
@@ -98,9 +128,9 @@ def images(step: int) -> MicroBatch:
         torch.randn(3, IMAGES, 1, 16, 16, generator=generator),
     ]
     ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    count = IMAGES // ranks
-    share = slice(rank * count, (rank + 1) * count)
-    return MicroBatch([x[:, share] for x in views], sample_keys(5, step, share.start, count, views=5))
+    mine = share(IMAGES, rank, ranks)
+    keys = sample_keys(5, step, mine.start, len(mine), views=5)
+    return MicroBatch([x[:, mine.start : mine.stop] for x in views], keys)
 
 
 def train(engine: Engine, first: int, last: int) -> Curve:
@@ -123,10 +153,10 @@ def write(folder: Path, writers: dict[str, Options]) -> None:
         dcp.save(engine.state(), checkpoint_id=folder / name)
 
 
-def read(folder: Path, options: Options) -> dict[str, Curve]:
-    """One engine resumes all checkpoints in turn, whatever the one before has left in it."""
+def read(folder: Path, options: Options, writers: list[str]) -> dict[str, Curve]:
+    """One engine resumes checkpoints in turn, whatever the one before has left in it."""
     engine, found = build(options), {}
-    for name in WRITERS:
+    for name in writers:
         state = engine.state()
         dcp.load(state, checkpoint_id=folder / name)
         engine.load(state)
@@ -168,19 +198,31 @@ def snapshot(engine: Engine) -> dict[str, torch.Tensor]:
     return {name: x.clone() for name, x in local.items() if "running" not in name}
 
 
-def rank_main(rank: int, folder: Path) -> None:
+def rank_main(rank: int, folder: Path, everything: bool) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    trained = {*TWO, *FOUR} if everything else QUICK
+    refused = {*WRITERS_OF_TWO} if everything else QUICK_REFUSALS
+    written = {
+        reader: [w for r, w in PAIRS if r == reader and (everything or (r, w) in QUICK_PAIRS)]
+        for reader in WRITERS
+    }
     join(folder / "a", rank, 4)
-    found |= {name: train(build(options), 0, STEPS) for name, options in FOUR.items()}
+    found |= {name: train(build(options), 0, STEPS) for name, options in FOUR.items() if name in trained}
     write(folder, WRITERS_OF_FOUR)
     dist.destroy_process_group()
     if rank < 2:
         join(folder / "b", rank, 2)
-        found |= {name: train(build(options, method_of(name)), 0, STEPS) for name, options in TWO.items()}
-        found |= {f"{name} refused": refuse(options) for name, options in WRITERS_OF_TWO.items()}
+        found |= {
+            name: train(build(options, method_of(name)), 0, STEPS)
+            for name, options in TWO.items()
+            if name in trained
+        }
+        found |= {
+            f"{name} refused": refuse(WRITERS_OF_TWO[name]) for name in WRITERS_OF_TWO if name in refused
+        }
         write(folder, WRITERS_OF_TWO)
-        found |= {f"{name} read": read(folder, options) for name, options in WRITERS_OF_TWO.items()}
+        found |= {f"{n} read": read(folder, options, written[n]) for n, options in WRITERS_OF_TWO.items()}
         bf16 = {"precision": "bf16"}
         found |= {f"{n} bf16": train(build(TWO[n] | bf16), 0, STEPS) for n in ("ddp", "fsdp", "zero-3")}
         dist.destroy_process_group()
@@ -188,7 +230,7 @@ def rank_main(rank: int, folder: Path) -> None:
     while not all((folder / f"done{other}").exists() for other in range(4)):
         time.sleep(0.1)
     join(folder / "c", rank, 4)
-    found |= {f"{name} read": read(folder, options) for name, options in WRITERS_OF_FOUR.items()}
+    found |= {f"{n} read": read(folder, options, written[n]) for n, options in WRITERS_OF_FOUR.items()}
     if rank == 0:
         torch.save(found, folder / "found.pt")
     dist.destroy_process_group()
@@ -204,8 +246,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[str, Any]:
-    mp.spawn(rank_main, (folder,), nprocs=4)
+def found(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of everything only where nightly tests are among those that run."""
+    here = [item for item in request.session.items if item.path == request.path]
+    everything = any(item.get_closest_marker("nightly") for item in here)
+    mp.spawn(rank_main, (folder, everything), nprocs=4)
     return torch.load(folder / "found.pt", weights_only=False)
 
 
@@ -222,25 +267,26 @@ def deviation(curve: Curve, truth: Curve) -> tuple[float, float]:
     return tuple(max(abs(a[i] / b[i] - 1) for a, b in pairs) for i in range(2))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", [*TWO, *FOUR])
+@pytest.mark.parametrize("name", cases([*TWO, *FOUR], QUICK))
 def test_ten_steps_are_those_of_one_process(found, truth, name):
     loss, norm = deviation(found[name], truth[method_of(name)])
-    assert loss < 1e-5 and norm < 1e-5, (loss, norm)
+    # Gradients of uneven shares are summed in yet another order.
+    assert loss < 1e-5 and norm < 2e-5, (loss, norm)
 
 
-@pytest.mark.parametrize(("reader", "writer"), itertools.product(WRITERS, WRITERS))
+@pytest.mark.parametrize(("reader", "writer"), cases(PAIRS, QUICK_PAIRS))
 def test_every_engine_resumes_every_other(found, truth, reader, writer):
     loss, norm = deviation(found[f"{reader} read"][writer], truth["lejepa"][SAVED : SAVED + 3])
     assert loss < 1e-5 and norm < 1e-5, (loss, norm)
 
 
 def test_one_process_resumes_every_engine(found, folder, truth):
-    for writer, curve in read(folder, {}).items():
+    for writer, curve in read(folder, {}, WRITERS).items():
         loss, norm = deviation(curve, truth["lejepa"][SAVED : SAVED + 3])
         assert loss < 1e-5 and norm < 1e-5, (writer, loss, norm)
 
 
-@pytest.mark.parametrize("name", WRITERS_OF_TWO)
+@pytest.mark.parametrize("name", cases(WRITERS_OF_TWO, QUICK_REFUSALS))
 def test_refused_steps_change_nothing(found, name):
     changed, after = found[f"{name} refused"]
     assert not changed
@@ -249,7 +295,10 @@ def test_refused_steps_change_nothing(found, name):
 
 
 def test_bf16_stays_near(found, truth):
-    """Of bf16's 2⁻⁸, with fp32 masters and statistics, this much is left in ten steps."""
+    """Of bf16's 2⁻⁸, with fp32 masters and statistics, this much is left in ten steps.
+
+    It is rounding: over batches of 8, 9 and 16 of four data each the loss was off by 0.06 to 0.66 %.
+    """
     for name in ("ddp", "fsdp", "zero-3"):
         loss, norm = deviation(found[f"{name} bf16"], truth["lejepa"])
-        assert loss < 0.005 and norm < 0.02, (name, loss, norm)
+        assert loss < 0.01 and norm < 0.03, (name, loss, norm)

@@ -114,7 +114,9 @@ def rank_main(rank: int, sizes: list[int], folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sizes", [[8, 8], [4, 4, 4, 4], [11, 5]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[8, 8], pytest.param([4, 4, 4, 4], marks=pytest.mark.nightly), [11, 5]], ids=str
+)
 def test_ranks_and_accumulation(tmp_path: Path, sizes: list[int]):
     mp.spawn(rank_main, (sizes, str(tmp_path)), nprocs=len(sizes))
     for (method, _), found in torch.load(tmp_path / "found.pt").items():
