@@ -41,7 +41,8 @@ class CacheConfig(BaseModel):
     size: ByteSize = Field(ByteSize(100 * 10**9), ge=64 * 10**6)
     """The most it may hold, such as 100GB; what was wanted least recently makes room."""
     patience: float = Field(180.0, ge=0)
-    """Seconds for which a request is tried again that fails for a passing reason (timeout, 5xx)."""
+    """Seconds for which a request is tried again that fails for a passing reason (timeout, 5xx). A run's
+    stopping.hang has to be a minute more."""
 
 
 class Cache:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from data_pipeline.secrets import masked
+
 
 def one_line(text: str) -> str:
     """Text with what a terminal or a log should not get (line breaks, escapes, no UTF-8) spelled out."""
@@ -14,10 +16,10 @@ def one_line(text: str) -> str:
 
 
 class UserError(Exception):
-    """What was given, what was expected and what to do next, in one line, whatever names are quoted."""
+    """What was given, what was expected and what to do next: one line without secrets, whatever is quoted."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__())
+        return one_line(masked(super().__str__()))
 
 
 class ArgumentParser(argparse.ArgumentParser):

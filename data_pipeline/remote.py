@@ -21,6 +21,9 @@ from data_pipeline.errors import UserError
 
 Result = TypeVar("Result")
 
+ONE_ATTEMPT = 60.0
+"""Seconds that a store may be silent in one attempt."""
+_TO_CONNECT = 10
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 10.0
 _SILENT_ATTEMPTS = 4
@@ -149,7 +152,8 @@ def _connect(root: str) -> Any:
     if protocol in ("s3", "s3a"):
         # Tried again here alone: three nested loops of retries know no deadline.
         given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **given}
+        waits = {"connect_timeout": _TO_CONNECT, "read_timeout": ONE_ATTEMPT}
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **waits, **given}
     filesystem, _ = fsspec.url_to_fs(root, **options)
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1

@@ -34,7 +34,7 @@ class DataConfig(BaseModel):
     sources: list[SourceConfig] = []
     """Several data sets to be mixed: [{path: a, weight: 3}, {path: b, weight: 1}]."""
     batch_size: PositiveInt = 256
-    """Images in the global batch, over all ranks; must divide by their number."""
+    """Images in the global batch, over all ranks, whose shares are equal to within one image."""
     workers: int = Field(2, ge=0)
     """Processes a rank that decode and crop; 0 does it in the training process."""
     channels: PositiveInt = 3

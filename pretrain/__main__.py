@@ -4,26 +4,32 @@
 for timm or transformers.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import NoReturn
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.errors import ArgumentParser, UserError, exit_code, from_os_error
-from pretrain import export, plan, sweep
-from pretrain.config import Config, describe_fields, load_config
-from pretrain.preflight import Plan, check
+from data_pipeline.orphans import end_with_launcher
 from pretrain.signals import Signals
-from pretrain.stopping import Stopping
+from pretrain.start_up import StartUp
 
-OTHERS = {"plan": plan.main, "sweep": sweep.main, "export": export.main}
+# The rest is imported where it is used: it takes seconds, in which signals have to be listened to.
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from pretrain.config import Config
+    from pretrain.preflight import Plan
+
+OTHERS = ("plan", "sweep", "export")
 
 
 def main() -> int:
@@ -35,14 +41,27 @@ def main() -> int:
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if sys.argv[1:] and sys.argv[1] in OTHERS:
-        return OTHERS[sys.argv[1]](sys.argv[2:])
+        return importlib.import_module(f"pretrain.{sys.argv[1]}").main(sys.argv[2:])
+    end_with_launcher()
+    signals, start_up = Signals(), StartUp()
+    signals.listen()
+    start_up.mark("python")
+
+    from pretrain import train  # noqa: F401, with all that it needs
+    from pretrain.preflight import check
+
+    start_up.mark("imports")
     config = parse(sys.argv[1:])
     plan = check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    start_up.mark("configuration and data")
     with process_group(config.stopping.hang) as device:
-        return run(config, plan, device)
+        start_up.mark("process group")
+        return run(config, plan, device, signals, start_up)
 
 
 def parse(arguments: list[str]) -> Config:
+    from pretrain.config import describe_fields, load_config
+
     parser = ArgumentParser(
         prog="python -m pretrain",
         description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …; "
@@ -58,26 +77,57 @@ def parse(arguments: list[str]) -> Config:
     return load_config(given.config, given.overrides)
 
 
-def run(config: Config, plan: Plan, device: torch.device) -> int:
-    """Train; a UserError on any rank is printed once, however many ranks meet it or hang on it."""
-    signals = Signals()
-    signals.listen()
+def run(config: Config, plan: Plan, device: torch.device, signals: Signals, start_up: StartUp) -> int:
+    """Train; what the user can mend is printed once, however many ranks meet it or hang on it."""
+    import torch.distributed as dist
+
+    from pretrain.lock import hold
+    from pretrain.out_of_memory import is_out_of_memory
+    from pretrain.peers import TOLD
+    from pretrain.stopping import Stopping
     from pretrain.train import train
 
     store = dist.distributed_c10d._get_default_store()
     try:
-        with Stopping(config.stopping, config.folder, signals) as stopping:
-            return train(config, plan, device, stopping)
-    except (UserError, OSError) as error:
-        if store.add("isotorus/user_errors", 1) == 1:
-            shown = from_os_error(error, f"run {config.folder}") if isinstance(error, OSError) else error
-            print(f"error: {shown}", file=sys.stderr, flush=True)
+        with (
+            hold(config.folder) if dist.get_rank() == 0 else nullcontext() as lock,
+            Stopping(config.stopping, config.folder, signals, lock) as stopping,
+        ):
+            return train(config, plan, device, stopping, start_up)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
+            # A rank that ended with a UserError breaks the others' collectives: theirs is no news.
+            if told(store, 0) > 0:
+                abandon()
+            raise
+        if told(store, 1) <= 1:
+            print(f"error: {mendable(error, config, device)}", file=sys.stderr, flush=True)
+            with suppress(RuntimeError):  # the store's host may be gone
+                store.set(TOLD, "")
+        else:  # the launcher ends all soon after the first that leaves
+            with suppress(RuntimeError):
+                store.wait([TOLD], timedelta(seconds=180))
         abandon()
+
+
+def mendable(error: Exception, config: Config, device: torch.device) -> UserError:
+    """What the user can do about an error that is no bug."""
+    from pretrain.out_of_memory import explain, is_out_of_memory
+
+    if isinstance(error, UserError):
+        return error
+    if is_out_of_memory(error):
+        return explain(error, config, device)
+    assert isinstance(error, OSError)
+    return from_os_error(error, f"run {config.folder}")
+
+
+def told(store: dist.Store, more: int) -> int:
+    """How many ranks have met a UserError, with `more` now; 0 where the store's host can say no more."""
+    try:
+        return store.add("isotorus/user_errors", more)
     except RuntimeError:
-        # A rank that ended with a UserError breaks the others' collectives: theirs is no news.
-        if store.add("isotorus/user_errors", 0) > 0:
-            abandon()
-        raise
+        return 0
 
 
 def abandon() -> NoReturn:
@@ -92,6 +142,9 @@ def process_group(hang: float) -> Iterator[torch.device]:
 
     Its own timeout, which would kill a rank without its stack, comes after `hang` seconds and the watchdog.
     """
+    import torch
+    import torch.distributed as dist
+
     if torch.cuda.is_available():
         ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if ranks > devices:

@@ -6,9 +6,10 @@ That takes a fraction of the time, and with activation recomputation a small one
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import timm
 import torch
 from torch import nn
+
+from pretrain.models.encoder import create
 
 SHALLOW = (4, 8)
 Key = TypeVar("Key")
@@ -47,7 +48,7 @@ def _depth(name: str, kwargs: dict[str, Any]) -> int | None:
 
 def _on_meta(name: str, kwargs: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
-        return timm.create_model(name, **kwargs)
+        return create(name, kwargs)
 
 
 def _size(module: nn.Module) -> int:

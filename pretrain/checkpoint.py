@@ -2,17 +2,18 @@
 
 A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then
 does `latest` move. Beside the DCP files lie `encoder.safetensors` and `encoder.json`, all that
-`timm.create_model(...).load_state_dict(strict=True)` needs, and for the evaluation `projector.safetensors`.
+`timm.create_model(...).load_state_dict(strict=True)` needs (or, for winding attention, the same with
+`pretrain.models.encoder.create`), and for the evaluation `projector.safetensors`.
 """
 
-import errno
+import contextlib
 import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,12 +30,13 @@ from pretrain import checksums
 from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")
+OnDamage = Literal["previous", "refuse"]
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
 _PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "head.projector."}
 """Files that need no DCP to be read, and what their tensors' names begin with in a state's "model"."""
 
-_FULL = 2**20  # bytes: a disk with less is full
+_TRIAL = 2**20  # bytes: a disk that does not take them is full
 
 
 class CheckpointConfig(BaseModel):
@@ -48,11 +50,57 @@ class CheckpointConfig(BaseModel):
     """With keep_last: older ones stay too whose step is a multiple of this."""
     asynchronous: bool = True
     """Train on while a checkpoint is written; takes memory on the CPU for a copy of the state."""
+    on_damage: OnDamage = "previous"
+    """When the newest checkpoint is found damaged at the start: previous renames it damaged_step_XXXXXXXX and
+    continues from the newest whole one, refuse ends with a line that names the file."""
+
+
+class Damaged(UserError):
+    """A checkpoint that is not as it was written."""
+
+    def __init__(self, checkpoint: Path, reason: str) -> None:
+        self.earlier = max((path for path in _complete(checkpoint.parent) if path < checkpoint), default=None)
+        self.found = f"checkpoint {checkpoint} is damaged: {reason}"
+        before = self.earlier
+        then = f"continue from {before.name}" if before else "begin again, as there is no earlier one"
+        super().__init__(f"{self.found}; remove that folder to {then}")
 
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest complete checkpoint of a folder of checkpoints."""
     return max(_complete(checkpoints), default=None)
+
+
+def latest_described(checkpoints: Path, on_damage: OnDamage) -> Path | None:
+    """The newest complete checkpoint whose encoder.json can be read; raises Damaged as `RunState.resume`."""
+    for found in sorted(_complete(checkpoints), reverse=True):
+        try:
+            describe(found)
+            return found
+        except Damaged as error:
+            if on_damage == "refuse" or error.earlier is None:
+                raise
+    return None
+
+
+def agreed_latest(checkpoints: Path) -> Path | None:
+    """The same on all ranks, however long a file server's news takes to each."""
+    found = [latest(checkpoints) if rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Rename a damaged checkpoint, so that it is none any more; on all ranks, for which it is done then."""
+
+    def rename() -> None:
+        if rank() == 0:
+            aside, number = checkpoint.with_name(f"damaged_{checkpoint.name}"), 2
+            while aside.exists():
+                aside, number = checkpoint.with_name(f"damaged_{checkpoint.name}.{number}"), number + 1
+            checkpoint.rename(aside)
+
+    _on_all_ranks(rename)
 
 
 def folder(checkpoints: Path, step: int) -> Path:
@@ -61,11 +109,11 @@ def folder(checkpoints: Path, step: int) -> Path:
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:
-    """encoder.json of a checkpoint."""
+    """encoder.json of a checkpoint; raises Damaged."""
     try:
         return json.loads((checkpoint / "encoder.json").read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(checkpoint, _first_line(error)) from None
+        raise Damaged(checkpoint, _first_line(error)) from None
 
 
 def write(
@@ -97,11 +145,27 @@ def write(
         measured = _on_all_ranks(lambda: {path.name: checksums.measure(path) for path in own}, group)
         _on_all_ranks(publish, group)
     except (CheckpointException, OSError, SafetensorError) as error:
-        # Writers in C++ tell of a full disk in many words.
-        full = shutil.disk_usage(checkpoints).free < _FULL
+        # Writers in C++ tell of a full disk in many words; asked before anyone makes room.
+        number = max(_on_all_ranks(lambda: _refusal(checkpoints), group))
+        cause = OSError(number, os.strerror(number)) if number else _cause(error)
         shutil.rmtree(partial, ignore_errors=True)
-        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else _cause(error)
         raise _save_error(step, cause) from None
+
+
+def _refusal(folder: Path) -> int:
+    """The error number that the file system gives now to a small file in a folder; 0 if it takes it."""
+    trial = folder / f".trial_{rank()}"
+    try:
+        with trial.open("wb") as file:
+            file.write(bytes(_TRIAL))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or 0
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+    return 0
 
 
 def _publish(partial: Path, final: Path, description: dict[str, Any], measured: dict[str, list[int]]) -> None:
@@ -139,7 +203,7 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
     """
     found = _on_all_ranks(lambda: checksums.damaged(checkpoint, rank(), world_size()))
     if reasons := [reason for share in found for reason in share]:
-        raise _damaged(checkpoint, reasons[0])
+        raise Damaged(checkpoint, reasons[0])
     stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     if optional in state and _misfit({optional: state[optional]}, stored):
         del state[optional]
@@ -151,7 +215,7 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
     try:
         dcp.load(state, checkpoint_id=checkpoint)
     except (CheckpointException, OSError, ValueError) as error:
-        raise _damaged(checkpoint, _first_line(_cause(error))) from None
+        raise Damaged(checkpoint, _first_line(_cause(error))) from None
 
 
 def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str:
@@ -220,12 +284,6 @@ def _on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None)
 
 def _cause(error: BaseException) -> BaseException:
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-
-
-def _damaged(checkpoint: Path, reason: str) -> UserError:
-    earlier = max((path for path in _complete(checkpoint.parent) if path < checkpoint), default=None)
-    then = f"continue from {earlier.name}" if earlier else "begin again, as there is no earlier one"
-    return UserError(f"checkpoint {checkpoint} is damaged: {reason}; remove that folder to {then}")
 
 
 def _save_error(step: int, error: BaseException) -> UserError:

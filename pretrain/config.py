@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.errors import UserError
+from data_pipeline.secrets import holds_password
 from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
 from pretrain.checkpoint import CheckpointConfig
@@ -77,6 +78,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
                 f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
             )
         _assign(values, key.split("."), yaml.safe_load(text) if text else "", override)
+    _refuse_passwords(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -109,6 +111,17 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) 
         if not isinstance(values, dict):
             raise UserError(f"'{override}': '{key}' is a value, not a section; see --help for the fields")
     values[keys[-1]] = value
+
+
+def _refuse_passwords(values: dict[str, Any]) -> None:
+    """What is configured is written to config.yaml, checkpoints and MLflow."""
+    for key, value in flatten(values).items():
+        if holds_password(str(value)):
+            raise UserError(
+                f"{key} holds a URL with a password or a token, which would be written with the run; take it "
+                "out and give it by the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                "(or all of MLFLOW_TRACKING_URI), AWS_…, FSSPEC_…"
+            )
 
 
 def _explain(error: ValidationError) -> str:

@@ -30,7 +30,7 @@ class CorruptSamples:
             kept = [row for row in metrics.read(self.path) if row["step"] <= start]
             self.count = len(kept)
             if self.path.exists():
-                self.path.write_text("".join(map(metrics.line, kept)))
+                metrics.replace(self.path, kept)
         self._new: list[dict[str, Any]] = []
 
     def watch(self, batch: Batch) -> None:
@@ -62,8 +62,7 @@ class CorruptSamples:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         rows.sort(key=lambda row: (row["step"], row["sample"]))
-        with self.path.open("a") as file:
-            file.writelines(map(metrics.line, rows))
+        metrics.append(self.path, rows)
         self.count += len(rows)
         log.warning(
             "%d damaged images replaced (%d in all, see %s), first: %s: %s",

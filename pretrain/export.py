@@ -52,6 +52,11 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
     if not (folder / "encoder.json").is_file():
         raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
     described = checkpoint.describe(folder)
+    if "winding_classes" in described["kwargs"]:
+        raise UserError(
+            f"{folder} has winding attention, which neither timm nor transformers computes; evaluate the "
+            "checkpoint as it is, or export one trained with encoder.attention=softmax"
+        )
     # Drop-path has no part in what a trained encoder computes.
     kwargs = {key: value for key, value in described["kwargs"].items() if key != "drop_path_rate"}
     with torch.device("meta"):

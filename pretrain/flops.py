@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from pydantic import TypeAdapter
 from torch import nn
@@ -23,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.by_depth import by_depth
 from pretrain.config import Config
 from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.models.encoder import create
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...])
 
     def measure(kwargs: dict[str, Any]) -> dict[str, float]:
         with torch.device("meta"):
-            encoder = timm.create_model(name, **kwargs).eval()
+            encoder = create(name, kwargs).eval()
             pixels = {size: torch.empty(1, channels, size, size) for size in sizes}
         return {str(size): _count(functools.partial(encoder, x)) for size, x in pixels.items()}
 

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import unfuse_attention
 from pretrain.methods import ObjectiveConfig, build_head
-from pretrain.models.encoder import ViewEncoder
+from pretrain.models.encoder import ViewEncoder, create
 from pretrain.objectives.sigreg import SIGReg
 
 CAST = torch.ops.aten._to_copy.default
@@ -135,7 +134,7 @@ class _Setting(NamedTuple):
 def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[str, str], float]:
     def measure(kwargs: dict[str, Any]) -> dict[tuple[str, str], float]:
         with torch.device("meta"):
-            timm_model = timm.create_model(name, **kwargs)
+            timm_model = create(name, kwargs)
         if setting.device == "cpu":
             unfuse_attention(timm_model)
         encoder = ViewEncoder(timm_model).train()

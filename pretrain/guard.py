@@ -211,12 +211,11 @@ class Guard:
         """Drop what skipped.jsonl has of batches that will come again, continuing after `step`; on rank 0."""
         kept = [row for row in metrics.read(self.path) if row["batch"] <= step + self.passed_over]
         if self.path.exists():
-            self.path.write_text("".join(map(metrics.line, kept)))
+            metrics.replace(self.path, kept)
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.writelines(map(metrics.line, rows))
+        metrics.append(self.path, rows)
 
 
 def _median(x: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def rank_memory(
 ) -> dict[str, float]:
     """Bytes at the peak of a training step on one of `ranks`, by part; `device` is "cuda" or "cpu"."""
     engine = config.engine
-    images = config.data.batch_size // ranks
+    images = -(-config.data.batch_size // ranks)  # of the rank with most
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
     pixels = images * config.data.channels * sum(r.views * r.size**2 for r in resolutions)

@@ -2,36 +2,60 @@
 
 import json
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.atomic import atomic
 
 
 class MetricsFile:
     """Appends to `path`; on resume, lines after `step` are dropped, since they will be written again."""
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [row for row in read(path) if row["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line(row) for row in kept))
-        temporary.rename(path)
-        self._file = path.open("a", buffering=1)
+        replace(path, (row for row in read(path) if row["step"] <= step))
+        self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(line(row))
+        append(self.path, [row])
 
-    def close(self) -> None:
-        self._file.close()
+    def sync(self) -> None:
+        """Have what was written reach the disk, so that no checkpoint is there without its rows."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a file, all of them or, where the disk refuses, none; raises OSError then."""
+    text = "".join(map(line, rows)).encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while text:
+                text = text[file.write(text) :]
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise
+
+
+def replace(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Make these rows the whole file, at once."""
+    text = "".join(map(line, rows)).encode()
+    with atomic(path) as file:
+        file.write(text)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line cut by a kill is passed over."""
+    """All whole lines; what a kill or a crash has cut or garbled is passed over."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return rows
 

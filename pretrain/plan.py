@@ -90,6 +90,7 @@ class Request:
 def estimate(config: Config, request: Request) -> Estimate:
     """Raises UserError for what the run itself would refuse, data aside."""
     model = check_model(config, request.gpus)
+    config = _on(config, request.gpus)
     parameters = count_parameters(config, model)
     flops = step_flops(config, model.kwargs, model.width)
     device = "cpu" if request.gpu == "cpu" else "cuda"
@@ -133,6 +134,7 @@ def _speed(config: Config, request: Request, flops: StepFlops, peak: float) -> S
 
 def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] | None:
     """The first of `remedies` that fits, as arguments of the command line, and what it costs."""
+    config = _on(config, request.gpus)
     for changes, gpus in remedies(config, request.gpus):
         try:
             engine = EngineConfig.model_validate(config.engine.model_dump() | changes)
@@ -144,6 +146,11 @@ def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] 
             arguments = [f"engine.{key}={value}" for key, value in changes.items()]
             return arguments + ([f"--gpus {gpus}"] if gpus != request.gpus else []), found
     return None
+
+
+def _on(config: Config, gpus: int) -> Config:
+    """With the micro-batches that this many ranks take."""
+    return config.model_copy(update={"engine": config.engine.on(config.data.batch_size, gpus)})
 
 
 def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
@@ -168,7 +175,7 @@ def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
         passes *= 2
     shard = shard or ({"kind": "fsdp"} if engine.kind == "ddp" else {})
     more = 2 * gpus
-    while config.data.batch_size % more == 0:
+    while more <= config.data.batch_size:
         yield {**shard, **most}, more
         more *= 2
 

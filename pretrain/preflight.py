@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.remote import ONE_ATTEMPT
 from data_pipeline.sources import Sources
 from pretrain import checkpoint, metrics
 from pretrain.config import Config, flatten
@@ -15,7 +15,7 @@ from pretrain.engines import config as engine_config
 from pretrain.engines.fp8 import check_fp8
 from pretrain.methods import describe_projector
 from pretrain.models.batch_norm import has_batch_norm
-from pretrain.models.encoder import embedding_width, patch_size, timm_kwargs
+from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 from pretrain.warm_start import WarmStart, check_fit, find_weights
 
 
@@ -60,10 +60,17 @@ def check(config: Config, world_size: int) -> Plan:
     if config.engine.precision == "fp8":
         check_fp8()
     sources = config.data.open()
+    patience = config.data.cache.patience + ONE_ATTEMPT
+    if sources.remote and config.stopping.hang < patience:
+        raise UserError(
+            f"stopping.hang={config.stopping.hang:g} s would end a run that waits for its store, which may "
+            f"take data.cache.patience={config.data.cache.patience:g} s and {ONE_ATTEMPT:g} s for the last "
+            f"attempt; use stopping.hang={patience:g} or less patience"
+        )
     kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
     plan = Plan(sources, kwargs, width, mean, std)
-    newest = checkpoint.latest(config.folder / "checkpoints")
+    newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
     if newest is not None:
         _check_resume(config, plan, newest)
         record = checkpoint.describe(newest).get("warm_start")
@@ -81,7 +88,7 @@ class Model(NamedTuple):
     """What is to be trained, on the meta device."""
 
     kwargs: dict[str, Any]
-    """Arguments of `timm.create_model`."""
+    """Arguments of `create`."""
     encoder: Any
     width: int
     """D of the embedding."""
@@ -89,13 +96,12 @@ class Model(NamedTuple):
 
 def check_model(config: Config, world_size: int) -> Model:
     """Build the encoder without memory; UserError for the first thing that cannot work, whatever the data."""
-    if config.data.batch_size % world_size:
-        below = config.data.batch_size // world_size * world_size
-        near = " or ".join(str(size) for size in (below, below + world_size) if size)
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide over {world_size} ranks; use {near}"
-        )
     images = config.data.batch_size // world_size
+    if images == 0:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is less than an image for each of {world_size} ranks; "
+            f"use fewer ranks, or a larger batch"
+        )
     if config.engine.accumulation > images:
         raise UserError(
             f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
@@ -103,11 +109,12 @@ def check_model(config: Config, world_size: int) -> Model:
         )
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
-        encoder: Any = timm.create_model(config.encoder.name, **kwargs)
+        encoder: Any = create(config.encoder.name, kwargs)
     engine_config.check(config.engine, world_size, encoder, config.objective.kind == "jepa")
-    if config.engine.accumulation > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
+    passes = config.engine.passes(config.data.batch_size, world_size)
+    if passes > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
         raise UserError(
-            f"engine.accumulation={config.engine.accumulation}: the batch norm of {config.encoder.name} sees "
+            f"engine.accumulation={passes}: the batch norm of {config.encoder.name} sees "
             "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
         )
     patch = patch_size(encoder)

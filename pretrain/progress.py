@@ -1,5 +1,6 @@
 """One line that a terminal keeps up to date, or plain lines in a log."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -29,11 +30,9 @@ class Progress:
         if self.bar:
             self.bar.update(self.task, completed=row["step"], text=text)
         else:
-            print(
-                f"{self.name} {row['step']}/{self.steps}  {text}  lr {row['lr']:.2e}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.name} {row['step']}/{self.steps}  {text}  lr {row['lr']:.2e}"
+            with contextlib.suppress(OSError):  # a log on a full disk must not end the run
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar:

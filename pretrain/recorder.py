@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 
+from data_pipeline.atomic import atomic
 from pretrain import accelerators, monitors, tracking
 from pretrain.config import Config, flatten
 from pretrain.distributed import world_size
@@ -27,7 +28,8 @@ class Recorder:
         self.config, self.images = config, len(plan.sources)
         config.folder.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json")
-        (config.folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        with atomic(config.folder / "config.yaml") as file:
+            file.write(yaml.safe_dump(resolved, sort_keys=False).encode())
         self.file = MetricsFile(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config)
@@ -50,9 +52,12 @@ class Recorder:
         for warning in monitors.warnings(row):
             log.warning(warning)
 
+    def sync(self) -> None:
+        """Before a checkpoint is saved: its rows are to be on the disk no later than itself."""
+        self.file.sync()
+
     def take_back(self, step: int) -> None:
         """Drop what metrics.jsonl has after `step`, whose steps will come again."""
-        self.file.close()
         self.file = MetricsFile(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
             self.mirror.read_again()
@@ -60,9 +65,9 @@ class Recorder:
     def close(self, status: str) -> None:
         """Flush everything; `status` is MLflow's: FINISHED, KILLED (asked to stop) or FAILED."""
         self.progress.close()
-        self.file.close()
         if self.mirror:
-            self.mirror.finish(status)
+            # What failed has something to say, and others wait for it.
+            self.mirror.finish(status, timeout=10.0 if status == "FAILED" else 60.0)
 
 
 def catch_up(config: Config) -> None:

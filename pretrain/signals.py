@@ -36,6 +36,10 @@ class Signals:
         signal.signal(signal.SIGUSR1, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.wish = max(self.wish, Wish.REQUEUE if number == signal.SIGUSR1 else Wish.STOP)
+        self.ask(Wish.REQUEUE if number == signal.SIGUSR1 else Wish.STOP)
+
+    def ask(self, wish: Wish) -> None:
+        """As if the signal for it had come."""
+        self.wish = max(self.wish, wish)
         if self.since is None:
             self.since = time.monotonic()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain import checkpoint
+from pretrain.checkpoint import OnDamage
 from pretrain.engines import Engine
 from pretrain.guard import Guard
 from pretrain.online_probe import OnlineProbe
@@ -38,6 +39,23 @@ class RunState:
         saver.wait()
         self.restore(checkpoint.folder(saver.checkpoints, saver.step))
         self.guard.pass_over(self.step)
+
+    def resume(self, checkpoints: Path, on_damage: OnDamage) -> Path | None:
+        """Continue from the newest checkpoint; returns which that is, None if there is none.
+
+        On all ranks, which decide alike. Raises UserError if it is damaged and `on_damage` is "refuse", or
+        if there is none before it.
+        """
+        while (newest := checkpoint.agreed_latest(checkpoints)) is not None:
+            try:
+                self.restore(newest)
+                return newest
+            except checkpoint.Damaged as error:
+                if on_damage == "refuse" or error.earlier is None:
+                    raise
+                log.warning("%s; continuing from %s", error.found, error.earlier.name)
+                checkpoint.set_aside(newest)
+        return None
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint; on all ranks, which all raise UserError if it is damaged."""

@@ -40,22 +40,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value[,value…]")
     given = parser.parse_intermixed_args(arguments)
 
-    base = load_config(given.config, []).name
-    grid = expand(given.overrides)
-    # The whole grid is checked before the first run starts.
-    members = [
-        load_config(given.config, [*point, f"name={member_name(base, point, grid)}"]) for point in grid
-    ]
-    if len({member.name for member in members}) < len(members):
-        raise UserError("two points of the grid are the same; leave out the repeated value")
-    commands = [
-        [*shlex.split(given.launcher), "--config", given.config, *point, f"name={member.name}"]
-        for point, member in zip(grid, members, strict=True)
-    ]
+    base, members, runs = runs_of(given.config, given.overrides)
+    commands = [[*shlex.split(given.launcher), *run] for run in runs]
     if given.dry_run:
         print("\n".join(shlex.join(command) for command in commands))
         return 0
-    parent = _parent(base, members[0])
+    parent = parent_run(base, members[0])
     if parent:
         commands = [[*command, f"tracking.parent={parent}"] for command in commands]
     with concurrent.futures.ThreadPoolExecutor(max(1, given.jobs)) as pool:
@@ -64,6 +54,20 @@ def main(arguments: list[str]) -> int:
         tracking.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
     _table(members, codes)
     return 1 if any(codes) else 0
+
+
+def runs_of(path: str, overrides: list[str]) -> tuple[str, list[Config], list[list[str]]]:
+    """The recipe's name, and of each point of the grid its configuration and its arguments of pretrain.
+
+    The whole grid is checked: UserError for the first point that is no configuration.
+    """
+    base = load_config(path, []).name
+    grid = expand(overrides)
+    points = [[*point, f"name={member_name(base, point, grid)}"] for point in grid]
+    members = [load_config(path, point) for point in points]
+    if len({member.name for member in members}) < len(members):
+        raise UserError("two points of the grid are the same; leave out the repeated value")
+    return base, members, [["--config", path, *point] for point in points]
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -96,7 +100,7 @@ def _run(member: Config, command: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
-def _parent(base: str, member: Config) -> str | None:
+def parent_run(base: str, member: Config) -> str | None:
     """The MLflow run that all runs of this sweep are under; None where tracking is off or not to be had."""
     if not member.tracking.enabled:
         return None

@@ -9,11 +9,14 @@ import logging
 import os
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from data_pipeline.atomic import atomic
+from data_pipeline.secrets import masked
 from pretrain import metrics
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 _KEY = "isotorus.key"
 """Tag of an MLflow run, by which the folder knows it."""
 _LONGEST_TAG = 5000  # characters that every MLflow store takes
+_LARGEST_BATCH = 1000  # metrics that it takes at once
+_MOST_PARAMETERS = 100  # that it takes at once
 
 
 class TrackingConfig(BaseModel):
@@ -29,7 +34,8 @@ class TrackingConfig(BaseModel):
     enabled: bool = True
     """Send metrics to MLflow; metrics.jsonl is written in any case."""
     uri: str | None = None
-    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."""
+    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here. Refused with a
+    password in it, which belongs into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
     experiment: str = "isotorus"
     """MLflow experiment that the run belongs to."""
     parent: str | None = None
@@ -64,9 +70,10 @@ def end_family(config: TrackingConfig, run_id: str, status: str) -> None:
 
 def _client(config: TrackingConfig) -> tuple[Any, str]:
     """A client of the store, and the id of the experiment in it."""
-    # A dead server must not hold the last flush for MLflow's default of minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # A dead server must not hold the last flush for MLflow's default of minutes, a slow one is waited for.
+    # What failed is tried again by the mirror alone: below it, the creation of a run could be sent twice.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     # Imported here: seconds that training need not wait for.
     from mlflow import MlflowClient
@@ -77,8 +84,8 @@ def _client(config: TrackingConfig) -> tuple[Any, str]:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong, in one line without secrets."""
+    return masked((str(error).splitlines() or [type(error).__name__])[0])
 
 
 class Mirror(threading.Thread):
@@ -93,11 +100,15 @@ class Mirror(threading.Thread):
         self.uri = config.store()
         self._client: Any = None
         self._run_id = ""
+        self._experiment = ""
         self._key = ""
+        self._unsure = False
+        """Whether a run may have been created more than once."""
         self._sent = -1
         self._offset = 0
         self._corrupt_bytes = 0
         self._status: str | None = None
+        self._closed = False
         self._stop_asked = threading.Event()
         self._cut_short = threading.Event()
 
@@ -110,7 +121,8 @@ class Mirror(threading.Thread):
                 warned = False
             except Exception as error:  # any failure of a server must leave training alone
                 if not warned:
-                    log.warning("MLflow at %s does not answer, will try again: %s", self.uri, reason(error))
+                    shown = masked(self.uri)
+                    log.warning("MLflow at %s does not answer, will try again: %s", shown, reason(error))
                 warned, self._client = True, None
             if last_round:
                 return
@@ -125,6 +137,11 @@ class Mirror(threading.Thread):
         self._status = status
         self._stop_asked.set()
         self.join(timeout)
+        if not self._closed:
+            log.warning(
+                "MLflow at %s has not taken everything; run the same command again to send the rest",
+                masked(self.uri),
+            )
 
     def _send(self) -> None:
         if self._client is None:
@@ -136,19 +153,23 @@ class Mirror(threading.Thread):
             self._offset = 0
         written, offset = metrics.read_from(self.folder / "metrics.jsonl", self._offset)
         rows = [row for row in written if row["step"] > self._sent]
-        batch = [
-            Metric(key, float(value), int(row["time"] * 1000), row["step"])
-            for row in rows
-            for key, value in row.items()
-            if key not in ("step", "time") and isinstance(value, (int, float))
-        ]
-        for start in range(0, len(batch), 1000):
-            self._client.log_batch(self._run_id, metrics=batch[start : start + 1000])
-        self._offset, self._sent = offset, rows[-1]["step"] if rows else self._sent
+        # A row is never cut in two: where the sending broke off is told by the last step that is there.
+        for some in _at_once(rows):
+            batch = [
+                Metric(key, float(value), int(row["time"] * 1000), row["step"])
+                for row in some
+                for key, value in row.items()
+                if key not in ("step", "time") and isinstance(value, (int, float))
+            ]
+            self._client.log_batch(self._run_id, metrics=batch)
+            self._sent = some[-1]["step"]
+        self._offset = offset
         self._name_corrupt()
         if self._status:
+            self._keep_one()
             self._client.set_terminated(self._run_id, self._status)
             self._record(complete=self._status == "FINISHED")
+            self._closed = True
 
     def _name_corrupt(self) -> None:
         """Keep a tag of the run at the names of the damaged images that were replaced."""
@@ -160,40 +181,59 @@ class Mirror(threading.Thread):
             self._corrupt_bytes = size
 
     def _connect(self) -> None:
-        client, experiment = _client(self.config)
+        client, self._experiment = _client(self.config)
         from mlflow.entities import Param
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         record = known(self.folder)
-        run_id = record.get("run_id") or self._created(client, experiment, record.get("key"))
         self._key = record.get("key") or uuid.uuid4().hex
-        if run_id:
-            self._run_id = run_id
+        self._run_id = record.get("run_id") or ""
+        if record and not self._run_id:
+            # A kill or a timeout hid what the server has done: the run that it created is found by the key.
+            self._unsure = True
+            self._run_id = next(iter(self._runs_by_key(client)), "")
+        if self._run_id:
             client.update_run(self._run_id, status="RUNNING")
             history = client.get_metric_history(self._run_id, "loss")
             self._sent = max((point.step for point in history), default=-1)
-            self._record(complete=False)
         else:
             tags = {MLFLOW_PARENT_RUN_ID: self.config.parent} if self.config.parent else {}
-            # A kill or a timeout may hide what the server has done: the next attempt finds it by the key.
             self._record(complete=False)
             tags[_KEY] = self._key
-            self._run_id = client.create_run(experiment, run_name=self.run_name, tags=tags).info.run_id
-            self._record(complete=False)
-        if not record.get("run_id"):
-            flat = [Param(key, str(value)[:500]) for key, value in self.parameters.items()]
-            client.log_batch(self._run_id, params=flat[:100])
+            self._run_id = client.create_run(self._experiment, run_name=self.run_name, tags=tags).info.run_id
+        self._record(complete=False)
+        there = client.get_run(self._run_id).data.params
+        new = [Param(key, str(x)[:500]) for key, x in self.parameters.items() if key not in there]
+        for start in range(0, len(new), _MOST_PARAMETERS):
+            client.log_batch(self._run_id, params=new[start : start + _MOST_PARAMETERS])
         self._client = client
 
-    @staticmethod
-    def _created(client: Any, experiment: str, key: str | None) -> str | None:
-        """The run that an earlier attempt has created without living to note its id."""
-        if key is None:
-            return None
-        found = client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
-        return found[0].info.run_id if found else None
+    def _runs_by_key(self, client: Any) -> list[str]:
+        """The runs that attempts have created, the oldest first."""
+        found = client.search_runs([self._experiment], f"tags.`{_KEY}` = '{self._key}'")
+        return [run.info.run_id for run in sorted(found, key=lambda run: run.info.start_time)]
+
+    def _keep_one(self) -> None:
+        """Delete what a server created after its answer was given up."""
+        if self._unsure:
+            for run_id in self._runs_by_key(self._client):
+                if run_id != self._run_id:
+                    self._client.delete_run(run_id)
 
     def _record(self, complete: bool) -> None:
-        values = {"uri": self.uri, "experiment": self.config.experiment, "run_id": self._run_id or None}
+        values = {
+            "uri": masked(self.uri),
+            "experiment": self.config.experiment,
+            "run_id": self._run_id or None,
+        }
         text = json.dumps(values | {"key": self._key, "complete": complete}) + "\n"
-        (self.folder / "mlflow.json").write_text(text)
+        # Whole or as it was: without the key a kill in between would make the next start create another run.
+        with atomic(self.folder / "mlflow.json") as file:
+            file.write(text.encode())
+
+
+def _at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in portions that a store takes in one piece."""
+    size = max(1, _LARGEST_BATCH // max((len(row) for row in rows), default=1))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -8,6 +8,7 @@ from torch import nn
 
 from data_pipeline import augment
 from data_pipeline.loader import Batch, Loader
+from data_pipeline.order import share
 from pretrain import checkpoint, engines, monitors, ranks
 from pretrain.config import Config
 from pretrain.corrupt import CorruptSamples
@@ -25,6 +26,7 @@ from pretrain.recorder import Recorder, catch_up
 from pretrain.saver import Saver
 from pretrain.schedule import learning_rate
 from pretrain.signals import Wish
+from pretrain.start_up import StartUp
 from pretrain.state import RunState
 from pretrain.step import MicroBatch, train_step
 from pretrain.stopping import Stopping
@@ -34,7 +36,13 @@ from pretrain.warm_start import initial_state
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping | None = None) -> int:
+def train(
+    config: Config,
+    plan: Plan,
+    device: torch.device,
+    stopping: Stopping | None = None,
+    start_up: StartUp | None = None,
+) -> int:
     """Train to `config.steps`, from the newest checkpoint if there is one; on every rank alike.
 
     Returns the exit code. Raises UserError where the data, the disk or the configuration end the run.
@@ -47,10 +55,8 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
         probe = OnlineProbe(plan.embedding_width, len(plan.sources.classes), device)
     guard = Guard(config.guard, config.folder, engine.networks, device)
     state = RunState(engine, guard, probe)
-    newest = checkpoint.latest(checkpoints)
-    if newest is not None:
-        stopping.watchdog.progress()
-        state.restore(newest)
+    stopping.watchdog.progress()
+    newest = state.resume(checkpoints, config.checkpoint.on_damage)
     if state.step >= config.steps:
         log.info("%s is finished: %d of %d steps", config.folder, state.step, config.steps)
         if rank() == 0:
@@ -71,7 +77,10 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
     saver = Saver(checkpoints, config.checkpoint, state.step)
     timer = StepTimer(device)
     timer.time_calls(engine)
-    logged, due, wish, status = state.step, False, Wish.GO_ON, "FAILED"
+    start_up = start_up or StartUp()
+    start_up.mark("engine and checkpoint")
+    began = state.step
+    logged, due, wish, status = began, False, Wish.GO_ON, "FAILED"
     try:
         while state.step < config.steps:
             wish = stopping.agree(saver.failed)
@@ -83,6 +92,8 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
             with timer.host("data"):
                 batch = next(batches)
             assert batch.step == state.batch
+            if step == began:
+                start_up.mark("first batch")
             corrupt.watch(batch)
 
             optimizer = config.optimizer
@@ -99,6 +110,10 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
                 probe.learn(features, batch.labels.to(device, non_blocking=True))
 
             state.step = done = step + 1
+            if step == began:
+                float(result.parts["loss"])  # only when it is there is the step done
+                start_up.mark("first step")
+                log.info(start_up)
             logs = done % config.log_every == 0 or done == config.steps
             due |= done % config.checkpoint.every == 0
             if not (logs or due or done == config.steps):
@@ -121,8 +136,8 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
                     row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 row |= {"lr": lr, "skipped_steps": guard.skipped, "passed_over_steps": guard.passed_over}
                 row |= timer.report(done - logged)
-                row |= ranks.compare(row.pop("seconds_alone"))
-                row["data_wait"] = row["seconds_data"] / row["seconds_step"]
+                data_wait = row["seconds_data"] / row["seconds_step"]
+                row |= ranks.compare(row.pop("seconds_alone"), data_wait)
                 row["images_per_second"] = config.data.batch_size / row["seconds_step"]
                 row["corrupt_samples"] = corrupt.report(state.batch)
                 if recorder:
@@ -132,11 +147,15 @@ def train(config: Config, plan: Plan, device: torch.device, stopping: Stopping |
             if (due and not guard.row) or done == config.steps:
                 due = False
                 with timer.host("checkpoint"):
+                    if recorder:
+                        recorder.sync()
                     saver.save(done, state.tensors(), plan.description(config))
 
         if wish in (Wish.STOP, Wish.REQUEUE):
             log.info("stopped by a signal after %d of %d steps", state.step, config.steps)
             if state.step > saver.step and not guard.report():
+                if recorder:
+                    recorder.sync()
                 saver.save(state.step, state.tensors(), plan.description(config))
         saver.wait()
         status = "FINISHED" if state.step == config.steps else "KILLED"
@@ -180,7 +199,8 @@ def build_engine(config: Config, plan: Plan, device: torch.device) -> Engine:
 
     head = build_head(config.objective, plan.embedding_width, config.views.global_views, config.seed)
     with_target = config.objective.kind == "jepa"
-    return engines.build_engine(encoder, head, config.engine, config.optimizer, device, with_target)
+    spread = config.engine.on(config.data.batch_size, world_size())
+    return engines.build_engine(encoder, head, spread, config.optimizer, device, with_target)
 
 
 def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> MicroBatch:
@@ -189,6 +209,6 @@ def prepare(batch: Batch, config: Config, plan: Plan, device: torch.device) -> M
     for crops, parameters in zip(batch.to(device).views, batch.parameters, strict=True):
         augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), plan.mean, plan.std)
         views.append(augmented.unflatten(0, crops.shape[:2]))
-    images = len(batch.indices)
-    keys = sample_keys(config.seed, batch.step, rank() * images, images, sum(len(x) for x in views))
+    mine = share(config.data.batch_size, rank(), world_size())
+    keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))
     return MicroBatch(views, keys.to(device, non_blocking=True))

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError, from_os_error
-from pretrain.models.encoder import build_encoder
+from pretrain.models.encoder import build_encoder, create
 
 State = dict[str, Tensor]
 NAMES = ("encoder.safetensors", "model.safetensors")
@@ -63,7 +62,7 @@ def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | N
     if weights is None:
         return build_encoder(name, kwargs, seed).state_dict()
     with torch.device("meta"):
-        encoder = timm.create_model(name, **kwargs)
+        encoder = create(name, kwargs)
     return fit(_read(weights, "cpu"), encoder, name, weights)
 
 
