@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from data_pipeline.errors import ArgumentParser, UserError, exit_code
-from launch import torchrun
+from launch import deepspeed, doctor, kubernetes, slurm, torchrun
 
-KINDS = (torchrun,)
+KINDS = (torchrun, deepspeed, slurm, kubernetes, doctor)
 
 
 def main() -> int:

@@ -1,56 +1,48 @@
-"""torchrun in this process, so that the first failing rank's exit code is this command's."""
+"""torchrun on this node, on one of several that are each given the command, or over ssh on all of a file."""
 
 import argparse
-import contextlib
 import shlex
-import signal
 import sys
-from types import FrameType
 
-import psutil
-from torch.distributed import run as torch_run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from launch import cluster, ranks
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = kinds.add_parser(
         "torchrun",
-        help="processes of this node through torchrun",
-        usage="python -m launch torchrun [--dry-run] [torchrun options] -- --config x.yaml [key=value …]",
-        description="Options before -- are torchrun's own (--nproc-per-node, --nnodes, --rdzv-endpoint, …).",
+        help="processes of this node, or of all hosts of a file, through torchrun",
+        usage="python -m launch torchrun [--hosts FILE] [torchrun options] -- --config x.yaml [key=value …]",
+        description="What is not below, before --, is torchrun's own: --nproc-per-node, --nnodes 2 or 1:4, "
+        "--node-rank, --rdzv-endpoint, --max-restarts, …",
+        allow_abbrev=False,
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command instead of running it")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run instead of running it")
+    group = parser.add_argument_group("one command for many hosts")
+    group.add_argument(
+        "--hosts", metavar="FILE", help="start all hosts of a file, a line 'name slots=4' each"
+    )
+    group.add_argument("--include", default="", metavar="A,B", help="of the file, only these")
+    group.add_argument("--exclude", default="", metavar="A,B", help="of the file, all but these")
+    group.add_argument("--port", type=int, help="where the hosts meet, on the first; default: a free one")
+    group.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on too")
+    group.add_argument("--python", default=sys.executable, help="on the hosts; default: %(default)s")
+    group.add_argument("--ssh", default="ssh", metavar="COMMAND", help="e.g. 'ssh -F my_config'")
+    group.add_argument(
+        "--patience", type=float, default=30, help="seconds without a word until a host is gone (default 30)"
+    )
     parser.set_defaults(start=start, trains=True, passes_options_on=True)
 
 
 def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Run `torchrun OPTIONS -m pretrain PRETRAIN`; returns 0, or the exit code of the first failing rank.
-
-    The rank's own message is all that is shown of a failure. SIGTERM and SIGUSR1 are passed on to the
-    ranks, which save and end by themselves; torchrun by itself gives them 30 seconds, and then fails
-    whatever they did.
-    """
-    command = [*options, "-m", "pretrain", *pretrain]
+    """0, or the exit code of the first failing rank, whose own message is all that is shown of a failure."""
+    if given.hosts:
+        return cluster.start(given, options, pretrain)
     if given.dry_run:
-        print(shlex.join(["torchrun", *command]))
+        print(shlex.join(["torchrun", *options, "-m", "pretrain", *pretrain]))
         return 0
-    arguments = torch_run.parse_args(command)
-    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
-    signal.signal(signal.SIGTERM, _pass_on)
-    signal.signal(signal.SIGUSR1, _pass_on)
-    try:
-        torch_run.run(arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        # A rank that a signal ended has a negative code; shells know it as 128 + signal.
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    return 0
-
-
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    ranks = psutil.Process().children()
-    if not ranks:  # it has not begun
-        sys.exit(128 + number)
-    for rank in ranks:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            rank.send_signal(number)
+    failure = ranks.run(options, pretrain)
+    if failure is None:
+        return 0
+    if failure.said:
+        print(failure.said, file=sys.stderr)
+    return failure.code

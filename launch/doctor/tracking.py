@@ -1,0 +1,44 @@
+"""MLflow, as the first rank will find it."""
+
+import os
+from typing import TYPE_CHECKING
+
+from launch.doctor.findings import Facts, Finding, Status, ok, skipped
+from launch.environment import masked
+
+if TYPE_CHECKING:
+    from pretrain.config import TrackingConfig
+
+
+def measure(tracking: "TrackingConfig") -> Facts:
+    """Asks for the experiment and changes nothing."""
+    uri = tracking.store()
+    if not tracking.enabled or "://" not in uri or uri.startswith(("sqlite:", "file:")):
+        return {"uri": uri, "asked": False}
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(uri).get_experiment_by_name(tracking.experiment)
+    except Exception as error:  # whatever a server, a proxy or a library says
+        lines = str(error).splitlines() or [type(error).__name__]
+        return {"uri": masked(uri), "asked": True, "error": masked(lines[0])}
+    return {"uri": masked(uri), "asked": True}
+
+
+def judge(facts: Facts, host: str, enabled: bool) -> list[Finding]:
+    if not enabled:
+        return skipped("MLflow", "tracking.enabled=false")
+    if not facts["asked"]:
+        return ok("MLflow", f"{facts['uri']}, written by the first rank alone")
+    if "error" in facts:
+        denied = any(code in facts["error"] for code in ("401", "403"))
+        remedy = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            if denied
+            else "start it, or correct tracking.uri; a run trains without it and sends its metrics later"
+        )
+        text = f"{facts['uri']}: {facts['error']}"
+        return [Finding("MLflow", Status.FAILED, [host], text[:400], remedy)]
+    return ok("MLflow", f"{facts['uri']} answers {host}")

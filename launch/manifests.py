@@ -1,0 +1,276 @@
+"""What Kubernetes is told of a run: an indexed Job with its Service, a PyTorchJob, or a TrainJob.
+
+All three start the same command in every pod. It finds the others at the first pod's DNS name, through
+torchrun's c10d rendezvous, so that it depends on nothing that an operator puts into the environment.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+PORT = 29400
+KEPT = 7 * 24 * 3600
+"""Seconds that a finished Job stays to be looked at."""
+MARGIN = 30
+"""Seconds between the end of `stopping.grace` and SIGKILL."""
+RECIPES = "/etc/isotorus"
+LABEL = "app.kubernetes.io/instance"
+DIED_TOO_OFTEN = 10
+"""Times that each pod may fail before the run is given up; a lost node does not count."""
+BAD_INPUT = 2
+"""Exit code of a rank for what only the user can mend."""
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pods:
+    """A run's pods, one a node."""
+
+    name: str
+    image: str
+    nodes: tuple[int, int]
+    """Fewest and most."""
+    gpus: int
+    """Of a pod; 0 trains on its CPUs with one rank."""
+    pretrain: list[str]
+    """Arguments of `python -m pretrain`."""
+    grace: float
+    """stopping.grace, in seconds."""
+    recipe: str | None = None
+    """Text of the recipe file, where it is none of the packaged ones; `pretrain` names it `recipe_path`."""
+    namespace: str | None = None
+    cpus: str | None = None
+    memory: str | None = None
+    volumes: dict[str, str] = field(default_factory=dict)
+    """Where each persistent volume claim is mounted, by the claim's name."""
+    secrets: list[tuple[str, str]] = field(default_factory=list)
+    """Names of Secrets, and the key of each that becomes the variable of that name; "" for all its keys."""
+    env: dict[str, str] = field(default_factory=dict)
+    service_account: str | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    runtime: str = "torch-distributed"
+    """The ClusterTrainingRuntime of a TrainJob."""
+
+
+def recipe_path(name: str) -> str:
+    """Where the recipe file of the run lies in its pods."""
+    return f"{RECIPES}/{name}.yaml"
+
+
+def job(pods: Pods) -> list[Manifest]:
+    """An indexed Job, whose Service gives pod 0 the name by which the others find it.
+
+    Exit code 2 fails the Job at once; pods that were evicted, or whose node is gone, come again without being
+    counted, and all other failures do until there were too many.
+    """
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(pods),
+        # Without an address before they are ready the pods would wait for one another.
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL: pods.name}},
+    }
+    template = _template(pods, "trainer", _command(pods, f"{pods.name}-0.{pods.name}"))
+    template["spec"] |= {"restartPolicy": "Never", "subdomain": pods.name}
+    nodes = pods.nodes[1]
+    rules = [
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [BAD_INPUT]},
+        },
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+    spec = {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        "backoffLimit": DIED_TOO_OFTEN * nodes,
+        "podFailurePolicy": {"rules": rules},
+        "podReplacementPolicy": "Failed",
+        "ttlSecondsAfterFinished": KEPT,
+        "template": template,
+    }
+    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(pods), "spec": spec}
+    return [*_config_map(pods), service, whole]
+
+
+def pytorchjob(pods: Pods) -> list[Manifest]:
+    """A PyTorchJob of Kubeflow's Training Operator, elastic where there may be fewer pods than at most."""
+    fewest, most = pods.nodes
+    elastic = fewest < most
+    first = f"{pods.name}-{'worker' if elastic else 'master'}-0"
+    replica = {
+        "restartPolicy": "OnFailure",
+        # The operator takes the container named pytorch for the one that trains.
+        "template": _template(pods, "pytorch", _command(pods, first)),
+    }
+    replica["template"]["spec"]["containers"][0]["ports"] = [  # type: ignore[index]
+        {"name": "pytorchjob-port", "containerPort": PORT}
+    ]
+    shares = {"Worker": most} if elastic else {"Master": 1, "Worker": most - 1}
+    spec: Manifest = {
+        "nprocPerNode": str(pods.gpus or 1),
+        "runPolicy": {
+            "backoffLimit": DIED_TOO_OFTEN * most,
+            "cleanPodPolicy": "Running",
+            "ttlSecondsAfterFinished": KEPT,
+        },
+        "pytorchReplicaSpecs": {
+            kind: {"replicas": count, **replica} for kind, count in shares.items() if count
+        },
+    }
+    if elastic:
+        spec["elasticPolicy"] = {
+            "minReplicas": fewest,
+            "maxReplicas": most,
+            "rdzvBackend": "c10d",
+            "rdzvHost": first,
+            "rdzvPort": PORT,
+        }
+    whole = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": _metadata(pods), "spec": spec}
+    return [*_config_map(pods), whole]
+
+
+def trainjob(pods: Pods) -> list[Manifest]:
+    """A TrainJob of Kubeflow's Trainer, on a runtime whose job and container are named `node`.
+
+    What its trainer has no field for is a patch of the runtime's pods. Neither takes all keys of a Secret.
+    """
+    template = _template(pods, "node", _command(pods, f"{pods.name}-node-0-0.{pods.name}"))
+    container = template["spec"]["containers"][0]
+    mounts = {"name": "node", "volumeMounts": container["volumeMounts"]}
+    patched = template["spec"] | {"containers": [mounts]}
+    trainer = {
+        "image": pods.image,
+        "command": container["command"],
+        "env": container["env"],
+        "numNodes": pods.nodes[1],
+        "resourcesPerNode": container["resources"],
+    }
+    replicated = {"name": "node", "template": {"spec": {"template": {"spec": patched}}}}
+    patch = {
+        "manager": "isotorus",
+        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [replicated]}}},
+    }
+    spec = {"runtimeRef": {"name": pods.runtime}, "trainer": trainer, "runtimePatches": [patch]}
+    whole = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": _metadata(pods),
+        "spec": spec,
+    }
+    return [*_config_map(pods), whole]
+
+
+KINDS: dict[str, Callable[[Pods], list[Manifest]]] = {
+    "job": job,
+    "pytorchjob": pytorchjob,
+    "trainjob": trainjob,
+}
+
+
+def to_yaml(manifests: list[Manifest]) -> str:
+    """One document a manifest, read alike by YAML 1.1 and 1.2."""
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Recipes as blocks; quotes around what Go's YAML takes for a number where PyYAML does not, as 1e3."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    number = re.match(r"[-+.]?\d|[yYnN]$", text)
+    style = "|" if "\n" in text else "'" if number else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _command(pods: Pods, first: str) -> list[str]:
+    """What each pod runs, to meet the others at the address of the first."""
+    fewest, most = pods.nodes
+    torchrun = {
+        "--nnodes": str(most) if fewest == most else f"{fewest}:{most}",
+        "--nproc-per-node": str(pods.gpus or 1),
+        "--rdzv-backend": "c10d",
+        "--rdzv-endpoint": f"{first}:{PORT}",
+        "--rdzv-id": pods.name,
+        "--max-restarts": "3" if fewest == most else "100",
+    }
+    given = [word for option in torchrun.items() for word in option]
+    own = [_literal(word) for word in pods.pretrain]
+    return ["python", "-m", "launch", "torchrun", *given, "--", *own]
+
+
+def _literal(text: str) -> str:
+    """Text in which Kubernetes puts no variable's value in the place of $(NAME)."""
+    return text.replace("$(", "$$(")
+
+
+def _template(pods: Pods, container: str, command: list[str]) -> Manifest:
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    for number, (claim, path) in enumerate(pods.volumes.items()):
+        mounts.append({"name": f"claim-{number}", "mountPath": path})
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
+    if pods.recipe is not None:
+        mounts.append({"name": "recipe", "mountPath": RECIPES})
+        volumes.append({"name": "recipe", "configMap": {"name": pods.name}})
+    trainer: Manifest = {
+        "name": container,
+        "image": pods.image,
+        "command": command,
+        "env": _environment(pods),
+        "resources": _resources(pods),
+        "volumeMounts": mounts,
+    }
+    if whole := [name for name, key in pods.secrets if not key]:
+        trainer["envFrom"] = [{"secretRef": {"name": name}} for name in whole]
+    spec: Manifest = {
+        "containers": [trainer],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": math.ceil(pods.grace) + MARGIN,
+    }
+    if pods.service_account:
+        spec["serviceAccountName"] = pods.service_account
+    if pods.node_selector:
+        spec["nodeSelector"] = pods.node_selector
+    return {"metadata": {"labels": {LABEL: pods.name}}, "spec": spec}
+
+
+def _environment(pods: Pods) -> list[Manifest]:
+    plain: list[Manifest] = [{"name": name, "value": _literal(value)} for name, value in pods.env.items()]
+    keys = [(name, key) for name, key in pods.secrets if key]
+    return plain + [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}} for name, key in keys
+    ]
+
+
+def _resources(pods: Pods) -> Manifest:
+    requests = {name: given for name, given in (("cpu", pods.cpus), ("memory", pods.memory)) if given}
+    limits: dict[str, str] = {"memory": pods.memory} if pods.memory else {}
+    if pods.gpus:
+        limits["nvidia.com/gpu"] = str(pods.gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def _config_map(pods: Pods) -> list[Manifest]:
+    if pods.recipe is None:
+        return []
+    file = recipe_path(pods.name).removeprefix(f"{RECIPES}/")
+    data = {file: pods.recipe}
+    return [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(pods), "data": data}]
+
+
+def _metadata(pods: Pods) -> Manifest:
+    where = {"namespace": pods.namespace} if pods.namespace else {}
+    return {"name": pods.name, **where, "labels": {LABEL: pods.name}}
