@@ -16,18 +16,19 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(ranks: int, recipe: Path, *overrides: str) -> list[str]:
+def command(ranks: int, recipe: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> list[str]:
     pretrain = ["--config", str(recipe), *overrides]
     if ranks == 1:
         return [sys.executable, "-m", "pretrain", *pretrain]
-    launcher = ["torchrun", "--standalone", "--nproc-per-node", str(ranks), "--"]
-    return [sys.executable, "-m", "launch", *launcher, *pretrain]
+    options = ["--standalone", "--nproc-per-node", str(ranks), *launcher]
+    return [sys.executable, "-m", "launch", "torchrun", *options, "--", *pretrain]
 
 
-def killing(folder: Path, rank: int, when: str) -> dict[str, str]:
+def killing(folder: Path, rank: int | None, when: str, whom: str = "os.getpid()") -> dict[str, str]:
     """An environment in which a rank gets SIGKILL just before what it does makes `when` true.
 
-    That is an expression of Python's audit events: `event`, such as "open" or "os.rename", and `paths`.
+    `rank` is None for a process without a launcher. With `whom="os.getppid()"` the launcher gets it. `when`
+    is an expression of Python's audit events: `event`, such as "open" or "os.rename", and `paths`.
     """
     hook = folder / f"kill{len(list(folder.glob('kill*')))}/sitecustomize.py"
     hook.parent.mkdir()
@@ -37,8 +38,8 @@ def killing(folder: Path, rank: int, when: str) -> dict[str, str]:
         "    if event in ('open', 'os.rename'):\n"
         "        paths = [os.fspath(x) for x in arguments if isinstance(x, (str, os.PathLike))]\n"
         f"        if paths and ({when}):\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"if os.environ.get('RANK') == '{rank}':\n"
+        f"            os.kill({whom}, signal.SIGKILL)\n"
+        f"if os.environ.get('RANK', 'None') == '{rank}':\n"
         "    sys.addaudithook(kill)\n"
     )
     return {"PYTHONPATH": str(hook.parent)}
@@ -54,21 +55,29 @@ def train(
         env=ENVIRONMENT | (environment or {}),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 
 class Run:
     """A run under way in the background, its output in files."""
 
-    def __init__(self, ranks: int, recipe: Path, folder: Path, *overrides: str) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        recipe: Path,
+        folder: Path,
+        *overrides: str,
+        environment: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = (),
+    ) -> None:
         self.folder, self.ranks = folder, ranks
         self._stderr = recipe.with_suffix(".stderr")
         with self._stderr.open("w") as file:
             self.process = subprocess.Popen(
-                command(ranks, recipe, *overrides),
+                command(ranks, recipe, *overrides, launcher=launcher),
                 cwd=ROOT,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | (environment or {}),
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 start_new_session=True,

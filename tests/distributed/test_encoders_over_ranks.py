@@ -24,6 +24,7 @@ from pretrain.optimizer import OptimizerConfig
 from pretrain.step import MicroBatch, train_step
 
 IMAGES, STEPS = 4, 2
+WINDING = "vit_tiny_patch16_224"
 Options = dict[str, Any]
 
 # As their names build them, but thin and shallow.
@@ -44,6 +45,7 @@ ENCODERS: dict[str, Options] = {
         "num_heads": 2,
         "init_values": 0.1,
     },
+    WINDING: {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2},
 }
 ENGINES: dict[str, Options] = {
     "ddp": {},
@@ -51,7 +53,7 @@ ENGINES: dict[str, Options] = {
     "zero-3": {"kind": "deepspeed", "zero_stage": 3},
 }
 CASES = [
-    *itertools.product(["resnet18", "convnext_atto"], ENGINES),
+    *itertools.product(["resnet18", "convnext_atto", WINDING], ENGINES),
     ("resnetv2_18", "ddp"),
     ("swin_tiny_patch4_window7_224", "fsdp"),
     ("vit_small_patch14_reg4_dinov2", "fsdp"),
@@ -59,7 +61,8 @@ CASES = [
 
 
 def build(name: str, options: Options) -> Engine:
-    kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=ENCODERS[name]), 64, 3)
+    attention = "winding" if name == WINDING else "softmax"
+    kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=ENCODERS[name], attention=attention), 64, 3)
     with torch.device("meta"):
         width = embedding_width(build_encoder(name, kwargs, 0), name, 3, [64, 32])
     objective = LeJEPAConfig(sigreg={"num_slices": 64}, projector={"hidden": 24, "layers": 2, "width": 8})
@@ -142,13 +145,13 @@ def test_torch_alone_opens_a_checkpoint(folder: Path, kind: str, ranks: list[Any
     assert moments["step"] == STEPS and moments["exp_avg_sq"].shape == trained[weight].shape
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", WINDING])
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_recomputation_in_bf16_gives_the_same_steps(mode: str):
-    name = "vit_small_patch14_reg4_dinov2"
+def test_recomputation_in_bf16_gives_the_same_steps(name: str, mode: str):
     kept = train(build(name, {"precision": "bf16"}))
     again = train(build(name, {"precision": "bf16", "activation_checkpointing": mode}))
     # Casts that are not shared between views' sizes have their gradients summed in fp32.
-    assert again["curve"] == pytest.approx(kept["curve"], rel=1e-3)
+    assert again["curve"] == pytest.approx(kept["curve"], rel=1e-4)
 
 
 def test_other_batch_norms_are_refused_on_several_ranks():

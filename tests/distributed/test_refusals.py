@@ -31,9 +31,9 @@ def refusal(recipe: Path, *overrides: str, ranks: int = 1) -> str:
     return str(error.value)
 
 
-def test_batch_that_does_not_divide_over_ranks(recipe: Path):
-    said = refused(2, recipe, "data.batch_size=9")
-    assert said == "data.batch_size=9 does not divide over 2 ranks; use 8 or 10"
+def test_more_ranks_than_images_in_the_batch(recipe: Path):
+    said = refusal(recipe, "data.batch_size=1", ranks=2)
+    assert said.startswith("data.batch_size=1 is less than an image for each of 2 ranks; use fewer ranks")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,10 @@ def test_batch_that_does_not_divide_over_ranks(recipe: Path):
             "engine: engine.zero_stage=1 is an option of engine.kind=deepspeed, which fsdp does not have",
         ),
         ("engine.kind=fsdp engine.shard=3", "engine.shard=3 does not divide 2 ranks; use 1, 2"),
+        (
+            "engine.micro_batch=2 engine.accumulation=2",
+            "engine: engine.micro_batch=2 and engine.accumulation=2: the first decides the second",
+        ),
         ("engine.accumulation=9", "engine.accumulation=9 is more than the 4 images of a rank; use"),
         ("accept=[encoder]", "accept.0='encoder': input should be 'batch_size', 'data', 'objective' or"),
     ],
@@ -64,18 +68,21 @@ def test_impossible_settings(recipe: Path, overrides: str, said: str):
             "views.global_size=33 is not a multiple of the encoder's patch of 8; use 32 or 40",
         ),
         ("views.local_size=4", "views.local_size=4 is not a multiple of the encoder's patch of 8; use 8"),
-        ("data.path=nowhere", "nowhere is not a packed data set"),
     ],
 )
-def test_refused_before_training(recipe: Path, override: str, said: str):
-    assert refused(1, recipe, override).startswith(said)
+def test_sizes_that_patches_do_not_fill(recipe: Path, override: str, said: str):
+    assert refusal(recipe, override).startswith(said)
+
+
+def test_refused_before_training(recipe: Path):
+    assert refused(1, recipe, "data.path=nowhere").startswith("nowhere is not a packed data set")
 
 
 def test_checkpoint_of_another_run(recipe: Path, tmp_path: Path):
-    assert train(1, recipe, "steps=2").returncode == 0
+    assert train(1, recipe, "steps=4", "checkpoint.every=2").returncode == 0
     run = tmp_path / "runs/tiny"
     before = losses(run)
-    assert "is of another architecture" in refused(1, recipe, "encoder.kwargs.depth=3")
+    assert "is of another architecture" in refusal(recipe, "encoder.kwargs.depth=3")
     assert "resume=never" in refusal(recipe, "resume=never")
     for override, said, accept in (
         ("seed=1", "seed=0, not 1", "seed"),
@@ -91,12 +98,11 @@ def test_checkpoint_of_another_run(recipe: Path, tmp_path: Path):
     assert losses(run) == before
 
     # A damaged newest checkpoint is named, and removing it continues from the one before.
-    assert train(1, recipe, "steps=4").returncode == 0
     (damaged,) = (run / "checkpoints/step_00000004").glob("*.distcp")
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    said = refused(1, recipe, "steps=5")
+    said = refused(1, recipe, "steps=5", "checkpoint.on_damage=refuse")
     assert "step_00000004 is damaged: __0_0.distcp has another checksum" in said
     assert said.endswith("remove that folder to continue from step_00000002")
     shutil.rmtree(run / "checkpoints/step_00000004")

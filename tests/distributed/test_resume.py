@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import Run, killing, losses, train
+from tests.distributed.runs import killing, losses, train
 from tests.recipe import write_recipe
 
-STEPS = 32
+STEPS = 16
 LONGER = (f"steps={STEPS}", "engine.deterministic=true")
 
 
@@ -38,18 +38,12 @@ def before_latest(step: int) -> str:
     return f"paths[0].endswith('/.latest') and os.readlink(paths[0]) == 'step_{step:08d}'"
 
 
-def test_a_run_killed_three_times_is_the_whole_run_bit_for_bit(whole: Path, recipe: Path, tmp_path: Path):
+def test_a_run_killed_twice_in_a_save_is_the_whole_run_bit_for_bit(whole: Path, recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     checkpoints = folder / "checkpoints"
-    run = Run(2, recipe, folder, *LONGER)
-    run.wait_for_step(5)
-    run.wait_for(lambda: list(checkpoints.glob("step_*/COMPLETE")))
-    run.rank(1).kill()
-    assert run.end() == 128 + 9, run.stderr
-    first = newest(folder)
-
+    first = 4
     done = train(2, recipe, *LONGER, environment=killing(tmp_path, 1, in_save(first + 4)))
-    assert done.returncode == 128 + 9 and f"continuing {folder} from step_{first:08d}" in done.stderr
+    assert done.returncode == 128 + 9, done.stderr
     assert (checkpoints / f".partial_{first + 4:08d}").exists() and newest(folder) == first
 
     done = train(2, recipe, *LONGER, environment=killing(tmp_path, 0, before_latest(first + 4)))
@@ -73,27 +67,27 @@ def test_a_run_killed_three_times_is_the_whole_run_bit_for_bit(whole: Path, reci
         assert ends[0][name] == ends[1][name]
 
 
+@pytest.mark.nightly
 def test_a_killed_run_continues_under_other_engines(whole: Path, recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
-    options = (f"steps={STEPS}", "checkpoint.every=8")
-    for engine, step in (("fsdp", 16), ("deepspeed", 24)):
+    for engine, step in (("fsdp", 8), ("deepspeed", 12)):
         killer = killing(tmp_path, 1, in_save(step))
-        done = train(2, recipe, *options, f"engine.kind={engine}", environment=killer)
-        assert done.returncode == 128 + 9 and newest(folder) == step - 8, done.stderr
-    done = train(1, recipe, *options)
-    assert done.returncode == 0 and f"continuing {folder} from step_00000016" in done.stderr, done.stderr
+        done = train(2, recipe, f"steps={STEPS}", f"engine.kind={engine}", environment=killer)
+        assert done.returncode == 128 + 9 and newest(folder) == step - 4, done.stderr
+    done = train(1, recipe, f"steps={STEPS}")
+    assert done.returncode == 0 and f"continuing {folder} from step_00000008" in done.stderr, done.stderr
     resumed = losses(folder)
     assert list(resumed) == list(range(1, STEPS + 1))
-    # Rounding, of 1e-6 at first, grows from step to step.
-    assert list(resumed.values()) == pytest.approx(list(losses(whole).values()), rel=1e-3)
+    # Rounding, of 1e-6 at first, grows from step to step: two steps after the second resume it is 8e-6.
+    assert list(resumed.values()) == pytest.approx(list(losses(whole).values()), rel=5e-5)
 
 
-def test_finished_run_is_not_repeated(recipe: Path, tmp_path: Path):
-    assert train(1, recipe, "steps=2").returncode == 0
-    before = (tmp_path / "runs/tiny/metrics.jsonl").read_bytes()
-    again = train(1, recipe, "steps=2")
-    assert again.returncode == 0 and "is finished: 2 of 2 steps" in again.stderr
-    assert (tmp_path / "runs/tiny/metrics.jsonl").read_bytes() == before
-    longer = train(1, recipe, "steps=3")
+def test_finished_run_is_not_repeated(whole: Path, recipe: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(whole, tmp_path / "runs/tiny", symlinks=True))
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = train(1, recipe, *LONGER)
+    assert again.returncode == 0 and f"is finished: {STEPS} of {STEPS} steps" in again.stderr
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    longer = train(1, recipe, f"steps={STEPS + 1}", *LONGER[1:])
     assert longer.returncode == 0
-    assert list(losses(tmp_path / "runs/tiny")) == [1, 2, 3]
+    assert list(losses(folder)) == list(range(1, STEPS + 2))

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.distributed.runs import Run, losses
 
@@ -23,7 +24,8 @@ def worker(run: Run, rank: int) -> psutil.Process:
     return found
 
 
-def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: Path):
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed", marks=pytest.mark.nightly)])
+def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: Path, engine: str):
     folder = tmp_path / "runs/tiny"
     # To one rank, while a checkpoint is being written.
     run = Run(2, recipe, folder, *LONG, "checkpoint.every=5", "stopping.requeue_code=85")
@@ -34,27 +36,25 @@ def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: P
     assert f"stopped by a signal after {requeued} of 100000 steps" in run.stderr
     assert checkpoints(folder)[-1] == f"step_{requeued:08d}"
 
-    # To the launcher, as Kubernetes does; then to every process there is, as Slurm does.
-    stopped = requeued
-    for engine in ("fsdp", "deepspeed"):
-        run = Run(2, recipe, folder, *LONG, "checkpoint.every=100000", f"engine.kind={engine}")
-        run.wait_for_step(stopped + 2)
-        asked = [psutil.Process(run.process.pid)]
-        if engine == "deepspeed":
-            asked += [run.rank(0), run.rank(1), worker(run, 0), worker(run, 1)]
-        for process in asked:
-            process.send_signal(signal.SIGTERM)
-        assert run.end() == 0, run.stderr
-        assert f"continuing {folder} from step_{stopped:08d}" in run.stderr
-        stopped = max(losses(folder))
-        assert checkpoints(folder)[-1] == f"step_{stopped:08d}"
-        assert sorted(losses(folder)) == list(range(1, stopped + 1))
-        assert not list(folder.glob("checkpoints/.*"))
+    run = Run(2, recipe, folder, *LONG, "checkpoint.every=100000", f"engine.kind={engine}")
+    run.wait_for_step(requeued + 2)
+    # To the launcher, as Kubernetes does, or to every process there is, as Slurm does.
+    asked = [psutil.Process(run.process.pid)]
+    if engine == "deepspeed":
+        asked += [run.rank(0), run.rank(1), worker(run, 0), worker(run, 1)]
+    for process in asked:
+        process.send_signal(signal.SIGTERM)
+    assert run.end() == 0, run.stderr
+    assert f"continuing {folder} from step_{requeued:08d}" in run.stderr
+    stopped = max(losses(folder))
+    assert checkpoints(folder)[-1] == f"step_{stopped:08d}"
+    assert sorted(losses(folder)) == list(range(1, stopped + 1))
+    assert not list(folder.glob("checkpoints/.*"))
 
 
 def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
-    run = Run(2, recipe, folder, *LONG, "stopping.hang=20")
+    run = Run(2, recipe, folder, *LONG, "stopping.hang=12")
     run.wait_for_step(3)
     # Rank 1 waits for its worker and rank 0 for rank 1, as with a file server that answers no more.
     stuck = worker(run, 1)
@@ -65,7 +65,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
         with contextlib.suppress(psutil.NoSuchProcess):
             stuck.kill()
     said = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1 and "no step for stopping.hang=20 s" in said[0]
+    assert len(said) == 1 and "no step for stopping.hang=12 s" in said[0]
     stacks = [(folder / f"stacks/rank{rank}.txt").read_text() for rank in (0, 1)]
     assert "step.py" in stacks[0] or "online_probe.py" in stacks[0]
     assert "loader.py" in stacks[1] and "step.py" not in stacks[1]
@@ -85,3 +85,24 @@ def test_who_cannot_stop_in_time_is_ended(recipe: Path, tmp_path: Path):
             stuck.kill()
     assert "error: rank 0: stopping took longer than stopping.grace=3 s" in run.stderr
     assert "loader.py" in (folder / "stacks/rank0.txt").read_text()
+
+
+def test_ranks_save_and_end_when_their_launcher_is_gone(recipe: Path, tmp_path: Path):
+    folder = tmp_path / "runs/tiny"
+    run = Run(2, recipe, folder, *LONG, "checkpoint.every=100000")
+    run.wait_for_step(3)
+    ranks = [run.rank(0), run.rank(1)]
+    run.process.kill()
+    _, left = psutil.wait_procs(ranks, timeout=200)
+    assert not left, run.stderr
+    assert checkpoints(folder) == [f"step_{max(losses(folder)):08d}"]
+
+
+@pytest.mark.nightly
+def test_a_silent_rank_is_taken_for_gone(recipe: Path, tmp_path: Path):
+    run = Run(2, recipe, tmp_path / "runs/tiny", *LONG, "stopping.lost=10")
+    run.wait_for_step(3)
+    run.rank(1).suspend()  # as a host without power: it says nothing and closes no connection
+    assert run.end() == 75, run.stderr
+    (said,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert "rank 1, on " in said and "has not been heard of for stopping.lost=10 s" in said

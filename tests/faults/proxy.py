@@ -1,0 +1,82 @@
+"""A proxy before an HTTP server, for the ways in which the server may be bad."""
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import requests
+
+_HOP_BY_HOP = {"connection", "transfer-encoding", "content-encoding", "content-length", "server", "date"}
+
+
+class Proxy:
+    """Listens on the loopback within `with`; its fields may be set at any time."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.status: int | None = None
+        """What every request is answered with, in place of the server."""
+        self.loses: str | None = None
+        """The server does what it is asked, but its answers for paths with this in them are lost."""
+        self.delay = 0.0
+        """Seconds before a request reaches the server."""
+        self.waiting = 0
+        """Requests that are delayed just now."""
+        self.asked: list[str] = []
+        """Method and path of every request."""
+
+    def __enter__(self) -> "Proxy":
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,)).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.delay = 0.0
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                proxy.asked.append(f"{self.command} {self.path}")
+                proxy.waiting += 1
+                time.sleep(proxy.delay)
+                proxy.waiting -= 1
+                if proxy.status:
+                    self.send_response(proxy.status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                try:
+                    url = proxy.upstream + self.path
+                    found = requests.request(self.command, url, headers=dict(self.headers), data=body)
+                except requests.ConnectionError:  # nobody is there: nobody answers
+                    self.close_connection = True
+                    return
+                if proxy.loses is not None and proxy.loses in self.path:
+                    self.close_connection = True
+                    return
+                self._answer(found)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
+
+            def _answer(self, found: requests.Response) -> None:
+                self.send_response(found.status_code)
+                for name, value in found.headers.items():
+                    if name.lower() not in _HOP_BY_HOP:
+                        self.send_header(name, value)
+                length = found.headers["Content-Length"] if self.command == "HEAD" else len(found.content)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(found.content)
+
+            def log_message(self, *message: Any) -> None:
+                pass
+
+        return Handler

@@ -1,0 +1,158 @@
+"""An MLflow server that loses answers, is slow, fails, refuses, dies and comes back, under one run.
+
+That a server which is not there stops nothing, and that a killed run is one MLflow run with each step once,
+is in tests/distributed/test_mlflow.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from pretrain.config import flatten
+from tests.distributed.runs import Run, losses, rows, train
+from tests.distributed.test_mlflow import free_port
+from tests.faults.proxy import Proxy
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
+
+
+class Server:
+    """`mlflow server` over a database in a folder; once killed it can be started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options, *store],
+            cwd=self.folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seconds of starting
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=10)
+                return
+            except OSError:
+                assert self._process.poll() is None and time.monotonic() < deadline, "no MLflow server"
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        family = psutil.Process(self._process.pid).children(recursive=True)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(family)
+
+
+def test_a_server_that_is_bad_in_every_way(recipe: Path, tmp_path: Path):
+    server, folder = Server(tmp_path), tmp_path / "runs/tiny"
+    server.start()
+    with Proxy(server.address) as proxy:
+        tracked = ("tracking.enabled=true", f"tracking.uri={proxy.address}")
+        endless = ("steps=100000", "optimizer.final_lr_ratio=1", "checkpoint.every=100000", "data.workers=1")
+        run = Run(2, recipe, folder, *tracked, *endless)
+
+        def step() -> int:
+            return max(losses(folder), default=0)
+
+        def goes_on() -> None:
+            """Ten more steps."""
+            until = step() + 10
+            run.wait_for(lambda: step() >= until)
+
+        client = MlflowClient(server.address)
+        run.wait_for(lambda: _newest(client) > 0)
+        # Slow: one request waits, and steps are made meanwhile.
+        proxy.delay = 20.0
+        run.wait_for(lambda: proxy.waiting)
+        asked = len(proxy.asked)
+        goes_on()
+        assert len(proxy.asked) == asked and proxy.waiting, "the server was not slow, or training too"
+        proxy.delay = 0.0
+        for status in (500, 401):
+            proxy.status = status
+            told = run.stderr.count("does not answer")
+            run.wait_for(lambda told=told: run.stderr.count("does not answer") > told)
+            goes_on()
+            proxy.status = None
+            missed = step()
+            run.wait_for(lambda missed=missed: _newest(client) > missed)
+        server.kill()
+        told = run.stderr.count("does not answer")
+        run.wait_for(lambda: run.stderr.count("does not answer") > told)
+        goes_on()
+        server.start()
+        missed = step()
+        run.wait_for(lambda: _newest(client) > missed)
+        # Answers are lost again, so that what was sent is not known to be there.
+        proxy.loses = "log-batch"
+        told = run.stderr.count("does not answer")
+        run.wait_for(lambda: run.stderr.count("does not answer") > told)
+        proxy.loses = None
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end() == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    _one_run_with_everything(MlflowClient(server.address), folder, "KILLED")
+    server.kill()
+
+
+def test_a_run_is_created_once_though_the_answer_is_lost(recipe: Path, tmp_path: Path):
+    server, folder = Server(tmp_path), tmp_path / "runs/tiny"
+    server.start()
+    client = MlflowClient(server.address)
+    client.create_experiment("isotorus")
+    with Proxy(server.address) as proxy:
+        proxy.loses = "runs/create"
+        tracked = ("tracking.enabled=true", f"tracking.uri={proxy.address}", "steps=100000")
+        run = Run(1, recipe, folder, *tracked, "optimizer.final_lr_ratio=1", "data.workers=1")
+        run.wait_for(lambda: any("runs/create" in asked for asked in proxy.asked))
+        run.wait_for(lambda: "does not answer" in run.stderr)
+        proxy.loses = None
+        run.wait_for(lambda: _newest(client) > 0)
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end() == 0, run.stderr
+        _one_run_with_everything(client, folder, "KILLED")
+        end = max(losses(folder)) + 5
+        # A server that is away at the end, and back for the same command.
+        proxy.status = 500
+        done = train(1, recipe, *tracked, f"steps={end}", "optimizer.final_lr_ratio=1", "data.workers=1")
+        assert done.returncode == 0 and "has not taken everything" in done.stderr, done.stderr
+        proxy.status = None
+        done = train(1, recipe, *tracked, f"steps={end}", "optimizer.final_lr_ratio=1", "data.workers=1")
+        assert done.returncode == 0 and "is finished" in done.stderr, done.stderr
+        _one_run_with_everything(client, folder, "FINISHED")
+    server.kill()
+
+
+def _newest(client: MlflowClient) -> int:
+    """The last step that the server has, by loss; 0 while there is none."""
+    time.sleep(0.5)  # who asks all the time is a burden
+    experiment = client.get_experiment_by_name("isotorus")
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    return max((p.step for r in found for p in client.get_metric_history(r.info.run_id, "loss")), default=0)
+
+
+def _one_run_with_everything(client: MlflowClient, folder: Path, status: str) -> None:
+    (run,) = client.search_runs([client.get_experiment_by_name("isotorus").experiment_id])
+    assert run.info.status == status
+    for name in ("loss", "data_wait", "grad_norm"):
+        history = client.get_metric_history(run.info.run_id, name)
+        found = [(point.step, point.value) for point in history]
+        assert sorted(found) == pytest.approx([(row["step"], row[name]) for row in rows(folder)]), name
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert set(run.data.params) == set(flatten(config))
