@@ -3,17 +3,18 @@
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from data_pipeline.errors import UserError
 from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import draw_masks, key_drop_paths
-from pretrain.models.packed import PackedViT, pack
+from pretrain.models.packed import PackedViT, pack, unfit
+from pretrain.models.winding_attention import wind
 
 
 class EncoderConfig(BaseModel):
@@ -23,6 +24,11 @@ class EncoderConfig(BaseModel):
     """A timm model name, see `timm.list_models()`."""
     kwargs: dict[str, Any] = {}
     """Further arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
+    attention: Literal["softmax", "winding"] = "softmax"
+    """winding: in a plain ViT, tokens attend to those of their own class, which each block reads off an angle
+    that it learns. Attention then takes a share of its products, down to 1/winding_classes."""
+    winding_classes: PositiveInt = 8
+    """Classes of winding attention."""
     weights: Path | None = None
     """Start from these weights instead of random ones: a .safetensors file of timm's names, or a run,
     checkpoint or timm model folder. Position embeddings, patch size and channels are fitted, a classifier is
@@ -30,7 +36,7 @@ class EncoderConfig(BaseModel):
 
 
 def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[str, Any]:
-    """All arguments that rebuild this encoder with `timm.create_model(name, **kwargs)`.
+    """All arguments that rebuild this encoder with `create(name, kwargs)`.
 
     Models that know an image size get the global views' and take other sizes too (local views).
     Raises UserError for an unknown name or an argument that the model does not take.
@@ -50,21 +56,41 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
     for kwargs in (sized, fixed, common):
         try:
             with torch.device("meta"):
-                timm.create_model(config.name, **kwargs)
+                encoder = timm.create_model(config.name, **kwargs)
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             failure = failure or str(error).splitlines()[0]
         else:
-            return kwargs
+            return kwargs | _winding(config, encoder)
     raise UserError(
         f"encoder: timm cannot build {config.name} with {sized}: {failure}; change encoder.kwargs"
     )
 
 
+def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
+    if config.attention == "softmax":
+        return {}
+    if reason := unfit(encoder):
+        raise UserError(
+            f"encoder.attention=winding: {reason}, whose attention could be replaced; use a ViT such as "
+            "vit_small_patch16_224, or encoder.attention=softmax"
+        )
+    return {"winding_classes": config.winding_classes}
+
+
+def create(name: str, kwargs: dict[str, Any]) -> Any:
+    """`timm.create_model` with these arguments; `winding_classes` among them makes its attention winding."""
+    given = {key: x for key, x in kwargs.items() if key != "winding_classes"}
+    encoder = timm.create_model(name, **given)
+    if "winding_classes" in kwargs:
+        wind(encoder, kwargs["winding_classes"])
+    return encoder
+
+
 def build_encoder(name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:
-    """A timm model with weights drawn from `seed` alone; maps images (N, C, H, W) to (N, D)."""
+    """`create`, with weights drawn from `seed` alone; maps images (N, C, H, W) to (N, D)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model(name, **kwargs)
+        return create(name, kwargs)
 
 
 def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> int:
