@@ -1,20 +1,38 @@
-"""`python -m eval_suite RUN_OR_CHECKPOINT… --train SHARDS --val SHARDS`, alone or under torchrun."""
+"""`python -m eval_suite RUN_OR_CHECKPOINT… --train SHARDS --val SHARDS`, alone or under torchrun.
+
+`python -m eval_suite layers …` shows every block through training, `winding …` says whether a torus head goes
+round when an image does, `codes …` what its embedding is worth as an address, `duplicates …` which images it
+takes for the same.
+"""
 
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import UserError, exit_code
+from data_pipeline.orphans import end_with_launcher
 from eval_suite.arguments import options, parse, pass_on
+
+OTHERS = {
+    "layers": "eval_suite.layers.command",
+    "winding": "eval_suite.winding",
+    "codes": "eval_suite.codes",
+    "duplicates": "eval_suite.duplicates",
+}
+"""Commands of their own, and the modules whose `main` they are; imported when asked for."""
 
 
 def main() -> int:
     """Evaluate all that is named; exit code 0, 2 for what the user can mend, 1 if some of several failed."""
+    end_with_launcher()
+    if sys.argv[1:] and sys.argv[1] in OTHERS:
+        code: int = import_module(OTHERS[sys.argv[1]]).main(sys.argv[2:])
+        return code
     given = parse(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     chosen = options(given)
@@ -28,20 +46,25 @@ def main() -> int:
     splits = open_splits(given.train, given.val, given.test) if given.train and given.val else None
     if splits is None and (named := [name for name in given.names if not vectors.is_vectors(name)]):
         raise UserError(f"{named[0]} needs images to look at; name packed data sets with --train and --val")
+    if given.watch and not find.runs(given.names):
+        raise UserError(
+            f"--watch: {given.names[0]} is no run, nor a folder of runs (no checkpoints/); name one"
+        )
     columns = [name.strip() for name in (given.target_columns or "").split(",") if name.strip()]
     targets = (
         targets_of(splits, given.targets, given.key_column, columns, given.target_kind) if splits else {}
     )
 
     def tasks() -> list[batch.Task]:
-        found = find.find([name for name in given.names if not vectors.is_vectors(name)], given.every)
+        named = [name for name in given.names if not vectors.is_vectors(name)]
+        found = find.find(named, given.every, waiting=given.watch)
         files = [Path(name) for name in given.names if vectors.is_vectors(name)]
         several = len(found) + len(files) > 1
         todo = []
         for c in found:
-            step = str(c.encoder.step)
+            step = str(c.step)
             out = _folder(given.out, c.run or c.folder, step, several and f"{c.name}-{step}")
-            todo.append(batch.Task(f"{c.name}, step {step}", str(c.weights), out))
+            todo.append(batch.Task(f"{c.name}, step {step}", str(c.folder if c.run else c.weights), out))
         for file in files:
             out = _folder(given.out, file.parent, file.stem, several and file.stem)
             todo.append(batch.Task(file.stem, str(file), out))
@@ -76,6 +99,7 @@ def main() -> int:
                 force=given.force,
             )
         if state.is_main_process:
+            (task.out / batch.ERROR).unlink(missing_ok=True)  # of an attempt before
             published.append(terminal.publish(results, task.out))
         return results
 
@@ -84,7 +108,7 @@ def main() -> int:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
     try:
         if given.watch:
-            outcomes = batch.watch(_patiently(tasks), lambda: find.finished(given.names), work, given.poll)
+            outcomes = batch.watch(tasks, lambda: find.finished(given.names), work, given.poll)
         else:
             outcomes = work(tasks())
         if not state.is_main_process:
@@ -92,7 +116,7 @@ def main() -> int:
         done = [outcome for outcome in outcomes if outcome.results is not None]
         if given.json:
             every = [outcome.results for outcome in done]
-            print(json.dumps(every[0] if len(outcomes) == 1 else every, indent=1))
+            print(json.dumps(every[0] if len(every) == len(outcomes) == 1 else every, indent=1))
         terminal.show(done, published, quiet=given.json)
         if len(done) > 1:
             out = Path(given.out) if given.out else _common([outcome.task.out for outcome in done])
@@ -104,18 +128,6 @@ def main() -> int:
     for outcome in failed:
         print(f"failed: {outcome.task.title}: {outcome.failure}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _patiently(tasks: Callable[[], Any]) -> Callable[[], Any]:
-    """A run that has no checkpoint yet is none of those to evaluate, and may have one later."""
-
-    def found() -> Any:
-        try:
-            return tasks()
-        except UserError:
-            return []
-
-    return found
 
 
 def _folder(out: str | None, home: Path, step: str, name: str | Literal[False]) -> Path:

@@ -4,11 +4,13 @@ import argparse
 import difflib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import ArgumentParser, UserError
-from eval_suite import usefulness
-from eval_suite.options import BASELINES, GEOMETRY, METRICS, Options
+from eval_suite.names import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
+
+if TYPE_CHECKING:
+    from eval_suite.options import Options
 
 EPILOG = """examples:
   python -m eval_suite runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
@@ -16,6 +18,8 @@ EPILOG = """examples:
   python -m eval_suite runs/elpv --every 1000 --watch --train … --val …      while it trains
   torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …      features over 8 processes
   python -m eval_suite features.npz                                          vectors from elsewhere
+  python -m eval_suite winding --help                    does a torus head go round when an image does
+  python -m eval_suite codes --help                      what embeddings are worth as addresses
 
 Results go to RUN/eval/<step>/: results.json, report.html, and features/, which may be deleted."""
 
@@ -87,21 +91,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def options(given: argparse.Namespace) -> Options:
+def options(given: argparse.Namespace) -> "Options":
     """Raises UserError for a name that is none."""
-    sets = ("embedding", "patch_mean", "last2", "last4", "projector", "angles")
     metrics = _names(given.metrics, METRICS, "--metrics")
+    baselines = _names(given.baselines, BASELINES, "--baselines")
+    features = None if given.features is None else _names(given.features, FEATURE_SETS, "--features")
     useful: dict[str, Any] = {
-        "metrics": tuple(name for name in metrics if name in usefulness.METRICS),
+        "metrics": tuple(name for name in metrics if name in USEFULNESS),
         "seed": given.seed,
     }
     if given.k:
         useful["k"] = _counts(given.k)
+    # Imported here: they import torch, which takes seconds that a mistyped name need not cost.
+    from eval_suite import usefulness
+    from eval_suite.options import Options
+
     return Options(
         metrics=tuple(name for name in metrics if name in GEOMETRY),
         useful=usefulness.Options(**useful),
-        baselines=_names(given.baselines, BASELINES, "--baselines"),
-        features=None if given.features is None else _names(given.features, sets, "--features"),
+        baselines=baselines,
+        features=features,
         samples=given.samples,
         landmarks=given.landmarks,
         draws=given.draws,

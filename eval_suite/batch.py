@@ -1,11 +1,12 @@
 """Many checkpoints: one that fails does not stop the others, and new ones are waited for."""
 
+import contextlib
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipeline.errors import UserError
 
-log = logging.getLogger(__name__)
-
+ERROR = "error.txt"
+"""Beside where the results would be: the traceback of what ended the evaluation."""
 Results = dict[str, Any]
 
 
@@ -50,12 +51,11 @@ def one_by_one(
             yield Outcome(task, evaluate(task))
         except UserError as error:
             yield Outcome(task, None, str(error))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the others are not its fault
             if not alone:
                 raise
-            log.debug("evaluating %s", task.title, exc_info=True)
-            first = (str(error).splitlines() or [""])[0]
-            yield Outcome(task, None, f"{type(error).__name__}: {first}; --verbose shows where")
+            said = (str(error).splitlines() or [""])[0]
+            yield _crashed(task, f"{type(error).__name__}: {said}", traceback.format_exc())
 
 
 def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> Iterator[Outcome]:
@@ -70,16 +70,25 @@ def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> 
         command = [sys.executable, "-m", "eval_suite", task.given, "--out", str(task.out), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            return Outcome(
-                task, None, said[-1].removeprefix("error: ") if said else f"exit {done.returncode}"
-            )
+            said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+            if done.returncode == 2:
+                return Outcome(task, None, said[-1].removeprefix("error: "))
+            return _crashed(task, said[-1], done.stderr)
         return Outcome(task, json.loads((task.out / "results.json").read_text()))
 
     with ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(run, number, task) for number, task in enumerate(tasks)]
         for finished in as_completed(running):
             yield finished.result()
+
+
+def _crashed(task: Task, said: str, details: str) -> Outcome:
+    """What nobody foresaw: a line of it, and the file that has the rest."""
+    with contextlib.suppress(OSError):  # a full disk may be what it died of
+        task.out.mkdir(parents=True, exist_ok=True)
+        (task.out / ERROR).write_text(details)
+        said += f"; see {task.out / ERROR}"
+    return Outcome(task, None, said)
 
 
 def follow(outcomes: Iterator[Outcome], total: int, *, quiet: bool) -> list[Outcome]:

@@ -42,7 +42,7 @@ class EncoderDescription:
     name: str
     """timm model name."""
     kwargs: dict[str, Any]
-    """Arguments of `timm.create_model`."""
+    """Arguments of `pretrain.models.encoder.create`, most of them timm's."""
     embedding_width: PositiveInt
     image_size: PositiveInt
     """Side of the square input in pixels."""
@@ -65,7 +65,17 @@ class Checkpoint:
     weights: Path
     description: Path
     run: Path | None
-    encoder: EncoderDescription
+
+    @cached_property
+    def encoder(self) -> EncoderDescription:
+        """Read when it is asked for, so that a damaged one costs its own evaluation; UserError if it is."""
+        return describe(self.description)
+
+    @property
+    def step(self) -> int:
+        """By the folder's name within a run, which tells it even where the description is damaged."""
+        digits = re.search(r"\d+$", self.folder.name) if self.run else None
+        return int(digits.group()) if digits else self.encoder.step
 
     @property
     def folder(self) -> Path:
@@ -83,6 +93,12 @@ class Checkpoint:
     @property
     def projector_file(self) -> Path:
         return self.folder / PROJECTOR
+
+    @property
+    def angles(self) -> int:
+        """m of a torus head that the checkpoint carries; 0 where it has none."""
+        described = self.encoder.projector
+        return (described.angles or 0) if described and self.projector_file.exists() else 0
 
     def pretrained(self) -> nn.Module:
         """The encoder with the checkpoint's weights; UserError if they do not fit encoder.json."""

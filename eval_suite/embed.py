@@ -109,6 +109,29 @@ def _encoder(
     )
 
 
+def check_channels(channels: int, dataset: Dataset) -> None:
+    """Raise UserError for images that do not convert to what the encoder takes."""
+    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
+        raise UserError(
+            f"{dataset.path} has images of {dataset.channels} channels, the encoder was trained on "
+            f"{channels}; evaluate it on images of the kind that it knows"
+        )
+
+
+def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
+    """Centre views of sample `i`, uint8 or uint16 (channels, size, size) for each size.
+
+    Raises UserError for a sample that cannot be read.
+    """
+    try:
+        image = decode(dataset.read(i), channels, dataset.depth)
+    except ValueError as error:
+        raise UserError(
+            f"sample {i} of {dataset.path} cannot be decoded ({error}); pack the images again"
+        ) from None
+    return [center_view(image, size) for size in sizes]
+
+
 def extract(
     representations: Sequence[Representation],
     dataset: Dataset,
@@ -124,12 +147,7 @@ def extract(
     processes: each embeds its share without padding samples twice, and all return the whole. Raises
     UserError alike on all of them for unreadable images and for features that are not finite.
     """
-    channels = representations[0].channels
-    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
-        raise UserError(
-            f"{dataset.path} has images of {dataset.channels} channels, the encoder was trained on "
-            f"{channels}; evaluate it on images of the kind that it knows"
-        )
+    check_channels(representations[0].channels, dataset)
     files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
     features = {}
     if state.is_main_process:
@@ -226,14 +244,10 @@ class _Images(TorchDataset[list[Tensor] | str]):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> list[Tensor] | str:
-        i = self.indices[position]
         try:
-            image = decode(self.dataset.read(i), self.channels, self.dataset.depth)
+            return read_views(self.dataset, self.indices[position], self.channels, self.sizes)
         except UserError as error:
             return str(error)
-        except ValueError as error:
-            return f"sample {i} of {self.dataset.path} cannot be decoded ({error}); pack the images again"
-        return [center_view(image, size) for size in self.sizes]
 
 
 def _collate(items: list[list[Tensor] | str]) -> list[Tensor] | str:

@@ -1,7 +1,7 @@
 """From what a user names to checkpoints: a run, several, a folder of runs, a pattern, or weights alone."""
 
+import contextlib
 import glob
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from eval_suite.checkpoints import (
     TIMM_WEIGHTS,
     WEIGHTS,
     Checkpoint,
-    describe,
     refuse_pickle,
 )
 
@@ -22,16 +21,17 @@ PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION}
 """Files of weights, and what describes each."""
 
 
-def find(given: Sequence[str], every: int | None = None) -> list[Checkpoint]:
+def find(given: Sequence[str], every: int | None = None, *, waiting: bool = False) -> list[Checkpoint]:
     """The checkpoints that names mean, each once, in the order given and by step within a run.
 
     A run means its newest complete checkpoint or, with `every`, those too whose step is a multiple of it; a
-    folder of runs means all of them. Raises UserError for a name that means none.
+    folder of runs means all of them. Raises UserError for a name that means none, and for a run that has no
+    checkpoint yet unless `waiting` for it. Checkpoints of runs are not opened.
     """
     found: dict[Path, Checkpoint] = {}
     for name in given:
         for path in _paths(name):
-            for checkpoint in _in(path, name, every):
+            for checkpoint in _in(path, name, every, waiting):
                 found.setdefault(checkpoint.weights, checkpoint)
     return list(found.values())
 
@@ -48,11 +48,11 @@ def finished(given: Sequence[str]) -> bool:
 
 
 def _has_ended(run: Path) -> bool:
-    try:
-        (newest,) = _of_run(run, None)
-    except UserError:
-        return False
-    return newest.encoder.step >= newest.encoder.config.get("steps", 0)
+    saved = _of_run(run, every=1, waiting=True)
+    for checkpoint in reversed(saved):
+        with contextlib.suppress(UserError):  # a damaged one; the others say the same
+            return saved[-1].step >= checkpoint.encoder.config.get("steps", 0)
+    return False
 
 
 def _paths(name: str) -> list[Path]:
@@ -64,7 +64,7 @@ def _paths(name: str) -> list[Path]:
     return [Path(match) for match in matching]
 
 
-def _in(path: Path, name: str, every: int | None) -> Iterable[Checkpoint]:
+def _in(path: Path, name: str, every: int | None, waiting: bool) -> Iterable[Checkpoint]:
     if path.is_file():
         refuse_pickle(path)
         if path.name not in PAIRS:
@@ -74,9 +74,9 @@ def _in(path: Path, name: str, every: int | None) -> Iterable[Checkpoint]:
         if (path / weights).exists() or (weights == WEIGHTS and (path / description).exists()):
             return [_open(path.resolve() / weights)]
     if _is_run(path):
-        return _of_run(path, every)
+        return _of_run(path, every, waiting)
     if several := _runs_in(path):
-        return [checkpoint for run in several for checkpoint in _of_run(run, every)]
+        return [checkpoint for run in several for checkpoint in _of_run(run, every, waiting)]
     if pickles := sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES):
         refuse_pickle(pickles[0])
     raise UserError(
@@ -92,31 +92,36 @@ def _runs_in(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
 
 
-def _of_run(run: Path, every: int | None) -> list[Checkpoint]:
+def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
     folder = run / "checkpoints"
-    complete = sorted(marker.parent for marker in folder.glob(f"step_*/{COMPLETE}"))
+    markers = sorted(folder.glob(f"step_*/{COMPLETE}"))
+    complete = [_checkpoint(marker.parent.resolve() / WEIGHTS) for marker in markers]
+    if not complete and waiting:
+        return []
     if not complete:
         raise UserError(f"{run} has no complete checkpoint yet; train it on to its first one")
     latest = folder / "latest"
     # `latest` is a link, which not every copy of a run keeps.
-    newest = latest.resolve() if every is None and latest.exists() else complete[-1].resolve()
-    chosen = [path for path in complete if every and _step(path) % every == 0]
-    return [_open(path.resolve() / WEIGHTS) for path in dict.fromkeys([*chosen, newest])]
+    if every is None and latest.exists():
+        return [_checkpoint(latest.resolve() / WEIGHTS)]
+    return [each for each in complete if each is complete[-1] or (every and each.step % every == 0)]
 
 
-def _step(checkpoint: Path) -> int:
-    digits = re.search(r"\d+$", checkpoint.name)
-    return int(digits.group()) if digits else 0
+def _checkpoint(weights: Path) -> Checkpoint:
+    folder = weights.parent
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else None
+    return Checkpoint(weights, folder / PAIRS[weights.name], run)
 
 
 def _open(weights: Path) -> Checkpoint:
-    folder, description = weights.parent, weights.parent / PAIRS[weights.name]
-    in_run = folder.parent.name == "checkpoints"
-    if in_run and not (folder / COMPLETE).exists():
+    """With its files there, and saved to its end."""
+    found = _checkpoint(weights)
+    folder, description = found.folder, found.description
+    if found.run and not (folder / COMPLETE).exists():
         raise UserError(f"{folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint")
     for file in (description, weights):
         if not file.is_file():
             raise UserError(
                 f"{folder} has no {file.name}; a checkpoint needs {weights.name} and {description.name}"
             )
-    return Checkpoint(weights, description, folder.parent.parent if in_run else None, describe(description))
+    return found

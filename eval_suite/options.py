@@ -3,21 +3,18 @@
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from eval_suite import usefulness
-
-GEOMETRY = ("rank", "shape", "views", "graph", "homology")
-METRICS = (*usefulness.METRICS, *GEOMETRY)
-BASELINES = ("untrained", "pixels")
+from eval_suite.names import BASELINES, GEOMETRY
 
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     metrics: tuple[str, ...] = GEOMETRY
-    """Of `GEOMETRY`; homology brings a verdict."""
+    """Of `names.GEOMETRY`; homology brings a verdict."""
     useful: usefulness.Options = usefulness.Options()
     """Against labels."""
     baselines: tuple[str, ...] = BASELINES
-    """Of `BASELINES`: what the pretrained encoder is compared with."""
+    """Of `names.BASELINES`: what the pretrained encoder is compared with."""
     features: tuple[str, ...] | None = None
     """Feature sets beside the embedding; None takes all that the encoder has."""
     pixel_size: PositiveInt = 32

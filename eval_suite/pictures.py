@@ -68,14 +68,14 @@ def neighbour_rows(
         label = int(queries.labels[query])
         found = [
             Picture(
-                _thumbnail(train, int(i), channels),
+                thumbnail(train, int(i), channels),
                 _class(train, int(i)),
                 float(s),
                 None if label < 0 or train.labels[i] < 0 else bool(train.labels[i] == label),
             )
             for s, i in zip(similarity[place], ids[place], strict=True)
         ]
-        table.append((Picture(_thumbnail(queries, int(query), channels), _class(queries, int(query))), found))
+        table.append((Picture(thumbnail(queries, int(query), channels), _class(queries, int(query))), found))
     return table
 
 
@@ -86,7 +86,7 @@ def turn(
     away = np.asarray(angles)[None] - np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
     nearest_to = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
     chosen = [int(samples[place]) for place in nearest_to]
-    return [Picture(_thumbnail(train, i, channels), _class(train, i)) for i in chosen]
+    return [Picture(thumbnail(train, i, channels), _class(train, i)) for i in chosen]
 
 
 def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
@@ -106,7 +106,7 @@ def _class(dataset: Dataset, i: int) -> str | None:
     return dataset.classes[label] if label >= 0 else None
 
 
-def _thumbnail(dataset: Dataset, i: int, channels: int) -> str:
+def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
     image = center_view(decode(dataset.read(i), channels, dataset.depth), THUMBNAIL).float()
     if dataset.depth == 16:  # whose values often fill a small part of the scale
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255

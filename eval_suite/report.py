@@ -46,6 +46,16 @@ QUANTITIES = (
     ("collisions between classes (chance: 0.5)", "collisions"),
 )
 """Of a cloud, as rows of the page's table."""
+DIRECTIONS = (
+    ("effective rank", "rank/effective_rank"),
+    ("participation ratio", "rank/participation_ratio"),
+    ("RankMe", "rank/rankme"),
+    ("RankMe, centred", "rank/rankme_centred"),
+    ("α-ReQ", "rank/alpha_req"),
+    ("LiDAR, of augmented views", "views/lidar"),
+    ("alignment of augmented views (same: 0)", "views/alignment"),
+)
+"""Of a representation."""
 LEGEND = 12
 """Most classes that the legend names."""
 Sets = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
@@ -108,6 +118,7 @@ def render(
         if splits
         else [],
         spectrum=_spectrum(results, encoders),
+        directions=DIRECTIONS if "rank" in measured or "views" in measured else (),
         configuration=_configuration(checkpoint) if checkpoint else "",
         options=json.dumps(results["inputs"]["options"], indent=2),
     )
@@ -177,7 +188,7 @@ def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
         if not points or (key not in CURVES and len({value for _, value in points}) == 1 < len(points)):
             continue
         steps, values = zip(*points, strict=True)
-        figure = figures.curve(steps, values, checkpoint.encoder.step)
+        figure = figures.curve(steps, values, checkpoint.step)
         curves.append((CURVES.get(key, key.replace("_", " ")), Markup(figure)))
     return curves
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import pdist
 
 from data_pipeline.errors import UserError
 from eval_suite import sampling, search
+from pretrain.geometry.hyperbolic import gromov_delta
 
 Array = NDArray[np.floating]
 
@@ -25,13 +26,6 @@ class Hubness(NamedTuple):
     largest: int
     never: float
     """Share of rows that are nobody's neighbour."""
-
-
-class Hyperbolicity(NamedTuple):
-    """2δ / diameter, the mean over subsamples of the rows, and its standard error."""
-
-    relative: float
-    error: float
 
 
 def uniformity(x: Array, *, t: float = 2.0, seed: int = 0) -> float:
@@ -71,34 +65,6 @@ def hubness(x: Array, k: int = 10) -> Hubness:
     return Hubness(skewness, int(occurrence.max()), float((occurrence == 0).mean()))
 
 
-def hyperbolicity(x: Array, *, points: int = 200, subsamples: int = 20, seed: int = 0) -> Hyperbolicity:
-    """How unlike a tree the Euclidean distances of `x` (n, d) are: 2δ / diameter, in [0, 1], 0 for a tree.
-
-    δ is Gromov's for one base point, by the (max, min) product of Gromov products (Fournier et al. 2015),
-    exact on each of `subsamples` draws of `points` rows; scaled as in Khrulkov et al. 2020,
-    arXiv:1904.02239. δ over all rows is a maximum and at least that of any subsample, and up to twice as
-    large for another base point. Raises UserError for fewer than 4 rows or rows that are all alike.
-    """
-    if len(x) < 4:
-        raise UserError(f"{len(x)} samples: hyperbolicity compares four points at a time; give 4 or more")
-    found = []
-    for draw in range(subsamples):
-        part = x[sampling.rows(len(x), points, seed, draw)]
-        distance = cdist(part, part)
-        # Any row may be the base: they come in order, so take the draw's own.
-        base = distance[np.random.Generator(np.random.Philox(key=[seed, draw])).integers(len(part))]
-        product = (base[:, None] + base - distance) / 2
-        best = np.full_like(product, -np.inf)
-        for through in product:
-            np.maximum(best, np.minimum(through[:, None], through), out=best)
-        if distance.max() > 0:
-            found.append(2 * max(float((best - product).max()), 0.0) / distance.max())
-    if not found:
-        raise UserError("all samples have the same features: a single point is neither tree nor circle")
-    error = float(np.std(found, ddof=1) / np.sqrt(len(found))) if len(found) > 1 else float("nan")
-    return Hyperbolicity(float(np.mean(found)), error)
-
-
 def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float:
     """Share of pairs of different classes that are nearer than the median pair of one class.
 
@@ -124,7 +90,7 @@ def summary(x: Array, *, k: int = 10, seed: int = 0) -> dict[str, Any]:
     return {
         "uniformity": uniformity(x, seed=seed),
         "hubness": hubness(x, k)._asdict() | {"k": k},
-        "hyperbolicity": hyperbolicity(x, seed=seed)._asdict(),
+        "hyperbolicity": gromov_delta(x, seed=seed)._asdict(),
     }
 
 

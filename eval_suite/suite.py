@@ -96,7 +96,7 @@ def evaluate(
             "name": checkpoint.name,
             "folder": str(checkpoint.folder),
             "run": str(checkpoint.run) if checkpoint.run else None,
-            "step": checkpoint.encoder.step,
+            "step": checkpoint.step,
             "encoder": checkpoint.encoder.name,
             "embedding_width": checkpoint.encoder.embedding_width,
             "parameters": sum(p.numel() for p in representations[0].model.encoder.parameters()),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.secrets import masked
 from eval_suite import tracking
 from eval_suite.batch import Outcome
 from eval_suite.reading import HEADLINES, METHODS, TITLES, geometry, reading
@@ -22,12 +23,17 @@ def publish(results: dict[str, Any], out: Path) -> str:
     """Send results and report to the MLflow run of the training, if there is one; says how to see it."""
     run = results["checkpoint"]["run"]
     record = tracking.store(Path(run)) if run else None
-    if record and tracking.send(record, results, [out / "results.json", out / "report.html"]):
-        uri = record["uri"]
-        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-        how = "open it in a browser" if uri.startswith("http") else command
-        return f"MLflow: {uri} ({how})"
+    step, files = results["checkpoint"]["step"], [out / "results.json", out / "report.html"]
+    if record and tracking.send(record, step, tracking.scalars(results), files, f"eval/{step}"):
+        return where(record)
     return ""
+
+
+def where(record: dict[str, str]) -> str:
+    """How to see the MLflow store of a run."""
+    uri = masked(record["uri"])
+    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return f"MLflow: {uri} ({'open it in a browser' if uri.startswith('http') else command})"
 
 
 def show(done: Sequence[Outcome], published: Sequence[str], *, quiet: bool) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.secrets import masked
+
 log = logging.getLogger(__name__)
 
 
@@ -17,7 +19,10 @@ def store(run: Path) -> dict[str, str] | None:
         record = json.loads((run / "mlflow.json").read_text())
         if not record["run_id"]:  # it has not come to be yet
             return None
-        return {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
+        found = {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
+        # The record holds no password; the environment may have the same address with it.
+        here = os.environ.get("MLFLOW_TRACKING_URI", "")
+        return found | {"uri": here} if masked(here) == found["uri"] else found
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -25,8 +30,8 @@ def store(run: Path) -> dict[str, str] | None:
         return None
 
 
-def send(record: dict[str, str], results: dict[str, Any], files: list[Path]) -> bool:
-    """Log the scalars as eval/… at the checkpoint's step, and `files` as artifacts; False with a warning.
+def send(record: dict[str, str], step: int, values: dict[str, float], files: list[Path], folder: str) -> bool:
+    """Log `values` at a checkpoint's step, and `files` as artifacts in `folder`; False with a warning.
 
     What the store has already is not sent again, so a repeated evaluation fills gaps only.
     """
@@ -41,22 +46,25 @@ def send(record: dict[str, str], results: dict[str, Any], files: list[Path]) -> 
         from mlflow.entities import Metric
 
         client = MlflowClient(uri)
-        run_id, step, now = record["run_id"], results["checkpoint"]["step"], int(time.time() * 1000)
+        run_id, now = record["run_id"], int(time.time() * 1000)
         known = client.get_run(run_id).data.metrics
         fresh = [
             Metric(name, value, now, step)
-            for name, value in sorted(scalars(results).items())
+            for name, value in sorted(values.items())
             if name not in known
             or (step, value) not in {(m.step, m.value) for m in client.get_metric_history(run_id, name)}
         ]
         for start in range(0, len(fresh), 1000):
             client.log_batch(run_id, metrics=fresh[start : start + 1000])
         for file in files:
-            client.log_artifact(run_id, str(file), artifact_path=f"eval/{step}")
+            client.log_artifact(run_id, str(file), artifact_path=folder)
     except Exception as error:  # whatever ails the store, the results are on disk already
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = masked((str(error).splitlines() or [type(error).__name__])[0])[:200]
         log.warning(
-            "warning: MLflow at %s does not take the results (%s); they are in %s", uri, reason, files[0]
+            "warning: MLflow at %s does not take the results (%s); they are in %s",
+            masked(uri),
+            reason,
+            files[0],
         )
         return False
     return True

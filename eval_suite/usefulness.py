@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval_suite import label_scores, neighbors, regression, scores
+from eval_suite import angular, label_scores, neighbors, regression, scores
 from eval_suite.few_shot import few_shot
 from eval_suite.minibatch_probe import Protocol, minibatch_probe
+from eval_suite.names import USEFULNESS
 from eval_suite.probe import L2_GRID, linear_probe
 from eval_suite.regression import ridge_probe
 from eval_suite.results import json_safe
@@ -26,7 +27,6 @@ Array = NDArray[np.floating]
 Samples = dict[str, NDArray[np.float64]]
 """A score's values on bootstrap test sets, by score."""
 
-METRICS = ("probe", "minibatch_probe", "knn", "few_shot", "retrieval")
 MOST_CLASSES = 100
 """Classes up to which the confusion matrix is part of the results."""
 
@@ -36,8 +36,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
-    metrics: tuple[str, ...] = METRICS
-    """Of `METRICS`."""
+    metrics: tuple[str, ...] = USEFULNESS
+    """Of `names.USEFULNESS`."""
     l2: tuple[float, ...] = L2_GRID
     """Strengths of the converged probe; ridge regression has its own."""
     protocol: Protocol = Protocol()
@@ -229,7 +229,11 @@ def _few_shot(data: _Data, kind: str, classes: int, options: Options, device: An
 
 def _retrieval(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
     _only_classes(kind)
-    return _best_feature_set(data, lambda *rows: retrieval(*rows, seed=options.seed), "map")
+    found = _best_feature_set(data, lambda *rows: retrieval(*rows, seed=options.seed), "map")
+    if "angles" in data.train_x:
+        gallery, queries = data.train_x["angles"], data.test_x["angles"]
+        found["memory"] = angular.retrieval(gallery, data.train_y, queries, data.test_y)
+    return found
 
 
 _METHODS = {

@@ -38,14 +38,19 @@ class Outcome(NamedTuple):
 
 
 def run_command(*arguments: object) -> Outcome:
-    """`python -m eval_suite …` in this process."""
+    """`python -m eval_suite …` in this process, which reads images itself."""
+    return run_other(*arguments, "--workers", "0")
+
+
+def run_other(*arguments: object) -> Outcome:
+    """One of its commands that start no workers."""
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(sys, "argv", ["eval_suite", *map(str, arguments), "--workers", "0"])
+        patch.setattr(sys, "argv", ["eval_suite", *map(str, arguments)])
         code = exit_code(main)
     return Outcome(code, out.getvalue(), err.getvalue())
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -15,10 +16,12 @@ from eval_suite.comparison import SCORES, correlations
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
 
 
-def save(run: Path, step: int, last: int = 4) -> Path:
+def save(run: Path, step: int, last: int = 4, *, damaged: bool = False) -> Path:
     """A checkpoint of a run of `last` steps; COMPLETE comes last."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     save_checkpoint(folder, step=step, complete=False, config={"steps": last})
+    if damaged:
+        (folder / "encoder.json").write_text("{")
     (folder / "COMPLETE").touch()
     return folder
 
@@ -32,6 +35,13 @@ def run(tmp_path: Path) -> Path:
     rows = [{"step": step, "loss": 2.0 / step} for step in (1, 2, 3, 4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def crash(checkpoint: Path) -> None:
+    """Make evaluating it fail in a way that nothing of ours foresees."""
+    described = json.loads((checkpoint / "encoder.json").read_text())
+    described["kwargs"]["act_layer"] = "no such layer"
+    (checkpoint / "encoder.json").write_text(json.dumps(described))
 
 
 def results_of(run: Path) -> list[int]:
@@ -58,8 +68,23 @@ def test_many_checkpoints_are_compared_though_one_fails(run: Path, data: list[ob
     assert 'href="3/report.html"' in page and "Over the steps of training" in page
 
     before = (run / "eval/3/results.json").stat().st_mtime_ns
-    assert run_command(run, *data, *QUICK, "--every", "1").code == 1
+    (run / "checkpoints/step_00000001/encoder.json").write_text("{")
+    again = run_command(run, *data, *QUICK, "--every", "1")
+    assert again.code == 1 and "failed: a, step 1: " in again.err and "is not JSON" in again.err
     assert (run / "eval/3/results.json").stat().st_mtime_ns == before
+
+
+def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: list[object]):
+    sound = (run / "checkpoints/step_00000002/encoder.json").read_text()
+    crash(run / "checkpoints/step_00000002")
+    outcome = run_command(run, *data, *QUICK, "--every", "2")
+    left = run / "eval/2/error.txt"
+    assert outcome.code == 1 and results_of(run) == [4]
+    assert f"failed: a, step 2: KeyError: 'no such layer'; see {left}" in outcome.err
+    assert "Traceback" in left.read_text() and "build_encoder" in left.read_text()
+    (run / "checkpoints/step_00000002/encoder.json").write_text(sound)
+    assert run_command(run, *data, *QUICK, "--every", "2").code == 0
+    assert results_of(run) == [2, 4] and not left.exists()
 
 
 def test_loss_and_score_are_correlated_over_four_checkpoints(run: Path, data: list[object]):
@@ -74,8 +99,13 @@ def test_loss_and_score_are_correlated_over_four_checkpoints(run: Path, data: li
 
 
 def test_evaluations_side_by_side(run: Path, data: list[object]):
-    outcome = run_command(run, *data, *QUICK, "--every", "2", "--jobs", "2", "--json")
-    assert outcome.code == 0, outcome.err
+    shutil.rmtree(run / "checkpoints/step_00000001")
+    crash(run / "checkpoints/step_00000003")
+    outcome = run_command(run, *data, *QUICK, "--every", "1", "--jobs", "2", "--json")
+    assert outcome.code == 1, outcome.err
+    left = run / "eval/3/error.txt"
+    assert f"failed: a, step 3: KeyError: 'no such layer'; see {left}" in outcome.err
+    assert "build_encoder" in left.read_text()
     found = json.loads(outcome.out)
     assert sorted(each["checkpoint"]["step"] for each in found) == [2, 4]
     assert results_of(run) == [2, 4]
@@ -94,10 +124,16 @@ def test_watching_a_run_until_its_last_step(tmp_path: Path, data: list[object]):
     while results_of(run) != [2]:
         assert watching.is_alive() and time.monotonic() < deadline
         time.sleep(0.05)
+    save(run, 3, damaged=True)
     save(run, 4)
     watching.join(120)
-    assert not watching.is_alive() and outcomes[0].code == 0, outcomes
-    assert results_of(run) == [2, 4]
+    assert not watching.is_alive() and outcomes[0].code == 1, outcomes
+    assert results_of(run) == [2, 4] and "failed: b, step 3: " in outcomes[0].err
+
+
+def test_watching_what_is_no_run_is_refused(tmp_path: Path, data: list[object]):
+    outcome = run_command(tmp_path, *data, *QUICK, "--watch")
+    assert outcome.code == 2 and "is no run, nor a folder of runs" in outcome.err
 
 
 def test_jobs_under_torchrun_are_refused(run: Path, data: list[object], monkeypatch: pytest.MonkeyPatch):

@@ -75,7 +75,19 @@ def test_the_terminal_shows_the_table_and_where_the_report_is(evaluated):
     assert "MLflow" not in out
 
 
-def test_finished_work_is_not_repeated_unless_asked(evaluated, data, command: Callable):
+def test_finished_work_is_not_repeated_unless_asked(run: Path, data, tmp_path: Path, command: Callable):
+    quick = [run, *data, "--metrics", "knn,rank", "--baselines", "", "--out", tmp_path]
+    first, results = command(*quick), tmp_path / "results.json"
+    before, content = (tmp_path / "report.html").stat().st_mtime_ns, results.read_text()
+    again = command(*quick)
+    assert (again.code, again.out) == (0, first.out)
+    assert (tmp_path / "report.html").stat().st_mtime_ns == before
+    assert command(*quick, "--force").code == 0
+    assert (tmp_path / "report.html").stat().st_mtime_ns > before and results.read_text() == content
+
+
+@pytest.mark.nightly
+def test_the_whole_evaluation_repeats_itself(evaluated, data, command: Callable):
     report = evaluated.run / "eval" / "7" / "report.html"
     before = report.stat().st_mtime_ns
     again = command(evaluated.run, *data)

@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,22 @@ def test_unknown_names_are_answered_with_the_nearest(refused, checkpoint: Path, 
     assert "did you mean probe?" in refused(checkpoint, *data, "--metrics", "prob,rank")
     assert "did you mean untrained?" in refused(checkpoint, *data, "--baselines", "untrainde")
     assert "--metrics names none" in refused(checkpoint, *data, "--metrics", "")
+
+
+@pytest.mark.parametrize(
+    "said", ["--metrics prob", "--baselines x", "--features y", "--k 0", "--trian z", "--help"]
+)
+def test_a_slip_of_the_pen_does_not_wait_for_torch(said: str):
+    code = (
+        "import sys; from data_pipeline.errors import exit_code; from eval_suite.__main__ import main\n"
+        f"sys.argv = ['eval_suite', 'x', *{said.split()}]\n"
+        "try: code = exit_code(main)\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (0 if said == "--help" else 2), done.stderr
 
 
 @pytest.mark.parametrize("k", ["0", "ten", "-1"])

@@ -1,5 +1,6 @@
-"""report.html: self-contained, escaped, and honest about what it could not show."""
+"""report.html and comparison.html: self-contained, escaped, and honest about what it could not show."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -8,25 +9,38 @@ from pathlib import Path
 
 import pytest
 
+from eval_suite import comparison
 from eval_suite.reading import reading
 
 
 class Page(HTMLParser):
-    """Addresses that the page would fetch, its text, and the tags in it."""
+    """Addresses that the page would fetch, its text, the tags in it, and its tables' rows of cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
         self.tags: list[str] = []
         self.text = ""
+        self.rows: list[list[str]] = []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td") and self.rows:
+            self.rows[-1].append("")
+            self.in_cell = True
         self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data")]
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell = self.in_cell and tag not in ("th", "td")
 
 
 @pytest.fixture
@@ -137,12 +151,22 @@ def test_the_reading_does_not_hide_the_method_that_disagrees():
     assert "validation split" in text
 
 
-def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path):
+def test_what_augmented_views_say_is_a_row_of_each_encoder(page: Page, evaluated):
+    rows = {cells[0]: cells[1:] for cells in page.rows if cells}
+    measured = evaluated.results["representations"]
+    for title, key in (
+        ("LiDAR, of augmented views", "lidar"),
+        ("alignment of augmented views (same: 0)", "alignment"),
+    ):
+        encoders = [f"{measured[name]['views'][key]:.4g}" for name in ("pretrained", "untrained")]
+        assert rows[title] == [*encoders, "–"]
+
+
+def opened(page: str, folder: Path, width: int) -> str:
+    """Of a frame of that width: how many figures the page has, if it fits, if all pictures show."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("no Chromium to open the report in")
-    folder = tmp_path / "page"
-    folder.mkdir()
+        pytest.skip("no Chromium to open the page in")
     # Chromium's narrowest window is 500 pixels: a frame stands for the phone.
     script = (
         "onload = () => { const d = document.querySelector('iframe').contentDocument;"
@@ -150,26 +174,47 @@ def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path):
         "document.title = [d.querySelectorAll('svg').length, page.scrollWidth <= page.clientWidth,"
         "[...d.images].every(i => i.naturalWidth > 0)].join(' ') }"
     )
-    (folder / "report.html").write_text(evaluated.report)
-    for width in (390, 1200):
-        frame = f'<iframe src="report.html" style="border:0;width:{width}px;height:900px"></iframe>'
-        (folder / "frame.html").write_text(f"<script>{script}</script>{frame}")
-        done = subprocess.run(
-            [
-                browser,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--allow-file-access-from-files",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=4000",
-                "--dump-dom",
-                (folder / "frame.html").as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        found = re.search(r"<title>(.*?)</title>", done.stdout)
-        assert found, done.stderr[-500:]
-        assert found[1] == "18 true true"
+    folder.mkdir()
+    (folder / "page.html").write_text(page)
+    frame = f'<iframe src="page.html" style="border:0;width:{width}px;height:900px"></iframe>'
+    (folder / "frame.html").write_text(f"<script>{script}</script>{frame}")
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=4000",
+            "--dump-dom",
+            (folder / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert found, done.stderr[-500:]
+    return found[1]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path, width: int):
+    assert opened(evaluated.report, tmp_path / "page", width) == "18 true true"
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_comparison_opens_at_both_widths(evaluated, tmp_path: Path, width: int):
+    long = "a-run-whose-name-says-everything-that-was-chosen-for-it-lr=0.0001-weight=0.05"
+    several = []
+    for name in ("tiny", long):
+        for step in (1000, 2000, 3000, 4000):
+            results = copy.deepcopy(evaluated.results)
+            results["checkpoint"] |= {"name": name, "step": step, "folder": f"runs/{name}/{step}"}
+            several.append((results, tmp_path / f"runs/{name}/eval/{step}"))
+    comparison.write(several, tmp_path / "runs/eval")
+    figures, *sound = opened(
+        (tmp_path / "runs/eval/comparison.html").read_text(), tmp_path / "p", width
+    ).split()
+    assert int(figures) >= 5 and sound == ["true", "true"]

@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def steps(*given: object, every: int | None = None) -> list[tuple[str, int]]:
-    return [(c.name, c.encoder.step) for c in find.find([str(name) for name in given], every)]
+    return [(c.name, c.step) for c in find.find([str(name) for name in given], every)]
 
 
 def test_a_run_is_its_newest_checkpoint_or_every_so_many_steps(runs: Path):
@@ -58,6 +58,28 @@ def test_runs_that_have_ended(runs: Path):
     assert not find.finished([str(runs)])
 
 
+def test_a_damaged_description_hides_no_checkpoint_and_not_that_the_run_has_ended(runs: Path, tmp_path: Path):
+    run = Path(shutil.copytree(runs / "a", tmp_path / "a", symlinks=True))
+    (run / "checkpoints/step_00000012/encoder.json").write_text("{")
+    (run / "checkpoints/step_00000005/encoder.json").unlink()
+    assert steps(run, every=5) == [("a", 5), ("a", 10), ("a", 12)]
+    assert find.finished([str(run)])
+    for step, message in ((12, "is not JSON"), (5, "has no encoder.json")):
+        with pytest.raises(UserError, match=message):
+            _ = find.find([str(run / f"checkpoints/step_{step:08d}")])[0].encoder
+
+
+def test_only_who_waits_for_it_may_name_a_run_without_a_checkpoint(runs: Path, tmp_path: Path):
+    (tmp_path / "new/checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="no complete checkpoint yet"):
+        find.find([str(tmp_path / "new"), str(runs / "a")])
+    waited = find.find([str(tmp_path / "new"), str(runs / "a")], waiting=True)
+    assert [(c.name, c.step) for c in waited] == [("a", 12)]
+    assert not find.finished([str(tmp_path / "new")])
+    with pytest.raises(UserError, match="no such run"):
+        find.find([str(tmp_path / "none")], waiting=True)
+
+
 def test_a_timm_folder_with_a_classifier(tmp_path: Path):
     model = timm.create_model("vit_tiny_patch16_224", **KWARGS | {"num_classes": 7}).eval()
     save_file(model.state_dict(), tmp_path / "model.safetensors")
@@ -81,5 +103,6 @@ def test_a_timm_folder_with_a_classifier(tmp_path: Path):
 def test_a_timm_folder_that_is_none(tmp_path: Path, content: str, message: str):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(content)
+    (found,) = find.find([str(tmp_path)])
     with pytest.raises(UserError, match=message):
-        find.find([str(tmp_path)])
+        _ = found.encoder

@@ -97,15 +97,6 @@ def test_hubs_grow_with_dimension_and_a_circle_has_none():
     assert low.skewness < 0.6 < 2 < high.skewness and high.never > low.never
 
 
-def test_a_line_is_a_tree_and_a_square_is_not():
-    assert shape.hyperbolicity(np.arange(300.0)[:, None]).relative == pytest.approx(0, abs=1e-12)
-    square = shape.hyperbolicity(np.array([[0.0, 0], [0, 1], [1, 1], [1, 0]]))
-    assert square.relative == pytest.approx(2 * (math.sqrt(2) - 1) / math.sqrt(2))
-    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, 500)
-    ring = shape.hyperbolicity(np.stack([np.cos(angle), np.sin(angle)], axis=1))
-    assert ring.relative > 0.4 and 0 < ring.error < 0.05
-
-
 def test_collisions_by_hand_and_by_chance():
     x = np.array([[0.0], [1.0], [10.0], [12.0]])
     assert shape.collisions(x, np.array([0, 0, 1, 1])) == 0

@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from eval_suite import usefulness
 from eval_suite.minibatch_probe import Protocol
+from eval_suite.names import USEFULNESS
 from eval_suite.targets import Targets
 
 SIZES = {"train": 150, "val": 60, "test": 70}
@@ -109,7 +110,7 @@ def test_no_labels_or_one_class_leave_everything_out_with_a_reason(split: str):
     of = targets[split]
     targets[split] = Targets("multiclass", NAMES, of.values, np.zeros_like(of.known))
     assert set(reasons(measured(features, targets)).items()) == {
-        (metric, f"{split} has no labels") for metric in usefulness.METRICS
+        (metric, f"{split} has no labels") for metric in USEFULNESS
     }
     targets[split] = Targets("multiclass", NAMES, np.ones_like(of.values), of.known)
     assert reasons(measured(features, targets))["knn"] == (

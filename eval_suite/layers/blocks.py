@@ -1,0 +1,180 @@
+"""The blocks of an encoder in the order of its depth, and what passes through them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from data_pipeline.errors import UserError
+
+Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block, or a stage that has no blocks."""
+
+    name: str
+    """Of the module in the encoder, such as blocks.3 or stages.1.blocks.0."""
+    module: nn.Module
+
+
+@dataclass
+class Observed:
+    """What n images leave at a block."""
+
+    vectors: NDArray[np.float64]
+    """(n, d): the encoder's kind of vector, its class token or a mean over places."""
+    residual: float | None
+    """Mean of ‖f(x) - x‖ / ‖x‖ over the images; None where f changes the shape."""
+    magnitude: NDArray[np.float64] | None
+    """(units,): mean |h| of every unit behind a nonlinearity; None where the block has none."""
+    positive: NDArray[np.bool_] | None
+    """(n, units): whether the unit is above 0 at the middle place of the image."""
+
+
+def blocks_of(encoder: nn.Module) -> list[Block]:
+    """Blocks of a timm encoder: ViTs, ConvNeXts, ResNets and all that keep them in blocks, stages or layers.
+
+    Raises UserError for an encoder that has none of these.
+    """
+    stages = [name for name in ("blocks", "stages", "layers") if hasattr(encoder, name)][:1]
+    stages = stages or [f"layer{i}" for i in range(1, 9) if hasattr(encoder, f"layer{i}")]
+    found = [block for name in stages for block in _within(name, encoder.get_submodule(name))]
+    if not found:
+        raise UserError(
+            f"{type(encoder).__name__} keeps its blocks in none of blocks, stages, layers and layer1 …; name "
+            "checkpoints of a ViT, ConvNeXt, ResNet or the like"
+        )
+    return found
+
+
+def _within(name: str, module: nn.Module) -> Iterator[Block]:
+    inner = getattr(module, "blocks", None)
+    if isinstance(inner, nn.Sequential | nn.ModuleList) and len(inner):
+        yield from _within(f"{name}.blocks", inner)
+    elif isinstance(module, nn.Sequential | nn.ModuleList):
+        for key, child in module.named_children():
+            yield from _within(f"{name}.{key}", child)
+    elif list(module.children()):
+        yield Block(name, module)
+
+
+class Places:
+    """Where in a block's output the places (tokens, pixels) and where the features are."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.prefix = int(getattr(encoder, "num_prefix_tokens", 0))
+        self.class_token = getattr(encoder, "global_pool", "") == "token" and self.prefix > 0
+        self.channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
+
+    def vector(self, x: Tensor) -> Tensor:
+        """One vector an image, (N, d), of tokens (N, T, d) or a map (N, d, H, W)."""
+        if x.ndim == 3:
+            return x[:, 0] if self.class_token else x[:, self.prefix :].mean(1)
+        return x.mean((1, 2)) if self.channels_last else x.mean((2, 3))
+
+    def middle(self, x: Tensor, channels_last: bool) -> Tensor:
+        """The features (N, d) at the middle token or pixel."""
+        if x.ndim == 3:
+            return x[:, self.prefix + (x.shape[1] - self.prefix) // 2]
+        if x.ndim == 2:
+            return x
+        height, width = (1, 2) if channels_last else (2, 3)
+        middle = x.select(width, x.shape[width] // 2)
+        return middle.select(height, x.shape[height] // 2)
+
+
+def observe(encoder: nn.Module, blocks: list[Block], batches: Iterator[Tensor]) -> list[Observed]:
+    """Pass normalised images, batch by batch, and keep what each block makes of them."""
+    places = Places(encoder)
+    kept = [_Kept(block, places) for block in blocks]
+    with torch.inference_mode(), hooked([(x.block.module, x.see) for x in kept]):
+        activations = [(module, x.see_units(last)) for x in kept for module, last in nonlinear(x.block)]
+        with hooked(activations):
+            for images in batches:
+                encoder(images)
+    return [x.observed() for x in kept]
+
+
+@torch.no_grad()
+def inputs_of(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[Tensor]:
+    """What each block is given when the encoder sees normalised `images`."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def see(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
+        seen[module] = given[0].clone()
+
+    with hooked([(block.module, see) for block in blocks]):
+        encoder(images)
+    return [seen[block.module] for block in blocks]
+
+
+def nonlinear(block: Block) -> list[tuple[nn.Module, bool]]:
+    """Elementwise nonlinearities of a block, and whether their features are the last of four dimensions."""
+    found = []
+    for name, module in block.module.named_modules():
+        origin = type(module).__module__
+        if not origin.startswith(("torch.nn.modules.activation", "timm.layers.activations")):
+            continue
+        if isinstance(module, nn.Softmax | nn.MultiheadAttention):
+            continue
+        parent = block.module.get_submodule(name.rpartition(".")[0])
+        found.append((module, isinstance(getattr(parent, "fc1", None), nn.Linear)))
+    return found
+
+
+@contextmanager
+def hooked(observers: list[tuple[nn.Module, Observer]]) -> Iterator[None]:
+    """Within it each module's observer gets (module, inputs, output) of every call."""
+    handles: list[RemovableHandle] = []
+    try:
+        for module, observer in observers:
+            handles.append(module.register_forward_hook(observer))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Kept:
+    """What one block has shown so far."""
+
+    def __init__(self, block: Block, places: Places) -> None:
+        self.block, self.places = block, places
+        self.vectors: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+        self.units: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def see(self, _: nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
+        x = given[0]
+        self.vectors.append(self.places.vector(out).double().cpu())
+        if x.shape == out.shape:
+            change = (out - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-30)
+            self.residuals.append(change.double().cpu())
+
+    def see_units(self, channels_last: bool) -> Observer:
+        def see(module: nn.Module, _: tuple[Any, ...], out: Tensor) -> None:
+            features = 1 if out.ndim == 4 and not channels_last else out.ndim - 1
+            others = [d for d in range(1, out.ndim) if d != features]
+            size = out.abs().mean(others) if others else out.abs()
+            positive = self.places.middle(out, channels_last) > 0
+            self.units.setdefault(module, []).append((size.sum(0).double().cpu(), positive.cpu()))
+
+        return see
+
+    def observed(self) -> Observed:
+        vectors = torch.cat(self.vectors).numpy()
+        residual = float(torch.cat(self.residuals).mean()) if self.residuals else None
+        if not self.units:
+            return Observed(vectors, residual, None, None)
+        sizes = [torch.stack([size for size, _ in seen]).sum(0) for seen in self.units.values()]
+        signs = [torch.cat([sign for _, sign in seen]) for seen in self.units.values()]
+        magnitude = torch.cat(sizes).numpy() / len(vectors)
+        return Observed(vectors, residual, magnitude, torch.cat(signs, dim=1).numpy())

@@ -1,0 +1,141 @@
+"""layers.html: heat maps of block × checkpoint, one a quantity, in one file that fetches nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
+from numpy.typing import NDArray
+
+from eval_suite.figures import INK, hide_axes, svg
+from eval_suite.layers.quantities import QUANTITIES, Quantity
+from eval_suite.pages import template
+
+PLAIN, AROUND = "viridis", "RdYlBu_r"
+"""Colours of a quantity by itself, and of one with a value to compare with."""
+MOST_TEXT = 14
+"""Most columns whose cells carry their numbers."""
+WIDE = 40.0
+"""Colours follow the logarithm where the largest value is this many times the smallest."""
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page for results as in layers.json."""
+    return template("layers").render(
+        found=found, runs=[_run(run, found["inputs"]["metrics"]) for run in found["runs"]]
+    )
+
+
+def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    themes: dict[str, list[dict[str, Any]]] = {}
+    missing = []
+    for quantity in QUANTITIES:
+        if quantity.name not in chosen:
+            continue
+        values = _matrix(run, quantity.name)
+        if np.isnan(values).all():
+            missing.append(quantity.title)
+            continue
+        drawn = heat_map(values, [c["step"] for c in run["checkpoints"]], quantity)
+        card = {"quantity": quantity, "figure": Markup(drawn), "change": _change(values)}
+        themes.setdefault(quantity.theme, []).append(card)
+    maps = [(x["image"], x["sample"], Markup(image_map(x["defect"]))) for x in run.get("holonomy_maps", [])]
+    return {"run": run, "themes": themes, "missing": missing, "maps": maps}
+
+
+def _matrix(run: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    """(checkpoints, blocks), nan where there is no value."""
+    rows = [c["values"].get(name, [None] * len(run["blocks"])) for c in run["checkpoints"]]
+    return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+
+
+def _change(values: NDArray[np.float64]) -> str:
+    """The mean over blocks at the first and the last checkpoint that have one, as a caption says it."""
+    whole = values[~np.isnan(values).all(axis=1)]
+    first, last = np.nanmean(whole[0]), np.nanmean(whole[-1])
+    return (
+        f"mean over blocks {first:.3g}" if len(whole) == 1 else f"mean over blocks {first:.3g} → {last:.3g}"
+    )
+
+
+def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quantity) -> str:
+    """An SVG of `values` (checkpoints, blocks), the first checkpoint at the top, empty for none."""
+    rows, columns = values.shape
+    norm, colours = _colours(values, quantity.reference)
+
+    def draw(axes: Axes) -> None:
+        mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="none")
+        axes.invert_yaxis()
+        shown = np.unique(np.linspace(0, rows - 1, min(rows, 10)).astype(int))
+        axes.set_yticks(shown + 0.5, [f"{steps[i]:,}" for i in shown])
+        every = max(1, -(-columns // 14))
+        axes.set_xticks(np.arange(0, columns, every) + 0.5, [str(i) for i in range(0, columns, every)])
+        axes.set_xlabel("block")
+        axes.set_ylabel("step")
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if columns <= MOST_TEXT and rows <= 12:
+            _write(axes, values, norm, colours)
+        assert axes.figure is not None
+        if np.nanmin(values) == np.nanmax(values):
+            return
+        bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=8)
+        bar.ax.minorticks_off()
+        if isinstance(norm, TwoSlopeNorm):
+            bar.ax.axhline(norm.vcenter, color=INK, linewidth=1.2)
+
+    return svg(draw, 4.6, 1.1 + 0.3 * min(rows, 12))
+
+
+def image_map(values: Sequence[Sequence[float | None]]) -> str:
+    """An SVG of values (rows, columns) over an image, its first row at the top."""
+    matrix = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
+
+    def draw(axes: Axes) -> None:
+        mesh = axes.pcolormesh(np.ma.masked_invalid(matrix), cmap=PLAIN, edgecolors="none")
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        hide_axes(axes)
+        assert axes.figure is not None
+        bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=8)
+
+    return svg(draw, 2.6, 2.2)
+
+
+def _colours(values: NDArray[np.float64], reference: float | None) -> tuple[Normalize, Colormap]:
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if high <= low:
+        pad = abs(low) * 0.05 or 0.05
+        low, high = low - pad, high + pad
+    if reference is not None and low < reference < high:
+        return TwoSlopeNorm(reference, low, high), matplotlib.colormaps[AROUND]
+    if low > 0 and high / low > WIDE:
+        return LogNorm(low, high), matplotlib.colormaps[PLAIN]
+    return Normalize(low, high), matplotlib.colormaps[PLAIN]
+
+
+def _write(axes: Axes, values: NDArray[np.float64], norm: Normalize, colours: Colormap) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
+        red, green, blue, _ = colours(norm(value))
+        bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+        text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 10 else f"{value:.1f}"
+        axes.text(
+            column + 0.5,
+            row + 0.5,
+            text,
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="#111111" if bright else "#ffffff",
+        )

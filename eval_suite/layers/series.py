@@ -1,0 +1,207 @@
+"""Checkpoint after checkpoint, on the same images."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from data_pipeline.errors import UserError
+from data_pipeline.index import Dataset
+from eval_suite import pictures, terminal, tracking
+from eval_suite.augmented import view_batches
+from eval_suite.checkpoints import Checkpoint, EncoderDescription
+from eval_suite.layers import cost, quantities
+from eval_suite.layers.blocks import blocks_of
+from eval_suite.layers.images import draw, load
+from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
+from eval_suite.targets import load_targets
+
+
+def periodic(dataset: Dataset, file: str, given: str, key_column: str) -> NDArray[np.float64]:
+    """Radians of a column's values, 2π a period, for every sample (n,), nan where there is none.
+
+    `given` is COLUMN=PERIOD. Raises UserError if it is not, and as `load_targets` does.
+    """
+    column, _, period = given.rpartition("=")
+    try:
+        length = float(period)
+    except ValueError:
+        length = 0.0
+    if not column or not (math.isfinite(length) and length > 0):
+        raise UserError(f"--period {given}: expected COLUMN=PERIOD with a number above 0, such as hour=24")
+    targets = load_targets(dataset, file, key_column, [column], "regression")
+    angles: NDArray[np.float64] = np.where(targets.known, targets.values[:, 0], np.nan) * (2 * np.pi / length)
+    return angles
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The images, and how much of them each quantity gets."""
+
+    dataset: Dataset
+    labels: NDArray[np.float64] | None
+    images: int
+    few: int
+    batch: int
+    seed: int
+
+    def measure(
+        self, checkpoints: Sequence[Checkpoint], chosen: tuple[str, ...], *, quiet: bool
+    ) -> dict[str, Any]:
+        """Runs with their checkpoints' values, and what failed; ready for JSON but for NaN."""
+        runs: dict[str, dict[str, Any]] = {}
+        failures = []
+        before: dict[str, Trace] = {}
+        with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as progress:
+            task = progress.add_task("layers", total=len(checkpoints))
+            for checkpoint in checkpoints:
+                home = str(checkpoint.run or checkpoint.folder.parent)
+                title = f"{checkpoint.name}, step {checkpoint.encoder.step}"
+                progress.update(task, description=title)
+                try:
+                    subject = self.subject(checkpoint)
+                    values, before[home] = measure(subject, chosen, before.get(home))
+                except UserError as error:
+                    failures.append({"title": title, "reason": str(error)})
+                    continue
+                finally:
+                    progress.advance(task)
+                names = [block.name for block in subject.blocks]
+                run = runs.setdefault(home, _run(checkpoint, names))
+                run["checkpoints"].append(
+                    {
+                        "step": checkpoint.encoder.step,
+                        "folder": str(checkpoint.folder),
+                        "weights": checkpoint.weights_sha256,
+                        "values": values,
+                    }
+                )
+                if "holonomy" in chosen:
+                    run["holonomy_maps"] = self._mapped(subject, checkpoint.encoder)
+        return {"runs": list(runs.values()), "failures": failures}
+
+    def _mapped(self, subject: Subject, described: EncoderDescription) -> list[dict[str, Any]]:
+        rows = draw(self.dataset, self.images, self.seed).tolist()
+        return [
+            {
+                "image": pictures.thumbnail(self.dataset, row, described.channels),
+                "sample": row,
+                "defect": defect,
+            }
+            for row, defect in zip(rows, holonomy_maps(subject), strict=False)
+        ]
+
+    def subject(self, checkpoint: Checkpoint) -> Subject:
+        described = checkpoint.encoder
+        encoder = checkpoint.pretrained().eval()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rows = draw(self.dataset, self.images, self.seed)
+        return Subject(
+            encoder=encoder.to(device),
+            blocks=blocks_of(encoder),
+            images=load(self.dataset, rows, described),
+            labels=None if self.labels is None else self.labels[rows],
+            views=self._views(described),
+            few=self.few,
+            batch=self.batch,
+            seed=self.seed,
+            device=device,
+        )
+
+    def _views(self, described: EncoderDescription) -> Callable[[], Tensor]:
+        def views() -> Tensor:
+            batches = view_batches(
+                described, self.dataset, views=cost.LANCZOS_VIEWS, seed=self.seed, device=torch.device("cpu")
+            )
+            return next(batches)[:, : cost.LANCZOS_IMAGES]
+
+        return views
+
+    def estimate(self, checkpoint: Checkpoint, chosen: Sequence[str]) -> dict[str, float]:
+        """Rough seconds of each quantity for one checkpoint; "images" is what all of them share."""
+        subject = self.subject(checkpoint)
+        few = subject.images[: min(16, len(subject.images))].to(subject.device)
+        with torch.inference_mode():
+            subject.encoder(few)
+            started = time.perf_counter()
+            subject.encoder(few)
+        work = cost.Work(
+            images=len(subject.images),
+            few=min(self.few, len(subject.images)),
+            blocks=len(subject.blocks),
+            width=checkpoint.encoder.embedding_width,
+            weights=sum(p.numel() for block in subject.blocks for p in block.module.parameters()),
+            seconds_an_image=(time.perf_counter() - started) / len(few),
+        )
+        shared = {"images": 2 * work.images * work.seconds_an_image}
+        return shared | {name: quantities.seconds(name, work) for name in chosen}
+
+
+def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:
+    return {
+        "name": checkpoint.name,
+        "folder": str(checkpoint.run) if checkpoint.run else None,
+        "encoder": checkpoint.encoder.name,
+        "blocks": blocks,
+        "checkpoints": [],
+    }
+
+
+def publish(found: Mapping[str, Any], out: Path) -> list[str]:
+    """Send every value to the MLflow run of its training, if there is one; says how to see it."""
+    lines = []
+    for run in found["runs"]:
+        record = tracking.store(Path(run["folder"])) if run["folder"] else None
+        if record is None:
+            continue
+        files = [out / "layers.html", out / "layers.json"]
+        sent = []
+        for number, checkpoint in enumerate(run["checkpoints"]):
+            values = {
+                f"layers/{name}/{block}": value
+                for name, row in checkpoint["values"].items()
+                for block, value in enumerate(row)
+                if value is not None
+            }
+            last = number == len(run["checkpoints"]) - 1
+            sent.append(
+                tracking.send(record, checkpoint["step"], values, files if last else [], "eval/layers")
+            )
+            if not sent[-1]:
+                break
+        if sent and all(sent):
+            lines.append(terminal.where(record))
+    return list(dict.fromkeys(lines))
+
+
+def show_costs(estimate: Mapping[str, float]) -> None:
+    """A table of what there is, and about how long each takes for a checkpoint."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for title, justify in (("--metrics", "left"), ("", "left"), ("seconds", "right"), ("default", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for quantity in quantities.QUANTITIES:
+        seconds = f"{estimate[quantity.name]:.1f}"
+        table.add_row(quantity.name, quantity.title, seconds, "yes" if quantity.default else "no")
+    table.add_row("", "the images through the encoder", f"{estimate['images']:.1f}", "always")
+    Console().print(table)
+    Console().print(
+        "Estimated for one checkpoint on this machine, from one timed forward pass.", highlight=False
+    )
+
+
+def duration(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, round(seconds))} s"
