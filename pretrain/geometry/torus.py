@@ -23,6 +23,13 @@ def spectral_gap(grid_size: int) -> float:
     return 2 - 2 * math.cos(2 * math.pi / grid_size)
 
 
+def eigenvalues(grid_size: int) -> Tensor:
+    """All N² of `laplacian(grid_size)`, 4 - 2 cos(2πa/N) - 2 cos(2πb/N), at [a, b], in closed form."""
+    check_grid_size(grid_size)
+    ring = 2 - 2 * torch.cos(2 * math.pi * torch.arange(grid_size, dtype=torch.float64) / grid_size)
+    return ring[:, None] + ring
+
+
 def laplacian(grid_size: int) -> Tensor:
     """The graph Laplacian (N², N²), with eigenvalues 4 - 2 cos(2πa/N) - 2 cos(2πb/N).
 

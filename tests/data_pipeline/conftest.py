@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from pictures import save_pictures
 from s3_server import S3Server
+from tar_index import Run
 
+from data_pipeline.__main__ import main
 from data_pipeline.cache import CacheConfig
+from data_pipeline.errors import exit_code
 from data_pipeline.index import Dataset
 from data_pipeline.pack import Options, pack
 
@@ -69,3 +72,27 @@ def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 def cache(tmp_path: Path) -> CacheConfig:
     """Smaller than the shards of the S3 server together."""
     return CacheConfig(folder=tmp_path / "cache", size="64MB", patience=30)
+
+
+@pytest.fixture
+def done(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `index`, which must succeed; returns its line."""
+
+    def run(*arguments: object) -> str:
+        assert main(["index", *map(str, arguments), "--workers", "1"]) == 0
+        return capsys.readouterr().out.strip()
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `index`, which must be refused in one line; returns that."""
+
+    def run(*arguments: object) -> str:
+        assert exit_code(lambda: main(["index", *map(str, arguments), "--workers", "1"])) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return run

@@ -64,6 +64,8 @@ ENGINES = {
     "zero-3": {"kind": "deepspeed", "zero_stage": 3},
 }
 
+QUICK = ["ddp", "zero-3"]
+
 
 def pack(folder: Path, black: set[str]) -> Path:
     random = np.random.default_rng(0)
@@ -119,17 +121,20 @@ def one(folder: Path) -> Iterator[Config]:
     dist.destroy_process_group()
 
 
-def rank_main(rank: int, folder: Path) -> None:
+def rank_main(rank: int, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
-    for name, engine in ENGINES.items():
-        run(folder, name, *(f"engine.{key}={value}" for key, value in engine.items()), ranks=2)
+    for name in names:
+        run(folder, name, *(f"engine.{key}={value}" for key, value in ENGINES[name].items()), ranks=2)
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def engines(folder: Path) -> Path:
-    mp.spawn(rank_main, (folder,), nprocs=2)
+def engines(folder: Path, request: pytest.FixtureRequest) -> Path:
+    """Of all of them only where nightly tests are among those that run."""
+    here = [item for item in request.session.items if item.path == request.path]
+    everything = any(item.get_closest_marker("nightly") for item in here)
+    mp.spawn(rank_main, (folder, [*ENGINES] if everything else QUICK), nprocs=2)
     return folder
 
 
@@ -196,7 +201,9 @@ def test_a_kill_after_that_changes_nothing(one: Config, folder: Path, newest: in
     assert corrupt[0] == corrupt[1]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.nightly) for n in ENGINES if n not in QUICK)]
+)
 def test_all_ranks_refuse_the_same_under_every_engine(engines: Path, name: str):
     (rows, skipped), (truth, refused) = said(engines, name), said(engines, "one")
     told = ("batch", "step", "samples", "taken_back_to", "passed_over")

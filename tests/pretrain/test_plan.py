@@ -185,7 +185,7 @@ def test_the_table_and_what_is_refused(capsys: pytest.CaptureFixture[str]):
     ):
         assert words in said
     for arguments, message in (
-        (["--gpus", "7"], "data.batch_size=512 does not divide over 7 ranks; use 511 or 518"),
+        (["--gpus", "513"], "data.batch_size=512 is less than an image for each of 513 ranks; use fewer"),
         (["--gpus", "0"], "argument --gpus: invalid positive int value: '0'"),
         (["--gpu", "tpu"], "argument --gpu: invalid choice: 'tpu'"),
         (["views.local_size=96"], "views.local_size=96 is not a multiple of the encoder's patch of 14"),

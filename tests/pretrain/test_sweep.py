@@ -1,15 +1,13 @@
 """A sweep: its grid, its runs under one MLflow parent, and going on where it stopped."""
 
-import os
-import subprocess
-import sys
+import logging
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from data_pipeline.errors import UserError
-from pretrain.sweep import expand, member_name
+from pretrain.sweep import expand, main, member_name
 from tests.distributed.runs import ROOT, losses
 
 
@@ -23,25 +21,27 @@ def test_grid_is_the_product_and_brackets_hold_together():
         expand(["seed"])
 
 
-def sweep(recipe: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pretrain", "sweep", "--config", str(recipe), *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-
-
-def test_sweep_makes_a_family_and_goes_on(recipe: Path, tmp_path: Path):
+def test_sweep_makes_a_family_and_goes_on(
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(ROOT)
+    caplog.set_level(logging.INFO, "pretrain.sweep")
     store = f"sqlite:///{tmp_path}/mlflow.db"
     tracked = ["steps=2", "tracking.enabled=true", f"tracking.uri={store}"]
-    assert "unknown key 'sed'" in sweep(recipe, "sed=0,1", *tracked).stderr
-    done = sweep(recipe, "seed=0,1", *tracked)
-    assert done.returncode == 0, done.stderr
-    assert all(f"tiny-seed={s}" in done.stdout for s in (0, 1))
+    with pytest.raises(UserError, match="unknown key 'sed'"):
+        main(["--config", str(recipe), "sed=0,1", *tracked])
+    assert main(["--config", str(recipe), "seed=0,1", *tracked]) == 0
+    said = capsys.readouterr().out
+    assert all(f"tiny-seed={s}" in said for s in (0, 1))
     first = losses(tmp_path / "runs/tiny-seed=0")
     assert first != losses(tmp_path / "runs/tiny-seed=1")
 
-    wider = sweep(recipe, "seed=0,1,2", *tracked)
-    assert wider.returncode == 0, wider.stderr
-    assert wider.stderr.count("is finished already") == 2
+    assert main(["--config", str(recipe), "seed=0,1,2", *tracked]) == 0
+    assert caplog.text.count("is finished already") == 2
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("isotorus").experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "tiny"]

@@ -1,0 +1,234 @@
+"""Transport between the tokens of a block, and what is left of a vector that is carried around a loop.
+
+Γ_{i←j} = ∂out_i/∂in_j. These blocks are neither orthogonal nor of full rank (a layer norm takes two
+directions away), so each gives its canonical polar factor, the partial isometry UVᵀ of its singular vectors.
+Around a loop j → i → k → j the holonomy H is their product. A change of orthonormal basis in every token
+turns H into gHgᵀ, so that its defect and its angles are the block's own.
+
+Holonomy vanishes where every Γ is a positive multiple of one symmetric positive map, such as fixed
+averaging over tokens with a residual; it does not for every affine map, whose H is merely the same for
+all inputs. The variant over inputs, `representation_holonomy`, is after arXiv:2601.21653.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from data_pipeline.errors import UserError
+from pretrain.geometry.jets import jvp
+
+Block = Callable[[Tensor], Tensor]
+"""Maps (N, T, d) to (N, T, d), images independently, as a ViT's blocks do in eval mode."""
+Place = tuple[int, int]
+
+
+class Holonomy(NamedTuple):
+    """What a loop does to a vector."""
+
+    matrix: Tensor
+    """H (d, d)."""
+    defect: float
+    """‖H − P‖_F / √rank, P the projection onto what H does not take away: ‖H − I‖_F / √d at full rank.
+    0 where vectors come back as they were, √2 for a random rotation, 2 for −I; NaN where the loop is cut."""
+    angles: Tensor
+    """Arguments of H's `rank` largest eigenvalues, (rank,), ascending, in radians."""
+    rank: int
+    """Directions that come around."""
+    cut: Place | None
+    """The first (i, j) with out_i independent of in_j, through which nothing comes, as in causal attention,
+    where every loop has one. H is then 0 exactly, and says nothing of curvature."""
+
+
+def token_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The blocks of a ViT, which map tokens to tokens; UserError for an encoder without tokens."""
+    blocks = getattr(encoder, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(encoder, "num_prefix_tokens"):
+        raise UserError(
+            f"{type(encoder).__name__} has no sequence of tokens to carry vectors between; use a ViT"
+        )
+    return list(blocks)
+
+
+def token_jacobian(block: Block, tokens: Tensor, i: int, j: int) -> Tensor:
+    """Γ_{i←j} = ∂out_i/∂in_j (d, d) at tokens (T, d)."""
+    return token_jacobians(block, tokens, j)[i]
+
+
+def token_jacobians(block: Block, tokens: Tensor, j: int, chunk: int | None = 64) -> Tensor:
+    """∂out_i/∂in_j for all i, (T, d, d): d Jacobian-vector products, `chunk` at a time.
+
+    Raises UserError for fewer than 3 tokens and for a block that has no derivative there.
+    """
+    if tokens.ndim != 2 or not -len(tokens) <= j < len(tokens):
+        raise ValueError(f"expected tokens (T, d) and one of them, got {tuple(tokens.shape)} and {j}")
+    if len(tokens) < 3:
+        raise UserError(
+            f"{len(tokens)} tokens: a loop needs at least 3; use larger images or smaller patches"
+        )
+
+    def once(x: Tensor) -> Tensor:
+        out = block(x[None])[0]
+        if out.shape != x.shape:
+            raise ValueError(
+                f"the block maps tokens {tuple(x.shape)} to {tuple(out.shape)}, expected the same"
+            )
+        return out
+
+    jvp(once, tokens, tokens)
+    width = tokens.shape[1]
+    basis = tokens.new_zeros(width, *tokens.shape)
+    basis[:, j] = torch.eye(width, dtype=tokens.dtype, device=tokens.device)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        push = torch.func.vmap(lambda v: torch.func.jvp(once, (tokens,), (v,))[1], chunk_size=chunk)
+        columns = push(basis)
+    if not columns.any():
+        raise UserError(
+            f"the block has no derivative with respect to token {j}: its Jacobian is zero everywhere, as of "
+            "rounding or hard choices; choose a differentiable block"
+        )
+    return columns.permute(1, 2, 0)
+
+
+def polar(jacobian: Tensor, tolerance: float = 1e-4) -> Tensor:
+    """The partial isometry of the polar decomposition, UVᵀ, of (…, d, d): orthogonal at full rank.
+
+    Singular values up to `tolerance` times the largest count as zero; theirs are directions that any
+    rounding turns. It is unique, and g·J·hᵀ has g·polar(J)·hᵀ for orthogonal g and h.
+    """
+    u, s, vt = torch.linalg.svd(jacobian)
+    kept = (s > tolerance * s[..., :1]).to(s.dtype)
+    return (u * kept[..., None, :]) @ vt
+
+
+def holonomy(block: Block, tokens: Tensor, loop: Sequence[int], tolerance: float = 1e-4) -> Holonomy:
+    """Around the loop loop[0] → loop[1] → … → loop[0] of three or more different tokens of (T, d).
+
+    Raises what `token_jacobians` does, and UserError for a shorter loop.
+    """
+    if len(loop) < 3 or len(set(loop)) < len(loop):
+        raise UserError(f"the loop {list(loop)} is none: name at least 3 different tokens")
+    edges = list(pairwise([*loop, loop[0]]))
+    return around({(i, j): token_jacobian(block, tokens, i, j) for j, i in edges}, loop, tolerance)
+
+
+def around(jacobians: dict[Place, Tensor], loop: Sequence[int], tolerance: float = 1e-4) -> Holonomy:
+    """Holonomy from Γ_{i←j} by (i, j)."""
+    steps = [(i, j) for j, i in pairwise([*loop, loop[0]])]
+    cut = next((step for step in steps if not jacobians[step].any()), None)
+    first = jacobians[steps[0]]
+    matrix = torch.eye(len(first), dtype=first.dtype, device=first.device)
+    for step in steps:
+        matrix = polar(jacobians[step], tolerance) @ matrix
+    return _summary(matrix, cut)
+
+
+def _summary(matrix: Tensor, cut: Place | None) -> Holonomy:
+    _, s, vt = torch.linalg.svd(matrix)
+    rank = int((s > 1e-3).sum())
+    if not rank:
+        return Holonomy(torch.zeros_like(matrix), torch.nan, matrix.new_zeros(0), 0, cut)
+    support = vt[:rank].T @ vt[:rank]
+    eigenvalues = torch.linalg.eigvals(matrix)
+    largest = eigenvalues[eigenvalues.abs().argsort(descending=True)[:rank]]
+    defect = (matrix - support).norm().item() / rank**0.5
+    return Holonomy(matrix, defect, largest.angle().sort().values, rank, cut)
+
+
+def holonomy_map(
+    block: Block,
+    tokens: Tensor,
+    grid: tuple[int, int],
+    places: Sequence[Place] | None = None,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """For each patch token of an image, the mean defect of the triangles around it: (rows, columns).
+
+    The triangles are those with two neighbours in a row and a column, at most four. `tokens` (T, d) end with
+    the rows × columns patches of `grid`. It takes d Jacobian-vector products of the block for each patch and
+    its neighbours; with `places`, (row, column), only those are computed. Others, and those whose triangles
+    are all cut, are NaN. Raises what `holonomy` does.
+    """
+    rows, columns = grid
+    prefix = len(tokens) - rows * columns
+    if prefix < 0:
+        raise ValueError(f"{len(tokens)} tokens are fewer than the {rows}×{columns} patches")
+    if min(rows, columns) < 2:
+        raise UserError(f"a grid of {rows}×{columns} patches has no triangles; use larger images")
+
+    def token(row: int, column: int) -> int:
+        return prefix + row * columns + column
+
+    def neighbours(row: int, column: int) -> list[list[int]]:
+        around_it = [(row, column + 1), (row + 1, column), (row, column - 1), (row - 1, column)]
+        pairs = pairwise([*around_it, around_it[0]])
+        inside = [p for p in pairs if all(0 <= r < rows and 0 <= c < columns for r, c in p)]
+        return [[token(row, column), token(*a), token(*b)] for a, b in inside]
+
+    wanted = places if places is not None else [(r, c) for r in range(rows) for c in range(columns)]
+    triangles = {place: neighbours(*place) for place in wanted}
+    steps = {(i, j) for loops in triangles.values() for loop in loops for j, i in pairwise([*loop, loop[0]])}
+    factors: dict[Place, Tensor] = {}
+    for source in sorted({j for _, j in steps}):
+        targets = sorted(i for i, j in steps if j == source)
+        found = polar(token_jacobians(block, tokens, source)[targets], tolerance)
+        factors |= {(i, source): factor for i, factor in zip(targets, found, strict=True)}
+    result = torch.full(grid, torch.nan, dtype=tokens.dtype)
+    for place, loops in triangles.items():
+        defects = torch.tensor([around(factors, loop, tolerance).defect for loop in loops])
+        result[place] = defects.nanmean()
+    return result
+
+
+def representation_holonomy(loop: Tensor, pool: Tensor, neighbors: int = 96, subspace: int = 64) -> Holonomy:
+    """How features turn along a closed path of inputs, from features alone (arXiv:2601.21653).
+
+    `loop` (L, p) are the features of the path's L ≥ 3 points in order, `pool` (N, p) those of many inputs.
+    Both are whitened by the pool's covariance, so that any invertible affine map of the features changes
+    nothing. From point to point the `neighbors` of the pool nearest to the middle, centred softly on either
+    point, are rotated onto themselves (Procrustes, determinant 1) within their `subspace` principal
+    directions; H is the product. The published figure is half the defect. Raises UserError for fewer than
+    three points and for a pool too small.
+    """
+    if loop.ndim != 2 or pool.ndim != 2 or loop.shape[1] != pool.shape[1]:
+        raise ValueError(f"expected (L, p) and (N, p), got {tuple(loop.shape)} and {tuple(pool.shape)}")
+    if len(loop) < 3:
+        raise UserError(f"a path of {len(loop)} points is no loop; give at least 3")
+    if len(pool) <= neighbors:
+        raise UserError(f"a pool of {len(pool)} inputs has no {neighbors} neighbours; give more inputs")
+    mean, whitening = _whitening(pool.double())
+    points, cloud = (loop.double() - mean) @ whitening, (pool.double() - mean) @ whitening
+    matrix = torch.eye(cloud.shape[1], dtype=torch.float64, device=cloud.device)
+    for a, b in pairwise([*points, points[0]]):
+        nearest = torch.cdist((a + b)[None] / 2, cloud)[0].topk(neighbors, largest=False).indices
+        near = cloud[nearest]
+        matrix = _rotation(near - _soft_centre(near, a), near - _soft_centre(near, b), subspace) @ matrix
+    return _summary(matrix, None)
+
+
+def _whitening(pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (p,) and a map (p, rank) after which the pool has unit covariance."""
+    mean = pool.mean(0)
+    _, s, vt = torch.linalg.svd(pool - mean, full_matrices=False)
+    kept = s > 1e-6 * s[0]
+    return mean, vt[kept].T / s[kept] * (len(pool) - 1) ** 0.5
+
+
+def _soft_centre(near: Tensor, point: Tensor) -> Tensor:
+    """The mean with weights e^{−distance / median distance}."""
+    distance = torch.cdist(point[None], near)[0]
+    return torch.softmax(-distance / distance.median(), 0) @ near
+
+
+def _rotation(source: Tensor, target: Tensor, subspace: int) -> Tensor:
+    """The rotation R of column vectors, R·source ≈ target, the identity off the principal directions."""
+    both = torch.cat([source, target])
+    _, _, vt = torch.linalg.svd(both - both.mean(0), full_matrices=False)
+    basis = vt[: min(subspace, len(source) - 1)].T
+    u, _, wt = torch.linalg.svd((target @ basis).T @ (source @ basis))
+    u[:, -1] *= torch.sign(torch.linalg.det(u @ wt))
+    identity = torch.eye(len(basis), dtype=basis.dtype, device=basis.device)
+    return basis @ (u @ wt) @ basis.T + identity - basis @ basis.T
