@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -56,7 +57,10 @@ def main() -> int:
     start_up.mark("configuration and data")
     with process_group(config.stopping.hang) as device:
         start_up.mark("process group")
-        return run(config, plan, device, signals, start_up)
+        code = run(config, plan, device, signals, start_up)
+    for reader in multiprocessing.active_children():
+        reader.kill()  # one that stands still would be waited for, and nobody watches any more
+    return code
 
 
 def parse(arguments: list[str]) -> Config:

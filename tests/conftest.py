@@ -1,6 +1,7 @@
 """A small packed data set of drawn cells, and the recipe of a run on it that takes seconds."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from tests.recipe import write_recipe
 
 # Two cores are shared by the ranks of the distributed tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite in the background of a shell ignores Ctrl-C, and so would the processes whose Ctrl-C is tested.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

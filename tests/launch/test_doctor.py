@@ -75,6 +75,7 @@ def test_every_fault_is_a_row(recipe: Path, tmp_path: Path):
     assert server in found["MLflow"][0]["found"]
 
 
+@pytest.mark.nightly
 def test_each_host_is_named(recipe: Path, tmp_path: Path):
     """Three hosts: one has other shards, its own small run folder and few open files, another a slow link."""
     with network(tmp_path, 3) as net:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from data_pipeline.errors import UserError
-from eval_suite.checkpoints import Checkpoint, describe
+from eval_suite.checkpoints import Checkpoint
 from pretrain import checkpoint, metrics
 from pretrain.config import load_config
 from pretrain.engines import config as engine_config
@@ -192,7 +192,7 @@ def test_a_run_trains_and_is_read_by_the_evaluation(one_process: None, recipe: P
     folder = config.folder / "checkpoints/latest"
     assert checkpoint.describe(folder)["kwargs"]["winding_classes"] == 3
     description = folder / "encoder.json"
-    saved = Checkpoint(folder / "encoder.safetensors", description, config.folder, describe(description))
+    saved = Checkpoint(folder / "encoder.safetensors", description, config.folder)
     encoder = saved.pretrained().eval()
     address = encoder.blocks[1].attn.address
     initial = saved.untrained().blocks[1].attn.address
