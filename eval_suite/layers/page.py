@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from eval_suite.figures import INK, hide_axes, svg
@@ -87,6 +88,8 @@ def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quanti
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8)
+        if isinstance(norm, LogNorm):
+            bar.set_ticks(LogLocator(subs=(1, 2, 5)), format=ScalarFormatter())
         bar.ax.minorticks_off()
         if isinstance(norm, TwoSlopeNorm):
             bar.ax.axhline(norm.vcenter, color=INK, linewidth=1.2)
@@ -129,7 +132,8 @@ def _write(axes: Axes, values: NDArray[np.float64], norm: Normalize, colours: Co
             continue
         red, green, blue, _ = colours(norm(value))
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-        text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}" if abs(value) < 10 else f"{value:.1f}"
+        digits = 3 if values.shape[1] <= 8 else 2
+        text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
         axes.text(
             column + 0.5,
             row + 0.5,

@@ -94,9 +94,8 @@ QUANTITIES = (
         "holonomy",
         "the block as a map",
         "holonomy",
-        "‖H − I‖/√d around triangles of patch tokens, H of the polar factors of Jacobian blocks. 0 for "
-        "affine maps, "
-        "√2 for unrelated turns.",
+        "‖H − I‖/√d around triangles of patch tokens, H of the polar factors of Jacobian blocks. 0 where "
+        "vectors come back as they were, √2 for unrelated turns.",
         default=False,
     ),
     Quantity(
