@@ -1,5 +1,6 @@
 """Killed processes: what lives on, and how the run goes on. See tests/distributed/test_resume.py too."""
 
+import json
 import os
 import subprocess
 import sys
@@ -85,6 +86,11 @@ def test_killed_in_an_evaluation(recipe: Path, shards: Path, tmp_path: Path):
             psutil.wait_procs([process], 0.2)
         assert process.returncode != 0
         _, alive = psutil.wait_procs(everyone, 60)
-        assert not alive and not (out / "results.json").exists()
+        finished = (out / "results.json").exists()
+        # Who outlives its launcher by a moment may come to the end in it.
+        assert not alive and (not finished or whom == "os.getppid()")
+        if finished:
+            assert json.loads((out / "results.json").read_text()) and (out / "report.html").exists()
+            (out / "results.json").unlink()
     subprocess.run([sys.executable, *torchrun, *evaluation], cwd=ROOT, env=ENVIRONMENT, check=True)
     assert (out / "results.json").exists() and (out / "report.html").exists()
