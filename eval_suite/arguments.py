@@ -93,15 +93,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def options(given: argparse.Namespace) -> "Options":
     """Raises UserError for a name that is none."""
-    metrics = _names(given.metrics, METRICS, "--metrics")
-    baselines = _names(given.baselines, BASELINES, "--baselines")
-    features = None if given.features is None else _names(given.features, FEATURE_SETS, "--features")
+    metrics = names(given.metrics, METRICS, "--metrics")
+    baselines = names(given.baselines, BASELINES, "--baselines")
+    features = None if given.features is None else names(given.features, FEATURE_SETS, "--features")
     useful: dict[str, Any] = {
         "metrics": tuple(name for name in metrics if name in USEFULNESS),
         "seed": given.seed,
     }
     if given.k:
-        useful["k"] = _counts(given.k)
+        useful["k"] = numbers(given.k, "--k", 1, "10,20,100")
     # Imported here: they import torch, which takes seconds that a mistyped name need not cost.
     from eval_suite import usefulness
     from eval_suite.options import Options
@@ -145,23 +145,27 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError("--jobs starts processes of its own; leave out torchrun, or --jobs")
 
 
-def _names(given: str, known: Sequence[str], option: str) -> tuple[str, ...]:
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    for name in names:
+def names(given: str, known: Sequence[str], option: str) -> tuple[str, ...]:
+    """What a list between commas names, in the order of `known`; UserError for a name that is none."""
+    wanted = [name.strip() for name in given.split(",") if name.strip()]
+    for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
             raise UserError(f"{option}: unknown name '{name}'; {hint}")
-    if not names and option == "--metrics":
+    if not wanted and option == "--metrics":
         raise UserError(f"--metrics names none; give some of {', '.join(known)}")
-    return tuple(name for name in known if name in names)
+    return tuple(name for name in known if name in wanted)
 
 
-def _counts(given: str) -> tuple[int, ...]:
+def numbers(given: str, option: str, least: int, example: str) -> tuple[int, ...]:
+    """Whole numbers between commas; UserError for anything else, and for one below `least`."""
     try:
-        counts = tuple(int(part) for part in given.split(","))
+        found = tuple(int(part) for part in given.split(","))
     except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise UserError(f"--k {given}: expected whole numbers above 0, e.g. --k 10,20,100")
-    return counts
+        found = (least - 1,)
+    if min(found) < least:
+        raise UserError(
+            f"{option} {given}: expected whole numbers of {least} or more, e.g. {option} {example}"
+        )
+    return found

@@ -24,6 +24,7 @@ from torch import Tensor
 from data_pipeline.errors import ArgumentParser, UserError
 from data_pipeline.index import Dataset
 from eval_suite import embed, find, results
+from eval_suite.arguments import numbers
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.pages import template
 from pretrain.geometry import codes
@@ -43,7 +44,7 @@ class Code(NamedTuple):
 def main(arguments: Sequence[str]) -> int:
     """Measure all that is named; exit code 0, 2 for what the user can mend."""
     given = parse(arguments)
-    bins, levels = _numbers(given.bins, "--bins"), _numbers(given.levels, "--levels")
+    bins, levels = numbers(given.bins, "--bins", 2, "4,8,16"), numbers(given.levels, "--levels", 2, "8,5,5,5")
     checkpoints = find.find(given.names, given.every)
     data, out = Dataset(given.data), Path(given.out)
     if len(data) < 2:
@@ -214,13 +215,3 @@ def _size(cells: int) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2g}" if 0 < value < 0.1 else f"{100 * value:.0f}"
-
-
-def _numbers(given: str, option: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in given.split(","))
-    except ValueError:
-        numbers = (0,)
-    if min(numbers) < 2:
-        raise UserError(f"{option} {given}: expected whole numbers of 2 or more, e.g. {option} 8,5,5,5")
-    return numbers

@@ -75,7 +75,9 @@ def main(arguments: Sequence[str]) -> int:
     from eval_suite import angular, embed, find, results, terminal
     from pretrain.geometry.memory import WindingMemory
 
-    (checkpoint,) = find.find([given.name])[:1]
+    checkpoint, *others = find.find([given.name])
+    if others:
+        raise UserError(f"{given.name} means {1 + len(others)} checkpoints; angles of one head are compared")
     if not checkpoint.angles:
         raise UserError(
             f"{given.name} has no angles: its head is no torus; name a run of objective.kind=torus, or see "

@@ -1,7 +1,6 @@
 """`python -m eval_suite layers RUN_OR_CHECKPOINT… --data SHARDS`: every block of every checkpoint named."""
 
 import argparse
-import difflib
 import json
 import logging
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import ArgumentParser, UserError
+from eval_suite.arguments import names
 from eval_suite.layers import quantities
 
 EPILOG = """examples:
@@ -64,25 +64,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def names_of(given: str) -> tuple[str, ...]:
-    """The quantities named, in their own order; raises UserError for a name that is none."""
-    asked = [name.strip() for name in given.split(",") if name.strip()]
-    for name in asked:
-        if name not in quantities.NAMES:
-            near = difflib.get_close_matches(name, quantities.NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(quantities.NAMES)}"
-            raise UserError(f"--metrics: unknown name '{name}'; {hint}")
-    if not asked:
-        raise UserError(f"--metrics names none; give some of {', '.join(quantities.NAMES)}")
-    return tuple(name for name in quantities.NAMES if name in asked)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0; 1 if some of several checkpoints failed; UserError for what the user can mend."""
     given = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     listing = given.metrics.strip() == "list"
-    chosen = quantities.NAMES if listing else names_of(given.metrics)
+    chosen = quantities.NAMES if listing else names(given.metrics, quantities.NAMES, "--metrics")
     # Imported here: they take seconds, which a mistyped option need not cost.
     from data_pipeline.index import Dataset
     from eval_suite import find, results, terminal
