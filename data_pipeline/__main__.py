@@ -9,10 +9,10 @@ from pathlib import Path
 
 from data_pipeline import info
 from data_pipeline.description import subsets
-from data_pipeline.errors import ArgumentParser, UserError, exit_code
 from data_pipeline.manifest import Columns
 from data_pipeline.storage import is_remote
 from data_pipeline.verify import strangers, verify
+from isotorus.errors import ArgumentParser, UserError, exit_code
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.description import Generation, Split
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset, key_hash
 from data_pipeline.listing import Item, class_names
+from isotorus.errors import UserError
 
 
 @dataclass(frozen=True)

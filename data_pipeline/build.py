@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from data_pipeline import pool, shard, staging
-from data_pipeline.atomic import atomic, sweep
 from data_pipeline.description import DESCRIPTION
-from data_pipeline.errors import UserError
 from data_pipeline.index import INDEX, SHARDS, Dataset
 from data_pipeline.part import Content, Part, common_channels
 from data_pipeline.plan import Plan
 from data_pipeline.publish import Finished, publish
 from data_pipeline.shard import Task
 from data_pipeline.staging import Base, State
+from isotorus.errors import UserError
+from isotorus.files import atomic, sweep
 
 SKIPPED = "skipped.txt"
 

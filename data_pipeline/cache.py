@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 
 _LOCKS = 256
 _SECONDS_OF_A_TOUCH = 60  # an entry's time is no finer: most hits then write nothing

@@ -9,7 +9,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from data_pipeline.errors import UserError, exit_code
+from isotorus.errors import UserError, exit_code
 
 # A third of a probability is an expert who was not sure: neither class.
 CLASSES = {"0.0": "intact", "0.3333333333333333": "", "0.6666666666666666": "defective", "1.0": "defective"}

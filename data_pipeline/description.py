@@ -6,9 +6,9 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.cache import CacheConfig
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.moments import Moments
 from data_pipeline.storage import fetch, is_remote, join
+from isotorus.errors import UserError, from_os_error
 
 FORMAT: Final = 2
 DESCRIPTION = "dataset.json"

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Generation, describe
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.storage import Reader, fetch, is_remote, join, open_reader
 from data_pipeline.tars import LONGEST_HEADERS, key_and_extension, names_before
+from isotorus.errors import UserError, from_os_error
 
 INDEX = "index.npy"
 SHARDS = "shards.npy"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 
 Label = int | str | None
 """None: without a label."""

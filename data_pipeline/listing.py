@@ -9,10 +9,10 @@ from sys import intern
 
 from data_pipeline import manifest
 from data_pipeline.description import DESCRIPTION
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import INDEX
 from data_pipeline.manifest import Columns
 from data_pipeline.staging import STAGING
+from isotorus.errors import UserError, from_os_error
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 

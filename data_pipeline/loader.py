@@ -23,11 +23,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline import augment as augmentation
 from data_pipeline.augment import PARAMETERS, AugmentConfig
-from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.views import Crop, ViewsConfig, cut, draw
+from isotorus.errors import UserError
 
 _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
 """What a sample's random numbers are for."""

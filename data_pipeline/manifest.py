@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 
 _ROWS_AT_ONCE = 2**14
 

@@ -19,8 +19,8 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
 from data_pipeline.permutation import MIXTURE, stream
+from isotorus.errors import UserError
 
 PERIOD = 2**14
 _TABLES = 16

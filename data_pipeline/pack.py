@@ -12,12 +12,12 @@ from pathlib import Path
 from data_pipeline import append, listing, staging
 from data_pipeline.build import SKIPPED, build
 from data_pipeline.description import DESCRIPTION, Split, subsets
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import Dataset
 from data_pipeline.listing import Item
 from data_pipeline.manifest import Columns
 from data_pipeline.plan import Plan, make_plan, refuse_empty_sets
 from data_pipeline.staging import STAGING, Base
+from isotorus.errors import UserError, from_os_error
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from data_pipeline.errors import UserError, one_line
 from data_pipeline.index import ROW, key_hash
 from data_pipeline.moments import Moments
+from isotorus.errors import UserError, one_line
 
 
 class _Record(BaseModel):

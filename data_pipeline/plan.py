@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from data_pipeline.description import Split
-from data_pipeline.errors import UserError
 from data_pipeline.listing import Item
+from isotorus.errors import UserError
 
 _OVERHEAD = 2048  # bytes of tar headers and padding around an image and its label, about
 

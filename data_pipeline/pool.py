@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
-from data_pipeline.errors import UserError
 from data_pipeline.progress import progress
+from isotorus.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

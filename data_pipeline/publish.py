@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.atomic import atomic, sync
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Description, Generation, Split, describe
 from data_pipeline.index import INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.index_counts import IndexCounts
 from data_pipeline.moments import Moments
 from data_pipeline.part import Part
+from isotorus.files import atomic, sync
 
 _ROWS_AT_ONCE = 2**20
 

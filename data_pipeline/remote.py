@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 Result = TypeVar("Result")
 

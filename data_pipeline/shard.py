@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipeline import pool
-from data_pipeline.atomic import atomic
 from data_pipeline.decode import decode
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import LARGEST_IMAGE
 from data_pipeline.listing import EXTENSIONS, Item
 from data_pipeline.part import Census, Part, common_channels
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
 
 
 @dataclass(frozen=True)

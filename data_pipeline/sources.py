@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from data_pipeline.cache import CacheConfig
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.order import Order
+from isotorus.errors import UserError
 
 
 class SourceConfig(BaseModel):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data_pipeline.atomic import atomic
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
+from isotorus.files import atomic
 
 STAGING = ".packing"
 _STATE = "packing.json"

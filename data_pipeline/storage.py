@@ -14,7 +14,7 @@ from typing import BinaryIO
 from data_pipeline import remote
 from data_pipeline.cache import Cache, CacheConfig
 from data_pipeline.chunks import CHUNK, Chunks
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OPEN_SHARDS = 64

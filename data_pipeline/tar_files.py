@@ -10,8 +10,8 @@ from typing import Any
 
 from data_pipeline import remote, storage
 from data_pipeline.cache import CacheConfig
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.tars import printable
+from isotorus.errors import UserError, from_os_error
 
 _ENDING = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")

@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import labels, pool, staging, storage, tar_files, tar_scan
-from data_pipeline.atomic import atomic
 from data_pipeline.description import DESCRIPTION
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import INDEX, SHARDS, Dataset
 from data_pipeline.listing import EXTENSIONS
 from data_pipeline.part import Content, common_channels
@@ -21,6 +19,8 @@ from data_pipeline.publish import Finished, publish
 from data_pipeline.tar_files import TarFile
 from data_pipeline.tar_scan import Rule, Scan
 from data_pipeline.tars import printable
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
 
 SKIPPED = "skipped.txt"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import labels, pool, tar_files
-from data_pipeline.atomic import atomic
 from data_pipeline.decode import decode
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import LARGEST_IMAGE
 from data_pipeline.labels import Label, Labels
 from data_pipeline.listing import EXTENSIONS
 from data_pipeline.part import Census, Part, common_channels
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, printable
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
 
 _LINK = "a link, not a file; make the tar with --dereference and --hard-dereference"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tarfile import BLOCKSIZE
 from typing import BinaryIO
 
-from data_pipeline.errors import one_line
+from isotorus.errors import one_line
 
 _CHUNK = 2**20
 LONGEST_HEADERS = 2**20

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from data_pipeline import pool
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import DESCRIPTION, Generation, Unreadable, describe
-from data_pipeline.errors import UserError
 from data_pipeline.index import INDEX, SHARDS, open_rows, open_shards
 from data_pipeline.index_counts import IndexCounts
 from data_pipeline.publish import statistics
 from data_pipeline.storage import is_remote
 from data_pipeline.tars import printable
 from data_pipeline.verify_shard import Task, verify_shard
+from isotorus.errors import UserError
 
 _ROWS_AT_ONCE = 2**20
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from data_pipeline import labels, pool, tar_files
 from data_pipeline.cache import CacheConfig
 from data_pipeline.description import Generation, describe
-from data_pipeline.errors import UserError
 from data_pipeline.index import ROW, SHARDS, key_hash, open_rows, open_shards
 from data_pipeline.storage import join
 from data_pipeline.tars import Damaged, Member, Tar, key_and_extension, names_before, printable
+from isotorus.errors import UserError
 
 _HEADERS = 2**14  # bytes before an image in which its name is looked for
 _NAMED = 3

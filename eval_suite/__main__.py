@@ -14,9 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.errors import UserError, exit_code
-from data_pipeline.orphans import end_with_launcher
 from eval_suite.arguments import options, parse, pass_on
+from isotorus.errors import UserError, exit_code
+from isotorus.processes import end_with_launcher
 
 OTHERS = {
     "layers": "eval_suite.layers.command",

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_pipeline.errors import ArgumentParser, UserError
 from eval_suite.names import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
+from isotorus.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
     from eval_suite.options import Options

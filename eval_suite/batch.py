@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 ERROR = "error.txt"
 """Beside where the results would be: the traceback of what ended the evaluation."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 from pretrain.models.encoder import build_encoder
 from pretrain.models.projector import MLPConfig, build_mlp
 

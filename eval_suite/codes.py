@@ -21,12 +21,12 @@ from rich.text import Text
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from data_pipeline.errors import ArgumentParser, UserError
 from data_pipeline.index import Dataset
 from eval_suite import embed, find, results
 from eval_suite.arguments import numbers
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.pages import template
+from isotorus.errors import ArgumentParser, UserError
 from pretrain.geometry import codes
 from pretrain.objectives.toroidal import angles_from_pairs
 

@@ -12,11 +12,11 @@ import pyarrow.parquet
 from markupsafe import Markup
 from scipy.stats import spearmanr
 
-from data_pipeline.atomic import atomic
-from data_pipeline.errors import from_os_error
 from eval_suite import curves, figures, results
 from eval_suite.pages import template
 from eval_suite.tracking import scalars
+from isotorus.errors import from_os_error
+from isotorus.files import atomic
 
 Results = dict[str, Any]
 

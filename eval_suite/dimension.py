@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
 from eval_suite import search
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import ArgumentParser, UserError
+from isotorus.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
     from data_pipeline.index import Dataset

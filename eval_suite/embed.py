@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.atomic import atomic
 from data_pipeline.decode import decode
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import Dataset
 from data_pipeline.views import center_view
 from eval_suite.checkpoints import Checkpoint, state_sha256
 from eval_suite.feature_sets import FeatureSets
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
 
 Features = dict[str, NDArray[np.float32]]
 """(n, width) by the name of the feature set, see `eval_suite.feature_sets`."""

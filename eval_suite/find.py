@@ -5,7 +5,6 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipeline.errors import UserError
 from eval_suite.checkpoints import (
     DESCRIPTION,
     TIMM_DESCRIPTION,
@@ -14,6 +13,7 @@ from eval_suite.checkpoints import (
     Checkpoint,
     refuse_pickle,
 )
+from isotorus.errors import UserError
 
 COMPLETE = "COMPLETE"
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite import graph, rank, sampling, search
+from eval_suite import graph, rank, search
+from isotorus import randomness
 
 Array = NDArray[np.floating]
 
@@ -133,7 +134,7 @@ def _intervals(
         return {}
     found: list[dict[str, float]] = []
     for index in range(subsamples):
-        rows = sampling.rows(len(x), half, seed, index)
+        rows = randomness.rows(len(x), half, seed, index)
         spectrum, _ = _spectrum(search.neighbours(x[rows], k).ids)
         found.append(measures(spectrum.eigenvalues, torus))
     intervals = {}

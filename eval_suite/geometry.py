@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
-from eval_suite import circular, dimension, gap, landmarks, normality, rank, sampling, shape, verdict
+from eval_suite import circular, dimension, gap, landmarks, normality, rank, shape, verdict
 from eval_suite.options import Options
+from isotorus import randomness
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
     `labels` (n,) are class indices, below 0 where there is none. What cannot be measured is left out with
     its reason, under `left_out`.
     """
-    chosen = sampling.rows(len(x), options.samples, options.seed)
+    chosen = randomness.rows(len(x), options.samples, options.seed)
     x = x[chosen]
     found: dict[str, Any] = {"samples": len(x), "width": x.shape[1], "left_out": {}}
 

@@ -12,9 +12,9 @@ from ripser import ripser
 from scipy.sparse import coo_array
 from scipy.spatial.distance import pdist, squareform
 
-from data_pipeline.errors import UserError
 from eval_suite import landmarks
 from eval_suite.collapse import collapse
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 Barcodes = list[NDArray[np.float64]]

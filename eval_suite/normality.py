@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite import sampling
+from isotorus import randomness
 
 Array = NDArray[np.floating]
 
@@ -113,7 +113,7 @@ def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
     found["shape"] = float(
         epps_pulley(_standardised(projected)).mean() / epps_pulley(_standardised(draws)).mean()
     )
-    part = centred[sampling.rows(len(x), ROWS, seed)]
+    part = centred[randomness.rows(len(x), ROWS, seed)]
     _, _, directions = np.linalg.svd(part - part.mean(axis=0), full_matrices=False)
     components = min(COMPONENTS, len(directions), max(1, len(part) // 10))
     test = henze_zirkler(part @ directions[:components].T)

@@ -10,12 +10,13 @@ import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from eval_suite import figures, geometry_figures, pictures, sampling
+from eval_suite import figures, geometry_figures, pictures
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.curves import logged
 from eval_suite.pages import template
 from eval_suite.reading import CLOUDS, HEADLINES, METHODS, TITLES, geometry, reading
 from eval_suite.targets import Targets
+from isotorus import randomness
 
 if TYPE_CHECKING:
     from eval_suite.splits import Splits
@@ -76,7 +77,7 @@ def render(
     embeddings = {name: sets["embedding"] for name, sets in features.items()}
     reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
     encoders = [name for name in ("pretrained", "untrained") if name in features]
-    shown = sampling.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
+    shown = randomness.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
     colours = figures.class_colours(len(results["classes"]))
     labels = _labels(targets[reported])[shown]
     measured = results["representations"]["pretrained"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.atomic import atomic
-from data_pipeline.errors import from_os_error
+from isotorus.errors import from_os_error
+from isotorus.files import atomic
 
 FORMAT = 2
 

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 

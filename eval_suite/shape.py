@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
-from data_pipeline.errors import UserError
-from eval_suite import sampling, search
+from eval_suite import search
+from isotorus import randomness
+from isotorus.errors import UserError
 from pretrain.geometry.hyperbolic import gromov_delta
 
 Array = NDArray[np.floating]
@@ -33,7 +34,7 @@ def uniformity(x: Array, *, t: float = 2.0, seed: int = 0) -> float:
 
     Wang & Isola 2020, arXiv:2005.10242. Uniform on a sphere of many dimensions: near -2t.
     """
-    x = _unit(x[sampling.rows(len(x), ROWS, seed)])
+    x = _unit(x[randomness.rows(len(x), ROWS, seed)])
     return float(np.log(np.exp(-t * pdist(x, "sqeuclidean")).mean()))
 
 
@@ -72,7 +73,7 @@ def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float
     are left out. Raises UserError for fewer than two classes or no pair within a class.
     """
     labelled = np.flatnonzero(labels >= 0)
-    rows = labelled[sampling.rows(len(labelled), ROWS, seed)]
+    rows = labelled[randomness.rows(len(labelled), ROWS, seed)]
     labels = labels[rows]
     first, second = np.triu_indices(len(rows), 1)
     same = labels[first] == labels[second]

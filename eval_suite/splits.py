@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from eval_suite.targets import Kind, Targets, load_targets, of_labels
+from isotorus.errors import UserError
 
 
 @dataclass(frozen=True)

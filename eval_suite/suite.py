@@ -11,7 +11,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
 from eval_suite import augmented, embed, geometry, neighbors, rank, report, results, scores, usefulness
 from eval_suite.checkpoints import Checkpoint
 from eval_suite.options import Options
@@ -19,6 +18,7 @@ from eval_suite.splits import Splits
 from eval_suite.standardise import standardiser
 from eval_suite.targets import Targets, fingerprint, of_vectors
 from eval_suite.vectors import SPLITS, Vectors
+from isotorus.errors import UserError
 
 MOST_JOBS = 4
 

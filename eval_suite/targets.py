@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.index import Dataset, key_hash
 from data_pipeline.listing import Item
 from eval_suite.vectors import Vectors
+from isotorus.errors import UserError, from_os_error
 
 Kind = Literal["multiclass", "multilabel", "regression"]
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}

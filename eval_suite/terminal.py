@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.secrets import masked
 from eval_suite import tracking
 from eval_suite.batch import Outcome
 from eval_suite.reading import HEADLINES, METHODS, TITLES, geometry, reading
+from isotorus.secrets import masked
 
 SHOWN = 3
 """Most evaluations that get a table each; more get a row each."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.secrets import masked
+from isotorus.secrets import masked
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 SPLITS = ("train", "val", "test")

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import UserError
 from eval_suite import dimension, graph, homology, landmarks, normality, rank
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 

@@ -17,11 +17,12 @@ from rich.progress import Progress
 from torch import Tensor
 
 from data_pipeline.decode import decode
-from data_pipeline.errors import ArgumentParser, UserError, from_os_error
 from data_pipeline.index import Dataset
 from data_pipeline.views import center_view
-from eval_suite import embed, find, results, sampling, winding_page
+from eval_suite import embed, find, results, winding_page
 from eval_suite.image_paths import COLOUR, PATHS
+from isotorus import randomness
+from isotorus.errors import ArgumentParser, UserError, from_os_error
 from pretrain.geometry.winding import unwrapped, winding
 
 MARGIN = 0.25
@@ -132,7 +133,7 @@ def path_names(given: str) -> list[str]:
 def load(data: Dataset, r: embed.Representation, count: int, seed: int) -> Tensor:
     """Up to `count` random images as floats (n, C, size, size) in [0, 1]."""
     embed.check_channels(r.channels, data)
-    chosen = sampling.rows(len(data), count, seed).tolist()
+    chosen = randomness.rows(len(data), count, seed).tolist()
     images = [_unit(embed.read_views(data, i, r.channels, [r.size])[0]) for i in chosen]
     if not images:
         raise UserError(f"{data.path} has no images; pack some")

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from data_pipeline.errors import ArgumentParser, UserError, exit_code
+from isotorus.errors import ArgumentParser, UserError, exit_code
 from launch import deepspeed, doctor, kubernetes, slurm, torchrun
 
 KINDS = (torchrun, deepspeed, slurm, kubernetes, doctor)

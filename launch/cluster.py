@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch import probe, ssh
 from launch.hosts import Host
 from launch.job import Job, read_job, show

@@ -5,7 +5,7 @@ import shlex
 import socket
 import sys
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch import cluster, deepspeed_ranks, pdsh, probe
 from launch.environment import masked
 from launch.hosts import Host, read_hosts

@@ -4,9 +4,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 
-from data_pipeline import secrets
-from data_pipeline.errors import UserError
-from data_pipeline.secrets import MASK
+from isotorus import secrets
+from isotorus.errors import UserError
+from isotorus.secrets import MASK
 
 PREFIXES = (
     "ACCELERATE_", "AWS_", "CUBLAS_", "CUDA_", "DS_", "FI_", "FSSPEC_", "GLOO_", "HF_", "ISOTORUS_", "KMP_",

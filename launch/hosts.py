@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 
 class Host(NamedTuple):

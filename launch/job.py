@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch import deepspeed_ranks, ssh
 from launch.environment import masked, passed_on, shown
 from launch.hosts import Host, read_hosts

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch import cluster, ssh
 from launch.deepspeed_ranks import shells
 from launch.environment import hidden, masked

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 CODE = ("data_pipeline", "launch", "pretrain")
 

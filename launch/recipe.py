@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_pipeline.errors import ArgumentParser
+from isotorus.errors import ArgumentParser
 
 if TYPE_CHECKING:
     from pretrain.config import Config

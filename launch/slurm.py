@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 from launch.environment import masked
 from launch.recipe import named, read_recipe
 from launch.slurm_jobs import follow, submit

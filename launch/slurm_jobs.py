@@ -4,7 +4,7 @@ import re
 import subprocess
 import time
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 ENDED = {
     "BOOT_FAIL",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch.environment import masked
 
 SSH = ("ssh",)

@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
-from data_pipeline.errors import ArgumentParser, UserError, exit_code, from_os_error
-from data_pipeline.orphans import end_with_launcher
+from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
+from isotorus.processes import end_with_launcher
 from pretrain.signals import Signals
 from pretrain.start_up import StartUp
 

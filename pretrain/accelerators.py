@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 
 class Accelerator(NamedTuple):

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data_pipeline.atomic import sync
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import sync
 from pretrain import checksums
 from pretrain.distributed import rank, world_size
 

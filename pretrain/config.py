@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from pydantic.fields import FieldInfo
 
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.errors import UserError
-from data_pipeline.secrets import holds_password
 from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
+from isotorus.errors import UserError
+from isotorus.secrets import holds_password
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.config import EngineConfig
 from pretrain.guard import GuardConfig

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch
-from pretrain import metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
 from pretrain.distributed import count_over_ranks, rank, world_size
 
 log = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ class CorruptSamples:
         self.path, self.batch_size, self.max_share = folder / "corrupt.jsonl", batch_size, max_share
         self.count = 0
         if rank() == 0:  # as of the checkpoint that the run continues from
-            kept = [row for row in metrics.read(self.path) if row["step"] <= start]
+            kept = [row for row in jsonl.read(self.path) if row["step"] <= start]
             self.count = len(kept)
             if self.path.exists():
-                metrics.replace(self.path, kept)
+                jsonl.replace(self.path, kept)
         self._new: list[dict[str, Any]] = []
 
     def watch(self, batch: Batch) -> None:
@@ -62,7 +62,7 @@ class CorruptSamples:
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         rows.sort(key=lambda row: (row["step"], row["sample"]))
-        metrics.append(self.path, rows)
+        jsonl.append(self.path, rows)
         self.count += len(rows)
         log.warning(
             "%d damaged images replaced (%d in all, see %s), first: %s: %s",

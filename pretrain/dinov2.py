@@ -13,7 +13,7 @@ from timm.layers import GluMlp, Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 # Modules of a block, and transformers' names of them.
 RENAMED = {

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_pipeline.atomic import sync
-from data_pipeline.errors import ArgumentParser, UserError, from_os_error
+from isotorus.errors import ArgumentParser, UserError, from_os_error
+from isotorus.files import sync
 from pretrain import checkpoint
 from pretrain.dinov2 import dinov2_config, dinov2_state
 from pretrain.warm_start import find_weights, load_exactly

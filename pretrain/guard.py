@@ -14,9 +14,9 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
 from data_pipeline.loader import Batch
-from pretrain import metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
 from pretrain.distributed import rank
 from pretrain.step import StepResult
 
@@ -209,13 +209,13 @@ class Guard:
 
     def trim(self, step: int) -> None:
         """Drop what skipped.jsonl has of batches that will come again, continuing after `step`; on rank 0."""
-        kept = [row for row in metrics.read(self.path) if row["batch"] <= step + self.passed_over]
+        kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.passed_over]
         if self.path.exists():
-            metrics.replace(self.path, kept)
+            jsonl.replace(self.path, kept)
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.append(self.path, rows)
+        jsonl.append(self.path, rows)
 
 
 def _median(x: Tensor) -> Tensor:

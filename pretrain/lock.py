@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 STALE_SECONDS = 30.0
 """Without a renewal, after which the holder on another machine counts as dead. Renewed by the watchdog."""

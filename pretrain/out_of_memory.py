@@ -12,7 +12,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ValidationError
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines.config import EngineConfig

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.errors import ArgumentParser, UserError
+from isotorus.errors import ArgumentParser, UserError
 from pretrain.accelerators import KNOWN, accelerator
 from pretrain.config import Config, load_config
 from pretrain.engines.config import EngineConfig

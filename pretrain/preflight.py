@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data_pipeline.errors import UserError
 from data_pipeline.remote import ONE_ATTEMPT
 from data_pipeline.sources import Sources
-from pretrain import checkpoint, metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
+from pretrain import checkpoint
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
 from pretrain.engines.fp8 import check_fp8
@@ -75,7 +76,7 @@ def check(config: Config, world_size: int) -> Plan:
         _check_resume(config, plan, newest)
         record = checkpoint.describe(newest).get("warm_start")
         return dataclasses.replace(plan, warm_start=record and WarmStart(**record))
-    if config.resume == "never" and metrics.read(config.folder / "metrics.jsonl"):
+    if config.resume == "never" and jsonl.read(config.folder / "metrics.jsonl"):
         raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
     if config.encoder.weights is None:
         return plan

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 import yaml
 
-from data_pipeline.atomic import atomic
+from isotorus.files import atomic
+from isotorus.jsonl import MetricsFile
 from pretrain import accelerators, monitors, tracking
 from pretrain.config import Config, flatten
 from pretrain.distributed import world_size
 from pretrain.engines.networks import uses_bf16
 from pretrain.flops import flops_per_image
-from pretrain.metrics import MetricsFile
 from pretrain.preflight import Plan
 from pretrain.progress import Progress
 from pretrain.tracking import Mirror

@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.errors import ArgumentParser, UserError
-from pretrain import checkpoint, metrics, tracking
+from isotorus import jsonl
+from isotorus.errors import ArgumentParser, UserError
+from pretrain import checkpoint, tracking
 from pretrain.config import Config, load_config
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def parent_run(base: str, member: Config) -> str | None:
 def _table(members: list[Config], codes: list[int]) -> None:
     table = Table("run", "step", "loss", "effective rank", "probe", "exit code")
     for member, code in zip(members, codes, strict=True):
-        rows = metrics.read(member.folder / "metrics.jsonl")
+        rows = jsonl.read(member.folder / "metrics.jsonl")
         last = rows[-1] if rows else {}
         shown = [last.get(key) for key in ("loss", "effective_rank", "probe_balanced_accuracy")]
         cells = ["" if value is None else f"{value:.4g}" for value in shown]

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_pipeline.atomic import atomic
-from data_pipeline.secrets import masked
-from pretrain import metrics
+from isotorus import jsonl
+from isotorus.files import atomic
+from isotorus.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Mirror(threading.Thread):
         if self._cut_short.is_set():
             self._cut_short.clear()
             self._offset = 0
-        written, offset = metrics.read_from(self.folder / "metrics.jsonl", self._offset)
+        written, offset = jsonl.read_from(self.folder / "metrics.jsonl", self._offset)
         rows = [row for row in written if row["step"] > self._sent]
         # A row is never cut in two: where the sending broke off is told by the last step that is there.
         for some in _at_once(rows):
@@ -176,7 +176,7 @@ class Mirror(threading.Thread):
         path = self.folder / "corrupt.jsonl"
         size = path.stat().st_size if path.exists() else 0
         if size != self._corrupt_bytes:
-            names = ", ".join(str(row["name"]) for row in metrics.read(path))
+            names = ", ".join(str(row["name"]) for row in jsonl.read(path))
             self._client.set_tag(self._run_id, "corrupt_samples", names[:_LONGEST_TAG])
             self._corrupt_bytes = size
 

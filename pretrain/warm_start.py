@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 from pretrain.models.encoder import build_encoder, create
 
 State = dict[str, Tensor]

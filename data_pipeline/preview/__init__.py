@@ -4,13 +4,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipeline.atomic import atomic
-from data_pipeline.errors import UserError, from_os_error
 from data_pipeline.preview import contact
 from data_pipeline.preview.findings import find, many
 from data_pipeline.preview.page import render
 from data_pipeline.preview.recipe import read_recipe
 from data_pipeline.preview.sets import Sets
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.errors import UserError
 from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
+from isotorus.errors import UserError
 
 
 class Recipe(BaseModel):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
 

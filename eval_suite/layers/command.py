@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import ArgumentParser, UserError
 from eval_suite.arguments import names
 from eval_suite.layers import quantities
+from isotorus.errors import ArgumentParser, UserError
 
 EPILOG = """examples:
   python -m eval_suite layers runs/elpv --every 100 --data data/elpv/val

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.index import Dataset
-from eval_suite import embed, sampling
+from eval_suite import embed
 from eval_suite.checkpoints import EncoderDescription
+from isotorus import randomness
 
 
 def draw(dataset: Dataset, count: int, seed: int) -> NDArray[np.int64]:
     """Which samples (n,) are looked at: all, or `count` of them drawn from the seed."""
-    return np.asarray(sampling.rows(len(dataset), count, seed), dtype=np.int64)
+    return np.asarray(randomness.rows(len(dataset), count, seed), dtype=np.int64)
 
 
 def load(dataset: Dataset, rows: NDArray[np.int64], described: EncoderDescription) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
 from eval_suite import dimension, normality, rank
 from eval_suite.layers import cost, hessian, maps, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import random_angles, turned
+from isotorus.errors import UserError
 from pretrain.geometry import transport
 from pretrain.geometry.hyperbolic import gromov_delta
 from pretrain.objectives.lejepa import lejepa_loss

@@ -16,7 +16,6 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from eval_suite import pictures, terminal, tracking
 from eval_suite.augmented import view_batches
@@ -26,6 +25,7 @@ from eval_suite.layers.blocks import blocks_of
 from eval_suite.layers.images import draw, load
 from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
 from eval_suite.targets import load_targets
+from isotorus.errors import UserError
 
 
 def periodic(dataset: Dataset, file: str, given: str, key_column: str) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch.hosts import read_hosts
 
 if TYPE_CHECKING:

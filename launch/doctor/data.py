@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch.doctor.findings import ByHost, Facts, Finding, Status, alike, ok
 
 if TYPE_CHECKING:

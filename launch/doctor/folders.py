@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.atomic import atomic
+from isotorus.files import atomic
 from launch.doctor.findings import ByHost, Facts, Finding, Status, alike, ok, skipped
 
 if TYPE_CHECKING:

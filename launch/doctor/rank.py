@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch.doctor import data, findings, folders, gpus, links, machine, tracking, versions
 from launch.doctor.findings import ByHost, Facts, Finding, Status
 from launch.doctor.request import ANSWER, VARIABLE, Request

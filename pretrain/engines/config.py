@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from torch import nn
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.models.batch_norm import has_batch_norm, unsynchronized
 from pretrain.models.packed import unfit
 

@@ -7,7 +7,7 @@ and all else is computed as in bf16.
 import torch
 from torch import nn
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.engines.blocks import blocks
 
 CAPABILITY = (8, 9)

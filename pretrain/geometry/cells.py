@@ -15,7 +15,7 @@ from sympy import ZZ
 from sympy.polys.matrices import DomainMatrix
 from sympy.polys.matrices.normalforms import invariant_factors
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 Integers = NDArray[np.int64]
 

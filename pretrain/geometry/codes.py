@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 WINDING_BASES = (10, 10)
 """Of `published_winding_code`, counted from 1."""

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.taylor import Series, value
 
 HIGHEST = 4

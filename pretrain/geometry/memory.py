@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.codes import address, angular_bins
 
 FORMAT = "isotorus winding memory 1"

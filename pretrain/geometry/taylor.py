@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.elementary import ELEMENTARY, power
 
 aten = torch.ops.aten

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 
 def check_grid_size(grid_size: int) -> None:

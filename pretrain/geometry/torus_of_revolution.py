@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 
 @dataclass(frozen=True)

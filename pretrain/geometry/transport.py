@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.jets import jvp
 
 Block = Callable[[Tensor], Tensor]

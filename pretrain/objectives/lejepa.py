@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.distributed import sum_over_ranks
 from pretrain.objectives.batch import as_statistic_dtype, sample_count
 from pretrain.objectives.sigreg import SIGReg

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.distributed import count_over_ranks, sum_over_ranks
 from pretrain.objectives import draws, univariate
 from pretrain.objectives.batch import as_statistic_dtype, sample_count

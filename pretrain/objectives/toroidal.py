@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.distributed import sum_over_ranks
 from pretrain.geometry import torus
 from pretrain.objectives.batch import as_statistic_dtype, covariance, sample_count

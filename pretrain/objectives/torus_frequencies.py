@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.objectives import draws
 
 # More frequencies than this cost more than sampled ones are worth.

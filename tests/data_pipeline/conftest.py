@@ -10,9 +10,9 @@ from tar_index import Run
 
 from data_pipeline.__main__ import main
 from data_pipeline.cache import CacheConfig
-from data_pipeline.errors import exit_code
 from data_pipeline.index import Dataset
 from data_pipeline.pack import Options, pack
+from isotorus.errors import exit_code
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,11 @@ from encoders import encoded, npy, tiff
 from pictures import picture
 
 from data_pipeline.decode import decode
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.tar_index import Options, index
 from data_pipeline.tar_scan import Rule
 from data_pipeline.verify import verify
+from isotorus.errors import UserError
 
 RGB = picture(1)
 WRITTEN = {"dataset.json", "index.npy", "shards.npy", "skipped.txt"}

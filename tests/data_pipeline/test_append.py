@@ -12,10 +12,10 @@ import pytest
 from pictures import picture, save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.errors import UserError, exit_code
 from data_pipeline.index import Dataset
 from data_pipeline.pack import Options, pack
 from data_pipeline.verify import verify
+from isotorus.errors import UserError, exit_code
 
 SMALL = "--shard-size 15KB --workers 1"
 

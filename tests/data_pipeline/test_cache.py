@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline.cache import Cache, CacheConfig
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 MB = 10**6

@@ -20,10 +20,10 @@ from pictures import save_pictures
 from PIL import Image
 
 from data_pipeline.description import subsets
-from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt, Dataset
 from data_pipeline.manifest import Columns
 from data_pipeline.pack import Options, pack
+from isotorus.errors import UserError
 
 NAME = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="/"), min_size=1, max_size=60

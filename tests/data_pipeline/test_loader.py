@@ -12,12 +12,12 @@ from pictures import save_pictures
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.decode import decode
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.pack import Options, pack
 from data_pipeline.sources import Sources
 from data_pipeline.views import ViewsConfig
+from isotorus.errors import UserError
 
 VIEWS = ViewsConfig(global_views=2, global_size=24, local_views=3, local_size=12)
 SMALL = ViewsConfig(global_views=1, global_size=8, local_views=1, local_size=4)

@@ -14,9 +14,9 @@ import webdataset
 from pictures import save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.errors import exit_code
 from data_pipeline.index import Dataset
 from data_pipeline.manifest import Columns, read
+from isotorus.errors import exit_code
 
 Refused = Callable[..., str]
 

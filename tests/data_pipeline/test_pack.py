@@ -17,12 +17,12 @@ from pictures import picture, png, save_pictures
 from data_pipeline.__main__ import main
 from data_pipeline.decode import decode
 from data_pipeline.description import Split
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.listing import Item
 from data_pipeline.pack import Options, pack
 from data_pipeline.plan import make_plan
 from data_pipeline.verify import verify
+from isotorus.errors import UserError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from pictures import picture, save_pictures
 
 from data_pipeline.__main__ import main
 from data_pipeline.decode import decode
-from data_pipeline.errors import exit_code
 from data_pipeline.index import Dataset
 from data_pipeline.pack import Options, pack
+from isotorus.errors import exit_code
 
 Run = Callable[..., str]
 

@@ -11,8 +11,8 @@ from pictures import save_pictures
 
 from data_pipeline import pool
 from data_pipeline.__main__ import main
-from data_pipeline.errors import UserError, exit_code
 from data_pipeline.index import Dataset
+from isotorus.errors import UserError, exit_code
 
 Refused = Callable[..., str]
 

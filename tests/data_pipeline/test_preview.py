@@ -19,11 +19,11 @@ from PIL import Image
 from data_pipeline import augment
 from data_pipeline.__main__ import main
 from data_pipeline.augment import AugmentConfig
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import DataConfig
 from data_pipeline.views import ViewsConfig
+from isotorus.errors import UserError
 
 NASTY = "<b>x & y"
 RECIPE = {

@@ -19,12 +19,12 @@ from s3_server import S3Server
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.cache import CacheConfig
 from data_pipeline.chunks import CHUNK
-from data_pipeline.errors import UserError
 from data_pipeline.index import Corrupt, Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import DataConfig
 from data_pipeline.storage import fetch, open_reader
 from data_pipeline.views import ViewsConfig
+from isotorus.errors import UserError
 
 SIZE = 20_000_000
 CHUNKS = 3

@@ -15,8 +15,8 @@ from s3_server import S3Server
 
 from data_pipeline.cache import CacheConfig
 from data_pipeline.chunks import CHUNK
-from data_pipeline.errors import UserError
 from data_pipeline.storage import fetch, open_reader
+from isotorus.errors import UserError
 
 Answers = list[tuple[int, str] | None]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.cache import CacheConfig
-from data_pipeline.errors import UserError
 from data_pipeline.storage import fetch, is_remote, join, open_reader
+from isotorus.errors import UserError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tar_makers import LONG_NAMES, MAKERS, parse
 
-from data_pipeline.errors import UserError
 from data_pipeline.tars import LONGEST_HEADERS, Damaged, Member, Tar, key_and_extension, printable
+from isotorus.errors import UserError
 
 FILES = {"a.jpg": b"x" * 700, "deep/b.c/d.png": b"y" * 512, "ünï çödé/图.cls": b"3", "e.json": b""}
 LONG = {"n" * 90 + "/" + "m" * 160 + ".jpg": b"z" * 1025, "o" * 99 + ".png": b"1", "p" * 100 + ".png": b"2"}

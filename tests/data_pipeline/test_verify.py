@@ -13,10 +13,10 @@ from pictures import png, save_pictures
 from s3_server import S3Server
 
 from data_pipeline.__main__ import main
-from data_pipeline.errors import UserError, exit_code
 from data_pipeline.index import Corrupt, Dataset
 from data_pipeline.pack import Options, pack
 from data_pipeline.verify import verify
+from isotorus.errors import UserError, exit_code
 
 
 @pytest.fixture

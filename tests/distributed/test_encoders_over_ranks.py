@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.tensor import DTensor
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain import engines
 from pretrain.engines import Engine
 from pretrain.engines import config as engine_config

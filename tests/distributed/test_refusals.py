@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
 from data_pipeline.pack import Options, pack
+from isotorus.errors import UserError
 from pretrain.config import load_config
 from pretrain.preflight import check
 from tests.distributed.runs import losses, train

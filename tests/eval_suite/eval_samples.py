@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_pipeline.__main__ import main as pack_main
-from data_pipeline.errors import exit_code
 from eval_suite.__main__ import main
+from isotorus.errors import exit_code
 
 CLASSES = ("<b>x</b>", "$plain_1")
 KWARGS = {

@@ -11,8 +11,8 @@ import torch
 from eval_samples import CLASSES, Outcome, pack, save_checkpoint
 from safetensors.torch import save_file
 
-from data_pipeline.errors import exit_code
 from eval_suite import angular, duplicates
+from isotorus.errors import exit_code
 from pretrain.geometry.memory import WindingMemory
 from pretrain.models.projector import MLPConfig, build_mlp
 

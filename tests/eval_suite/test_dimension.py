@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import skdim
 
-from data_pipeline.errors import UserError
 from eval_suite import dimension
+from isotorus.errors import UserError
 
 
 def embedded(kind: str, n: int = 1500, seed: int = 0) -> np.ndarray:

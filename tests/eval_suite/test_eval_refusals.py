@@ -132,7 +132,7 @@ def test_unknown_names_are_answered_with_the_nearest(refused, checkpoint: Path, 
 )
 def test_a_slip_of_the_pen_does_not_wait_for_torch(said: str):
     code = (
-        "import sys; from data_pipeline.errors import exit_code; from eval_suite.__main__ import main\n"
+        "import sys; from isotorus.errors import exit_code; from eval_suite.__main__ import main\n"
         f"sys.argv = ['eval_suite', 'x', *{said.split()}]\n"
         "try: code = exit_code(main)\n"
         "except SystemExit as end: code = end.code\n"

@@ -10,8 +10,8 @@ import torch
 from eval_samples import KWARGS, save_checkpoint
 from safetensors.torch import save_file
 
-from data_pipeline.errors import UserError
 from eval_suite import find
+from isotorus.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse
 from sklearn.neighbors import kneighbors_graph
 
-from data_pipeline.errors import UserError
 from eval_suite import gap, graph, search
+from isotorus.errors import UserError
 
 
 def flat_torus(n: int, seed: int = 0) -> np.ndarray:

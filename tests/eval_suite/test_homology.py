@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ripser import ripser
 
-from data_pipeline.errors import UserError
 from eval_suite import homology, landmarks, spaces
 from eval_suite.collapse import collapse
+from isotorus.errors import UserError
 
 
 def visible(bars: np.ndarray) -> np.ndarray:

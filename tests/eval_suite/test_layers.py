@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from data_pipeline.errors import UserError
 from eval_suite.layers import hessian, maps, rings, units, weights
 from eval_suite.layers.blocks import blocks_of, inputs_of, observe
 from eval_suite.layers.images import turned
+from isotorus.errors import UserError
 
 
 def circle(n: int, noise: float = 0.0) -> np.ndarray:

@@ -15,8 +15,8 @@ from eval_samples import Outcome, save_checkpoint
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
-from data_pipeline.errors import exit_code
 from eval_suite.layers import command, quantities
+from isotorus.errors import exit_code
 from pretrain.models.encoder import build_encoder
 
 STEPS = (10, 20, 30)

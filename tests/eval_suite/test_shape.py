@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
 from eval_suite import normality, shape
+from isotorus.errors import UserError
 from pretrain.objectives import sigreg
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from eval_samples import run_command
 
-from data_pipeline.errors import UserError
 from eval_suite import vectors
+from isotorus.errors import UserError
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 SPLIT = np.array(["train", "train", "val", "test"])

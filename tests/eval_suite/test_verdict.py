@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.errors import UserError
 from eval_suite import spaces, verdict
+from isotorus.errors import UserError
 
 TORUS = verdict.Measured(
     samples=1500,

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_pipeline.__main__ import main as pack_main
-from data_pipeline.errors import exit_code
+from isotorus.errors import exit_code
 
 SIZE = 32
 KWARGS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import metrics
+from isotorus import jsonl
 from tests.distributed.runs import ENVIRONMENT, ROOT, Run, losses, rows, train
 from tests.faults.conftest import STEPS, command_or_skip
 
@@ -37,7 +37,7 @@ def error_of(done: "subprocess.CompletedProcess[str]") -> str:
 def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
     disk = mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
     path = disk / "metrics.jsonl"
-    file = metrics.MetricsFile(path, step=0)
+    file = jsonl.MetricsFile(path, step=0)
     file.write({"step": 1, "loss": 0.5})
     filler = fill(disk)
     step = 1
@@ -48,11 +48,11 @@ def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
     written = path.read_bytes()
     assert written.endswith(b"}\n") and [json.loads(x)["step"] for x in written.splitlines()][-1] == step
     with pytest.raises(OSError, match="No space left"):
-        metrics.MetricsFile(path, step)  # as a run does that continues
+        jsonl.MetricsFile(path, step)  # as a run does that continues
     assert path.read_bytes() == written and sorted(x.name for x in disk.iterdir()) == ["filler", path.name]
     filler.unlink()
-    metrics.MetricsFile(path, step).write({"step": step + 1, "loss": 0.5})
-    assert [row["step"] for row in metrics.read(path)] == list(range(1, step + 2))
+    jsonl.MetricsFile(path, step).write({"step": step + 1, "loss": 0.5})
+    assert [row["step"] for row in jsonl.read(path)] == list(range(1, step + 2))
 
 
 @pytest.mark.nightly

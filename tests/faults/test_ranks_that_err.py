@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain import metrics
+from isotorus import jsonl
 from pretrain.config import Config, load_config
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
@@ -75,7 +75,7 @@ def test_nan_in_the_gradient_of_one_rank(recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     done = train(2, recipe, f"steps={STEPS}", environment=poisoned(tmp_path, 1, REFUSED))
     assert done.returncode == 0, done.stderr
-    (row,) = metrics.read(folder / "skipped.jsonl")
+    (row,) = jsonl.read(folder / "skipped.jsonl")
     assert (row["batch"], row["step"]) == (REFUSED, REFUSED) and row["grad_norm"] is None
     assert len(row["samples"]) == 8, "those of both ranks"
     found = rows(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain import lock
 from pretrain.lock import hold
 from tests.distributed.runs import ROOT

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.errors import UserError
-from data_pipeline.secrets import masked
+from isotorus.errors import UserError
+from isotorus.secrets import masked
 from pretrain.config import load_config
 from pretrain.tracking import known
 from tests.distributed.runs import Run, train

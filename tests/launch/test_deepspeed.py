@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.errors import UserError, exit_code
+from isotorus.errors import UserError, exit_code
 from launch.__main__ import main
 from launch.deepspeed import select
 from tests.distributed.runs import ENVIRONMENT, ROOT, losses, rows, train

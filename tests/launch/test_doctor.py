@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipeline.errors import exit_code
+from isotorus.errors import exit_code
 from launch import __main__ as launcher
 from launch.doctor import gpus, links, machine, versions
 from launch.doctor.findings import Finding, Status

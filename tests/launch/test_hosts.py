@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from launch.environment import hidden, masked, passed_on, shown
 from launch.hosts import Host, read_hosts
 from tests.launch.network import Network, network
@@ -98,7 +98,7 @@ def test_secrets_are_masked_in_text(text: str):
 
 
 ASK = (
-    "import sys; from data_pipeline.errors import exit_code; from launch import ssh\n"
+    "import sys; from isotorus.errors import exit_code; from launch import ssh\n"
     "def main():\n"
     "    answers = ssh.run(sys.argv[2:], 'hostname; cat', stdin='by stdin', ssh=sys.argv[1].split())\n"
     "    print([tuple(a) for a in answers]); return 0\n"

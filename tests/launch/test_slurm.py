@@ -12,7 +12,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from data_pipeline.errors import UserError, exit_code
+from isotorus.errors import UserError, exit_code
 from launch.__main__ import main
 from tests.distributed.runs import ENVIRONMENT, ROOT, losses, rows, train
 from tests.launch.slurm_cluster import NODES, Cluster, cluster

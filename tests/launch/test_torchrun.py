@@ -32,7 +32,7 @@ def test_failure_of_all_ranks_is_one_line_and_its_exit_code():
 
 @pytest.mark.parametrize(("command", "expected"), [("--help", 0), ("fly", 2), ("", 0)])
 def test_console_command(command: str, expected: int):
-    code = "import sys; from launch.console import main; sys.exit(main())"
+    code = "import sys; from isotorus.console import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
     assert done.returncode == expected
     assert ("error: no command 'fly'" in done.stderr) == (command == "fly")

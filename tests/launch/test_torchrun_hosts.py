@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import exit_code
+from isotorus.errors import exit_code
 from launch.__main__ import main
 from tests.distributed.runs import losses, rows
 from tests.launch.launched import Launched

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from data_pipeline.errors import UserError
-from pretrain import checkpoint, metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
+from pretrain import checkpoint
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.config import Config, load_config
 from pretrain.guard import Guard
@@ -85,7 +86,7 @@ def test_every_state_survives_a_restart(recipe: Path, method: list[str]):
     (first.folder / "checkpoints/step_00000004").rmdir()
     run(recipe, "steps=4", *method)
 
-    a, b = (metrics.read(c.folder / "metrics.jsonl") for c in (whole, first))
+    a, b = (jsonl.read(c.folder / "metrics.jsonl") for c in (whole, first))
     timed = re.compile("time|.*second.*|data_wait|memory_gib")
     assert [{k: v for k, v in row.items() if not timed.fullmatch(k)} for row in a] == [
         {k: v for k, v in row.items() if not timed.fullmatch(k)} for row in b
@@ -122,7 +123,7 @@ def test_old_checkpoints_are_removed_but_for_some(recipe: Path):
     config = run(recipe, "steps=11", *keep)
     found = sorted(path.name for path in (config.folder / "checkpoints").iterdir())
     assert found == ["latest", "step_00000006", "step_00000010", "step_00000011"]
-    rows = metrics.read(config.folder / "metrics.jsonl")
+    rows = jsonl.read(config.folder / "metrics.jsonl")
     assert [row["step"] for row in rows if row["seconds_checkpoint"] > 0] == [3, 5, 7, 9, 11]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry import codes
 
 TURN = 2 * math.pi

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.__main__ import parse
 from pretrain.config import describe_fields, fields, load_config
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain import checkpoint
 from pretrain.config import load_config
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs

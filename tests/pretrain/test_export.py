@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from data_pipeline.errors import UserError, exit_code
+from isotorus.errors import UserError, exit_code
 from pretrain.export import export, main
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
 

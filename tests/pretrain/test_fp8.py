@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.config import load_config
 from pretrain.engines.blocks import checkpoint_blocks
 from pretrain.engines.fp8 import check_fp8, convert_to_fp8

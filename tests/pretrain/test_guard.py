@@ -21,11 +21,12 @@ import torch.multiprocessing as mp
 import yaml
 from PIL import Image
 
-from data_pipeline.errors import UserError
 from data_pipeline.index import Dataset
 from data_pipeline.loader import Batch
 from data_pipeline.order import Order
-from pretrain import checkpoint, metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
+from pretrain import checkpoint
 from pretrain.config import Config, load_config
 from pretrain.guard import Guard, GuardConfig
 from pretrain.preflight import check
@@ -141,9 +142,9 @@ def engines(folder: Path, request: pytest.FixtureRequest) -> Path:
 def said(folder: Path, run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What metrics.jsonl and skipped.jsonl have of a run, but for times."""
     timed = re.compile("time|.*second.*|data_wait|memory_gib")
-    rows = metrics.read(folder / "runs" / run / "metrics.jsonl")
+    rows = jsonl.read(folder / "runs" / run / "metrics.jsonl")
     kept = [{key: value for key, value in row.items() if not timed.fullmatch(key)} for row in rows]
-    return kept, metrics.read(folder / "runs" / run / "skipped.jsonl")
+    return kept, jsonl.read(folder / "runs" / run / "skipped.jsonl")
 
 
 def test_black_frames_are_refused_named_and_passed_over(one: Config, folder: Path, order: list[list[int]]):
@@ -159,7 +160,7 @@ def test_black_frames_are_refused_named_and_passed_over(one: Config, folder: Pat
     assert [row["step"] for row in rows] == list(range(2, STEPS + 1, 2))
     counts = [(row["skipped_steps"], row["passed_over_steps"]) for row in rows]
     assert counts == [(0, 0)] * 6 + [(3, 3)] + [(4, 3)] * 3
-    read = metrics.read(one.folder / "corrupt.jsonl")
+    read = jsonl.read(one.folder / "corrupt.jsonl")
     # Each damaged image once, though batch 15 was read before the run went back, and after.
     assert [(row["step"], row["sample"]) for row in read] == [(b + 1, order[b][3]) for b in DAMAGED]
     assert rows[-1]["corrupt_samples"] == len(DAMAGED)
@@ -177,7 +178,7 @@ def test_what_was_refused_has_left_no_trace(one: Config):
             lr = learning_rate(step, STEPS, one.optimizer.lr, 0, one.optimizer.final_lr_ratio)
             result = train_step(engine, prepare(batch, one, plan, CPU), step, lr)
             losses[step + 1] = result.parts["loss"].item()
-    logged = {row["step"]: row["loss"] for row in metrics.read(one.folder / "metrics.jsonl")}
+    logged = {row["step"]: row["loss"] for row in jsonl.read(one.folder / "metrics.jsonl")}
     assert logged == {step: losses[step] for step in logged}
 
     by_hand = engine.state()
@@ -242,7 +243,7 @@ def test_the_reason_names_view_and_rank(one: Config, tmp_path: Path):
         parts = {"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}
         guard.watch(batch, StepResult(parts, sound, projections))
     assert not guard.report() and guard.skipped == 2
-    first, second = metrics.read(tmp_path / "skipped.jsonl")
+    first, second = jsonl.read(tmp_path / "skipped.jsonl")
     assert first["reason"] == "NaN or infinity in the projections of view 1 on rank 0"
     assert second["reason"] == "a gradient overflow"
     assert first["samples"] == [7, 9] and first["batch"] == 5

@@ -8,7 +8,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry import hyperbolic
 from pretrain.geometry.hyperbolic import gromov_delta
 

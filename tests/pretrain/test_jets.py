@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.jets import directional_curvature, hvp, jet, jvp, vjp
 
 F64 = torch.float64

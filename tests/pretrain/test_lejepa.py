@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.objectives.lejepa import lejepa_loss
 from pretrain.objectives.sigreg import SIGReg
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry import flat_torus
 from pretrain.geometry.memory import ABSENT, STEPS, WindingMemory
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.engines import config as engine_config
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
 from pretrain.engines.config import EngineConfig

@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 
-from data_pipeline.errors import UserError
-from pretrain import metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
 from pretrain.models.projector import MLPConfig, build_mlp
@@ -88,13 +88,13 @@ def test_encoders_that_timm_does_not_have(name: str, kwargs: dict, said: str):
 def test_metrics_file_survives_a_kill_and_is_read_in_pieces(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
-    file = metrics.MetricsFile(path, step=1)
-    rows, offset = metrics.read_from(path, 0)
+    file = jsonl.MetricsFile(path, step=1)
+    rows, offset = jsonl.read_from(path, 0)
     assert [row["step"] for row in rows] == [1]
     file.write({"step": 2, "loss": math.nan})
     with path.open("a") as other:
         other.write('{"step": 3')
-    rows, offset = metrics.read_from(path, offset)
+    rows, offset = jsonl.read_from(path, offset)
     assert rows == [{"step": 2, "loss": None}]
-    assert metrics.read_from(path, offset) == ([], offset)
-    assert [row["step"] for row in metrics.read(path)] == [1, 2]
+    assert jsonl.read_from(path, offset) == ([], offset)
+    assert [row["step"] for row in jsonl.read(path)] == [1, 2]

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from data_pipeline.errors import UserError, exit_code
+from isotorus.errors import UserError, exit_code
 from pretrain import by_depth, footprint
 from pretrain.accelerators import KNOWN, detect
 from pretrain.config import Config, load_config

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain import metrics
+from isotorus import jsonl
 from pretrain.config import load_config
 from pretrain.preflight import check
 from pretrain.train import train
@@ -31,7 +31,7 @@ def test_recipe_trains(name: str, shards: Path, tmp_path: Path):
         shrunk += ["encoder.kwargs.depth=2", "encoder.kwargs.embed_dim=192", "encoder.kwargs.num_heads=3"]
     config = load_config(name, [*SMALL, *shrunk, f"data.path={shards}", f"runs={tmp_path}"])
     train(config, check(config, world_size=1), torch.device("cpu"))
-    rows = metrics.read(config.folder / "metrics.jsonl")
+    rows = jsonl.read(config.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(isinstance(row["loss"], float) and row["grad_norm"] > 0 for row in rows)
     assert rows[-1]["skipped_steps"] == 0 and not rows[-1]["collapsed"]

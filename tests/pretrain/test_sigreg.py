@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.objectives.sigreg import SIGReg, aliased_share, epps_pulley, null_mean
 
 SAMPLES = 200

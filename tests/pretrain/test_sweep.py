@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.sweep import expand, main, member_name
 from tests.distributed.runs import ROOT, losses
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd import Variable
 
-from pretrain import metrics
+from isotorus import jsonl
 from pretrain.config import load_config
 from pretrain.preflight import check
 from pretrain.timing import StepTimer
@@ -29,7 +29,7 @@ def test_parts_of_a_step_and_a_trace_of_some(recipe: Path):
     config = load_config(str(recipe), ["steps=6", "log_every=2", "profile.start=2", "profile.steps=2"])
     train(config, check(config, world_size=1), torch.device("cpu"))
 
-    rows = metrics.read(config.folder / "metrics.jsonl")
+    rows = jsonl.read(config.folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
     for row in rows:
         named = ("data", "augment", "forward", "head", "backward", "reduce", "optimizer")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.objectives.toroidal import (
     angles_from_pairs,
     toroidal_lejepa,

@@ -8,7 +8,7 @@ import torch
 from sympy import GF, ZZ
 from sympy.polys.matrices import DomainMatrix
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry import cells, flat_torus, torus
 from pretrain.geometry.torus_of_revolution import TorusOfRevolution, winding_angles
 from pretrain.geometry.winding import unwrapped, winding

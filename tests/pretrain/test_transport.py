@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.errors import UserError
+from isotorus.errors import UserError
 from pretrain.geometry.transport import (
     holonomy,
     holonomy_map,

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from data_pipeline.errors import UserError
 from eval_suite.checkpoints import Checkpoint
-from pretrain import checkpoint, metrics
+from isotorus import jsonl
+from isotorus.errors import UserError
+from pretrain import checkpoint
 from pretrain.config import load_config
 from pretrain.engines import config as engine_config
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
@@ -188,7 +189,7 @@ def test_a_run_trains_and_is_read_by_the_evaluation(one_process: None, recipe: P
     asked = ["encoder.attention=winding", "encoder.winding_classes=3", "steps=3", "checkpoint.every=3"]
     config = load_config(str(recipe), asked)
     train(config, check(config, world_size=1), torch.device("cpu"))
-    assert len(metrics.read(config.folder / "metrics.jsonl")) == 3
+    assert len(jsonl.read(config.folder / "metrics.jsonl")) == 3
     folder = config.folder / "checkpoints/latest"
     assert checkpoint.describe(folder)["kwargs"]["winding_classes"] == 3
     description = folder / "encoder.json"

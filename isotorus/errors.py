@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from data_pipeline.secrets import masked
+from isotorus.secrets import masked
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.atomic import atomic
+from isotorus.files import atomic
 
 
 class MetricsFile:

@@ -1,0 +1,1 @@
+"""What all packages share and that belongs to no subject of theirs."""
