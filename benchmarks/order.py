@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.description import DESCRIPTION, Description, Extent, Generation
-from data_pipeline.index import INDEX, ROW, SHARDS, Dataset, shard_row
-from data_pipeline.moments import Moments
+from data_pipeline.dataset.description import DESCRIPTION, Description, Extent, Generation
+from data_pipeline.dataset.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.dataset.moments import Moments
 from data_pipeline.order import Order
 
 SIZE = 100_000

@@ -184,7 +184,7 @@ def random_views(images: int) -> list[Tensor]:
 
 def generate(folder: Path, count: int) -> None:
     """JPEG files of 500 × 375, as smooth as photos, and the same packed."""
-    from data_pipeline.pack import Options, pack
+    from data_pipeline.packing.pack import Options, pack
 
     random = np.random.default_rng(0)
     (folder / "photos").mkdir()

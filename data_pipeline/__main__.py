@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-from data_pipeline import info
-from data_pipeline.description import subsets
-from data_pipeline.manifest import Columns
-from data_pipeline.storage import is_remote
-from data_pipeline.verify import strangers, verify
+from data_pipeline.dataset import info
+from data_pipeline.dataset.description import subsets
+from data_pipeline.packing.manifest import Columns
+from data_pipeline.storage.reader import is_remote
+from data_pipeline.verifying.verify import strangers, verify
 from isotorus.errors import ArgumentParser, UserError, exit_code
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -119,7 +119,7 @@ def _positive(text: str) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_pipeline.pack import Options, pack  # here, as the other commands need no decoders
+    from data_pipeline.packing.pack import Options, pack  # here, as the other commands need no decoders
 
     if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
         raise UserError(
@@ -148,8 +148,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from data_pipeline.tar_index import Options, index
-    from data_pipeline.tar_scan import Rule
+    from data_pipeline.existing_tars.tar_index import Options, index
+    from data_pipeline.existing_tars.tar_scan import Rule
 
     extension = args.image_extension and args.image_extension.lower().removeprefix(".")
     options = Options(

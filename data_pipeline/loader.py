@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline import augment as augmentation
-from data_pipeline.augment import PARAMETERS, AugmentConfig
-from data_pipeline.index import Corrupt
+from data_pipeline.dataset.index import Corrupt
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
-from data_pipeline.views import Crop, ViewsConfig, cut, draw
+from data_pipeline.transforms import augment as augmentation
+from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
+from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw
 from isotorus.errors import UserError
 
 _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)

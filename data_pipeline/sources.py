@@ -7,9 +7,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from data_pipeline.cache import CacheConfig
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.order import Order
+from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
 
 

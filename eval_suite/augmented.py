@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.augment import AugmentConfig, apply
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms.augment import AugmentConfig, apply
+from data_pipeline.transforms.views import ViewsConfig
 from eval_suite.checkpoints import EncoderDescription
 from eval_suite.embed import Representation
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite import embed, find, results
 from eval_suite.arguments import numbers
 from eval_suite.checkpoints import Checkpoint

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from isotorus.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
-    from data_pipeline.index import Dataset
+    from data_pipeline.dataset.index import Dataset
     from pretrain.geometry.memory import Found
 
 NEAREST = 9
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
     from accelerate import PartialState
 
-    from data_pipeline.index import Dataset
+    from data_pipeline.dataset.index import Dataset
     from eval_suite import angular, embed, find, results, terminal
     from pretrain.geometry.memory import WindingMemory
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.views import center_view
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
 from eval_suite.checkpoints import Checkpoint, state_sha256
 from eval_suite.feature_sets import FeatureSets
 from isotorus.errors import UserError, from_os_error

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.views import center_view
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
 from eval_suite.neighbors import nearest
 
 Array = NDArray[np.floating]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite.targets import Kind, Targets, load_targets, of_labels
 from isotorus.errors import UserError
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.index import Dataset, key_hash
-from data_pipeline.listing import Item
+from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing.listing import Item
 from eval_suite.vectors import Vectors
 from isotorus.errors import UserError, from_os_error
 

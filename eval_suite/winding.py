@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.views import center_view
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
 from eval_suite import embed, find, results, winding_page
 from eval_suite.image_paths import COLOUR, PATHS
 from isotorus import randomness

@@ -10,9 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
-from data_pipeline.augment import AugmentConfig
 from data_pipeline.sources import DataConfig
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.secrets import holds_password
 from pretrain.checkpoint import CheckpointConfig

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data_pipeline.remote import ONE_ATTEMPT
 from data_pipeline.sources import Sources
+from data_pipeline.storage.remote import ONE_ATTEMPT
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint

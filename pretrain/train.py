@@ -6,9 +6,9 @@ from collections.abc import Generator
 import torch
 from torch import nn
 
-from data_pipeline import augment
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.order import share
+from data_pipeline.transforms import augment
 from pretrain import checkpoint, engines, monitors, ranks
 from pretrain.config import Config
 from pretrain.corrupt import CorruptSamples

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline import augment
-from data_pipeline.decode import decode
+from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Loader
 from data_pipeline.order import sample_index
 from data_pipeline.preview import pictures
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
-from data_pipeline.views import Box
+from data_pipeline.transforms import augment
+from data_pipeline.transforms.views import Box
 
 _KINDS = ("global", "local")
 _POOL = 100_000

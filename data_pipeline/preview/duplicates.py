@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
-from data_pipeline.index import Corrupt, Dataset
+from data_pipeline.dataset.index import Corrupt, Dataset
 
 COMPARED = 10_000
 """Most samples that are read to confirm that equal sizes and checksums mean equal bytes."""

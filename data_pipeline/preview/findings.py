@@ -11,7 +11,7 @@ from data_pipeline.preview import duplicates
 from data_pipeline.preview.duplicates import Copies
 from data_pipeline.preview.look import Looks, look
 from data_pipeline.preview.sets import Sets
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms.views import ViewsConfig
 
 FEW = 10
 """Fewer images of a class are warned of."""

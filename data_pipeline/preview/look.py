@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline import pool
-from data_pipeline.decode import decode
-from data_pipeline.index import Corrupt, Dataset
+from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.decoders.decode import decode
 from data_pipeline.preview.duplicates import THUMBNAIL
 
 LOOKED_AT = 2000

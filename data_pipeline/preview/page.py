@@ -9,8 +9,8 @@ import jinja2
 import numpy as np
 from pydantic import BaseModel
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Corrupt
+from data_pipeline.dataset.index import Corrupt
+from data_pipeline.decoders.decode import decode
 from data_pipeline.preview import pictures
 from data_pipeline.preview.contact import Card
 from data_pipeline.preview.findings import Duplicates, Findings, many

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from data_pipeline.augment import AugmentConfig
 from data_pipeline.sources import DataConfig
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.description import subsets
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.description import subsets
+from data_pipeline.dataset.index import Dataset
 
 Numbers = NDArray[np.int64]
 

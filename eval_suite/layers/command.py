@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     listing = given.metrics.strip() == "list"
     chosen = quantities.NAMES if listing else names(given.metrics, quantities.NAMES, "--metrics")
     # Imported here: they take seconds, which a mistyped option need not cost.
-    from data_pipeline.index import Dataset
+    from data_pipeline.dataset.index import Dataset
     from eval_suite import find, results, terminal
     from eval_suite.layers import page, series
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite import embed
 from eval_suite.checkpoints import EncoderDescription
 from isotorus import randomness

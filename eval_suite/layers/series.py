@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite import pictures, terminal, tracking
 from eval_suite.augmented import view_batches
 from eval_suite.checkpoints import Checkpoint, EncoderDescription

@@ -9,9 +9,9 @@ from s3_server import S3Server
 from tar_index import Run
 
 from data_pipeline.__main__ import main
-from data_pipeline.cache import CacheConfig
-from data_pipeline.index import Dataset
-from data_pipeline.pack import Options, pack
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.packing.pack import Options, pack
+from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import exit_code
 
 

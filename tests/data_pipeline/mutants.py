@@ -12,8 +12,8 @@ import numpy as np
 from encoders import deep_png, encoded, npy, tiff
 from pictures import picture
 
-from data_pipeline.decode import decode, size
-from data_pipeline.pixels import MOST_VALUES
+from data_pipeline.decoders.decode import decode, size
+from data_pipeline.decoders.pixels import MOST_VALUES
 
 RGB = picture(1)
 DEEP = np.asarray(RGB).astype(np.uint16) * 257

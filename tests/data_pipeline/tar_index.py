@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 
 Run = Callable[..., str]
 

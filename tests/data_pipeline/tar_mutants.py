@@ -21,11 +21,11 @@ import numpy as np
 from encoders import encoded, npy, tiff
 from pictures import picture
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.tar_index import Options, index
-from data_pipeline.tar_scan import Rule
-from data_pipeline.verify import verify
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.existing_tars.tar_index import Options, index
+from data_pipeline.existing_tars.tar_scan import Rule
+from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError
 
 RGB = picture(1)

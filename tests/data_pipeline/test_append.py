@@ -12,9 +12,9 @@ import pytest
 from pictures import picture, save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.index import Dataset
-from data_pipeline.pack import Options, pack
-from data_pipeline.verify import verify
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.packing.pack import Options, pack
+from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError, exit_code
 
 SMALL = "--shard-size 15KB --workers 1"

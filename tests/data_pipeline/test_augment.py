@@ -6,10 +6,10 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from data_pipeline import augment_cpu, augment_device
-from data_pipeline.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw
+from data_pipeline.transforms import augment_cpu, augment_torch
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw
 
-both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_device.apply])
+both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_torch.apply])
 both_depths = pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
 
 
@@ -124,12 +124,12 @@ def test_every_path_gives_the_same_pixels(dtype: torch.dtype, channels: int) -> 
     mean, std = [0.5] * channels, [0.25] * channels
     ours = apply(x, table, mean, std)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    theirs = augment_device.apply(x.to(device), table, mean, std).cpu()
+    theirs = augment_torch.apply(x.to(device), table, mean, std).cpu()
     close = (ours - theirs).abs().amax(1) < 1e-4
     assert close.float().mean() > 0.9999  # a pixel on the threshold may round to either side
     if channels == 3 and device == "cpu":
-        whole = torch.compile(augment_device.colour, backend="eager", fullgraph=True)
-        torch.testing.assert_close(whole(scaled(x), table), augment_device.colour(scaled(x), table))
+        whole = torch.compile(augment_torch.colour, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(scaled(x), table), augment_torch.colour(scaled(x), table))
 
 
 @both_paths

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.cache import Cache, CacheConfig
+from data_pipeline.storage.cache import Cache, CacheConfig
 from isotorus.errors import UserError
 
 FORK = multiprocessing.get_context("fork")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pictures import picture, png
 from PIL import Image
 
-from data_pipeline.decode import decode, size
+from data_pipeline.decoders.decode import decode, size
 
 RGB = np.asarray(picture(1))
 DEEP = np.random.default_rng(0).integers(0, 65_536, (20, 30, 5), dtype=np.uint16)

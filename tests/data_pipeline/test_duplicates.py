@@ -11,8 +11,8 @@ import pytest
 from pictures import picture
 from PIL import Image, ImageEnhance
 
-from data_pipeline.index import Dataset
-from data_pipeline.pack import Options, pack
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.packing.pack import Options, pack
 from data_pipeline.preview import duplicates
 from data_pipeline.preview.duplicates import THUMBNAIL, Copies, exact, near
 

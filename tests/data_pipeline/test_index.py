@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from pictures import save_pictures
 from PIL import Image
 
-from data_pipeline.description import subsets
-from data_pipeline.index import Corrupt, Dataset
-from data_pipeline.manifest import Columns
-from data_pipeline.pack import Options, pack
+from data_pipeline.dataset.description import subsets
+from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.pack import Options, pack
 from isotorus.errors import UserError
 
 NAME = st.text(

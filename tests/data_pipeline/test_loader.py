@@ -10,13 +10,13 @@ import pytest
 import torch
 from pictures import save_pictures
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Batch, Loader
-from data_pipeline.pack import Options, pack
+from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 
 VIEWS = ViewsConfig(global_views=2, global_size=24, local_views=3, local_size=12)

@@ -14,8 +14,8 @@ import webdataset
 from pictures import save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.index import Dataset
-from data_pipeline.manifest import Columns, read
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.packing.manifest import Columns, read
 from isotorus.errors import exit_code
 
 Refused = Callable[..., str]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_pipeline.mixture import PERIOD, Mixture
+from data_pipeline.order.mixture import PERIOD, Mixture
 from isotorus.errors import UserError
 
 weights = st.lists(st.floats(0.01, 1e6), min_size=2, max_size=12).filter(lambda w: min(w) > sum(w) / PERIOD)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_pipeline.order import Order, sample_index
-from data_pipeline.windows import lanes_for
+from data_pipeline.order.windows import lanes_for
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 10, 63, 64, 65, 100, 997, 4096, 100_003])

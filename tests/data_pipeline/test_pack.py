@@ -15,13 +15,13 @@ import webdataset
 from pictures import picture, png, save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.decode import decode
-from data_pipeline.description import Split
-from data_pipeline.index import Dataset
-from data_pipeline.listing import Item
-from data_pipeline.pack import Options, pack
-from data_pipeline.plan import make_plan
-from data_pipeline.verify import verify
+from data_pipeline.dataset.description import Split
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.packing.listing import Item
+from data_pipeline.packing.pack import Options, pack
+from data_pipeline.packing.plan import make_plan
+from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError
 
 

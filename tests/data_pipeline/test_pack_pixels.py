@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pictures import picture, save_pictures
 
 from data_pipeline.__main__ import main
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.pack import Options, pack
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.packing.pack import Options, pack
 from isotorus.errors import exit_code
 
 Run = Callable[..., str]

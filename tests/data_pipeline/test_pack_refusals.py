@@ -11,7 +11,7 @@ from pictures import save_pictures
 
 from data_pipeline import pool
 from data_pipeline.__main__ import main
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from isotorus.errors import UserError, exit_code
 
 Refused = Callable[..., str]

@@ -16,13 +16,13 @@ import yaml
 from pictures import picture
 from PIL import Image
 
-from data_pipeline import augment
 from data_pipeline.__main__ import main
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import DataConfig
-from data_pipeline.views import ViewsConfig
+from data_pipeline.transforms import augment
+from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 
 NASTY = "<b>x & y"

@@ -16,14 +16,14 @@ import pytest
 import torch
 from s3_server import S3Server
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.cache import CacheConfig
-from data_pipeline.chunks import CHUNK
-from data_pipeline.index import Corrupt, Dataset
+from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import DataConfig
-from data_pipeline.storage import fetch, open_reader
-from data_pipeline.views import ViewsConfig
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.chunks import CHUNK
+from data_pipeline.storage.reader import fetch, open_reader
+from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 
 SIZE = 20_000_000

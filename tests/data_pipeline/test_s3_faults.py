@@ -13,9 +13,9 @@ import pytest
 import requests
 from s3_server import S3Server
 
-from data_pipeline.cache import CacheConfig
-from data_pipeline.chunks import CHUNK
-from data_pipeline.storage import fetch, open_reader
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.chunks import CHUNK
+from data_pipeline.storage.reader import fetch, open_reader
 from isotorus.errors import UserError
 
 Answers = list[tuple[int, str] | None]

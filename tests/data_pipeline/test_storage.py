@@ -12,8 +12,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from data_pipeline.cache import CacheConfig
-from data_pipeline.storage import fetch, is_remote, join, open_reader
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import fetch, is_remote, join, open_reader
 from isotorus.errors import UserError
 
 

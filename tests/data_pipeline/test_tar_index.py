@@ -19,9 +19,9 @@ from tar_index import Run, labels, write
 from tar_makers import LONG_NAMES, MAKERS, parse
 
 from data_pipeline.__main__ import main
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.pack import Options, pack
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.packing.pack import Options, pack
 
 
 @pytest.mark.parametrize("maker", MAKERS)

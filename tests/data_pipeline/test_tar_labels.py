@@ -7,7 +7,7 @@ import pytest
 from pictures import png
 from tar_index import Run, labels, write
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from tar_makers import LONG_NAMES, MAKERS, parse
 
-from data_pipeline.tars import LONGEST_HEADERS, Damaged, Member, Tar, key_and_extension, printable
+from data_pipeline.storage.tar_reader import (
+    LONGEST_HEADERS,
+    Damaged,
+    Member,
+    Tar,
+    key_and_extension,
+    printable,
+)
 from isotorus.errors import UserError
 
 FILES = {"a.jpg": b"x" * 700, "deep/b.c/d.png": b"y" * 512, "ünï çödé/图.cls": b"3", "e.json": b""}

@@ -13,9 +13,9 @@ from pictures import png, save_pictures
 from s3_server import S3Server
 
 from data_pipeline.__main__ import main
-from data_pipeline.index import Corrupt, Dataset
-from data_pipeline.pack import Options, pack
-from data_pipeline.verify import verify
+from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.packing.pack import Options, pack
+from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError, exit_code
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms.v2.functional import resized_crop
 
-from data_pipeline.decode import decode
-from data_pipeline.views import ViewsConfig, center_view, crop_box, cut, draw
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import ViewsConfig, center_view, crop_box, cut, draw
 
 RATIO = (3 / 4, 4 / 3)
 SMALL = ViewsConfig(global_size=32, local_size=16, local_views=3)

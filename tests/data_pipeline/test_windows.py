@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.windows import Layout, lanes_for, layout_for, windowed_index
+from data_pipeline.order.windows import Layout, lanes_for, layout_for, windowed_index
 
 MIB = 2**20
 layouts = st.builds(Layout, st.integers(1, 100), st.integers(1, 300), st.integers(1, 9))

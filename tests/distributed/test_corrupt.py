@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from tests.distributed.runs import losses, rows, train
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.pack import Options, pack
+from data_pipeline.packing.pack import Options, pack
 from isotorus.errors import UserError
 from pretrain.config import load_config
 from pretrain.preflight import check

@@ -8,7 +8,7 @@ import torch
 from eval_samples import run_other, save_checkpoint
 from torus_samples import pack_spots, save_known_torus
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite import embed, find
 from pretrain.geometry import codes
 

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score
 
-from data_pipeline.decode import decode
-from data_pipeline.index import Dataset
-from data_pipeline.views import center_view
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
 from eval_suite import neighbors, rank
 from pretrain.models.projector import MLPConfig, build_mlp
 

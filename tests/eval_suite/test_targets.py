@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from eval_suite.targets import Targets, aligned, load_targets, of_labels
 from isotorus.errors import UserError
 

@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 import yaml
 from PIL import Image
 
-from data_pipeline.index import Dataset
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Batch
 from data_pipeline.order import Order
 from isotorus import jsonl

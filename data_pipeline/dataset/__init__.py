@@ -1,0 +1,1 @@
+"""What a packed set is on disk, and how it is read."""

@@ -1,0 +1,59 @@
+"""What is in a packed data set, for people and for scripts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.dataset.description import Generation, describe
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.storage.cache import CacheConfig
+
+_CHANNELS = {1: "1 (greyscale)", 3: "3 (colour)"}
+
+
+def as_dict(folder: str) -> dict[str, Any]:
+    """The facts of the newest generation, where it lies, and those of every generation, the oldest first."""
+    generations = describe(folder, CacheConfig()).generations
+    facts = [generation.model_dump() for generation in generations]
+    return Dataset(folder).description.model_dump() | {"path": folder, "generations": facts}
+
+
+def as_text(folder: str) -> str:
+    facts = Dataset(folder).description
+    generations = describe(folder, CacheConfig()).generations
+    lines = {
+        "images": f"{facts.count} ({facts.skipped} files skipped)",
+        "classes": _counts(facts.classes, facts.class_counts, facts.count) or "none",
+        "files": _counts(facts.extensions, facts.extension_counts, facts.count),
+        "pixels": "width {min}-{max}, median {median}; ".format(**facts.width.model_dump())
+        + "height {min}-{max}, median {median}".format(**facts.height.model_dump()),
+        "channels": _CHANNELS.get(facts.channels, str(facts.channels)),
+        "depth": _depth(facts),
+        "mean": " ".join(f"{x:.4f}" for x in facts.mean),
+        "std": " ".join(f"{x:.4f}" for x in facts.std),
+        "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
+        "fingerprint": facts.fingerprint,
+    }
+    for number, g in enumerate(generations[:-1], start=1):
+        lines[f"generation {number}"] = f"{g.count} images in {g.shards} shards, fingerprint {g.fingerprint}"
+    return "\n".join([folder, *(f"  {name:<12} {value}" for name, value in lines.items())])
+
+
+def as_json(folders: list[str], split: bool) -> str:
+    """One object of the facts, or with a split one of such objects by name of the set."""
+    facts = [as_dict(folder) for folder in folders]
+    named = {Path(folder).name: fact for folder, fact in zip(folders, facts, strict=True)}
+    return json.dumps(named if split else facts[0], indent=1)
+
+
+def _counts(names: list[str], counts: list[int], total: int) -> str:
+    each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    if each and total > sum(counts):
+        each.append(f"without label {total - sum(counts)}")
+    return ", ".join(each)
+
+
+def _depth(facts: Generation) -> str:
+    if facts.sixteen_bit in (0, facts.count):
+        return f"{facts.depth} bits a channel"
+    return f"16 bits a channel in {facts.sixteen_bit} images, 8 in {facts.count - facts.sixteen_bit}"

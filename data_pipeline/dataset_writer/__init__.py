@@ -1,0 +1,1 @@
+"""Finished shards to a new generation of a set."""

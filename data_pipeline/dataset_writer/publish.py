@@ -1,0 +1,130 @@
+"""Finished shards → a data set, or a further generation of one: indexed, described, whole or not at all."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.description import DESCRIPTION, Description, Generation, Split, describe
+from data_pipeline.dataset.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.dataset.index_counts import IndexCounts
+from data_pipeline.dataset.moments import Moments
+from data_pipeline.dataset_writer.part import Part
+from data_pipeline.storage.cache import CacheConfig
+from isotorus.files import atomic, sync
+
+_ROWS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard that lies where readers will find it."""
+
+    name: str
+    """Relative to the data set, or an absolute path or URL."""
+    part: Part
+    rows: Path
+    """File (.npy) of its index rows, whose `shard` is ignored and whose `kind` counts `part.extensions`."""
+
+
+def publish(
+    folder: Path,
+    shards: list[Finished],
+    *,
+    classes: list[str],
+    channels: int,
+    depth: int,
+    split: Split | None,
+    plan: str,
+    skipped: int,
+    label_field: str | None = None,
+    base: Dataset | None = None,
+) -> None:
+    """Write the tables and at last dataset.json of a new data set of `shards`, which hold all its classes.
+
+    With `base`, the data set that `folder` holds already, `shards` are added to it as a generation.
+    Killed before the end, it leaves what there was.
+    """
+    assert all(shard.part.samples for shard in shards)
+    extensions = list(base.description.extensions) if base else []
+    extensions += sorted({e for shard in shards for e in shard.part.extensions} - set(extensions))
+    table = _shard_table(shards, base)
+    counts = IndexCounts(len(classes), len(extensions))
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / INDEX) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False}
+        count = int(table["samples"].sum())
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
+        for rows in _index(shards, base, extensions):
+            counts.add(rows)
+            file.write(rows.tobytes())
+    with atomic(folder / SHARDS) as file:
+        np.save(file, table)
+    sync(folder)
+
+    moments = Moments.none(channels)
+    if base:
+        moments += base.description.moments
+    for shard in shards:
+        for content in shard.part.contents.values():
+            moments += content.moments
+    mean, std = statistics(moments, depth)
+    generation = Generation(
+        count=count,
+        shards=len(table),
+        bytes=int(table["bytes"].sum()),
+        classes=classes,
+        class_counts=counts.labels.tolist(),
+        channels=channels,
+        depth=depth,
+        sixteen_bit=(base.description.sixteen_bit if base else 0) + sum(s.part.sixteen_bit for s in shards),
+        extensions=extensions,
+        extension_counts=counts.kinds.tolist(),
+        mean=mean,
+        std=std,
+        moments=moments,
+        width=counts.width,
+        height=counts.height,
+        skipped=skipped,
+        label_field=label_field,
+        split=split,
+        plan=plan,
+        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table),
+    )
+    before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
+    with atomic(folder / DESCRIPTION) as file:
+        description = Description(generations=[*before, generation])
+        file.write(description.model_dump_json(indent=1).encode())
+    sync(folder)
+
+
+def statistics(moments: Moments, depth: int) -> tuple[list[float], list[float]]:
+    """Mean and std a channel, where white is 1; the std is at least one grey level."""
+    return moments.mean, [max(std, 1 / (2**depth - 1)) for std in moments.std]
+
+
+def _shard_table(shards: list[Finished], base: Dataset | None) -> NDArray[np.void]:
+    names = [shard.name.encode(errors="surrogateescape") for shard in shards]
+    longest = max(map(len, names), default=1)
+    old = base.shards if base else np.empty(0, shard_row(1))
+    table = np.empty(len(old) + len(shards), shard_row(max(longest, old.dtype["name"].itemsize)))
+    table[: len(old)] = old
+    for row, name, shard in zip(table[len(old) :], names, shards, strict=True):
+        row["name"], row["bytes"], row["samples"] = name, shard.part.bytes, shard.part.samples
+        row["sha256"] = shard.part.sha256.encode()
+    table["first"] = np.cumsum(table["samples"]) - table["samples"]
+    return table
+
+
+def _index(shards: list[Finished], base: Dataset | None, extensions: list[str]) -> Iterator[NDArray[np.void]]:
+    """The rows of the index, some at a time."""
+    old = base.rows if base else np.empty(0, ROW)
+    for start in range(0, len(old), _ROWS_AT_ONCE):
+        yield old[start : start + _ROWS_AT_ONCE]
+    for number, shard in enumerate(shards, start=len(base.shards) if base else 0):
+        rows = np.load(shard.rows, allow_pickle=False)
+        rows["shard"] = number
+        rows["kind"] = np.array([extensions.index(e) for e in shard.part.extensions])[rows["kind"]]
+        yield rows

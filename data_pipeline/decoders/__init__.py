@@ -1,0 +1,1 @@
+"""The bytes of one image file to pixels, one format a file."""

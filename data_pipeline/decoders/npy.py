@@ -1,0 +1,47 @@
+"""Arrays in numpy's own format: images of any number of channels, uncompressed."""
+
+import io
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from data_pipeline.decoders.pixels import Pixels, check_size
+
+
+def matches(data: bytes) -> bool:
+    return data[:6] == npy_format.MAGIC_PREFIX
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Height and width."""
+    shape, *_ = _header(data)
+    return shape[0], shape[1]
+
+
+def read(data: bytes) -> Pixels:
+    """Pixels (H, W, C) of an array (H, W) or (H, W, C) of uint8 or uint16. Runs no pickle."""
+    shape, fortran_order, dtype, offset = _header(data)
+    expected = offset + int(np.prod(shape)) * dtype.itemsize
+    if len(data) != expected:
+        raise ValueError(f"a .npy of {len(data)} bytes; by its header expected {expected}")
+    pixels = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if fortran_order else "C")
+    # A copy, as one may write to it and in the machine's byte order.
+    return pixels.astype(dtype.newbyteorder("="), order="C")
+
+
+def _header(data: bytes) -> tuple[tuple[int, int, int], bool, np.dtype, int]:
+    stream = io.BytesIO(data)
+    version = npy_format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran_order, dtype = npy_format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran_order, dtype = npy_format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"a .npy of version {version}; expected (1, 0) or (2, 0)")
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise ValueError(f"a .npy of {dtype}; expected uint8 or uint16")
+    if len(shape) not in (2, 3):
+        raise ValueError(f"a .npy of shape {shape}; expected (height, width) or (height, width, channels)")
+    height, width, channels = (*shape, 1)[:3]
+    check_size(height, width, channels)
+    return (height, width, channels), fortran_order, dtype, stream.tell()

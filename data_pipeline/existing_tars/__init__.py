@@ -1,0 +1,1 @@
+"""Tars that others made to a set that points into them."""

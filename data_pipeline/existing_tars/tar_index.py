@@ -1,0 +1,278 @@
+"""Tars that are there already → a data set that points into them; they are read once and not changed."""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline import pool
+from data_pipeline.dataset.description import DESCRIPTION
+from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
+from data_pipeline.dataset_writer import staging
+from data_pipeline.dataset_writer.part import Content, common_channels
+from data_pipeline.dataset_writer.publish import Finished, publish
+from data_pipeline.existing_tars import tar_labels, tar_scan
+from data_pipeline.existing_tars.tar_scan import Rule, Scan
+from data_pipeline.packing.listing import EXTENSIONS
+from data_pipeline.storage import reader, tar_files
+from data_pipeline.storage.tar_files import TarFile
+from data_pipeline.storage.tar_reader import printable
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
+
+SKIPPED = "skipped.txt"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How tars are read; all but `workers` and `strict` decide what the index says."""
+
+    rule: Rule = field(default_factory=Rule)
+    classes: Path | None = None
+    """File of class names, one a line, in the order of the numbers that labels are."""
+    append: bool = False
+    """Add the tars that a data set does not have yet, as a further generation."""
+    workers: int = 1
+    """Processes."""
+    strict: bool = False
+    """Publish nothing if any image cannot be read."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: str
+    rule: Rule
+    rows: Path
+
+
+def index(sources: Sequence[str], target: str, options: Options) -> str:
+    """Index the tars that `sources` are or hold, in the folder `target`; returns a line on what is there now.
+
+    Raises `UserError` for whatever the user can mend; then, or killed, the data set is as it was.
+    """
+    if reader.is_remote(target):
+        raise UserError(f"{target}: an index is written to a local folder; give one, and copy it there then")
+    dest = Path(target)
+    given = None if options.classes is None else tar_labels.read_classes(options.classes)
+    tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
+    plan = _plan(tars, given, options.rule)
+    base = _base(dest, plan, options.append)
+    new = tars if base is None else _added(tars, base, options.append)
+    if not new:
+        return f"already indexed: {_held(dest)}"
+    try:
+        with staging.hold(dest) as folder:
+            if staging.read(folder) is not None:
+                raise staging.other_plan(folder)
+            scans = _scan_all(list(new.values()), folder, base, options)
+            _publish(dest, scans, given, plan, base, options)
+    except OSError as error:
+        raise from_os_error(error, f"indexing into {dest}") from error
+    without_image = sum(scan.without_image for scan in scans)
+    left_out = f"; {without_image} samples without an image left out" if without_image else ""
+    return f"indexed: {_held(dest)}{left_out}"
+
+
+def _name(path: str, dest: Path) -> str:
+    """How the data set in `dest` calls a tar: relative to itself if it is below, else in full."""
+    if reader.is_remote(path):
+        return path
+    folder = Path(os.path.abspath(dest))  # noqa: PTH100  links stay as they are
+    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
+
+
+def _plan(tars: dict[str, TarFile], given: list[str] | None, rule: Rule) -> str:
+    """Fingerprint of what is to be indexed and how."""
+    sizes = {name: tar.size for name, tar in tars.items()}
+    return hashlib.sha256(json.dumps([sizes, given, asdict(rule)]).encode()).hexdigest()
+
+
+def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
+    """The data set that `dest` holds; `UserError` if it should not, or should."""
+    if not (dest / DESCRIPTION).exists():
+        if append:
+            raise UserError(f"{dest} holds no data set to add to; leave out --append")
+        return None
+    base = Dataset(dest)
+    if not append and base.description.plan != plan:
+        raise UserError(
+            f"{dest} already holds a data set of other tars or options; "
+            "add tars to it with --append, or choose another folder"
+        )
+    return base
+
+
+def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, TarFile]:
+    """The tars that a data set does not have; `UserError` if one that it has changed."""
+    if not append:
+        return {}
+    names = map(base.shard_name, range(len(base.shards)))
+    sizes = dict(zip(names, base.shards["bytes"].tolist(), strict=True))
+    for name, tar in tars.items():
+        if sizes.get(name, tar.size) != tar.size:
+            raise UserError(
+                f"{tar_files.shown(tar.path)} has {tar.size} bytes, {sizes[name]} when it was indexed; "
+                "bring the old one back, or index all tars into another folder"
+            )
+    return {name: tar for name, tar in tars.items() if name not in sizes}
+
+
+def _rule(base: Dataset | None, options: Options) -> Rule:
+    """That of the data set which tars are added to, where none is given."""
+    if base is None or options.rule.label_field is not None:
+        return options.rule
+    return replace(options.rule, label_field=base.description.label_field)
+
+
+def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: Options) -> list[Scan]:
+    rule = _rule(base, options)
+    tasks = [_Task(tar.path, rule, folder / f"index-{number}.npy") for number, tar in enumerate(tars)]
+    megabytes = sum(tar.size // 10**6 for tar in tars)
+    scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
+    _refuse_no_images(scans)
+    _refuse_unknown_field(scans, options.rule)
+    return scans
+
+
+def _scan(task: _Task) -> Scan:
+    return tar_scan.scan(task.path, task.rule, task.rows)
+
+
+def _publish(
+    dest: Path, scans: list[Scan], given: list[str] | None, plan: str, base: Dataset | None, options: Options
+) -> None:
+    classes = _classes(scans, given, base)
+    for scan in scans:
+        _number_labels(scan, classes)
+    _refuse_equal_keys(scans, base)
+    contents = [scan.part.contents for scan in scans]
+    if base is not None:
+        known = base.description
+        contents.append(
+            {known.channels: Content(images=known.count, first=f"in {dest}", moments=known.moments)}
+        )
+    channels = common_channels(contents)
+    sixteen_bit = any(scan.part.sixteen_bit for scan in scans) or (base is not None and base.depth == 16)
+    skipped = sorted(entry for scan in scans for entry in scan.part.skipped)
+    _report_skipped(dest, skipped, options.strict)
+    publish(
+        dest,
+        [Finished(_name(scan.path, dest), scan.part, scan.rows) for scan in scans if scan.part.samples],
+        classes=classes,
+        channels=channels,
+        depth=16 if sixteen_bit else 8,
+        split=None,
+        plan=plan,
+        skipped=len(skipped),
+        label_field=_rule(base, options).label_field,
+        base=base,
+    )
+    for name in (INDEX, SHARDS, DESCRIPTION, SKIPPED):
+        for unfinished in dest.glob(f".{name}.[0-9]*"):  # a killed call was writing it
+            unfinished.unlink()
+
+
+def _classes(scans: list[Scan], given: list[str] | None, base: Dataset | None) -> list[str]:
+    known = base.classes if base else []
+    if given is not None and given[: len(known)] != known:
+        raise UserError(
+            f"--classes does not begin with the {len(known)} classes that the data set has; "
+            "keep them in their order and add new ones at the end"
+        )
+    return tar_labels.classes_of([scan.labels for scan in scans], given or known, complete=given is not None)
+
+
+def _number_labels(scan: Scan, classes: list[str]) -> None:
+    """Put the indices of their classes where the index rows of a tar have named labels."""
+    if not scan.labels.names:
+        return
+    number = {name: i for i, name in enumerate(classes)}
+    rows = np.load(scan.rows, allow_pickle=False)
+    named = rows["label"] < -1
+    rows["label"][named] = np.array([number[name] for name in scan.labels.names])[-2 - rows["label"][named]]
+    with atomic(scan.rows) as file:
+        np.save(file, rows)
+
+
+def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
+    """Two samples with one key; hashes tell which may be equal, the tars themselves whether they are."""
+    new = [np.load(scan.rows, allow_pickle=False)["key"].copy() for scan in scans]
+    hashes = np.concatenate([base.rows["key"], *new] if base else new)
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    held = len(base) if base else 0
+    ends = held + np.cumsum([len(keys) for keys in new])
+
+    def sample(i: int) -> tuple[str, str]:
+        """Key and tar of a row."""
+        if base is not None and i < held:
+            return base.key(i), reader.join(base.path, base.shard_name(int(base.rows["shard"][i])))
+        tar = int(np.searchsorted(ends, i, side="right"))
+        offset = int(np.load(scans[tar].rows)["offset"][i - ends[tar]])
+        return tar_scan.key_at(scans[tar].path, offset), scans[tar].path
+
+    for place in again:
+        (key, tar), (same, other) = (sample(int(order[place + k])) for k in (0, 1))
+        if key == same:
+            raise UserError(
+                f"the sample {printable(key)} is in {tar_files.shown(tar)} "
+                f"and again in {tar_files.shown(other)}; "
+                "keys must differ, so leave out one of the tars or make it with other names"
+            )
+
+
+def _report_skipped(dest: Path, skipped: list[tuple[str, str]], strict: bool) -> None:
+    """List the images left out, after those of earlier generations; `UserError` if there should be none."""
+    if not skipped:
+        return
+    file = dest / SKIPPED
+    lines = file.read_text().splitlines() if file.exists() else []
+    lines = list(dict.fromkeys([*lines, *map("\t".join, skipped)]))
+    with atomic(file) as stream:
+        stream.writelines(f"{line}\n".encode() for line in lines)
+    if strict:
+        raise UserError(
+            f"{len(skipped)} images cannot be read (first: {skipped[0][0]}: {skipped[0][1]}; all are in "
+            f"{file}); leave out --strict to skip them, or mend the tars"
+        )
+
+
+def _refuse_no_images(scans: list[Scan]) -> None:
+    if any(scan.part.samples for scan in scans):
+        return
+    if skipped := [entry for scan in scans for entry in scan.part.skipped]:
+        raise UserError(
+            f"no usable image in {len(scans)} tars, {len(skipped)} cannot be read "
+            f"(first: {skipped[0][0]}: {skipped[0][1]}); check the tars"
+        )
+    raise UserError(
+        f"no image in {len(scans)} tars; expected members called KEY.EXTENSION "
+        f"with an extension of {', '.join(sorted(EXTENSIONS))}"
+    )
+
+
+def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
+    """A field that labels no sample is a mistyped one."""
+    if rule.label_field is None or any(s.labels.names or s.labels.largest >= 0 for s in scans):
+        return
+    fields = list(dict.fromkeys(name for scan in scans for name in scan.fields))
+    near = difflib.get_close_matches(rule.label_field, fields, n=1, cutoff=0.4)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    there = f"the fields are {', '.join(fields)}" if fields else "there is no .json"
+    raise UserError(
+        f"no sample has a label in the field {rule.label_field!r} of its .json, {there}{guess} "
+        "choose with --label-key"
+    )
+
+
+def _held(dest: Path) -> str:
+    dataset = Dataset(dest)
+    skipped = dataset.description.skipped
+    return f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}" + (
+        f"; {skipped} images skipped, see {dest / SKIPPED}" if skipped else ""
+    )

@@ -1,0 +1,181 @@
+"""One existing tar, read once: its samples' index rows, and what else `index` must know of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline import pool
+from data_pipeline.dataset.index import LARGEST_IMAGE
+from data_pipeline.dataset_writer.part import Census, Part, common_channels
+from data_pipeline.decoders.decode import decode
+from data_pipeline.existing_tars import tar_labels
+from data_pipeline.existing_tars.tar_labels import Label, Labels
+from data_pipeline.packing.listing import EXTENSIONS
+from data_pipeline.storage import tar_files
+from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
+
+_LINK = "a link, not a file; make the tar with --dereference and --hard-dereference"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which members of a sample are its image and its label."""
+
+    image_extension: str | None = None
+    """All after the first dot of the file's name; None: whatever is an image by its name."""
+    label_field: str | None = None
+    """Of the sample's `.json`; None: the label is its `.cls`."""
+    channels: int | None = None
+    """Leave out images that cannot be had with this number of channels; None if all must have one number."""
+
+    def __post_init__(self) -> None:
+        if self.image_extension is not None and not _is_image(self.image_extension):
+            raise UserError(
+                f"--image-extension {self.image_extension!r} is of no image; expected one that ends in "
+                f"{', '.join(sorted(EXTENSIONS))}"
+            )
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is in a tar."""
+
+    path: str
+    part: Part
+    rows: Path
+    """File (.npy) of its index rows. Where a label is the i-th of `labels.names`, there is -2-i."""
+    tar_labels: Labels
+    without_image: int
+    """Samples."""
+    fields: list[str]
+    """Of the first `.json` that was looked at."""
+
+
+def scan(path: str, rule: Rule, rows: Path) -> Scan:
+    """Read a tar and write the index rows of its samples to the file `rows`.
+
+    Runs in a worker of `pool.run` and counts megabytes there. Raises `UserError` that names the tar if
+    it is damaged, two members have one name, a sample has several images, or a label is none.
+    """
+    try:
+        with tar_files.open_stream(path) as stream:
+            tar = Tar(stream, tar_files.size_of(path))
+            samples = _Samples(path, rule)
+            samples.read(tar)
+        found = samples.finish(tar, rows)
+        common_channels([found.part.contents])  # refuses now what would be refused when all tars are read
+        return found
+    except Damaged as error:
+        raise UserError(f"the tar {tar_files.shown(path)} {error}; mend it or leave it out") from None
+    except OSError as error:
+        raise from_os_error(error, f"indexing {path}") from error
+
+
+def key_at(path: str, offset: int) -> str:
+    """The key of the sample of which a member's content begins at a byte of a tar that was scanned."""
+    with tar_files.open_stream(path) as stream:
+        tar = Tar(stream, tar_files.size_of(path))
+        name = next(member.name for member in tar if member.offset == offset)
+    key, _ = key_and_extension(name) or (name, "")
+    return key
+
+
+class _Samples:
+    """Members of a tar, gathered by key: those of one sample need not follow each other."""
+
+    def __init__(self, path: str, rule: Rule) -> None:
+        self._path, self._rule = path, rule
+        self._census = Census()
+        self._images: dict[str, str] = {}  # extension of every key's image
+        self._labels: dict[str, Label] = {}
+        self._indexed: list[str] = []  # keys in the order of the index rows
+        self._keys: set[str] = set()
+        self._fields: list[str] = []
+
+    def read(self, tar: Tar) -> None:
+        megabytes = 0
+        for member in tar:
+            split = key_and_extension(member.name)
+            if split is not None:
+                self._add(member, *split, tar.read)
+            pool.count((member.offset + member.size) // 10**6 - megabytes)
+            megabytes = (member.offset + member.size) // 10**6
+
+    def finish(self, tar: Tar, file: Path) -> Scan:
+        part, rows = self._census.part(tar.size, tar.sha256)
+        known = [self._labels.get(key) for key in self._indexed]
+        names = sorted({label for label in known if isinstance(label, str)})
+        numbers = [label for label in known if isinstance(label, int)]
+        place = {name: -2 - i for i, name in enumerate(names)}
+        rows["label"] = [place[k] if isinstance(k, str) else -1 if k is None else k for k in known]
+        with atomic(file) as stream:
+            np.save(stream, rows)
+        return Scan(
+            self._path,
+            part,
+            file,
+            Labels(self._path, max(numbers, default=-1), names),
+            without_image=len(self._keys - self._images.keys()),
+            fields=self._fields,
+        )
+
+    def _add(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
+        self._keys.add(key)
+        chosen = self._rule.image_extension
+        if extension == chosen or (chosen is None and _is_image(extension)):
+            self._refuse_second_image(member, key, extension)
+            self._images[key] = extension
+            self._add_image(member, key, extension.rpartition(".")[2], content)
+        elif extension == ("cls" if self._rule.label_field is None else "json"):
+            if key in self._labels:
+                raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
+            self._labels[key] = self._label(member, content)
+
+    def _refuse_second_image(self, member: Member, key: str, extension: str) -> None:
+        first = self._images.get(key)
+        if first == extension:
+            raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
+        if first is not None:
+            raise self._error(
+                f"holds several images of the sample {printable(key)}: {first}, {extension}; "
+                f"choose with --image-extension, e.g. --image-extension {first}"
+            )
+
+    def _add_image(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
+        name = f"{tar_files.shown(self._path)}/{printable(member.name)}"
+        if member.link:
+            self._census.skip(name, _LINK)
+        elif member.size > LARGEST_IMAGE:
+            self._census.skip(name, f"{member.size} bytes; at most {LARGEST_IMAGE} are supported")
+        else:
+            data = content()
+            try:
+                pixels = decode(data, self._rule.channels, depth=None)
+            except ValueError as error:
+                self._census.skip(name, str(error))
+                return
+            self._census.add(name, key, extension, -1, member.offset, data, pixels)
+            self._indexed.append(key)
+
+    def _label(self, member: Member, content: Callable[[], bytes]) -> Label:
+        try:
+            if member.link:
+                raise ValueError(f"is {_LINK}")
+            if member.size > tar_labels.LARGEST:
+                raise ValueError(f"has {member.size} bytes; at most {labels.LARGEST} are supported")
+            label, fields = tar_labels.of(content(), self._rule.label_field)
+        except ValueError as error:
+            raise self._error(f"gives no label: {printable(member.name)} {error}") from None
+        self._fields = self._fields or fields
+        return label
+
+    def _error(self, reason: str) -> UserError:
+        return UserError(f"the tar {tar_files.shown(self._path)} {reason}")
+
+
+def _is_image(extension: str) -> bool:
+    return f".{extension.rpartition('.')[2]}" in EXTENSIONS

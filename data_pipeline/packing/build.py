@@ -1,0 +1,162 @@
+"""A plan → shards in the staging folder → a published generation of every set."""
+
+from pathlib import Path
+
+from data_pipeline import pool
+from data_pipeline.dataset.description import DESCRIPTION
+from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
+from data_pipeline.dataset_writer import staging
+from data_pipeline.dataset_writer.part import Content, Part, common_channels
+from data_pipeline.dataset_writer.publish import Finished, publish
+from data_pipeline.dataset_writer.staging import Base, State
+from data_pipeline.packing import shard
+from data_pipeline.packing.plan import Plan
+from data_pipeline.packing.shard import Task
+from isotorus.errors import UserError
+from isotorus.files import atomic, sweep
+
+SKIPPED = "skipped.txt"
+
+
+def build(
+    source: Path,
+    dest: Path,
+    folder: Path,
+    plan: Plan,
+    bases: dict[str, Base],
+    *,
+    channels: int | None,
+    workers: int,
+    strict: bool,
+) -> int:
+    """Write the shards of `plan` into the staging `folder`, then publish them; the number of images added.
+
+    Continues what an earlier call has begun there. Raises `UserError` for whatever the user can mend;
+    nothing new is published then, and what is finished stays.
+    """
+    begun = staging.read(folder)
+    if begun and (begun.plan != plan.fingerprint or (begun.complete and begun.channels != channels)):
+        raise staging.other_plan(folder)
+    state = State(
+        plan=plan.fingerprint, bases=bases, channels=channels, complete=begun is not None and begun.complete
+    )
+    staging.write(folder, state)
+    old = {
+        name: Dataset(dest / name, generation=base.generation)
+        for name, base in bases.items()
+        if base.generation
+    }
+
+    tasks = _tasks(source, folder, plan, channels)
+    parts = _write_shards(tasks, workers, check_sources=not state.complete)
+    _report_skipped(dest, tasks, parts, strict, is_new=not old)
+    contents = [*(part.contents for part in parts.values()), *(_content(base) for base in old.values())]
+    depths = [
+        *(16 if part.sixteen_bit else 8 for part in parts.values()),
+        *(base.depth for base in old.values()),
+    ]
+    images = sum(part.samples for part in parts.values())
+    common = common_channels(contents)
+    if images:
+        staging.write(folder, state.model_copy(update={"complete": True}))
+        for name, shards in tasks.items():
+            publish(
+                dest / name,
+                _move(shards, parts, dest / name, bases[name].next_shard),
+                classes=plan.classes,
+                channels=common,
+                depth=max(depths),
+                split=plan.split,
+                plan=plan.fingerprint,
+                skipped=sum(len(parts[task.target].skipped) for task in shards),
+                base=old.get(name),
+            )
+    for name in ("", *tasks):
+        sweep(dest / name, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
+    staging.clear(folder)
+    return images
+
+
+def _tasks(source: Path, folder: Path, plan: Plan, channels: int | None) -> dict[str, list[Task]]:
+    """The shards of every set."""
+    number = {name: i for i, name in enumerate(plan.classes)}
+    return {
+        name: [
+            Task(
+                source,
+                items,
+                [number.get(item.label, -1) for item in items],
+                channels,
+                folder / name / _name(i),
+            )
+            for i, items in enumerate(shards)
+        ]
+        for name, shards in plan.sets.items()
+    }
+
+
+def _write_shards(tasks: dict[str, list[Task]], workers: int, *, check_sources: bool) -> dict[Path, Part]:
+    """Write the shards that no earlier call has finished; what is known of each, by where it is staged."""
+    parts: dict[Path, Part] = {}
+    missing = []
+    for task in (task for shards in tasks.values() for task in shards):
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        part = shard.finished(task, check_sources=check_sources)
+        if part is None:
+            missing.append(task)
+        else:
+            parts[task.target] = part
+    common_channels(part.contents for part in parts.values())
+    images = sum(len(task.items) for task in missing)
+    written = pool.run(shard.write, missing, workers, "packing", images)
+    return parts | {task.target: part for task, part in zip(missing, written, strict=True)}
+
+
+def _report_skipped(
+    dest: Path, tasks: dict[str, list[Task]], parts: dict[Path, Part], strict: bool, *, is_new: bool
+) -> None:
+    """List the files left out; `UserError` if there should be none, or a new set would have nothing else."""
+    skipped = sorted(entry for part in parts.values() for entry in part.skipped)
+    if not skipped:
+        return
+    lines = [f"{path}\t{reason}" for path, reason in skipped]
+    if not is_new and (dest / SKIPPED).exists():  # those of earlier packings stay listed
+        lines = sorted({*lines, *(dest / SKIPPED).read_text().splitlines()})
+    with atomic(dest / SKIPPED) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+    first = f"first: {skipped[0][0]}: {skipped[0][1]}; all are in {dest / SKIPPED}"
+    if strict:
+        raise UserError(
+            f"{len(skipped)} files cannot be packed ({first}); leave out --strict to skip them, "
+            "or mend them and pack into another folder"
+        )
+    for name, shards in tasks.items():
+        if is_new and not any(parts[task.target].samples for task in shards):
+            raise UserError(
+                f"no usable image for {dest / name}, {len(skipped)} files cannot be packed ({first}); "
+                "check the source folder"
+            )
+
+
+def _content(base: Dataset) -> dict[int, Content]:
+    known = base.description
+    return {known.channels: Content(images=known.count, first=f"in {base.path}", moments=known.moments)}
+
+
+def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int) -> list[Finished]:
+    """Bring the shards that hold samples where they stay, numbered from `number` on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[Finished] = []
+    for task in tasks:
+        part = parts[task.target]
+        if not part.samples:
+            continue
+        name = _name(number + len(shards))
+        if task.target.exists():  # else an earlier, interrupted call has moved it
+            task.target.replace(folder / name)
+        shards.append(Finished(name, part, task.target.with_suffix(".npy")))
+    return shards
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:06d}.tar"

@@ -1,0 +1,160 @@
+"""Which images there are, what they are called and how they are labelled; nothing is decoded here."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from sys import intern
+
+from data_pipeline.dataset.description import DESCRIPTION
+from data_pipeline.dataset.index import INDEX
+from data_pipeline.dataset_writer.staging import STAGING
+from data_pipeline.packing import manifest
+from data_pipeline.packing.manifest import Columns
+from isotorus.errors import UserError, from_os_error
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to be packed."""
+
+    path: str
+    """Relative to the source folder, with forward slashes."""
+    size: int
+    """Bytes of the file."""
+    modified: int = 0
+    """Nanoseconds since the epoch."""
+    label: str = ""
+    """Name of its class; empty if it has none."""
+    extra: str = ""
+    """The other columns of its row in the manifest as JSON; empty if there are none."""
+    group: str = ""
+    """Images of one group stay on one side of a split."""
+
+    @property
+    def key(self) -> str:
+        """WebDataset key: the path without extension, where dots, at which WebDataset would cut, are "_"."""
+        folder, slash, name = self.path.rpartition("/")
+        return f"{folder}{slash}{name.rpartition('.')[0] or name}".replace(".", "_")
+
+
+def from_folder(source: Path, labelled: bool) -> list[Item]:
+    """All images below `source` in the order of their paths.
+
+    Labelled, an image's class is the first-level folder that it lies in. Raises `UserError` if there
+    is no image, or an image has no class.
+    """
+    paths = sorted(_walk(source))
+    if not paths:
+        raise UserError(f"{source} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+    loose = [path for path in paths if "/" not in path] if labelled else []
+    if loose:
+        raise UserError(
+            f"{len(loose)} images lie in {source} itself (first: {loose[0]}); "
+            "with --labels folder each must be in the folder of its class"
+        )
+    items = []
+    for path in paths:
+        size, modified = _stat(source, path)
+        items.append(Item(path, size, modified, intern(path.partition("/")[0]) if labelled else ""))
+    return items
+
+
+def from_manifest(source: Path, file: Path, columns: Columns) -> list[Item]:
+    """The images that a manifest lists, in its order.
+
+    Raises `UserError` if a column or a file is missing, or a path leads out of `source`.
+    """
+    items, absent = [], []
+    for row in manifest.read(file, columns):
+        if _leads_out(row.image):
+            raise UserError(
+                f"{file} names {row.image!r} in column {columns.image!r}; "
+                f"expected a path relative to {source} and inside it"
+            )
+        path = str(PurePosixPath(row.image))
+        try:
+            size, modified = _stat(source, path)
+        except (FileNotFoundError, NotADirectoryError):
+            absent.append(row.image)
+        else:
+            items.append(Item(path, size, modified, intern(row.label), row.extra, row.group))
+    if absent:
+        raise UserError(
+            f"{len(absent)} of the {len(items) + len(absent)} files named by {file} are not in {source} "
+            f"(first: {absent[0]}); correct the paths or the source folder"
+        )
+    return items
+
+
+def grouped(items: list[Item], pattern: str) -> list[Item]:
+    """The images with the group that the first group of a regular expression, found in the path, names."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error}); mend it") from None
+    if not expression.groups:
+        raise UserError(
+            f"--group-pattern {pattern!r} has no group; put what names an image's group in parentheses, "
+            "e.g. 'patient([0-9]+)'"
+        )
+    found = [(item, expression.search(item.path)) for item in items]
+    without = [item.path for item, match in found if not (match and match[1])]
+    if without:
+        raise UserError(
+            f"--group-pattern {pattern!r} finds no group in {len(without)} of {len(items)} paths "
+            f"(first: {without[0]}); change the expression, or take those images away"
+        )
+    return [replace(item, group=intern(match[1])) for item, match in found if match]
+
+
+def class_names(items: list[Item]) -> list[str]:
+    """In the order of their index: by value if all are whole numbers, else by name.
+
+    Raises `UserError` if one is not text.
+    """
+    names = {item.label for item in items} - {""}
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"the class name {name!r} is not text that can be printed; rename that class")
+    numbers = all(name.isascii() and name.isdecimal() for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
+
+
+def _walk(source: Path) -> Iterator[str]:
+    """Image files below `source`, relative to it; symbolic links are followed but not in circles."""
+
+    def refuse(error: OSError) -> None:
+        raise from_os_error(error, f"reading the images in {source}") from error
+
+    for folder, subfolders, names in os.walk(source, onerror=refuse, followlinks=True):
+        here = Path(folder).resolve()
+        if STAGING in subfolders or {DESCRIPTION, INDEX} <= set(
+            names
+        ):  # a data set, whose tables are no images
+            subfolders.clear()
+            continue
+        subfolders[:] = [name for name in subfolders if not here.is_relative_to(Path(folder, name).resolve())]
+        relative = Path(folder).relative_to(source)
+        for name in names:
+            if Path(name).suffix.lower() in EXTENSIONS:
+                yield (relative / name).as_posix()
+
+
+def _stat(source: Path, path: str) -> tuple[int, int]:
+    """Bytes and time of modification."""
+    try:
+        status = (source / path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise from_os_error(error, "reading the images") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _leads_out(path: str) -> bool:
+    parts = PurePosixPath(path)
+    return not parts.parts or parts.is_absolute() or ".." in parts.parts

@@ -1,0 +1,167 @@
+"""Images → shards, index and statistics: same input, same bytes; killed at any time, it continues.
+
+Shards are finished one by one in DEST/.packing. When all are there they are moved out, the tables are
+written and at last dataset.json: a folder with a dataset.json is whole. Adding to a data set goes the
+same way, and till its end the set is what it was.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.dataset.description import DESCRIPTION, Split, subsets
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset_writer import staging
+from data_pipeline.dataset_writer.staging import STAGING, Base
+from data_pipeline.packing import append, listing
+from data_pipeline.packing.build import SKIPPED, build
+from data_pipeline.packing.listing import Item
+from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.plan import Plan, make_plan, refuse_empty_sets
+from isotorus.errors import UserError, from_os_error
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to pack and how; all but `workers` and `strict` decide the bytes."""
+
+    labels: Path | str | None = None
+    """None, "folder", or the CSV or Parquet file that lists the images."""
+    columns: Columns = field(default_factory=Columns)
+    """Of that file."""
+    group_pattern: str | None = None
+    """Regular expression whose first group, found in an image's path, names its group."""
+    val_fraction: float = 0.0
+    """Share of the images, or of their groups, that is set apart in DEST/val."""
+    test_fraction: float = 0.0
+    """The same for DEST/test."""
+    channels: int | None = None
+    """Leave out images that cannot be had with so many channels; None if all must have one number."""
+    shard_size: int = 256 * 10**6
+    """Bytes of a shard, about."""
+    append: bool = False
+    """Add the images that are not there yet to the data set in DEST."""
+    workers: int = 1
+    """Processes."""
+    strict: bool = False
+    """Publish nothing if any file has to be left out."""
+
+    @property
+    def grouped(self) -> bool:
+        return self.group_pattern is not None or self.columns.group is not None
+
+    @property
+    def split(self) -> Split | None:
+        if not self.val_fraction and not self.test_fraction:
+            return None
+        return Split(val_fraction=self.val_fraction, test_fraction=self.test_fraction, grouped=self.grouped)
+
+
+def pack(source: Path, dest: Path, options: Options) -> str:
+    """Pack the images below `source` into `dest`; returns a line that says what is there now.
+
+    Raises `UserError` for whatever the user can mend; the shards finished by then are kept, and the
+    same call continues from them.
+    """
+    items = _list(source, options)
+    try:
+        return (_append if options.append else _pack_anew)(source, dest, items, options)
+    except OSError as error:
+        raise from_os_error(error, f"packing into {dest}") from error
+
+
+def _list(source: Path, options: Options) -> list[Item]:
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}; give the folder that holds the images")
+    if options.labels is None or options.labels == "folder":
+        items = listing.from_folder(source, labelled=options.labels == "folder")
+    else:
+        items = listing.from_manifest(source, Path(options.labels), options.columns)
+    return items if options.group_pattern is None else listing.grouped(items, options.group_pattern)
+
+
+def _pack_anew(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    plan = make_plan(items, listing.class_names(items), options.split, options.shard_size)
+    refuse_empty_sets(plan)
+    if _is_packed(dest, plan, options.channels) and not (dest / STAGING).exists():
+        return f"already packed: {_content(dest, plan)}"
+    with staging.hold(dest) as folder:
+        begun = staging.read(folder)
+        if _is_packed(dest, plan, options.channels) and (begun is None or begun.plan != plan.fingerprint):
+            return f"already packed: {_content(dest, plan)}"
+        bases = {name: Base(generation=0, next_shard=0) for name in plan.sets}
+        _build(source, dest, folder, plan, bases, options)
+    return f"packed: {_content(dest, plan)}"
+
+
+def _is_packed(dest: Path, plan: Plan, channels: int | None) -> bool:
+    """Whether `dest` is complete; `UserError` if it holds anything that is not of this plan."""
+    sets = [Dataset(dest / name) for name in plan.sets if (dest / name / DESCRIPTION).exists()]
+    for dataset in sets:
+        first = Dataset(dataset.path, generation=1).description
+        if first.plan != plan.fingerprint or channels not in (None, dataset.channels):
+            raise UserError(
+                f"{dest} already holds a data set of other images, labels or options; choose another "
+                "folder, or add what is new with --append"
+            )
+    unfinished = (dest / STAGING).exists()
+    if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
+        raise UserError(f"{dest} is not empty; choose another folder, or empty it")
+    return len(sets) == len(plan.sets)
+
+
+def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    names = [Path(name).name for name in subsets(str(dest))] or [""]
+    if not (dest / names[0] / DESCRIPTION).exists():
+        raise UserError(f"{dest} holds no data set to add to; leave out --append to make one")
+    with staging.hold(dest) as folder:
+        begun = staging.read(folder)
+        if begun and not begun.is_append:
+            raise UserError(f"{dest} is not packed to its end; finish that first, without --append")
+        bases = begun.bases if begun else {name: _base(dest / name) for name in names}
+        sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
+        append.refuse_misfit(dest, sets[0].description, options.channels)
+        split = append.same_split(dest, sets[0].description.split, options.split, options.grouped)
+        new, known = append.new_items(items, sets)
+        if not new:
+            return f"nothing new: {known}"
+        plan = make_plan(new, append.all_classes(new, sets), split, options.shard_size)
+        added = _build(source, dest, folder, plan, bases, options)
+    if not added:
+        return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
+    return f"added {added} images, {known}; now {_content(dest, plan)}"
+
+
+def _base(folder: Path) -> Base:
+    """Of the set there; the new shards get numbers that no file has."""
+    taken = [re.fullmatch(r"shard-(\d+)\.tar", file.name) for file in folder.iterdir()]
+    return Base(
+        generation=Dataset(folder).generation,
+        next_shard=max((int(number[1]) + 1 for number in taken if number), default=0),
+    )
+
+
+def _build(
+    source: Path, dest: Path, folder: Path, plan: Plan, bases: dict[str, Base], options: Options
+) -> int:
+    channels, workers, strict = options.channels, options.workers, options.strict
+    return build(source, dest, folder, plan, bases, channels=channels, workers=workers, strict=strict)
+
+
+def _content(dest: Path, plan: Plan) -> str:
+    sets = {name: Dataset(dest / name).description for name in plan.sets}
+    total = list(sets.values())
+    images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)
+    skipped = sum(s.skipped for s in total)
+    counts = ", ".join(f"{name} {described.count}" for name, described in sets.items() if name)
+    return (
+        f"{images} images"
+        + (f" ({counts})" if counts else "")
+        + f" in {sum(s.shards for s in total)} shards in {dest}"
+        + (f"; {skipped} files skipped, see {dest / SKIPPED}" if skipped else "")
+        + (
+            f"; {sixteen_bit} have 16 bits a channel, {images - sixteen_bit} have 8"
+            if sixteen_bit % images
+            else ""
+        )
+    )

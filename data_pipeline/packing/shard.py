@@ -1,0 +1,138 @@
+"""One shard: its images are read, checked by decoding, counted and written to a tar file."""
+
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_pipeline import pool
+from data_pipeline.dataset.index import LARGEST_IMAGE
+from data_pipeline.dataset_writer.part import Census, Part, common_channels
+from data_pipeline.decoders.decode import decode
+from data_pipeline.packing.listing import EXTENSIONS, Item
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be written."""
+
+    source: Path
+    """Folder of the images."""
+    items: list[Item]
+    labels: list[int]
+    """Class index of each, -1 for none."""
+    channels: int | None
+    """Leave out images that cannot be had with this number of channels; None if all must have one number."""
+    target: Path
+    """The tar file; its index rows (.npy) and `Staged` (.json) come beside it."""
+
+    @property
+    def sources(self) -> str:
+        """Tells a source file that was replaced, by another of equal size too."""
+        stamps = "".join(f"{item.modified} " for item in self.items)
+        return hashlib.blake2b(stamps.encode(), digest_size=8).hexdigest()
+
+
+class Staged(BaseModel):
+    """What is known of a finished shard that is not yet published."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    sources: str
+    channels: int | None
+    part: Part
+
+
+def write(task: Task) -> Part:
+    """Write the shard, its index rows and, when both are on the disk, its `Staged`.
+
+    Runs in a worker of `pool.run` and counts images there. Raises `UserError` if a file cannot be
+    read or has changed since it was listed, if the disk is full, or if the shard's images have
+    different numbers of channels.
+    """
+    try:
+        with atomic(task.target) as file:
+            census = _write_tar(task, file)
+        with task.target.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        part, rows = census.part(task.target.stat().st_size, sha256)
+        with atomic(task.target.with_suffix(".npy")) as file:
+            np.save(file, rows)
+        with atomic(task.target.with_suffix(".json")) as file:
+            staged = Staged(sources=task.sources, channels=task.channels, part=part)
+            file.write(staged.model_dump_json().encode())
+    except OSError as error:
+        raise from_os_error(error, f"writing {task.target}") from error
+    common_channels([part.contents])  # refuses now what would be refused when all shards are written
+    return part
+
+
+def finished(task: Task, *, check_sources: bool = True) -> Part | None:
+    """What an earlier call has written of this shard; None if it has to be written (again)."""
+    try:
+        staged = Staged.model_validate_json(task.target.with_suffix(".json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    if check_sources and staged.sources != task.sources:
+        return None
+    fits = staged.channels is None and set(staged.part.contents) <= {task.channels}
+    return staged.part if fits or staged.channels == task.channels else None
+
+
+def _write_tar(task: Task, file: BinaryIO) -> Census:
+    census = Census()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for item, label in zip(task.items, task.labels, strict=True):
+            pool.count()
+            extension = Path(item.path).suffix.lower()
+            try:
+                if extension not in EXTENSIONS:
+                    raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
+                if item.size > LARGEST_IMAGE:
+                    raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
+                data = _read(task.source, item)
+                pixels = decode(data, task.channels, depth=None)
+            except ValueError as error:
+                census.skip(item.path, str(error))
+                continue
+            extension = extension.removeprefix(".")
+            offset = _add(tar, item, extension, label, data)
+            census.add(item.path, item.key, extension, label, offset, data, pixels)
+    return census
+
+
+def _read(source: Path, item: Item) -> bytes:
+    try:
+        data = (source / item.path).read_bytes()
+    except OSError as error:
+        raise from_os_error(error, "reading the images") from error
+    if len(data) != item.size:
+        raise UserError(
+            f"{source / item.path} changed while it was packed; wait until it is whole and pack anew"
+        )
+    return data
+
+
+def _add(tar: tarfile.TarFile, item: Item, extension: str, label: int, data: bytes) -> int:
+    """Append a sample as WebDataset has it; the offset of its image in the tar file."""
+    members = {extension: data}
+    if label >= 0:
+        members["cls"] = str(label).encode()
+    if item.extra:
+        members["json"] = item.extra.encode()
+    offset = 0
+    for name, content in members.items():
+        # Without owner and date: the same bytes whenever and by whomever it is written.
+        header = tarfile.TarInfo(f"{item.key}.{name}")
+        header.size, header.mode = len(content), 0o444
+        tar.addfile(header, io.BytesIO(content))
+        if name == extension:
+            offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return offset

@@ -1,0 +1,1 @@
+"""Bytes of shards, from disks and object stores."""

@@ -1,0 +1,150 @@
+"""Tar files on a disk or in a store: which there are, and their bytes from front to end."""
+
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.storage import reader, remote
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.tar_reader import printable
+from isotorus.errors import UserError, from_os_error
+
+_ENDING = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+_READ_AT_ONCE = 8 * 2**20
+_PATIENCE = CacheConfig().patience
+
+
+@dataclass(frozen=True, slots=True)
+class TarFile:
+    path: str
+    """An absolute path or a URL."""
+    size: int
+    """Bytes."""
+
+
+def find(sources: Iterable[str]) -> list[TarFile]:
+    """The tars among `sources` and in those that are folders, sorted by path, each once.
+
+    Hidden files and folders are left out. Raises `UserError` if there is none in one of the sources,
+    or if some are compressed.
+    """
+    files: dict[str, int] = {}
+    for source in sources:
+        found = _find_remote(source) if reader.is_remote(source) else _find_local(source)
+        compressed = [p for p in found if p.endswith(_COMPRESSED) and _unpacked(p) not in found]
+        if compressed:
+            raise UserError(
+                f"{shown(compressed[0])} is compressed, and so nothing in it can be read by itself; "
+                f"unpack it first (gunzip, unxz, unzstd){_more(compressed)}"
+            )
+        tars = {path: size for path, size in found.items() if path.endswith(_ENDING)}
+        if not tars:
+            raise UserError(
+                f"{shown(source)}: no {_ENDING} file there; give tars or the folder that holds them"
+            )
+        files |= tars
+    return [TarFile(path, files[path]) for path in sorted(files)]
+
+
+def open_stream(path: str) -> io.BufferedReader:
+    """A file that is read from front to end. Raises `UserError` or OSError if it cannot be."""
+    raw = _RemoteFile(path) if reader.is_remote(path) else io.FileIO(path)
+    return io.BufferedReader(raw, _READ_AT_ONCE)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file. Raises `UserError` or OSError if there is none."""
+    if reader.is_remote(path):
+        return remote.version(path, _PATIENCE).size
+    return Path(path).stat().st_size
+
+
+def shown(path: str) -> str:
+    """A path or URL as it may stand in a message: in one line, and without what is secret in a URL."""
+    return printable(remote.shown(path) if reader.is_remote(path) else path)
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object in a store, read by ranges in their order; `UserError` if it is replaced meanwhile."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._version = remote.version(url, _PATIENCE)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._version.size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._version.size)
+        if stop <= self._position:
+            if remote.version(self._url, _PATIENCE) != self._version:
+                raise remote.changed(self._url)
+            return 0
+        (data,) = remote.read(self._url, [(self._position, stop)], _PATIENCE)
+        buffer[: len(data)] = data
+        self._position = stop
+        return len(data)
+
+
+def _find_local(source: str) -> dict[str, int]:
+    path = Path(os.path.abspath(source))  # noqa: PTH100  links stay as they are
+    try:
+        files = _walk(path) if path.is_dir() else [path]
+        found = {str(file): file.stat() for file in files}
+    except OSError as error:
+        raise from_os_error(error, f"looking for tars in {shown(source)}") from error
+    return {file: status.st_size for file, status in found.items() if stat.S_ISREG(status.st_mode)}
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Tars below a folder; symbolic links are followed but not in circles."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
+        here = Path(folder).resolve()
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not here.is_relative_to(Path(folder, name).resolve())
+        ]
+        for name in names:
+            if name.endswith((_ENDING, *_COMPRESSED)) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _find_remote(source: str) -> dict[str, int]:
+    if source.endswith((_ENDING, *_COMPRESSED)):
+        return {source: size_of(source)}
+    return {
+        url: size
+        for url, size in remote.find(source, _PATIENCE).items()
+        if not any(part.startswith(".") for part in url.removeprefix(source).split("/"))
+    }
+
+
+def _unpacked(path: str) -> str:
+    """What a compressed tar is called once it is unpacked."""
+    for ending in _COMPRESSED:
+        if path.endswith(ending):
+            return path.removesuffix(ending) + _ENDING
+    return path
+
+
+def _more(paths: list[str]) -> str:
+    return f" ({len(paths) - 1} more are compressed)" if len(paths) > 1 else ""

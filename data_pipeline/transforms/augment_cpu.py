@@ -1,0 +1,195 @@
+"""The photometric operators on CPU, compiled by numba: image by image, in memory that stays in its cache.
+
+They are those of `augment_device`, pixel by pixel and to rounding. There is no allocation and no pass over
+memory for an operator, which on CPUs costs more than the operator.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.transforms.augment_torch import KERNEL_SIGMAS, LUMA
+
+_f = np.float32
+_ZERO, _ONE, _SIX = _f(0), _f(1), _f(6)
+_RED, _GREEN, _BLUE = (_f(weight) for weight in LUMA)
+_SIGMAS = _f(KERNEL_SIGMAS)
+_RUN = 4096  # pixels that are summed in float32
+
+
+def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """See `augment.apply`; with as many threads as torch has."""
+    source = images.contiguous().numpy()
+    table = parameters.to(torch.float32).contiguous().numpy()
+    # Aligned as torch's memory is: elsewhere the sums of matrix products depend on where memory begins.
+    result = torch.empty(images.shape, dtype=torch.float32)
+    out = result.numpy()
+    center, scale = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+    full = _f(np.iinfo(source.dtype).max)
+
+    def work(part: slice) -> None:
+        _augment(source[part], full, table[part], center, scale, out[part])
+
+    threads = min(torch.get_num_threads(), len(source))
+    if threads <= 1:
+        work(slice(None))
+    else:
+        bounds = [len(source) * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, map(slice, bounds, bounds[1:])))
+    return result
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract", "reassoc", "arcp", "nsz"},  # not those that assume there is no NaN
+    }
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # there is no folder to keep what was compiled
+        return numba.njit(**options)(function)
+
+
+@_jit
+def _unit(x):  # type: ignore[no-untyped-def]
+    return min(max(x, _ZERO), _ONE)
+
+
+@_jit
+def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-untyped-def]
+    """Images (N, C, H, W) with parameters (N, P) into `result`."""
+    # By index throughout: what iterating gives, numba takes for strided, copies and does not vectorise.
+    for n in range(len(images)):
+        image, row, out = images[n], parameters[n], result[n]
+        if len(image) == 3:
+            _colour(image, full, row, out)
+        else:
+            for c in range(len(image)):
+                _levels(image[c].ravel(), full, row[0], row[1], out[c].ravel())
+        if row[5] > 0:
+            _blur(out, row[5])
+        for c in range(len(out)):
+            _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
+
+
+@_jit
+def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-def]
+    """Brightness and contrast of one channel (pixels,)."""
+    gain = brightness / full
+    total = 0.0
+    for start in range(0, len(plane), _RUN):
+        part = _ZERO
+        for i in range(start, min(start + _RUN, len(plane))):
+            part += min(_f(plane[i]) * gain, _ONE)
+        total += float(part)
+    grey = _f(total / len(plane))
+    for i in range(len(plane)):
+        out[i] = _unit(grey + contrast * (min(_f(plane[i]) * gain, _ONE) - grey))
+
+
+@_jit
+def _luma(r, g, b):  # type: ignore[no-untyped-def]
+    return _RED * r + _GREEN * g + _BLUE * b
+
+
+@_jit
+def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
+    """Brightness, contrast, saturation, hue and grey of RGB (3, H, W)."""
+    gain, contrast, saturation, turns, grey = row[0] / full, row[1], row[2], row[3], row[4]
+    red, green, blue = image[0].ravel(), image[1].ravel(), image[2].ravel()
+    out_red, out_green, out_blue = out[0].ravel(), out[1].ravel(), out[2].ravel()
+    total = 0.0
+    for start in range(0, len(red), _RUN):
+        part = _ZERO
+        for i in range(start, min(start + _RUN, len(red))):
+            r, g, b = _f(red[i]) * gain, _f(green[i]) * gain, _f(blue[i]) * gain
+            part += _luma(min(r, _ONE), min(g, _ONE), min(b, _ONE))
+        total += float(part)
+    mean = _f(total / len(red))
+    for i in range(len(red)):
+        r, g, b = _f(red[i]) * gain, _f(green[i]) * gain, _f(blue[i]) * gain
+        r = _unit(mean + contrast * (min(r, _ONE) - mean))
+        g = _unit(mean + contrast * (min(g, _ONE) - mean))
+        b = _unit(mean + contrast * (min(b, _ONE) - mean))
+        luma = _luma(r, g, b)
+        r = _unit(luma + saturation * (r - luma))
+        g = _unit(luma + saturation * (g - luma))
+        b = _unit(luma + saturation * (b - luma))
+        if turns != 0:
+            value = max(r, max(g, b))
+            chroma = value - min(r, min(g, b))
+            share = _ONE / (chroma if chroma > 0 else _ONE)
+            if value == r:
+                sixths = (g - b) * share
+            elif value == g:
+                sixths = _f(2) + (b - r) * share
+            else:
+                sixths = _f(4) + (r - g) * share
+            sixths += _SIX * turns
+            r = value - chroma * _share(sixths + _f(5))
+            g = value - chroma * _share(sixths + _f(3))
+            b = value - chroma * _share(sixths + _f(1))
+        if grey != 0:
+            r = g = b = _luma(r, g, b)
+        out_red[i], out_green[i], out_blue[i] = r, g, b
+
+
+@_jit
+def _share(place):  # type: ignore[no-untyped-def]
+    """Of the chroma, by which a channel is below the value, by its place on the colour circle."""
+    place -= _SIX * np.floor(place * (_ONE / _SIX))
+    return _unit(min(place, _f(4) - place))
+
+
+@_jit
+def _blur(image, sigma):  # type: ignore[no-untyped-def]
+    """Separable Gaussian blur of (C, H, W) in place; edges are reflected."""
+    _, height, width = image.shape
+    radius = min(math.ceil(_SIGMAS * sigma), min(height, width) - 1)
+    weights = np.exp(_f(-0.5) * (np.arange(radius + 1).astype(np.float32) / sigma) ** 2)
+    weights /= _f(2) * weights.sum() - _ONE
+    rows = np.empty((height, width), dtype=np.float32)
+    line = np.empty(width + 2 * radius, dtype=np.float32)
+    for c in range(len(image)):
+        plane = image[c]
+        for y in range(height):
+            line[radius : radius + width] = plane[y]
+            for k in range(1, radius + 1):
+                line[radius - k] = line[radius + k]
+                line[radius + width - 1 + k] = line[radius + width - 1 - k]
+            _scale(rows[y], weights[0], line[radius : radius + width])
+            for k in range(1, radius + 1):
+                before, after = line[radius - k :], line[radius + k :]
+                _add(rows[y], weights[k], before[:width], after[:width])
+        for y in range(height):
+            _scale(plane[y], weights[0], rows[y])
+            for k in range(1, radius + 1):
+                _add(plane[y], weights[k], rows[abs(y - k)], rows[height - 1 - abs(height - 1 - y - k)])
+
+
+@_jit
+def _scale(out, weight, x):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] = weight * x[i]
+
+
+@_jit
+def _add(out, weight, a, b):  # type: ignore[no-untyped-def]
+    for i in range(len(out)):
+        out[i] += weight * (a[i] + b[i])
+
+
+@_jit
+def _finish(plane, threshold, mean, scale):  # type: ignore[no-untyped-def]
+    """Solarise and normalise one channel (pixels,) in place."""
+    for i in range(len(plane)):
+        x = plane[i]
+        plane[i] = ((_ONE - x if x >= threshold else x) - mean) * scale

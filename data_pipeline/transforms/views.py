@@ -1,0 +1,186 @@
+"""Geometry of the views: which part of an image is seen, at what size, and mirrored or not."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from data_pipeline.decoders.decode import Shrink, decode, size
+from data_pipeline.decoders.pixels import Pixels
+
+Box = tuple[int, int, int, int]
+"""Top, left, height, width, in pixels."""
+
+_SHRINK_MARGIN = 2  # a crop keeps so many pixels a pixel of its view, as it must for antialiasing to work
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < interval[0] <= interval[1]:
+        raise ValueError(f"expected 0 < low <= high, got {interval[0]}, {interval[1]}")
+    return interval
+
+
+def _share(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[1] > 1:
+        raise ValueError(f"a crop holds at most the whole image (1.0), got {interval[1]}")
+    return interval
+
+
+class Resolution(NamedTuple):
+    """How the views of one size are cut."""
+
+    views: int
+    size: int
+    scale: tuple[float, float]
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Scale = Annotated[Interval, AfterValidator(_share)]
+
+
+class ViewsConfig(BaseModel):
+    """Multi-crop (Caron et al. 2020, arXiv:2006.09882) with LeJEPA's published sizes and scales."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    global_views: int = Field(2, ge=1)
+    """Large crops of an image; the prediction target is their mean."""
+    global_size: int = Field(224, ge=1)
+    """Side of a global view in pixels."""
+    global_scale: Scale = (0.3, 1.0)
+    """Smallest and largest share of the image's area in a global view."""
+    local_views: int = Field(6, ge=0)
+    """Small crops of an image."""
+    local_size: int = Field(98, ge=1)
+    """Side of a local view in pixels."""
+    local_scale: Scale = (0.05, 0.3)
+    """Smallest and largest share of the image's area in a local view."""
+    ratio: Interval = (3 / 4, 4 / 3)
+    """Narrowest and widest crop, as width over height."""
+
+    def resolutions(self) -> list[Resolution]:
+        """The global views, then the local ones if there are any."""
+        resolutions = [
+            Resolution(self.global_views, self.global_size, self.global_scale),
+            Resolution(self.local_views, self.local_size, self.local_scale),
+        ]
+        return [resolution for resolution in resolutions if resolution.views]
+
+
+class Crop(NamedTuple):
+    """What a view shows of an image, and whether mirrored left to right and top to bottom."""
+
+    box: Box
+    mirrored: tuple[bool, bool]
+
+
+def draw(
+    rng: np.random.Generator, height: int, width: int, config: ViewsConfig, flips: tuple[float, float]
+) -> list[list[Crop]]:
+    """Random crops of an image of this size, a list for each of `config.resolutions()`.
+
+    `flips` are the probabilities of a horizontal and a vertical flip.
+    """
+    return [
+        [
+            Crop(
+                crop_box(rng, height, width, resolution.scale, config.ratio),
+                (rng.random() < flips[0], rng.random() < flips[1]),
+            )
+            for _ in range(resolution.views)
+        ]
+        for resolution in config.resolutions()
+    ]
+
+
+def crop_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """A random crop: area uniform in `scale`, log aspect uniform in `ratio`, place uniform.
+
+    As in Szegedy et al. 2014 (arXiv:1409.4842) and torchvision's RandomResizedCrop: crops that do not
+    fit are drawn again, and after ten of them the largest centred crop of an allowed aspect is taken.
+    """
+    lowest, highest = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area, aspect, down, right = rng.random(4).tolist()
+        area = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        aspect = math.exp(lowest + aspect * (highest - lowest))
+        w, h = max(round(math.sqrt(area * aspect)), 1), max(round(math.sqrt(area / aspect)), 1)
+        if w <= width and h <= height:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, max(round(height * aspect), 1)), min(height, max(round(width / aspect), 1))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def cut(
+    rng: np.random.Generator,
+    data: bytes,
+    config: ViewsConfig,
+    flips: tuple[float, float],
+    out: Sequence[Tensor],
+) -> None:
+    """Fill `out` with random views of the encoded image `data`, each a crop as `draw` draws it.
+
+    `out` has a tensor (views, C, size, size) for each of `config.resolutions()`; C is the number of
+    channels the image is decoded to, and the type, uint8 or uint16, its depth. The pixels depend on
+    the arguments alone. Raises ValueError, as `decode`, if `data` is no whole image.
+    """
+    height, width = size(data)
+    crops = draw(rng, height, width, config, flips)
+    depth: Literal[8, 16] = 8 if out[0].dtype == torch.uint8 else 16
+    shrink = _shrink(crops, config)
+    image = decode(data, out[0].shape[1], depth, shrink)
+    if image.shape[:2] == (height, width):  # not every kind of image can be had smaller
+        shrink = 1
+    for resolution, views, chosen in zip(config.resolutions(), out, crops, strict=True):
+        for view, crop in zip(views, chosen, strict=True):
+            pixels = resize(image, _shrunk(crop.box, shrink), resolution.size)
+            mirrored = [dim for dim, flip in zip((2, 1), crop.mirrored, strict=True) if flip]
+            view.copy_(pixels.flip(mirrored) if mirrored else pixels)
+
+
+def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:
+    """How much smaller a JPEG may be decoded, so that every view is made from enough pixels."""
+    pixels = min(
+        min(crop.box[2:]) / resolution.size
+        for resolution, chosen in zip(config.resolutions(), crops, strict=True)
+        for crop in chosen
+    )
+    factors: tuple[Shrink, ...] = (8, 4, 2)
+    return next((factor for factor in factors if pixels >= _SHRINK_MARGIN * factor), 1)
+
+
+def _shrunk(box: Box, factor: int) -> Box:
+    """The box in an image that is smaller by `factor`, to the nearest pixel."""
+    top, left, height, width = box
+    y, x = round(top / factor), round(left / factor)
+    return y, x, round((top + height) / factor) - y, round((left + width) / factor) - x
+
+
+def resize(image: Pixels, box: Box, size: int) -> Tensor:
+    """The box of `image` (H, W, C) as (C, size, size) of the same type, bicubic and antialiased."""
+    top, left, height, width = box
+    pixels = image[top : top + height, left : left + width]
+    deep = pixels.dtype == np.uint16
+    # As (H, W, C) memory, which is three times as fast as (C, H, W) and as Pillow.
+    x = torch.from_numpy(pixels.astype(np.float32) if deep else pixels).permute(2, 0, 1).unsqueeze(0)
+    x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).squeeze(0)
+    return x.round_().clamp_(0, 65_535).to(torch.uint16) if deep else x
+
+
+def center_view(image: Pixels, size: int) -> Tensor:
+    """The largest centred square of `image` (H, W, C) as (C, size, size), for evaluation."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)

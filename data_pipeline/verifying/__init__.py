@@ -1,0 +1,1 @@
+"""Whether a set still is what was published."""

@@ -1,0 +1,121 @@
+"""Is a data set still what was published? Every byte of its shards, and whether its files fit each other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import pool
+from data_pipeline.dataset.description import DESCRIPTION, Generation, Unreadable, describe
+from data_pipeline.dataset.index import INDEX, SHARDS, open_rows, open_shards
+from data_pipeline.dataset.index_counts import IndexCounts
+from data_pipeline.dataset_writer.publish import statistics
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import is_remote
+from data_pipeline.storage.tar_reader import printable
+from data_pipeline.verifying.verify_shard import Task, verify_shard
+from isotorus.errors import UserError
+
+_ROWS_AT_ONCE = 2**20
+
+
+def verify(path: str, workers: int) -> list[str]:
+    """A line for each damage found in a data set, in whichever generation; empty if it is whole.
+
+    Raises `UserError` if `path` is none.
+    """
+    cache = CacheConfig()
+    try:
+        generations = describe(path, cache).generations
+    except Unreadable as error:
+        return [str(error)]
+    newest = generations[-1]
+    damage = []
+    rows: NDArray[np.void] | None = None
+    try:
+        rows = open_rows(path, newest, cache)
+    except UserError as error:
+        damage.append(str(error))
+    try:
+        shards = open_shards(path, newest, cache)
+    except UserError as error:
+        return [*damage, str(error)]
+    damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
+    tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
+    for found in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
+        damage += found
+    return damage
+
+
+def strangers(path: str) -> list[str]:
+    """Names of the tars in a local folder that its data set does not know: it never reads them."""
+    if is_remote(path):
+        return []
+    known = set(open_shards(path, describe(path, CacheConfig()).generations[-1], CacheConfig())["name"])
+    names = [file.name for file in Path(path).glob("[!.]*.tar")]
+    return sorted(printable(name) for name in names if name.encode(errors="surrogateescape") not in known)
+
+
+def _tables(
+    generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void] | None
+) -> Iterator[str]:
+    """How dataset.json, shards.npy and index.npy (None if it cannot be read) contradict each other."""
+    if len(np.unique(shards["name"])) < len(shards):
+        yield f"{SHARDS} names a shard twice"
+    if (np.cumsum(shards["samples"]) - shards["samples"] != shards["first"]).any():
+        yield f"{SHARDS} has shards that do not begin where those before them end"
+    for number, generation in enumerate(generations, start=1):
+        table = shards[: generation.shards]
+        found = [len(table), int(table["samples"].sum()), int(table["bytes"].sum())]
+        if found != [generation.shards, generation.count, generation.bytes] or generation.count < 1:
+            yield f"{SHARDS} has other shards, samples or bytes than generation {number} in {DESCRIPTION}"
+            return
+        if (generation.mean, generation.std) != _statistics(generation):
+            yield f"{DESCRIPTION}: mean and std of generation {number} are not those of its moments"
+    if rows is not None:
+        yield from _counts(generations, shards, rows)
+
+
+def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:
+    """Mean and std that follow from its moments; None if they are no moments."""
+    try:
+        return statistics(generation.moments, generation.depth)
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def _counts(generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void]) -> Iterator[str]:
+    """What dataset.json says of the index and is not so; one pass over it for all generations."""
+    classes, extensions = generations[-1].classes, generations[-1].extensions
+    counts = IndexCounts(len(classes), len(extensions))
+    start = 0
+    for number, generation in enumerate(generations, start=1):
+        for begin in range(start, generation.count, _ROWS_AT_ONCE):
+            some = rows[begin : min(begin + _ROWS_AT_ONCE, generation.count)]
+            if not -1 <= some["label"].min() <= some["label"].max() < len(classes):
+                yield f"{INDEX} has labels that are none of the {len(classes)} classes in {DESCRIPTION}"
+                return
+            if some["kind"].max() >= len(extensions):
+                yield f"{INDEX} has images of none of the extensions in {DESCRIPTION}"
+                return
+            counts.add(some)
+        start = generation.count
+        differing = {
+            "class_counts": generation.class_counts != counts.labels[: len(generation.classes)].tolist(),
+            "extension_counts": generation.extension_counts
+            != counts.kinds[: len(generation.extensions)].tolist(),
+            "width": generation.width != counts.width,
+            "height": generation.height != counts.height,
+            "fingerprint": generation.fingerprint
+            != counts.fingerprint(
+                generation.classes,
+                generation.extensions,
+                generation.channels,
+                generation.depth,
+                shards[: generation.shards],
+            ),
+        }
+        if any(differing.values()):
+            names = ", ".join(name for name, differs in differing.items() if differs)
+            yield f"{DESCRIPTION}: {names} of generation {number} do not fit {INDEX} and {SHARDS}"

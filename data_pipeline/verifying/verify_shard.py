@@ -1,0 +1,201 @@
+"""One shard against the index: in one pass from front to end, and where that breaks off, image by image."""
+
+import functools
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import pool
+from data_pipeline.dataset.description import Generation, describe
+from data_pipeline.dataset.index import ROW, SHARDS, key_hash, open_rows, open_shards
+from data_pipeline.existing_tars import tar_labels
+from data_pipeline.storage import tar_files
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import join
+from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, names_before, printable
+from isotorus.errors import UserError
+
+_HEADERS = 2**14  # bytes before an image in which its name is looked for
+_NAMED = 3
+
+_LOST = "are lost or damaged"
+_CHECKSUM = "have another checksum"
+_PLACE = "are not where the index says"
+_KEY = "have another key"
+_KIND = "have another extension"
+_LABEL = "have another label"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be looked at."""
+
+    path: str
+    """Of the data set."""
+    number: int
+    has_index: bool
+    """Whether the data set's index can be read."""
+
+
+def verify_shard(task: Task) -> list[str]:
+    """What is wrong with a shard, or with the tables on it, in one line; nothing if all is well.
+
+    Runs in a worker of `pool.run` and counts samples there.
+    """
+    generations, shards = _opened(task.path)
+    shard = shards[task.number]
+    file = join(task.path, bytes(shard["name"]).decode(errors="surrogateescape"))
+    first, samples = int(shard["first"]), int(shard["samples"])
+    rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
+    label_field = next(g.label_field for g in generations if task.number < g.shards)
+    comparison = _Comparison(rows, first, generations[-1], label_field)
+    if "\0" in file:
+        return [f"{join(task.path, SHARDS)} names a shard that can be none: {tar_files.shown(file)}"]
+    try:
+        tar, broken = _read(file, comparison)
+    except UserError as error:
+        return [str(error)]
+    except FileNotFoundError:
+        return [f"{tar_files.shown(file)} is missing"]
+    except OSError as error:
+        return [f"{tar_files.shown(file)} cannot be read ({error.strerror or error})"]
+    finally:
+        pool.count(samples - comparison.counted)
+    wrong = [broken] if broken else []
+    if tar.size != shard["bytes"]:
+        wrong.append(f"has {tar.size} bytes instead of {shard['bytes']}")
+    wrong += comparison.faults()
+    if (rows["shard"] != task.number).any() or (np.diff(rows["offset"].astype(np.int64)) <= 0).any():
+        wrong.append("rows point to another shard, or are out of order")
+    if not broken and tar.sha256.encode() == shard["sha256"]:
+        return (
+            [f"{task.path}: the tables do not fit {tar_files.shown(file)}: {'; '.join(wrong)}"]
+            if wrong
+            else []
+        )
+    what = "; ".join(wrong) or "something beside images and labels changed"
+    return [f"{tar_files.shown(file)} is not what was published: {what}"]
+
+
+def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
+    """Compare all of a shard; and say where it broke off, if it did."""
+    with tar_files.open_stream(file) as stream:
+        tar = Tar(stream, tar_files.size_of(file))
+        try:
+            comparison.walk(tar)
+        except Damaged as error:
+            comparison.jump(stream, tar.size)
+            return tar, f"{error}{comparison.reached()}"
+    return tar, ""
+
+
+@functools.lru_cache(1)
+def _opened(path: str) -> tuple[list[Generation], NDArray[np.void]]:
+    generations = describe(path, CacheConfig()).generations
+    return generations, open_shards(path, generations[-1], CacheConfig())
+
+
+@functools.lru_cache(1)
+def _index(path: str) -> NDArray[np.void]:
+    return open_rows(path, _opened(path)[0][-1], CacheConfig())
+
+
+class _Comparison:
+    """What of the index rows of a shard is so in the tar, and what is not."""
+
+    def __init__(
+        self, rows: NDArray[np.void], first: int, generation: Generation, label_field: str | None
+    ) -> None:
+        self.counted = 0
+        """Samples told to the progress bar."""
+        self._rows, self._first, self._generation = rows, first, generation
+        self._label_field = label_field
+        self._row_at = {offset: i for i, offset in enumerate(rows["offset"].tolist())}
+        self._keys: dict[int, str] = {}  # of the rows that were found
+        self._labels: dict[str, int | None] = {}  # class index by key; None: of no class
+        self._wrong: dict[str, list[str]] = {}  # names of samples by what is wrong with them
+
+    def walk(self, tar: Tar) -> None:
+        """Go through all members; raises `Damaged` where that is not possible."""
+        number = {name: i for i, name in enumerate(self._generation.classes)}
+        for member in tar:
+            split = key_and_extension(member.name)
+            if split is None:
+                continue
+            i = self._row_at.get(member.offset)
+            if i is not None and member.size == self._rows["size"][i] and not member.link:
+                self._compare(i, *split, tar.read())
+            elif split[1] == ("cls" if self._label_field is None else "json"):
+                self._labels[split[0]] = self._label(member, tar, number)
+        for i, key in self._keys.items():
+            if self._labels.get(key, -1) != self._rows["label"][i]:
+                self._add(_LABEL, printable(key))
+        for i in range(len(self._rows)):
+            if i not in self._keys:
+                self._add(_PLACE, f"row {self._first + i}")
+
+    def reached(self) -> str:
+        """Where the walk has ended, as a sample."""
+        return f", after the sample {printable(list(self._keys.values())[-1])}" if self._keys else ""
+
+    def jump(self, stream: io.BufferedReader, size: int) -> None:
+        """Look at the images that the walk has not come to, where the index says they are."""
+        for i in np.argsort(self._rows["offset"]).tolist():
+            if i in self._keys:
+                continue
+            self._count()
+            offset, length = int(self._rows["offset"][i]), int(self._rows["size"][i])
+            data = b""
+            if offset + length <= size:
+                stream.seek(offset)
+                data = stream.read(length)
+            if zlib.crc32(data) != self._rows["checksum"][i] or len(data) != length:
+                self._add(_LOST, self._name(i, stream))
+
+    def faults(self) -> Iterator[str]:
+        for what, names in self._wrong.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            yield f"{len(names)} of {len(self._rows)} images {what}: {', '.join(names[:_NAMED])}{more}"
+
+    def _compare(self, i: int, key: str, extension: str, data: bytes) -> None:
+        self._count()
+        row = self._rows[i]
+        self._keys[i] = key
+        if zlib.crc32(data) != row["checksum"]:
+            self._add(_CHECKSUM, printable(key))
+        if key_hash(key) != row["key"]:
+            self._add(_KEY, printable(key))
+        extensions = self._generation.extensions
+        if row["kind"] >= len(extensions) or extensions[row["kind"]] != extension.rpartition(".")[2]:
+            self._add(_KIND, printable(key))
+
+    def _label(self, member: Member, tar: Tar, number: dict[str, int]) -> int | None:
+        if member.size > tar_labels.LARGEST:
+            return None
+        try:
+            label = tar_labels.of(tar.read(), self._label_field)[0]
+        except ValueError:
+            return None
+        return number.get(label) if isinstance(label, str) else -1 if label is None else label
+
+    def _name(self, i: int, stream: io.BufferedReader) -> str:
+        """The key of a row's sample if the headers before its image still tell it."""
+        offset = int(self._rows["offset"][i])
+        start = max(offset - _HEADERS, 0)
+        stream.seek(start)
+        for name in names_before(stream.read(offset - start)):
+            split = key_and_extension(name)
+            if split is not None and key_hash(split[0]) == self._rows["key"][i]:
+                return printable(split[0])
+        return f"row {self._first + i}"
+
+    def _add(self, what: str, name: str) -> None:
+        self._wrong.setdefault(what, []).append(name)
+
+    def _count(self) -> None:
+        self.counted += 1
+        pool.count()
