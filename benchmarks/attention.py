@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.footprint import LiveBytes
+from pretrain.cost.activation_memory import LiveBytes
 from pretrain.models.winding_attention import Address, attend_in_blocks, attend_sorted
 
 WIDTH, HEADS = 384, 6

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint.saver import Saver
 from pretrain.engines import build_engine
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.methods import LeJEPAConfig, build_head
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
-from pretrain.optimizer import OptimizerConfig
-from pretrain.saver import Saver
 
 ROUNDS = 5
 

@@ -74,13 +74,13 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
 
     from pretrain import engines
     from pretrain.config import load_config
+    from pretrain.cost.plan import Request, estimate
     from pretrain.distributed import rank, world_size
+    from pretrain.engines.step import MicroBatch, train_step
     from pretrain.methods import build_head
     from pretrain.models.drop_path import sample_keys
     from pretrain.models.encoder import build_encoder
-    from pretrain.plan import Request, estimate
     from pretrain.preflight import check_model
-    from pretrain.step import MicroBatch, train_step
 
     config = load_config(recipe, overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

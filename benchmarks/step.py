@@ -12,16 +12,16 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from pretrain import monitors
 from pretrain.engines import Engine, build_engine
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import uses_bf16
+from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.step import MicroBatch, train_step
 from pretrain.methods import LeJEPAConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
-from pretrain.online_probe import OnlineProbe
-from pretrain.optimizer import OptimizerConfig
-from pretrain.step import MicroBatch, train_step
+from pretrain.monitoring import collapse
+from pretrain.monitoring.online_probe import OnlineProbe
 
 LOG_EVERY = 10
 
@@ -67,7 +67,7 @@ def main() -> None:
 
     step = timed(lambda: train_step(engine, batch, 0, 1e-4))
     sigreg = timed(lambda: head.sigreg(z, 0).backward())
-    measured = timed(lambda: monitors.measure(head, result, 0))
+    measured = timed(lambda: collapse.measure(head, result, 0))
     probed = timed(lambda: probe.learn(result.embeddings[:2].mean(0), labels))
     accumulating, averaging = build(accumulation=4), build(accumulation=4, accumulate="microbatch")
     exact = timed(lambda: train_step(accumulating, batch, 0, 1e-4))

@@ -63,8 +63,8 @@ def _peak() -> float:
 def ours(given: argparse.Namespace) -> None:
     from pretrain import train as loop
     from pretrain.config import Config
+    from pretrain.engines.step import MicroBatch, train_step
     from pretrain.preflight import check
-    from pretrain.step import MicroBatch, train_step
 
     dist.init_process_group("gloo")
     device = torch.device("cpu")

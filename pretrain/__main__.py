@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
 from isotorus.processes import end_with_launcher
-from pretrain.signals import Signals
-from pretrain.start_up import StartUp
+from pretrain.run_control.signals import Signals
+from pretrain.run_control.start_up import StartUp
 
 # The rest is imported where it is used: it takes seconds, in which signals have to be listened to.
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def run(config: Config, plan: Plan, device: torch.device, signals: Signals, star
     """Train; what the user can mend is printed once, however many ranks meet it or hang on it."""
     import torch.distributed as dist
 
-    from pretrain.lock import hold
-    from pretrain.out_of_memory import is_out_of_memory
-    from pretrain.peers import TOLD
-    from pretrain.stopping import Stopping
+    from pretrain.cost.out_of_memory import is_out_of_memory
+    from pretrain.run_control.lock import hold
+    from pretrain.run_control.peers import TOLD
+    from pretrain.run_control.stopping import Stopping
     from pretrain.train import train
 
     store = dist.distributed_c10d._get_default_store()
@@ -116,7 +116,7 @@ def run(config: Config, plan: Plan, device: torch.device, signals: Signals, star
 
 def mendable(error: Exception, config: Config, device: torch.device) -> UserError:
     """What the user can do about an error that is no bug."""
-    from pretrain.out_of_memory import explain, is_out_of_memory
+    from pretrain.cost.out_of_memory import explain, is_out_of_memory
 
     if isinstance(error, UserError):
         return error

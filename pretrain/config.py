@@ -17,12 +17,12 @@ from isotorus.errors import UserError
 from isotorus.secrets import holds_password
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.guard import GuardConfig
 from pretrain.methods import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.encoder import EncoderConfig
-from pretrain.optimizer import OptimizerConfig
-from pretrain.profiler import ProfileConfig
-from pretrain.stopping import StoppingConfig
+from pretrain.monitoring.profiler import ProfileConfig
+from pretrain.run_control.stopping import StoppingConfig
 from pretrain.tracking import TrackingConfig
 
 

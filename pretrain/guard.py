@@ -18,7 +18,7 @@ from data_pipeline.loader import Batch
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.distributed import rank
-from pretrain.step import StepResult
+from pretrain.engines.step import StepResult
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from data_pipeline.storage.remote import ONE_ATTEMPT
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
 from pretrain.engines.fp8 import check_fp8
 from pretrain.methods import describe_projector
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
-from pretrain.warm_start import WarmStart, check_fit, find_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ import yaml
 
 from isotorus.files import atomic
 from isotorus.jsonl import MetricsFile
-from pretrain import accelerators, monitors, tracking
+from pretrain import tracking
 from pretrain.config import Config, flatten
+from pretrain.cost import accelerators
+from pretrain.cost.flops import flops_per_image
 from pretrain.distributed import world_size
 from pretrain.engines.networks import uses_bf16
-from pretrain.flops import flops_per_image
+from pretrain.monitoring import collapse
 from pretrain.preflight import Plan
 from pretrain.progress import Progress
 from pretrain.tracking import Mirror
@@ -49,7 +51,7 @@ class Recorder:
             row["mfu"] = measured["images_per_second"] * self._seconds_at_peak
         self.file.write(row)
         self.progress.show(row)
-        for warning in monitors.warnings(row):
+        for warning in collapse.warnings(row):
             log.warning(warning)
 
     def sync(self) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from pretrain import checkpoint
 from pretrain.checkpoint import OnDamage
+from pretrain.checkpoint.saver import Saver
 from pretrain.engines import Engine
 from pretrain.guard import Guard
-from pretrain.online_probe import OnlineProbe
-from pretrain.saver import Saver
+from pretrain.monitoring.online_probe import OnlineProbe
 
 log = logging.getLogger(__name__)
 

@@ -9,29 +9,30 @@ from torch import nn
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.order import share
 from data_pipeline.transforms import augment
-from pretrain import checkpoint, engines, monitors, ranks
+from pretrain import checkpoint, engines
+from pretrain.checkpoint.saver import Saver
+from pretrain.checkpoint.warm_start import initial_state
 from pretrain.config import Config
-from pretrain.corrupt import CorruptSamples
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
+from pretrain.engines.step import MicroBatch, train_step
 from pretrain.guard import Guard
 from pretrain.methods import build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import build_encoder
 from pretrain.models.target import target_momentum
-from pretrain.online_probe import OnlineProbe
+from pretrain.monitoring import collapse, ranks
+from pretrain.monitoring.corrupt import CorruptSamples
+from pretrain.monitoring.online_probe import OnlineProbe
+from pretrain.monitoring.profiler import Profiler
+from pretrain.monitoring.timing import StepTimer
 from pretrain.preflight import Plan
-from pretrain.profiler import Profiler
 from pretrain.recorder import Recorder, catch_up
-from pretrain.saver import Saver
+from pretrain.run_control.signals import Wish
+from pretrain.run_control.start_up import StartUp
+from pretrain.run_control.stopping import Stopping
 from pretrain.schedule import learning_rate
-from pretrain.signals import Wish
-from pretrain.start_up import StartUp
 from pretrain.state import RunState
-from pretrain.step import MicroBatch, train_step
-from pretrain.stopping import Stopping
-from pretrain.timing import StepTimer
-from pretrain.warm_start import initial_state
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def train(
                 continue
             if logs:
                 row = {name: value.item() for name, value in result.parts.items()}
-                row |= monitors.measure(engine.networks.head, result, step)
+                row |= collapse.measure(engine.networks.head, result, step)
                 if probe:
                     row["probe_balanced_accuracy"] = probe.balanced_accuracy()
                 row |= {"lr": lr, "skipped_steps": guard.skipped, "passed_over_steps": guard.passed_over}

@@ -13,8 +13,8 @@ from eval_suite.layers import cost, hessian, maps, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import random_angles, turned
 from isotorus.errors import UserError
-from pretrain.geometry import transport
 from pretrain.geometry.hyperbolic import gromov_delta
+from pretrain.geometry.jets import transport
 from pretrain.objectives.lejepa import lejepa_loss
 from pretrain.objectives.sigreg import SIGReg
 

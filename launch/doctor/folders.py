@@ -57,7 +57,7 @@ def room_for_checkpoints(config: "Config", ranks: int) -> tuple[float, int]:
 
     Raises UserError for a configuration that this number of ranks cannot run.
     """
-    from pretrain.memory import checkpoint_bytes, count_parameters
+    from pretrain.cost.memory_estimate import checkpoint_bytes, count_parameters
     from pretrain.preflight import check_model
 
     size = checkpoint_bytes(count_parameters(config, check_model(config, ranks)))

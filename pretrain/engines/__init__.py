@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.deterministic import be_deterministic
 from pretrain.engines.networks import Networks, build_on_meta
+from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.methods.base import HeadOutput
-from pretrain.optimizer import OptimizerConfig
 
 
 class Engine(Protocol):

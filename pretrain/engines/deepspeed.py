@@ -23,8 +23,8 @@ from pretrain.distributed import world_size
 from pretrain.engines import zero_state
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import Networks, Weights, materialize, tensors
+from pretrain.engines.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 from pretrain.methods.base import HeadOutput
-from pretrain.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 
 # Elements of DeepSpeed's communication buffers, 200 MB in fp32; parameters that may wait gathered.
 BUCKET = 50_000_000

@@ -17,8 +17,8 @@ from pretrain.distributed import world_size
 from pretrain.engines.blocks import blocks
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import Networks, materialize, uses_bf16
+from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.torch_engine import TorchEngine
-from pretrain.optimizer import OptimizerConfig
 
 
 class FSDPEngine(TorchEngine):

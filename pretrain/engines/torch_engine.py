@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import Networks
+from pretrain.engines.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 from pretrain.methods.base import HeadOutput
-from pretrain.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 
 
 class TorchEngine:

@@ -17,11 +17,11 @@ from pretrain import engines
 from pretrain.engines import Engine
 from pretrain.engines import config as engine_config
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.step import MicroBatch, train_step
 from pretrain.methods import LeJEPAConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
-from pretrain.optimizer import OptimizerConfig
-from pretrain.step import MicroBatch, train_step
 
 IMAGES, STEPS = 4, 2
 WINDING = "vit_tiny_patch16_224"

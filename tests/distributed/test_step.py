@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 from pretrain import engines
 from pretrain.engines import Engine
 from pretrain.engines.config import EngineConfig
+from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.step import MicroBatch, accumulated_backward, microbatch_backward, train_step
 from pretrain.methods import ObjectiveConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
-from pretrain.optimizer import OptimizerConfig
-from pretrain.step import MicroBatch, accumulated_backward, microbatch_backward, train_step
 
 IMAGES, STEP, SEED = 16, 3, 5
 Found = dict[str, torch.Tensor]

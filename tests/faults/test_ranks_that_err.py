@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from isotorus import jsonl
 from pretrain.config import Config, load_config
+from pretrain.engines.step import train_step
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
-from pretrain.step import train_step
 from pretrain.train import build_engine, load, prepare
 from tests.distributed.runs import Run, losses, rows, train
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from isotorus.errors import UserError
-from pretrain import lock
-from pretrain.lock import hold
+from pretrain.run_control import lock
+from pretrain.run_control.lock import hold
 from tests.distributed.runs import ROOT
 
-HOLD = "import sys, time; from pathlib import Path; from pretrain.lock import hold\n"
+HOLD = "import sys, time; from pathlib import Path; from pretrain.run_control.lock import hold\n"
 HOLD += "with hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
 
 

@@ -17,10 +17,10 @@ from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
 from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint.saver import Saver, share
 from pretrain.config import Config, load_config
 from pretrain.guard import Guard
 from pretrain.preflight import check
-from pretrain.saver import Saver, share
 from pretrain.state import RunState
 from pretrain.train import build_engine, train
 

@@ -13,11 +13,11 @@ from timm.models import adapt_input_conv
 
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.checkpoint.warm_start import check_fit, find_weights, initial_state
 from pretrain.config import load_config
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
 from pretrain.preflight import check
 from pretrain.train import build_engine, train
-from pretrain.warm_start import check_fit, find_weights, initial_state
 
 # Millions of parameters as published beside the models' papers and in timm's results, without classifier.
 NAMED = [

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from isotorus.errors import UserError, exit_code
-from pretrain.export import export, main
+from pretrain.checkpoint.export import export, main
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}

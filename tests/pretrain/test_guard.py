@@ -28,10 +28,10 @@ from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
 from pretrain.config import Config, load_config
+from pretrain.engines.step import StepResult, train_step
 from pretrain.guard import Guard, GuardConfig
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
-from pretrain.step import StepResult, train_step
 from pretrain.train import build_engine, load, prepare, train
 
 CPU = torch.device("cpu")

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from pretrain import monitors
+from pretrain.engines.step import StepResult
 from pretrain.methods import LeJEPAConfig, TorusConfig, build_head
 from pretrain.methods.base import SIGRegConfig
 from pretrain.models.projector import MLPConfig, ProjectorConfig
-from pretrain.online_probe import OnlineProbe
-from pretrain.step import StepResult
+from pretrain.monitoring import collapse
+from pretrain.monitoring.online_probe import OnlineProbe
 
 N = 4096
 
@@ -20,7 +20,7 @@ def measure(embeddings: torch.Tensor, scale: float = 1.0) -> dict[str, float]:
     config = LeJEPAConfig(sigreg=SIGRegConfig(num_slices=256), projector=ProjectorConfig(layers=1, width=8))
     head = build_head(config, 8, n_global=2, seed=0)
     z = embeddings * scale
-    return monitors.measure(head, StepResult({"sigreg": head.sigreg(z, 3)}, embeddings, z), 3)
+    return collapse.measure(head, StepResult({"sigreg": head.sigreg(z, 3)}, embeddings, z), 3)
 
 
 def test_a_gaussian_is_at_the_null_with_full_rank():
@@ -29,7 +29,7 @@ def test_a_gaussian_is_at_the_null_with_full_rank():
     assert found["effective_rank"] == pytest.approx(8, abs=0.05)
     assert found["std_median"] == pytest.approx(1, abs=0.02)
     assert found["aliased"] == 0 and found["collapsed"] == 0
-    assert monitors.warnings({"step": 1, **found}) == []
+    assert collapse.warnings({"step": 1, **found}) == []
 
 
 @pytest.mark.parametrize("name", ["point", "line"])
@@ -37,7 +37,7 @@ def test_collapse_says_so(name: str):
     x = torch.randn(2, N, 8)
     embeddings = torch.ones(8) + (1e-4 * x if name == "point" else x[..., :1] * torch.ones(8))
     found = measure(embeddings)
-    (said,) = monitors.warnings({"step": 7, **found})
+    (said,) = collapse.warnings({"step": 7, **found})
     assert found["collapsed"] == 1 and "step 7: the embedding has collapsed" in said
 
 
@@ -46,7 +46,7 @@ def test_aliasing_says_so():
     found = measure(torch.randn(2, N, 8), scale=20)
     expected = math.erfc(math.pi * 16 / 3 / 20 / math.sqrt(2))
     assert found["aliased"] == pytest.approx(expected, abs=0.02)
-    (said,) = monitors.warnings({"step": 1, **found})
+    (said,) = collapse.warnings({"step": 1, **found})
     assert "beyond SIGReg's grid" in said
 
 
@@ -57,7 +57,7 @@ def test_uniform_angles_are_at_their_null():
     angles = 2 * math.pi * torch.rand(200, 256, 2, generator=torch.Generator().manual_seed(1))
     statistic = torch.stack([torus_uniformity(a, *head.frequencies(0)) for a in angles]).mean()
     result = StepResult({"uniformity": statistic}, torch.randn(1, 64, 4), torch.randn(1, 64, 4))
-    assert monitors.measure(head, result, 0)["uniformity_over_null"] == pytest.approx(1, abs=0.1)
+    assert collapse.measure(head, result, 0)["uniformity_over_null"] == pytest.approx(1, abs=0.1)
 
 
 def test_probe_learns_separable_classes_and_leaves_unlabelled_out():

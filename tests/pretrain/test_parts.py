@@ -9,10 +9,10 @@ import torch
 
 from isotorus import jsonl
 from isotorus.errors import UserError
+from pretrain.engines.optimizer import OptimizerConfig, build_optimizer
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
 from pretrain.models.projector import MLPConfig, build_mlp
-from pretrain.optimizer import OptimizerConfig, build_optimizer
 from pretrain.schedule import learning_rate
 
 

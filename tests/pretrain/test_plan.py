@@ -9,14 +9,14 @@ import timm
 import torch
 
 from isotorus.errors import UserError, exit_code
-from pretrain import by_depth, footprint
-from pretrain.accelerators import KNOWN, detect
 from pretrain.config import Config, load_config
+from pretrain.cost import activation_memory, by_depth
+from pretrain.cost.accelerators import KNOWN, detect
+from pretrain.cost.flops import flops_per_image, step_flops
+from pretrain.cost.memory_estimate import Parameters, state_bytes
+from pretrain.cost.plan import Request, estimate, main
 from pretrain.engines.config import EngineConfig
-from pretrain.flops import flops_per_image, step_flops
-from pretrain.memory import Parameters, state_bytes
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, timm_kwargs
-from pretrain.plan import Request, estimate, main
 from pretrain.preflight import check_model
 
 GIB = 2**30
@@ -68,11 +68,11 @@ def test_what_a_step_executes_beside_the_model_s_flops():
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}
 
 
-def setting(**changes: object) -> footprint._Setting:
+def setting(**changes: object) -> activation_memory._Setting:
     usual = {"views": ((2, 32), (3, 16)), "channels": 3, "images": 4, "checkpointing": "none"}
     usual |= {"accumulated": False, "device": "cpu", "bf16": True}
     usual |= {"gathered_in_bf16": False, "keep_gradients": False}
-    return footprint._Setting(**usual | changes)
+    return activation_memory._Setting(**usual | changes)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
@@ -80,13 +80,13 @@ def setting(**changes: object) -> footprint._Setting:
 def test_tensors_without_bytes_weigh_what_real_ones_do(checkpointing: str, keep_gradients: bool):
     asked = setting(checkpointing=checkpointing, keep_gradients=keep_gradients)
     kwargs = timm_kwargs(EncoderConfig(kwargs=TINY | {"depth": 3}), 32, 3)
-    found = footprint._measure_encoder("vit_small_patch16_224", json.dumps(kwargs), asked)
+    found = activation_memory._measure_encoder("vit_small_patch16_224", json.dumps(kwargs), asked)
     timm_model = timm.create_model("vit_small_patch16_224", **kwargs)
-    footprint.unfuse_attention(timm_model)
+    activation_memory.unfuse_attention(timm_model)
     encoder = ViewEncoder(timm_model).train()
     if checkpointing != "none":
-        footprint.checkpoint_blocks(timm_model, checkpointing)
-    assert footprint._forward_and_backward(encoder, asked) == found
+        activation_memory.checkpoint_blocks(timm_model, checkpointing)
+    assert activation_memory._forward_and_backward(encoder, asked) == found
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,11 @@ def test_a_deep_encoder_is_measured_on_shallow_ones(changes: dict, monkeypatch: 
     kwargs = timm_kwargs(EncoderConfig(kwargs=TINY | {"depth": 11}), 32, 3)
 
     def peak() -> float:
-        footprint._measure_encoder.cache_clear()
+        activation_memory._measure_encoder.cache_clear()
         phases: dict[str, float] = {}
-        found = footprint._measure_encoder("vit_small_patch16_224", json.dumps(kwargs), setting(**changes))
+        found = activation_memory._measure_encoder(
+            "vit_small_patch16_224", json.dumps(kwargs), setting(**changes)
+        )
         for (phase, _), size in found.items():
             phases[phase] = phases.get(phase, 0.0) + size
         return max(phases.values())
@@ -113,7 +115,7 @@ def test_a_deep_encoder_is_measured_on_shallow_ones(changes: dict, monkeypatch: 
 def test_activations_of_a_linear_layer_are_those_that_autograd_keeps():
     layer = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
     x = torch.randn(10, 8)
-    with footprint.LiveBytes([*layer.parameters(), x]) as live:
+    with activation_memory.LiveBytes([*layer.parameters(), x]) as live:
         out = layer(x)
     # The first layer's output and GELU's, fp32, and the result itself.
     assert live.alive.total() == 4 * 10 * (16 + 16 + 4)

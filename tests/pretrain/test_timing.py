@@ -13,8 +13,8 @@ from torch.autograd import Variable
 
 from isotorus import jsonl
 from pretrain.config import load_config
+from pretrain.monitoring.timing import StepTimer
 from pretrain.preflight import check
-from pretrain.timing import StepTimer
 from pretrain.train import train
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
-from pretrain.geometry.transport import (
+from pretrain.geometry.jets.transport import (
     holonomy,
     holonomy_map,
     polar,

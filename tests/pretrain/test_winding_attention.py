@@ -15,14 +15,14 @@ from eval_suite.checkpoints import Checkpoint
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.checkpoint.export import export
 from pretrain.config import load_config
+from pretrain.cost.activation_memory import encoder_footprint
+from pretrain.cost.flops import step_flops
 from pretrain.engines import config as engine_config
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
 from pretrain.engines.config import EngineConfig
-from pretrain.export import export
-from pretrain.flops import step_flops
-from pretrain.footprint import encoder_footprint
-from pretrain.geometry.transport import holonomy
+from pretrain.geometry.jets.transport import holonomy
 from pretrain.models.encoder import EncoderConfig, build_encoder, create, timm_kwargs
 from pretrain.models.winding_attention import (
     Address,

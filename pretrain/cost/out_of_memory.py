@@ -14,11 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from isotorus.errors import UserError
 from pretrain.config import Config
+from pretrain.cost.memory_estimate import count_parameters, rank_memory
+from pretrain.cost.plan import remedies
 from pretrain.distributed import rank, world_size
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import uses_bf16
-from pretrain.memory import count_parameters, rank_memory
-from pretrain.plan import remedies
 from pretrain.preflight import check_model
 
 GIB = 2**30
@@ -77,7 +77,7 @@ class Question(BaseModel):
 
 def _advice(config: Config, device: str) -> str:
     question = Question(config=config, ranks=world_size(), device=device).model_dump_json()
-    command = [sys.executable, "-m", "pretrain.out_of_memory"]
+    command = [sys.executable, "-m", "pretrain.cost.out_of_memory"]
     try:
         done = subprocess.run(command, input=question, capture_output=True, text=True, timeout=_LONGEST)
         answer = done.stdout.strip() if done.returncode == 0 else ""

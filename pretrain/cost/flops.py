@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.by_depth import by_depth
 from pretrain.config import Config
+from pretrain.cost.by_depth import by_depth
 from pretrain.methods import ObjectiveConfig, build_head
 from pretrain.models.encoder import create
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.distributed import rank, world_size
-from pretrain.lock import Lock
-from pretrain.peers import Peers
-from pretrain.signals import Signals
+from pretrain.run_control.lock import Lock
+from pretrain.run_control.peers import Peers
+from pretrain.run_control.signals import Signals
 
 EX_TEMPFAIL = 75
 """Exit code of what may be tried again (sysexits.h)."""

@@ -1,6 +1,6 @@
 """Memory of one rank at the peak of a step, by part, for an engine, its sharding and a number of ranks.
 
-What depends on the architecture is measured (`pretrain.footprint`); the rest is arithmetic on numbers of
+What depends on the architecture is measured (`pretrain.cost.activation_memory`); the rest is arithmetic on numbers of
 parameters. Parameters, gradients and AdamW's two moments are fp32 for every engine, 16 bytes a parameter.
 """
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from pretrain.config import Config
+from pretrain.cost.activation_memory import encoder_footprint, gathers_in_bf16, head_footprint
 from pretrain.engines.blocks import blocks
 from pretrain.engines.config import EngineConfig
-from pretrain.footprint import encoder_footprint, gathers_in_bf16, head_footprint
 from pretrain.methods import build_head
 from pretrain.preflight import Model
 

@@ -15,7 +15,7 @@ from torch._decomp import get_decompositions
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from isotorus.errors import UserError
-from pretrain.geometry.elementary import ELEMENTARY, power
+from pretrain.geometry.jets.elementary import ELEMENTARY, power
 
 aten = torch.ops.aten
 Coefficients = list[Tensor | None]
@@ -58,7 +58,7 @@ class Series(torch.Tensor):
             return decomposed
         raise UserError(
             f"jet: {func} has no Taylor rule; leave it out of the function, or add a rule for it to "
-            "pretrain/geometry/taylor.py"
+            "pretrain/geometry/jets/taylor.py"
         )
 
 

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isotorus.errors import UserError
-from pretrain.geometry.taylor import Series, value
+from pretrain.geometry.jets.taylor import Series, value
 
 HIGHEST = 4
 

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import sync
-from pretrain import checksums
+from pretrain.checkpoint import checksums
 from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 What the device does lies between CUDA events on its stream; on CPUs, and for what the host waits for,
 it is the clock. Sums of gradients over ranks overlap with the backward pass: `reduce` is what is left of
 them when the local gradients are there. Sums that the loss needs are in `head`, those of DeepSpeed's stage 0
-and the gathering of updated parameters in `optimizer`; a profile shows each (`pretrain.profiler`).
+and the gathering of updated parameters in `optimizer`; a profile shows each (`pretrain.monitoring.profiler`).
 """
 
 import time

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from pretrain.distributed import group_of_hosts
-from pretrain.lock import Lock
-from pretrain.signals import Signals, Wish
-from pretrain.watchdog import Watchdog
+from pretrain.run_control.lock import Lock
+from pretrain.run_control.signals import Signals, Wish
+from pretrain.run_control.watchdog import Watchdog
 
 _SIGNAL_SECONDS = 10.0
 """An elastic launcher on another host may learn as much later that a host has joined."""

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from isotorus.errors import ArgumentParser, UserError, from_os_error
 from isotorus.files import sync
-from pretrain import checkpoint
-from pretrain.dinov2 import dinov2_config, dinov2_state
-from pretrain.warm_start import find_weights, load_exactly
+from pretrain.checkpoint import store
+from pretrain.checkpoint.dinov2 import dinov2_config, dinov2_state
+from pretrain.checkpoint.warm_start import find_weights, load_exactly
 
 Format = Literal["timm", "transformers"]
 
@@ -51,7 +51,7 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
     folder = Path(weights.file).parent
     if not (folder / "encoder.json").is_file():
         raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
-    described = checkpoint.describe(folder)
+    described = store.describe(folder)
     if "winding_classes" in described["kwargs"]:
         raise UserError(
             f"{folder} has winding attention, which neither timm nor transformers computes; evaluate the "

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pretrain import checkpoint
-from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint import store
+from pretrain.checkpoint.store import CheckpointConfig
 from pretrain.distributed import group_of_hosts, rank, world_size
 
 
@@ -93,7 +93,7 @@ class _Writing(threading.Thread):
 
     def run(self) -> None:
         try:
-            checkpoint.write(*self.arguments)
+            store.write(*self.arguments)
         except Exception as error:
             self.error = error
 

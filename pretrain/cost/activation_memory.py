@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.by_depth import by_depth
+from pretrain.cost.by_depth import by_depth
 from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import unfuse_attention

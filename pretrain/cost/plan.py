@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from isotorus.errors import ArgumentParser, UserError
-from pretrain.accelerators import KNOWN, accelerator
 from pretrain.config import Config, load_config
+from pretrain.cost.accelerators import KNOWN, accelerator
+from pretrain.cost.flops import StepFlops, step_flops
+from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_parameters, rank_memory
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import uses_bf16
-from pretrain.flops import StepFlops, step_flops
-from pretrain.memory import Parameters, checkpoint_bytes, count_parameters, rank_memory
 from pretrain.preflight import check_model
 
 GIB = 2**30

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isotorus.errors import UserError
-from pretrain.geometry.jets import jvp
+from pretrain.geometry.jets.jets import jvp
 
 Block = Callable[[Tensor], Tensor]
 """Maps (N, T, d) to (N, T, d), images independently, as a ViT's blocks do in eval mode."""

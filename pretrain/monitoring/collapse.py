@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from pretrain.engines.step import StepResult
 from pretrain.methods import TorusHead
 from pretrain.objectives.batch import covariance
 from pretrain.objectives.sigreg import SIGReg, aliased_share
-from pretrain.step import StepResult
 
 # Below these an embedding is a point or a line to any use that one could make of it.
 COLLAPSED_STD = 0.01

@@ -1,0 +1,1 @@
+"""How a process starts, holds its run folder, hears signals and other ranks, and ends."""
