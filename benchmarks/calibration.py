@@ -18,7 +18,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from scipy.stats import beta
 
-from eval_suite import spaces, verdict
+from eval_suite.geometry import known_spaces, verdict
 
 SERIES = 3
 """Seeds that the ranges of `verdict.RULES` were not chosen on."""
@@ -28,7 +28,7 @@ NULL_DRAWS = 20
 NOISE = (0.05, 0.15)
 AMBIENT = (8, 64, 768)
 TORI = [("flat torus", width) for width in (4, 64, 768)]
-OTHERS = [name for name in spaces.SPACES if name != "flat torus"]
+OTHERS = [name for name in known_spaces.SPACES if name != "flat torus"]
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def draw(index: int) -> dict[str, Any]:
         # A Gaussian is isotropic only in a space that it fills.
         width = 64 if space == "Gaussian" else AMBIENT[round_ % len(AMBIENT)]
     noise = float(np.random.default_rng((SERIES, index)).uniform(*NOISE))
-    x = spaces.sample(space, SAMPLES, width, noise, seed=(SERIES, index, 1))
+    x = known_spaces.sample(space, SAMPLES, width, noise, seed=(SERIES, index, 1))
     measured = verdict.measure(x, count=LANDMARKS, draws=NULL_DRAWS, seed=index).measured
     return {"index": index, "space": space, "ambient": width, "noise": noise, "measured": asdict(measured)}
 

@@ -66,11 +66,11 @@ def theirs(x: NDArray[np.float32], k: int) -> dict[str, object]:
 
 
 def ours(x: NDArray[np.float32], k: int) -> dict[str, object]:
-    from eval_suite import graph, search
+    from eval_suite.geometry import graph, nearest
 
     graph.laplacian_spectrum(graph.knn_graph(x[:1500], k), 10)
     clock = Clock()
-    found = search.neighbours(x, k)
+    found = nearest.neighbours(x, k)
     adjacency = graph.from_neighbours(found.ids)
     graph_time = clock.lap()
     spectrum = graph.laplacian_spectrum(adjacency, 10)

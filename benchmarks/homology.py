@@ -19,7 +19,7 @@ import psutil
 from joblib.externals.loky import get_reusable_executor
 from scipy.spatial.distance import pdist, squareform
 
-from eval_suite import homology, landmarks, spaces
+from eval_suite.geometry import homology, known_spaces, landmarks
 
 RUNS = [("significance", 500), ("barcode", 500), ("plain", 500), ("barcode", 1000), ("plain", 1000)]
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> None:
-    x = spaces.sample("flat torus", given.samples, 64, given.noise, seed=0)
+    x = known_spaces.sample("flat torus", given.samples, 64, given.noise, seed=0)
     # What numba compiles once and keeps on disk is not timed.
     homology.barcodes(x[:20])
     if given.case == "significance":

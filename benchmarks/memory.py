@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.angular import bins_for
+from eval_suite.usefulness.angle_retrieval import bins_for
 from pretrain.geometry.memory import WindingMemory
 
 ITEMS = (1_000, 10_000, 100_000)

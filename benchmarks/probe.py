@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.order import sample_index
-from eval_suite.minibatch_probe import Protocol, train
+from eval_suite.usefulness.minibatch_probe import Protocol, train
 
 
 def usual(x: Tensor, y: Tensor, classes: int, protocol: Protocol) -> None:

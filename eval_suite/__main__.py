@@ -20,9 +20,9 @@ from isotorus.processes import end_with_launcher
 
 OTHERS = {
     "layers": "eval_suite.layers.command",
-    "winding": "eval_suite.winding",
-    "codes": "eval_suite.codes",
-    "duplicates": "eval_suite.duplicates",
+    "winding": "eval_suite.torus_head.winding",
+    "codes": "eval_suite.torus_head.codes",
+    "duplicates": "eval_suite.torus_head.duplicates",
 }
 """Commands of their own, and the modules whose `main` they are; imported when asked for."""
 
@@ -40,8 +40,10 @@ def main() -> int:
     import torch
     from accelerate import PartialState
 
-    from eval_suite import batch, comparison, find, suite, terminal, vectors
-    from eval_suite.splits import open_splits, targets_of
+    from eval_suite import batch, suite, terminal
+    from eval_suite.inputs import find, vectors
+    from eval_suite.inputs.splits import open_splits, targets_of
+    from eval_suite.report import comparison
 
     splits = open_splits(given.train, given.val, given.test) if given.train and given.val else None
     if splits is None and (named := [name for name in given.names if not vectors.is_vectors(name)]):

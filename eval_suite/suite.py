@@ -11,13 +11,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from eval_suite import augmented, embed, geometry, neighbors, rank, report, results, scores, usefulness
-from eval_suite.checkpoints import Checkpoint
+from eval_suite import geometry, report, results, usefulness
+from eval_suite.features import augmented, embed
+from eval_suite.geometry import rank
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.inputs.splits import Splits
+from eval_suite.inputs.targets import Targets, fingerprint, of_vectors
+from eval_suite.inputs.vectors import SPLITS, Vectors
 from eval_suite.options import Options
-from eval_suite.splits import Splits
-from eval_suite.standardise import standardiser
-from eval_suite.targets import Targets, fingerprint, of_vectors
-from eval_suite.vectors import SPLITS, Vectors
+from eval_suite.usefulness import neighbors, scores
+from eval_suite.usefulness.standardise import standardiser
 from isotorus.errors import UserError
 
 MOST_JOBS = 4

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from eval_suite import tracking
 from eval_suite.batch import Outcome
-from eval_suite.reading import HEADLINES, METHODS, TITLES, geometry, reading
+from eval_suite.report.reading import HEADLINES, METHODS, TITLES, geometry, reading
 from isotorus.secrets import masked
 
 SHOWN = 3

@@ -72,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = quantities.NAMES if listing else names(given.metrics, quantities.NAMES, "--metrics")
     # Imported here: they take seconds, which a mistyped option need not cost.
     from data_pipeline.dataset.index import Dataset
-    from eval_suite import find, results, terminal
+    from eval_suite import results, terminal
+    from eval_suite.inputs import find
     from eval_suite.layers import page, series
 
     dataset = Dataset(given.data)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite import embed
-from eval_suite.checkpoints import EncoderDescription
+from eval_suite.features import embed
+from eval_suite.inputs.checkpoints import EncoderDescription
 from isotorus import randomness
 
 

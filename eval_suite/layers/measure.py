@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval_suite import dimension, normality, rank
+from eval_suite.geometry import dimension, normality, rank
 from eval_suite.layers import cost, hessian, maps, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import random_angles, turned

@@ -11,9 +11,9 @@ from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
 
-from eval_suite.figures import INK, hide_axes, svg
 from eval_suite.layers.quantities import QUANTITIES, Quantity
-from eval_suite.pages import template
+from eval_suite.report.figures import INK, hide_axes, svg
+from eval_suite.report.pages import template
 
 PLAIN, AROUND = "viridis", "RdYlBu_r"
 """Colours of a quantity by itself, and of one with a value to compare with."""

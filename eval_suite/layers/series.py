@@ -17,14 +17,15 @@ from rich.table import Table
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite import pictures, terminal, tracking
-from eval_suite.augmented import view_batches
-from eval_suite.checkpoints import Checkpoint, EncoderDescription
+from eval_suite import terminal, tracking
+from eval_suite.features.augmented import view_batches
+from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
+from eval_suite.inputs.targets import load_targets
 from eval_suite.layers import cost, quantities
 from eval_suite.layers.blocks import blocks_of
 from eval_suite.layers.images import draw, load
 from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
-from eval_suite.targets import load_targets
+from eval_suite.report import pictures
 from isotorus.errors import UserError
 
 

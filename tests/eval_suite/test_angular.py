@@ -11,7 +11,8 @@ import torch
 from eval_samples import CLASSES, Outcome, pack, save_checkpoint
 from safetensors.torch import save_file
 
-from eval_suite import angular, duplicates
+from eval_suite.torus_head import duplicates
+from eval_suite.usefulness import angle_retrieval
 from isotorus.errors import exit_code
 from pretrain.geometry.memory import WindingMemory
 from pretrain.models.projector import MLPConfig, build_mlp
@@ -44,16 +45,16 @@ def test_classes_that_lie_apart_are_retrieved():
     labels = random.integers(0, 4, 600)
     angles = labels[:, None] * np.pi / 2 + 0.3 * random.standard_normal((600, 3))
     x = on_circles(angles)
-    assert angular.angles_of(x) == pytest.approx(np.angle(np.exp(1j * angles)))
-    found = angular.retrieval(x[:400], labels[:400], x[400:], labels[400:])
+    assert angle_retrieval.angles_of(x) == pytest.approx(np.angle(np.exp(1j * angles)))
+    found = angle_retrieval.retrieval(x[:400], labels[:400], x[400:], labels[400:])
     assert found["recall_at_1"] > 0.97 and found["found_at_10"] > 0.9
-    shuffled = angular.retrieval(x[:400], random.permutation(labels[:400]), x[400:], labels[400:])
+    shuffled = angle_retrieval.retrieval(x[:400], random.permutation(labels[:400]), x[400:], labels[400:])
     assert shuffled["recall_at_1"] == pytest.approx(0.25, abs=0.12)
 
 
 @pytest.mark.parametrize(("items", "angles"), [(0, 1), (10, 2), (10**9, 1), (10**6, 16), (10**12, 8)])
 def test_bins_can_always_be_had(items: int, angles: int):
-    WindingMemory(angles, angular.bins_for(items, angles))
+    WindingMemory(angles, angle_retrieval.bins_for(items, angles))
 
 
 def test_copies_are_found_within_and_across_data_sets(tmp_path: Path, torus: Path):
@@ -73,7 +74,7 @@ def test_copies_are_found_within_and_across_data_sets(tmp_path: Path, torus: Pat
 
 def test_pairs_are_each_listed_once_and_the_nearest_first():
     angles = torch.tensor([[0.0], [1.0], [0.01], [1.03], [2.0]]).double().numpy()
-    memory = angular.remember(angles)
+    memory = angle_retrieval.remember(angles)
     found = duplicates.pairs(angles, memory.query(angles, 3), 5)
     assert [pair[:2] for pair in found] == [(0, 2), (1, 3)]
     assert [pair.degrees for pair in found] == pytest.approx(np.rad2deg([0.01, 0.03]))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from eval_samples import Outcome, run_command, save_checkpoint
 
-from eval_suite.comparison import SCORES, correlations
+from eval_suite.report.comparison import SCORES, correlations
 
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval_suite import circular, landmarks, spaces
+from eval_suite.geometry import circular, known_spaces, landmarks
 
 
 def test_angle_of_a_noisy_circle_is_recovered_up_to_sign_and_turn():
@@ -23,7 +23,7 @@ def test_angle_of_a_noisy_circle_is_recovered_up_to_sign_and_turn():
 def test_two_angles_fill_the_square_on_a_torus_and_a_cross_on_a_wedge():
     coverage = {}
     for name in ("flat torus", "S¹∨S¹∨S²"):
-        cloud = landmarks.cloud(landmarks.reduce(spaces.sample(name, 1500, 16, 0.05, seed=2)), 250)
+        cloud = landmarks.cloud(landmarks.reduce(known_spaces.sample(name, 1500, 16, 0.05, seed=2)), 250)
         found = circular.circular_coordinates(cloud.denoised[cloud.landmarks])
         coverage[name] = circular.joint_coverage(found.angles)
     assert coverage["flat torus"] > 0.95 and coverage["S¹∨S¹∨S²"] < 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import skdim
 
-from eval_suite import dimension
+from eval_suite.geometry import dimension
 from isotorus.errors import UserError
 
 

@@ -9,7 +9,8 @@ from eval_samples import run_other, save_checkpoint
 from torus_samples import pack_spots, save_known_torus
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite import embed, find
+from eval_suite.features import embed
+from eval_suite.inputs import find
 from pretrain.geometry import codes
 
 
@@ -38,7 +39,7 @@ def test_codes_are_those_of_the_embeddings(measured):
     (checkpoint,) = find.find([str(folder / "known")])
     data = Dataset(str(folder / "spots"))
     head = embed.pretrained(checkpoint)
-    from eval_suite.winding import angles, load
+    from eval_suite.torus_head.winding import angles, load
 
     digits = codes.angular_bins(angles(head, load(data, head, 1000, 0), 64), 4)
     assert known["codes"][3]["occupancy"]["used"] == len(torch.unique(digits, dim=0))

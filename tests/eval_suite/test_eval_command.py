@@ -18,7 +18,8 @@ from sklearn.metrics import balanced_accuracy_score
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
-from eval_suite import neighbors, rank
+from eval_suite.geometry import rank
+from eval_suite.usefulness import neighbors
 from pretrain.models.projector import MLPConfig, build_mlp
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite import comparison
-from eval_suite.reading import reading
+from eval_suite.report import comparison
+from eval_suite.report.reading import reading
 
 
 class Page(HTMLParser):

@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from eval_suite.feature_sets import FeatureSets
+from eval_suite.features.feature_sets import FeatureSets
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "depth": 5, "num_classes": 0}
 

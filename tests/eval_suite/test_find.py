@@ -10,7 +10,7 @@ import torch
 from eval_samples import KWARGS, save_checkpoint
 from safetensors.torch import save_file
 
-from eval_suite import find
+from eval_suite.inputs import find
 from isotorus.errors import UserError
 
 

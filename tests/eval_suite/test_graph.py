@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 from sklearn.neighbors import kneighbors_graph
 
-from eval_suite import gap, graph, search
+from eval_suite.geometry import graph, nearest, spectral_gap
 from isotorus.errors import UserError
 
 
@@ -40,7 +40,7 @@ def test_graph_is_the_union_of_sklearns_neighbours(dtype, offset):
     ("kind", "recall"), [("torus", 0.9), ("torus", 0.999), ("clusters", 0.999), ("noise", 0.999)]
 )
 def test_search_by_cells_has_the_recall_it_states(monkeypatch, kind, recall):
-    monkeypatch.setattr(search, "EXACT_BELOW", 1000)
+    monkeypatch.setattr(nearest, "EXACT_BELOW", 1000)
     random = np.random.default_rng(1)
     x = {
         "torus": flat_torus(8000) @ random.normal(size=(4, 32)),
@@ -48,8 +48,8 @@ def test_search_by_cells_has_the_recall_it_states(monkeypatch, kind, recall):
         + random.normal(size=(8000, 32)),
         "noise": random.normal(size=(8000, 32)),
     }[kind]
-    found = search.neighbours(x, 10, recall=recall)
-    exact = search.neighbours(x, 10, recall=1)
+    found = nearest.neighbours(x, 10, recall=recall)
+    exact = nearest.neighbours(x, 10, recall=1)
     hits = [len(set(a) & set(b)) for a, b in zip(found.ids, exact.ids, strict=True)]
     assert exact.recall == 1
     assert found.recall == pytest.approx(np.mean(hits) / 10, abs=0.01)
@@ -60,7 +60,7 @@ def test_search_by_cells_has_the_recall_it_states(monkeypatch, kind, recall):
 
 def test_copies_of_a_row_do_not_link_it_to_itself():
     x = np.repeat(np.random.default_rng(0).normal(size=(40, 5)), 6, axis=0)
-    ids = search.neighbours(x, 3).ids
+    ids = nearest.neighbours(x, 3).ids
     assert ids.shape == (240, 3)
     assert (ids != np.arange(240)[:, None]).all()
     assert (ids // 6 == np.arange(240)[:, None] // 6).all()
@@ -70,9 +70,9 @@ def test_copies_of_a_row_do_not_link_it_to_itself():
 def test_scale_and_constant_features_do_not_matter():
     x = np.random.default_rng(0).normal(size=(300, 6))
     padded = np.concatenate([x, np.full((300, 3), 7.0)], axis=1)
-    expected = search.neighbours(x, 5).ids
+    expected = nearest.neighbours(x, 5).ids
     for same in (padded, x * 1e-30, x * 1e30):
-        assert np.array_equal(search.neighbours(same, 5).ids, expected)
+        assert np.array_equal(nearest.neighbours(same, 5).ids, expected)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_is_no_adjacency_is_refused(bad):
 
 @pytest.mark.parametrize(("n", "k"), [(500, 10), (500, 30), (2000, 10), (2000, 30), (5000, 10), (5000, 30)])
 def test_a_perfect_torus_has_the_gap_and_multiplicities_of_one(n, k):
-    found = gap.summary(flat_torus(n, seed=n + k), k, subsamples=0)
+    found = spectral_gap.summary(flat_torus(n, seed=n + k), k, subsamples=0)
     assert found["torus_ratio"] == pytest.approx(1, abs=0.1)
     assert found["second_band"] == pytest.approx(2, abs=0.12)
     assert found["components"] == 1
@@ -185,8 +185,10 @@ def test_a_perfect_torus_has_the_gap_and_multiplicities_of_one(n, k):
 
 def test_reference_approaches_the_closed_form():
     closed = np.pi * 20 / (2 * 10_000)
-    assert gap.band(gap.torus_reference(10_000, 20)) == pytest.approx(closed, rel=0.05)
-    assert gap.band(gap.torus_reference(1_000_000, 20)) == pytest.approx(closed / 100, rel=0.05)
+    assert spectral_gap.band(spectral_gap.torus_reference(10_000, 20)) == pytest.approx(closed, rel=0.05)
+    assert spectral_gap.band(spectral_gap.torus_reference(1_000_000, 20)) == pytest.approx(
+        closed / 100, rel=0.05
+    )
 
 
 def test_summary_tells_a_sphere_a_circle_and_noise_from_a_torus():
@@ -195,9 +197,9 @@ def test_summary_tells_a_sphere_a_circle_and_noise_from_a_torus():
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
     angle = random.uniform(0, 2 * np.pi, 2000)
     measured = {
-        "sphere": gap.summary(sphere, subsamples=0),
-        "circle": gap.summary(np.stack([np.cos(angle), np.sin(angle)], axis=1), subsamples=0),
-        "noise": gap.summary(random.normal(size=(2000, 40)), subsamples=0),
+        "sphere": spectral_gap.summary(sphere, subsamples=0),
+        "circle": spectral_gap.summary(np.stack([np.cos(angle), np.sin(angle)], axis=1), subsamples=0),
+        "noise": spectral_gap.summary(random.normal(size=(2000, 40)), subsamples=0),
     }
     eigenvalues = np.array(measured["sphere"]["eigenvalues"])
     assert eigenvalues[3:8].mean() / eigenvalues[:3].mean() == pytest.approx(3, rel=0.1)  # l(l+1): 2, 6
@@ -208,10 +210,10 @@ def test_summary_tells_a_sphere_a_circle_and_noise_from_a_torus():
 
 
 def test_intervals_hold_the_value_and_the_summary_is_json():
-    found = gap.summary(flat_torus(600), 15, seed=3)
+    found = spectral_gap.summary(flat_torus(600), 15, seed=3)
     for name, (low, high) in found["intervals"].items():
         assert low < high and low < found[name] * 1.05 and high > found[name] * 0.95
     low, high = found["intervals"]["torus_ratio"]
     assert 0.01 < high - low < 0.2
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert gap.summary(flat_torus(600), 15, seed=3) == found
+    assert spectral_gap.summary(flat_torus(600), 15, seed=3) == found

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ripser import ripser
 
-from eval_suite import homology, landmarks, spaces
-from eval_suite.collapse import collapse
+from eval_suite.geometry import homology, known_spaces, landmarks
+from eval_suite.geometry.edge_collapse import collapse
 from isotorus.errors import UserError
 
 
@@ -21,7 +21,7 @@ def visible(bars: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("threshold", [None, 1.2])
 @pytest.mark.parametrize("name", ["flat torus", "Klein bottle", "clusters"])
 def test_barcodes_are_those_of_ripser(name, threshold, coeff):
-    x = spaces.sample(name, 80, noise=0.05, seed=4)
+    x = known_spaces.sample(name, 80, noise=0.05, seed=4)
     ours = homology.barcodes(x, coeff=coeff, threshold=threshold)
     theirs = ripser(x, maxdim=2, coeff=coeff, thresh=threshold or np.inf)["dgms"]
     for dimension in range(3):
@@ -56,7 +56,7 @@ def test_collapse_leaves_few_edges_of_a_blob():
     ],
 )
 def test_betti_numbers_of_known_spaces(name, over_2, over_3):
-    found = homology.betti(spaces.sample(name, 1200, 16, 0.05, seed=1), count=120)
+    found = homology.betti(known_spaces.sample(name, 1200, 16, 0.05, seed=1), count=120)
     assert found.betti == {2: over_2, 3: over_3}
 
 
@@ -82,21 +82,21 @@ def test_a_gaussian_has_a_significant_hole_as_often_as_the_level_says():
 
 
 def test_a_hole_that_outlives_the_threshold_counts():
-    found = homology.betti(spaces.sample("circle", 300, noise=0.05), 1, count=60, threshold=1.0)
+    found = homology.betti(known_spaces.sample("circle", 300, noise=0.05), 1, count=60, threshold=1.0)
     assert found.agreed == [1, 1]
     assert np.isinf(found.bars[2][1][0, 1])
     assert found.to_json()["bars"]["2"][1][0][1] is None
 
 
 def test_result_depends_on_the_seed_and_not_on_the_processes():
-    x = spaces.sample("sphere", 300, noise=0.1)
+    x = known_spaces.sample("sphere", 300, noise=0.1)
     one = homology.betti(x, 1, count=40, seed=3)
     assert one.null_longest == homology.betti(x, 1, count=40, seed=3, jobs=2).null_longest
     assert one.null_longest != homology.betti(x, 1, count=40, seed=4).null_longest
 
 
 def test_memory_is_refused_beforehand_with_a_threshold_that_fits():
-    x = spaces.sample("flat torus", 150)
+    x = known_spaces.sample("flat torus", 150)
     with pytest.raises(UserError, match=r"would take about .* more than the .* allowed") as refused:
         homology.barcodes(x, memory=2**22)
     fits = float(re.search(r"threshold=([\d.]+)", str(refused.value))[1])
@@ -105,7 +105,7 @@ def test_memory_is_refused_beforehand_with_a_threshold_that_fits():
 
 
 def test_copies_constant_features_and_fewer_points_than_landmarks_change_nothing():
-    x = spaces.sample("circle", 90, noise=0.03)
+    x = known_spaces.sample("circle", 90, noise=0.03)
     padded = np.concatenate([np.tile(x, (4, 1)), np.full((360, 1), 7.0)], axis=1)
     found = homology.betti(padded, 1, count=500)
     assert found.samples == 90 >= found.landmarks
@@ -127,7 +127,7 @@ def test_what_has_no_shape_is_refused(x, said):
 
 def test_too_few_draws_for_the_level_are_refused():
     with pytest.raises(UserError, match="take 99 or more"):
-        homology.betti(spaces.sample("circle", 50), draws=20, alpha=0.01)
+        homology.betti(known_spaces.sample("circle", 50), draws=20, alpha=0.01)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_too_few_draws_for_the_level_are_refused():
 )
 def test_settings_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(UserError, match=said):
-        homology.betti(spaces.sample("circle", 60, noise=0.1), **{"count": 50, "max_dim": 1} | settings)
+        homology.betti(known_spaces.sample("circle", 60, noise=0.1), **{"count": 50, "max_dim": 1} | settings)
 
 
 def test_three_points_are_one_component():

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from eval_suite import areas, label_scores, probe
+from eval_suite.usefulness import areas, label_scores, probe
 
 
 @pytest.fixture

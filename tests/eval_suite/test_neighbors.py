@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from eval_suite import neighbors
+from eval_suite.usefulness import neighbors
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from eval_suite import logistic, probe, scores
+from eval_suite.usefulness import logistic, probe, scores
 
 STRENGTHS = (1e-3, 1e-1, 10.0)
 

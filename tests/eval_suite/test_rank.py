@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval_suite import rank
+from eval_suite.geometry import rank
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

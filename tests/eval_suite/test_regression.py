@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.preprocessing import StandardScaler
 
-from eval_suite import regression
+from eval_suite.usefulness import regression
 
 
 def numbers(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:

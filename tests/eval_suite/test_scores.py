@@ -9,7 +9,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from eval_suite import scores
+from eval_suite.usefulness import scores
 
 
 def binary(score: list[float]) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval_suite import normality, shape
+from eval_suite.geometry import normality, shape
 from isotorus.errors import UserError
 from pretrain.objectives import sigreg
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from eval_suite import spaces
+from eval_suite.geometry import known_spaces
 
 
 def points(name: str, n: int = 4000) -> np.ndarray:
-    return spaces.SPACES[name](n, np.random.default_rng(0))
+    return known_spaces.SPACES[name](n, np.random.default_rng(0))
 
 
 def test_equations_of_the_closed_surfaces():
@@ -48,19 +48,19 @@ def test_klein_bottle_does_not_tell_identified_angles_apart():
         def uniform(self, *_):
             return self.values
 
-    one, other = (spaces.klein_bottle(50, Angles(a, b)) for a, b in ((u, v), (u + np.pi, -v)))
+    one, other = (known_spaces.klein_bottle(50, Angles(a, b)) for a, b in ((u, v), (u + np.pi, -v)))
     assert one == pytest.approx(other)
 
 
-@pytest.mark.parametrize("name", spaces.SPACES)
+@pytest.mark.parametrize("name", known_spaces.SPACES)
 def test_embedding_keeps_distances_and_a_seed_gives_the_same_sample(name):
-    x = spaces.sample(name, 40, 100, seed=7)
+    x = known_spaces.sample(name, 40, 100, seed=7)
     assert x.shape == (40, 100)
-    assert x == pytest.approx(spaces.sample(name, 40, 100, seed=7))
+    assert x == pytest.approx(known_spaces.sample(name, 40, 100, seed=7))
     rng = np.random.default_rng(7)
-    assert pdist(x) == pytest.approx(pdist(spaces.SPACES[name](40, rng)))
+    assert pdist(x) == pytest.approx(pdist(known_spaces.SPACES[name](40, rng)))
 
 
 def test_noise_is_the_deviation_of_each_coordinate():
-    clean, noisy = (spaces.sample("circle", 2000, 64, noise, seed=3) for noise in (0, 0.15))
+    clean, noisy = (known_spaces.sample("circle", 2000, 64, noise, seed=3) for noise in (0, 0.15))
     assert (noisy - clean).std() == pytest.approx(0.15, rel=0.02)

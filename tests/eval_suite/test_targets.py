@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.targets import Targets, aligned, load_targets, of_labels
+from eval_suite.inputs.targets import Targets, aligned, load_targets, of_labels
 from isotorus.errors import UserError
 
 

@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from eval_suite import usefulness
-from eval_suite.minibatch_probe import Protocol
+from eval_suite.inputs.targets import Targets
 from eval_suite.names import USEFULNESS
-from eval_suite.targets import Targets
+from eval_suite.usefulness.minibatch_probe import Protocol
 
 SIZES = {"train": 150, "val": 60, "test": 70}
 NAMES = ["<b>cat</b>", "dog", "10"]
@@ -217,7 +217,7 @@ def test_many_classes_have_no_confusion_matrix():
 def test_the_confusion_matrix_is_that_of_the_predictions():
     features, targets = classes()
     _, samples = usefulness.measure_paired(features, targets, QUICK.model_copy(update={"metrics": ("knn",)}))
-    from eval_suite import neighbors
+    from eval_suite.usefulness import neighbors
 
     rows = [
         value

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from eval_samples import run_command
 
-from eval_suite import vectors
+from eval_suite.inputs import vectors
 from isotorus.errors import UserError
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)

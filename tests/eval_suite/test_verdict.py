@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_suite import spaces, verdict
+from eval_suite.geometry import known_spaces, verdict
 from isotorus.errors import UserError
 
 TORUS = verdict.Measured(
@@ -39,7 +39,7 @@ TORUS = verdict.Measured(
     ],
 )
 def test_verdicts_on_known_spaces(name, width, expected, topology):
-    x = spaces.sample(name, 1500, width, 0.05, seed=6)
+    x = known_spaces.sample(name, 1500, width, 0.05, seed=6)
     evidence = verdict.measure(x, count=120)
     found = verdict.decide(evidence.measured)
     assert found.name == expected
@@ -84,7 +84,7 @@ def test_error_rates_are_those_of_the_published_table():
 
 
 def test_scale_place_and_order_of_an_embedding_do_not_matter():
-    x = spaces.sample("flat torus", 800, 16, 0.05, seed=6)
+    x = known_spaces.sample("flat torus", 800, 16, 0.05, seed=6)
     order = np.random.default_rng(0).permutation(800)
     moved = verdict.measure(1e3 * x[order] + 1e4, count=80).measured
     plain = verdict.measure(x, count=80).measured
@@ -95,4 +95,4 @@ def test_scale_place_and_order_of_an_embedding_do_not_matter():
 
 def test_too_few_samples_for_a_verdict_are_refused():
     with pytest.raises(UserError, match="give 200 or more"):
-        verdict.measure(np.tile(spaces.sample("circle", 50), (10, 1)))
+        verdict.measure(np.tile(known_spaces.sample("circle", 50), (10, 1)))

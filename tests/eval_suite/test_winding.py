@@ -11,8 +11,8 @@ from eval_samples import Outcome, run_other, save_checkpoint
 from PIL import Image
 from torus_samples import pack_spots, save_known_torus, spot
 
-from eval_suite import image_paths
-from eval_suite.winding import summary
+from eval_suite.torus_head import image_paths
+from eval_suite.torus_head.winding import summary
 
 
 @pytest.fixture(scope="module")

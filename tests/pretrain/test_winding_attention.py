@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from eval_suite.checkpoints import Checkpoint
+from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint

@@ -1,0 +1,78 @@
+"""Several random views of one image, as training makes them: for measures of what augmentation changes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.loader import Loader
+from data_pipeline.sources import Sources
+from data_pipeline.transforms.augment import AugmentConfig, apply
+from data_pipeline.transforms.views import ViewsConfig
+from eval_suite.features.embed import Representation
+from eval_suite.inputs.checkpoints import EncoderDescription
+
+BATCH = 16
+
+
+def view_batches(
+    described: EncoderDescription,
+    dataset: Dataset,
+    *,
+    views: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Endless batches (views, BATCH, C, size, size) of random global views, as training gives them.
+
+    Cut, augmented and normalised as the checkpoint's configuration says, from `seed`. Raises UserError where
+    images cannot be read.
+    """
+    given = described.config.get("views", {})
+    cut = ViewsConfig(
+        global_views=views,
+        local_views=0,
+        global_size=described.image_size,
+        **{key: given[key] for key in ("global_scale", "ratio") if key in given},
+    )
+    loader = Loader(
+        Sources([dataset], [1.0]),
+        batch_size=BATCH,
+        views=cut,
+        augment=AugmentConfig(**described.config.get("augment", {})),
+        channels=described.channels,
+        seed=seed,
+    )
+    mean, std = tuple(described.mean), tuple(described.std)
+    for batch in loader:
+        crops, parameters = batch.to(device).views[0], batch.parameters[0]
+        images = apply(crops.flatten(0, 1), parameters.flatten(0, 1), mean, std)
+        yield images.unflatten(0, crops.shape[:2])
+
+
+@torch.inference_mode()
+def embed_views(
+    representation: Representation,
+    described: EncoderDescription,
+    dataset: Dataset,
+    *,
+    objects: int,
+    views: int,
+    seed: int,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """Embeddings (objects, views, d) of random global views, cut and augmented as in training, from `seed`.
+
+    Fewer objects where the data set has fewer images. Raises UserError where images cannot be read.
+    """
+    objects = min(objects, len(dataset))
+    batches = view_batches(described, dataset, views=views, seed=seed, device=device)
+    representation.model.to(device)
+    rows = []
+    for _, images in zip(range(-(-objects // BATCH)), batches, strict=False):
+        found = representation.embed_normalised(images.flatten(0, 1))["embedding"]
+        rows.append(found.unflatten(0, images.shape[:2]).transpose(0, 1).cpu())
+    return torch.cat(rows)[:objects].numpy()

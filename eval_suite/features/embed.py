@@ -1,0 +1,277 @@
+"""Checkpoint and shards to features: each sample exactly once, over however many processes there are."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
+from eval_suite.features.feature_sets import FeatureSets
+from eval_suite.inputs.checkpoints import Checkpoint, state_sha256
+from isotorus.errors import UserError, from_os_error
+from isotorus.files import atomic
+
+Features = dict[str, NDArray[np.float32]]
+"""(n, width) by the name of the feature set, see `eval_suite.features.feature_sets`."""
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Something that turns images (N, C, size, size) into vectors."""
+
+    name: str
+    model: FeatureSets
+    weights: str
+    """Identifies the model's weights."""
+    width: int
+    """Of the embedding."""
+    sets: tuple[str, ...] | None
+    """Feature sets to keep beside the embedding; None: all that there are."""
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def key(self) -> str:
+        """Identifies all that its features depend on, apart from the images."""
+        parts = [2, self.weights, self.width, self.sets, self.size, self.channels, self.mean, self.std]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 or uint16 images (N, C, size, size) to float32 vectors; bf16 inside on CUDA."""
+        return self.embed_normalised(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return (images.float() / torch.iinfo(images.dtype).max - mean) / std
+
+    def embed_normalised(self, images: Tensor) -> dict[str, Tensor]:
+        """The same from normalised images."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            found = self.model(images)
+        kept = found if self.sets is None else ("embedding", *self.sets)
+        return {name: x for name, x in found.items() if name in kept}
+
+
+def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
+    """The encoder that was trained, with the projector and the angles that the checkpoint may carry."""
+    projector, described = checkpoint.projector(), checkpoint.encoder.projector
+    angles = described.angles if projector and described else None
+    model = FeatureSets(checkpoint.pretrained(), projector, angles)
+    return _encoder("pretrained", checkpoint, model, checkpoint.weights_sha256, sets)
+
+
+def untrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
+    """The same encoder at its initialisation: what the architecture alone sees."""
+    model = checkpoint.untrained()
+    return _encoder("untrained", checkpoint, FeatureSets(model), state_sha256(model), sets)
+
+
+def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
+    """The image itself, small and flattened: what needs no encoder."""
+    channels = checkpoint.encoder.channels
+    blank, unit = (0.0,) * channels, (1.0,) * channels
+    width, model = channels * size**2, FeatureSets(nn.Flatten())
+    return Representation("pixels", model, "none", width, None, size, channels, blank, unit)
+
+
+def _encoder(
+    name: str, checkpoint: Checkpoint, model: FeatureSets, weights: str, sets: tuple[str, ...] | None
+) -> Representation:
+    described = checkpoint.encoder
+    return Representation(
+        name=name,
+        model=model.eval(),
+        weights=weights,
+        width=described.embedding_width,
+        sets=sets,
+        size=described.image_size,
+        channels=described.channels,
+        mean=tuple(described.mean),
+        std=tuple(described.std),
+    )
+
+
+def check_channels(channels: int, dataset: Dataset) -> None:
+    """Raise UserError for images that do not convert to what the encoder takes."""
+    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
+        raise UserError(
+            f"{dataset.path} has images of {dataset.channels} channels, the encoder was trained on "
+            f"{channels}; evaluate it on images of the kind that it knows"
+        )
+
+
+def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
+    """Centre views of sample `i`, uint8 or uint16 (channels, size, size) for each size.
+
+    Raises UserError for a sample that cannot be read.
+    """
+    try:
+        image = decode(dataset.read(i), channels, dataset.depth)
+    except ValueError as error:
+        raise UserError(
+            f"sample {i} of {dataset.path} cannot be decoded ({error}); pack the images again"
+        ) from None
+    return [center_view(image, size) for size in sizes]
+
+
+def extract(
+    representations: Sequence[Representation],
+    dataset: Dataset,
+    cache: Path,
+    state: PartialState,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> dict[str, Features]:
+    """Features of every sample in order, by name of the representation, in one pass.
+
+    `cache` keeps them on disk by weights and data; what is there is not computed again. Called by all
+    processes: each embeds its share without padding samples twice, and all return the whole. Raises
+    UserError alike on all of them for unreadable images and for features that are not finite.
+    """
+    check_channels(representations[0].channels, dataset)
+    files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
+    features = {}
+    if state.is_main_process:
+        features = {name: x for name, file in files.items() if (x := _load(file, len(dataset))) is not None}
+    known: list[set[str]] = [set(features)]
+    broadcast_object_list(known)
+    missing = [r for r in representations if r.name not in known[0]]
+    if missing:
+        fresh = _compute(missing, dataset, state, batch_size, workers)
+        if state.is_main_process:
+            for name, x in fresh.items():
+                _save(files[name], x)
+        features |= fresh
+    return features
+
+
+def _compute(
+    representations: list[Representation],
+    dataset: Dataset,
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> dict[str, Features]:
+    with state.split_between_processes(torch.arange(len(dataset))) as share:
+        indices = share.tolist()
+    local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
+    failures = [message for message in gather_object([failure]) if message]
+    if failures:
+        raise UserError(failures[0])
+    features: dict[str, Features] = {r.name: {} for r in representations}
+    counts = gather(torch.tensor([len(indices)], device=state.device)).tolist()
+    for r in representations:
+        for name, rows in local[r.name].items():
+            padded = gather(pad_across_processes(rows))
+            whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
+            broken = int((~whole.isfinite().all(dim=1)).sum())
+            if broken:
+                raise UserError(
+                    f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features with "
+                    f"the {r.name} encoder; evaluate a checkpoint from before its training diverged"
+                )
+            features[r.name][name] = whole.cpu().numpy()
+    return features
+
+
+@torch.inference_mode()
+def _embed(
+    representations: list[Representation],
+    dataset: Dataset,
+    indices: list[int],
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> tuple[dict[str, dict[str, Tensor]], str]:
+    """This process's features, or why there are none."""
+    sizes = sorted({r.size for r in representations})
+    images = _Images(dataset, indices, sizes, representations[0].channels)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    parts: dict[str, dict[str, list[Tensor]]] = {}
+    for r in representations:
+        r.model.to(state.device)
+        # A process may have no sample of its own, and yet has to know which sets the others gather.
+        blank = torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=state.device)
+        found = r.embed(blank)
+        if found["embedding"].shape[1:] != (r.width,):
+            shape = tuple(found["embedding"].shape[1:])
+            return {}, f"the encoder gives vectors of {shape}, its description says {r.width}"
+        parts[r.name] = {name: [x[:0]] for name, x in found.items()}
+    with Progress(
+        transient=True, disable=not state.is_main_process, console=Console(stderr=True)
+    ) as progress:
+        task = progress.add_task(f"embedding {Path(dataset.path).name}", total=len(indices))
+        for batch in loader:
+            if isinstance(batch, str):
+                return {}, batch
+            views = {s: x.to(state.device, non_blocking=True) for s, x in zip(sizes, batch, strict=True)}
+            for r in representations:
+                for name, x in r.embed(views[r.size]).items():
+                    parts[r.name][name].append(x)
+            progress.advance(task, len(batch[0]))
+    return {r: {name: torch.cat(rows) for name, rows in sets.items()} for r, sets in parts.items()}, ""
+
+
+class _Images(TorchDataset[list[Tensor] | str]):
+    """Centre views of chosen samples, one for each size; an unreadable one gives its message.
+
+    An exception would reach the main process wrapped in a worker's traceback.
+    """
+
+    def __init__(self, dataset: Dataset, indices: list[int], sizes: list[int], channels: int) -> None:
+        self.dataset, self.indices, self.sizes, self.channels = dataset, indices, sizes, channels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> list[Tensor] | str:
+        try:
+            return read_views(self.dataset, self.indices[position], self.channels, self.sizes)
+        except UserError as error:
+            return str(error)
+
+
+def _collate(items: list[list[Tensor] | str]) -> list[Tensor] | str:
+    for item in items:
+        if isinstance(item, str):
+            return item
+    return [torch.stack(views) for views in zip(*items, strict=True)]
+
+
+def _load(file: Path, samples: int) -> Features | None:
+    """Cached features; None where there are none, or a file that is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            found: Features = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    whole = "embedding" in found and all(len(x) == samples for x in found.values())
+    return found if whole else None
+
+
+def _save(file: Path, x: Features) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as stream:
+            np.savez(stream, **x)  # type: ignore[arg-type]
+    except OSError as error:
+        raise from_os_error(error, "keeping features") from error

@@ -1,0 +1,127 @@
+"""From what a user names to checkpoints: a run, several, a folder of runs, a pattern, or weights alone."""
+
+import contextlib
+import glob
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from eval_suite.inputs.checkpoints import (
+    DESCRIPTION,
+    TIMM_DESCRIPTION,
+    TIMM_WEIGHTS,
+    WEIGHTS,
+    Checkpoint,
+    refuse_pickle,
+)
+from isotorus.errors import UserError
+
+COMPLETE = "COMPLETE"
+PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION}
+"""Files of weights, and what describes each."""
+
+
+def find(given: Sequence[str], every: int | None = None, *, waiting: bool = False) -> list[Checkpoint]:
+    """The checkpoints that names mean, each once, in the order given and by step within a run.
+
+    A run means its newest complete checkpoint or, with `every`, those too whose step is a multiple of it; a
+    folder of runs means all of them. Raises UserError for a name that means none, and for a run that has no
+    checkpoint yet unless `waiting` for it. Checkpoints of runs are not opened.
+    """
+    found: dict[Path, Checkpoint] = {}
+    for name in given:
+        for path in _paths(name):
+            for checkpoint in _in(path, name, every, waiting):
+                found.setdefault(checkpoint.weights, checkpoint)
+    return list(found.values())
+
+
+def runs(given: Sequence[str]) -> list[Path]:
+    """The run folders among what is named, whether they have checkpoints yet or not."""
+    named = [path for name in given for path in _paths(name)]
+    return [run for path in named for run in ([path] if _is_run(path) else _runs_in(path))]
+
+
+def finished(given: Sequence[str]) -> bool:
+    """Whether all named runs have the checkpoint of their last step."""
+    return all(_has_ended(run) for run in runs(given))
+
+
+def _has_ended(run: Path) -> bool:
+    saved = _of_run(run, every=1, waiting=True)
+    for checkpoint in reversed(saved):
+        with contextlib.suppress(UserError):  # a damaged one; the others say the same
+            return saved[-1].step >= checkpoint.encoder.config.get("steps", 0)
+    return False
+
+
+def _paths(name: str) -> list[Path]:
+    if Path(name).exists():
+        return [Path(name)]
+    matching = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, as pathlib takes no absolute pattern
+    if not matching:
+        raise UserError(f"{name}: no such run or checkpoint; name a folder under runs/, or {WEIGHTS}")
+    return [Path(match) for match in matching]
+
+
+def _in(path: Path, name: str, every: int | None, waiting: bool) -> Iterable[Checkpoint]:
+    if path.is_file():
+        refuse_pickle(path)
+        if path.name not in PAIRS:
+            raise UserError(f"{name} is not a checkpoint; name a run, a checkpoint folder or its {WEIGHTS}")
+        return [_open(path.resolve())]
+    for weights, description in PAIRS.items():
+        if (path / weights).exists() or (weights == WEIGHTS and (path / description).exists()):
+            return [_open(path.resolve() / weights)]
+    if _is_run(path):
+        return _of_run(path, every, waiting)
+    if several := _runs_in(path):
+        return [checkpoint for run in several for checkpoint in _of_run(run, every, waiting)]
+    if pickles := sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES):
+        refuse_pickle(pickles[0])
+    raise UserError(
+        f"{path} is neither a run nor a checkpoint (no checkpoints/, no {WEIGHTS}), nor a folder of runs"
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
+def _runs_in(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+
+
+def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
+    folder = run / "checkpoints"
+    markers = sorted(folder.glob(f"step_*/{COMPLETE}"))
+    complete = [_checkpoint(marker.parent.resolve() / WEIGHTS) for marker in markers]
+    if not complete and waiting:
+        return []
+    if not complete:
+        raise UserError(f"{run} has no complete checkpoint yet; train it on to its first one")
+    latest = folder / "latest"
+    # `latest` is a link, which not every copy of a run keeps.
+    if every is None and latest.exists():
+        return [_checkpoint(latest.resolve() / WEIGHTS)]
+    return [each for each in complete if each is complete[-1] or (every and each.step % every == 0)]
+
+
+def _checkpoint(weights: Path) -> Checkpoint:
+    folder = weights.parent
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else None
+    return Checkpoint(weights, folder / PAIRS[weights.name], run)
+
+
+def _open(weights: Path) -> Checkpoint:
+    """With its files there, and saved to its end."""
+    found = _checkpoint(weights)
+    folder, description = found.folder, found.description
+    if found.run and not (folder / COMPLETE).exists():
+        raise UserError(f"{folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint")
+    for file in (description, weights):
+        if not file.is_file():
+            raise UserError(
+                f"{folder} has no {file.name}; a checkpoint needs {weights.name} and {description.name}"
+            )
+    return found

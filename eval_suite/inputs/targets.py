@@ -1,0 +1,257 @@
+"""What features are to predict: the packed class labels, or columns of a table that names samples by key."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing.listing import Item
+from eval_suite.inputs.vectors import Vectors
+from isotorus.errors import UserError, from_os_error
+
+Kind = Literal["multiclass", "multilabel", "regression"]
+_TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of every sample of a data set, in its order."""
+
+    kind: Kind
+    names: list[str]
+    """Of the classes, in the order of their index; or of the columns."""
+    values: NDArray[Any]
+    """Class index (n,) int64; 0s and 1s (n, columns) int64; or numbers (n, columns) float64."""
+    known: NDArray[np.bool_]
+    """Samples that have targets (n,); what `values` holds of the others means nothing."""
+    without_row: int = 0
+    """Samples that the table does not name."""
+    without_value: int = 0
+    """Samples that it names, with a chosen column empty."""
+
+
+def of_labels(dataset: Dataset) -> Targets:
+    """The class labels that the data set was packed with."""
+    known = dataset.labels >= 0
+    return Targets(
+        "multiclass",
+        list(dataset.classes),
+        dataset.labels.astype(np.int64),
+        known,
+        without_value=int((~known).sum()),
+    )
+
+
+def of_vectors(vectors: Vectors, split: str) -> Targets:
+    """The labels of a features file's split: numbers with a fraction are a regression, all else classes."""
+    rows = vectors.rows(split)
+    if vectors.labels is None:
+        return Targets("multiclass", [], np.zeros(rows.sum(), np.int64), np.zeros(rows.sum(), bool))
+    labels = vectors.labels
+    if np.issubdtype(labels.dtype, np.floating) and (labels != np.floor(labels)).any():
+        return Targets(
+            "regression", ["label"], labels[rows, None].astype(np.float64), np.isfinite(labels[rows])
+        )
+    texts = [_tidy(str(label)) if label is not None else "" for label in labels.tolist()]
+    names = sorted(set(texts) - {"", "-1"})
+    index = {name: i for i, name in enumerate(names)}
+    values = np.array([index.get(text, -1) for text in texts], dtype=np.int64)[rows]
+    return Targets("multiclass", names, values, values >= 0)
+
+
+def fingerprint(targets: Targets) -> str:
+    """Identifies what is to be predicted."""
+    digest = hashlib.sha256(json.dumps([targets.kind, targets.names]).encode())
+    for array in (targets.values, targets.known):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_targets(
+    dataset: Dataset,
+    file: str | Path,
+    key_column: str,
+    columns: Sequence[str],
+    kind: Kind | None = None,
+) -> Targets:
+    """The chosen columns of a CSV (UTF-8) or Parquet file, for each sample of the data set.
+
+    `key_column` holds samples' keys (`Dataset.key`), or the paths that they were packed from; rows of
+    samples that are not in this data set are passed over. Without `kind`, one column of text, or of whole
+    numbers that count up from 0 or 1 without a gap, holds classes; several columns of 0, 1, true and false
+    are labels that may occur together; other numbers are a regression. Class names are those of the whole
+    file, so that they are the same for every data set that it covers. A sample with an empty cell or nan
+    in a chosen column has no targets.
+
+    Raises UserError if the file cannot be read, lacks a column, names a sample twice or none of this data
+    set, or holds values that are not of the kind.
+    """
+    file = Path(file)
+    if not columns:
+        raise UserError(f"{file}: no target columns are chosen; name one or more")
+    if kind is not None and kind not in get_args(Kind):
+        raise UserError(f"targets of kind {kind!r}; expected one of {', '.join(get_args(Kind))}")
+    if kind == "multiclass" and len(columns) > 1:
+        raise UserError(
+            f"{file}: {len(columns)} columns {', '.join(columns)} as multiclass; choose the one that holds "
+            "the class, or multilabel"
+        )
+    table = _read(file, [key_column, *columns])
+    cells = {column: [_tidy(text) for text in table[column]] for column in columns}
+    kind = kind or _kind(cells)
+    names, values = _values(file, cells, kind)
+    filled = np.array([all(row) for row in zip(*cells.values(), strict=True)], dtype=bool)
+
+    row = _rows(dataset, file, key_column, [text or "" for text in table[key_column]])
+    named = row >= 0
+    known = named & filled[row]
+    return Targets(kind, names, values[row], known, int((~named).sum()), int((named & ~known).sum()))
+
+
+def aligned(targets: Mapping[str, Targets]) -> dict[str, Targets]:
+    """The same targets with the classes of all splits together, those of the first split first.
+
+    Raises ValueError if the splits' targets are of different kinds or columns.
+    """
+    first_split, first = next(iter(targets.items()))
+    for split, other in targets.items():
+        if other.kind != first.kind:
+            raise ValueError(f"targets of {first_split} are {first.kind}, of {split} {other.kind}")
+        if other.kind != "multiclass" and other.names != first.names:
+            raise ValueError(f"targets of {first_split} and {split} have different columns")
+    if first.kind != "multiclass":
+        return dict(targets)
+    names = list(dict.fromkeys(name for other in targets.values() for name in other.names))
+    result = {}
+    for split, other in targets.items():
+        index = np.array([*map(names.index, other.names), -1], dtype=np.int64)
+        result[split] = replace(other, names=names, values=index[np.where(other.known, other.values, -1)])
+    return result
+
+
+def _read(file: Path, wanted: Sequence[str]) -> dict[str, list[str | None]]:
+    """The cells of the wanted columns as text."""
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    parquet = file.suffix.lower() == ".parquet"
+    try:
+        if parquet:
+            names = pyarrow.parquet.read_schema(file).names
+        else:
+            with pyarrow.csv.open_csv(file) as head:
+                names = head.schema.names
+        _check_columns(file, names, wanted)
+        if parquet:
+            table = pyarrow.parquet.read_table(file, columns=list(dict.fromkeys(wanted)))
+        else:
+            as_text = pyarrow.csv.ConvertOptions(
+                include_columns=list(dict.fromkeys(wanted)),
+                column_types={name: pyarrow.string() for name in wanted},
+            )
+            lines = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            table = pyarrow.csv.read_csv(file, parse_options=lines, convert_options=as_text)
+        return {name: table[name].cast(pyarrow.string()).to_pylist() for name in wanted}
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise from_os_error(error, f"reading the targets {file}") from error
+        reason, form = " ".join(str(error).split()), "Parquet file" if parquet else "CSV in UTF-8"
+        raise UserError(f"{file} is not a {form} that can be read ({reason}); save it anew") from None
+
+
+def _check_columns(file: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in present:
+            near = difflib.get_close_matches(name, present, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its columns are {', '.join(present[:20])}"
+            raise UserError(f"{file} has no column {name!r}; {hint}")
+        if list(present).count(name) > 1:
+            raise UserError(f"{file} has two columns {name!r}; rename or remove one of them")
+
+
+def _tidy(text: str | None) -> str:
+    """Without blanks, '' for nan, and whole numbers without the '.0' that a column with gaps gives them."""
+    text = (text or "").strip()
+    if text.lower() == "nan":
+        return ""
+    return text.partition(".")[0] if re.fullmatch(r"[+-]?[0-9]+\.0+", text) else text
+
+
+def _kind(cells: Mapping[str, list[str]]) -> Kind:
+    found = {text for column in cells.values() for text in column} - {""}
+    if len(cells) > 1:
+        return "multilabel" if all(text.lower() in _TRUTH for text in found) else "regression"
+    if not all(_number(text) is not None for text in found):
+        return "multiclass"
+    whole = {int(text) for text in found if re.fullmatch(r"[0-9]+", text)}
+    counts_up = bool(whole) and min(whole) <= 1 and max(whole) - min(whole) == len(whole) - 1
+    return "multiclass" if counts_up and len(whole) == len(found) else "regression"
+
+
+def _values(file: Path, cells: Mapping[str, list[str]], kind: Kind) -> tuple[list[str], NDArray[Any]]:
+    """Names, and values of every row of the table."""
+    if kind == "multiclass":
+        (column,) = cells.values()
+        names = sorted(set(column) - {""})
+        if all(re.fullmatch(r"[0-9]+", name) for name in names):
+            names.sort(key=lambda name: (int(name), name))
+        index = {name: i for i, name in enumerate(names)}
+        return names, np.array([index.get(text, -1) for text in column], dtype=np.int64)
+    values = np.zeros((len(next(iter(cells.values()))), len(cells)))
+    for c, (name, column) in enumerate(cells.items()):
+        for r, text in enumerate(column):
+            value = _TRUTH.get(text.lower()) if kind == "multilabel" else _number(text)
+            if text and value is None:
+                expected = "0 or 1" if kind == "multilabel" else "a finite number"
+                raise UserError(
+                    f"{file}, row {r + 1} of the data: {text[:40]!r} in column {name!r}, expected {expected} "
+                    f"for {kind} targets; mend it or choose another kind or column"
+                )
+            values[r, c] = value or 0
+    return list(cells), values.astype(np.int64) if kind == "multilabel" else values
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) else None
+
+
+def _rows(dataset: Dataset, file: Path, key_column: str, keys: list[str]) -> NDArray[np.int64]:
+    """The row of the table that names each sample, -1 where there is none.
+
+    By the hashes of the keys, which the index holds: the shards need not be read.
+    """
+    samples = np.asarray(dataset.rows["key"])
+    hashes = np.array([key_hash(key) for key in keys], dtype=np.uint64)
+    paths = np.array([key_hash(Item(key, 0).key) for key in keys], dtype=np.uint64)
+    hashes = np.where(np.isin(hashes, samples), hashes, paths)
+    rows = np.flatnonzero(np.isin(hashes, samples))
+    if not len(rows):
+        first = f" (the first: {keys[0][:80]!r})" if keys else ""
+        raise UserError(
+            f"{file}: none of the {len(keys)} keys in column {key_column!r}{first} is a sample of "
+            f"{dataset.path} (its first: {dataset.key(0)!r}); choose the column and file of its keys"
+        )
+    order = rows[np.argsort(hashes[rows], kind="stable")]
+    ordered = hashes[order]
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        one, other = order[twice[0]] + 1, order[twice[0] + 1] + 1
+        raise UserError(
+            f"{file}: rows {one} and {other} of the data both name the sample {keys[other - 1]!r}; "
+            "keep one row for each"
+        )
+    place = np.minimum(np.searchsorted(ordered, samples), len(ordered) - 1)
+    return np.where(ordered[place] == samples, order[place], -1)

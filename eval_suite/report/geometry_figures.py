@@ -1,0 +1,121 @@
+"""Figures of a cloud's geometry: persistence with the null's band, spectra beside references."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from eval_suite.report.figures import INK, hide_axes, svg
+
+DIMENSIONS = ("#8d8d8d", "#3f7fd9", "#e0703c")
+"""Colours of components, loops and voids."""
+NAMES = ("components", "loops", "voids")
+REFERENCES = {"measured": "#3f7fd9", "flat torus": "#2f9e78", "Gaussian": "#c9973f"}
+
+Bars = Sequence[Sequence[tuple[float, float | None]]]
+"""By dimension: (birth, death), death None for what is alive at the threshold."""
+
+
+def diagram(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: float) -> str:
+    """Births and deaths of each dimension; below its dashed line a bar is as short as the null's."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, threshold], [0, threshold], color=INK, linewidth=0.6)
+        for dimension, rows in enumerate(bars):
+            colour = DIMENSIONS[dimension]
+            if len(null_longest[dimension]) and dimension:
+                band = max(null_longest[dimension])
+                axes.plot(
+                    [0, threshold - band],
+                    [band, threshold],
+                    color=colour,
+                    linewidth=0.9,
+                    linestyle=(0, (4, 3)),
+                )
+            points = np.array([(b, threshold if d is None else d) for b, d in rows]).reshape(-1, 2)
+            axes.scatter(
+                points[:, 0],
+                points[:, 1],
+                s=14,
+                color=colour,
+                linewidths=0,
+                alpha=0.8,
+                label=NAMES[dimension],
+            )
+        axes.set_xlim(-0.02 * threshold, threshold)
+        axes.set_ylim(-0.02 * threshold, 1.04 * threshold)
+        axes.set_xlabel("born at distance")
+        axes.set_ylabel("gone at distance")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, 3.2, 3.0)
+
+
+def barcode(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: float, shown: int = 8) -> str:
+    """The longest bars of loops and voids; behind them how long the null's longest are."""
+
+    def draw(axes: Axes) -> None:
+        place, ticks = 0, []
+        for dimension in range(1, len(bars)):
+            rows = bars[dimension][:shown]
+            band = max(null_longest[dimension], default=0.0)
+            for birth, death in rows:
+                end = threshold if death is None else death
+                axes.plot([birth, birth + band], [place, place], color=INK, alpha=0.12, linewidth=7)
+                axes.plot([birth, end], [place, place], color=DIMENSIONS[dimension], linewidth=3)
+                place += 1
+            if rows:
+                ticks.append((place - (len(rows) + 1) / 2, NAMES[dimension]))
+            place += 1
+        axes.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
+        axes.set_ylim(place - 0.5, -0.8)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlim(0, threshold)
+        axes.set_xlabel("distance")
+
+    return svg(draw, 3.6, 3.0)
+
+
+def eigenvalues(spectra: Mapping[str, Sequence[float]]) -> str:
+    """Smallest eigenvalues of graph Laplacians, those of references beside the measured ones."""
+
+    def draw(axes: Axes) -> None:
+        for name, values in spectra.items():
+            style = "-" if name == "measured" else (0, (4, 2))
+            axes.plot(
+                range(1, len(values) + 1),
+                values,
+                color=REFERENCES[name],
+                marker="o",
+                markersize=4,
+                linewidth=1.2,
+                linestyle=style,
+            )
+        axes.set_xlabel("eigenvalue")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+
+    return svg(draw, 3.6, 2.4)
+
+
+def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> str:
+    """Points (n, 2) in the colour of a circular coordinate (n,), radians."""
+
+    def draw(axes: Axes) -> None:
+        drawn = axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            c=np.mod(angles, 2 * np.pi),
+            cmap="hsv",
+            s=9,
+            linewidths=0,
+            vmin=0,
+            vmax=2 * np.pi,
+        )
+        drawn.set_rasterized(True)
+        hide_axes(axes)
+
+    return svg(draw, 3.6, 3.0)

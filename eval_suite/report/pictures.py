@@ -1,0 +1,117 @@
+"""What the report shows of the images: maps of the embedding, and queries beside their neighbours."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.decode import decode
+from data_pipeline.transforms.views import center_view
+from eval_suite.usefulness.neighbors import nearest
+
+Array = NDArray[np.floating]
+
+MAP_POINTS = 1000
+"""Most points of a map: t-SNE's time grows with them, and more would only overlap."""
+THUMBNAIL = 96
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail as a data URI, its class (None if unlabelled) and what is worth saying of it."""
+
+    uri: str
+    label: str | None
+    similarity: float | None = None
+    agrees: bool | None = None
+
+
+def pca_map(x: Array) -> NDArray[np.float64]:
+    """The first two principal components (n, 2) of x (n, d)."""
+    components = min(2, *x.shape)
+    points = PCA(components, svd_solver="full").fit_transform(x.astype(np.float64))
+    return np.pad(points, ((0, 0), (0, 2 - components)))
+
+
+def tsne_map(x: Array) -> NDArray[np.float64]:
+    """t-SNE (van der Maaten & Hinton 2008) of x (n, d) to (n, 2), started from PCA; for n < 8, PCA."""
+    if len(x) < 8 or np.allclose(x.var(axis=0), 0):
+        return pca_map(x)
+    # Distances hardly change when the tail of the spectrum goes, and the search gets much cheaper.
+    reduced = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x.astype(np.float64))
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(reduced)
+
+
+def neighbour_rows(
+    train: Dataset,
+    train_x: Array,
+    queries: Dataset,
+    query_x: Array,
+    channels: int,
+    seed: int,
+    rows: int = 6,
+    columns: int = 5,
+) -> list[tuple[Picture, list[Picture]]]:
+    """Random queries, the classes taking turns, each with its most similar train images."""
+    chosen = _choose(queries.labels, rows, seed)
+    similarity, ids = nearest(train_x, query_x[chosen], min(columns, len(train_x)))
+    table = []
+    for place, query in enumerate(chosen):
+        label = int(queries.labels[query])
+        found = [
+            Picture(
+                thumbnail(train, int(i), channels),
+                _class(train, int(i)),
+                float(s),
+                None if label < 0 or train.labels[i] < 0 else bool(train.labels[i] == label),
+            )
+            for s, i in zip(similarity[place], ids[place], strict=True)
+        ]
+        table.append((Picture(thumbnail(queries, int(query), channels), _class(queries, int(query))), found))
+    return table
+
+
+def turn(
+    train: Dataset, samples: Sequence[int], angles: Sequence[float], channels: int, count: int = 12
+) -> list[Picture]:
+    """Once round a circular coordinate: of `samples`, those nearest to `count` even angles."""
+    away = np.asarray(angles)[None] - np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
+    nearest_to = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
+    chosen = [int(samples[place]) for place in nearest_to]
+    return [Picture(thumbnail(train, i, channels), _class(train, i)) for i in chosen]
+
+
+def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
+    if (labels >= 0).any():
+        order = order[labels[order] >= 0]
+    # A class's first sample comes before any class's second one.
+    turn = np.zeros(len(order), dtype=np.int64)
+    for label in np.unique(labels[order]):
+        members = labels[order] == label
+        turn[members] = np.arange(members.sum())
+    return order[np.lexsort((labels[order], turn))][:count]
+
+
+def _class(dataset: Dataset, i: int) -> str | None:
+    label = int(dataset.labels[i])
+    return dataset.classes[label] if label >= 0 else None
+
+
+def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
+    image = center_view(decode(dataset.read(i), channels, dataset.depth), THUMBNAIL).float()
+    if dataset.depth == 16:  # whose values often fill a small part of the scale
+        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
+    pixels = image.byte().permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    # Of more than three channels the first three.
+    Image.fromarray(pixels[..., 0] if channels < 3 else pixels[..., :3]).save(stream, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Commands for checkpoints whose head is a torus."""

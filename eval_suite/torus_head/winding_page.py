@@ -1,0 +1,131 @@
+"""What `eval_suite winding` found, as a page and as a table: curves of angles, and vectors in words."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from eval_suite.report.figures import CLASS_COLOURS, INK, svg
+from eval_suite.report.pages import template
+
+ANGLES = 2
+"""Angles of a path whose curves are drawn: those that turn most."""
+CURVES = 40
+"""Most images whose curves are drawn."""
+STRIP = 12
+"""Pictures of an image along a path."""
+DOES = {
+    "rotation": "the image turns once",
+    "translation_x": "the image moves once round to the right",
+    "translation_y": "the image moves once round downwards",
+    "hue": "the hue turns once",
+}
+
+
+def render(written: Mapping[str, Any]) -> str:
+    checkpoints = []
+    for found in written["checkpoints"]:
+        paths = [
+            {
+                "name": name,
+                "found": path,
+                "reading": reading(name, path),
+                "figures": [
+                    (int(i) + 1, Markup(curves(rows, path["closed"]))) for i, rows in path["curves"].items()
+                ],
+            }
+            for name, path in _paths(found).items()
+        ]
+        checkpoints.append({"title": f"{found['name']}, step {found['step']:,}", "paths": paths})
+    return template("winding").render(checkpoints=checkpoints, written=written, vector=vector)
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """A row a path, for the terminal."""
+    title = Text(f"{found['name']}, step {found['step']}")
+    shown = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for column in ("", "winding vector"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("images\n%", "\nmargin", "ambiguous\n%", "same at half\nthe samples %"):
+        shown.add_column(column, justify="right")
+    for name, path in _paths(found).items():
+        shown.add_row(
+            name,
+            vector(path),
+            f"{100 * path['share']:.0f}",
+            f"{path['margin']['median']:.2f}",
+            f"{100 * path['ambiguous']:.0f}",
+            f"{100 * path['same_at_half']:.0f}",
+        )
+    return shown
+
+
+def reading(name: str, path: Mapping[str, Any]) -> str:
+    """Whether the head goes round, in a sentence."""
+    if not path["closed"]:
+        number = ", ".join(f"{turns:+.2f}" for turns in path["numbers"][0][:8])
+        return f"Along the frames the angles turn by {number} turns."
+    does, share = DOES.get(name, "the frames go round once"), f"{100 * path['share']:.0f} % of the images"
+    if path["images"] == 1:
+        share = "the one sequence"
+    if path["share"] < 0.5:
+        return f"When {does}, images disagree: the commonest winding vector is that of {share}."
+    if path["times"] == 0:
+        return f"When {does}, the head does not go round: its path can be shrunk to a point for {share}."
+    times = "once" if path["times"] == 1 else f"{path['times']} times"
+    return f"When {does}, the head winds {times}, by {vector(path)}, for {share}."
+
+
+def vector(path: Mapping[str, Any]) -> str:
+    """The commonest vector; of many angles those that wind."""
+    numbers = path["vector"]
+    if not path["closed"] and path["images"] == 1:
+        return "(" + ", ".join(f"{turns:+.2f}" for turns in path["numbers"][0][:8]) + ")"
+    if len(numbers) <= 8:
+        return "(" + ", ".join(f"{n:+d}" if n else "0" for n in numbers) + ")"
+    wound = [f"{n:+d} in angle {i + 1}" for i, n in enumerate(numbers) if n]
+    return ", ".join(wound[:6]) + (", …" if len(wound) > 6 else "") if wound else f"0 in all {len(numbers)}"
+
+
+def curves(rows: Sequence[Sequence[float]], closed: bool) -> str:
+    """How far an angle has turned along the path, a line an image; a closed path ends at a whole number."""
+
+    def draw(axes: Axes) -> None:
+        share = np.linspace(0, 1, len(rows[0]))
+        ends = sorted({round(row[-1]) for row in rows}, key=abs)
+        for row in rows:
+            colour = CLASS_COLOURS[ends.index(round(row[-1])) % len(CLASS_COLOURS)]
+            axes.plot(share, row, color=colour, linewidth=0.9, alpha=0.55)
+        if closed:
+            for end in ends:
+                axes.axhline(end, color=INK, linewidth=0.6, linestyle=(0, (3, 3)), alpha=0.5)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of the path")
+        axes.set_ylabel("turns")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return svg(draw, 3.6, 2.3)
+
+
+def picture(image: Tensor, size: int = 64) -> str:
+    """A float image (C, H, W) in [0, 1] as a data URI."""
+    pixels = (image.clamp(0, 1) * 255).byte().cpu().permute(1, 2, 0).numpy()
+    drawn = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3])
+    stream = io.BytesIO()
+    drawn.resize((size, size), Image.Resampling.BILINEAR).save(stream, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _paths(found: Mapping[str, Any]) -> dict[str, Any]:
+    frames = {"frames": found["frames"]} if "frames" in found else {}
+    return {**found.get("paths", {}), **frames}

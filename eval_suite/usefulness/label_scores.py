@@ -1,0 +1,70 @@
+"""Scores of labels that may occur together, and their bootstrap samples.
+
+Labels are 0s and 1s (n, labels), scores are (n, labels): larger means more likely. Every score is the mean
+over the labels for which it is defined (macro average).
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_suite.usefulness.areas import Counts, areas, once
+
+Labels = NDArray[np.integer]
+Scores = NDArray[np.floating]
+
+
+def auroc(labels: Labels, scores: Scores) -> float:
+    """Mean over labels of the area under the ROC curve; nan when no label has positives and negatives."""
+    return summary(labels, scores)["auroc"]
+
+
+def average_precision(labels: Labels, scores: Scores) -> float:
+    """Mean over labels of the average precision (mAP); nan when no label occurs."""
+    return summary(labels, scores)["average_precision"]
+
+
+def summary(labels: Labels, scores: Scores) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in _means(labels, scores, once(len(labels))).items()}
+
+
+quality = summary
+"""What a setting is chosen by, the more important first."""
+
+
+def per_label(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
+    """For each label support (samples that have it), AUROC and average precision; nan where undefined."""
+    area, precision = areas(labels > 0, scores, once(len(labels)))
+    return [
+        {"support": int(n), "auroc": float(a), "average_precision": float(p)}
+        for n, a, p in zip((labels > 0).sum(axis=0), area[:, 0], precision[:, 0], strict=True)
+    ]
+
+
+def bootstrap(
+    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """Both scores on `resamples` test sets drawn with replacement, (resamples,) each; a function of the seed.
+
+    Equal numbers of samples and seeds give the same test sets, so two results are paired.
+    """
+    counts = resampled(len(labels), resamples, seed)
+    return _means(labels, scores, counts)
+
+
+def resampled(n: int, resamples: int, seed: int) -> Counts:
+    """How often each of `n` samples is drawn in each of the test sets of `n` draws, (resamples, n)."""
+    counts = np.empty((resamples, n), dtype=np.uint16)
+    for b in range(resamples):
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, b], np.uint64)))
+        counts[b] = np.bincount(generator.integers(n, size=n), minlength=n)
+    return counts
+
+
+def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
+    area, precision = areas(labels > 0, scores, counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of no label at all: nan
+        return {"auroc": np.nanmean(area, axis=0), "average_precision": np.nanmean(precision, axis=0)}

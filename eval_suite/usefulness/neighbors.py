@@ -1,0 +1,133 @@
+"""Nearest neighbours by cosine similarity (FAISS), and the weighted k-NN classifier."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_suite.usefulness import scores
+from eval_suite.usefulness.selection import Array, Candidate, FeatureSets, choose, label, named
+
+K_GRID = (10, 20, 100, 200)
+_MOST_ON_GPU = 2048
+"""Neighbours that FAISS can find on a GPU."""
+
+
+def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `k` most similar rows of `train_x` (n, d) for each row of `test_x` (m, d).
+
+    Returns cosine similarities and train indices, both (m, k), most similar first. Exact search, on the
+    GPU where FAISS finds one. Raises ValueError when k exceeds n.
+    """
+    if not 1 <= k <= len(train_x):
+        raise ValueError(f"k = {k} neighbours of {len(train_x)} samples; k lies in 1 … {len(train_x)}")
+    index: Any = faiss.IndexFlatIP(train_x.shape[1])
+    if faiss.get_num_gpus() and k <= _MOST_ON_GPU:
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    index.add(normalised(train_x))
+    similarity, ids = index.search(normalised(test_x), k)
+    return similarity, ids
+
+
+def knn_scores(
+    train_x: Array,
+    train_y: NDArray[np.integer],
+    test_x: Array,
+    k: Sequence[int] = (20,),
+    temperature: float = 0.07,
+    classes: int | None = None,
+) -> NDArray[np.float64]:
+    """Class scores (len(k), m, classes) for each of several `k`, from one search; rows sum to 1.
+
+    A neighbour votes with e^{similarity / temperature} (Wu et al. 2018, arXiv:1805.01978). `train_y` holds
+    class indices ≥ 0; `classes` defaults to the largest one + 1.
+    """
+    classes = int(train_y.max()) + 1 if classes is None else classes
+    votes, neighbour_y = _votes(train_x, train_y, test_x, max(k), temperature)
+    return np.stack([_counted(votes, neighbour_y, count, classes) for count in k])
+
+
+def knn_classify(
+    train_x: Array,
+    train_y: NDArray[np.integer],
+    test_x: Array,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> NDArray[np.integer]:
+    """The label (m,) with the largest weighted vote among the `k` nearest; ties go to the lower label."""
+    labels, train_index = np.unique(train_y, return_inverse=True)
+    return labels[knn_scores(train_x, train_index, test_x, (k,), temperature)[0].argmax(axis=1)]
+
+
+def evaluate(
+    train_x: FeatureSets,
+    train_y: NDArray[np.integer],
+    val_x: FeatureSets,
+    val_y: NDArray[np.integer],
+    test_x: FeatureSets,
+    test_y: NDArray[np.integer],
+    *,
+    k: Sequence[int] = K_GRID,
+    temperature: float = 0.07,
+    classes: int | None = None,
+) -> dict[str, Any]:
+    """Choose `k` on val, report test once; labels are class indices ≥ 0.
+
+    Features are (n, d), or several sets of them by name, of which val chooses one together with `k`. The
+    choice is the largest balanced accuracy on val, ties by AUROC, then the first in `k`. Returns
+    test_accuracy, test_balanced_accuracy, test_auroc; k, the chosen one; val, one {k, balanced_accuracy,
+    auroc} for each; test_scores (m, classes); of several feature sets also feature_set, here and in val.
+    """
+    if classes is None:
+        classes = int(max(train_y.max(), val_y.max(), test_y.max())) + 1
+    train, val, test = named(train_x), named(val_x), named(test_x)
+
+    def test_scores(name: str, count: int) -> NDArray[np.float64]:
+        return knn_scores(train[name], train_y, test[name], (count,), temperature, classes)[0]
+
+    def candidates() -> Iterator[Candidate]:
+        for name, x in reversed(list(train.items())):
+            votes, neighbour_y = _votes(x, train_y, val[name], max(k), temperature)
+            for count in reversed(k):
+                yield Candidate(
+                    {**label(name), "k": count},
+                    _counted(votes, neighbour_y, count, classes),
+                    functools.partial(test_scores, name, count),
+                )
+
+    setting, predicted, tried = choose(candidates(), val_y, scores.quality)
+    return {
+        **{f"test_{score}": value for score, value in scores.summary(test_y, predicted).items()},
+        **setting,
+        "val": tried[::-1],
+        "test_scores": predicted,
+    }
+
+
+def normalised(x: Array) -> NDArray[np.float32]:
+    """Rows on the unit sphere; a zero row stays zero."""
+    x = np.asarray(x, dtype=np.float64)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.ascontiguousarray(x / np.maximum(norm, 1e-12), dtype=np.float32)
+
+
+def _votes(
+    train_x: Array, train_y: NDArray[np.integer], test_x: Array, k: int, temperature: float
+) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    """Weight and label (m, k) of each neighbour, the closest first."""
+    similarity, ids = nearest(train_x, test_x, k)
+    # Relative to the closest neighbour: the same vote, and no overflow at small temperatures.
+    return np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature), train_y[ids]
+
+
+def _counted(
+    votes: NDArray[np.float64], neighbour_y: NDArray[np.integer], k: int, classes: int
+) -> NDArray[np.float64]:
+    """Shares (m, classes) of the votes of the `k` closest."""
+    m = len(votes)
+    bins = np.arange(m)[:, None] * classes + neighbour_y[:, :k]
+    total = np.bincount(bins.ravel(), votes[:, :k].ravel(), minlength=m * classes).reshape(m, classes)
+    return total / total.sum(axis=1, keepdims=True)

@@ -1,0 +1,77 @@
+"""Image retrieval: whether samples of the same class come first when a gallery is sorted by similarity."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval_suite.usefulness.neighbors import normalised
+from eval_suite.usefulness.selection import Unmeasurable
+
+Array = NDArray[np.floating]
+Labels = NDArray[np.integer]
+
+RECALL_AT = (1, 5, 10)
+MOST_PAIRS = 400_000_000
+"""Pairs of query and gallery sample that are ranked; above it, a random part of the queries is."""
+LEVEL = 2.0**-20
+"""Cosines in one interval of this width count as equal: the rounding of float32 must not decide."""
+
+
+def retrieval(
+    gallery_x: Array,
+    gallery_y: Labels,
+    query_x: Array,
+    query_y: Labels,
+    *,
+    recall_at: Sequence[int] = RECALL_AT,
+    most_pairs: int = MOST_PAIRS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Mean average precision and recall@k of queries (m, d) in a gallery (n, d), by cosine.
+
+    A gallery sample is relevant if it has the query's class. A query's average precision is the mean, over
+    its relevant samples i, of the share of relevant ones among all gallery samples at least as similar as
+    i: over the whole ranking, ties counted together, which is scikit-learn's `average_precision_score`.
+    Its recall@k is 1 if a relevant sample is among the first k, ties counted against it, else 0. Both are
+    averaged over queries; those without a relevant sample are left out. Similarities to the whole gallery
+    are sorted, for which a nearest-neighbour index is no help.
+
+    Returns map, its 95 % interval over queries under map_interval (normal approximation), recall_at_<k>,
+    queries (how many were ranked; at most most_pairs / n, drawn by the seed) and without_relevant (how
+    many were left out). Raises Unmeasurable if no query has a relevant sample.
+    """
+    rows = np.flatnonzero(np.isin(query_y, gallery_y))
+    without = len(query_y) - len(rows)
+    if not len(rows):
+        raise Unmeasurable("no query has a sample of its class in the gallery")
+    most = max(1, most_pairs // len(gallery_y))
+    if len(rows) > most:
+        philox = np.random.Philox(key=np.array([seed, len(rows)], np.uint64))
+        rows = np.sort(np.random.Generator(philox).choice(rows, most, replace=False))
+    gallery, queries = normalised(gallery_x), normalised(query_x[rows])
+    members = {label: np.flatnonzero(gallery_y == label) for label in np.unique(query_y[rows])}
+    precision, before = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
+    chunk = max(1, 20_000_000 // len(gallery))
+    for start in range(0, len(rows), chunk):
+        # Ascending by distance: the level of the negative cosine.
+        levels = np.rint(queries[start : start + chunk] @ gallery.T / -LEVEL).astype(np.int32)
+        relevant = [levels[i, members[query_y[row]]] for i, row in enumerate(rows[start : start + chunk])]
+        levels.sort(axis=1)
+        for i, (ranked, own) in enumerate(zip(levels, relevant, strict=True), start):
+            own.sort()
+            above = np.searchsorted(ranked, own, side="right")
+            own_above = np.searchsorted(own, own, side="right")
+            precision[i] = (own_above / above).mean()
+            before[i] = (
+                above[0] - own_above[0]
+            )  # of another class, and no farther than the closest of its own
+    mean, half = precision.mean(), 1.96 * precision.std() / len(rows) ** 0.5
+    return {
+        "map": float(mean),
+        "map_interval": [float(mean - half), float(mean + half)],
+        **{f"recall_at_{k}": float((before < k).mean()) for k in recall_at},
+        "queries": len(rows),
+        "without_relevant": without,
+    }
