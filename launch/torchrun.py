@@ -4,7 +4,8 @@ import argparse
 import shlex
 import sys
 
-from launch import cluster, ranks
+from launch.one_node import torchrun_ranks
+from launch.over_ssh import cluster
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,7 +41,7 @@ def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) ->
     if given.dry_run:
         print(shlex.join(["torchrun", *options, "-m", "pretrain", *pretrain]))
         return 0
-    failure = ranks.run(options, pretrain)
+    failure = torchrun_ranks.run(options, pretrain)
     if failure is None:
         return 0
     if failure.said:

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError
-from launch.hosts import read_hosts
+from launch.over_ssh.hosts import read_hosts
 
 if TYPE_CHECKING:
     from launch.doctor.findings import Finding

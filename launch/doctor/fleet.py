@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from launch import ssh
 from launch.doctor.findings import Finding, Status
 from launch.doctor.request import ANSWER, Request
 from launch.environment import masked, passed_on
+from launch.over_ssh import ssh
 
 
 class Said(NamedTuple):

@@ -248,7 +248,7 @@ def test_two_hosts_are_one_and_a_killed_rank_is_told(
     ("options", "said"),
     [
         ("--master-port 22", "host node1: the port to meet at: Address already in use; give another --port"),
-        ("--python /nowhere/python", "host node1: /nowhere/python -m launch.node in"),
+        ("--python /nowhere/python", "host node1: /nowhere/python -m launch.over_ssh.node in"),
     ],
 )
 def test_refused_before_anything_starts(

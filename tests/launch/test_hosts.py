@@ -9,7 +9,7 @@ import pytest
 
 from isotorus.errors import UserError
 from launch.environment import hidden, masked, passed_on, shown
-from launch.hosts import Host, read_hosts
+from launch.over_ssh.hosts import Host, read_hosts
 from tests.launch.network import Network, network
 
 

@@ -158,7 +158,7 @@ def test_dry_run_shows_all_and_no_secret(
         ("--port 22", "error: host node1: the port to meet at: Address already in use; give another --port"),
         pytest.param(
             "--python /nowhere/python",
-            "error: host node1: /nowhere/python -m launch.node in",
+            "error: host node1: /nowhere/python -m launch.over_ssh.node in",
             marks=pytest.mark.nightly,
         ),
     ],

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
-from launch import ssh
-from launch.node import REPORT
+from launch.over_ssh import ssh
+from launch.over_ssh.node import REPORT
 
 _PREFIX = re.compile(r"^\[default\d+\]:")
 """What torchrun puts before a rank's lines."""
@@ -20,7 +20,7 @@ _PREFIX = re.compile(r"^\[default\d+\]:")
 
 def command(python: str, folder: str) -> str:
     """What a host's shell is given; all else goes through stdin."""
-    return f"cd {shlex.quote(folder)} && exec {shlex.quote(python)} -m launch.node"
+    return f"cd {shlex.quote(folder)} && exec {shlex.quote(python)} -m launch.over_ssh.node"
 
 
 class Remote:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isotorus.errors import UserError
-from launch import deepspeed_ranks, ssh
 from launch.environment import masked, passed_on, shown
-from launch.hosts import Host, read_hosts
+from launch.one_node import deepspeed_ranks
+from launch.over_ssh import ssh
+from launch.over_ssh.hosts import Host, read_hosts
+from launch.over_ssh.remote import command
 from launch.recipe import read_recipe
-from launch.remote import command
 
 ELASTIC_RESTARTS = 100
 """For each host that goes or fails, every launcher uses one."""

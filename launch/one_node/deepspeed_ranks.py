@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from launch.ranks import Failure
+from launch.one_node.torchrun_ranks import Failure
 
 LAUNCH = "ISOTORUS_LAUNCH"
 """The variable by which the ranks of a launch are known."""

@@ -12,12 +12,12 @@ from types import FrameType
 from typing import Any
 
 from isotorus.errors import UserError
-from launch import probe, ssh
-from launch.hosts import Host
-from launch.job import Job, read_job, show
-from launch.node import REPORT
-from launch.ranks import TRY_AGAIN, USER_ERROR
-from launch.remote import Remote, command
+from launch.one_node.torchrun_ranks import TRY_AGAIN, USER_ERROR
+from launch.over_ssh import hosts_agree, ssh
+from launch.over_ssh.hosts import Host
+from launch.over_ssh.job import Job, read_job, show
+from launch.over_ssh.node import REPORT
+from launch.over_ssh.remote import Remote, command
 
 
 def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
@@ -99,7 +99,7 @@ class Launch:
                     )
                 return {}
         meet = ssh.address(next(iter(found)), self.job.ssh)
-        probe.compare(found, self.job.recipe, meet)
+        hosts_agree.compare(found, self.job.recipe, meet)
         self._expected = dict([next(iter(found.items()))])
         return found
 
@@ -112,7 +112,7 @@ class Launch:
             json.dumps(request) + "\n",
             self.job.ssh,
         )
-        ssh.require(answers, f"{self.job.python} -m launch.node in {self.job.directory}")
+        ssh.require(answers, f"{self.job.python} -m launch.over_ssh.node in {self.job.directory}")
         return {answer.host: json.loads(answer.stdout.rpartition(REPORT)[2]) for answer in answers}
 
     def _round(self, present: dict[str, Any]) -> int | None:
@@ -206,7 +206,7 @@ class Launch:
                 del self._looks[host.name]
                 self._away[host.name] = now + self.job.patience / 3
                 if look.exception() is None:
-                    probe.compare(self._expected | look.result(), self.job.recipe, self._meet[0])
+                    hosts_agree.compare(self._expected | look.result(), self.job.recipe, self._meet[0])
                     del self._away[host.name]
                     _say(f"host {host.name} is back")
                     self._start(host)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from isotorus.errors import UserError, from_os_error
 from launch.environment import masked
 from launch.recipe import named, read_recipe
-from launch.slurm_jobs import follow, submit
-from launch.slurm_script import REQUEUE_CODE, Job, script
+from launch.slurm.slurm_jobs import follow, submit
+from launch.slurm.slurm_script import REQUEUE_CODE, Job, script
 
 if TYPE_CHECKING:
     from pretrain.config import Config

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from isotorus.errors import UserError, from_os_error
-from launch import manifests
 from launch.environment import hidden, masked
-from launch.manifests import Pods, recipe_path
+from launch.kubernetes import manifests
+from launch.kubernetes.manifests import Pods, recipe_path
 from launch.recipe import Recipe, read_recipe
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import FrameType
 
 from isotorus.errors import UserError
-from launch import cluster, ssh
-from launch.deepspeed_ranks import shells
 from launch.environment import hidden, masked
-from launch.job import Job
-from launch.ranks import TRY_AGAIN
-from launch.remote import command
+from launch.one_node.deepspeed_ranks import shells
+from launch.one_node.torchrun_ranks import TRY_AGAIN
+from launch.over_ssh import cluster, ssh
+from launch.over_ssh.job import Job
+from launch.over_ssh.remote import command
 
 
 def start(job: Job, dry_run: bool) -> int:

@@ -6,10 +6,12 @@ import socket
 import sys
 
 from isotorus.errors import UserError
-from launch import cluster, deepspeed_ranks, pdsh, probe
+from launch.deepspeed import pdsh
 from launch.environment import masked
-from launch.hosts import Host, read_hosts
-from launch.job import Job, make, show
+from launch.one_node import deepspeed_ranks
+from launch.over_ssh import cluster, hosts_agree
+from launch.over_ssh.hosts import Host, read_hosts
+from launch.over_ssh.job import Job, make, show
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -151,8 +153,8 @@ def _here(job: Job, dry_run: bool) -> int:
     if dry_run:
         print(masked(shlex.join(job.ranks(job.arguments(host, meet, job.port or "<a free port>", True)))))
         return 0
-    found = probe.look({"recipe": None, "meet": meet, "port": job.port})
-    probe.compare({here: found}, None, meet)
+    found = hosts_agree.look({"recipe": None, "meet": meet, "port": job.port})
+    hosts_agree.compare({here: found}, None, meet)
     failure = deepspeed_ranks.run(job.arguments(host, meet, found["port"], True), job.pretrain)
     if failure is None:
         return 0

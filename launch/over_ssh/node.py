@@ -1,4 +1,4 @@
-"""The far end of a launch over ssh: `python -m launch.node`, told by its stdin what to do.
+"""The far end of a launch over ssh: `python -m launch.over_ssh.node`, told by its stdin what to do.
 
 The first line is a request in JSON: so neither secrets nor anything else of it stands in a process list.
 Each line after it is a signal's name, or nothing but a sign of life. When they end, or there is silence, who
@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from launch import deepspeed_ranks, probe, ranks
+from launch.one_node import deepspeed_ranks, torchrun_ranks
+from launch.over_ssh import hosts_agree
 
 REPORT = "isotorus report: "
 """Begins the last line of stdout, of which the rest is JSON."""
@@ -32,11 +33,15 @@ def main() -> int:
         deepspeed_ranks.pass_on(request["id"], signal.Signals[request["signal"]])
         return 0
     if request["do"] == "probe":
-        print(REPORT + json.dumps(probe.look(request)), flush=True)
+        print(REPORT + json.dumps(hosts_agree.look(request)), flush=True)
         return 0
     held = _hold(request["id"])
     if held is None:
-        report: dict[str, Any] = {"code": ranks.TRY_AGAIN, "rank": -1, "said": "the launch before still ends"}
+        report: dict[str, Any] = {
+            "code": torchrun_ranks.TRY_AGAIN,
+            "rank": -1,
+            "said": "the launch before still ends",
+        }
     else:
         os.environ.update(request["environment"])
         threading.Thread(target=obey, args=(request["patience"], request["grace"]), daemon=True).start()
@@ -44,7 +49,7 @@ def main() -> int:
             logs = Path(request["logs"])
             failure = deepspeed_ranks.run(request["options"], request["pretrain"], logs)
         else:
-            failure = ranks.run(request["options"], request["pretrain"])
+            failure = torchrun_ranks.run(request["options"], request["pretrain"])
         report = failure._asdict() if failure else {"code": 0}
     print(f"\n{REPORT}{json.dumps(report)}", flush=True)
     return int(report["code"])
@@ -70,7 +75,7 @@ def end() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    os._exit(ranks.TRY_AGAIN)
+    os._exit(torchrun_ranks.TRY_AGAIN)
 
 
 def _hold(launch: str) -> socket.socket | None:

@@ -1,0 +1,1 @@
+"""The ranks of one node, under torchrun or DeepSpeed's launcher."""
