@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from pretrain.config import Config
     from pretrain.preflight import Plan
 
-OTHERS = ("plan", "sweep", "export")
+OTHERS = {
+    "plan": "pretrain.cost.plan",
+    "sweep": "pretrain.sweep",
+    "export": "pretrain.checkpoint.export",
+}
+"""Commands of their own, and the modules whose `main` they are; imported when asked for."""
 
 
 def main() -> int:
@@ -42,7 +47,8 @@ def main() -> int:
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if sys.argv[1:] and sys.argv[1] in OTHERS:
-        return importlib.import_module(f"pretrain.{sys.argv[1]}").main(sys.argv[2:])
+        code: int = importlib.import_module(OTHERS[sys.argv[1]]).main(sys.argv[2:])
+        return code
     end_with_launcher()
     signals, start_up = Signals(), StartUp()
     signals.listen()

@@ -48,7 +48,7 @@ class Scan:
     part: Part
     rows: Path
     """File (.npy) of its index rows. Where a label is the i-th of `labels.names`, there is -2-i."""
-    tar_labels: Labels
+    labels: Labels
     without_image: int
     """Samples."""
     fields: list[str]
@@ -166,7 +166,7 @@ class _Samples:
             if member.link:
                 raise ValueError(f"is {_LINK}")
             if member.size > tar_labels.LARGEST:
-                raise ValueError(f"has {member.size} bytes; at most {labels.LARGEST} are supported")
+                raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
             label, fields = tar_labels.of(content(), self._rule.label_field)
         except ValueError as error:
             raise self._error(f"gives no label: {printable(member.name)} {error}") from None

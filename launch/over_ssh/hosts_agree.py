@@ -10,7 +10,7 @@ from typing import Any
 
 from isotorus.errors import UserError
 
-CODE = ("data_pipeline", "launch", "pretrain")
+CODE = ("data_pipeline", "isotorus", "launch", "pretrain")
 
 
 def look(request: Mapping[str, Any]) -> dict[str, Any]:

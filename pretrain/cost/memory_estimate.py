@@ -1,7 +1,8 @@
 """Memory of one rank at the peak of a step, by part, for an engine, its sharding and a number of ranks.
 
-What depends on the architecture is measured (`pretrain.cost.activation_memory`); the rest is arithmetic on numbers of
-parameters. Parameters, gradients and AdamW's two moments are fp32 for every engine, 16 bytes a parameter.
+What depends on the architecture is measured (`pretrain.cost.activation_memory`); the rest is arithmetic on
+numbers of parameters. Parameters, gradients and AdamW's two moments are fp32 for every engine, 16 bytes a
+parameter.
 """
 
 from dataclasses import dataclass

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import save_pictures
-from s3_server import S3Server
-from tar_index import Run
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import exit_code
+from tests.data_pipeline.pictures import save_pictures
+from tests.data_pipeline.s3_server import S3Server
+from tests.data_pipeline.tar_index import Run
 
 
 @pytest.fixture(scope="session")

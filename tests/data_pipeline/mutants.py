@@ -1,4 +1,4 @@
-"""Decodes mutated files of every kind: `python mutants.py SEED COUNT`; for a process of its own.
+"""Decode mutated files of every kind, in a process of its own: `python -m tests.data_pipeline.mutants SEED COUNT`.
 
 Dies of whatever the decoder does wrong: a crash, another exception than ValueError, more than 10 s of CPU
 for an image or more memory than the largest allowed image takes.
@@ -9,11 +9,11 @@ import signal
 import sys
 
 import numpy as np
-from encoders import deep_png, encoded, npy, tiff
-from pictures import picture
 
 from data_pipeline.decoders.decode import decode, size
 from data_pipeline.decoders.pixels import MOST_VALUES
+from tests.data_pipeline.encoders import deep_png, encoded, npy, tiff
+from tests.data_pipeline.pictures import picture
 
 RGB = picture(1)
 DEEP = np.asarray(RGB).astype(np.uint16) * 257

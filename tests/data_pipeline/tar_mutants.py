@@ -1,4 +1,4 @@
-"""Indexes, reads and verifies mutated tars: `python tar_mutants.py SEED COUNT FOLDER`; a process of its own.
+"""Indexes, reads and verifies mutated tars: `python -m tests.data_pipeline.tar_mutants SEED COUNT FOLDER`.
 
 Dies of whatever is done wrong: another exception than UserError, a worker that crashes, a file made or
 changed outside of the data set's folder, an image other than that in the tar, damage that `verify` misses,
@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from encoders import encoded, npy, tiff
-from pictures import picture
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
@@ -27,6 +25,8 @@ from data_pipeline.existing_tars.tar_index import Options, index
 from data_pipeline.existing_tars.tar_scan import Rule
 from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError
+from tests.data_pipeline.encoders import encoded, npy, tiff
+from tests.data_pipeline.pictures import picture
 
 RGB = picture(1)
 WRITTEN = {"dataset.json", "index.npy", "shards.npy", "skipped.txt"}

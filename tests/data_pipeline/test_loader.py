@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import save_pictures
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
@@ -18,6 +17,7 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
+from tests.data_pipeline.pictures import save_pictures
 
 VIEWS = ViewsConfig(global_views=2, global_size=24, local_views=3, local_size=12)
 SMALL = ViewsConfig(global_views=1, global_size=8, local_views=1, local_size=4)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from eval_samples import CLASSES, Outcome, pack, run_command, save_checkpoint
+
+from tests.eval_suite.eval_samples import CLASSES, Outcome, pack, run_command, save_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from eval_samples import Outcome, run_command, save_checkpoint
 
 from eval_suite.report.comparison import SCORES, correlations
+from tests.eval_suite.eval_samples import Outcome, run_command, save_checkpoint
 
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
 

@@ -8,7 +8,7 @@ import jinja2
 
 def template(name: str) -> jinja2.Template:
     """A page's template; what users have named is escaped."""
-    folder = str(files("eval_suite").joinpath("pages"))
+    folder = str(files("eval_suite.report").joinpath("pages"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,

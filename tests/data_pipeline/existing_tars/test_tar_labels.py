@@ -1,0 +1,93 @@
+"""Labels of tars that others made: from .cls members, a file of class names, a field of the JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.dataset.index import Dataset
+from tests.data_pipeline.pictures import png
+from tests.data_pipeline.tar_index import Run, labels, write
+
+
+@pytest.mark.parametrize(
+    "texts, expected, classes",
+    [
+        (["1", " 3\n", "-1", ""], ["1", "3", None, None], ["0", "1", "2", "3"]),
+        (["dog", "cat\n", "", "dog"], ["dog", "cat", None, "dog"], ["cat", "dog"]),
+    ],
+)
+def test_labels_are_numbers_or_names(
+    texts: list[str], expected: list[str | None], classes: list[str], tmp_path: Path, done: Run
+) -> None:
+    files = {
+        f"{i}.{kind}": png(i) if kind == "png" else text
+        for i, text in enumerate(texts)
+        for kind in ("cls", "png")
+    }
+    write(tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set")
+    dataset = Dataset(tmp_path / "set")
+    assert list(labels(dataset).values()) == expected and dataset.classes == classes
+
+
+def test_class_names_from_a_file(tmp_path: Path, done: Run, refused: Run) -> None:
+    write(tmp_path / "x.tar", {"a.png": png(0), "a.cls": "2", "b.png": png(1), "b.cls": "crack"})
+    file = tmp_path / "names.txt"
+    file.write_text("\ufeffwhole\ncrack \ndark\n\n")
+    done(tmp_path / "x.tar", tmp_path / "set", "--classes", file)
+    dataset = Dataset(tmp_path / "set")
+    assert dataset.classes == ["whole", "crack", "dark"] and labels(dataset) == {"a": "dark", "b": "crack"}
+    for text, reason in {
+        "whole\ncrack\n": "labels up to 2, but there are 2 class names",
+        "whole\ncracks\ndark": "'crack', which is none of the 3 class names; did you mean 'cracks'",
+        "whole\nwhole\n": "there twice",
+        "a\n\nb\n": "none of them empty",
+        "": "one a line",
+    }.items():
+        file.write_text(text)
+        assert reason in refused(tmp_path / "x.tar", tmp_path / "other", "--classes", file)
+    file.write_bytes(b"\xff\xfe")
+    assert "UTF-8" in refused(tmp_path / "x.tar", tmp_path / "other", "--classes", file)
+    assert "No such file" in refused(
+        tmp_path / "x.tar", tmp_path / "other", "--classes", tmp_path / "nowhere"
+    )
+    assert not (tmp_path / "other").exists()
+
+
+def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run) -> None:
+    records = [{"state": "good", "id": 1}, {"state": None}, {"id": 3}, {"state": 7}]
+    files: dict[str, bytes | str] = {}
+    for i, record in enumerate(records):
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(record), f"{i}.cls": "99"}
+    assert "some are names" in refused(
+        write(tmp_path / "x.tar", files), tmp_path / "set", "--label-key", "state"
+    )
+    files["3.json"] = '{"state": "bad"}'
+    write(tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set", "--label-key", "state")
+    assert labels(Dataset(tmp_path / "set")) == {"0": "good", "1": None, "2": None, "3": "bad"}
+    line = refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "stat")
+    assert "fields are state, id" in line and "did you mean 'state'" in line
+    for content in ("{", "[1]", '{"state": [1]}', '{"state": 1.5}', "[" * 100_000, '{"state": "\\ud800"}'):
+        write(tmp_path / "x.tar", {"a.png": png(0), "a.json": content})
+        assert "a.json" in refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "state")
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\xff\xfe", "not text in UTF-8"),
+        (b"x" * 2000, "2000 characters"),
+        (b"-7", "class -7"),
+        (b"123456789012345", "class 123456789012345"),
+        (b"9" * 10_000, "characters"),
+        (b"cat\0\0", "cannot be printed"),
+        (bytes(2**21), "2097152 bytes"),
+    ],
+)
+def test_labels_that_are_none(content: bytes, reason: str, tmp_path: Path, refused: Run) -> None:
+    write(tmp_path / "x.tar", {"a.png": png(0), "a.cls": content})
+    line = refused(tmp_path / "x.tar", tmp_path / "set")
+    assert reason in line and "x.tar gives no label: a.cls" in line
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,236 @@
+"""What `plan` says: FLOPs beside published ones, memory beside real tensors, and remedies that do fit."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from isotorus.errors import UserError, exit_code
+from pretrain.config import Config, load_config
+from pretrain.cost import activation_memory, by_depth
+from pretrain.cost.accelerators import KNOWN, detect
+from pretrain.cost.flops import flops_per_image, step_flops
+from pretrain.cost.memory_estimate import Parameters, state_bytes
+from pretrain.cost.plan import Request, estimate, main
+from pretrain.engines.config import EngineConfig
+from pretrain.models.encoder import EncoderConfig, ViewEncoder, timm_kwargs
+from pretrain.preflight import check_model
+
+GIB = 2**30
+PUBLISHED = {  # TFLOP to train on one image of 2 × 224² and 6 × 98²: 3 × forward
+    "vit_large_patch14_dinov2": 1.52,
+    "vit_giant_patch14_dinov2": 5.64,
+    "vit_giant_patch14_224": 5.03,
+    "vit_gigantic_patch14_224": 9.13,
+}
+
+
+def config(*overrides: str) -> Config:
+    return load_config("lejepa_vits14", list(overrides))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_flops_are_the_published_ones(name: str):
+    kwargs = timm_kwargs(EncoderConfig(name=name), 224, 3)
+    width = {"large": 1024, "giant": 1536, "gigantic": 1664}[name.split("_")[1]]
+    found = flops_per_image(config(f"encoder.name={name}"), kwargs, width) / 1e12
+    # Projector and SIGReg, which the published figures leave out, add 0.1 % at most.
+    assert found == pytest.approx(PUBLISHED[name], rel=0.005)
+
+
+def test_what_a_step_executes_beside_the_model_s_flops():
+    def of(*overrides: str):
+        patch_16 = ["encoder={name: vit_tiny_patch16_224}", "views.local_size=96"]
+        chosen = config(*patch_16, *overrides)
+        model = check_model(chosen, 1)
+        return step_flops(chosen, model.kwargs, model.width)
+
+    plain = of()
+    forward = plain.encoder_forward + plain.projector_forward + plain.regularizer_forward
+    # Multiply-adds of the matrices by hand: 12 layers of 12 D² each token, attention 2 tokens · D, patches.
+    width, sizes = 192, [(2, 197), (6, 37)]
+    tokens = sum(views * n for views, n in sizes)
+    attention = sum(views * n * n for views, n in sizes) * 2 * width
+    patches = sum(views * (n - 1) for views, n in sizes) * 3 * 16 * 16 * width
+    assert plain.encoder_forward == 2 * (12 * (12 * width**2 * tokens + attention) + patches)
+    assert plain.executed == plain.model == 3 * forward
+    assert of("engine.activation_checkpointing=full").executed == plain.executed + plain.encoder_forward
+    assert of("engine.accumulation=2").executed == plain.executed + plain.encoder_forward
+    assert of("engine.accumulation=2", "engine.accumulate=microbatch").executed == plain.executed
+    target = of("objective={kind: jepa}")
+    assert 0.5 * target.encoder_forward < target.target_forward < target.encoder_forward
+    assert target.model == target.executed
+
+
+TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}
+
+
+def setting(**changes: object) -> activation_memory._Setting:
+    usual = {"views": ((2, 32), (3, 16)), "channels": 3, "images": 4, "checkpointing": "none"}
+    usual |= {"accumulated": False, "device": "cpu", "bf16": True}
+    usual |= {"gathered_in_bf16": False, "keep_gradients": False}
+    return activation_memory._Setting(**usual | changes)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("keep_gradients", [False, True])
+def test_tensors_without_bytes_weigh_what_real_ones_do(checkpointing: str, keep_gradients: bool):
+    asked = setting(checkpointing=checkpointing, keep_gradients=keep_gradients)
+    kwargs = timm_kwargs(EncoderConfig(kwargs=TINY | {"depth": 3}), 32, 3)
+    found = activation_memory._measure_encoder("vit_small_patch16_224", json.dumps(kwargs), asked)
+    timm_model = timm.create_model("vit_small_patch16_224", **kwargs)
+    activation_memory.unfuse_attention(timm_model)
+    encoder = ViewEncoder(timm_model).train()
+    if checkpointing != "none":
+        activation_memory.checkpoint_blocks(timm_model, checkpointing)
+    assert activation_memory._forward_and_backward(encoder, asked) == found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"checkpointing": "full", "gathered_in_bf16": True, "device": "cuda"}, {"keep_gradients": True}],
+    ids=str,
+)
+def test_a_deep_encoder_is_measured_on_shallow_ones(changes: dict, monkeypatch: pytest.MonkeyPatch):
+    kwargs = timm_kwargs(EncoderConfig(kwargs=TINY | {"depth": 11}), 32, 3)
+
+    def peak() -> float:
+        activation_memory._measure_encoder.cache_clear()
+        phases: dict[str, float] = {}
+        found = activation_memory._measure_encoder(
+            "vit_small_patch16_224", json.dumps(kwargs), setting(**changes)
+        )
+        for (phase, _), size in found.items():
+            phases[phase] = phases.get(phase, 0.0) + size
+        return max(phases.values())
+
+    extrapolated = peak()
+    monkeypatch.setattr(by_depth, "SHALLOW", (50, 60))
+    assert extrapolated == pytest.approx(peak(), rel=1e-3)
+
+
+def test_activations_of_a_linear_layer_are_those_that_autograd_keeps():
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+    x = torch.randn(10, 8)
+    with activation_memory.LiveBytes([*layer.parameters(), x]) as live:
+        out = layer(x)
+    # The first layer's output and GELU's, fp32, and the result itself.
+    assert live.alive.total() == 4 * 10 * (16 + 16 + 4)
+    del out
+    assert live.alive.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "bytes_each"),
+    [
+        ({"kind": "ddp"}, 16),
+        ({"kind": "fsdp"}, 16 / 8),
+        ({"kind": "fsdp", "shard": 2}, 16 / 2),
+        ({"kind": "deepspeed", "zero_stage": 0}, 16),
+        ({"kind": "deepspeed", "zero_stage": 1}, 4 + 4 + 12 / 8),
+        ({"kind": "deepspeed", "zero_stage": 2}, 4 + 4 / 8 + 12 / 8),
+        ({"kind": "deepspeed", "zero_stage": 3}, 20 / 8),
+        ({"kind": "deepspeed", "zero_stage": 3, "offload": "cpu"}, 0),
+    ],
+    ids=str,
+)
+def test_state_on_each_of_8_ranks(engine: dict, bytes_each: float):
+    counts = Parameters(encoder=900, blocks=800, largest_block=100, projector=100, target=0, buffers=0)
+    assert sum(state_bytes(EngineConfig(**engine), counts, 8).values()) == pytest.approx(bytes_each * 1000)
+
+
+def asked(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    assert main(["--json", "--config", "lejepa_vits14", "encoder.kwargs.depth=2", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_does_not_fit_gets_a_remedy_that_does(capsys: pytest.CaptureFixture[str]):
+    given = ["data.batch_size=2048", "--gpu", "l40s"]
+    found = asked(*given, capsys=capsys)
+    assert not found["memory"]["fits"]
+    remedy = found["nearest_fit"]["arguments"]
+    assert remedy == ["engine.activation_checkpointing=full"]
+    again = asked(*given, *remedy, capsys=capsys)
+    assert again["memory"]["fits"] and again["memory"] == found["nearest_fit"]["memory"]
+    # What is computed twice takes longer, but is no model FLOP.
+    assert again["speed"]["hours"] == pytest.approx(found["speed"]["hours"] * 4 / 3, rel=1e-2)
+    assert again["speed"]["mfu"] == pytest.approx(0.3, rel=1e-2)
+    assert again["flops"]["model"] == found["flops"]["model"]
+
+
+def test_hours_epochs_and_checkpoints(capsys: pytest.CaptureFixture[str]):
+    given = ["--gpus", "8", "--mfu", "0.5", "--images", "1000000", "--disk", "1", "steps=1000"]
+    found = asked(*given, capsys=capsys)
+    rate = 8 * 0.5 * 989e12 / found["flops"]["executed"]
+    assert found["speed"]["images_per_second"] == pytest.approx(rate)
+    assert found["speed"]["hours"] == pytest.approx(512_000 / rate / 3600)
+    assert found["speed"]["epochs"] == pytest.approx(0.512)
+    trained = found["parameters"]["encoder"] + found["parameters"]["projector"]
+    expected = 12 * trained + 4 * found["parameters"]["encoder"] + found["parameters"]["buffers"]
+    assert found["checkpoint_seconds"] * 1e9 == found["checkpoint_bytes"] == expected
+
+
+def test_the_table_and_what_is_refused(capsys: pytest.CaptureFixture[str]):
+    given = ["--config", "lejepa_vits14", "encoder.kwargs.depth=2", "--gpus", "8", "engine.kind=fsdp"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "encoder, forward",
+        "activations",
+        "communication",
+        "of 79.0: fits",
+        "GPU-hours",
+        "checkpoint",
+    ):
+        assert words in said
+    for arguments, message in (
+        (["--gpus", "513"], "data.batch_size=512 is less than an image for each of 513 ranks; use fewer"),
+        (["--gpus", "0"], "argument --gpus: invalid positive int value: '0'"),
+        (["--gpu", "tpu"], "argument --gpu: invalid choice: 'tpu'"),
+        (["views.local_size=96"], "views.local_size=96 is not a multiple of the encoder's patch of 14"),
+    ):
+        assert exit_code(lambda given=arguments: main(["--config", "lejepa_vits14", *given])) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_batch_norm_rules_out_what_would_falsify_it():
+    chosen = config("encoder={name: resnet50}", "data.batch_size=4096", "engine.kind=fsdp")
+    with pytest.raises(UserError, match="batch norm"):
+        estimate(
+            chosen.model_copy(update={"engine": EngineConfig(activation_checkpointing="full")}),
+            Request(gpus=1, gpu="h100", mfu=0.4, images=None, disk=1e9),
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA B200", "b200"),
+        ("Tesla T4", None),
+    ],
+)
+def test_accelerators_are_known_by_their_names(name: str, known: str | None):
+    assert detect(name) == (known and KNOWN[known])
+
+
+RECIPES = Path(__file__).parents[3] / "configs"
+STATED = re.compile(r"([\d,]+) GPU-hours.* (\d+) × H100.*?(\d+) GiB", re.DOTALL)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*14.yaml")), ids=lambda path: path.stem)
+def test_recipes_state_what_plan_says(path: Path):
+    head = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    hours, gpus, memory = STATED.search(head).groups()
+    request = Request(gpus=int(gpus), gpu="h100", mfu=0.4, images=1_281_167, disk=2e9)
+    found = estimate(load_config(path.stem, []), request)
+    assert found.memory.fits
+    assert found.speed.gpu_hours == pytest.approx(float(hours.replace(",", "")), rel=0.02)
+    assert found.memory.total / GIB == pytest.approx(float(memory), abs=0.6)

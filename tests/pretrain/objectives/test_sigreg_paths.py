@@ -1,0 +1,117 @@
+"""The ways of computing SIGReg's sums mean the same."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.objectives import sigreg_compiled
+from pretrain.objectives.sigreg import SIGReg
+from pretrain.objectives.sigreg_sums import characteristic_sums
+
+
+def sums_and_gradient(implementation, x, knots=17, device="cpu"):
+    x = x.clone().requires_grad_()
+    sums = characteristic_sums(x.to(device), 3 / (knots - 1), knots, implementation).cpu()
+    (sums * torch.linspace(-1, 1, sums.numel()).view_as(sums)).sum().backward()
+    return sums.detach() / x.shape[1], x.grad
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    # Partial tiles, several tiles, and an input whose samples are not contiguous.
+    yield torch.randn(10, 37, generator=generator)
+    yield torch.randn(20, 1100, generator=generator) * 4
+    yield torch.randn(70, 40, generator=generator).T
+
+
+def test_angle_addition_equals_the_plain_form():
+    for x in inputs():
+        torch.testing.assert_close(
+            sums_and_gradient("angle", x), sums_and_gradient("eager", x), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_compiled_equals_the_plain_form():
+    # Few knots: compiling costs seconds a knot, and they are all made alike.
+    x = next(inputs())
+    torch.testing.assert_close(
+        sums_and_gradient("compiled", x, 5), sums_and_gradient("eager", x, 5), rtol=1e-5, atol=1e-5
+    )
+    assert not sigreg_compiled._broken
+
+
+def test_without_a_compiler_the_angle_path_takes_over_with_one_line(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    sigreg_compiled.available.cache_clear()
+    x = next(inputs())
+    with caplog.at_level(logging.INFO):
+        got = sums_and_gradient("compiled", x)
+    sigreg_compiled.available.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no C++ compiler (no-such-compiler): SIGReg runs uncompiled"
+    ]
+    torch.testing.assert_close(got, sums_and_gradient("angle", x), rtol=0, atol=0)
+
+
+def test_empty_rank_gives_zero_sums():
+    for implementation in ("eager", "angle", "compiled"):
+        sums = characteristic_sums(torch.zeros(3, 0, requires_grad=True), 0.1, 5, implementation)
+        assert sums.shape == (2, 4, 3)
+        assert sums.abs().sum() == 0
+        sums.sum().backward()
+
+
+def test_memory_does_not_hold_samples_by_slices_by_knots():
+    """What autograd keeps for the backward pass: the projections, and nothing times the knots."""
+    z = torch.randn(1, 256, 16, requires_grad=True)
+    kept = []
+
+    def record(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        SIGReg(512, implementation="angle")(z, 0)
+    assert max(kept) == 256 * 512
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        SIGReg(512, implementation="angle", chunk=32)(z, 0)
+    assert max(kept) < 256 * 512 / 2
+
+
+TRITON_CHECK = """
+import torch
+from tests.pretrain.objectives.test_sigreg_paths import characteristic_sums, inputs, sums_and_gradient
+for x in inputs():
+    torch.testing.assert_close(
+        sums_and_gradient("triton", x, 9), sums_and_gradient("eager", x, 9), rtol=1e-5, atol=1e-5)
+assert characteristic_sums(torch.zeros(3, 0), 0.1, 5, "triton").abs().sum() == 0
+try:
+    sums_and_gradient("triton", torch.zeros(2, 3, dtype=torch.float64))
+except ValueError as error:
+    assert "float32" in str(error)
+else:
+    raise AssertionError("float64 was taken")
+"""
+
+
+def test_triton_kernels_equal_the_plain_form_under_the_interpreter():
+    pytest.importorskip("triton")
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_CHECK], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_triton_kernels_equal_the_plain_form_on_cuda():
+    for x in inputs():
+        got = sums_and_gradient("triton", x, device="cuda")
+        torch.testing.assert_close(got, sums_and_gradient("eager", x), rtol=1e-5, atol=1e-5)
