@@ -28,6 +28,7 @@ from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
 from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw
 from isotorus.errors import UserError
+from isotorus.randomness import generator
 
 _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
 """What a sample's random numbers are for."""
@@ -165,9 +166,8 @@ class _Batches(TorchDataset[Batch | UserError]):
 
     def _generator(self, place: Place, purpose: int, attempt: int = 0) -> np.random.Generator:
         """A sample's own stream of random numbers, addressed rather than advanced to."""
-        key = np.array([self.order.seeds[place.source] % 2**64, place.epoch], dtype=np.uint64)
-        counter = [0, attempt, purpose, place.sample]
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+        seed = self.order.seeds[place.source]
+        return generator(seed, place.epoch, (0, attempt, purpose, place.sample))
 
 
 class Loader:

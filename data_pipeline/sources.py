@@ -5,17 +5,16 @@ import json
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.order import Order
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
+from isotorus.section import Section
 
 
-class SourceConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class SourceConfig(Section):
     path: str
     """Folder or URL of a packed data set."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
@@ -24,10 +23,8 @@ class SourceConfig(BaseModel):
     """The data set as it was before later `pack --append`s; `info` lists them. Default: the newest."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """What a run is fed with."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     path: str | None = None
     """Folder or URL (s3://bucket/set) of the packed data set; or give `sources`."""

@@ -1,13 +1,13 @@
 """The command line of the evaluation: what may be said, and what is refused."""
 
 import argparse
-import difflib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval_suite.names import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.names import nearest
 
 if TYPE_CHECKING:
     from eval_suite.options import Options
@@ -150,8 +150,8 @@ def names(given: str, known: Sequence[str], option: str) -> tuple[str, ...]:
     wanted = [name.strip() for name in given.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else f"one of {', '.join(known)}"
             raise UserError(f"{option}: unknown name '{name}'; {hint}")
     if not wanted and option == "--metrics":
         raise UserError(f"--metrics names none; give some of {', '.join(known)}")

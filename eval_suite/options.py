@@ -1,14 +1,13 @@
 """What an evaluation computes; its results are a function of these, the weights and the data."""
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 
 from eval_suite import usefulness
 from eval_suite.names import BASELINES, GEOMETRY
+from isotorus.section import Section
 
 
-class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class Options(Section):
     metrics: tuple[str, ...] = GEOMETRY
     """Of `names.GEOMETRY`; homology brings a verdict."""
     useful: usefulness.Options = usefulness.Options()

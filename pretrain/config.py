@@ -1,20 +1,21 @@
 """The whole of a run's configuration: YAML, dotted overrides, and errors that name the key."""
 
-import difflib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
+from isotorus.names import nearest
 from isotorus.secrets import holds_password
+from isotorus.section import Section
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.optimizer import OptimizerConfig
@@ -26,9 +27,7 @@ from pretrain.run_control.stopping import StoppingConfig
 from pretrain.tracking import TrackingConfig
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class Config(Section):
     name: str = Field(min_length=1, pattern=r"^[\w.+=-]+$")
     """Name of the run; its folder is <runs>/<name>."""
     runs: str = "runs"
@@ -144,8 +143,8 @@ def _explain(error: ValidationError) -> str:
 def _nearest(key: str) -> str:
     known = [name for name, _, _ in fields()]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same_leaf or difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else "; --help lists the fields"
+    near = same_leaf[0] if same_leaf else nearest(key, known, 0.5)
+    return f"; did you mean '{near}'?" if near else "; --help lists the fields"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
 from isotorus import jsonl
 from isotorus.errors import UserError
+from isotorus.section import Section
 from pretrain.distributed import rank
 from pretrain.engines.step import StepResult
 
@@ -26,9 +27,7 @@ _LEAST_SPREAD = 0.05
 """Of a median: absolute deviations are taken as at least this, lest a flat loss make noise a spike."""
 
 
-class GuardConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class GuardConfig(Section):
     spike: PositiveFloat | None = 10.0
     """An update is refused whose loss or gradient norm is this many median absolute deviations above the
     median of the last `window` accepted ones (at least half above it, with 10); null: only if it is NaN or

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from isotorus import jsonl
 from isotorus.files import atomic
 from isotorus.secrets import masked
+from isotorus.section import Section
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +27,7 @@ _LARGEST_BATCH = 1000  # metrics that it takes at once
 _MOST_PARAMETERS = 100  # that it takes at once
 
 
-class TrackingConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class TrackingConfig(Section):
     enabled: bool = True
     """Send metrics to MLflow; metrics.jsonl is written in any case."""
     uri: str | None = None

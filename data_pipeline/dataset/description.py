@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import fetch, is_remote, join
 from isotorus.errors import UserError, from_os_error
+from isotorus.section import Section
 
 FORMAT: Final = 2
 DESCRIPTION = "dataset.json"
@@ -18,11 +19,7 @@ class Unreadable(UserError):
     """There is a dataset.json, but not one of this format."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-
-class Extent(_Record):
+class Extent(Section):
     """Of one side of the images, in pixels."""
 
     min: int
@@ -30,7 +27,7 @@ class Extent(_Record):
     max: int
 
 
-class Split(_Record):
+class Split(Section):
     """How the images were shared out to the sets beside this one."""
 
     val_fraction: float
@@ -39,7 +36,7 @@ class Split(_Record):
     """Whether by group; otherwise every image by itself."""
 
 
-class Generation(_Record):
+class Generation(Section):
     """The data set as one packing left it: the first `count` rows of the index, the first `shards` shards."""
 
     count: int
@@ -81,7 +78,7 @@ class Generation(_Record):
     """Identifies the data, wherever it lies: 16 hex digits of a SHA-256 over shards, index and classes."""
 
 
-class Description(_Record):
+class Description(Section):
     """What dataset.json says."""
 
     format: Literal[2] = FORMAT

@@ -5,19 +5,18 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from isotorus.section import Section
 
 WHITE = 65_535
 _AT_ONCE = 2**17  # values: a block and its squares stay in the cache
 
 
-class Moments(BaseModel):
+class Moments(Section):
     """Sums over pixels, a channel each, on the scale where white is 65535 whatever the images' depth.
 
     Integers, so neither the order nor the grouping of the images changes any result.
     """
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     pixels: int
     """Of each channel."""

@@ -5,18 +5,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from data_pipeline.dataset.index import ROW, key_hash
 from data_pipeline.dataset.moments import Moments
 from isotorus.errors import UserError, one_line
+from isotorus.section import Section
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-
-class Content(_Record):
+class Content(Section):
     """Those of a shard's images that have a certain number of channels."""
 
     images: int
@@ -25,7 +21,7 @@ class Content(_Record):
     moments: Moments
 
 
-class Part(_Record):
+class Part(Section):
     """What is known of a shard besides its index rows."""
 
     samples: int

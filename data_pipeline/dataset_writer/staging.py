@@ -10,21 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from isotorus.errors import UserError
 from isotorus.files import atomic
+from isotorus.section import Section
 
 STAGING = ".packing"
 _STATE = "packing.json"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-
-class Base(_Record):
+class Base(Section):
     """A set that shards are added to, as it was when the packing began."""
 
     generation: int
@@ -33,7 +30,7 @@ class Base(_Record):
     """The number that the first new shard gets."""
 
 
-class State(_Record):
+class State(Section):
     """What an unfinished packing is about."""
 
     plan: str

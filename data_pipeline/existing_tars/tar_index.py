@@ -1,6 +1,5 @@
 """Tars that are there already → a data set that points into them; they are read once and not changed."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from data_pipeline.storage.tar_files import TarFile
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
+from isotorus.names import nearest
 
 SKIPPED = "skipped.txt"
 
@@ -261,8 +261,8 @@ def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
     if rule.label_field is None or any(s.labels.names or s.labels.largest >= 0 for s in scans):
         return
     fields = list(dict.fromkeys(name for scan in scans for name in scan.fields))
-    near = difflib.get_close_matches(rule.label_field, fields, n=1, cutoff=0.4)
-    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    near = nearest(rule.label_field, fields, 0.4)
+    guess = f"; did you mean {near!r}?" if near else ";"
     there = f"the fields are {', '.join(fields)}" if fields else "there is no .json"
     raise UserError(
         f"no sample has a label in the field {rule.label_field!r} of its .json, {there}{guess} "

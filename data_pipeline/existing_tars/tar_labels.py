@@ -1,6 +1,5 @@
 """Labels in tars: a whole number is the index of a class, any other text the name of one."""
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError, from_os_error
+from isotorus.names import nearest
 
 Label = int | str | None
 """None: without a label."""
@@ -100,10 +100,10 @@ def classes_of(tars: Sequence[Labels], known: list[str], complete: bool) -> list
             )
         if new and complete:
             name = min(new)
-            near = difflib.get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             raise UserError(
                 f"{new[name]} has the label {name!r}, which is none of the {len(known)} class names"
-                + (f"; did you mean {near[0]!r}?" if near else "; add it to them")
+                + (f"; did you mean {near!r}?" if near else "; add it to them")
             )
     elif new and (known or largest >= 0):
         raise UserError(

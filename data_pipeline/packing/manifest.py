@@ -1,7 +1,6 @@
 """A table that lists images: CSV or Parquet, by the file's extension, read a row at a time."""
 
 import csv
-import difflib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError, from_os_error
+from isotorus.names import nearest
 
 _ROWS_AT_ONCE = 2**14
 
@@ -107,8 +107,8 @@ def _check_columns(file: Path, present: Sequence[str], columns: Columns) -> None
         options["--group-column"] = columns.group
     for option, name in options.items():
         if name not in present:
-            nearest = difflib.get_close_matches(name, present, n=1, cutoff=0.4)
-            guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            near = nearest(name, present, 0.4)
+            guess = f"; did you mean {near!r}?" if near else ""
             raise UserError(
                 f"{file} has no column {name!r}, its columns are {', '.join(present)}{guess} "
                 f"Choose with {option}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE
@@ -17,6 +17,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.packing.listing import EXTENSIONS, Item
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
+from isotorus.section import Section
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class Task:
         return hashlib.blake2b(stamps.encode(), digest_size=8).hexdigest()
 
 
-class Staged(BaseModel):
+class Staged(Section):
     """What is known of a finished shard that is not yet published."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     sources: str
     channels: int | None

@@ -15,6 +15,7 @@ from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
 from data_pipeline.transforms.views import Box
+from isotorus.randomness import generator
 
 _KINDS = ("global", "local")
 _POOL = 100_000
@@ -56,7 +57,7 @@ def choose(labels: NDArray[np.integer], count: int, run_seed: int, seed: int) ->
     They are drawn by `seed` from 100,000 positions, so classes rarer than that may be missed.
     """
     n = len(labels)
-    random = np.random.Generator(np.random.Philox(key=seed % 2**64))
+    random = generator(seed)
     positions = random.choice(n, min(n, _POOL), replace=False)
     found = labels[sample_index(positions, n, run_seed)].astype(np.uint32)  # in which -1 is the largest
     label = np.unique(found, return_inverse=True)[1]

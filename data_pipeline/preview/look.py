@@ -12,6 +12,7 @@ from data_pipeline import pool
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.preview.duplicates import THUMBNAIL
+from isotorus.randomness import generator
 
 LOOKED_AT = 2000
 """Most images that are decoded."""
@@ -96,7 +97,7 @@ def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np
     if total <= LOOKED_AT:
         rows = np.arange(total)
     else:
-        random = np.random.Generator(np.random.Philox(key=seed % 2**64))
+        random = generator(seed)
         starts = random.choice(total // _RUN, LOOKED_AT // _RUN, replace=False) * _RUN
         rows = np.sort((starts[:, None] + np.arange(_RUN)).ravel())
     ends = np.cumsum(sizes, dtype=np.int64)

@@ -1,6 +1,5 @@
 """The part of a training recipe that decides what the encoder sees."""
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from data_pipeline.sources import DataConfig
 from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
+from isotorus.names import nearest
 
 
 class Recipe(BaseModel):
@@ -31,9 +31,9 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
     """
     values = _read_yaml(config) if config else {"data": {"channels": channels, "order": "windowed"}}
     for key in values:
-        near = difflib.get_close_matches(str(key), Recipe.model_fields, 1, cutoff=0.75)
-        if near and near != [key]:
-            raise UserError(f"unknown key '{key}'; did you mean '{near[0]}'?")
+        near = nearest(str(key), Recipe.model_fields, 0.75)
+        if near and near != key:
+            raise UserError(f"unknown key '{key}'; did you mean '{near}'?")
     data = values.get("data") or {}
     if isinstance(data, dict):
         data = {k: v for k, v in data.items() if k != "sources"} | {"path": path}
@@ -78,5 +78,5 @@ def _nearest(key: str) -> str:
         for section, model in (("data", DataConfig), ("views", ViewsConfig), ("augment", AugmentConfig))
         for name in model.model_fields
     ]
-    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+    near = nearest(key, known, 0.5)
+    return f"; did you mean '{near}'?" if near else f"; known are {', '.join(known)}"

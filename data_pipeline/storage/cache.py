@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import ByteSize, Field
 
 from isotorus.errors import UserError, from_os_error
+from isotorus.section import Section
 
 _LOCKS = 256
 _SECONDS_OF_A_TOUCH = 60  # an entry's time is no finer: most hits then write nothing
@@ -31,10 +32,8 @@ def _default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isotorus"
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Section):
     """Where remote data is kept on this node, and how long a store that fails is asked again."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     folder: Path = Field(default_factory=_default_folder)
     """On a local disk, private to the user; all processes of a node share it."""

@@ -12,11 +12,12 @@ from typing import Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.transforms import augment_torch
 from data_pipeline.transforms.views import Interval
+from isotorus.section import Section
 
 PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
 """Columns: three factors (1 = as it is), hue shift in turns (0), 1 for grey (0), sigma in pixels
@@ -26,10 +27,8 @@ IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0)
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(Section):
     """The augmentations of the LeJEPA recipe; of colour only on images of 3 channels."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     horizontal_flip: Probability = 0.5
     """Probability of mirroring left and right."""

@@ -7,11 +7,12 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from data_pipeline.decoders.decode import Shrink, decode, size
 from data_pipeline.decoders.pixels import Pixels
+from isotorus.section import Section
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width, in pixels."""
@@ -43,10 +44,8 @@ Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
 Scale = Annotated[Interval, AfterValidator(_share)]
 
 
-class ViewsConfig(BaseModel):
+class ViewsConfig(Section):
     """Multi-crop (Caron et al. 2020, arXiv:2006.09882) with LeJEPA's published sizes and scales."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     global_views: int = Field(2, ge=1)
     """Large crops of an image; the prediction target is their mean."""

@@ -10,6 +10,8 @@ import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
 
+from isotorus.randomness import generator
+
 Block = NDArray[np.floating]
 
 DENSE_BELOW = 1000
@@ -39,7 +41,7 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
     count = min(count, n - 1)
     if n <= max(DENSE_BELOW, 10 * count):
         return scipy.linalg.eigvalsh(matrix.toarray())[::-1][1 : count + 1]
-    random = np.random.Generator(np.random.Philox(key=0))
+    random = generator(0)
     block = _orthonormal(random.standard_normal((n, 2 * count + 4)), top)
     edge, upper = -0.5, 1.0
     dtype: type[np.floating] = np.float32

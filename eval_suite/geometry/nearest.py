@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isotorus.errors import UserError
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 
@@ -79,7 +80,7 @@ def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | Non
     centroids = np.asarray(means.centroids)
     by_distance = _knn(centroids, centroids, n // CELL)[1]
 
-    rows = np.random.Generator(np.random.Philox(key=0)).permutation(n)[: 2 * SAMPLE]
+    rows = generator(0).permutation(n)[: 2 * SAMPLE]
     true = _among(x[rows], rows, x, np.arange(n), k)
     # How far down its row's list of cells each true neighbour's cell stands.
     place = np.argsort(by_distance, axis=1)[cell[rows, None], cell[true]]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isotorus import randomness
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 
@@ -106,7 +107,7 @@ def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
     if scale <= 1e-12 * np.abs(x).max() or len(x) < 3:
         return found | dict.fromkeys(["isotropy", "shape", "henze_zirkler", "p_value"])
     projected = _projected(centred / scale, SLICES, seed)
-    draws = np.random.Generator(np.random.Philox(key=[seed, 1])).standard_normal((len(x), SLICES))
+    draws = generator(seed, 1).standard_normal((len(x), SLICES))
     draws -= draws.mean(axis=0)
     # Estimated means and scales bring the statistic down, so the null is that of draws treated alike.
     found["isotropy"] = float(epps_pulley(projected).mean() / epps_pulley(draws).mean())
@@ -122,7 +123,7 @@ def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
 
 
 def _projected(x: NDArray[np.float64], slices: int, seed: int) -> NDArray[np.float64]:
-    random = np.random.Generator(np.random.Philox(key=seed))
+    random = generator(seed)
     directions = random.standard_normal((x.shape[1], slices))
     projected: NDArray[np.float64] = x @ (directions / np.linalg.norm(directions, axis=0))
     return projected

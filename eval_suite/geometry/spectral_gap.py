@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eval_suite.geometry import graph, nearest, rank
 from isotorus import randomness
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 
@@ -112,7 +113,7 @@ def _reference(draw: Any, dimension: int, n: int, k: int, count: int, seed: int)
     rows = min(n, REFERENCE_ROWS)
     found = []
     for index in range(max(1, REFERENCE_WORK // rows)):
-        random = np.random.Generator(np.random.Philox(key=[seed, index]))
+        random = generator(seed, index)
         ids = nearest.neighbours(draw(rows, random), k, recall=1).ids
         found.append(graph.laplacian_spectrum(graph.from_neighbours(ids), count).eigenvalues)
     length = min(map(len, found))

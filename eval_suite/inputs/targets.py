@@ -1,6 +1,5 @@
 """What features are to predict: the packed class labels, or columns of a table that names samples by key."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -16,6 +15,7 @@ from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
 from eval_suite.inputs.vectors import Vectors
 from isotorus.errors import UserError, from_os_error
+from isotorus.names import nearest
 
 Kind = Literal["multiclass", "multilabel", "regression"]
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}
@@ -171,8 +171,8 @@ def _read(file: Path, wanted: Sequence[str]) -> dict[str, list[str | None]]:
 def _check_columns(file: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
     for name in wanted:
         if name not in present:
-            near = difflib.get_close_matches(name, present, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its columns are {', '.join(present[:20])}"
+            near = nearest(name, present)
+            hint = f"did you mean {near!r}?" if near else f"its columns are {', '.join(present[:20])}"
             raise UserError(f"{file} has no column {name!r}; {hint}")
         if list(present).count(name) > 1:
             raise UserError(f"{file} has two columns {name!r}; rename or remove one of them")

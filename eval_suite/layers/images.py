@@ -12,6 +12,7 @@ from data_pipeline.dataset.index import Dataset
 from eval_suite.features import embed
 from eval_suite.inputs.checkpoints import EncoderDescription
 from isotorus import randomness
+from isotorus.randomness import generator
 
 
 def draw(dataset: Dataset, count: int, seed: int) -> NDArray[np.int64]:
@@ -50,5 +51,5 @@ def turned(images: Tensor, angles: Tensor) -> Tensor:
 
 def random_angles(count: int, seed: int) -> Tensor:
     """Uniform on [0, 2π), float32 (count,)."""
-    random = np.random.Generator(np.random.Philox(key=[seed, 7]))
+    random = generator(seed, 7)
     return torch.from_numpy(random.uniform(0, 2 * math.pi, count).astype(np.float32))

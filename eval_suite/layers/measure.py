@@ -13,6 +13,7 @@ from eval_suite.layers import cost, hessian, maps, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import random_angles, turned
 from isotorus.errors import UserError
+from isotorus.randomness import generator
 from pretrain.geometry.hyperbolic import gromov_delta
 from pretrain.geometry.jets import transport
 from pretrain.objectives.lejepa import lejepa_loss
@@ -109,7 +110,7 @@ def _holonomy(subject: Subject, block: Block, x: Tensor) -> float | None:
         return None
     defects = []
     for number, tokens in enumerate(x[: cost.HOLONOMY_IMAGES]):
-        random = np.random.Generator(np.random.Philox(key=[subject.seed, number]))
+        random = generator(subject.seed, number)
         for _ in range(cost.TRIANGLES):
             loop = prefix + random.permutation(len(tokens) - prefix)[:3]
             defects.append(float(transport.holonomy(block.module, tokens, loop.tolist()).defect))

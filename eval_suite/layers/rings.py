@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from isotorus.randomness import generator
+
 Array = NDArray[np.floating]
 
 PLANES = 4
@@ -80,7 +82,7 @@ def angle_error(x: Array, angles: Array, *, seed: int = 0) -> float:
     """
     from sklearn.linear_model import RidgeCV
 
-    random = np.random.Generator(np.random.Philox(key=seed))
+    random = generator(seed)
     order = random.permutation(len(x))
     halves = order[: len(x) // 2], order[len(x) // 2 :]
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from isotorus.randomness import generator
+
 Bits = NDArray[np.bool_]
 
 DORMANT = 0.025
@@ -32,7 +34,7 @@ def patterns(positive: Bits, *, units: int = UNITS, draws: int = DRAWS, seed: in
     units = min(units, width)
     counts = []
     for draw in range(draws):
-        random = np.random.Generator(np.random.Philox(key=[seed, draw]))
+        random = generator(seed, draw)
         chosen = positive[:, random.permutation(width)[:units]]
         counts.append(len(np.unique(chosen @ (1 << np.arange(units)))))
     return float(np.mean(counts)) / expected_patterns(n, units)

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from isotorus.randomness import generator
+
 matplotlib.use("Agg")
 
 INK = "#010203"
@@ -144,7 +146,7 @@ def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: 
 
     def draw(axes: Axes) -> None:
         # In random order, so that no class lies on top of the others.
-        order = np.random.Generator(np.random.Philox(key=0)).permutation(len(points))
+        order = generator(0).permutation(len(points))
         chosen = [colours[label] if label >= 0 else UNLABELLED for label in labels[order]]
         x, y = points[order].T
         axes.scatter(x, y, c=chosen, s=9, alpha=0.7, linewidths=0, rasterized=True)

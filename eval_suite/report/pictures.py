@@ -15,6 +15,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
 from eval_suite.usefulness.neighbors import nearest
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 
@@ -90,7 +91,7 @@ def turn(
 
 
 def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(labels))
+    order = generator(seed).permutation(len(labels))
     if (labels >= 0).any():
         order = order[labels[order] >= 0]
     # A class's first sample comes before any class's second one.

@@ -15,6 +15,7 @@ from scipy.stats import t
 
 from eval_suite.usefulness import scores
 from eval_suite.usefulness.selection import Unmeasurable
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -65,8 +66,7 @@ def draw(y: Labels, shots: int, draws: int, seed: int) -> Iterator[NDArray[np.in
     counts = np.bincount(y)
     starts = np.cumsum([0, *counts[:-1]])
     for number in range(draws):
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64)))
-        shuffled = generator.permutation(len(y))
+        shuffled = generator(seed, number).permutation(len(y))
         by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
         yield by_class[starts[:, None] + np.arange(shots)]
 

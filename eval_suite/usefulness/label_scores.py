@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite.usefulness.areas import Counts, areas, once
+from isotorus.randomness import generator
 
 Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
@@ -58,8 +59,7 @@ def resampled(n: int, resamples: int, seed: int) -> Counts:
     """How often each of `n` samples is drawn in each of the test sets of `n` draws, (resamples, n)."""
     counts = np.empty((resamples, n), dtype=np.uint16)
     for b in range(resamples):
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, b], np.uint64)))
-        counts[b] = np.bincount(generator.integers(n, size=n), minlength=n)
+        counts[b] = np.bincount(generator(seed, b).integers(n, size=n), minlength=n)
     return counts
 
 

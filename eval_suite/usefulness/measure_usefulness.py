@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from eval_suite.inputs.targets import Targets, aligned
 from eval_suite.names import USEFULNESS
@@ -22,6 +22,7 @@ from eval_suite.usefulness.probe import L2_GRID, linear_probe
 from eval_suite.usefulness.regression import ridge_probe
 from eval_suite.usefulness.retrieval import retrieval
 from eval_suite.usefulness.selection import Unmeasurable
+from isotorus.section import Section
 
 Array = NDArray[np.floating]
 Samples = dict[str, NDArray[np.float64]]
@@ -31,10 +32,8 @@ MOST_CLASSES = 100
 """Classes up to which the confusion matrix is part of the results."""
 
 
-class Options(BaseModel):
+class Options(Section):
     """What is measured, and how."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     metrics: tuple[str, ...] = USEFULNESS
     """Of `names.USEFULNESS`."""

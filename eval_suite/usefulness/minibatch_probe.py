@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,16 +21,15 @@ from data_pipeline.order import sample_index
 from eval_suite.usefulness import label_scores, scores
 from eval_suite.usefulness.selection import Array, Candidate, FeatureSets, Unmeasurable, choose, label, named
 from eval_suite.usefulness.standardise import standardiser
+from isotorus.section import Section
 
 Labels = NDArray[np.integer]
 
 BETAS, EPSILON, MOMENTUM = (0.9, 0.999), 1e-8, 0.9
 
 
-class Protocol(BaseModel):
+class Protocol(Section):
     """How heads are trained."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     learning_rates: tuple[float, ...] = (
         *(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),

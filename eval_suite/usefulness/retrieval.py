@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from eval_suite.usefulness.neighbors import normalised
 from eval_suite.usefulness.selection import Unmeasurable
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -48,8 +49,7 @@ def retrieval(
         raise Unmeasurable("no query has a sample of its class in the gallery")
     most = max(1, most_pairs // len(gallery_y))
     if len(rows) > most:
-        philox = np.random.Philox(key=np.array([seed, len(rows)], np.uint64))
-        rows = np.sort(np.random.Generator(philox).choice(rows, most, replace=False))
+        rows = np.sort(generator(seed, len(rows)).choice(rows, most, replace=False))
     gallery, queries = normalised(gallery_x), normalised(query_x[rows])
     members = {label: np.flatnonzero(gallery_y == label) for label in np.unique(query_y[rows])}
     precision, before = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)

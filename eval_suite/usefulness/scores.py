@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite.usefulness.areas import Counts, areas, once
+from isotorus.randomness import generator
 
 Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
@@ -107,9 +108,8 @@ def _resample(labels: Labels, resamples: int, seed: int, start: int) -> Counts:
     counts = np.zeros((resamples, len(labels)), dtype=np.uint16)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        philox = np.random.Philox(key=np.array([seed, label], np.uint64), counter=[0, 0, 0, start])
-        generator = np.random.Generator(philox)
-        draws = generator.integers(len(members), size=(resamples, len(members)))
+        random = generator(seed, int(label), (0, 0, 0, start))
+        draws = random.integers(len(members), size=(resamples, len(members)))
         flat = draws + np.arange(resamples)[:, None] * len(members)
         drawn = np.bincount(flat.ravel(), minlength=resamples * len(members))
         counts[:, members] = drawn.reshape(resamples, len(members))

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import sync
+from isotorus.section import Section
 from pretrain.checkpoint import checksums
 from pretrain.distributed import rank, world_size
 
@@ -39,9 +40,7 @@ _PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "h
 _TRIAL = 2**20  # bytes: a disk that does not take them is full
 
 
-class CheckpointConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class CheckpointConfig(Section):
     every: PositiveInt = 1000
     """Steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt | None = None

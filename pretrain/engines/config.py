@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import nn
 
 from isotorus.errors import UserError
+from isotorus.section import Section
 from pretrain.models.batch_norm import has_batch_norm, unsynchronized
 from pretrain.models.packed import unfit
 
@@ -16,9 +17,7 @@ OPTIONS = {
 }
 
 
-class EngineConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class EngineConfig(Section):
     kind: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """ddp: a full replica on each rank; fsdp: parameters, gradients and moments sharded by torch's FSDP2;
     deepspeed: ZeRO."""

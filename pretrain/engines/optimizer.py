@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from isotorus.section import Section
 
-class OptimizerConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
+class OptimizerConfig(Section):
     lr: PositiveFloat = 5e-4
     """Peak learning rate of AdamW."""
     weight_decay: NonNegativeFloat = 5e-2

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isotorus.errors import UserError
+from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
 
@@ -104,11 +105,9 @@ def gromov_delta(
     found = []
     for draw in range(subsamples):
         # Key and order of draws as everywhere in the evaluation: rows, then the base among them.
-        chosen = np.sort(
-            np.random.Generator(np.random.Philox(key=[seed, draw])).permutation(len(given))[:points]
-        )
+        chosen = np.sort(generator(seed, draw).permutation(len(given))[:points])
         part = given[np.ix_(chosen, chosen)] if distances else cdist(given[chosen], given[chosen])
-        base = int(np.random.Generator(np.random.Philox(key=[seed, draw])).integers(len(part)))
+        base = int(generator(seed, draw).integers(len(part)))
         if part.max() > 0:
             found.append(2 * _delta(part, base) / part.max())
     if not found:

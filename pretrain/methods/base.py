@@ -2,9 +2,10 @@
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
+from isotorus.section import Section
 from pretrain.objectives import univariate
 from pretrain.objectives.sigreg import SIGReg
 
@@ -29,9 +30,7 @@ class HeadOutput(NamedTuple):
     """The projector's output (V, N, K) for this rank's images, detached."""
 
 
-class SIGRegConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class SIGRegConfig(Section):
     num_slices: PositiveInt = 1024
     """Random directions of SIGReg, fresh every step."""
     t_max: PositiveFloat = 3.0

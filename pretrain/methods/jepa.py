@@ -7,9 +7,10 @@ view. The target is an exponential moving average of encoder and projector and g
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from isotorus.section import Section
 from pretrain.methods.base import HeadOutput, SIGRegConfig
 from pretrain.models.projector import MLPConfig, ProjectorConfig, build_mlp
 from pretrain.objectives.batch import covariance
@@ -29,9 +30,7 @@ class PredictorConfig(MLPConfig):
     """Number of linear layers."""
 
 
-class JEPAConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class JEPAConfig(Section):
     kind: Literal["jepa"]
     """jepa: a predictor meets an EMA target's output, and a regulariser prevents collapse."""
     regularizer: Literal["vicreg", "sigreg", "toroidal"] = "vicreg"

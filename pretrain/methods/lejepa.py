@@ -3,17 +3,16 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from isotorus.section import Section
 from pretrain.methods.base import HeadOutput, SIGRegConfig
 from pretrain.models.projector import ProjectorConfig, build_mlp
 from pretrain.objectives.lejepa import lejepa_loss
 
 
-class AutoWeightConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class AutoWeightConfig(Section):
     enabled: bool = False
     """Choose λ by dual ascent: minimise the prediction error subject to SIGReg ≤ multiple · null."""
     multiple: PositiveFloat = 1.5
@@ -22,9 +21,7 @@ class AutoWeightConfig(BaseModel):
     """Step ρ of λ ← [λ + ρ (SIGReg − multiple · null)]₊."""
 
 
-class LeJEPAConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class LeJEPAConfig(Section):
     kind: Literal["lejepa"] = "lejepa"
     """lejepa: every view predicts the mean of the global views, SIGReg keeps each view Gaussian."""
     weight: float = Field(0.05, ge=0, le=1)

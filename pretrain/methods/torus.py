@@ -6,18 +6,17 @@ Weyl's criterion takes the place of the Epps-Pulley test.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from isotorus.section import Section
 from pretrain.methods.base import HeadOutput, SIGRegConfig
 from pretrain.models.projector import MLPConfig, build_mlp
 from pretrain.objectives.toroidal import angles_from_pairs, toroidal_lejepa
 from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, sample_frequencies
 
 
-class TorusConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class TorusConfig(Section):
     kind: Literal["torus"]
     """torus: views agree on a flat torus, their angles uniform by Weyl's criterion."""
     angles: PositiveInt = 2

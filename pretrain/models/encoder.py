@@ -1,25 +1,24 @@
 """The encoder: any timm model that gives one vector an image."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
+from isotorus.names import nearest
+from isotorus.section import Section
 from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import draw_masks, key_drop_paths
 from pretrain.models.packed import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
 
 
-class EncoderConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class EncoderConfig(Section):
     name: str = "vit_small_patch16_224"
     """A timm model name, see `timm.list_models()`."""
     kwargs: dict[str, Any] = {}
@@ -42,8 +41,8 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
     Raises UserError for an unknown name or an argument that the model does not take.
     """
     if not timm.is_model(config.name):
-        near = difflib.get_close_matches(config.name, timm.list_models(), 1)
-        hint = f"did you mean {near[0]}?" if near else "see timm.list_models()"
+        near = nearest(config.name, timm.list_models())
+        hint = f"did you mean {near}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm has no model '{config.name}'; {hint}")
     if "in_chans" in config.kwargs:
         raise UserError(

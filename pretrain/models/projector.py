@@ -1,15 +1,14 @@
 """MLPs between the embedding and the loss: projector, predictor, angle head."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import nn
 
+from isotorus.section import Section
 from pretrain.models.batch_norm import GlobalBatchNorm
 
 
-class MLPConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class MLPConfig(Section):
     hidden: PositiveInt = 2048
     """Width of the hidden layers."""
     layers: PositiveInt = 3

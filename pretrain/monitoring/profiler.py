@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from isotorus.section import Section
 
 SHOWN = 40
 
 
-class ProfileConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class ProfileConfig(Section):
     start: PositiveInt | None = None
     """Steps before the first that is traced, on rank 0; none: no trace. Into <runs>/<name>/profile come the
     trace, for chrome://tracing or ui.perfetto.dev, and a table of the operators that took longest."""

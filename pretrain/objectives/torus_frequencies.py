@@ -66,7 +66,7 @@ def sample_frequencies(m: int, count: int, s: float, seed: int, step: int) -> tu
     first_weight = total ** -np.arange(m, dtype=np.float64)
     positive = weight[largest + 1 :]
 
-    random = draws.generator(seed, step, draws.FREQUENCIES)
+    random = draws.draws(seed, step, draws.FREQUENCIES)
     first = random.choice(m, size=count, p=first_weight / first_weight.sum())
     frequencies = random.choice(line, size=(count, m), p=weight / total)
     frequencies[np.arange(m) < first[:, None]] = 0

@@ -7,8 +7,9 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
+from isotorus.section import Section
 from pretrain.distributed import group_of_hosts
 from pretrain.run_control.lock import Lock
 from pretrain.run_control.signals import Signals, Wish
@@ -18,9 +19,7 @@ _SIGNAL_SECONDS = 10.0
 """An elastic launcher on another host may learn as much later that a host has joined."""
 
 
-class StoppingConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
+class StoppingConfig(Section):
     grace: PositiveFloat = 120
     """Seconds from SIGTERM or SIGUSR1 until the run has saved and ended; after that it ends as it is, with
     exit code 75. Less than what the scheduler gives before it kills."""
