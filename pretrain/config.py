@@ -1,7 +1,6 @@
 """The whole of a run's configuration: YAML, dotted overrides, and errors that name the key."""
 
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +13,7 @@ from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
+from isotorus.recipe import read_recipe_file
 from isotorus.secrets import holds_password
 from isotorus.section import Section
 from pretrain.checkpoint import CheckpointConfig
@@ -69,7 +69,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
 
     Raises UserError for the first thing wrong: the key, what was given, what is allowed.
     """
-    values = _read_yaml(path)
+    values = read_recipe_file(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -82,26 +82,6 @@ def load_config(path: str, overrides: list[str]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    recipes = files("configs")
-    packaged = recipes / f"{Path(path).name.removesuffix('.yaml')}.yaml"
-    if Path(path).is_file():
-        text = Path(path).read_text()
-    elif packaged.is_file() and Path(path).parent in (Path(), Path("configs")):
-        text = packaged.read_text()
-    else:
-        known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
-        raise UserError(f"--config {path}: no such file; packaged recipes are {', '.join(known)}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise UserError(f"--config {path} is not YAML: {where}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected keys and values, found {type(values).__name__}")
-    return values
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -1,10 +1,5 @@
-"""The part of a training recipe that decides what the encoder sees."""
+"""The sections of a training recipe that decide what the encoder sees: data, views, augmentation."""
 
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
-
-import yaml
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data_pipeline.sources import DataConfig
@@ -12,10 +7,11 @@ from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
+from isotorus.recipe import read_recipe_file
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)  # the other sections are the training's business
+    model_config = ConfigDict(extra="ignore", frozen=True)  # sections of training alone are not checked
 
     seed: NonNegativeInt = 0
     data: DataConfig
@@ -29,7 +25,7 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
     Without one, the defaults, as many channels as the images have, and an order that any store allows.
     Raises UserError for the first thing wrong: the key, what was given, what is allowed.
     """
-    values = _read_yaml(config) if config else {"data": {"channels": channels, "order": "windowed"}}
+    values = read_recipe_file(config) if config else {"data": {"channels": channels, "order": "windowed"}}
     for key in values:
         near = nearest(str(key), Recipe.model_fields, 0.75)
         if near and near != key:
@@ -41,25 +37,6 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
         return Recipe.model_validate(values | {"data": data})
     except ValidationError as error:
         raise UserError(_explain(error)) from None
-
-
-def _read_yaml(config: str) -> dict[str, Any]:
-    recipes = files("configs")
-    packaged = recipes / f"{Path(config).name.removesuffix('.yaml')}.yaml"
-    try:
-        if Path(config).is_file():
-            text = Path(config).read_text()
-        elif packaged.is_file() and Path(config).parent in (Path(), Path("configs")):
-            text = packaged.read_text()
-        else:
-            known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
-            raise UserError(f"--config {config}: no such file; packaged recipes are {', '.join(known)}")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {config} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {config}: expected keys and values, found {type(values).__name__}")
-    return values
 
 
 def _explain(error: ValidationError) -> str:

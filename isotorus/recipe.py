@@ -1,0 +1,35 @@
+"""Recipes: YAML files of a run's configuration, the user's own or those packaged in `configs/`."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isotorus.errors import UserError
+
+
+def read_recipe_file(path: str) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, or of a packaged recipe by its name, not yet validated.
+
+    A file at `path` comes before a packaged recipe of that name ("x", "x.yaml" or "configs/x.yaml").
+    Raises `UserError` if there is neither, if the text is not YAML, or if it is not a mapping.
+    """
+    try:
+        values = yaml.safe_load(_text(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _text(path: str) -> str:
+    if Path(path).is_file():
+        return Path(path).read_text()
+    recipes = files("configs")
+    packaged = recipes / f"{Path(path).name.removesuffix('.yaml')}.yaml"
+    if packaged.is_file() and Path(path).parent in (Path(), Path("configs")):
+        return packaged.read_text()
+    known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
+    raise UserError(f"--config {path}: no such file; packaged recipes are {', '.join(known)}")
