@@ -38,6 +38,6 @@ def test_what_is_no_recipe_is_refused_by_its_name(content, said, tmp_path):
     path = tmp_path / "x.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match="x.yaml") as refusal:
+    with pytest.raises(UserError, match=r"x\.yaml") as refusal:
         read_recipe_file(str(path))
     assert said in str(refusal.value)
