@@ -1,8 +1,8 @@
-"""The command line of the evaluation: what may be said, and what is refused."""
+"""The command line of the evaluation, and the arguments that its sub-commands share."""
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eval_suite.names import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
@@ -14,85 +14,205 @@ if TYPE_CHECKING:
 
 EPILOG = """examples:
   python -m eval_suite runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
-  python -m eval_suite runs/elpv --every 1000 --jobs 2 --train … --val …    many, and a comparison
-  python -m eval_suite runs/elpv --every 1000 --watch --train … --val …      while it trains
-  torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …      features over 8 processes
-  python -m eval_suite features.npz                                          vectors from elsewhere
-  python -m eval_suite winding --help                    does a torus head go round when an image does
-  python -m eval_suite codes --help                      what embeddings are worth as addresses
+  python -m eval_suite runs/elpv --every 1000 --jobs 2 --train … --val …    several checkpoints, compared
+  python -m eval_suite runs/elpv --every 1000 --watch --train … --val …      while the run is training
+  torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …      features in 8 processes
+  python -m eval_suite features.npz                                          features made elsewhere
+  python -m eval_suite layers --help                     geometry of every block over training
+  python -m eval_suite winding --help                    whether the angles of a torus head follow the image
+  python -m eval_suite codes --help                      discrete codes of the embedding
+  python -m eval_suite duplicates --help                 near-duplicate images
 
-Results go to RUN/eval/<step>/: results.json, report.html, and features/, which may be deleted."""
+Results go to RUN/eval/<step>/: results.json, report.html, and features/, a cache that may be deleted."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of an evaluation; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="python -m eval_suite",
-        description="What a pretrained encoder is good for, beside the same one untrained and raw pixels, "
-        "and what geometry its embedding has.",
+        description="Measure how useful the features of a pretrained encoder are, compared with the same "
+        "encoder untrained and with raw pixels, and which geometry its embedding has.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_checkpoints(parser)
+    parser.add_argument("--train", metavar="SHARDS", help="packed data set that the probes are fitted on")
+    parser.add_argument("--val", metavar="SHARDS", help="packed data set that settings are chosen on")
     parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="RUN_OR_CHECKPOINT",
-        help="a run folder (its latest checkpoint), a folder of runs, a checkpoint folder or its weights, a "
-        "timm model folder, a pattern that matches some, or a features file (.npy, .npz, .parquet)",
+        "--test", metavar="SHARDS", help="packed data set that scores are reported on (default: --val)"
     )
-    parser.add_argument("--train", metavar="SHARDS", help="packed data set to fit on")
-    parser.add_argument("--val", metavar="SHARDS", help="packed data set to choose settings on")
-    parser.add_argument("--test", metavar="SHARDS", help="packed data set to report; without it, val is")
     parser.add_argument(
         "--targets",
         metavar="FILE",
-        help="CSV or Parquet that says what is to be predicted, in place of the packed labels",
+        help="CSV or Parquet file with the targets to predict (default: the packed labels)",
     )
-    parser.add_argument("--target-columns", metavar="A,B,…", help="of --targets: what is to be predicted")
-    parser.add_argument("--key-column", default="key", help="of --targets: keys of samples (default key)")
+    parser.add_argument("--target-columns", metavar="A,B,…", help="columns of --targets to predict")
+    add_key_column(parser)
     parser.add_argument(
-        "--target-kind", choices=["multiclass", "multilabel", "regression"], help="default: by the values"
+        "--target-kind",
+        choices=["multiclass", "multilabel", "regression"],
+        help="how to read the targets (default: decided by their values)",
     )
     parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="also checkpoints of multiples of these steps"
+        "--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="evaluations at a time (default 1)")
     parser.add_argument(
-        "--watch", action="store_true", help="go on as runs write checkpoints, until they end"
+        "--watch", action="store_true", help="evaluate each new checkpoint until the runs have finished"
     )
-    parser.add_argument("--poll", type=float, default=30.0, metavar="SECONDS", help="of --watch (default 30)")
-    parser.add_argument("--out", metavar="DIR", help="where results go; default RUN/eval/<step>")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="of %(default)s (default: all)")
     parser.add_argument(
-        "--baselines", default=",".join(BASELINES), help="of untrained, pixels (default: both)"
+        "--poll",
+        type=above_zero,
+        default=30.0,
+        metavar="SECONDS",
+        help="with --watch: time between two looks at the run folders (default %(default)g)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
+    parser.add_argument(
+        "--metrics",
+        default=",".join(METRICS),
+        help=f"what to measure: some of {', '.join(METRICS)} (default: all)",
+    )
+    parser.add_argument(
+        "--baselines",
+        default=",".join(BASELINES),
+        help="what to compare with: untrained, pixels (default: both)",
     )
     parser.add_argument(
         "--features",
         metavar="NAMES",
-        help="of embedding (always kept), patch_mean, last2, last4, projector, angles (default: all)",
-    )
-    parser.add_argument("--k", metavar="10,20,100", help="neighbours to choose from on val")
-    parser.add_argument("--samples", type=int, default=10_000, help="most for the geometry (default 10000)")
-    parser.add_argument("--landmarks", type=int, default=500, help="points for homology (default 500)")
-    parser.add_argument("--draws", type=int, default=20, help="null draws of homology (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default 0)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of the table")
-    parser.add_argument("--force", action="store_true", help="compute again what is there already")
-    parser.add_argument(
-        "--batch-size", type=int, default=64, help="images at a time and process (default 64)"
-    )
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        help="feature sets: embedding (always kept), patch_mean, last2, last4, projector, angles "
+        "(default: all)",
     )
     parser.add_argument(
-        "--workers", type=int, default=workers, help="decoders a process (default %(default)s)"
+        "--k",
+        metavar="10,20,100",
+        help="numbers of neighbours to choose from on val (default 10,20,100,200)",
     )
+    parser.add_argument(
+        "--samples",
+        type=at_least(1),
+        default=10_000,
+        help="train samples used for the geometry, at most (default %(default)s)",
+    )
+    parser.add_argument(
+        "--landmarks",
+        type=at_least(1),
+        default=500,
+        help="points used for persistent homology (default %(default)s)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=at_least(1),
+        default=20,
+        help="null samples for persistent homology (default %(default)s)",
+    )
+    add_seed(parser)
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    parser.add_argument("--force", action="store_true", help="compute again even if results exist")
+    add_batches(parser, workers=min(8, cores()))
     given = parser.parse_args(arguments)
-    _check(given)
+    if (given.targets is None) != (given.target_columns is None):
+        raise UserError("--targets and --target-columns belong together: name the file and its columns")
+    if given.jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--jobs starts its own processes; use either torchrun or --jobs, not both")
     return given
 
 
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument `names` and the option --every, which `inputs.find.find` takes."""
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run folder (its newest checkpoint), a folder of runs, a checkpoint folder or its weights, a "
+        "timm model folder, or a pattern that matches some of these; python -m eval_suite without a "
+        "sub-command also takes a file of features (.npy, .npz, .parquet)",
+    )
+    parser.add_argument(
+        "--every",
+        type=at_least(1),
+        metavar="STEPS",
+        help="also take each checkpoint whose step is a multiple of STEPS",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True, several: bool = False) -> None:
+    """Add the option --data: one packed data set, or a list of them if `several`."""
+    parser.add_argument(
+        "--data",
+        required=required,
+        nargs="+" if several else None,
+        metavar="SHARDS",
+        help="packed data sets with the images" if several else "packed data set with the images",
+    )
+
+
+def add_batches(parser: argparse.ArgumentParser, *, workers: int | None = 0) -> None:
+    """Add --batch-size and, unless `workers` is None, --workers with this default."""
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=64,
+        help="images in a batch of one process (default %(default)s)",
+    )
+    if workers is not None:
+        parser.add_argument(
+            "--workers",
+            type=at_least(0),
+            default=workers,
+            help="processes that decode images; 0 decodes in the main process (default %(default)s)",
+        )
+
+
+def add_key_column(parser: argparse.ArgumentParser) -> None:
+    """Add --key-column, which goes with --targets."""
+    parser.add_argument(
+        "--key-column",
+        default="key",
+        help="column of --targets with the keys of the samples (default %(default)s)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default %(default)s)"
+    )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers that are not below `least`."""
+
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
+        return value
+
+    return whole
+
+
+def above_zero(text: str) -> float:
+    """Convert an argument to a positive float; for argparse's `type`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return value
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def options(given: argparse.Namespace) -> "Options":
-    """Raises UserError for a name that is none."""
+    """Turn parsed arguments into the options of an evaluation; raises UserError for an unknown name."""
     metrics = names(given.metrics, METRICS, "--metrics")
     baselines = names(given.baselines, BASELINES, "--baselines")
     features = None if given.features is None else names(given.features, FEATURE_SETS, "--features")
@@ -102,7 +222,7 @@ def options(given: argparse.Namespace) -> "Options":
     }
     if given.k:
         useful["k"] = numbers(given.k, "--k", 1, "10,20,100")
-    # Imported here: they import torch, which takes seconds that a mistyped name need not cost.
+    # Imported here because they import torch, which takes seconds; a mistyped name is refused before that.
     from eval_suite import usefulness
     from eval_suite.options import Options
 
@@ -119,53 +239,44 @@ def options(given: argparse.Namespace) -> "Options":
 
 
 def pass_on(given: argparse.Namespace) -> list[str]:
-    """The options for a process that evaluates one of the checkpoints."""
+    """Return the arguments for a process that evaluates one of the checkpoints."""
     names = (
         "train val test targets target_columns key_column target_kind metrics baselines features k samples"
     )
     names += " landmarks draws seed batch_size workers"
-    said = [
+    arguments = [
         word
         for name in names.split()
         if (value := getattr(given, name)) is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    return [*said, "--json", *(["--force"] if given.force else [])]
+    return [*arguments, "--json", *(["--force"] if given.force else [])]
 
 
-def _check(given: argparse.Namespace) -> None:
-    if given.workers < 0 or given.batch_size < 1:
-        raise UserError("--workers takes 0 or more and --batch-size 1 or more")
-    for name in ("samples", "landmarks", "draws", "jobs", "every", "poll"):
-        if (value := getattr(given, name)) is not None and value <= 0:
-            raise UserError(f"--{name} {value}: expected a number above 0")
-    if (given.targets is None) != (given.target_columns is None):
-        raise UserError("--targets and --target-columns go together: the file, and what of it to predict")
-    if given.jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--jobs starts processes of its own; leave out torchrun, or --jobs")
+def names(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
+    """Split a list at its commas and return its names in the order of `known`.
 
-
-def names(given: str, known: Sequence[str], option: str) -> tuple[str, ...]:
-    """What a list between commas names, in the order of `known`; UserError for a name that is none."""
-    wanted = [name.strip() for name in given.split(",") if name.strip()]
+    Raises UserError for a name that is not known, and for an empty list of metrics.
+    """
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"one of {', '.join(known)}"
             raise UserError(f"{option}: unknown name '{name}'; {hint}")
     if not wanted and option == "--metrics":
-        raise UserError(f"--metrics names none; give some of {', '.join(known)}")
+        raise UserError(f"--metrics is empty; give some of {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
 
 
-def numbers(given: str, option: str, least: int, example: str) -> tuple[int, ...]:
-    """Whole numbers between commas; UserError for anything else, and for one below `least`."""
+def numbers(text: str, option: str, least: int, example: str) -> tuple[int, ...]:
+    """Split whole numbers at the commas; raises UserError for anything else and for one below `least`."""
     try:
-        found = tuple(int(part) for part in given.split(","))
+        values = tuple(int(part) for part in text.split(","))
     except ValueError:
-        found = (least - 1,)
-    if min(found) < least:
+        values = (least - 1,)
+    if min(values) < least:
         raise UserError(
-            f"{option} {given}: expected whole numbers of {least} or more, e.g. {option} {example}"
+            f"{option} {text}: expected whole numbers of {least} or more, e.g. {option} {example}"
         )
-    return found
+    return values

@@ -125,7 +125,7 @@ def test_splits_with_different_classes(refused, checkpoint: Path, data, tmp_path
 def test_unknown_names_are_answered_with_the_nearest(refused, checkpoint: Path, data):
     assert "did you mean probe?" in refused(checkpoint, *data, "--metrics", "prob,rank")
     assert "did you mean untrained?" in refused(checkpoint, *data, "--baselines", "untrainde")
-    assert "--metrics names none" in refused(checkpoint, *data, "--metrics", "")
+    assert "--metrics is empty" in refused(checkpoint, *data, "--metrics", "")
 
 
 @pytest.mark.parametrize(

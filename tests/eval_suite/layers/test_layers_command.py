@@ -187,7 +187,7 @@ def test_costs_are_listed(checkpoint: Path, splits: dict[str, Path]):
     ("arguments", "message"),
     [
         (["--metrics", "rnk"], "--metrics: unknown name 'rnk'; did you mean rank?"),
-        (["--metrics", ","], "--metrics names none"),
+        (["--metrics", ","], "--metrics is empty"),
         (["--images", "5"], "--images 5: a cloud takes 10 or more"),
         (["--few", "0"], "--few 0: expected a number above 0"),
         (["--period", "hour=24"], "--targets and --period go together"),
