@@ -223,18 +223,20 @@ def options(given: argparse.Namespace) -> "Options":
     if given.k:
         useful["k"] = numbers(given.k, "--k", 1, "10,20,100")
     # Imported here because they import torch, which takes seconds; a mistyped name is refused before that.
-    from eval_suite import usefulness
+    from eval_suite import geometry, usefulness
     from eval_suite.options import Options
 
     return Options(
-        metrics=tuple(name for name in metrics if name in GEOMETRY),
         useful=usefulness.Options(**useful),
+        geometry=geometry.Options(
+            metrics=tuple(name for name in metrics if name in GEOMETRY),
+            samples=given.samples,
+            landmarks=given.landmarks,
+            draws=given.draws,
+            seed=given.seed,
+        ),
         baselines=baselines,
         features=features,
-        samples=given.samples,
-        landmarks=given.landmarks,
-        draws=given.draws,
-        seed=given.seed,
     )
 
 

@@ -1,34 +1,32 @@
-"""What an evaluation computes; its results are a function of these, the weights and the data."""
+"""The options of one evaluation; its results are a function of these, of the weights and of the data."""
+
+from typing import Any
 
 from pydantic import PositiveInt
 
-from eval_suite import usefulness
-from eval_suite.names import BASELINES, GEOMETRY
+from eval_suite.geometry import Options as GeometryOptions
+from eval_suite.names import BASELINES
+from eval_suite.usefulness import Options as UsefulnessOptions
 from isotorus.section import Section
 
 
 class Options(Section):
-    metrics: tuple[str, ...] = GEOMETRY
-    """Of `names.GEOMETRY`; homology brings a verdict."""
-    useful: usefulness.Options = usefulness.Options()
-    """Against labels."""
+    useful: UsefulnessOptions = UsefulnessOptions()
+    """What is measured against labels, and how."""
+    geometry: GeometryOptions = GeometryOptions()
+    """What is measured of a cloud of embeddings without labels, and how."""
     baselines: tuple[str, ...] = BASELINES
-    """Of `names.BASELINES`: what the pretrained encoder is compared with."""
+    """Names from `names.BASELINES`: what the pretrained encoder is compared with."""
     features: tuple[str, ...] | None = None
     """Feature sets beside the embedding; None takes all that the encoder has."""
     pixel_size: PositiveInt = 32
     """Side of the images that the raw pixels are read from."""
-    samples: PositiveInt = 10_000
-    """Most samples of train that the geometry is measured on."""
-    neighbours: PositiveInt = 15
-    """k of the k-NN graph."""
-    landmarks: PositiveInt = 500
-    """Points that persistent homology is computed on."""
-    draws: PositiveInt = 20
-    """Of homology's null."""
     objects: PositiveInt = 256
-    """Images whose augmented views are compared."""
+    """Number of images whose augmented views are compared."""
     views: PositiveInt = 8
-    """Augmented views of each."""
-    seed: int = 0
-    """Of all random choices."""
+    """Number of augmented views of each of these images."""
+
+    def stored(self) -> dict[str, Any]:
+        """Return the options as results.json keeps them: the fields of `geometry` beside the others."""
+        fields = self.model_dump(mode="json")
+        return fields | fields.pop("geometry")

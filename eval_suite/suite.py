@@ -79,7 +79,7 @@ def evaluate(
     if "pixels" in features:
         features["pixels"]["embedding"] = _standardised(features["pixels"]["embedding"])
     measured = measure(features, targets, options, state)
-    if "views" in options.metrics:
+    if "views" in options.geometry.metrics:
         for r in representations:
             if r.name != "pixels":
                 x = augmented.embed_views(
@@ -88,7 +88,7 @@ def evaluate(
                     splits.train,
                     objects=options.objects,
                     views=options.views,
-                    seed=options.seed,
+                    seed=options.geometry.seed,
                     device=state.device,
                 )
                 measured["representations"][r.name]["views"] = geometry.of_views(x)
@@ -126,7 +126,7 @@ def evaluate_vectors(
     inputs = {
         "format": results.FORMAT,
         "file_sha256": vectors.sha256,
-        "options": options.model_dump(mode="json"),
+        "options": options.stored(),
     }
     if not state.is_main_process:
         return {}
@@ -177,7 +177,7 @@ def measure(
         samples |= {(name, method): values for method, values in drawn.items()}
         train = sets["embedding"]["train"]
         representations[name] = {"width": train.shape[1], **found}
-        if "rank" in options.metrics:
+        if "rank" in options.geometry.metrics:
             representations[name]["rank"] = rank.summary(train)
     first = representations["pretrained"]
     # Homology's null draws are processes, which share its memory.
@@ -189,7 +189,7 @@ def measure(
         "representations": representations,
         "differences": _differences(representations, samples),
         "geometry": {
-            name: geometry.measure(x, _classes(targets["train"]), options, jobs)
+            name: geometry.measure(x, _classes(targets["train"]), options.geometry, jobs)
             for name, x in geometry.clouds(features).items()
         },
         "left_out": first["left_out"],
@@ -244,7 +244,7 @@ def _publish(
 ) -> dict[str, Any]:
     """The page first: results.json says that an evaluation is done."""
     found = results.json_safe(found)
-    page = report.render(found, features, targets, options.seed, checkpoint, splits)
+    page = report.render(found, features, targets, options.geometry.seed, checkpoint, splits)
     results.write(out / "report.html", page)
     results.write(out / "results.json", results.as_json(found))
     return found
@@ -266,5 +266,5 @@ def _inputs(
         "encoder": described,
         "data": {name: data.fingerprint for name, data in splits.items().items()},
         "targets": {name: fingerprint(of) for name, of in targets.items()},
-        "options": options.model_dump(mode="json"),
+        "options": options.stored(),
     }

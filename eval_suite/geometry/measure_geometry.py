@@ -1,4 +1,4 @@
-"""The geometry of a cloud of features: rank, dimension, shape, graph, homology, and their verdict."""
+"""All geometry of one cloud of features: rank, dimension, shape, neighbour graph, homology and verdict."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -6,60 +6,82 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
 from eval_suite.geometry import circular, dimension, landmarks, normality, rank, shape, spectral_gap, verdict
-from eval_suite.options import Options
+from eval_suite.names import GEOMETRY
 from isotorus import randomness
 from isotorus.errors import UserError
+from isotorus.section import Section
 
 Array = NDArray[np.floating]
 T = TypeVar("T")
 
 CLOUDS = ("embedding", "projector", "angles")
-"""Feature sets whose geometry is measured: where training wants one, and what is used afterwards."""
-
-
+"""Feature sets whose geometry is measured. Training shapes the last two; the first is used afterwards."""
 MOST_CIRCLES = 2
-"""Loops that are drawn with their circular coordinate."""
+"""Largest number of loops for which circular coordinates are computed."""
+
+
+class Options(Section):
+    """What is measured of a cloud of features, and how."""
+
+    metrics: tuple[str, ...] = GEOMETRY
+    """Names from `names.GEOMETRY`; homology includes the verdict."""
+    samples: PositiveInt = 10_000
+    """Largest number of samples of the training split that is measured."""
+    neighbours: PositiveInt = 15
+    """k of the k-nearest-neighbour graph."""
+    landmarks: PositiveInt = 500
+    """Number of points that persistent homology is computed on."""
+    draws: PositiveInt = 20
+    """Number of shuffled clouds that the bars of homology are compared with."""
+    seed: int = 0
+    """Seed of all random choices."""
 
 
 def clouds(features: Mapping[str, Mapping[str, Mapping[str, Array]]]) -> dict[str, Array]:
-    """Of train (n, d), by name; the untrained encoder's embedding stands beside the pretrained one's."""
-    found = {name: x["train"] for name, x in features["pretrained"].items() if name in CLOUDS}
+    """Return the clouds (n, d) to measure by name, from features by representation, feature set and split.
+
+    These are the feature sets in `CLOUDS` of the pretrained encoder and, as "untrained", the embedding of
+    the untrained one, all of the training split.
+    """
+    selected = {name: x["train"] for name, x in features["pretrained"].items() if name in CLOUDS}
     if "untrained" in features:
-        found["untrained"] = features["untrained"]["embedding"]["train"]
-    return found
+        selected["untrained"] = features["untrained"]["embedding"]["train"]
+    return selected
 
 
 def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs: int = 1) -> dict[str, Any]:
-    """All that `options.metrics` asks of x (n, d), ready for JSON; see docs/geometry.md.
+    """Measure what `options.metrics` names on the cloud `x` (n, d); the result is ready for JSON.
 
-    `labels` (n,) are class indices, below 0 where there is none. What cannot be measured is left out with
-    its reason, under `left_out`.
+    `labels` (n,) are class indices, negative where a sample has no label. `jobs` is the number of processes
+    for homology. A metric that cannot be computed is missing from the result, and `left_out` says why.
+    docs/geometry.md explains each metric.
     """
     chosen = randomness.rows(len(x), options.samples, options.seed)
     x = x[chosen]
-    found: dict[str, Any] = {"samples": len(x), "width": x.shape[1], "left_out": {}}
+    measured: dict[str, Any] = {"samples": len(x), "width": x.shape[1], "left_out": {}}
 
-    def attempt(name: str, work: Callable[[], T]) -> T | None:
+    def attempt(name: str, compute: Callable[[], T]) -> T | None:
         try:
-            return work()
-        except (UserError, np.linalg.LinAlgError) as error:  # what cannot be had costs itself alone
-            found["left_out"][name] = str(error)
+            return compute()
+        except (UserError, np.linalg.LinAlgError) as error:  # the other metrics are still measured
+            measured["left_out"][name] = str(error)
             return None
 
     if "rank" in options.metrics:
-        found["rank"] = rank.summary(x)
+        measured["rank"] = rank.summary(x)
     if "shape" in options.metrics:
-        found["dimension"] = attempt("dimension", lambda: dimension.summary(x))
-        found["shape"] = attempt("shape", lambda: shape.summary(x, seed=options.seed))
-        found["normality"] = attempt("normality", lambda: normality.summary(x, seed=options.seed))
+        measured["dimension"] = attempt("dimension", lambda: dimension.summary(x))
+        measured["shape"] = attempt("shape", lambda: shape.summary(x, seed=options.seed))
+        measured["normality"] = attempt("normality", lambda: normality.summary(x, seed=options.seed))
         if labels is not None:
-            found["collisions"] = attempt(
+            measured["collisions"] = attempt(
                 "collisions", lambda: shape.collisions(x, labels[chosen], seed=options.seed)
             )
     if "graph" in options.metrics:
-        found["graph"] = attempt(
+        measured["graph"] = attempt(
             "graph", lambda: spectral_gap.summary(x, options.neighbours, seed=options.seed)
         )
     if "homology" in options.metrics:
@@ -70,29 +92,35 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
             ),
         )
         if evidence:
-            said = verdict.decide(evidence.measured)
-            found["verdict"] = said.to_json() | {"measured": asdict(evidence.measured)}
-            found["homology"] = evidence.homology.to_json()
+            decision = verdict.decide(evidence.measured)
+            measured["verdict"] = decision.to_json() | {"measured": asdict(evidence.measured)}
+            measured["homology"] = evidence.homology.to_json()
             if loops := min(numbers[1] for numbers in evidence.homology.betti.values()):
                 samples = chosen[landmarks.distinct(x, options.seed)]
-                found["circular"] = _circular(evidence.cloud, samples, min(loops, MOST_CIRCLES))
-    return {name: value for name, value in found.items() if value is not None}
+                measured["circular"] = _circular(evidence.cloud, samples, min(loops, MOST_CIRCLES))
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def _circular(cloud: landmarks.Cloud, samples: NDArray[np.int64], count: int) -> dict[str, Any]:
-    """Angles of the landmarks along significant loops; `samples` are those that the cloud's rows are."""
+    """Return the angles of the landmarks along the `count` longest loops; `samples` indexes the cloud's rows.
+
+    `angles` is (count, landmarks) in radians, `samples` the landmarks' sample numbers, and `map` their first
+    two principal components.
+    """
     points = cloud.denoised[cloud.landmarks]
     angles = circular.circular_coordinates(points, count).angles
-    found = {
+    coordinates: dict[str, Any] = {
         "angles": angles.T.tolist(),
         "samples": samples[cloud.landmarks].tolist(),
         "map": points[:, :2].tolist(),
     }
-    return found | ({"joint_coverage": circular.joint_coverage(angles)} if angles.shape[1] == 2 else {})
+    if angles.shape[1] == 2:
+        coordinates["joint_coverage"] = circular.joint_coverage(angles)
+    return coordinates
 
 
 def of_views(x: Array) -> dict[str, float]:
-    """What several augmented views of each image say, x (objects, views, d)."""
+    """Measure LiDAR and alignment on augmented views `x` (images, views, d), grouped by image."""
     return {
         "objects": x.shape[0],
         "views": x.shape[1],
