@@ -11,7 +11,7 @@ from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.reader import is_remote
-from data_pipeline.verifying.verify import strangers, verify
+from data_pipeline.verifying.verify import unknown_tars, verify
 from isotorus.errors import ArgumentParser, UserError, exit_code
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -35,66 +35,132 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m data_pipeline", description="Pack images into shards, and check them."
+        prog="python -m data_pipeline",
+        description="Pack images into data sets for training, check them and look at them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _add_pack(commands.add_parser("pack", help="turn a folder of images into a data set for training"))
+    _add_index(commands.add_parser("index", help="make a data set of existing WebDataset tar files"))
 
-    pack = commands.add_parser("pack", help="images → WebDataset shards, index and statistics")
-    pack.add_argument("source", type=Path, metavar="SRC", help="folder of the images")
-    pack.add_argument("dest", type=_folder, metavar="DEST", help="folder for the shards")
+    check = commands.add_parser(
+        "verify", help="check every byte of a data set; exit code 1 if any is damaged"
+    )
+    check.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
+    _add_workers(check)
+
+    show = commands.add_parser("info", help="show what a data set contains")
+    show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
+    show.add_argument("--json", action="store_true", help="print JSON, for scripts")
+
+    page = commands.add_parser("preview", help="write an HTML page that shows what the encoder will see")
+    page.add_argument("dest", metavar="DEST", help="folder or URL of a data set, or the folder of a split")
+    page.add_argument("--config", help="YAML file of a training recipe, or the name of a packaged recipe")
+    page.add_argument(
+        "--out", type=Path, required=True, metavar="PAGE.html", help="file to write; replaced if it exists"
+    )
+    page.add_argument(
+        "--samples", type=_positive, default=24, help="number of images to show (default %(default)s)"
+    )
+    page.add_argument(
+        "--seed", type=int, default=0, help="seed that chooses the images to show (default %(default)s)"
+    )
+    _add_workers(page)
+    page.add_argument("--json", action="store_true", help="print the summary as JSON, for scripts")
+    return parser
+
+
+def _add_pack(pack: argparse.ArgumentParser) -> None:
+    pack.add_argument("source", type=Path, metavar="SRC", help="folder that contains the images")
+    pack.add_argument("dest", type=_folder, metavar="DEST", help="local folder to write the data set to")
     pack.add_argument(
         "--labels",
-        help="'folder': class = first-level folder; or a CSV or Parquet file that lists the images",
-    )
-    pack.add_argument("--image-column", default="image", help="its column of paths relative to SRC")
-    pack.add_argument("--label-column", default="label", help="its column of class names; empty = no label")
-    pack.add_argument("--group-column", help="its column whose equal values are never split apart")
-    pack.add_argument(
-        "--group-pattern", help="instead: regular expression whose (group) in an image's path names its group"
-    )
-    pack.add_argument("--val-fraction", type=float, default=0.0, help="share that goes to DEST/val")
-    pack.add_argument("--test-fraction", type=float, default=0.0, help="share that goes to DEST/test")
-    pack.add_argument("--append", action="store_true", help="add the images that DEST does not have yet")
-    pack.add_argument(
-        "--channels", type=_positive, help="leave out images that cannot be had with so many channels"
+        help="'folder': the class of an image is the first folder in its path; or a CSV or Parquet file "
+        "with one row for each image",
     )
     pack.add_argument(
-        "--shard-size", type=_size, default="256MB", help="about this much a shard (%(default)s)"
+        "--image-column",
+        default="image",
+        help="column of the --labels file with the paths of the images relative to SRC (default %(default)s)",
     )
-    pack.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
-    pack.add_argument("--strict", action="store_true", help="refuse if any file would have to be left out")
-
-    point = commands.add_parser("index", help="tars that are there already → index and statistics")
-    point.add_argument("tars", nargs="+", metavar="TARS", help="WebDataset tars, or folders or URLs of them")
-    point.add_argument("dest", metavar="DEST", help="folder for the index; may be that of the tars")
-    point.add_argument("--label-key", help="field of the samples' .json that is the label; default: the .cls")
-    point.add_argument("--classes", type=Path, help="file of class names, one a line, for labels by number")
-    point.add_argument("--image-extension", help="e.g. left.png, where samples have several images")
-    point.add_argument(
-        "--channels", type=_positive, help="leave out images that cannot be had with so many channels"
+    pack.add_argument(
+        "--label-column",
+        default="label",
+        help="column of the --labels file with class names; an empty cell means no label (default %(default)s)",
     )
-    point.add_argument("--append", action="store_true", help="add the tars that DEST does not have yet")
-    point.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
-    point.add_argument("--strict", action="store_true", help="refuse if any image cannot be read")
+    pack.add_argument(
+        "--group-column",
+        help="column of the --labels file, e.g. the patient; images with equal values go to the same side of "
+        "the split",
+    )
+    pack.add_argument(
+        "--group-pattern",
+        help="alternative to --group-column: a regular expression such as 'patient([0-9]+)'; the part of the "
+        "path in parentheses is the group",
+    )
+    for name in ("val", "test"):
+        pack.add_argument(
+            f"--{name}-fraction",
+            type=float,
+            default=0.0,
+            help=f"fraction of the images (or groups) to put into DEST/{name} (default %(default)s)",
+        )
+    pack.add_argument(
+        "--append", action="store_true", help="add to an existing data set the images it does not contain yet"
+    )
+    _add_channels(pack)
+    pack.add_argument(
+        "--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)"
+    )
+    _add_workers(pack)
+    pack.add_argument(
+        "--strict", action="store_true", help="stop with an error if any file would be left out"
+    )
 
-    check = commands.add_parser("verify", help="check every byte; exit code 1 if there is damage")
-    check.add_argument("dest", metavar="DEST")
-    check.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
 
-    show = commands.add_parser("info", help="what a packed data set holds")
-    show.add_argument("dest", metavar="DEST")
-    show.add_argument("--json", action="store_true", help="for scripts")
+def _add_index(index: argparse.ArgumentParser) -> None:
+    index.add_argument(
+        "tars", nargs="+", metavar="TARS", help="WebDataset tar files, or folders or URLs that contain them"
+    )
+    index.add_argument(
+        "dest", metavar="DEST", help="local folder to write the index to; may be the folder of the tar files"
+    )
+    index.add_argument(
+        "--label-key",
+        help="field of each sample's .json file that contains its label; without this option the label is "
+        "read from the .cls file",
+    )
+    index.add_argument(
+        "--classes", type=Path, help="text file with one class name per line, for labels that are numbers"
+    )
+    index.add_argument(
+        "--image-extension", help="which image to use where samples contain several, e.g. left.png"
+    )
+    _add_channels(index)
+    index.add_argument(
+        "--append",
+        action="store_true",
+        help="add to an existing data set the tar files it does not contain yet",
+    )
+    _add_workers(index)
+    index.add_argument("--strict", action="store_true", help="stop with an error if any image cannot be read")
 
-    page = commands.add_parser("preview", help="a page of what the encoder will see")
-    page.add_argument("dest", metavar="DEST", help="a packed data set, or the folder of a split")
-    page.add_argument("--config", help="a recipe's YAML file, or the name of a packaged one")
-    page.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="is written over")
-    page.add_argument("--samples", type=_positive, default=24, help="images shown (%(default)s)")
-    page.add_argument("--seed", type=int, default=0, help="another shows other images (%(default)s)")
-    page.add_argument("--workers", type=_positive, default=cores, help="processes (%(default)s)")
-    page.add_argument("--json", action="store_true", help="print what was found for scripts")
-    return parser
+
+def _add_channels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--channels",
+        type=_positive,
+        help="leave out images that cannot be converted to this number of channels",
+    )
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=cores,
+        help="number of processes; by default one for each CPU core, here %(default)s",
+    )
 
 
 def _folder(text: str) -> Path:
@@ -176,7 +242,7 @@ def _verify(dest: str, workers: int) -> int:
         )
         return 1
     for folder in folders:
-        if unknown := strangers(folder):
+        if unknown := unknown_tars(folder):
             print(f"note: {folder} holds tars that are not in the data set: {', '.join(unknown)}")
     print(f"{dest}: whole")
     return 0
@@ -197,10 +263,10 @@ def _preview(args: argparse.Namespace) -> int:
     from data_pipeline.preview import preview
 
     with contextlib.redirect_stdout(sys.stderr):  # the progress, so that scripts can read the result
-        found = preview(
+        summary = preview(
             args.dest, args.config, args.out, samples=args.samples, seed=args.seed, workers=args.workers
         )
-    print(found.as_json() if args.json else found.as_text())
+    print(summary.as_json() if args.json else summary.as_text())
     return 0
 
 

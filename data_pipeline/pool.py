@@ -4,17 +4,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
-from data_pipeline.progress import progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
 from isotorus.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_SECONDS_BETWEEN_LINES = 10
 
 _done: "Synchronized[int]"
 
@@ -38,7 +44,7 @@ def run(
     try:
         # Submitted first: workers are forked before the progress bar has a thread.
         futures = [executor.submit(work, task) for task in tasks]
-        with progress(doing, total) as show:
+        with _progress(doing, total) as show:
             pending = set(futures)
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -72,3 +78,25 @@ def _die_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that takes how many of `total` are done; call it as often as you like."""
+    console = Console()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(doing, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+
+    last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{doing}: {done} of {total}", flush=True)
+
+    yield show

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.pixels import convertible
 from data_pipeline.order import Order
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
@@ -53,25 +54,22 @@ class DataConfig(Section):
 
     def open(self) -> "Sources":
         """Raises UserError if a data set is none, or cannot give these channels or this order."""
-        given = self.sources or [SourceConfig(path=str(self.path))]
-        datasets = [Dataset(s.path, generation=s.generation, cache=self.cache) for s in given]
+        sources = self.sources or [SourceConfig(path=str(self.path))]
+        datasets = [Dataset(s.path, generation=s.generation, cache=self.cache) for s in sources]
         for dataset in datasets:
-            _check_channels(dataset, self.channels)
-        far = sum(dataset.description.bytes for dataset in datasets if dataset.remote)
-        if self.order == "uniform" and far > self.cache.size:
+            if not convertible(dataset.channels, self.channels):
+                raise UserError(
+                    f"data.channels={self.channels}, but the images in {dataset.path} have "
+                    f"{dataset.channels}; use data.channels={dataset.channels}"
+                )
+        remote_bytes = sum(dataset.description.bytes for dataset in datasets if dataset.remote)
+        if self.order == "uniform" and remote_bytes > self.cache.size:
             raise UserError(
-                f"data.order=uniform reads {far / 1e9:.0f} GB of remote shards in any order, many times if "
-                f"data.cache.size={self.cache.size / 1e9:.0f}GB does not hold them; use data.order=windowed"
+                f"data.order=uniform reads {remote_bytes / 1e9:.0f} GB of remote shards in any order, "
+                f"many times if data.cache.size={self.cache.size / 1e9:.0f}GB does not hold them; "
+                "use data.order=windowed"
             )
-        return Sources(datasets, [source.weight for source in given])
-
-
-def _check_channels(dataset: Dataset, channels: int) -> None:
-    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
-        raise UserError(
-            f"data.channels={channels}, but the images in {dataset.path} have {dataset.channels}; "
-            f"use data.channels={dataset.channels}"
-        )
+        return Sources(datasets, [source.weight for source in sources])
 
 
 class Sources:
@@ -83,10 +81,11 @@ class Sources:
         self.starts: list[int] = np.cumsum([0, *self.sizes[:-1]]).tolist()
         """The first index of each source."""
         self.classes = list(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
-        # The last entry is that of label -1, no label.
-        self._labels = [
-            np.array([*(self.classes.index(name) for name in dataset.classes), -1]) for dataset in datasets
+        self.class_numbers = [
+            np.array([*map(self.classes.index, dataset.classes), -1]) for dataset in datasets
         ]
+        """For each source, the index into `classes` of each of its own classes (classes + 1,). The last
+        entry is -1, so that label -1 (no label) maps to -1."""
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -111,7 +110,7 @@ class Sources:
 
     def label(self, source: int, index: int) -> int:
         """Index into `classes` of a sample of one source; -1 if it has no label."""
-        return int(self._labels[source][self.datasets[source].labels[index]])
+        return int(self.class_numbers[source][self.datasets[source].labels[index]])
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std a channel of all pixels, each source counted by its weight."""

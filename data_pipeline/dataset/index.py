@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import DESCRIPTION, Generation, describe
+from data_pipeline.decoders.pixels import LUMA, convertible
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import Reader, fetch, is_remote, join, open_reader
 from data_pipeline.storage.tar_reader import LONGEST_HEADERS, key_and_extension, names_before
@@ -41,12 +42,12 @@ ROW = np.dtype(
 )
 """Row of the shard table, offset and size in bytes of the image there, class index or -1, pixels,
 CRC-32 of the image's bytes, `key_hash`, and which of the generation's extensions it has."""
+HEADERS = 2**14
+"""Bytes before an image in which its key is looked for first; they nearly always contain it."""
 LARGEST_IMAGE = 2**32 - 1
 """Bytes of a file that `ROW` has room for."""
 
 _CHECKED_SHARDS = 64
-_HEADERS = 2**14  # bytes before an image, in which nearly always its name is
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's conversion to greyscale
 
 
 class Corrupt(UserError):
@@ -70,6 +71,17 @@ def key_hash(key: str) -> int:
     """64 bits that stand for a sample's key in the index."""
     digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def key_before(headers: bytes, hashed: int) -> str | None:
+    """Return the key of the image that follows the tar headers `headers`; None if no key there has this
+    hash.
+    """
+    for name in names_before(headers):
+        key, _ = key_and_extension(name) or (name, "")
+        if key_hash(key) == hashed:
+            return key
+    return None
 
 
 class Dataset:
@@ -166,14 +178,14 @@ class Dataset:
         """
         if channels == self.channels:
             return self.mean, self.std
-        if {channels, self.channels} != {1, 3}:
+        if not convertible(self.channels, channels):
             raise UserError(
                 f"{self.path} has images of {self.channels} channels, {channels} are asked for; "
                 f"ask for {self.channels}"
             )
         if channels == 3:
             return self.mean * 3, self.std * 3
-        mean, std = (sum(w * x for w, x in zip(_LUMA, s, strict=True)) for s in (self.mean, self.std))
+        mean, std = (sum(w * x for w, x in zip(LUMA, s, strict=True)) for s in (self.mean, self.std))
         return (mean,), (std,)
 
     def read(self, i: int) -> bytes:
@@ -194,19 +206,18 @@ class Dataset:
         """What the image file of sample `i` ends in, without the dot, e.g. "jpg"."""
         kind, extensions = int(self.rows["kind"][i]), self.description.extensions
         if kind >= len(extensions):
-            raise _misfit(join(self.path, INDEX))
+            raise _does_not_fit(join(self.path, INDEX))
         return extensions[kind]
 
     def key(self, i: int) -> str:
         """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
-        for reach in (_HEADERS, LONGEST_HEADERS):
+        for reach in (HEADERS, LONGEST_HEADERS):
             headers = self._read(i, max(offset - reach, 0), min(offset, reach))
-            for name in names_before(headers):
-                key, _ = key_and_extension(name) or (name, "")
-                if key_hash(key) == row["key"]:
-                    return key
+            key = key_before(headers, int(row["key"]))
+            if key is not None:
+                return key
         raise self._changed(i, shard)
 
     def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:
@@ -235,10 +246,10 @@ class Dataset:
     def shard_name(self, number: int) -> str:
         """Relative to the data set, or an absolute path or URL."""
         if number >= len(self.shards):
-            raise _misfit(join(self.path, INDEX))
+            raise _does_not_fit(join(self.path, INDEX))
         name: str = self.shards["name"][number].decode(errors="surrogateescape")
         if "\0" in name:
-            raise _misfit(join(self.path, SHARDS))
+            raise _does_not_fit(join(self.path, SHARDS))
         return name
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
@@ -282,7 +293,7 @@ def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[
     """Map the rows (n,) of dtype `ROW` into memory; `UserError` if they are not those described."""
     rows = _open_table(join(path, INDEX), generation.count, cache)
     if rows.dtype != ROW:
-        raise _misfit(join(path, INDEX))
+        raise _does_not_fit(join(path, INDEX))
     return rows
 
 
@@ -290,7 +301,7 @@ def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArra
     """Map the table of shards, of dtype `shard_row`; `UserError` if they are not those described."""
     shards = _open_table(join(path, SHARDS), generation.shards, cache)
     if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
-        raise _misfit(join(path, SHARDS))
+        raise _does_not_fit(join(path, SHARDS))
     return shards
 
 
@@ -304,9 +315,9 @@ def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
     except Exception as error:  # numpy's parser raises many kinds of exception on a bad header
         raise UserError(f"{file} is damaged ({error}); pack the images again") from None
     if table.ndim != 1 or len(table) < count:  # newer generations have more
-        raise _misfit(file)
+        raise _does_not_fit(file)
     return table[:count]
 
 
-def _misfit(file: str) -> UserError:
+def _does_not_fit(file: str) -> UserError:
     return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")

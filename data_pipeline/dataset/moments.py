@@ -26,7 +26,7 @@ class Moments(Section):
     """Sum of the squared values."""
 
     @classmethod
-    def of(cls, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Self:
+    def of_image(cls, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Self:
         """Of one image (H, W, C), uint8 or uint16 (black is 0, white the largest value)."""
         height, width, channels = pixels.shape
         rows = pixels.reshape(height, width * channels)
@@ -45,7 +45,7 @@ class Moments(Section):
         )
 
     @classmethod
-    def none(cls, channels: int) -> Self:
+    def zero(cls, channels: int) -> Self:
         return cls(pixels=0, totals=[0] * channels, squares=[0] * channels)
 
     def __add__(self, other: "Moments") -> "Moments":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset.index import ROW, key_hash
+from data_pipeline.dataset.index import ROW, Dataset, key_hash
 from data_pipeline.dataset.moments import Moments
 from isotorus.errors import UserError, one_line
 from isotorus.section import Section
@@ -19,6 +19,12 @@ class Content(Section):
     first: str
     """Path of one of them, to be named to the user."""
     moments: Moments
+
+
+def contents_of(dataset: Dataset) -> dict[int, Content]:
+    """Return the contents of a whole data set, as those of a shard, by number of channels."""
+    known = dataset.description
+    return {known.channels: Content(images=known.count, first=f"in {dataset.path}", moments=known.moments)}
 
 
 class Part(Section):
@@ -68,7 +74,7 @@ class Census:
         self._contents[channels] = Content(
             images=known.images + 1 if known else 1,
             first=known.first if known else one_line(path),
-            moments=known.moments + Moments.of(pixels) if known else Moments.of(pixels),
+            moments=known.moments + Moments.of_image(pixels) if known else Moments.of_image(pixels),
         )
 
     def skip(self, path: str, reason: str) -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset.description import DESCRIPTION, Description, Generation, Split, describe
+from data_pipeline.dataset.description import (
+    DESCRIPTION,
+    Description,
+    Generation,
+    IndexCounts,
+    Split,
+    describe,
+)
 from data_pipeline.dataset.index import INDEX, ROW, SHARDS, Dataset, shard_row
-from data_pipeline.dataset.index_counts import IndexCounts
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset_writer.part import Part
 from data_pipeline.storage.cache import CacheConfig
@@ -19,7 +25,7 @@ _ROWS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedShard:
     """A shard that lies where readers will find it."""
 
     name: str
@@ -31,7 +37,7 @@ class Finished:
 
 def publish(
     folder: Path,
-    shards: list[Finished],
+    shards: list[FinishedShard],
     *,
     classes: list[str],
     channels: int,
@@ -53,9 +59,9 @@ def publish(
     table = _shard_table(shards, base)
     counts = IndexCounts(len(classes), len(extensions))
     folder.mkdir(parents=True, exist_ok=True)
+    count = int(table["samples"].sum())
     with atomic(folder / INDEX) as file:
         header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False}
-        count = int(table["samples"].sum())
         np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
         for rows in _index(shards, base, extensions):
             counts.add(rows)
@@ -64,12 +70,7 @@ def publish(
         np.save(file, table)
     sync(folder)
 
-    moments = Moments.none(channels)
-    if base:
-        moments += base.description.moments
-    for shard in shards:
-        for content in shard.part.contents.values():
-            moments += content.moments
+    moments = _moments(shards, base, channels)
     mean, std = statistics(moments, depth)
     generation = Generation(
         count=count,
@@ -100,12 +101,23 @@ def publish(
     sync(folder)
 
 
+def _moments(shards: list[FinishedShard], base: Dataset | None, channels: int) -> Moments:
+    """Return the pixel sums of the whole data set."""
+    moments = Moments.zero(channels)
+    if base:
+        moments += base.description.moments
+    for shard in shards:
+        for content in shard.part.contents.values():
+            moments += content.moments
+    return moments
+
+
 def statistics(moments: Moments, depth: int) -> tuple[list[float], list[float]]:
     """Mean and std a channel, where white is 1; the std is at least one grey level."""
     return moments.mean, [max(std, 1 / (2**depth - 1)) for std in moments.std]
 
 
-def _shard_table(shards: list[Finished], base: Dataset | None) -> NDArray[np.void]:
+def _shard_table(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void]:
     names = [shard.name.encode(errors="surrogateescape") for shard in shards]
     longest = max(map(len, names), default=1)
     old = base.shards if base else np.empty(0, shard_row(1))
@@ -118,7 +130,9 @@ def _shard_table(shards: list[Finished], base: Dataset | None) -> NDArray[np.voi
     return table
 
 
-def _index(shards: list[Finished], base: Dataset | None, extensions: list[str]) -> Iterator[NDArray[np.void]]:
+def _index(
+    shards: list[FinishedShard], base: Dataset | None, extensions: list[str]
+) -> Iterator[NDArray[np.void]]:
     """The rows of the index, some at a time."""
     old = base.rows if base else np.empty(0, ROW)
     for start in range(0, len(old), _ROWS_AT_ONCE):

@@ -82,7 +82,7 @@ def read(folder: Path) -> State | None:
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise other_plan(folder) from None  # of another version
+        raise other_packing(folder) from None  # of another version
 
 
 def write(folder: Path, state: State) -> None:
@@ -96,7 +96,7 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def other_plan(folder: Path) -> UserError:
+def other_packing(folder: Path) -> UserError:
     return UserError(
         f"{folder} holds an unfinished packing of other images, labels or options; "
         "finish it with its own command, or delete that folder"

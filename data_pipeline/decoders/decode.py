@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.decoders import jpeg, npy, pillow, png, tiff
-from data_pipeline.decoders.pixels import Pixels
+from data_pipeline.decoders.pixels import LUMA, Pixels, convertible
 
-_LUMA = np.array([19_595, 38_470, 7_471], dtype=np.uint32)  # ITU-R BT.601 in 1/65536, as in Pillow
+_LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in 1/65536, as Pillow rounds them
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 
 Shrink = Literal[1, 2, 4, 8]
 
@@ -53,6 +55,12 @@ def decode(
         return _to_depth(_to_channels(pixels, channels), depth)
 
 
+def largest_shrink(limit: float) -> Shrink:
+    """Return the largest factor for a smaller JPEG that is at most `limit`; 1 if there is none."""
+    factors: tuple[Shrink, ...] = (8, 4, 2)
+    return next((factor for factor in factors if factor <= limit), 1)
+
+
 def size(data: bytes) -> tuple[int, int]:
     """Height and width by the header alone, without the pixels; raises ValueError as `decode`."""
     with _one_line():
@@ -79,7 +87,7 @@ def _to_channels(pixels: Pixels, channels: int | None) -> Pixels:
     own = pixels.shape[2]
     if channels is None or channels == own:
         return pixels
-    if {channels, own} != {1, 3}:
+    if not convertible(own, channels):
         raise ValueError(f"the image has {own} channels; expected {channels}")
     if channels == 3:
         return pixels.repeat(3, axis=2)

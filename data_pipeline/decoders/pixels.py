@@ -6,12 +6,20 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W, C); the type's full scale is white."""
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow's conversion."""
+
 LONGEST_SIDE = 65_535
 """Pixels; what the index has room for."""
 MOST_PIXELS = 89_478_485
 """As in Pillow."""
 MOST_VALUES = 3 * MOST_PIXELS
 """Pixels times channels: 512 MiB at 16 bit."""
+
+
+def convertible(own: int, wanted: int) -> bool:
+    """Return whether images of `own` channels can be decoded to `wanted`: equal, or grey (1) and RGB (3)."""
+    return own == wanted or {own, wanted} == {1, 3}
 
 
 def check_size(height: int, width: int, channels: int) -> None:

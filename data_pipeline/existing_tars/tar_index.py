@@ -10,22 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import pool
-from data_pipeline.dataset.description import DESCRIPTION
+from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
 from data_pipeline.dataset_writer import staging
-from data_pipeline.dataset_writer.part import Content, common_channels
-from data_pipeline.dataset_writer.publish import Finished, publish
+from data_pipeline.dataset_writer.part import common_channels, contents_of
+from data_pipeline.dataset_writer.publish import FinishedShard, publish
+from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.existing_tars import tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
-from data_pipeline.packing.listing import EXTENSIONS
 from data_pipeline.storage import reader, tar_files
 from data_pipeline.storage.tar_files import TarFile
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
-from isotorus.files import atomic
+from isotorus.files import atomic, sweep
 from isotorus.names import nearest
-
-SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,22 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     dest = Path(target)
     given = None if options.classes is None else tar_labels.read_classes(options.classes)
     tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
-    plan = _plan(tars, given, options.rule)
+    plan = _fingerprint(tars, given, options.rule)
     base = _base(dest, plan, options.append)
     new = tars if base is None else _added(tars, base, options.append)
     if not new:
-        return f"already indexed: {_held(dest)}"
+        return f"already indexed: {_summary(dest)}"
     try:
         with staging.hold(dest) as folder:
             if staging.read(folder) is not None:
-                raise staging.other_plan(folder)
+                raise staging.other_packing(folder)
             scans = _scan_all(list(new.values()), folder, base, options)
             _publish(dest, scans, given, plan, base, options)
     except OSError as error:
         raise from_os_error(error, f"indexing into {dest}") from error
     without_image = sum(scan.without_image for scan in scans)
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
-    return f"indexed: {_held(dest)}{left_out}"
+    return f"indexed: {_summary(dest)}{left_out}"
 
 
 def _name(path: str, dest: Path) -> str:
@@ -86,7 +84,7 @@ def _name(path: str, dest: Path) -> str:
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
 
 
-def _plan(tars: dict[str, TarFile], given: list[str] | None, rule: Rule) -> str:
+def _fingerprint(tars: dict[str, TarFile], given: list[str] | None, rule: Rule) -> str:
     """Fingerprint of what is to be indexed and how."""
     sizes = {name: tar.size for name, tar in tars.items()}
     return hashlib.sha256(json.dumps([sizes, given, asdict(rule)]).encode()).hexdigest()
@@ -152,17 +150,14 @@ def _publish(
     _refuse_equal_keys(scans, base)
     contents = [scan.part.contents for scan in scans]
     if base is not None:
-        known = base.description
-        contents.append(
-            {known.channels: Content(images=known.count, first=f"in {dest}", moments=known.moments)}
-        )
+        contents.append(contents_of(base))
     channels = common_channels(contents)
     sixteen_bit = any(scan.part.sixteen_bit for scan in scans) or (base is not None and base.depth == 16)
     skipped = sorted(entry for scan in scans for entry in scan.part.skipped)
     _report_skipped(dest, skipped, options.strict)
     publish(
         dest,
-        [Finished(_name(scan.path, dest), scan.part, scan.rows) for scan in scans if scan.part.samples],
+        [FinishedShard(_name(scan.path, dest), scan.part, scan.rows) for scan in scans if scan.part.samples],
         classes=classes,
         channels=channels,
         depth=16 if sixteen_bit else 8,
@@ -172,9 +167,7 @@ def _publish(
         label_field=_rule(base, options).label_field,
         base=base,
     )
-    for name in (INDEX, SHARDS, DESCRIPTION, SKIPPED):
-        for unfinished in dest.glob(f".{name}.[0-9]*"):  # a killed call was writing it
-            unfinished.unlink()
+    sweep(dest, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
 
 
 def _classes(scans: list[Scan], given: list[str] | None, base: Dataset | None) -> list[str]:
@@ -270,7 +263,7 @@ def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
     )
 
 
-def _held(dest: Path) -> str:
+def _summary(dest: Path) -> str:
     dataset = Dataset(dest)
     skipped = dataset.description.skipped
     return f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}" + (

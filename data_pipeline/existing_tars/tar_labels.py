@@ -29,7 +29,7 @@ class Labels:
     names: list[str]
 
 
-def of(content: bytes, field: str | None) -> tuple[Label, list[str]]:
+def parse_label(content: bytes, field: str | None) -> tuple[Label, list[str]]:
     """The label that a `.cls` is, or that a `field` of a `.json` is; and the names of the fields of that.
 
     An absent or empty field is no label. Raises ValueError with the reason in one line if it cannot be

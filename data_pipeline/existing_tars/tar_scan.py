@@ -9,10 +9,9 @@ import numpy as np
 from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
-from data_pipeline.decoders.decode import decode
+from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.existing_tars.tar_labels import Label, Labels
-from data_pipeline.packing.listing import EXTENSIONS
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
 from isotorus.errors import UserError, from_os_error
@@ -167,7 +166,7 @@ class _Samples:
                 raise ValueError(f"is {_LINK}")
             if member.size > tar_labels.LARGEST:
                 raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
-            label, fields = tar_labels.of(content(), self._rule.label_field)
+            label, fields = tar_labels.parse_label(content(), self._rule.label_field)
         except ValueError as error:
             raise self._error(f"gives no label: {printable(member.name)} {error}") from None
         self._fields = self._fields or fields

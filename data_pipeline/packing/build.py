@@ -3,26 +3,24 @@
 from pathlib import Path
 
 from data_pipeline import pool
-from data_pipeline.dataset.description import DESCRIPTION
+from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
 from data_pipeline.dataset_writer import staging
-from data_pipeline.dataset_writer.part import Content, Part, common_channels
-from data_pipeline.dataset_writer.publish import Finished, publish
+from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
+from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.dataset_writer.staging import Base, State
 from data_pipeline.packing import shard
-from data_pipeline.packing.plan import Plan
+from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.shard import Task
 from isotorus.errors import UserError
 from isotorus.files import atomic, sweep
-
-SKIPPED = "skipped.txt"
 
 
 def build(
     source: Path,
     dest: Path,
     folder: Path,
-    plan: Plan,
+    assigned: Assignment,
     bases: dict[str, Base],
     *,
     channels: int | None,
@@ -34,40 +32,34 @@ def build(
     Continues what an earlier call has begun there. Raises `UserError` for whatever the user can mend;
     nothing new is published then, and what is finished stays.
     """
-    begun = staging.read(folder)
-    if begun and (begun.plan != plan.fingerprint or (begun.complete and begun.channels != channels)):
-        raise staging.other_plan(folder)
-    state = State(
-        plan=plan.fingerprint, bases=bases, channels=channels, complete=begun is not None and begun.complete
-    )
-    staging.write(folder, state)
+    state = _begin(folder, assigned, bases, channels)
     old = {
         name: Dataset(dest / name, generation=base.generation)
         for name, base in bases.items()
         if base.generation
     }
 
-    tasks = _tasks(source, folder, plan, channels)
+    tasks = _tasks(source, folder, assigned, channels)
     parts = _write_shards(tasks, workers, check_sources=not state.complete)
     _report_skipped(dest, tasks, parts, strict, is_new=not old)
-    contents = [*(part.contents for part in parts.values()), *(_content(base) for base in old.values())]
+    contents = [*(part.contents for part in parts.values()), *(contents_of(base) for base in old.values())]
     depths = [
         *(16 if part.sixteen_bit else 8 for part in parts.values()),
         *(base.depth for base in old.values()),
     ]
     images = sum(part.samples for part in parts.values())
-    common = common_channels(contents)
+    channels_of_all = common_channels(contents)
     if images:
         staging.write(folder, state.model_copy(update={"complete": True}))
         for name, shards in tasks.items():
             publish(
                 dest / name,
                 _move(shards, parts, dest / name, bases[name].next_shard),
-                classes=plan.classes,
-                channels=common,
+                classes=assigned.classes,
+                channels=channels_of_all,
                 depth=max(depths),
-                split=plan.split,
-                plan=plan.fingerprint,
+                split=assigned.split,
+                plan=assigned.fingerprint,
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 base=old.get(name),
             )
@@ -77,9 +69,23 @@ def build(
     return images
 
 
-def _tasks(source: Path, folder: Path, plan: Plan, channels: int | None) -> dict[str, list[Task]]:
+def _begin(folder: Path, assigned: Assignment, bases: dict[str, Base], channels: int | None) -> State:
+    """Record in the staging folder what this packing is, and return the record.
+
+    Raises `UserError` if the folder contains an unfinished packing of other images or options.
+    """
+    begun = staging.read(folder)
+    if begun and (begun.plan != assigned.fingerprint or (begun.complete and begun.channels != channels)):
+        raise staging.other_packing(folder)
+    complete = begun is not None and begun.complete
+    state = State(plan=assigned.fingerprint, bases=bases, channels=channels, complete=complete)
+    staging.write(folder, state)
+    return state
+
+
+def _tasks(source: Path, folder: Path, assigned: Assignment, channels: int | None) -> dict[str, list[Task]]:
     """The shards of every set."""
-    number = {name: i for i, name in enumerate(plan.classes)}
+    number = {name: i for i, name in enumerate(assigned.classes)}
     return {
         name: [
             Task(
@@ -91,7 +97,7 @@ def _tasks(source: Path, folder: Path, plan: Plan, channels: int | None) -> dict
             )
             for i, items in enumerate(shards)
         ]
-        for name, shards in plan.sets.items()
+        for name, shards in assigned.sets.items()
     }
 
 
@@ -138,15 +144,10 @@ def _report_skipped(
             )
 
 
-def _content(base: Dataset) -> dict[int, Content]:
-    known = base.description
-    return {known.channels: Content(images=known.count, first=f"in {base.path}", moments=known.moments)}
-
-
-def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int) -> list[Finished]:
+def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int) -> list[FinishedShard]:
     """Bring the shards that hold samples where they stay, numbered from `number` on."""
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[Finished] = []
+    shards: list[FinishedShard] = []
     for task in tasks:
         part = parts[task.target]
         if not part.samples:
@@ -154,7 +155,7 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         name = _name(number + len(shards))
         if task.target.exists():  # else an earlier, interrupted call has moved it
             task.target.replace(folder / name)
-        shards.append(Finished(name, part, task.target.with_suffix(".npy")))
+        shards.append(FinishedShard(name, part, task.target.with_suffix(".npy")))
     return shards
 
 

@@ -1,6 +1,5 @@
 """Which images there are, what they are called and how they are labelled; nothing is decoded here."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +9,11 @@ from sys import intern
 from data_pipeline.dataset.description import DESCRIPTION
 from data_pipeline.dataset.index import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
+from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.packing import manifest
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.storage.folders import walk
 from isotorus.errors import UserError, from_os_error
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def from_folder(source: Path, labelled: bool) -> list[Item]:
     Labelled, an image's class is the first-level folder that it lies in. Raises `UserError` if there
     is no image, or an image has no class.
     """
-    paths = sorted(_walk(source))
+    paths = sorted(_image_files(source))
     if not paths:
         raise UserError(f"{source} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}")
     loose = [path for path in paths if "/" not in path] if labelled else []
@@ -124,24 +123,20 @@ def class_names(items: list[Item]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def _walk(source: Path) -> Iterator[str]:
-    """Image files below `source`, relative to it; symbolic links are followed but not in circles."""
+def _image_files(source: Path) -> Iterator[str]:
+    """Yield the image files in `source` and its subfolders, as paths relative to `source`.
 
-    def refuse(error: OSError) -> None:
+    Folders that hold a packed data set are left out.
+    """
+    try:
+        for folder, subfolders, names in walk(source):
+            if STAGING in subfolders or {DESCRIPTION, INDEX} <= set(names):
+                subfolders.clear()  # a data set: the tables beside its shards are no images
+                continue
+            relative = folder.relative_to(source)
+            yield from ((relative / n).as_posix() for n in names if Path(n).suffix.lower() in EXTENSIONS)
+    except OSError as error:
         raise from_os_error(error, f"reading the images in {source}") from error
-
-    for folder, subfolders, names in os.walk(source, onerror=refuse, followlinks=True):
-        here = Path(folder).resolve()
-        if STAGING in subfolders or {DESCRIPTION, INDEX} <= set(
-            names
-        ):  # a data set, whose tables are no images
-            subfolders.clear()
-            continue
-        subfolders[:] = [name for name in subfolders if not here.is_relative_to(Path(folder, name).resolve())]
-        relative = Path(folder).relative_to(source)
-        for name in names:
-            if Path(name).suffix.lower() in EXTENSIONS:
-                yield (relative / name).as_posix()
 
 
 def _stat(source: Path, path: str) -> tuple[int, int]:

@@ -9,15 +9,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.dataset.description import DESCRIPTION, Split, subsets
+from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subsets
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
-from data_pipeline.packing import append, listing
-from data_pipeline.packing.build import SKIPPED, build
+from data_pipeline.packing import assignment, listing
+from data_pipeline.packing.assignment import Assignment
+from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
-from data_pipeline.packing.plan import Plan, make_plan, refuse_empty_sets
 from isotorus.errors import UserError, from_os_error
 
 
@@ -81,25 +81,27 @@ def _list(source: Path, options: Options) -> list[Item]:
 
 
 def _pack_anew(source: Path, dest: Path, items: list[Item], options: Options) -> str:
-    plan = make_plan(items, listing.class_names(items), options.split, options.shard_size)
-    refuse_empty_sets(plan)
-    if _is_packed(dest, plan, options.channels) and not (dest / STAGING).exists():
-        return f"already packed: {_content(dest, plan)}"
+    assigned = assignment.assign(items, listing.class_names(items), options.split, options.shard_size)
+    assignment.refuse_empty_sets(assigned)
+    if _is_packed(dest, assigned, options.channels) and not (dest / STAGING).exists():
+        return f"already packed: {_summary(dest, assigned)}"
     with staging.hold(dest) as folder:
         begun = staging.read(folder)
-        if _is_packed(dest, plan, options.channels) and (begun is None or begun.plan != plan.fingerprint):
-            return f"already packed: {_content(dest, plan)}"
-        bases = {name: Base(generation=0, next_shard=0) for name in plan.sets}
-        _build(source, dest, folder, plan, bases, options)
-    return f"packed: {_content(dest, plan)}"
+        if _is_packed(dest, assigned, options.channels) and (
+            begun is None or begun.plan != assigned.fingerprint
+        ):
+            return f"already packed: {_summary(dest, assigned)}"
+        bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
+        _build(source, dest, folder, assigned, bases, options)
+    return f"packed: {_summary(dest, assigned)}"
 
 
-def _is_packed(dest: Path, plan: Plan, channels: int | None) -> bool:
+def _is_packed(dest: Path, assigned: Assignment, channels: int | None) -> bool:
     """Whether `dest` is complete; `UserError` if it holds anything that is not of this plan."""
-    sets = [Dataset(dest / name) for name in plan.sets if (dest / name / DESCRIPTION).exists()]
+    sets = [Dataset(dest / name) for name in assigned.sets if (dest / name / DESCRIPTION).exists()]
     for dataset in sets:
         first = Dataset(dataset.path, generation=1).description
-        if first.plan != plan.fingerprint or channels not in (None, dataset.channels):
+        if first.plan != assigned.fingerprint or channels not in (None, dataset.channels):
             raise UserError(
                 f"{dest} already holds a data set of other images, labels or options; choose another "
                 "folder, or add what is new with --append"
@@ -107,7 +109,7 @@ def _is_packed(dest: Path, plan: Plan, channels: int | None) -> bool:
     unfinished = (dest / STAGING).exists()
     if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
         raise UserError(f"{dest} is not empty; choose another folder, or empty it")
-    return len(sets) == len(plan.sets)
+    return len(sets) == len(assigned.sets)
 
 
 def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
@@ -120,16 +122,16 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
             raise UserError(f"{dest} is not packed to its end; finish that first, without --append")
         bases = begun.bases if begun else {name: _base(dest / name) for name in names}
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
-        append.refuse_misfit(dest, sets[0].description, options.channels)
-        split = append.same_split(dest, sets[0].description.split, options.split, options.grouped)
-        new, known = append.new_items(items, sets)
+        assignment.refuse_misfit(dest, sets[0].description, options.channels)
+        split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
+        new, known = assignment.new_items(items, sets)
         if not new:
             return f"nothing new: {known}"
-        plan = make_plan(new, append.all_classes(new, sets), split, options.shard_size)
-        added = _build(source, dest, folder, plan, bases, options)
+        assigned = assignment.assign(new, assignment.extended_classes(new, sets), split, options.shard_size)
+        added = _build(source, dest, folder, assigned, bases, options)
     if not added:
         return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
-    return f"added {added} images, {known}; now {_content(dest, plan)}"
+    return f"added {added} images, {known}; now {_summary(dest, assigned)}"
 
 
 def _base(folder: Path) -> Base:
@@ -142,14 +144,14 @@ def _base(folder: Path) -> Base:
 
 
 def _build(
-    source: Path, dest: Path, folder: Path, plan: Plan, bases: dict[str, Base], options: Options
+    source: Path, dest: Path, folder: Path, assigned: Assignment, bases: dict[str, Base], options: Options
 ) -> int:
     channels, workers, strict = options.channels, options.workers, options.strict
-    return build(source, dest, folder, plan, bases, channels=channels, workers=workers, strict=strict)
+    return build(source, dest, folder, assigned, bases, channels=channels, workers=workers, strict=strict)
 
 
-def _content(dest: Path, plan: Plan) -> str:
-    sets = {name: Dataset(dest / name).description for name in plan.sets}
+def _summary(dest: Path, assigned: Assignment) -> str:
+    sets = {name: Dataset(dest / name).description for name in assigned.sets}
     total = list(sets.values())
     images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)
     skipped = sum(s.skipped for s in total)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
-from data_pipeline.decoders.decode import decode
-from data_pipeline.packing.listing import EXTENSIONS, Item
+from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.packing.listing import Item
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
 from isotorus.section import Section

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Loader
 from data_pipeline.order import sample_index
-from data_pipeline.preview import pictures
+from data_pipeline.preview import figures
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
@@ -92,26 +91,22 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     batch = next(iter(loader))
     dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
     data = dataset.read(index)
-    original = pictures.unit(decode(data, recipe.data.channels, sources.depth))
+    original = figures.unit_scale(decode(data, recipe.data.channels, sources.depth))
     height, width, _ = original.shape
-    limits = pictures.stretch(original, sources.depth)
-    mean, std = sources.statistics(recipe.data.channels)
+    limits = figures.display_range(original, sources.depth)
+    zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels  # shown, so not normalised
     crops = loader.crops(batch, 0, height, width)
     cuts = []
     for kind, views, parameters, chosen in zip(_KINDS, batch.views, batch.parameters, crops, strict=False):
-        seen = augment.apply(views[:, 0], parameters[:, 0], mean, std) * _column(std) + _column(mean)
-        shown = [pictures.picture(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
+        seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
+        shown = [figures.data_uri(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
         cuts.append(Cut(kind, shown, [crop.box for crop in chosen]))
     return Card(
         key=dataset.key(index),
         label=sources.classes[label] if label >= 0 else "",
         bytes=len(data),
-        original=pictures.picture(original, *limits, _LONGEST_ORIGINAL),
+        original=figures.data_uri(original, *limits, _LONGEST_ORIGINAL),
         width=width,
         height=height,
         cuts=cuts,
     )
-
-
-def _column(channels: tuple[float, ...]) -> torch.Tensor:
-    return torch.tensor(channels).view(-1, 1, 1)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.preview import duplicates
 from data_pipeline.preview.duplicates import Copies
-from data_pipeline.preview.look import Looks, look
+from data_pipeline.preview.image_statistics import ImageStatistics, measure_images
 from data_pipeline.preview.sets import Sets
 from data_pipeline.transforms.views import ViewsConfig
 
@@ -45,7 +45,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Findings:
-    looks: Looks
+    measured: ImageStatistics
     exact: Duplicates
     unread: int
     """Samples among the exact copies that are told by size and checksum alone."""
@@ -57,35 +57,38 @@ class Findings:
 def find(sets: Sets, views: ViewsConfig, seed: int, workers: int) -> Findings:
     """Search whole indexes, and a sample of the images drawn by the seed."""
     copies, unread = duplicates.exact(sets.datasets)
-    exact = _placed(copies, sets)
-    looks = look(sets.datasets, sets.datasets[0].channels, sets.depth, seed, workers)
-    alone = _without_copies(looks, copies)
-    near = _placed(duplicates.near(looks.thumbnails[alone], looks.dataset[alone], looks.index[alone]), sets)
+    exact = _with_crossings(copies, sets)
+    measured = measure_images(sets.datasets, sets.datasets[0].channels, sets.depth, seed, workers)
+    alone = _without_copies(measured, copies)
+    near = _with_crossings(
+        duplicates.near(measured.thumbnails[alone], measured.dataset[alone], measured.index[alone]),
+        sets,
+    )
     warnings = [
-        *_of_copies(sets, exact, near),
-        *_of_images(sets, looks),
-        *_of_sizes(sets, views),
-        *_of_classes(sets),
+        *_copy_warnings(sets, exact, near),
+        *_image_warnings(sets, measured),
+        *_size_warnings(sets, views),
+        *_class_warnings(sets),
     ]
-    return Findings(looks, exact, unread, near, warnings)
+    return Findings(measured, exact, unread, near, warnings)
 
 
-def _placed(copies: Copies, sets: Sets) -> Duplicates:
+def _with_crossings(copies: Copies, sets: Sets) -> Duplicates:
     labels = sets.labels(copies.dataset, copies.index)
     return Duplicates(copies, copies.differ(copies.dataset), copies.differ(labels))
 
 
-def _without_copies(looks: Looks, copies: Copies) -> NDArray[np.int64]:
+def _without_copies(measured: ImageStatistics, copies: Copies) -> NDArray[np.int64]:
     """Which of the images looked at remain if only the first of each group of exact copies does."""
-    group = -1 - np.arange(len(looks.index))
+    group = -1 - np.arange(len(measured.index))
     _, looked_at, copy = np.intersect1d(
-        looks.dataset << 40 | looks.index, copies.dataset << 40 | copies.index, return_indices=True
+        measured.dataset << 40 | measured.index, copies.dataset << 40 | copies.index, return_indices=True
     )
     group[looked_at] = copies.group[copy]
     return np.sort(np.unique(group, return_index=True)[1])
 
 
-def _of_copies(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[str]:
+def _copy_warnings(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[str]:
     for number, name in enumerate(sets.names[1:], start=1):
         if leaked := exact.leaked(number):
             yield f"{many(leaked, 'image')} of {name} also in another set: scores on {name} will be too good"
@@ -98,13 +101,14 @@ def _of_copies(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[str]
         )
 
 
-def _of_images(sets: Sets, looks: Looks) -> Iterator[str]:
-    if looks.unreadable:
-        yield f"{many(len(looks.unreadable), 'image')} of the sample unreadable; first: {looks.unreadable[0]}"
-    constant = np.flatnonzero(looks.constant)
+def _image_warnings(sets: Sets, measured: ImageStatistics) -> Iterator[str]:
+    if measured.unreadable:
+        count, first = len(measured.unreadable), measured.unreadable[0]
+        yield f"{many(count, 'image')} of the sample unreadable; first: {first}"
+    constant = np.flatnonzero(measured.constant)
     if len(constant):
-        black = int((looks.brightness[constant] == 0).sum())
-        places = zip(looks.dataset[constant].tolist(), looks.index[constant].tolist(), strict=True)
+        black = int((measured.brightness[constant] == 0).sum())
+        places = zip(measured.dataset[constant].tolist(), measured.index[constant].tolist(), strict=True)
         keys = [sets.datasets[dataset].key(index) for dataset, index in islice(places, _NAMED)]
         yield (
             f"{many(len(constant), 'image')} of the sample with one value all over, {black} of them black: "
@@ -121,7 +125,7 @@ def _of_images(sets: Sets, looks: Looks) -> Iterator[str]:
             yield f"{many(facts.skipped, 'file')} left out when {name} was packed; skipped.txt names them"
 
 
-def _of_sizes(sets: Sets, views: ViewsConfig) -> Iterator[str]:
+def _size_warnings(sets: Sets, views: ViewsConfig) -> Iterator[str]:
     shortest = np.minimum(sets.column("width"), sets.column("height"))
     if small := int((shortest < views.global_size).sum()):
         share = "All" if small == len(sets) else f"{small:,} of {len(sets):,}"
@@ -131,7 +135,7 @@ def _of_sizes(sets: Sets, views: ViewsConfig) -> Iterator[str]:
         )
 
 
-def _of_classes(sets: Sets) -> Iterator[str]:
+def _class_warnings(sets: Sets) -> Iterator[str]:
     counts = sets.class_counts().sum(axis=0)
     few = np.flatnonzero(counts < FEW)
     names = [f"{sets.classes[c]} ({counts[c]})" for c in few[np.argsort(counts[few], kind="stable")][:_NAMED]]

@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from data_pipeline.dataset.index import Corrupt
 from data_pipeline.decoders.decode import decode
-from data_pipeline.preview import pictures
+from data_pipeline.preview import figures
 from data_pipeline.preview.contact import Card
+from data_pipeline.preview.figures import OUTLINE_BARS, Histogram, histogram, outlines
 from data_pipeline.preview.findings import Duplicates, Findings, many
-from data_pipeline.preview.histograms import OUTLINE_BARS, Histogram, histogram, outlines
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.preview.sets import Sets
 
@@ -43,7 +43,7 @@ def render(
     path: str, config: str | None, recipe: Recipe, sets: Sets, cards: list[Card], findings: Findings
 ) -> str:
     """The page about `sets` in `path`; `config` is what the recipe was read from."""
-    looks = findings.looks
+    measured = findings.measured
     return _template().render(
         name=path,
         head=_head(sets),
@@ -53,16 +53,16 @@ def render(
         views=recipe.views,
         run_seed=recipe.seed,
         shown_set=sets.names[0] if len(sets.datasets) > 1 else "the data set",
-        rendering=pictures.explain(recipe.data.channels, sets.datasets[0].depth),
+        rendering=figures.describe_display(recipe.data.channels, sets.datasets[0].depth),
         cards=cards,
         classes=_classes(sets),
         class_count=len(sets.classes),
         unlabelled=len(sets) - int(sets.class_counts().sum()),
         total=f"{len(sets):,}",
         sizes=_sizes(sets),
-        looked_at=f"{len(looks.index):,}",
-        brightness=histogram("Images", looks.brightness, "{:.3g}".format) if looks.index.size else None,
-        shades=outlines(looks.shades, sets.depth),
+        looked_at=f"{len(measured.index):,}",
+        brightness=histogram("Images", measured.brightness, "{:.3g}".format) if measured.index.size else None,
+        shades=outlines(measured.shades, sets.depth),
         outline_bars=OUTLINE_BARS,
         exact=_groups(sets, findings.exact, pictured=1),
         exact_note=_exact_note(findings),
@@ -109,7 +109,7 @@ def _reading(sets: Sets, findings: Findings) -> Iterator[tuple[str, bool]]:
         yield "No file is there twice.", False
     if near.surplus:
         across = bool(near.crossing.any())
-        looked_at = f"{many(len(findings.looks.index), 'image')} looked at"
+        looked_at = f"{many(len(findings.measured.index), 'image')} looked at"
         where = ", also across sets" if across else ""
         yield f"{many(near.surplus, 'near copy')} among {looked_at}{where}.", across
 
@@ -175,8 +175,8 @@ def _member(sets: Sets, number: int, index: int, pictured: bool) -> Member:
     try:
         uri = None
         if pictured:
-            image = pictures.unit(decode(dataset.read(index), dataset.channels, sets.depth))
-            uri = pictures.picture(image, *pictures.stretch(image, sets.depth), _THUMBNAIL)
+            image = figures.unit_scale(decode(dataset.read(index), dataset.channels, sets.depth))
+            uri = figures.data_uri(image, *figures.display_range(image, sets.depth), _THUMBNAIL)
         return Member(dataset.key(index), sets.place(number, index), uri)
     except (Corrupt, ValueError):  # damaged since it was packed, which a warning tells
         return Member(f"sample {index}", sets.place(number, index), None)

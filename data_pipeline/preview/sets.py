@@ -1,13 +1,14 @@
 """The data sets that lie in one folder, seen together: one, or the sides of a split."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import subsets
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.sources import Sources
 
 Numbers = NDArray[np.int64]
 
@@ -19,22 +20,17 @@ class Sets:
         folders = sorted(subsets(path), key=lambda folder: Path(folder).name != "train") or [path]
         self.datasets = [Dataset(folder) for folder in folders]
         self.names = [Path(folder).name for folder in folders]
-        self.sizes = [len(dataset) for dataset in self.datasets]
-        self.classes = list(dict.fromkeys(name for dataset in self.datasets for name in dataset.classes))
-        # The last entry is that of label -1, no label.
-        self._classes = [
-            np.array([*map(self.classes.index, dataset.classes), -1]) for dataset in self.datasets
-        ]
-
-        self.depth: Literal[8, 16] = 16 if any(dataset.depth == 16 for dataset in self.datasets) else 8
+        self._together = Sources(self.datasets, [1.0] * len(self.datasets))
+        self.classes = self._together.classes
+        self.depth = self._together.depth
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return len(self._together)
 
     def labels(self, dataset: Numbers, index: Numbers) -> Numbers:
         """Indices into `classes` of the samples `index` (n,) of sets `dataset` (n,); -1 without a label."""
         labels = np.empty(len(index), dtype=np.int64)
-        for number, classes in enumerate(self._classes):
+        for number, classes in enumerate(self._together.class_numbers):
             here = dataset == number
             labels[here] = classes[self.datasets[number].labels[index[here]]]
         return labels
@@ -42,7 +38,7 @@ class Sets:
     def class_counts(self) -> Numbers:
         """Samples by set and class (sets, classes)."""
         counts = np.zeros((len(self.datasets), len(self.classes)), dtype=np.int64)
-        for row, classes, dataset in zip(counts, self._classes, self.datasets, strict=True):
+        for row, classes, dataset in zip(counts, self._together.class_numbers, self.datasets, strict=True):
             row[classes[:-1]] = dataset.description.class_counts
         return counts
 

@@ -238,11 +238,11 @@ def _remove(path: str) -> bool:
     return True
 
 
-def _let_go_after_fork() -> None:
+def _close_locks_after_fork() -> None:
     """A forked process has the handles of its parent's locks, but not the threads that hold them."""
     for handle in _held:
         os.close(handle)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_after_fork)
+os.register_at_fork(after_in_child=_close_locks_after_fork)

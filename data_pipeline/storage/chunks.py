@@ -57,7 +57,7 @@ class Chunks:
         if self._prefetcher is None or self._prefetcher.process != os.getpid():
             self._prefetcher = _Prefetcher(self)
         for number in range(offset // CHUNK, -(-(offset + size) // CHUNK)):
-            self._prefetcher.want(url, number)
+            self._prefetcher.request(url, number)
 
     def forget(self, url: str, offset: int, size: int) -> None:
         """Drop the chunks of a range from the cache; `UserError` if the shard is another than it was."""
@@ -68,7 +68,7 @@ class Chunks:
         if remote.version(url, self._patience) != version:
             raise remote.changed(url)
 
-    def bring(self, url: str, number: int) -> None:
+    def download_if_missing(self, url: str, number: int) -> None:
         """Have a chunk in the cache, unless somebody is fetching it just now; one attempt."""
         version = self._version(url)
         key, size = _key(url, version, number), _chunk_size(version, number)
@@ -117,26 +117,26 @@ class _Prefetcher:
         self.process = os.getpid()
         self._chunks = chunks
         self._queue: queue.Queue[tuple[str, int]] = queue.Queue(_WAITING)
-        self._wanted: set[tuple[str, int]] = set()
+        self._requested: set[tuple[str, int]] = set()
         for _ in range(_THREADS):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def want(self, url: str, number: int) -> None:
+    def request(self, url: str, number: int) -> None:
         chunk = (url, number)
-        if chunk in self._wanted:
+        if chunk in self._requested:
             return
-        self._wanted.add(chunk)
+        self._requested.add(chunk)
         try:
             self._queue.put_nowait(chunk)
         except queue.Full:
-            self._wanted.discard(chunk)
+            self._requested.discard(chunk)
 
     def _work(self) -> None:
         while True:
             chunk = self._queue.get()
             with suppress(Exception):  # the read itself will meet it, and say it
-                self._chunks.bring(*chunk)
-            self._wanted.discard(chunk)
+                self._chunks.download_if_missing(*chunk)
+            self._requested.discard(chunk)
 
 
 def _key(url: str, version: Version, number: int) -> str:

@@ -73,7 +73,7 @@ def version(url: str, patience: float) -> Version:
                 filesystem.cat_file(path, start=0, end=1)  # says why, which an answer without body cannot
             raise
 
-    info = _patiently(url, patience, ask)
+    info = _with_retries(url, patience, ask)
     if info.get("type") == "directory":
         raise UserError(f"{shown(url)} is a folder, expected a file; check the URL")
     if not isinstance(info.get("size"), int):
@@ -95,7 +95,7 @@ def read(url: str, ranges: list[tuple[int, int]], patience: float) -> list[bytes
             raise
         return list(found)
 
-    parts = _patiently(url, patience, ask)
+    parts = _with_retries(url, patience, ask)
     for part, (start, stop) in zip(parts, ranges, strict=True):
         if len(part) < stop - start:
             raise changed(url)
@@ -104,10 +104,10 @@ def read(url: str, ranges: list[tuple[int, int]], patience: float) -> list[bytes
     return parts
 
 
-def find(url: str, patience: float) -> dict[str, int]:
+def list_objects(url: str, patience: float) -> dict[str, int]:
     """URLs and sizes in bytes of all objects below a folder."""
     filesystem, path = _open(url)
-    infos: dict[str, Any] = _patiently(url, patience, lambda: filesystem.find(path, detail=True))
+    infos: dict[str, Any] = _with_retries(url, patience, lambda: filesystem.find(path, detail=True))
     return {filesystem.unstrip_protocol(name): int(info["size"]) for name, info in infos.items()}
 
 
@@ -160,7 +160,7 @@ def _connect(root: str) -> Any:
     return filesystem
 
 
-def _patiently(url: str, patience: float, request: Callable[[], Result]) -> Result:
+def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> Result:
     end = time.monotonic() + patience
     attempt = 0
     while True:
@@ -170,9 +170,9 @@ def _patiently(url: str, patience: float, request: Callable[[], Result]) -> Resu
             raise
         except Exception as error:
             attempt += 1
-            wait = _wait(attempt)
-            if not _passing(error):
-                raise _explained(url, error) from error
+            wait = _backoff(attempt)
+            if not _is_transient(error):
+                raise _as_user_error(url, error) from error
             if time.monotonic() + wait > end:
                 raise UserError(
                     f"{shown(url)} could not be read in {patience:g} s and {attempt} attempts "
@@ -183,7 +183,7 @@ def _patiently(url: str, patience: float, request: Callable[[], Result]) -> Resu
             time.sleep(wait)
 
 
-def _wait(attempt: int) -> float:
+def _backoff(attempt: int) -> float:
     """Seconds before the next attempt: doubled each time, and not the same for all processes."""
     spread = (os.getpid() * 2654435761 + attempt * 40503) % 1024 / 1024
     return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * (0.5 + spread / 2)
@@ -215,7 +215,7 @@ def _names(error: BaseException) -> set[str]:
     return {base.__name__ for link in _chain(error) for base in type(link).__mro__}
 
 
-def _passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     status, code = _http(error)
     if status is not None:
         return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
@@ -237,7 +237,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _explained(url: str, error: Exception) -> Exception:
+def _as_user_error(url: str, error: Exception) -> Exception:
     """A `UserError` for what the user can mend; any other error as it is."""
     status, _ = _http(error)
     names, reason = _names(error), _reason(error)

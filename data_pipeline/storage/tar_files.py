@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipeline.storage import reader, remote
 from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.folders import walk
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 
@@ -103,29 +104,20 @@ class _RemoteFile(io.RawIOBase):
 def _find_local(source: str) -> dict[str, int]:
     path = Path(os.path.abspath(source))  # noqa: PTH100  links stay as they are
     try:
-        files = _walk(path) if path.is_dir() else [path]
+        files = _tars_below(path) if path.is_dir() else [path]
         found = {str(file): file.stat() for file in files}
     except OSError as error:
         raise from_os_error(error, f"looking for tars in {shown(source)}") from error
     return {file: status.st_size for file, status in found.items() if stat.S_ISREG(status.st_mode)}
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    """Tars below a folder; symbolic links are followed but not in circles."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
-        here = Path(folder).resolve()
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and not here.is_relative_to(Path(folder, name).resolve())
-        ]
+def _tars_below(path: Path) -> Iterator[Path]:
+    """Yield tar files, compressed ones too, in a folder and its subfolders, without hidden ones."""
+    for folder, subfolders, names in walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if name.endswith((_ENDING, *_COMPRESSED)) and not name.startswith("."):
-                yield Path(folder, name)
+                yield folder / name
 
 
 def _find_remote(source: str) -> dict[str, int]:
@@ -133,7 +125,7 @@ def _find_remote(source: str) -> dict[str, int]:
         return {source: size_of(source)}
     return {
         url: size
-        for url, size in remote.find(source, _PATIENCE).items()
+        for url, size in remote.list_objects(source, _PATIENCE).items()
         if not any(part.startswith(".") for part in url.removeprefix(source).split("/"))
     }
 

@@ -59,7 +59,7 @@ def _jit(function: Callable[..., Any]) -> Any:
 
 
 @_jit
-def _unit(x):  # type: ignore[no-untyped-def]
+def _clamp(x):  # type: ignore[no-untyped-def]
     return min(max(x, _ZERO), _ONE)
 
 
@@ -92,7 +92,7 @@ def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-
         total += float(part)
     grey = _f(total / len(plane))
     for i in range(len(plane)):
-        out[i] = _unit(grey + contrast * (min(_f(plane[i]) * gain, _ONE) - grey))
+        out[i] = _clamp(grey + contrast * (min(_f(plane[i]) * gain, _ONE) - grey))
 
 
 @_jit
@@ -116,13 +116,13 @@ def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
     mean = _f(total / len(red))
     for i in range(len(red)):
         r, g, b = _f(red[i]) * gain, _f(green[i]) * gain, _f(blue[i]) * gain
-        r = _unit(mean + contrast * (min(r, _ONE) - mean))
-        g = _unit(mean + contrast * (min(g, _ONE) - mean))
-        b = _unit(mean + contrast * (min(b, _ONE) - mean))
+        r = _clamp(mean + contrast * (min(r, _ONE) - mean))
+        g = _clamp(mean + contrast * (min(g, _ONE) - mean))
+        b = _clamp(mean + contrast * (min(b, _ONE) - mean))
         luma = _luma(r, g, b)
-        r = _unit(luma + saturation * (r - luma))
-        g = _unit(luma + saturation * (g - luma))
-        b = _unit(luma + saturation * (b - luma))
+        r = _clamp(luma + saturation * (r - luma))
+        g = _clamp(luma + saturation * (g - luma))
+        b = _clamp(luma + saturation * (b - luma))
         if turns != 0:
             value = max(r, max(g, b))
             chroma = value - min(r, min(g, b))
@@ -134,19 +134,19 @@ def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
             else:
                 sixths = _f(4) + (r - g) * share
             sixths += _SIX * turns
-            r = value - chroma * _share(sixths + _f(5))
-            g = value - chroma * _share(sixths + _f(3))
-            b = value - chroma * _share(sixths + _f(1))
+            r = value - chroma * _chroma_share(sixths + _f(5))
+            g = value - chroma * _chroma_share(sixths + _f(3))
+            b = value - chroma * _chroma_share(sixths + _f(1))
         if grey != 0:
             r = g = b = _luma(r, g, b)
         out_red[i], out_green[i], out_blue[i] = r, g, b
 
 
 @_jit
-def _share(place):  # type: ignore[no-untyped-def]
+def _chroma_share(place):  # type: ignore[no-untyped-def]
     """Of the chroma, by which a channel is below the value, by its place on the colour circle."""
     place -= _SIX * np.floor(place * (_ONE / _SIX))
-    return _unit(min(place, _f(4) - place))
+    return _clamp(min(place, _f(4) - place))
 
 
 @_jit

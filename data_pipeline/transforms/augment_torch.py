@@ -50,7 +50,7 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x
     x = _luma(x).lerp(x, saturation).clamp(0, 1)
-    x = torch.where(hue != 0, _turn(x, hue), x)
+    x = torch.where(hue != 0, _shift_hue(x, hue), x)
     return torch.where(grey != 0, _luma(x), x)
 
 
@@ -67,7 +67,7 @@ def _luma(x: Tensor) -> Tensor:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
+def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue in HSV space (Smith 1978), keeping value and chroma."""
     red, green, blue = x.split(1, dim=1)
     value = red.maximum(green).maximum(blue)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from data_pipeline.decoders.decode import Shrink, decode, size
+from data_pipeline.decoders.decode import Shrink, decode, largest_shrink, size
 from data_pipeline.decoders.pixels import Pixels
 from isotorus.section import Section
 
@@ -26,7 +26,7 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-def _share(interval: tuple[float, float]) -> tuple[float, float]:
+def _at_most_whole(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[1] > 1:
         raise ValueError(f"a crop holds at most the whole image (1.0), got {interval[1]}")
     return interval
@@ -41,7 +41,7 @@ class Resolution(NamedTuple):
 
 
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
-Scale = Annotated[Interval, AfterValidator(_share)]
+Scale = Annotated[Interval, AfterValidator(_at_most_whole)]
 
 
 class ViewsConfig(Section):
@@ -156,8 +156,7 @@ def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:
         for resolution, chosen in zip(config.resolutions(), crops, strict=True)
         for crop in chosen
     )
-    factors: tuple[Shrink, ...] = (8, 4, 2)
-    return next((factor for factor in factors if pixels >= _SHRINK_MARGIN * factor), 1)
+    return largest_shrink(pixels / _SHRINK_MARGIN)
 
 
 def _shrunk(box: Box, factor: int) -> Box:

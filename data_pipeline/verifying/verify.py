@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
-from data_pipeline.dataset.description import DESCRIPTION, Generation, Unreadable, describe
+from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
 from data_pipeline.dataset.index import INDEX, SHARDS, open_rows, open_shards
-from data_pipeline.dataset.index_counts import IndexCounts
 from data_pipeline.dataset_writer.publish import statistics
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import is_remote
@@ -48,7 +47,7 @@ def verify(path: str, workers: int) -> list[str]:
     return damage
 
 
-def strangers(path: str) -> list[str]:
+def unknown_tars(path: str) -> list[str]:
     """Names of the tars in a local folder that its data set does not know: it never reads them."""
     if is_remote(path):
         return []

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import Generation, describe
-from data_pipeline.dataset.index import ROW, SHARDS, key_hash, open_rows, open_shards
+from data_pipeline.dataset.index import HEADERS, ROW, SHARDS, key_before, key_hash, open_rows, open_shards
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import join
-from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, names_before, printable
+from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
 from isotorus.errors import UserError
 
-_HEADERS = 2**14  # bytes before an image in which its name is looked for
 _NAMED = 3
 
 _LOST = "are lost or damaged"
@@ -177,7 +176,7 @@ class _Comparison:
         if member.size > tar_labels.LARGEST:
             return None
         try:
-            label = tar_labels.of(tar.read(), self._label_field)[0]
+            label = tar_labels.parse_label(tar.read(), self._label_field)[0]
         except ValueError:
             return None
         return number.get(label) if isinstance(label, str) else -1 if label is None else label
@@ -185,13 +184,10 @@ class _Comparison:
     def _name(self, i: int, stream: io.BufferedReader) -> str:
         """The key of a row's sample if the headers before its image still tell it."""
         offset = int(self._rows["offset"][i])
-        start = max(offset - _HEADERS, 0)
+        start = max(offset - HEADERS, 0)
         stream.seek(start)
-        for name in names_before(stream.read(offset - start)):
-            split = key_and_extension(name)
-            if split is not None and key_hash(split[0]) == self._rows["key"][i]:
-                return printable(split[0])
-        return f"row {self._first + i}"
+        key = key_before(stream.read(offset - start), int(self._rows["key"][i]))
+        return f"row {self._first + i}" if key is None else printable(key)
 
     def _add(self, what: str, name: str) -> None:
         self._wrong.setdefault(what, []).append(name)

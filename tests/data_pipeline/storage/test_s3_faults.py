@@ -160,8 +160,8 @@ def test_a_server_that_is_killed_and_started_again(
 def test_prefetching_does_not_delay_the_end_of_a_process(s3: S3Server, cache: CacheConfig) -> None:
     program = """
 import sys, time
-from data_pipeline.cache import CacheConfig
-from data_pipeline.storage import open_reader
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import open_reader
 reader = open_reader("s3://bucket/set", CacheConfig(folder=sys.argv[1], patience=600))
 for i in range(20):
     reader.prefetch(f"shard-{i}.tar", 0, 10**8)

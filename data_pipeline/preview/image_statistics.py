@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline import pool
 from data_pipeline.dataset.index import Corrupt, Dataset
-from data_pipeline.decoders.decode import decode
+from data_pipeline.decoders.decode import decode, largest_shrink
 from data_pipeline.preview.duplicates import THUMBNAIL
 from isotorus.randomness import generator
 
@@ -27,7 +27,7 @@ Depth = Literal[8, 16]
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageStatistics:
     """Of the n images that could be read, and of those that could not."""
 
     dataset: NDArray[np.int64]
@@ -54,7 +54,7 @@ class _Task(NamedTuple):
     depth: Depth
 
 
-class _Look(NamedTuple):
+class _Measured(NamedTuple):
     dataset: int
     sample: int
     brightness: float
@@ -62,7 +62,9 @@ class _Look(NamedTuple):
     thumbnail: NDArray[np.float32]
 
 
-def look(datasets: Sequence[Dataset], channels: int, depth: Depth, seed: int, workers: int) -> Looks:
+def measure_images(
+    datasets: Sequence[Dataset], channels: int, depth: Depth, seed: int, workers: int
+) -> ImageStatistics:
     """Decode up to `LOOKED_AT` images of the data sets, drawn by the seed, in as many processes."""
     numbers, indices = draw([len(dataset) for dataset in datasets], seed)
     tasks = []
@@ -72,9 +74,9 @@ def look(datasets: Sequence[Dataset], channels: int, depth: Depth, seed: int, wo
             _Task(dataset, number, drawn[start : start + _TASK], channels, depth)
             for start in range(0, len(drawn), _TASK)
         ]
-    parts = pool.run(_look, tasks, workers, "looking at images", len(indices))
+    parts = pool.run(_measure_task, tasks, workers, "looking at images", len(indices))
     seen = [image for images, _, _ in parts for image in images]
-    return Looks(
+    return ImageStatistics(
         dataset=np.array([image.dataset for image in seen], dtype=np.int64),
         index=np.array([image.sample for image in seen], dtype=np.int64),
         brightness=np.array([image.brightness for image in seen], dtype=np.float64),
@@ -105,13 +107,14 @@ def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np
     return numbers, rows - np.append(0, ends)[numbers]
 
 
-def _look(task: _Task) -> tuple[list[_Look], NDArray[np.int64], list[str]]:
+def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list[str]]:
     seen, unreadable = [], []
     shades = np.zeros((task.channels, SHADES), dtype=np.int64)
     for index in task.indices:
         pool.count()
         try:
-            shrink = _shrink(task.dataset.rows[index])
+            row = task.dataset.rows[index]
+            shrink = largest_shrink(min(row["width"], row["height"]) / _SIDE)
             image = decode(task.dataset.read(index), task.channels, task.depth, shrink)
         except Corrupt as error:
             unreadable.append(str(error))
@@ -126,11 +129,5 @@ def _look(task: _Task) -> tuple[list[_Look], NDArray[np.int64], list[str]]:
         flat = bool((image == image[0, 0]).all())
         grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
         thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-        seen.append(_Look(task.number, index, float(image.mean()) / white, flat, thumbnail))
+        seen.append(_Measured(task.number, index, float(image.mean()) / white, flat, thumbnail))
     return seen, shades, unreadable
-
-
-def _shrink(row: np.void) -> Literal[1, 2, 4, 8]:
-    """How much smaller a JPEG may be decoded: what is looked for here is coarse."""
-    factors: tuple[Literal[8, 4, 2], ...] = (8, 4, 2)
-    return next((factor for factor in factors if min(row["width"], row["height"]) >= _SIDE * factor), 1)

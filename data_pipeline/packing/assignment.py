@@ -1,0 +1,199 @@
+"""What goes into which shard, decided from the list of images alone before any is opened.
+
+So every worker count writes the same bytes, and what a killed run has finished can be kept.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.dataset.description import Generation, Split
+from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing.listing import Item, class_names
+from isotorus.errors import UserError
+
+_OVERHEAD = 2048  # bytes of tar headers and padding around an image and its label, about
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Items of every shard, by name of the set; the name is empty if there is no split."""
+
+    sets: dict[str, list[list[Item]]]
+    classes: list[str]
+    """Names in the order of their index."""
+    split: Split | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal lists of images (paths, sizes, labels, columns) and equal options."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for name, shards in self.sets.items():
+            for shard in shards:
+                items = [(item.path, item.size, item.label, item.extra, item.group) for item in shard]
+                digest.update(json.dumps([name, items]).encode())
+        return digest.hexdigest()
+
+
+def assign(items: list[Item], classes: list[str], split: Split | None, shard_size: int) -> Assignment:
+    """Split, shuffle and cut into shards of about `shard_size` bytes; a set may be left empty.
+
+    Raises `UserError` if two images have one key.
+    """
+    sets = _divide(_shuffle(items), split)
+    return Assignment({name: _cut(members, shard_size) for name, members in sets.items()}, classes, split)
+
+
+def refuse_empty_sets(assignment: Assignment) -> None:
+    """`UserError` if a set that was asked for would hold no image."""
+    for name, shards in assignment.sets.items():
+        if not shards:
+            assert assignment.split is not None
+            images = sum(len(shard) for shards in assignment.sets.values() for shard in shards)
+            raise UserError(
+                f"the {name} set would be empty: {images} images at --val-fraction "
+                f"{assignment.split.val_fraction:g} --test-fraction {assignment.split.test_fraction:g}; "
+                "change the fractions or leave them out"
+            )
+
+
+def _hash(text: str, purpose: str) -> int:
+    """A uniform 64-bit number; the purpose keeps the shuffle unrelated to the split."""
+    key = purpose.encode()
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8, key=key).digest()
+    )
+
+
+def _shuffle(items: list[Item]) -> list[Item]:
+    """In the order of their keys' hashes: classes mix inside a shard, and may be read one after another."""
+    hashes = np.fromiter((_hash(item.key, "shuffle") for item in items), np.uint64, len(items))
+    order = np.argsort(hashes, kind="stable")
+    for i in np.flatnonzero(np.diff(hashes[order]) == 0):
+        one, other = sorted((items[order[i]], items[order[i + 1]]), key=lambda item: item.path)
+        if one.key == other.key:
+            raise UserError(
+                f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path "
+                "without extension, with _ for every other dot; rename one, or list what to pack in a CSV"
+            )
+    return [items[i] for i in order]
+
+
+def _divide(items: list[Item], split: Split | None) -> dict[str, list[Item]]:
+    """Membership depends on an image's group or key alone, so more images do not move the others."""
+    if split is None:
+        return {"": items}
+    sets: dict[str, list[Item]] = {"train": []}
+    if split.val_fraction:
+        sets["val"] = []
+    if split.test_fraction:
+        sets["test"] = []
+    for item in items:
+        place = _hash(item.group or item.key, "split") / 2**64
+        in_test, in_val = place < split.test_fraction, place < split.test_fraction + split.val_fraction
+        sets["test" if in_test else "val" if in_val else "train"].append(item)
+    return sets
+
+
+def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
+    shards: list[list[Item]] = []
+    room = 0
+    for item in items:
+        need = item.size + _OVERHEAD
+        if need > room or not shards:
+            shards.append([])
+            room = shard_size
+        shards[-1].append(item)
+        room -= need
+    return shards
+
+
+@dataclass(frozen=True)
+class AlreadyPacked:
+    """The images of a listing that are there already."""
+
+    images: int
+    relabelled: int
+    """Those of them that have another label in the listing."""
+
+    def __str__(self) -> str:
+        kept = f", {self.relabelled} of them with another label, which they keep" if self.relabelled else ""
+        return f"{self.images} were there already{kept}"
+
+
+def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], AlreadyPacked]:
+    """The images whose keys none of the sets has.
+
+    Raises `UserError` if one has the key of a packed image, but another size.
+    """
+    keys, sizes, labels = (np.concatenate([s.rows[name] for s in sets]) for name in ("key", "size", "label"))
+    order = np.argsort(keys)
+    hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
+    rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
+    classes = [*sets[0].classes, ""]  # the last for label -1; all sets of a split have the same
+    new, relabelled = [], 0
+    for item, row, key_is_known in zip(items, rows.tolist(), (keys[rows] == hashes).tolist(), strict=True):
+        if not key_is_known or (sizes[row] != item.size and not _same_key(item, sets, row)):
+            new.append(item)
+        elif sizes[row] != item.size:
+            raise UserError(
+                f"{item.path} has {item.size} bytes, the packed image of that name has {sizes[row]}; "
+                "packed images are never replaced: rename the new one, or pack all into another folder"
+            )
+        else:
+            relabelled += item.label != classes[labels[row]]
+    return new, AlreadyPacked(len(items) - len(new), relabelled)
+
+
+def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
+    """Whether it is more than the hash of the key that `item` and the row of the sets have in common."""
+    for dataset in sets:
+        if row < len(dataset):
+            return dataset.key(row) == item.key
+        row -= len(dataset)
+    raise AssertionError(row)
+
+
+def extended_classes(items: list[Item], sets: list[Dataset]) -> list[str]:
+    """Those of the sets keep their index, new ones come after them."""
+    return list(dict.fromkeys([*(name for dataset in sets for name in dataset.classes), *class_names(items)]))
+
+
+def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped: bool) -> Split | None:
+    """How new images are shared out: as those `packed`; `UserError` if something else is asked for."""
+    if asked is not None and (packed is None or _shares(asked) != _shares(packed)):
+        before = "without a split" if packed is None else f"with {_shares(packed)}"
+        raise UserError(f"{dest} was packed {before}, not with {_shares(asked)}; leave these options out")
+    if packed is not None and packed.grouped and not grouped:
+        raise UserError(
+            f"{dest} was split by groups of images; name those of the new ones with --group-column or "
+            "--group-pattern, so that none is split apart"
+        )
+    if packed is not None and grouped and not packed.grouped:
+        raise UserError(
+            f"{dest} was split image by image, so groups can no longer be kept together; "
+            "leave out --group-column and --group-pattern, or pack all images into another folder"
+        )
+    return packed
+
+
+def _shares(split: Split) -> str:
+    return f"--val-fraction {split.val_fraction:g} --test-fraction {split.test_fraction:g}"
+
+
+def refuse_misfit(dest: Path, packed: Generation, asked: int | None) -> None:
+    """`UserError` unless files, and images of `asked` channels, go with those `packed`."""
+    if packed.label_field is not None:
+        raise UserError(
+            f"{dest} takes labels from the field {packed.label_field!r} of the samples' .json, as no packed "
+            "shard does; pack into another folder, and train on both"
+        )
+    if asked not in (None, packed.channels) and (packed.channels, asked) != (1, 3):
+        raise UserError(
+            f"--channels {asked}: the images in {dest} have {packed.channels} channels; "
+            f"use --channels {packed.channels}, or pack into another folder"
+        )
