@@ -1,1 +1,1 @@
-"""Bytes of shards, from disks and object stores."""
+"""Read bytes from local disks and object stores: files, ranges, tar files, and a local cache."""

@@ -1,9 +1,13 @@
-"""A bounded folder on the local disk, shared by all processes of a node, of what came over the network.
+"""A cache of remote data: a folder on the local disk with a bounded size, shared by all processes of a node.
 
-An entry is a file named by a hash of its key, there whole or not at all. The folder is its own
-bookkeeping: a file's time says when it was last wanted, and a ledger of one number, the bytes in the
-folder, tells when the least recently wanted ones must go. Locks are those of the kernel, which a
-process that is killed does not leave behind.
+An entry is a file named by a hash of its key; it is either complete or absent. A file's modification time is
+the time of its last use. The file `ledger` holds one number, the bytes in the folder; when the limit would be
+exceeded, the entries that were unused for longest are deleted. Locks are kernel locks (flock), which are
+released even if a process is killed.
+
+fsspec's caches have no size limit and no locks between processes. diskcache (Apache-2.0) has a limit, but its
+locks poll, and they stay locked if their process is killed. Here each download is made once per node even if
+several processes wait for it. The two have not been compared in speed.
 """
 
 import fcntl
@@ -20,41 +24,46 @@ from pydantic import ByteSize, Field
 from isotorus.errors import UserError, from_os_error
 from isotorus.section import Section
 
-_LOCKS = 256
-_SECONDS_OF_A_TOUCH = 60  # an entry's time is no finer: most hits then write nothing
-_SECONDS_OF_A_PART = 3600  # a part that nobody has written to for so long was left by a killed process
+_LOCKS = 256  # lock files; keys share them by hash
+_SECONDS_OF_A_TOUCH = 60  # times of last use are this coarse, so that most reads write nothing
+_SECONDS_OF_A_PART = 3600  # older partial files were left by a killed process
 
-_held: set[int] = set()  # handles of the locks that threads of this process hold
-_pinned: dict[Path, int] = {}
+_held: set[int] = set()  # handles of the locks held by threads of this process
+_pinned: dict[Path, int] = {}  # handles of entries that must not be deleted
 
 
 def _default_folder() -> Path:
+    """Return the user's cache folder for this program."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isotorus"
 
 
 class CacheConfig(Section):
-    """Where remote data is kept on this node, and how long a store that fails is asked again."""
+    """The section `data.cache` of a recipe: where remote data is kept, and how long failing requests are
+    repeated.
+    """
 
     folder: Path = Field(default_factory=_default_folder)
-    """On a local disk, private to the user; all processes of a node share it."""
+    """Cache folder on a local disk, private to the user and shared by all processes of the node."""
     size: ByteSize = Field(ByteSize(100 * 10**9), ge=64 * 10**6)
-    """The most it may hold, such as 100GB; what was wanted least recently makes room."""
+    """Largest size of the cache, for example 100GB; the data that was unused for longest is deleted first."""
     patience: float = Field(180.0, ge=0)
-    """Seconds for which a request is tried again that fails for a passing reason (timeout, 5xx). A run's
-    stopping.hang has to be a minute more."""
+    """Seconds for which a request is repeated if it fails for a temporary reason (timeout, HTTP 5xx). The
+    option stopping.hang of a run must be at least a minute longer."""
 
 
 class Cache:
-    """Entries by key. Whatever the file system refuses is a `UserError` that names the folder."""
+    """Stores entries by key. Errors of the file system are raised as `UserError` that names the cache
+    folder.
+    """
 
     def __init__(self, config: CacheConfig) -> None:
         self.folder = config.folder.expanduser()
         self._limit = int(config.size)
 
     def read(self, key: str, size: int, start: int, stop: int) -> bytes | None:
-        """Bytes [start, stop) of an entry of `size` bytes; None if there is none, or not of that size.
+        """Return bytes [start, stop) of an entry of `size` bytes; None if it is absent or has another size.
 
-        The entry may be evicted meanwhile: what is open stays readable.
+        The entry may be deleted during the read: an open file stays readable.
         """
         path = self._path(key)
         try:
@@ -75,7 +84,7 @@ class Cache:
             os.close(handle)
 
     def load(self, key: str) -> bytes | None:
-        """All bytes of a small entry; None if there is none."""
+        """Return all bytes of a small entry; None if it is absent."""
         try:
             return self._path(key).read_bytes()
         except FileNotFoundError:
@@ -85,10 +94,11 @@ class Cache:
 
     @contextmanager
     def write(self, key: str, size: int) -> Iterator[BinaryIO]:
-        """A file for the `size` bytes of an entry, which is there when the block ends well.
+        """Yield a file to write the `size` bytes of an entry to; the entry appears when the block ends
+        without error.
 
-        To be called by one holder of the key's `lock` at a time. Raises `UserError` if the disk is
-        full or the entry larger than the cache may be.
+        The caller must hold the `lock` of the key. Raises `UserError` if the disk is full or if the entry is
+        larger than the cache.
         """
         path = self._path(key)
         part = path.with_name(f"{path.name}.part")
@@ -106,10 +116,13 @@ class Cache:
             raise
 
     def drop(self, key: str) -> None:
+        """Delete an entry if it exists."""
         self._path(key).unlink(missing_ok=True)
 
     def pin(self, key: str, size: int) -> Path | None:
-        """The file of an entry, which is not evicted while this process lives; None as for `read`."""
+        """Return the file of an entry, which stays until this process ends; None if it is absent or has
+        another size.
+        """
         path = self._path(key)
         try:
             handle = os.open(path, os.O_RDONLY)
@@ -117,7 +130,7 @@ class Cache:
             return None
         fcntl.flock(handle, fcntl.LOCK_SH)
         status = os.fstat(handle)
-        if status.st_size != size or not status.st_nlink:  # evicted between the two calls
+        if status.st_size != size or not status.st_nlink:  # deleted before it was locked
             os.close(handle)
             return None
         self._touch(handle, status)
@@ -128,9 +141,10 @@ class Cache:
 
     @contextmanager
     def lock(self, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the key against all threads and processes; yields whether it is held.
+        """Hold the lock of a key against all other threads and processes; yields whether it is held.
 
-        Keys share locks: hold one at a time.
+        Without `wait`, it is not held if somebody else holds it. Different keys may share a lock, so hold
+        only one at a time.
         """
         name = f"{int(_digest(key)[:8], 16) % _LOCKS:02x}"
         with self._locked(self.folder / "locks" / name, wait) as handle:
@@ -138,6 +152,9 @@ class Cache:
 
     @contextmanager
     def _locked(self, path: Path, wait: bool) -> Iterator[int | None]:
+        """Hold an exclusive kernel lock on a file and yield its handle; None if it is taken and `wait` is
+        false.
+        """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -158,7 +175,9 @@ class Cache:
             os.close(handle)
 
     def _reserve(self, part: Path, size: int) -> None:
-        """Make room, and take it: the part has its full size from the start, so that a scan counts it."""
+        """Make room for `size` bytes and create the partial file, at its full size so that `_scan` counts
+        it.
+        """
         if size > self._limit:
             raise UserError(
                 f"{size} bytes do not fit into the cache {self.folder} of {self._limit} bytes; "
@@ -175,9 +194,11 @@ class Cache:
             os.pwrite(ledger, b"%-32d" % (used + size), 0)
 
     def _evict(self, most: int) -> int:
-        """Bytes that the folder holds when it holds at most `most`.
+        """Delete the entries unused for longest until at most `most` bytes remain; return the bytes that
+        remain.
 
-        Frees a sixteenth of the cache more than that, so that a scan is rare.
+        A further sixteenth of the cache is freed, so that this is rarely needed. Raises `UserError` if
+        running processes use too much of the cache.
         """
         entries = sorted(self._scan())
         used = sum(size for _, size, _ in entries)
@@ -196,7 +217,7 @@ class Cache:
         return used
 
     def _scan(self) -> Iterator[tuple[float, int, str]]:
-        """Time, size and path of every entry and part."""
+        """Yield time of last use, size and path of every entry and every partial file."""
         for folder in (self.folder / "entries").glob("*"):
             with os.scandir(folder) as files:
                 for file in files:
@@ -205,23 +226,27 @@ class Cache:
                         yield status.st_mtime, status.st_size, file.path
 
     def _path(self, key: str) -> Path:
+        """Return the file of a key."""
         digest = _digest(key)
         return self.folder / "entries" / digest[:2] / digest[2:]
 
     def _touch(self, handle: int, status: os.stat_result) -> None:
+        """Record that an entry is used now."""
         if time.time() - status.st_mtime > _SECONDS_OF_A_TOUCH:
             os.utime(handle)
 
     def _refused(self, error: OSError) -> UserError:
+        """Return the `UserError` for an error of the file system."""
         return from_os_error(error, f"using the cache {self.folder}")
 
 
 def _digest(key: str) -> str:
+    """Return the hash that names a key's file."""
     return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=20).hexdigest()
 
 
 def _remove(path: str) -> bool:
-    """Delete an entry, unless it is pinned or being written."""
+    """Delete an entry unless it is pinned or being written; return whether it is gone."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -230,7 +255,7 @@ def _remove(path: str) -> bool:
         if path.endswith(".part") and time.time() - os.fstat(handle).st_mtime < _SECONDS_OF_A_PART:
             return False
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)  # noqa: PTH108  a path by the hundred thousand
+        os.unlink(path)  # noqa: PTH108  faster than pathlib for 100,000 files
     except BlockingIOError:
         return False
     finally:
@@ -239,7 +264,9 @@ def _remove(path: str) -> bool:
 
 
 def _close_locks_after_fork() -> None:
-    """A forked process has the handles of its parent's locks, but not the threads that hold them."""
+    """Close the handles of locks that a forked process inherits: the threads that hold them are in its
+    parent.
+    """
     for handle in _held:
         os.close(handle)
     _held.clear()

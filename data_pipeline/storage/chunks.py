@@ -1,6 +1,9 @@
-"""Remote shards through the local cache, in chunks: one ranged read each, whoever on the node wants them.
+"""Read remote shards through the local cache, in chunks of 8 MiB that are each downloaded once per node.
 
-A chunk's key holds the shard's size and tag, so that one that was replaced does not give old bytes.
+The key of a chunk contains the size and tag of its shard, so a replaced shard never yields old bytes.
+
+fsspec's "blockcache" stores blocks too, but it has no limit on their size on disk and no locks between
+processes, and it does not prefetch. For obstore (MIT) see `remote`; it has no cache on disk.
 """
 
 import functools
@@ -17,21 +20,23 @@ from data_pipeline.storage.cache import Cache, CacheConfig
 from data_pipeline.storage.remote import Version
 
 CHUNK = 8 * 2**20
-_THREADS = 2
+"""Bytes of a chunk; the last chunk of a shard may be smaller."""
+_THREADS = 2  # that prefetch, in each process
 _WAITING = 256
-"""Chunks that may wait to be prefetched; more are left to the read itself."""
+"""Chunks that may wait to be prefetched. Requests beyond this are dropped, and the read itself fetches the
+data."""
 
 
 class _Answer(BaseModel):
-    """What a store said of a shard, and when."""
+    """The version of a shard as a store reported it."""
 
     asked: float
-    """Seconds since the epoch."""
+    """Time of the request, in seconds since 1970."""
     version: Version
 
 
 class Chunks:
-    """Reads shards by URL. A reader asks once for the version of each, and holds on to it."""
+    """Reads shards by URL. It asks once for the version of each shard and then expects that version."""
 
     def __init__(self, config: CacheConfig) -> None:
         self._cache = Cache(config)
@@ -41,9 +46,11 @@ class Chunks:
         self._prefetcher: _Prefetcher | None = None
 
     def size(self, url: str) -> int:
+        """Return the size of a shard in bytes."""
         return self._version(url).size
 
     def read(self, url: str, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a shard from `offset` on; the shard must be that long."""
         version = self._version(url)
         parts = []
         for number in range(offset // CHUNK, -(-(offset + size) // CHUNK)):
@@ -53,14 +60,18 @@ class Chunks:
         return b"".join(parts)
 
     def prefetch(self, url: str, offset: int, size: int) -> None:
-        """Bring the chunks of a range into the cache in the background; errors are left to the read."""
+        """Download the chunks of a range in the background; errors are ignored here and appear in the
+        read.
+        """
         if self._prefetcher is None or self._prefetcher.process != os.getpid():
             self._prefetcher = _Prefetcher(self)
         for number in range(offset // CHUNK, -(-(offset + size) // CHUNK)):
             self._prefetcher.request(url, number)
 
     def forget(self, url: str, offset: int, size: int) -> None:
-        """Drop the chunks of a range from the cache; `UserError` if the shard is another than it was."""
+        """Delete the chunks of a range from the cache; raise `UserError` if the shard was replaced
+        meanwhile.
+        """
         version = self._version(url)
         for number in range(offset // CHUNK, -(-(offset + size) // CHUNK)):
             self._cache.drop(_key(url, version, number))
@@ -69,7 +80,7 @@ class Chunks:
             raise remote.changed(url)
 
     def download_if_missing(self, url: str, number: int) -> None:
-        """Have a chunk in the cache, unless somebody is fetching it just now; one attempt."""
+        """Download a chunk in one attempt, unless it is cached or somebody is downloading it."""
         version = self._version(url)
         key, size = _key(url, version, number), _chunk_size(version, number)
         if size <= 0 or self._cache.read(key, size, 0, 0) is not None:
@@ -79,6 +90,7 @@ class Chunks:
                 self._download(url, key, number, size, patience=0)
 
     def _read_chunk(self, url: str, version: Version, number: int, start: int, stop: int) -> bytes:
+        """Return bytes [start, stop) of a chunk, from the cache or else from the store."""
         key, size = _key(url, version, number), _chunk_size(version, number)
         data = self._cache.read(key, size, start, stop)
         if data is None:
@@ -89,6 +101,7 @@ class Chunks:
         return data
 
     def _download(self, url: str, key: str, number: int, size: int, patience: float) -> bytes:
+        """Download a chunk into the cache and return its bytes."""
         start = number * CHUNK
         (data,) = remote.read(url, [(start, start + size)], patience)
         with self._cache.write(key, size) as file:
@@ -96,7 +109,9 @@ class Chunks:
         return data
 
     def _ask_version(self, url: str) -> Version:
-        """From the store, unless a process of this node has asked since this reader was opened."""
+        """Return the version of a shard; ask the store unless a process has asked since this reader was
+        opened.
+        """
         key = _version_key(url)
         with self._cache.lock(key):
             with suppress(ValidationError):
@@ -111,7 +126,7 @@ class Chunks:
 
 
 class _Prefetcher:
-    """Threads of one process that bring chunks; daemons, so that they never delay its end."""
+    """Threads of one process that download chunks; they are daemons, so they never delay its end."""
 
     def __init__(self, chunks: Chunks) -> None:
         self.process = os.getpid()
@@ -122,6 +137,7 @@ class _Prefetcher:
             threading.Thread(target=self._work, daemon=True).start()
 
     def request(self, url: str, number: int) -> None:
+        """Put a chunk into the queue, unless it is there or the queue is full."""
         chunk = (url, number)
         if chunk in self._requested:
             return
@@ -132,20 +148,24 @@ class _Prefetcher:
             self._requested.discard(chunk)
 
     def _work(self) -> None:
+        """Download requested chunks, one after another, without end."""
         while True:
             chunk = self._queue.get()
-            with suppress(Exception):  # the read itself will meet it, and say it
+            with suppress(Exception):  # the read itself will raise the error
                 self._chunks.download_if_missing(*chunk)
             self._requested.discard(chunk)
 
 
 def _key(url: str, version: Version, number: int) -> str:
+    """Return the cache key of a chunk."""
     return f"chunk {number} {version.size} {version.tag} {url}"
 
 
 def _version_key(url: str) -> str:
+    """Return the cache key of a shard's version."""
     return f"version {url}"
 
 
 def _chunk_size(version: Version, number: int) -> int:
+    """Return the size of a chunk in bytes; not positive if the shard ends before it."""
     return min(CHUNK, version.size - number * CHUNK)

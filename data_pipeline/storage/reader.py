@@ -1,7 +1,7 @@
-"""Bytes of a data set, whether it lies on a disk or in a store that fsspec reads.
+"""Read the bytes of a data set, from a disk or from an object store.
 
-A name in a set is relative to its folder, or an absolute path or a URL of its own; so a local index
-may point into a bucket.
+A name in a data set is relative to its folder, or an absolute path, or a URL. So a local index may refer to
+shards in a bucket.
 """
 
 import functools
@@ -17,18 +17,18 @@ from data_pipeline.storage.chunks import CHUNK, Chunks
 from isotorus.errors import UserError, from_os_error
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_OPEN_SHARDS = 64
-_BATCH = 8 * CHUNK
-_WORTH_SAYING = 10**9  # bytes
+_OPEN_SHARDS = 64  # local shards that are kept open
+_BATCH = 8 * CHUNK  # bytes that are fetched concurrently
+_WORTH_SAYING = 10**9  # bytes from which a download is reported
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a URL that fsspec reads, and no path."""
+    """Return whether `path` is a URL for fsspec and not a local path."""
     return _URL.match(os.fspath(path)) is not None
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:
-    """The path or URL of `name` in `folder`; absolute paths and URLs stay as they are."""
+    """Return the path or URL of `name` in `folder`; absolute paths and URLs stay as they are."""
     folder = os.fspath(folder)
     if is_remote(name):
         return name
@@ -38,10 +38,10 @@ def join(folder: str | os.PathLike[str], name: str) -> str:
 
 
 def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
-    """A local file with the bytes that `url` has now; a local path is returned as it is.
+    """Return a local file with the current bytes of `url`; a local path is returned as it is.
 
-    It is brought into the cache once for each version, and stays there while this process lives.
-    Raises `UserError` if it cannot be had.
+    Each version is downloaded into the cache once and stays there while this process lives. Raises
+    `UserError` if it cannot be read.
     """
     url = os.fspath(url)
     if not is_remote(url):
@@ -69,14 +69,14 @@ def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
 
 
 def open_reader(folder: str | os.PathLike[str], cache: CacheConfig) -> "Reader":
-    """A reader of the shards of the set in `folder`; opens nothing before it is asked to."""
+    """Return a reader of the shards of the data set in `folder`; nothing is opened yet."""
     return Reader(os.fspath(folder), cache)
 
 
 class Reader:
-    """Ranges of shards by name, for threads and forked processes alike.
+    """Reads ranges of shards by name; threads and forked processes may share it.
 
-    Whatever cannot be read is a `UserError` that names the shard.
+    Raises `UserError`, which names the shard, for whatever cannot be read.
     """
 
     def __init__(self, folder: str, cache: CacheConfig) -> None:
@@ -85,7 +85,7 @@ class Reader:
         self._chunks = Chunks(cache)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes of a shard from `offset` on; `UserError` if it does not have so many."""
+        """Return `size` bytes of a shard from `offset` on; raise `UserError` if it is too short."""
         path = join(self._folder, name)
         source = self._source(path)
         if offset + size > source.size(path):
@@ -96,40 +96,45 @@ class Reader:
         return source.read(path, offset, size)
 
     def size(self, name: str) -> int:
-        """Bytes of a shard: of a remote one as it was when this reader first asked."""
+        """Return the size of a shard in bytes; for remote shards at the time of this reader's first
+        request.
+        """
         path = join(self._folder, name)
         return self._source(path).size(path)
 
     def prefetch(self, name: str, offset: int, size: int) -> None:
-        """Bring a range of a remote shard into the local cache in the background; never raises."""
+        """Download a range of a remote shard into the local cache in the background; never raises."""
         path = join(self._folder, name)
         if is_remote(path):
             self._chunks.prefetch(path, offset, size)
 
     def forget(self, name: str, offset: int, size: int) -> None:
-        """Drop a range that proved wrong from the cache, so that the next read is from the source.
+        """Delete a range with wrong bytes from the cache, so that the next read gets it from the store.
 
-        `UserError` if the shard there is another than it was.
+        Raises `UserError` if the shard was replaced.
         """
         path = join(self._folder, name)
         if is_remote(path):
             self._chunks.forget(path, offset, size)
 
     def _source(self, path: str) -> "_Files | Chunks":
+        """Return what reads this shard: the remote or the local one."""
         return self._chunks if is_remote(path) else self._files
 
 
 class _Files:
-    """Shards on a disk: positional reads through a bounded number of handles, which forks may share."""
+    """Reads shards on a disk, through a bounded number of open files that forked processes may share."""
 
     def __init__(self) -> None:
         self._open = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
         self._sizes: dict[str, int] = {}
 
     def size(self, path: str) -> int:
+        """Return the size of a shard in bytes."""
         return self._open(path)[1]
 
     def read(self, path: str, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a shard from `offset` on."""
         file, _ = self._open(path)
         try:
             data = os.pread(file.fileno(), size, offset)
@@ -140,8 +145,11 @@ class _Files:
         return data
 
     def _open_shard(self, path: str) -> tuple[BinaryIO, int]:
+        """Open a shard and return it with its size; raise `UserError` if it is missing or has changed its
+        size.
+        """
         try:
-            file = Path(path).open("rb")  # noqa: SIM115  stays open for other reads
+            file = Path(path).open("rb")  # noqa: SIM115  kept open for later reads
             size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise UserError(
@@ -155,6 +163,7 @@ class _Files:
 
 
 def _replaced(path: str) -> UserError:
+    """Return the error for a shard that changed while it was in use."""
     return UserError(
         f"shard {path} was cut or replaced by another while it was in use; "
         "run: python -m data_pipeline verify on its set, and start again"

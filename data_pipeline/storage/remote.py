@@ -1,8 +1,16 @@
-"""Objects in a store that fsspec reads: their version and ranges of their bytes, tried again with patience.
+"""Requests to object stores through fsspec: an object's version, and ranges of its bytes, repeated on
+failure.
 
-What is tried again is what may pass: timeouts, broken connections, 408, 429 and 5xx. Everything else,
-and what does not pass in time, is a `UserError` that names the object, the reason and the remedy, and
-holds no secret: neither messages of the store nor user names and queries of a URL are repeated.
+Temporary failures are repeated: timeouts, broken connections, HTTP 408, 429 and 5xx. Every other failure, and
+one that lasts too long, is a `UserError` with the object, the reason and the remedy. It contains no secrets:
+messages of the store, user names and queries of URLs are left out.
+
+Retries are written here because fsspec has none with a deadline; those of the S3 library are switched off, as
+nested retries would exceed the deadline. obstore (MIT) has retries with a deadline and fast small reads. It
+was not adopted because its maintainers say that it is not safe after a fork (pull request 441 of
+github.com/developmentseed/obstore), and the loader's workers are forked. It also supports fewer kinds of
+stores than fsspec, and the messages, the check of versions and the cache would stay as they are. The speeds
+have not been compared.
 """
 
 import os
@@ -22,11 +30,11 @@ from isotorus.errors import UserError
 Result = TypeVar("Result")
 
 ONE_ATTEMPT = 60.0
-"""Seconds that a store may be silent in one attempt."""
-_TO_CONNECT = 10
-_FIRST_WAIT = 0.1
-_LONGEST_WAIT = 10.0
-_SILENT_ATTEMPTS = 4
+"""Seconds that a store may be silent within one attempt."""
+_TO_CONNECT = 10  # seconds to open a connection
+_FIRST_WAIT = 0.1  # seconds
+_LONGEST_WAIT = 10.0  # seconds
+_SILENT_ATTEMPTS = 4  # failures before a message is printed
 _TAGS = (
     "ETag",
     "etag",
@@ -38,7 +46,7 @@ _TAGS = (
     "Last-Modified",
     "created",
 )
-"""Where fsspec's file systems say what changes with the content."""
+"""Keys under which fsspec's file systems report something that changes with the content."""
 _NO_SUCH_RANGE = 416
 _DENIED = (400, 401, 403)
 _PASSING_STATUS = (408, 429)
@@ -47,22 +55,25 @@ _PASSING_ERRORS = {
     "ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteRead", "IncompleteReadError",
     "ResponseParserError", "ClientConnectionError", "ClientPayloadError", "IncompleteBody",
 }  # fmt: skip
-"""Names of exceptions and their bases: the libraries behind fsspec need not be there to be known."""
+"""Names of temporary exceptions or their base classes. Names are compared because the libraries behind
+fsspec are optional and may not be installed."""
 
 _filesystems: dict[tuple[str, int, int], Any] = {}
-"""By bucket, process and thread."""
+"""Open file systems by bucket, process and thread."""
 
 
 @dataclass(frozen=True)
 class Version:
+    """The size and the tag of an object."""
+
     size: int
-    """Bytes."""
+    """Size in bytes."""
     tag: str
-    """Changes with the content: an ETag, a time of modification."""
+    """A string that changes with the content: an ETag or a time of modification."""
 
 
 def version(url: str, patience: float) -> Version:
-    """Ask for an object's size and tag: one request."""
+    """Ask a store for the size and tag of an object, in one request."""
     filesystem, path = _open(url)
 
     def ask() -> dict[str, Any]:
@@ -70,7 +81,7 @@ def version(url: str, patience: float) -> Version:
             return dict(filesystem.info(path))
         except Exception as error:
             if _http(error)[0] in _DENIED:
-                filesystem.cat_file(path, start=0, end=1)  # says why, which an answer without body cannot
+                filesystem.cat_file(path, start=0, end=1)  # its answer has a body that says why
             raise
 
     info = _with_retries(url, patience, ask)
@@ -82,18 +93,21 @@ def version(url: str, patience: float) -> Version:
 
 
 def read(url: str, ranges: list[tuple[int, int]], patience: float) -> list[bytes]:
-    """Bytes [start, stop) of an object for each of the ranges: a request each, all at once."""
+    """Return bytes [start, stop) of an object for each of the ranges; the requests run concurrently.
+
+    Raises `UserError` if the object was replaced by a shorter one or the server does not support ranges.
+    """
     filesystem, path = _open(url)
     starts, stops = map(list, zip(*ranges, strict=True))
 
     def ask() -> list[bytes]:
         try:
-            found = filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")
+            contents = filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")
         except Exception as error:
             if _http(error)[0] == _NO_SUCH_RANGE:
                 raise changed(url) from error
             raise
-        return list(found)
+        return list(contents)
 
     parts = _with_retries(url, patience, ask)
     for part, (start, stop) in zip(parts, ranges, strict=True):
@@ -105,13 +119,14 @@ def read(url: str, ranges: list[tuple[int, int]], patience: float) -> list[bytes
 
 
 def list_objects(url: str, patience: float) -> dict[str, int]:
-    """URLs and sizes in bytes of all objects below a folder."""
+    """Return the URLs of all objects in a folder and its subfolders, with their sizes in bytes."""
     filesystem, path = _open(url)
     infos: dict[str, Any] = _with_retries(url, patience, lambda: filesystem.find(path, detail=True))
     return {filesystem.unstrip_protocol(name): int(info["size"]) for name, info in infos.items()}
 
 
 def changed(url: str) -> UserError:
+    """Return the error for an object that was replaced while it was read."""
     return UserError(
         f"{shown(url)} was replaced by other bytes while it was read; "
         "run: python -m data_pipeline verify on its set, and start again"
@@ -119,16 +134,16 @@ def changed(url: str) -> UserError:
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret in it: user, password and query."""
+    """Return a URL without the parts that may be secret: user, password and query."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it.
+    """Return the file system of a URL, and the path in it.
 
-    There is one a process and bucket, so that no connection is used on both sides of a fork; also one
-    a thread, unless the library takes calls from many.
+    Each process has its own file systems, so that no connection is used on both sides of a fork. Each thread
+    has its own too, unless the library can be called from several threads.
     """
     root = "/".join(url.split("/", 3)[:3])
     try:
@@ -147,13 +162,14 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _connect(root: str) -> Any:
+    """Connect to the bucket of a URL."""
     protocol = root.partition(":")[0]
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in ("s3", "s3a"):
-        # Tried again here alone: three nested loops of retries know no deadline.
-        given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        # Only `_with_retries` repeats requests: nested loops would exceed the deadline.
+        configured = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         waits = {"connect_timeout": _TO_CONNECT, "read_timeout": ONE_ATTEMPT}
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **waits, **given}
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **waits, **configured}
     filesystem, _ = fsspec.url_to_fs(root, **options)
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
@@ -161,6 +177,9 @@ def _connect(root: str) -> Any:
 
 
 def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> Result:
+    """Call `request` until it succeeds, for at most `patience` seconds; raise `UserError` when it finally
+    fails.
+    """
     end = time.monotonic() + patience
     attempt = 0
     while True:
@@ -184,13 +203,15 @@ def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> R
 
 
 def _backoff(attempt: int) -> float:
-    """Seconds before the next attempt: doubled each time, and not the same for all processes."""
+    """Return the seconds to wait before the next attempt: doubled each time, and different between
+    processes.
+    """
     spread = (os.getpid() * 2654435761 + attempt * 40503) % 1024 / 1024
     return min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * (0.5 + spread / 2)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came from."""
+    """Yield an error, its cause, the cause of that, and so on."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -198,7 +219,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _http(error: BaseException) -> tuple[int | None, str]:
-    """Status and code of the store's answer, if it was one."""
+    """Return the HTTP status and error code of the store's answer; (None, "") if the error is not an
+    answer.
+    """
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict):  # botocore
@@ -211,11 +234,12 @@ def _http(error: BaseException) -> tuple[int | None, str]:
 
 
 def _names(error: BaseException) -> set[str]:
-    """Names of an error's class and bases, and of those that it came from."""
+    """Return the names of the classes and base classes of an error and of its causes."""
     return {base.__name__ for link in _chain(error) for base in type(link).__mro__}
 
 
 def _is_transient(error: Exception) -> bool:
+    """Return whether an error may disappear if the request is repeated."""
     status, code = _http(error)
     if status is not None:
         return status >= 500 or status in _PASSING_STATUS or code in _PASSING_CODES
@@ -224,6 +248,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    """Describe an error in a few words without secrets."""
     status, code = _http(error)
     if status is not None:
         return f"HTTP {status}" if code in ("", str(status)) else f"HTTP {status} {code}"
@@ -238,7 +263,7 @@ def _reason(error: Exception) -> str:
 
 
 def _as_user_error(url: str, error: Exception) -> Exception:
-    """A `UserError` for what the user can mend; any other error as it is."""
+    """Return a `UserError` for an error that the user can correct; any other error is returned as it is."""
     status, _ = _http(error)
     names, reason = _names(error), _reason(error)
     if status in _DENIED or "PermissionError" in names or any("Credentials" in name for name in names):

@@ -1,4 +1,4 @@
-"""Tar files on a disk or in a store: which there are, and their bytes from front to end."""
+"""Find tar files on a disk or in an object store, and read them from beginning to end."""
 
 import io
 import os
@@ -22,28 +22,30 @@ _PATIENCE = CacheConfig().patience
 
 @dataclass(frozen=True, slots=True)
 class TarFile:
+    """A tar file and its size."""
+
     path: str
     """An absolute path or a URL."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 def find(sources: Iterable[str]) -> list[TarFile]:
-    """The tars among `sources` and in those that are folders, sorted by path, each once.
+    """Return the tar files among `sources` and in those that are folders, each once, sorted by path.
 
-    Hidden files and folders are left out. Raises `UserError` if there is none in one of the sources,
-    or if some are compressed.
+    Hidden files and folders are left out. Raises `UserError` if a source contains no tar file, or a
+    compressed one that is not there uncompressed too.
     """
     files: dict[str, int] = {}
     for source in sources:
-        found = _find_remote(source) if reader.is_remote(source) else _find_local(source)
-        compressed = [p for p in found if p.endswith(_COMPRESSED) and _unpacked(p) not in found]
+        sizes = _find_remote(source) if reader.is_remote(source) else _find_local(source)
+        compressed = [p for p in sizes if p.endswith(_COMPRESSED) and _unpacked(p) not in sizes]
         if compressed:
             raise UserError(
                 f"{shown(compressed[0])} is compressed, and so nothing in it can be read by itself; "
                 f"unpack it first (gunzip, unxz, unzstd){_more(compressed)}"
             )
-        tars = {path: size for path, size in found.items() if path.endswith(_ENDING)}
+        tars = {path: size for path, size in sizes.items() if path.endswith(_ENDING)}
         if not tars:
             raise UserError(
                 f"{shown(source)}: no {_ENDING} file there; give tars or the folder that holds them"
@@ -53,25 +55,27 @@ def find(sources: Iterable[str]) -> list[TarFile]:
 
 
 def open_stream(path: str) -> io.BufferedReader:
-    """A file that is read from front to end. Raises `UserError` or OSError if it cannot be."""
+    """Open a local or remote file for reading from beginning to end. Raises `UserError` or OSError."""
     raw = _RemoteFile(path) if reader.is_remote(path) else io.FileIO(path)
     return io.BufferedReader(raw, _READ_AT_ONCE)
 
 
 def size_of(path: str) -> int:
-    """Bytes of a file. Raises `UserError` or OSError if there is none."""
+    """Return the size of a file in bytes. Raises `UserError` or OSError if there is none."""
     if reader.is_remote(path):
         return remote.version(path, _PATIENCE).size
     return Path(path).stat().st_size
 
 
 def shown(path: str) -> str:
-    """A path or URL as it may stand in a message: in one line, and without what is secret in a URL."""
+    """Return a path or URL for messages: on one line, and without the secret parts of a URL."""
     return printable(remote.shown(path) if reader.is_remote(path) else path)
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object in a store, read by ranges in their order; `UserError` if it is replaced meanwhile."""
+    """An object in a store as a file object; reading raises `UserError` if the object is replaced
+    meanwhile.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -102,13 +106,14 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _find_local(source: str) -> dict[str, int]:
-    path = Path(os.path.abspath(source))  # noqa: PTH100  links stay as they are
+    """Return the sizes in bytes of the tar files that a local path is or contains, by path."""
+    path = Path(os.path.abspath(source))  # noqa: PTH100  keeps symbolic links
     try:
         files = _tars_below(path) if path.is_dir() else [path]
-        found = {str(file): file.stat() for file in files}
+        statuses = {str(file): file.stat() for file in files}
     except OSError as error:
         raise from_os_error(error, f"looking for tars in {shown(source)}") from error
-    return {file: status.st_size for file, status in found.items() if stat.S_ISREG(status.st_mode)}
+    return {file: status.st_size for file, status in statuses.items() if stat.S_ISREG(status.st_mode)}
 
 
 def _tars_below(path: Path) -> Iterator[Path]:
@@ -121,6 +126,7 @@ def _tars_below(path: Path) -> Iterator[Path]:
 
 
 def _find_remote(source: str) -> dict[str, int]:
+    """Return the sizes in bytes of the tar files that a URL is or contains, by URL."""
     if source.endswith((_ENDING, *_COMPRESSED)):
         return {source: size_of(source)}
     return {
@@ -131,7 +137,7 @@ def _find_remote(source: str) -> dict[str, int]:
 
 
 def _unpacked(path: str) -> str:
-    """What a compressed tar is called once it is unpacked."""
+    """Return the name of a compressed tar file after it is uncompressed."""
     for ending in _COMPRESSED:
         if path.endswith(ending):
             return path.removesuffix(ending) + _ENDING
@@ -139,4 +145,5 @@ def _unpacked(path: str) -> str:
 
 
 def _more(paths: list[str]) -> str:
+    """Say how many further files are compressed."""
     return f" ({len(paths) - 1} more are compressed)" if len(paths) > 1 else ""

@@ -1,7 +1,8 @@
-"""A tar file read once from front to end: where every member's content lies, and the SHA-256 of it all.
+"""Read a tar file from beginning to end: the place of every file in it, and the SHA-256 of the whole.
 
-Nothing is extracted. Unlike `tarfile`, which takes a damaged header for the end of the file, every
-byte must be accounted for: what cannot be read to its end marker raises `Damaged`.
+Python's `tarfile` is not used for this because it takes a damaged header for the end of the archive and so
+loses the rest without an error. Here every byte must belong to something, and anything that cannot be read up
+to the end marker raises `Damaged`. `tarfile` still decodes single headers. Nothing is extracted.
 """
 
 import contextlib
@@ -15,16 +16,18 @@ from typing import BinaryIO
 
 from isotorus.errors import one_line
 
-_CHUNK = 2**20
+_CHUNK = 2**20  # bytes read at once
 LONGEST_HEADERS = 2**20
-"""Bytes that a member's headers may have, long names and extended attributes too: they are kept in memory."""
+"""Most bytes that the headers of one file may have, including long names and extended attributes."""
 _GNU_MAGIC = b"ustar  \0"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_LONGEST_SHOWN = 200
+_LONGEST_SHOWN = 200  # characters of a name in a message
 
 
 class Damaged(Exception):
-    """What is wrong with a tar file, and at which byte, in words that follow the file's name."""
+    """What is wrong with a tar file, and at which byte; the text continues a sentence that begins with its
+    name.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +35,20 @@ class Member:
     """A file in a tar, or a link to one."""
 
     name: str
-    """As it is in the tar; bytes that are not UTF-8 are surrogates."""
+    """Name in the tar; bytes that are not UTF-8 are represented by surrogates."""
     offset: int
-    """Of the first byte of its content."""
+    """Offset in bytes of its content."""
     size: int
+    """Size of its content in bytes."""
     link: bool
-    """Whether it only points to another file and has no content of its own."""
+    """Whether it is a link to another file and has no content of its own."""
 
 
 class Tar:
-    """Members of a tar file of any dialect (v7, ustar, GNU, pax), in its order.
+    """Iterates once over the files in a tar of any dialect (v7, ustar, GNU, pax), in their order.
 
-    Iterate once; `read()` gives the content of the member that the iteration is at. Both raise
-    `Damaged`. After the last member, `sha256` is that of the whole file.
+    `read()` returns the content of the current file. Both raise `Damaged`. After the iteration, `sha256` is
+    the hash of the whole tar.
     """
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
@@ -73,16 +77,17 @@ class Tar:
         self._rest()
 
     def read(self) -> bytes:
-        """The content of the member that the iteration is at; once a member."""
+        """Return the content of the current file; may be called once for each file."""
         assert self._position == self._member.offset
         return self._take(self._member.size)
 
     @property
     def sha256(self) -> str:
-        """In hexadecimal digits."""
+        """SHA-256 of the bytes read so far, in hexadecimal digits."""
         return self._hash.hexdigest()
 
     def _take(self, count: int) -> bytes:
+        """Read the next `count` bytes and add them to the hash."""
         data = self._stream.read(count)
         self._hash.update(data)
         self._position += len(data)
@@ -91,7 +96,9 @@ class Tar:
         return data
 
     def _next_header(self) -> tarfile.TarInfo | None:
-        """With the long name and size that headers before it give; None at the end marker."""
+        """Read the header of the next file, with the long name and size of its extended headers; None at
+        the end marker.
+        """
         name: bytes | None = None
         size: int | None = None
         begin = self._position
@@ -127,6 +134,7 @@ class Tar:
                     return info
 
     def _extended(self, info: tarfile.TarInfo, at: int) -> bytes:
+        """Return the content of an extended header."""
         if info.size > LONGEST_HEADERS:
             raise Damaged(f"has an extended header of {info.size} bytes at byte {at}")
         padded = -(-info.size // BLOCKSIZE) * BLOCKSIZE
@@ -135,7 +143,9 @@ class Tar:
         return self._take(padded)[: info.size]
 
     def _rest(self) -> None:
-        """Only zeros may follow the end marker: after anything else, samples would be missed."""
+        """Read the bytes after the end marker; raise `Damaged` if they are not zero, as files there would
+        be missed.
+        """
         marker = self._position - BLOCKSIZE
         while self._position < self.size:
             if any(self._take(min(_CHUNK, self.size - self._position))):
@@ -146,7 +156,11 @@ class Tar:
 
 
 def names_before(headers: bytes) -> Iterator[str]:
-    """What the member whose content follows `headers` may be called: long names take more of them."""
+    """Yield the names that a file may have whose content follows the bytes `headers`.
+
+    The length of its headers is not known, so each block of 512 bytes is tried as their beginning, last one
+    first.
+    """
     for start in range(len(headers) - BLOCKSIZE, -1, -BLOCKSIZE):
         tar = Tar(io.BytesIO(headers[start:]), len(headers) - start)
         with contextlib.suppress(Damaged):
@@ -156,9 +170,10 @@ def names_before(headers: bytes) -> Iterator[str]:
 
 
 def key_and_extension(name: str) -> tuple[str, str] | None:
-    """WebDataset's rule: the key is the path up to the first dot of the file's name.
+    """Return the key and extension in a file's name: WebDataset's key is the path up to the first dot of the
+    name.
 
-    The extension is in lower case and may hold dots ("left.png"). None for names without either.
+    The extension is in lower case and may contain dots, such as "left.png". None if either is missing.
     """
     folder, slash, file = name.rpartition("/")
     stem, dot, extension = file.partition(".")
@@ -166,11 +181,12 @@ def key_and_extension(name: str) -> tuple[str, str] | None:
 
 
 def printable(name: str) -> str:
-    """A member's name or key as it may stand in a message: in one line, and cut if it is very long."""
+    """Return a name or key for messages: on one line, and cut if it is very long."""
     return one_line(name[:_LONGEST_SHOWN]) + "…" * (len(name) > _LONGEST_SHOWN)
 
 
 def _parse(block: bytes, at: int) -> tarfile.TarInfo:
+    """Decode one header block; raise `Damaged` if that is impossible."""
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -181,13 +197,15 @@ def _parse(block: bytes, at: int) -> tarfile.TarInfo:
         raise Damaged(f"has no readable header at byte {at} ({error})") from None
     if info.size < 0:
         raise Damaged(f"has a member of {info.size} bytes at byte {at}")
-    if block[257:265] == _GNU_MAGIC:  # `tarfile` takes times that GNU tar stores there for a folder
+    if block[257:265] == _GNU_MAGIC:  # GNU tar stores times where `tarfile` expects the name of a folder
         info.name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     return info
 
 
 def _pax_records(data: bytes, at: int) -> dict[bytes, bytes]:
-    """Records "LENGTH KEYWORD=VALUE\\n", where the length counts the whole record."""
+    """Return the records of a pax header: "LENGTH KEYWORD=VALUE\\n", where the length counts the whole
+    record.
+    """
     records = {}
     start = 0
     while start < len(data):
@@ -204,6 +222,7 @@ def _pax_records(data: bytes, at: int) -> dict[bytes, bytes]:
 
 
 def _pax_size(records: dict[bytes, bytes], at: int) -> int:
+    """Return the file size in a pax header."""
     digits = records[b"size"]
     if not digits.isdigit() or len(digits) > 20:
         raise Damaged(f"has an extended header at byte {at} with an impossible size")
@@ -211,8 +230,10 @@ def _pax_size(records: dict[bytes, bytes], at: int) -> int:
 
 
 def _without_end(at: int) -> str:
+    """Describe a tar without an end marker."""
     return f"stops at byte {at} without an end marker; it was cut off, or its writer was stopped"
 
 
 def _sparse(at: int) -> str:
+    """Describe a tar with sparse files."""
     return f"has a sparse member at byte {at}; make it again without --sparse"
