@@ -1,1 +1,1 @@
-"""Tars that others made to a set that points into them."""
+"""The `index` command: makes a data set of tar files that other programs wrote."""

@@ -1,4 +1,4 @@
-"""Tars that are there already → a data set that points into them; they are read once and not changed."""
+"""The `index` command: a data set that refers to existing tar files, which are read once and not changed."""
 
 import hashlib
 import json
@@ -28,37 +28,41 @@ from isotorus.names import nearest
 
 @dataclass(frozen=True)
 class Options:
-    """How tars are read; all but `workers` and `strict` decide what the index says."""
+    """How tar files are read; all fields but `workers` and `strict` determine the index."""
 
     rule: Rule = field(default_factory=Rule)
+    """Which files of a sample are its image and its label."""
     classes: Path | None = None
-    """File of class names, one a line, in the order of the numbers that labels are."""
+    """Text file of class names, one per line, in the order of the numbers used as labels."""
     append: bool = False
-    """Add the tars that a data set does not have yet, as a further generation."""
+    """Add tar files that the data set does not contain yet, as a new generation."""
     workers: int = 1
-    """Processes."""
+    """Number of processes."""
     strict: bool = False
     """Publish nothing if any image cannot be read."""
 
 
 @dataclass(frozen=True)
 class _Task:
+    """A tar file to scan, and the file for its index rows."""
+
     path: str
     rule: Rule
     rows: Path
 
 
 def index(sources: Sequence[str], target: str, options: Options) -> str:
-    """Index the tars that `sources` are or hold, in the folder `target`; returns a line on what is there now.
+    """Index the tar files in `sources` (files, folders or URLs) in the folder `target`.
 
-    Raises `UserError` for whatever the user can mend; then, or killed, the data set is as it was.
+    Returns a sentence that says what the data set now contains. Raises `UserError` for errors that the user
+    can correct. After an error or a kill the data set is as it was before.
     """
     if reader.is_remote(target):
         raise UserError(f"{target}: an index is written to a local folder; give one, and copy it there then")
     dest = Path(target)
-    given = None if options.classes is None else tar_labels.read_classes(options.classes)
+    classes = None if options.classes is None else tar_labels.read_classes(options.classes)
     tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
-    plan = _fingerprint(tars, given, options.rule)
+    plan = _fingerprint(tars, classes, options.rule)
     base = _base(dest, plan, options.append)
     new = tars if base is None else _added(tars, base, options.append)
     if not new:
@@ -68,7 +72,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
             if staging.read(folder) is not None:
                 raise staging.other_packing(folder)
             scans = _scan_all(list(new.values()), folder, base, options)
-            _publish(dest, scans, given, plan, base, options)
+            _publish(dest, scans, classes, plan, base, options)
     except OSError as error:
         raise from_os_error(error, f"indexing into {dest}") from error
     without_image = sum(scan.without_image for scan in scans)
@@ -77,21 +81,23 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
 
 
 def _name(path: str, dest: Path) -> str:
-    """How the data set in `dest` calls a tar: relative to itself if it is below, else in full."""
+    """Return the name of a tar in the data set: a relative path if it is below `dest`, else a full path or
+    URL.
+    """
     if reader.is_remote(path):
         return path
-    folder = Path(os.path.abspath(dest))  # noqa: PTH100  links stay as they are
+    folder = Path(os.path.abspath(dest))  # noqa: PTH100  keeps symbolic links
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
 
 
-def _fingerprint(tars: dict[str, TarFile], given: list[str] | None, rule: Rule) -> str:
-    """Fingerprint of what is to be indexed and how."""
+def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule) -> str:
+    """Return a hash of the tar files, class names and rule, which identifies what is to be indexed."""
     sizes = {name: tar.size for name, tar in tars.items()}
-    return hashlib.sha256(json.dumps([sizes, given, asdict(rule)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([sizes, classes, asdict(rule)]).encode()).hexdigest()
 
 
 def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
-    """The data set that `dest` holds; `UserError` if it should not, or should."""
+    """Return the data set that `dest` contains, or None; raise `UserError` if that does not fit `append`."""
     if not (dest / DESCRIPTION).exists():
         if append:
             raise UserError(f"{dest} holds no data set to add to; leave out --append")
@@ -106,7 +112,9 @@ def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
 
 
 def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, TarFile]:
-    """The tars that a data set does not have; `UserError` if one that it has changed."""
+    """Return the tar files that the data set does not contain; raise `UserError` if another one has
+    changed.
+    """
     if not append:
         return {}
     names = map(base.shard_name, range(len(base.shards)))
@@ -121,13 +129,16 @@ def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, T
 
 
 def _rule(base: Dataset | None, options: Options) -> Rule:
-    """That of the data set which tars are added to, where none is given."""
+    """Return the rule; if none names a label field, new tar files use that of the data set they are added
+    to.
+    """
     if base is None or options.rule.label_field is not None:
         return options.rule
     return replace(options.rule, label_field=base.description.label_field)
 
 
 def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: Options) -> list[Scan]:
+    """Read all tar files, in several processes."""
     rule = _rule(base, options)
     tasks = [_Task(tar.path, rule, folder / f"index-{number}.npy") for number, tar in enumerate(tars)]
     megabytes = sum(tar.size // 10**6 for tar in tars)
@@ -138,13 +149,15 @@ def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: 
 
 
 def _scan(task: _Task) -> Scan:
+    """Read one tar file; runs in a worker of `pool.run`."""
     return tar_scan.scan(task.path, task.rule, task.rows)
 
 
 def _publish(
-    dest: Path, scans: list[Scan], given: list[str] | None, plan: str, base: Dataset | None, options: Options
+    dest: Path, scans: list[Scan], names: list[str] | None, plan: str, base: Dataset | None, options: Options
 ) -> None:
-    classes = _classes(scans, given, base)
+    """Check that the tar files fit together, and publish them as a generation."""
+    classes = _classes(scans, names, base)
     for scan in scans:
         _number_labels(scan, classes)
     _refuse_equal_keys(scans, base)
@@ -170,18 +183,19 @@ def _publish(
     sweep(dest, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
 
 
-def _classes(scans: list[Scan], given: list[str] | None, base: Dataset | None) -> list[str]:
+def _classes(scans: list[Scan], names: list[str] | None, base: Dataset | None) -> list[str]:
+    """Return the classes of the data set; `names` are those of the --classes file."""
     known = base.classes if base else []
-    if given is not None and given[: len(known)] != known:
+    if names is not None and names[: len(known)] != known:
         raise UserError(
             f"--classes does not begin with the {len(known)} classes that the data set has; "
             "keep them in their order and add new ones at the end"
         )
-    return tar_labels.classes_of([scan.labels for scan in scans], given or known, complete=given is not None)
+    return tar_labels.classes_of([scan.labels for scan in scans], names or known, complete=names is not None)
 
 
 def _number_labels(scan: Scan, classes: list[str]) -> None:
-    """Put the indices of their classes where the index rows of a tar have named labels."""
+    """Replace label names in the index rows of a tar by the indices of their classes."""
     if not scan.labels.names:
         return
     number = {name: i for i, name in enumerate(classes)}
@@ -193,7 +207,10 @@ def _number_labels(scan: Scan, classes: list[str]) -> None:
 
 
 def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
-    """Two samples with one key; hashes tell which may be equal, the tars themselves whether they are."""
+    """Raise `UserError` if two samples have the same key.
+
+    Equal hashes in the index show candidates; their keys are then read from the tar files and compared.
+    """
     new = [np.load(scan.rows, allow_pickle=False)["key"].copy() for scan in scans]
     hashes = np.concatenate([base.rows["key"], *new] if base else new)
     order = np.argsort(hashes, kind="stable")
@@ -220,7 +237,7 @@ def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
 
 
 def _report_skipped(dest: Path, skipped: list[tuple[str, str]], strict: bool) -> None:
-    """List the images left out, after those of earlier generations; `UserError` if there should be none."""
+    """Add the images that cannot be read to skipped.txt; raise `UserError` with `strict` if there are any."""
     if not skipped:
         return
     file = dest / SKIPPED
@@ -231,11 +248,12 @@ def _report_skipped(dest: Path, skipped: list[tuple[str, str]], strict: bool) ->
     if strict:
         raise UserError(
             f"{len(skipped)} images cannot be read (first: {skipped[0][0]}: {skipped[0][1]}; all are in "
-            f"{file}); leave out --strict to skip them, or mend the tars"
+            f"{file}); leave out --strict to skip them, or repair the tars"
         )
 
 
 def _refuse_no_images(scans: list[Scan]) -> None:
+    """Raise `UserError` if no tar file contains an image that can be read."""
     if any(scan.part.samples for scan in scans):
         return
     if skipped := [entry for scan in scans for entry in scan.part.skipped]:
@@ -250,7 +268,7 @@ def _refuse_no_images(scans: list[Scan]) -> None:
 
 
 def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
-    """A field that labels no sample is a mistyped one."""
+    """Raise `UserError` if no sample has a label in the label field: its name is probably mistyped."""
     if rule.label_field is None or any(s.labels.names or s.labels.largest >= 0 for s in scans):
         return
     fields = list(dict.fromkeys(name for scan in scans for name in scan.fields))
@@ -264,6 +282,7 @@ def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
 
 
 def _summary(dest: Path) -> str:
+    """Say in a sentence what the data set contains."""
     dataset = Dataset(dest)
     skipped = dataset.description.skipped
     return f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}" + (

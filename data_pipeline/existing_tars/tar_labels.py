@@ -1,4 +1,4 @@
-"""Labels in tars: a whole number is the index of a class, any other text the name of one."""
+"""Labels in tar files: a whole number is the index of a class, any other text is the name of a class."""
 
 import json
 import re
@@ -11,29 +11,31 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.names import nearest
 
 Label = int | str | None
-"""None: without a label."""
+"""None stands for a sample without a label."""
 
 LARGEST = 2**20
-"""Bytes of a member that a label is read from."""
+"""Most bytes of a file in a tar that a label is read from."""
 _MOST_CLASSES = 1_000_000
 _LONGEST = 1000
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Those in one tar."""
+    """The labels in one tar file."""
 
     path: str
     largest: int
-    """The largest number; -1 if there is none."""
+    """The largest number; -1 if no label is a number."""
     names: list[str]
+    """The labels that are names, sorted, each once."""
 
 
 def parse_label(content: bytes, field: str | None) -> tuple[Label, list[str]]:
-    """The label that a `.cls` is, or that a `field` of a `.json` is; and the names of the fields of that.
+    """Return the label in a `.cls` file, or in the `field` of a `.json` file, and the names of all its
+    fields.
 
-    An absent or empty field is no label. Raises ValueError with the reason in one line if it cannot be
-    read.
+    A missing or empty field means no label. Raises ValueError, with the reason in one line, if the content
+    cannot be read.
     """
     if field is None:
         try:
@@ -53,6 +55,9 @@ def parse_label(content: bytes, field: str | None) -> tuple[Label, list[str]]:
 
 
 def _from_text(text: str) -> Label:
+    """Return the label in a text; raise ValueError if it is too long, not printable or not a valid class
+    number.
+    """
     text = text.strip()
     if len(text) > _LONGEST:
         raise ValueError(f"holds {len(text)} characters, expected the number or name of a class")
@@ -61,7 +66,7 @@ def _from_text(text: str) -> Label:
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         return text or None
     number = int(text)
-    if number == -1:  # what many data sets write for "none"
+    if number == -1:  # many data sets write -1 for "no label"
         return None
     if not 0 <= number < _MOST_CLASSES:
         raise ValueError(f"holds class {number}, expected a number from 0 to {_MOST_CLASSES - 1}")
@@ -69,7 +74,7 @@ def _from_text(text: str) -> Label:
 
 
 def read_classes(file: Path) -> list[str]:
-    """Class names, one a line, in the order of their numbers. Raises `UserError` if they are none."""
+    """Read class names from a text file, one per line; raise `UserError` for empty or repeated names."""
     try:
         names = [line.strip() for line in file.read_text("utf-8-sig").rstrip().splitlines()]
     except OSError as error:
@@ -82,10 +87,11 @@ def read_classes(file: Path) -> list[str]:
 
 
 def classes_of(tars: Sequence[Labels], known: list[str], complete: bool) -> list[str]:
-    """The classes of a data set that knows some; new ones come last, unless the known are `complete`.
+    """Return the classes of a data set: those that are `known`, then new ones, unless the known are
+    `complete`.
 
-    Numbers without names are named by themselves. Raises `UserError` if a label is of no class, or if
-    some labels are numbers and some names without a complete list that says which is which.
+    Classes that are only known by number get the number as name. Raises `UserError` if a label belongs to no
+    class, or if some labels are numbers and others names and there is no complete list of classes.
     """
     numbered = known == [str(i) for i in range(len(known))]
     highest = max(tars, key=lambda tar: tar.largest)

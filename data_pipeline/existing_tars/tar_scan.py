@@ -1,4 +1,4 @@
-"""One existing tar, read once: its samples' index rows, and what else `index` must know of it."""
+"""Read one existing tar file: index rows of its samples, their labels, and whatever is wrong with it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,14 +22,15 @@ _LINK = "a link, not a file; make the tar with --dereference and --hard-derefere
 
 @dataclass(frozen=True)
 class Rule:
-    """Which members of a sample are its image and its label."""
+    """Which files of a sample are its image and its label."""
 
     image_extension: str | None = None
-    """All after the first dot of the file's name; None: whatever is an image by its name."""
+    """Everything after the first dot of the image's file name; None: any known image extension."""
     label_field: str | None = None
-    """Of the sample's `.json`; None: the label is its `.cls`."""
+    """Field of the sample's `.json` file that contains its label; None: the label is in the `.cls` file."""
     channels: int | None = None
-    """Leave out images that cannot be had with this number of channels; None if all must have one number."""
+    """Leave out images that cannot be converted to this number of channels; None: all must have the same
+    number."""
 
     def __post_init__(self) -> None:
         if self.image_extension is not None and not _is_image(self.image_extension):
@@ -41,41 +42,42 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scan:
-    """What is in a tar."""
+    """What one tar file contains."""
 
     path: str
     part: Part
     rows: Path
-    """File (.npy) of its index rows. Where a label is the i-th of `labels.names`, there is -2-i."""
+    """File (.npy) of its index rows; the label -2-i stands for the name `labels.names[i]`."""
     labels: Labels
     without_image: int
-    """Samples."""
+    """Number of samples that have no image."""
     fields: list[str]
-    """Of the first `.json` that was looked at."""
+    """Names of the fields in the first `.json` file that was read."""
 
 
 def scan(path: str, rule: Rule, rows: Path) -> Scan:
-    """Read a tar and write the index rows of its samples to the file `rows`.
+    """Read a tar file, and write the index rows of its samples to the file `rows`.
 
-    Runs in a worker of `pool.run` and counts megabytes there. Raises `UserError` that names the tar if
-    it is damaged, two members have one name, a sample has several images, or a label is none.
+    Runs in a worker of `pool.run` and reports megabytes to the progress bar. Raises `UserError`, which names
+    the tar, if it is damaged, contains two files of one name, has several images for a sample, or an invalid
+    label.
     """
     try:
         with tar_files.open_stream(path) as stream:
             tar = Tar(stream, tar_files.size_of(path))
             samples = _Samples(path, rule)
             samples.read(tar)
-        found = samples.finish(tar, rows)
-        common_channels([found.part.contents])  # refuses now what would be refused when all tars are read
-        return found
+        result = samples.finish(tar, rows)
+        common_channels([result.part.contents])  # raises now, not only when all tars are read
+        return result
     except Damaged as error:
-        raise UserError(f"the tar {tar_files.shown(path)} {error}; mend it or leave it out") from None
+        raise UserError(f"the tar {tar_files.shown(path)} {error}; repair it or leave it out") from None
     except OSError as error:
         raise from_os_error(error, f"indexing {path}") from error
 
 
 def key_at(path: str, offset: int) -> str:
-    """The key of the sample of which a member's content begins at a byte of a tar that was scanned."""
+    """Return the key of the sample that has a file whose content begins at byte `offset` of the tar."""
     with tar_files.open_stream(path) as stream:
         tar = Tar(stream, tar_files.size_of(path))
         name = next(member.name for member in tar if member.offset == offset)
@@ -84,18 +86,19 @@ def key_at(path: str, offset: int) -> str:
 
 
 class _Samples:
-    """Members of a tar, gathered by key: those of one sample need not follow each other."""
+    """Collects the files of a tar by key; the files of one sample need not be next to each other."""
 
     def __init__(self, path: str, rule: Rule) -> None:
         self._path, self._rule = path, rule
         self._census = Census()
-        self._images: dict[str, str] = {}  # extension of every key's image
+        self._images: dict[str, str] = {}  # extension of the image of each key
         self._labels: dict[str, Label] = {}
-        self._indexed: list[str] = []  # keys in the order of the index rows
+        self._indexed: list[str] = []  # keys, in the order of the index rows
         self._keys: set[str] = set()
         self._fields: list[str] = []
 
     def read(self, tar: Tar) -> None:
+        """Read all files of the tar."""
         megabytes = 0
         for member in tar:
             split = key_and_extension(member.name)
@@ -105,6 +108,7 @@ class _Samples:
             megabytes = (member.offset + member.size) // 10**6
 
     def finish(self, tar: Tar, file: Path) -> Scan:
+        """Write the index rows to `file` and return the result."""
         part, rows = self._census.part(tar.size, tar.sha256)
         known = [self._labels.get(key) for key in self._indexed]
         names = sorted({label for label in known if isinstance(label, str)})
@@ -123,6 +127,7 @@ class _Samples:
         )
 
     def _add(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
+        """Use a file of the tar if it is an image or a label; `content` reads its bytes."""
         self._keys.add(key)
         chosen = self._rule.image_extension
         if extension == chosen or (chosen is None and _is_image(extension)):
@@ -135,6 +140,7 @@ class _Samples:
             self._labels[key] = self._label(member, content)
 
     def _refuse_second_image(self, member: Member, key: str, extension: str) -> None:
+        """Raise `UserError` if the sample has an image already."""
         first = self._images.get(key)
         if first == extension:
             raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
@@ -145,6 +151,7 @@ class _Samples:
             )
 
     def _add_image(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
+        """Count an image, or skip it with a reason if it is a link, too large or cannot be decoded."""
         name = f"{tar_files.shown(self._path)}/{printable(member.name)}"
         if member.link:
             self._census.skip(name, _LINK)
@@ -161,6 +168,7 @@ class _Samples:
             self._indexed.append(key)
 
     def _label(self, member: Member, content: Callable[[], bytes]) -> Label:
+        """Return the label in a file of the tar; raise `UserError` if there is none that can be read."""
         try:
             if member.link:
                 raise ValueError(f"is {_LINK}")
@@ -173,8 +181,10 @@ class _Samples:
         return label
 
     def _error(self, reason: str) -> UserError:
+        """Return the error about this tar."""
         return UserError(f"the tar {tar_files.shown(self._path)} {reason}")
 
 
 def _is_image(extension: str) -> bool:
+    """Return whether an extension is one of image files; only what follows its last dot counts."""
     return f".{extension.rpartition('.')[2]}" in EXTENSIONS

@@ -1,1 +1,1 @@
-"""A folder or manifest of images to shards."""
+"""The `pack` command: turns a folder of images, or a table that lists images, into shards."""

@@ -1,6 +1,7 @@
-"""What goes into which shard, decided from the list of images alone before any is opened.
+"""Decide which images are packed, and into which shard, from the list of images alone.
 
-So every worker count writes the same bytes, and what a killed run has finished can be kept.
+No image is opened for these decisions. Therefore any number of workers writes the same bytes, and shards that
+an interrupted run has finished can be kept.
 """
 
 import hashlib
@@ -16,21 +17,23 @@ from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item, class_names
 from isotorus.errors import UserError
 
-_OVERHEAD = 2048  # bytes of tar headers and padding around an image and its label, about
+_OVERHEAD = 2048  # approximate bytes of tar headers and padding for an image and its label
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Items of every shard, by name of the set; the name is empty if there is no split."""
+    """The images of every shard, by name of the set; the name is "" if there is no split."""
 
     sets: dict[str, list[list[Item]]]
     classes: list[str]
-    """Names in the order of their index."""
+    """Class names in the order of their index."""
     split: Split | None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal lists of images (paths, sizes, labels, columns) and equal options."""
+        """A SHA-256 that is equal for equal lists of images (path, size, label, columns) and equal
+        options.
+        """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, shards in self.sets.items():
             for shard in shards:
@@ -40,16 +43,16 @@ class Assignment:
 
 
 def assign(items: list[Item], classes: list[str], split: Split | None, shard_size: int) -> Assignment:
-    """Split, shuffle and cut into shards of about `shard_size` bytes; a set may be left empty.
+    """Split the images into sets, shuffle them, and divide each set into shards of about `shard_size` bytes.
 
-    Raises `UserError` if two images have one key.
+    A set may be empty. Raises `UserError` if two images have the same key.
     """
     sets = _divide(_shuffle(items), split)
     return Assignment({name: _cut(members, shard_size) for name, members in sets.items()}, classes, split)
 
 
 def refuse_empty_sets(assignment: Assignment) -> None:
-    """`UserError` if a set that was asked for would hold no image."""
+    """Raise `UserError` if a set that was asked for would contain no image."""
     for name, shards in assignment.sets.items():
         if not shards:
             assert assignment.split is not None
@@ -62,7 +65,7 @@ def refuse_empty_sets(assignment: Assignment) -> None:
 
 
 def _hash(text: str, purpose: str) -> int:
-    """A uniform 64-bit number; the purpose keeps the shuffle unrelated to the split."""
+    """Return a uniformly distributed 64-bit number; `purpose` makes the shuffle and the split independent."""
     key = purpose.encode()
     return int.from_bytes(
         hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8, key=key).digest()
@@ -70,7 +73,11 @@ def _hash(text: str, purpose: str) -> int:
 
 
 def _shuffle(items: list[Item]) -> list[Item]:
-    """In the order of their keys' hashes: classes mix inside a shard, and may be read one after another."""
+    """Sort images by the hash of their keys, so that each shard mixes the classes and can be read in
+    sequence.
+
+    Raises `UserError` if two images have the same key.
+    """
     hashes = np.fromiter((_hash(item.key, "shuffle") for item in items), np.uint64, len(items))
     order = np.argsort(hashes, kind="stable")
     for i in np.flatnonzero(np.diff(hashes[order]) == 0):
@@ -84,7 +91,11 @@ def _shuffle(items: list[Item]) -> list[Item]:
 
 
 def _divide(items: list[Item], split: Split | None) -> dict[str, list[Item]]:
-    """Membership depends on an image's group or key alone, so more images do not move the others."""
+    """Return the images of each set of the split.
+
+    The set depends only on the image's group, or on its key if it has no group. So adding images never moves
+    other images to another set.
+    """
     if split is None:
         return {"": items}
     sets: dict[str, list[Item]] = {"train": []}
@@ -100,6 +111,7 @@ def _divide(items: list[Item], split: Split | None) -> dict[str, list[Item]]:
 
 
 def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
+    """Divide images, in their order, into shards of about `shard_size` bytes."""
     shards: list[list[Item]] = []
     room = 0
     for item in items:
@@ -114,11 +126,11 @@ def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
 
 @dataclass(frozen=True)
 class AlreadyPacked:
-    """The images of a listing that are there already."""
+    """How many images of a list the data set contains already."""
 
     images: int
     relabelled: int
-    """Those of them that have another label in the listing."""
+    """How many of them have another label in the list than in the data set."""
 
     def __str__(self) -> str:
         kept = f", {self.relabelled} of them with another label, which they keep" if self.relabelled else ""
@@ -126,9 +138,9 @@ class AlreadyPacked:
 
 
 def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], AlreadyPacked]:
-    """The images whose keys none of the sets has.
+    """Return the images whose keys are in none of the sets, and a count of the others.
 
-    Raises `UserError` if one has the key of a packed image, but another size.
+    Raises `UserError` if an image has the key of a packed image but another size in bytes.
     """
     keys, sizes, labels = (np.concatenate([s.rows[name] for s in sets]) for name in ("key", "size", "label"))
     order = np.argsort(keys)
@@ -150,7 +162,10 @@ def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], Alrea
 
 
 def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
-    """Whether it is more than the hash of the key that `item` and the row of the sets have in common."""
+    """Return whether the key of `item` equals the key of a sample, and not only the hash of that key.
+
+    `row` is the sample's index in the concatenated sets.
+    """
     for dataset in sets:
         if row < len(dataset):
             return dataset.key(row) == item.key
@@ -159,12 +174,16 @@ def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
 
 
 def extended_classes(items: list[Item], sets: list[Dataset]) -> list[str]:
-    """Those of the sets keep their index, new ones come after them."""
+    """Return the classes of the sets, which keep their indices, followed by the new classes of `items`."""
     return list(dict.fromkeys([*(name for dataset in sets for name in dataset.classes), *class_names(items)]))
 
 
 def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped: bool) -> Split | None:
-    """How new images are shared out: as those `packed`; `UserError` if something else is asked for."""
+    """Return the split for new images, which is that of the images `packed` before.
+
+    Raises `UserError` if the split `asked` for differs, or if images were grouped before and are not now, or
+    the reverse.
+    """
     if asked is not None and (packed is None or _shares(asked) != _shares(packed)):
         before = "without a split" if packed is None else f"with {_shares(packed)}"
         raise UserError(f"{dest} was packed {before}, not with {_shares(asked)}; leave these options out")
@@ -182,11 +201,14 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
 
 
 def _shares(split: Split) -> str:
+    """Return the command-line options that give this split."""
     return f"--val-fraction {split.val_fraction:g} --test-fraction {split.test_fraction:g}"
 
 
 def refuse_misfit(dest: Path, packed: Generation, asked: int | None) -> None:
-    """`UserError` unless files, and images of `asked` channels, go with those `packed`."""
+    """Raise `UserError` if new image files, with `asked` channels, cannot be added to the data set
+    `packed`.
+    """
     if packed.label_field is not None:
         raise UserError(
             f"{dest} takes labels from the field {packed.label_field!r} of the samples' .json, as no packed "

@@ -1,4 +1,4 @@
-"""A plan → shards in the staging folder → a published generation of every set."""
+"""Write the assigned shards into the staging folder, then publish them as a generation of every set."""
 
 from pathlib import Path
 
@@ -27,10 +27,12 @@ def build(
     workers: int,
     strict: bool,
 ) -> int:
-    """Write the shards of `plan` into the staging `folder`, then publish them; the number of images added.
+    """Write the assigned shards into the staging `folder`, publish them, and return the number of images
+    added.
 
-    Continues what an earlier call has begun there. Raises `UserError` for whatever the user can mend;
-    nothing new is published then, and what is finished stays.
+    `bases` says for each set which generation the shards are added to. Work that an earlier, interrupted call
+    has finished is kept. Raises `UserError` for errors that the user can correct; then nothing new is
+    published, and finished shards stay in the staging folder.
     """
     state = _begin(folder, assigned, bases, channels)
     old = {
@@ -84,7 +86,7 @@ def _begin(folder: Path, assigned: Assignment, bases: dict[str, Base], channels:
 
 
 def _tasks(source: Path, folder: Path, assigned: Assignment, channels: int | None) -> dict[str, list[Task]]:
-    """The shards of every set."""
+    """Return a task for each shard of every set."""
     number = {name: i for i, name in enumerate(assigned.classes)}
     return {
         name: [
@@ -102,7 +104,9 @@ def _tasks(source: Path, folder: Path, assigned: Assignment, channels: int | Non
 
 
 def _write_shards(tasks: dict[str, list[Task]], workers: int, *, check_sources: bool) -> dict[Path, Part]:
-    """Write the shards that no earlier call has finished; what is known of each, by where it is staged."""
+    """Write the shards that no earlier call has finished; return the `Part` of every shard by its staged
+    file.
+    """
     parts: dict[Path, Part] = {}
     missing = []
     for task in (task for shards in tasks.values() for task in shards):
@@ -121,12 +125,16 @@ def _write_shards(tasks: dict[str, list[Task]], workers: int, *, check_sources: 
 def _report_skipped(
     dest: Path, tasks: dict[str, list[Task]], parts: dict[Path, Part], strict: bool, *, is_new: bool
 ) -> None:
-    """List the files left out; `UserError` if there should be none, or a new set would have nothing else."""
+    """Write the list of files that were left out to skipped.txt.
+
+    Raises `UserError` with `strict` if there are any, and for a new data set if one of its sets has no
+    images.
+    """
     skipped = sorted(entry for part in parts.values() for entry in part.skipped)
     if not skipped:
         return
     lines = [f"{path}\t{reason}" for path, reason in skipped]
-    if not is_new and (dest / SKIPPED).exists():  # those of earlier packings stay listed
+    if not is_new and (dest / SKIPPED).exists():  # files left out earlier stay in the list
         lines = sorted({*lines, *(dest / SKIPPED).read_text().splitlines()})
     with atomic(dest / SKIPPED) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
@@ -134,7 +142,7 @@ def _report_skipped(
     if strict:
         raise UserError(
             f"{len(skipped)} files cannot be packed ({first}); leave out --strict to skip them, "
-            "or mend them and pack into another folder"
+            "or repair them and pack into another folder"
         )
     for name, shards in tasks.items():
         if is_new and not any(parts[task.target].samples for task in shards):
@@ -145,7 +153,7 @@ def _report_skipped(
 
 
 def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int) -> list[FinishedShard]:
-    """Bring the shards that hold samples where they stay, numbered from `number` on."""
+    """Move the shards that contain samples out of the staging folder, numbered from `number` on."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[FinishedShard] = []
     for task in tasks:
@@ -153,11 +161,12 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         if not part.samples:
             continue
         name = _name(number + len(shards))
-        if task.target.exists():  # else an earlier, interrupted call has moved it
+        if task.target.exists():  # if not, an earlier call that was interrupted has moved it
             task.target.replace(folder / name)
         shards.append(FinishedShard(name, part, task.target.with_suffix(".npy")))
     return shards
 
 
 def _name(number: int) -> str:
+    """Return the file name of a shard."""
     return f"shard-{number:06d}.tar"

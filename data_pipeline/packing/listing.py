@@ -1,4 +1,4 @@
-"""Which images there are, what they are called and how they are labelled; nothing is decoded here."""
+"""List the images to pack, with their keys and labels; no image is decoded here."""
 
 import re
 from collections.abc import Iterator
@@ -21,30 +21,33 @@ class Item:
     """One image to be packed."""
 
     path: str
-    """Relative to the source folder, with forward slashes."""
+    """Path relative to the source folder, with forward slashes."""
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     modified: int = 0
-    """Nanoseconds since the epoch."""
+    """Time of the last modification, in nanoseconds since the epoch."""
     label: str = ""
-    """Name of its class; empty if it has none."""
+    """Class name; "" if the image has no label."""
     extra: str = ""
-    """The other columns of its row in the manifest as JSON; empty if there are none."""
+    """The other columns of the image's row in the table, as JSON; "" if there are none."""
     group: str = ""
-    """Images of one group stay on one side of a split."""
+    """Name of the image's group; images of one group go to the same side of a split."""
 
     @property
     def key(self) -> str:
-        """WebDataset key: the path without extension, where dots, at which WebDataset would cut, are "_"."""
+        """The WebDataset key: the path without its extension, with "_" for every other dot.
+
+        Dots are replaced because WebDataset ends a key at the first dot of the file name.
+        """
         folder, slash, name = self.path.rpartition("/")
         return f"{folder}{slash}{name.rpartition('.')[0] or name}".replace(".", "_")
 
 
 def from_folder(source: Path, labelled: bool) -> list[Item]:
-    """All images below `source` in the order of their paths.
+    """Return all images in `source` and its subfolders, sorted by path.
 
-    Labelled, an image's class is the first-level folder that it lies in. Raises `UserError` if there
-    is no image, or an image has no class.
+    With `labelled`, the class of an image is the first folder in its path. Raises `UserError` if there are no
+    images, or if an image is in no class folder.
     """
     paths = sorted(_image_files(source))
     if not paths:
@@ -63,9 +66,9 @@ def from_folder(source: Path, labelled: bool) -> list[Item]:
 
 
 def from_manifest(source: Path, file: Path, columns: Columns) -> list[Item]:
-    """The images that a manifest lists, in its order.
+    """Return the images that the rows of a CSV or Parquet file list, in their order.
 
-    Raises `UserError` if a column or a file is missing, or a path leads out of `source`.
+    Raises `UserError` if a column or a file is missing, or if a path leads out of `source`.
     """
     items, absent = [], []
     for row in manifest.read(file, columns):
@@ -90,30 +93,36 @@ def from_manifest(source: Path, file: Path, columns: Columns) -> list[Item]:
 
 
 def grouped(items: list[Item], pattern: str) -> list[Item]:
-    """The images with the group that the first group of a regular expression, found in the path, names."""
+    """Return the images with their groups set from their paths.
+
+    `pattern` is a regular expression; what its first group matches in a path is the name of the image's
+    group. Raises `UserError` if the pattern is invalid, has no group, or does not match some path.
+    """
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error}); mend it") from None
+        raise UserError(
+            f"--group-pattern {pattern!r} is no regular expression ({error}); correct it"
+        ) from None
     if not expression.groups:
         raise UserError(
             f"--group-pattern {pattern!r} has no group; put what names an image's group in parentheses, "
             "e.g. 'patient([0-9]+)'"
         )
-    found = [(item, expression.search(item.path)) for item in items]
-    without = [item.path for item, match in found if not (match and match[1])]
+    matches = [(item, expression.search(item.path)) for item in items]
+    without = [item.path for item, match in matches if not (match and match[1])]
     if without:
         raise UserError(
             f"--group-pattern {pattern!r} finds no group in {len(without)} of {len(items)} paths "
             f"(first: {without[0]}); change the expression, or take those images away"
         )
-    return [replace(item, group=intern(match[1])) for item, match in found if match]
+    return [replace(item, group=intern(match[1])) for item, match in matches if match]
 
 
 def class_names(items: list[Item]) -> list[str]:
-    """In the order of their index: by value if all are whole numbers, else by name.
+    """Return the class names in the order of their indices: by value if all are whole numbers, else by name.
 
-    Raises `UserError` if one is not text.
+    Raises `UserError` if a name contains characters that cannot be printed.
     """
     names = {item.label for item in items} - {""}
     for name in names:
@@ -140,7 +149,7 @@ def _image_files(source: Path) -> Iterator[str]:
 
 
 def _stat(source: Path, path: str) -> tuple[int, int]:
-    """Bytes and time of modification."""
+    """Return the size in bytes and the time of the last modification of an image."""
     try:
         status = (source / path).stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -151,5 +160,6 @@ def _stat(source: Path, path: str) -> tuple[int, int]:
 
 
 def _leads_out(path: str) -> bool:
+    """Return whether a path is empty, absolute, or contains ".."."""
     parts = PurePosixPath(path)
     return not parts.parts or parts.is_absolute() or ".." in parts.parts

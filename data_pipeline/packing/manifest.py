@@ -1,4 +1,4 @@
-"""A table that lists images: CSV or Parquet, by the file's extension, read a row at a time."""
+"""Read a table that lists images, CSV or Parquet by the file's extension, one row at a time."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 2**14
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that mean something."""
+    """Names of the columns for the image path, the label and, optionally, the group."""
 
     image: str = "image"
     label: str = "label"
@@ -25,19 +25,21 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """One row of the table, which stands for one image."""
+
     image: str
     label: str
-    """Empty if there is none."""
+    """Class name; "" if the image has no label."""
     group: str
     extra: str
-    """The columns other than image and label as JSON; empty if there are none."""
+    """All columns except image and label, as JSON; "" if there are none."""
 
 
 def read(file: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a manifest; an empty cell, null or NaN is no label and no group.
+    """Yield the rows of a table; an empty cell, a null or a NaN means no label and no group.
 
-    Numbers and truth values of a Parquet file keep their type in `extra`, cells of a CSV are text.
-    Raises `UserError` if it cannot be read, lacks a column, or lists nothing.
+    In `extra`, numbers and booleans of a Parquet file keep their type; cells of a CSV file are text. Raises
+    `UserError` if the file cannot be read, lacks a column, or has no rows.
     """
     rows = 0
     for cells in (
@@ -53,6 +55,7 @@ def read(file: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _read_csv(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a CSV file by column name."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text, strict=True)
@@ -60,10 +63,10 @@ def _read_csv(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
             _check_columns(file, names, columns)
             for number, cells in enumerate(rows, start=2):
                 if not cells:
-                    continue  # an empty line
+                    continue  # skip empty lines
                 if len(cells) != len(names):
                     raise UserError(
-                        f"{file}, row {number}, has {len(cells)} cells, the first row {len(names)}; mend it"
+                        f"{file}, row {number}, has {len(cells)} cells, the first row {len(names)}; fix it"
                     )
                 yield dict(zip(names, cells, strict=True))
     except OSError as error:
@@ -73,7 +76,8 @@ def _read_csv(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
-    # Here, because it takes a while that those without Parquet need not wait.
+    # Imported here: pyarrow is slow to import, and only Parquet files need it.
+    """Yield the rows of a Parquet file by column name."""
     import pyarrow
     import pyarrow.parquet
 
@@ -93,15 +97,17 @@ def _read_parquet(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
         if isinstance(error, OSError) and error.errno:
             raise from_os_error(error, f"reading the labels {file}") from error
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it anew") from None
+        raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it again") from None
 
 
 def _holds_binary(kind: Any) -> bool:
+    """Return whether an Arrow type is binary or contains a binary type."""
     inner = [kind.field(i).type for i in range(kind.num_fields)]
     return "binary" in str(kind) if not inner else any(map(_holds_binary, inner))
 
 
 def _check_columns(file: Path, present: Sequence[str], columns: Columns) -> None:
+    """Raise `UserError` if a needed column is missing or two columns have the same name."""
     options = {"--image-column": columns.image, "--label-column": columns.label}
     if columns.group is not None:
         options["--group-column"] = columns.group
@@ -119,7 +125,10 @@ def _check_columns(file: Path, present: Sequence[str], columns: Columns) -> None
 
 
 def _text(value: Any) -> str:
-    """Of a cell that names something; a column of integers with gaps often comes as floats."""
+    """Return a cell as text; a float that is a whole number becomes an integer first.
+
+    Columns of integers with missing values are often stored as floats.
+    """
     value = _plain(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -127,7 +136,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """With null for the floats that JSON does not know."""
+    """Return a value with null in place of NaN and infinity, which JSON does not have."""
     match value:
         case float() if not math.isfinite(value):
             return None

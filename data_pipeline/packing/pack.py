@@ -1,8 +1,9 @@
-"""Images → shards, index and statistics: same input, same bytes; killed at any time, it continues.
+"""The `pack` command: images → shards, an index and statistics.
 
-Shards are finished one by one in DEST/.packing. When all are there they are moved out, the tables are
-written and at last dataset.json: a folder with a dataset.json is whole. Adding to a data set goes the
-same way, and till its end the set is what it was.
+The same input gives the same bytes, and a packing that was killed continues when it is started again. Shards
+are finished one by one in DEST/.packing. When all are complete they are moved out, then the tables are
+written, and dataset.json last: a folder with a dataset.json is complete. Images are added to an existing data
+set in the same way, and until the end the data set stays as it was.
 """
 
 import re
@@ -23,54 +24,58 @@ from isotorus.errors import UserError, from_os_error
 
 @dataclass(frozen=True)
 class Options:
-    """What to pack and how; all but `workers` and `strict` decide the bytes."""
+    """What to pack and how; all fields but `workers` and `strict` determine the bytes that are written."""
 
     labels: Path | str | None = None
-    """None, "folder", or the CSV or Parquet file that lists the images."""
+    """None, "folder", or the path of a CSV or Parquet file that lists the images."""
     columns: Columns = field(default_factory=Columns)
-    """Of that file."""
+    """Names of the columns in that file."""
     group_pattern: str | None = None
-    """Regular expression whose first group, found in an image's path, names its group."""
+    """Regular expression whose first group, matched in an image's path, is the name of the image's group."""
     val_fraction: float = 0.0
-    """Share of the images, or of their groups, that is set apart in DEST/val."""
+    """Fraction of the images, or of their groups, that go to DEST/val."""
     test_fraction: float = 0.0
-    """The same for DEST/test."""
+    """Fraction of the images, or of their groups, that go to DEST/test."""
     channels: int | None = None
-    """Leave out images that cannot be had with so many channels; None if all must have one number."""
+    """Leave out images that cannot be converted to this number of channels; None: all must have the same
+    number."""
     shard_size: int = 256 * 10**6
-    """Bytes of a shard, about."""
+    """Approximate size of a shard in bytes."""
     append: bool = False
-    """Add the images that are not there yet to the data set in DEST."""
+    """Add images that the data set in DEST does not contain yet."""
     workers: int = 1
-    """Processes."""
+    """Number of processes."""
     strict: bool = False
     """Publish nothing if any file has to be left out."""
 
     @property
     def grouped(self) -> bool:
+        """Whether images are split by group."""
         return self.group_pattern is not None or self.columns.group is not None
 
     @property
     def split(self) -> Split | None:
+        """The split that was asked for; None if all images go into one set."""
         if not self.val_fraction and not self.test_fraction:
             return None
         return Split(val_fraction=self.val_fraction, test_fraction=self.test_fraction, grouped=self.grouped)
 
 
 def pack(source: Path, dest: Path, options: Options) -> str:
-    """Pack the images below `source` into `dest`; returns a line that says what is there now.
+    """Pack the images in `source` into `dest`, and return a sentence that says what `dest` now contains.
 
-    Raises `UserError` for whatever the user can mend; the shards finished by then are kept, and the
-    same call continues from them.
+    Raises `UserError` for errors that the user can correct; finished shards are then kept, and the same call
+    continues from them.
     """
     items = _list(source, options)
     try:
-        return (_append if options.append else _pack_anew)(source, dest, items, options)
+        return (_append if options.append else _pack_new)(source, dest, items, options)
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
 
 
 def _list(source: Path, options: Options) -> list[Item]:
+    """Return the images to pack."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
@@ -80,7 +85,8 @@ def _list(source: Path, options: Options) -> list[Item]:
     return items if options.group_pattern is None else listing.grouped(items, options.group_pattern)
 
 
-def _pack_anew(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    """Pack into an empty folder, or continue a packing that was interrupted there."""
     assigned = assignment.assign(items, listing.class_names(items), options.split, options.shard_size)
     assignment.refuse_empty_sets(assigned)
     if _is_packed(dest, assigned, options.channels) and not (dest / STAGING).exists():
@@ -97,7 +103,7 @@ def _pack_anew(source: Path, dest: Path, items: list[Item], options: Options) ->
 
 
 def _is_packed(dest: Path, assigned: Assignment, channels: int | None) -> bool:
-    """Whether `dest` is complete; `UserError` if it holds anything that is not of this plan."""
+    """Return whether `dest` is complete; raise `UserError` if it contains anything else than these images."""
     sets = [Dataset(dest / name) for name in assigned.sets if (dest / name / DESCRIPTION).exists()]
     for dataset in sets:
         first = Dataset(dataset.path, generation=1).description
@@ -113,6 +119,7 @@ def _is_packed(dest: Path, assigned: Assignment, channels: int | None) -> bool:
 
 
 def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+    """Add the images that the data set in `dest` does not contain yet."""
     names = [Path(name).name for name in subsets(str(dest))] or [""]
     if not (dest / names[0] / DESCRIPTION).exists():
         raise UserError(f"{dest} holds no data set to add to; leave out --append to make one")
@@ -135,7 +142,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
 
 
 def _base(folder: Path) -> Base:
-    """Of the set there; the new shards get numbers that no file has."""
+    """Describe the set in `folder` before the packing; new shards get numbers that no existing file has."""
     taken = [re.fullmatch(r"shard-(\d+)\.tar", file.name) for file in folder.iterdir()]
     return Base(
         generation=Dataset(folder).generation,
@@ -146,11 +153,13 @@ def _base(folder: Path) -> Base:
 def _build(
     source: Path, dest: Path, folder: Path, assigned: Assignment, bases: dict[str, Base], options: Options
 ) -> int:
+    """Call `build` with the options."""
     channels, workers, strict = options.channels, options.workers, options.strict
     return build(source, dest, folder, assigned, bases, channels=channels, workers=workers, strict=strict)
 
 
 def _summary(dest: Path, assigned: Assignment) -> str:
+    """Say in a sentence what `dest` contains."""
     sets = {name: Dataset(dest / name).description for name in assigned.sets}
     total = list(sets.values())
     images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)

@@ -1,4 +1,4 @@
-"""One shard: its images are read, checked by decoding, counted and written to a tar file."""
+"""Write one shard: read its images, check them by decoding, count them and write them to a tar file."""
 
 import hashlib
 import io
@@ -28,21 +28,24 @@ class Task:
     """Folder of the images."""
     items: list[Item]
     labels: list[int]
-    """Class index of each, -1 for none."""
+    """Class index of each image; -1 for no label."""
     channels: int | None
-    """Leave out images that cannot be had with this number of channels; None if all must have one number."""
+    """Leave out images that cannot be converted to this number of channels; None: all must have the same
+    number."""
     target: Path
-    """The tar file; its index rows (.npy) and `Staged` (.json) come beside it."""
+    """The tar file to write; its index rows (.npy) and its `Staged` record (.json) are written beside it."""
 
     @property
     def sources(self) -> str:
-        """Tells a source file that was replaced, by another of equal size too."""
+        """A hash of the modification times of the image files: it changes when a file is replaced, also by
+        one of equal size.
+        """
         stamps = "".join(f"{item.modified} " for item in self.items)
         return hashlib.blake2b(stamps.encode(), digest_size=8).hexdigest()
 
 
 class Staged(Section):
-    """What is known of a finished shard that is not yet published."""
+    """The record of a finished shard that is not published yet."""
 
     sources: str
     channels: int | None
@@ -50,10 +53,10 @@ class Staged(Section):
 
 
 def write(task: Task) -> Part:
-    """Write the shard, its index rows and, when both are on the disk, its `Staged`.
+    """Write the shard, then its index rows, then its `Staged` record, and return the shard's counts.
 
-    Runs in a worker of `pool.run` and counts images there. Raises `UserError` if a file cannot be
-    read or has changed since it was listed, if the disk is full, or if the shard's images have
+    Runs in a worker of `pool.run` and reports each image to the progress bar. Raises `UserError` if a file
+    cannot be read or has changed since it was listed, if the disk is full, or if the images of the shard have
     different numbers of channels.
     """
     try:
@@ -69,12 +72,12 @@ def write(task: Task) -> Part:
             file.write(staged.model_dump_json().encode())
     except OSError as error:
         raise from_os_error(error, f"writing {task.target}") from error
-    common_channels([part.contents])  # refuses now what would be refused when all shards are written
+    common_channels([part.contents])  # raises now, not only when all shards are written
     return part
 
 
 def finished(task: Task, *, check_sources: bool = True) -> Part | None:
-    """What an earlier call has written of this shard; None if it has to be written (again)."""
+    """Return the counts of this shard if an earlier call has written it; None if it must be written."""
     try:
         staged = Staged.model_validate_json(task.target.with_suffix(".json").read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -86,6 +89,7 @@ def finished(task: Task, *, check_sources: bool = True) -> Part | None:
 
 
 def _write_tar(task: Task, file: BinaryIO) -> Census:
+    """Write the tar file, and return the counts of its samples."""
     census = Census()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
@@ -108,19 +112,20 @@ def _write_tar(task: Task, file: BinaryIO) -> Census:
 
 
 def _read(source: Path, item: Item) -> bytes:
+    """Return the bytes of an image file; raise `UserError` if its size has changed since it was listed."""
     try:
         data = (source / item.path).read_bytes()
     except OSError as error:
         raise from_os_error(error, "reading the images") from error
     if len(data) != item.size:
         raise UserError(
-            f"{source / item.path} changed while it was packed; wait until it is whole and pack anew"
+            f"{source / item.path} changed while it was packed; wait until it is complete and pack again"
         )
     return data
 
 
 def _add(tar: tarfile.TarFile, item: Item, extension: str, label: int, data: bytes) -> int:
-    """Append a sample as WebDataset has it; the offset of its image in the tar file."""
+    """Append the files of one sample to the tar file; return the offset of the image's bytes in it."""
     members = {extension: data}
     if label >= 0:
         members["cls"] = str(label).encode()
@@ -128,7 +133,7 @@ def _add(tar: tarfile.TarFile, item: Item, extension: str, label: int, data: byt
         members["json"] = item.extra.encode()
     offset = 0
     for name, content in members.items():
-        # Without owner and date: the same bytes whenever and by whomever it is written.
+        # No owner and no date, so that every user writes the same bytes at any time.
         header = tarfile.TarInfo(f"{item.key}.{name}")
         header.size, header.mode = len(content), 0o444
         tar.addfile(header, io.BytesIO(content))
