@@ -1,1 +1,1 @@
-"""What a packed set is on disk, and how it is read."""
+"""The files of a packed data set, and how they are read."""

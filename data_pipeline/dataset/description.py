@@ -1,4 +1,4 @@
-"""dataset.json: what a packed data set holds, generation by generation."""
+"""dataset.json: what a packed data set contains, with one record for each generation."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ FORMAT: Final = 2
 DESCRIPTION = "dataset.json"
 SKIPPED = "skipped.txt"
 """Name of the file that lists the images which were left out, one line each: path, tab, reason."""
-_SIDES = 2**16
+_SIDES = 2**16  # an image's side is less than this many pixels
 
 
 class Unreadable(UserError):
-    """There is a dataset.json, but not one of this format."""
+    """A dataset.json that exists but is damaged or has another format version."""
 
 
 class Extent(Section):
-    """Of one side of the images, in pixels."""
+    """The smallest, median and largest width or height of the images, in pixels."""
 
     min: int
     median: int
@@ -35,66 +35,72 @@ class Extent(Section):
 
 
 class Split(Section):
-    """How the images were shared out to the sets beside this one."""
+    """How images were divided into the train, val and test sets."""
 
     val_fraction: float
     test_fraction: float
     grouped: bool
-    """Whether by group; otherwise every image by itself."""
+    """Whether images were divided by group; if not, each image was assigned by itself."""
 
 
 class Generation(Section):
-    """The data set as one packing left it: the first `count` rows of the index, the first `shards` shards."""
+    """The data set after one packing: the first `count` rows of the index and the first `shards` shards."""
 
     count: int
-    """Samples."""
+    """Number of samples."""
     shards: int
     bytes: int
-    """Of all shards."""
+    """Size of all shards in bytes."""
     classes: list[str]
-    """Class names in the order of their index; empty if the set is unlabelled."""
+    """Class names in the order of their index; empty if no sample has a label."""
     class_counts: list[int]
-    """Samples a class."""
+    """Number of samples in each class."""
     channels: int
-    """1 if every image is greyscale, 3 if some are in colour, else the number that all images have."""
+    """1 if all images are grey, 3 if some are in colour, else the number that all images have."""
     depth: Literal[8, 16]
     """16 if any image has 16 bits a channel, else 8."""
     sixteen_bit: int
-    """Samples with 16 bits a channel."""
+    """Number of samples with 16 bits a channel."""
     extensions: list[str]
-    """Kinds of image files in the order of their number in the index, e.g. "jpg"."""
+    """File extensions of the images, such as "jpg"; column `kind` of the index is an index into this list."""
     extension_counts: list[int]
-    """Samples an extension."""
+    """Number of samples with each extension."""
     mean: list[float]
-    """Mean of all pixels a channel, where 0 is black and 1 is white."""
+    """Mean of all pixels in each channel, on the scale where black is 0 and white is 1."""
     std: list[float]
-    """Standard deviation of all pixels a channel, on the same scale; at least one grey level."""
+    """Standard deviation of all pixels in each channel, on the same scale; at least one grey level."""
     moments: Moments
-    """The sums that mean and std follow from."""
+    """The sums from which mean and std are computed."""
     width: Extent
     height: Extent
     skipped: int
-    """Files that this generation's packing left out; skipped.txt names them."""
+    """Number of files that this generation's packing left out; skipped.txt lists them."""
     label_field: str | None = None
-    """Field of the samples' `.json` that the labels of this generation's shards are from; None: `.cls`."""
+    """Field of the samples' `.json` files that contains the labels of this generation; None: labels are in
+    `.cls` files."""
     split: Split | None
     """None if all images went into this set."""
     plan: str
-    """Fingerprint of what was to be packed: files, sizes, labels and options."""
+    """Hash of what was to be packed: files, sizes, labels and options."""
     fingerprint: str
-    """Identifies the data, wherever it lies: 16 hex digits of a SHA-256 over shards, index and classes."""
+    """Identifies the data independently of its location: 16 hex digits of a SHA-256 over shards, index and
+    classes."""
 
 
 class Description(Section):
-    """What dataset.json says."""
+    """The content of dataset.json."""
 
     format: Literal[2] = FORMAT
     generations: list[Generation] = Field(min_length=1)
-    """The newest last; the older ones can still be opened."""
+    """All generations, the oldest first; each of them can still be opened."""
 
 
 def describe(path: str, cache: CacheConfig) -> Description:
-    """Read dataset.json; `UserError` if `path` is no packed data set, `Unreadable` if it cannot be read."""
+    """Read the dataset.json of a data set.
+
+    Raises `UserError` if `path` is not a packed data set, and `Unreadable` if its dataset.json cannot be
+    read.
+    """
     file = join(path, DESCRIPTION)
     try:
         return _parse(fetch(file, cache).read_bytes(), file)
@@ -107,6 +113,7 @@ def describe(path: str, cache: CacheConfig) -> Description:
 
 
 def _parse(text: bytes, file: str) -> Description:
+    """Validate the text of a dataset.json; raise `Unreadable` with the first fault."""
     try:
         return Description.model_validate_json(text)
     except ValidationError as error:
@@ -118,6 +125,7 @@ def _parse(text: bytes, file: str) -> Description:
 
 
 def _advice(path: str) -> str:
+    """Say what to do about a path that is not a packed data set."""
     if not Path(path).exists():
         return "there is no such folder, check the path"
     if sets := subsets(path):
@@ -127,23 +135,26 @@ def _advice(path: str) -> str:
 
 
 def subsets(path: str) -> list[str]:
-    """The data sets that a packing with a split has made in `path`."""
+    """Return the folders of the sets that `pack` with a split has made in `path`; empty if there is no
+    split.
+    """
     return [] if is_remote(path) else sorted(str(file.parent) for file in Path(path).glob(f"*/{DESCRIPTION}"))
 
 
 class IndexCounts:
-    """Counts rows of dtype `index.ROW` as they pass."""
+    """Counts the rows of an index (dtype `index.ROW`) for dataset.json; rows are given in pieces."""
 
     def __init__(self, classes: int, kinds: int) -> None:
         self.labels = np.zeros(classes, np.int64)
-        """Samples a class."""
+        """Number of samples in each class."""
         self.kinds = np.zeros(kinds, np.int64)
-        """Samples an extension."""
+        """Number of samples with each file extension."""
         self._widths = np.zeros(_SIDES, np.int64)
         self._heights = np.zeros(_SIDES, np.int64)
         self._digest = hashlib.sha256()
 
     def add(self, rows: NDArray[np.void]) -> None:
+        """Count further rows, in the order of the index."""
         self.labels += np.bincount(rows["label"][rows["label"] >= 0], minlength=len(self.labels))
         self.kinds += np.bincount(rows["kind"], minlength=len(self.kinds))
         self._widths += np.bincount(rows["width"], minlength=_SIDES)
@@ -152,22 +163,26 @@ class IndexCounts:
 
     @property
     def width(self) -> Extent:
+        """Smallest, median and largest width of the images."""
         return _extent(self._widths)
 
     @property
     def height(self) -> Extent:
+        """Smallest, median and largest height of the images."""
         return _extent(self._heights)
 
     def fingerprint(
         self, classes: list[str], extensions: list[str], channels: int, depth: int, shards: NDArray[np.void]
     ) -> str:
-        """Of the data set of the rows so far and the `shards` that they point into."""
+        """Return the fingerprint of the data set: a hash of the rows counted so far and of the `shards`
+        they refer to.
+        """
         identity = [self._digest.hexdigest(), classes, extensions, channels, depth]
         return hashlib.sha256(json.dumps(identity).encode() + shards["sha256"].tobytes()).hexdigest()[:16]
 
 
 def _extent(counts: NDArray[np.int64]) -> Extent:
-    """Of sides of which `counts[pixels]` have that many pixels."""
+    """Return smallest, median and largest side, where `counts[s]` images have a side of s pixels."""
     ends = np.cumsum(counts)
     middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
     sides = np.flatnonzero(counts)

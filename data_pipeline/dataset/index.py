@@ -1,11 +1,11 @@
-"""A packed data set: WebDataset shards, and beside them where each sample lies.
+"""A packed data set: tar files in WebDataset's format (shards), and tables that locate every sample in them.
 
 shard-000000.tar …   <key>.<ext> image bytes, <key>.cls class index, <key>.json other columns
-index.npy            a row a sample (`ROW`), memory-mapped, in the order of shards and offsets
-shards.npy           a row a shard (`shard_row`), memory-mapped
-dataset.json         `description.Description`, a record for each generation
+index.npy            one row per sample (`ROW`), memory-mapped, sorted by shard and offset
+shards.npy           one row per shard (`shard_row`), memory-mapped
+dataset.json         `description.Description`, with a record for each generation
 
-Opening looks at a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
+Opening a data set checks a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """
 
 import functools
@@ -40,22 +40,27 @@ ROW = np.dtype(
         ("kind", "u1"),
     ]
 )
-"""Row of the shard table, offset and size in bytes of the image there, class index or -1, pixels,
-CRC-32 of the image's bytes, `key_hash`, and which of the generation's extensions it has."""
+"""A row of the index: row of the shard table; offset and size in bytes of the image file in that shard;
+class index or -1; width and height in pixels; CRC-32 of the image file; `key_hash` of the key; index
+into the generation's list of file extensions."""
 HEADERS = 2**14
 """Bytes before an image in which its key is looked for first; they nearly always contain it."""
 LARGEST_IMAGE = 2**32 - 1
-"""Bytes of a file that `ROW` has room for."""
+"""Largest size in bytes that an image file may have, as `ROW` stores sizes in 32 bits."""
 
-_CHECKED_SHARDS = 64
+_CHECKED_SHARDS = 64  # how many shards are checked when a data set is opened
 
 
 class Corrupt(UserError):
-    """A sample's bytes are not those that were packed."""
+    """The bytes of a sample are not the bytes that were packed."""
 
 
 def shard_row(name_bytes: int) -> np.dtype[np.void]:
-    """A row of the shard table: name relative to the data set, or an absolute path or URL; SHA-256 in hex."""
+    """Return the dtype of the shard table, with names of up to `name_bytes` bytes.
+
+    `name` is relative to the data set, or an absolute path or URL; `first` is the index of the shard's first
+    sample; `sha256` is in hexadecimal digits.
+    """
     return np.dtype(
         [
             ("name", f"S{name_bytes}"),
@@ -68,7 +73,7 @@ def shard_row(name_bytes: int) -> np.dtype[np.void]:
 
 
 def key_hash(key: str) -> int:
-    """64 bits that stand for a sample's key in the index."""
+    """Return the 64-bit hash by which the index stores a sample's key."""
     digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -85,11 +90,11 @@ def key_before(headers: bytes, hashed: int) -> str | None:
 
 
 class Dataset:
-    """A packed data set, opened for reading any sample; cheap to open, to pickle and to fork.
+    """A packed data set, opened for reading any sample. It is cheap to open, to pickle and to fork.
 
-    `generation` counts from 1 and is the newest if not given. `len()` is the number of samples.
-    Raises `UserError` if `path` is no data set, has no such generation, or if a shard is missing or has
-    another size than it was packed with (of many shards, 64 are looked at).
+    `generation` counts from 1; the default is the newest. `len()` is the number of samples. Raises
+    `UserError` if `path` is not a data set or has no such generation, or if a shard is missing or does not
+    have the size that it was packed with (at most 64 shards are checked).
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class Dataset:
         self.path = os.fspath(path)
         self._cache = cache or CacheConfig()
         self.generations: list[Generation] = describe(self.path, self._cache).generations
-        """All there are, the oldest first."""
+        """All generations of the data set, the oldest first."""
         self.generation = len(self.generations) if generation is None else generation
         if not 1 <= self.generation <= len(self.generations):
             raise UserError(
@@ -125,6 +130,7 @@ class Dataset:
 
     @functools.cached_property
     def _reader(self) -> Reader:
+        """Reads the bytes of shards; opened at first use, in each process."""
         return open_reader(self.path, self._cache)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class Dataset:
 
     @property
     def description(self) -> Generation:
-        """What dataset.json says of this generation."""
+        """The record of this generation in dataset.json."""
         return self.generations[self.generation - 1]
 
     def __len__(self) -> int:
@@ -140,16 +146,17 @@ class Dataset:
 
     @property
     def classes(self) -> list[str]:
+        """Class names in the order of their index."""
         return self.description.classes
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """Class index of every sample (n,), -1 where there is none; a view of the mapped index."""
+        """Class index of every sample (n,), -1 for no label; a view of the mapped index."""
         return np.asarray(self.rows["label"])
 
     @property
     def channels(self) -> int:
-        """1 if every image is greyscale, 3 if some are in colour, else the number that all images have."""
+        """1 if all images are grey, 3 if some are in colour, else the number that all images have."""
         return self.description.channels
 
     @property
@@ -159,22 +166,25 @@ class Dataset:
 
     @property
     def mean(self) -> tuple[float, ...]:
+        """Mean of all pixels in each channel, on the scale where white is 1."""
         return tuple(self.description.mean)
 
     @property
     def std(self) -> tuple[float, ...]:
+        """Standard deviation of all pixels in each channel, on the scale where white is 1."""
         return tuple(self.description.std)
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data of this generation, wherever it lies."""
+        """Identifies the data of this generation independently of its location."""
         return self.description.fingerprint
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of the images decoded to `channels`: their own number, or 1 for 3 and 3 for 1.
+        """Return mean and standard deviation in each channel of the images decoded to `channels`.
 
-        Colour statistics weighted by luma stand in for those of greyscale: the mean is right, the std
-        an upper bound that is reached when the channels vary together.
+        `channels` is the images' own number, or 1 for colour images, or 3 for grey ones. The statistics of
+        colour images made grey are luma-weighted sums: the mean is exact, the standard deviation an upper
+        bound that is reached if the channels are perfectly correlated.
         """
         if channels == self.channels:
             return self.mean, self.std
@@ -189,9 +199,9 @@ class Dataset:
         return (mean,), (std,)
 
     def read(self, i: int) -> bytes:
-        """The image file of sample `i`.
+        """Return the bytes of the image file of sample `i`.
 
-        Raises `Corrupt` if its bytes are not the packed ones, `UserError` if they cannot be had.
+        Raises `Corrupt` if they are not the packed bytes, and `UserError` if they cannot be read.
         """
         row = self.rows[i]
         name, offset, size = self.shard_name(int(row["shard"])), int(row["offset"]), int(row["size"])
@@ -199,18 +209,20 @@ class Dataset:
             data = self._read(i, offset, size)
             if zlib.crc32(data) == row["checksum"]:
                 return data
-            self._reader.forget(name, offset, size)  # it may be the cached copy alone that is wrong
+            self._reader.forget(name, offset, size)  # perhaps only the cached copy is damaged
         raise self._changed(i, name)
 
     def extension(self, i: int) -> str:
-        """What the image file of sample `i` ends in, without the dot, e.g. "jpg"."""
+        """Return the file extension of sample `i` without the dot, such as "jpg"."""
         kind, extensions = int(self.rows["kind"][i]), self.description.extensions
         if kind >= len(extensions):
             raise _does_not_fit(join(self.path, INDEX))
         return extensions[kind]
 
     def key(self, i: int) -> str:
-        """The WebDataset key of sample `i`: its path in the source folder or the tar, without extension."""
+        """Return the WebDataset key of sample `i`: its path in the source folder or the tar, without the
+        extension.
+        """
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
         for reach in (HEADERS, LONGEST_HEADERS):
@@ -221,13 +233,15 @@ class Dataset:
         raise self._changed(i, shard)
 
     def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:
-        """Shard name, offset and size in bytes of every sample's image file."""
+        """Return the shard name, offset and size in bytes of each sample's image file."""
         rows = self.rows[indices]
         places = zip(rows["shard"].tolist(), rows["offset"].tolist(), rows["size"].tolist(), strict=True)
         return [(self.shard_name(shard), offset, size) for shard, offset, size in places]
 
     def name(self, i: int) -> str:
-        """What to call sample `i` in a message: the set, the number, and the key if it can be read."""
+        """Return a name of sample `i` for messages: the data set, the index, and the key if it can be
+        read.
+        """
         try:
             return f"{self.path} {i} ({self.key(i)})"
         except UserError:
@@ -235,16 +249,18 @@ class Dataset:
 
     @functools.cached_property
     def remote(self) -> bool:
-        """Whether shards come over a network (of several, the first is looked at)."""
+        """Whether the shards are read over a network; only the first shard is looked at."""
         return is_remote(join(self.path, self.shard_name(0)))
 
     def prefetch(self, i: int) -> None:
-        """Have the image file of sample `i` brought near in the background, if it is far; never raises."""
+        """Fetch the image file of sample `i` into the local cache in the background if it is remote; never
+        raises.
+        """
         ((name, offset, size),) = self.ranges(np.array([i]))
         self._reader.prefetch(name, offset, size)
 
     def shard_name(self, number: int) -> str:
-        """Relative to the data set, or an absolute path or URL."""
+        """Return the name of a shard: relative to the data set, or an absolute path or URL."""
         if number >= len(self.shards):
             raise _does_not_fit(join(self.path, INDEX))
         name: str = self.shards["name"][number].decode(errors="surrogateescape")
@@ -253,31 +269,37 @@ class Dataset:
         return name
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on of the shard of sample `i`, after a check of the shard's
+        size.
+        """
         number = int(self.rows["shard"][i])
         shard, expected = self.shard_name(number), int(self.shards["bytes"][number])
-        if (found := self._reader.size(shard)) != expected:
-            raise self._other_size(shard, found, expected)
+        if (size_now := self._reader.size(shard)) != expected:
+            raise self._other_size(shard, size_now, expected)
         return self._reader.read(shard, offset, size)
 
     def _check_size(self, number: int) -> None:
+        """Raise `UserError` if a local shard is missing or does not have the size that it was packed with."""
         shard, expected = self.shard_name(number), int(self.shards["bytes"][number])
         path = join(self.path, shard)
         if is_remote(path):
             return
         try:
-            found = Path(path).stat().st_size
+            size_now = Path(path).stat().st_size
         except OSError as error:
             raise from_os_error(error, f"opening shard {path}") from error
-        if found != expected:
-            raise self._other_size(shard, found, expected)
+        if size_now != expected:
+            raise self._other_size(shard, size_now, expected)
 
-    def _other_size(self, shard: str, found: int, expected: int) -> UserError:
+    def _other_size(self, shard: str, size_now: int, expected: int) -> UserError:
+        """Return the error for a shard whose size has changed."""
         return UserError(
-            f"shard {join(self.path, shard)} has {found} bytes, its index was made for {expected}; "
+            f"shard {join(self.path, shard)} has {size_now} bytes, its index was made for {expected}; "
             f"run: python -m data_pipeline verify {self.path}, and pack again"
         )
 
     def _changed(self, i: int, shard: str) -> Corrupt:
+        """Return the error for a sample whose bytes have changed."""
         return Corrupt(
             f"shard {join(self.path, shard)} changed since the index was made (sample {i}); "
             f"run: python -m data_pipeline verify {self.path}, and pack again"
@@ -285,12 +307,12 @@ class Dataset:
 
 
 def _evenly(count: int) -> list[int]:
-    """At most `_CHECKED_SHARDS` of `range(count)`, with the first and the last."""
+    """Return at most 64 numbers of `range(count)`, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, _CHECKED_SHARDS)).astype(int)).tolist()
 
 
 def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the rows (n,) of dtype `ROW` into memory; `UserError` if they are not those described."""
+    """Map the index (n,) of dtype `ROW` into memory; raise `UserError` if it does not fit dataset.json."""
     rows = _open_table(join(path, INDEX), generation.count, cache)
     if rows.dtype != ROW:
         raise _does_not_fit(join(path, INDEX))
@@ -298,7 +320,7 @@ def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[
 
 
 def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the table of shards, of dtype `shard_row`; `UserError` if they are not those described."""
+    """Map the table of shards into memory; raise `UserError` if it does not fit dataset.json."""
     shards = _open_table(join(path, SHARDS), generation.shards, cache)
     if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
         raise _does_not_fit(join(path, SHARDS))
@@ -306,18 +328,22 @@ def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArra
 
 
 def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the first `count` rows of a .npy file into memory; raise `UserError` if it is damaged or too
+    short.
+    """
     try:
-        table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # runs no pickle
+        table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # never unpickles
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
     except UserError:
         raise
-    except Exception as error:  # numpy's parser raises many kinds of exception on a bad header
+    except Exception as error:  # numpy raises many kinds of exception for a bad header
         raise UserError(f"{file} is damaged ({error}); pack the images again") from None
-    if table.ndim != 1 or len(table) < count:  # newer generations have more
+    if table.ndim != 1 or len(table) < count:  # it is longer if there are newer generations
         raise _does_not_fit(file)
     return table[:count]
 
 
 def _does_not_fit(file: str) -> UserError:
+    """Return the error for a table that does not fit dataset.json."""
     return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")

@@ -1,4 +1,4 @@
-"""What is in a packed data set, for people and for scripts."""
+"""The output of the `info` command, as text and as JSON."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,16 @@ _CHANNELS = {1: "1 (greyscale)", 3: "3 (colour)"}
 
 
 def as_dict(folder: str) -> dict[str, Any]:
-    """The facts of the newest generation, where it lies, and those of every generation, the oldest first."""
+    """Return the record of the newest generation, the path, and the records of all generations, oldest
+    first.
+    """
     generations = describe(folder, CacheConfig()).generations
     facts = [generation.model_dump() for generation in generations]
     return Dataset(folder).description.model_dump() | {"path": folder, "generations": facts}
 
 
 def as_text(folder: str) -> str:
+    """Return a readable summary of a data set."""
     facts = Dataset(folder).description
     generations = describe(folder, CacheConfig()).generations
     lines = {
@@ -40,13 +43,14 @@ def as_text(folder: str) -> str:
 
 
 def as_json(folders: list[str], split: bool) -> str:
-    """One object of the facts, or with a split one of such objects by name of the set."""
+    """Return the data set as a JSON object; with `split`, one such object for each set, by its name."""
     facts = [as_dict(folder) for folder in folders]
     named = {Path(folder).name: fact for folder, fact in zip(folders, facts, strict=True)}
     return json.dumps(named if split else facts[0], indent=1)
 
 
 def _counts(names: list[str], counts: list[int], total: int) -> str:
+    """List names with their counts, and how many of `total` have none of the names."""
     each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
     if each and total > sum(counts):
         each.append(f"without label {total - sum(counts)}")
@@ -54,6 +58,7 @@ def _counts(names: list[str], counts: list[int], total: int) -> str:
 
 
 def _depth(facts: Generation) -> str:
+    """Say how many bits a channel the images have."""
     if facts.sixteen_bit in (0, facts.count):
         return f"{facts.depth} bits a channel"
     return f"16 bits a channel in {facts.sixteen_bit} images, 8 in {facts.count - facts.sixteen_bit}"

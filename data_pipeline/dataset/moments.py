@@ -1,4 +1,4 @@
-"""Mean and standard deviation of any number of pixels, from exact integer sums that add up."""
+"""Mean and standard deviation over any number of pixels, from exact integer sums."""
 
 import math
 from typing import Self
@@ -9,29 +9,32 @@ from numpy.typing import NDArray
 from isotorus.section import Section
 
 WHITE = 65_535
-_AT_ONCE = 2**17  # values: a block and its squares stay in the cache
+"""The value of white in all sums."""
+_AT_ONCE = 2**17  # values in a block, so that the block and its squares stay in the CPU's cache
 
 
 class Moments(Section):
-    """Sums over pixels, a channel each, on the scale where white is 65535 whatever the images' depth.
+    """Sums over pixels for each channel, on a scale where white is 65535 whatever the depth of the images.
 
-    Integers, so neither the order nor the grouping of the images changes any result.
+    The sums are integers, so the order and grouping of the images never change the result.
     """
 
     pixels: int
-    """Of each channel."""
+    """Number of pixels in each channel."""
     totals: list[int]
-    """Sum of the values."""
+    """Sum of the values in each channel."""
     squares: list[int]
-    """Sum of the squared values."""
+    """Sum of the squared values in each channel."""
 
     @classmethod
     def of_image(cls, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Self:
-        """Of one image (H, W, C), uint8 or uint16 (black is 0, white the largest value)."""
+        """Return the sums of one image (H, W, C), uint8 or uint16, in which white is the largest value of
+        the type.
+        """
         height, width, channels = pixels.shape
         rows = pixels.reshape(height, width * channels)
         step = max(_AT_ONCE // rows.shape[1], 1)
-        # Floats for speed, and exact: a column has at most 65535 values up to 65535, squared less than 2⁵³.
+        # Floats are fast, and exact here: at most 65535 squares of at most 65535² sum to less than 2⁵³.
         totals, squares = np.zeros((2, rows.shape[1]))
         for start in range(0, height, step):
             block = rows[start : start + step].astype(np.float64)
@@ -46,10 +49,11 @@ class Moments(Section):
 
     @classmethod
     def zero(cls, channels: int) -> Self:
+        """Return the sums of no pixels."""
         return cls(pixels=0, totals=[0] * channels, squares=[0] * channels)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both; where one of them is of grey images, grey is equal amounts of red, green and blue."""
+        """Return the sums of both; a grey image counts as one with equal red, green and blue."""
         channels = max(len(self.totals), len(other.totals))
         mine, others = self._spread(channels), other._spread(channels)
         return Moments(
@@ -59,17 +63,18 @@ class Moments(Section):
         )
 
     def _spread(self, channels: int) -> "Moments":
+        """Return the sums of grey images as those of images with `channels` equal channels."""
         times = channels // len(self.totals)
         return Moments(pixels=self.pixels, totals=self.totals * times, squares=self.squares * times)
 
     @property
     def mean(self) -> list[float]:
-        """A channel, where white is 1."""
+        """Mean of each channel, on the scale where white is 1."""
         return [total / self.pixels / WHITE for total in self.totals]
 
     @property
     def std(self) -> list[float]:
-        """A channel, where white is 1."""
+        """Standard deviation of each channel, on the scale where white is 1."""
         return [
             math.sqrt(squares * self.pixels - total**2) / self.pixels / WHITE
             for total, squares in zip(self.totals, self.squares, strict=True)
@@ -77,4 +82,5 @@ class Moments(Section):
 
 
 def _by_channel(columns: NDArray[np.float64], channels: int) -> list[int]:
+    """Sum values by channel, where column w·channels + c belongs to channel c."""
     return columns.astype(np.int64).reshape(-1, channels).sum(0).tolist()

@@ -1,1 +1,1 @@
-"""Finished shards to a new generation of a set."""
+"""Publish finished shards as a data set, or as a new generation of one."""

@@ -1,4 +1,4 @@
-"""What is known of one shard: the index rows of its samples, and sums over their pixels."""
+"""What is known about one shard: the index rows of its samples, and counts and sums over them."""
 
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,12 @@ from isotorus.section import Section
 
 
 class Content(Section):
-    """Those of a shard's images that have a certain number of channels."""
+    """The images of a shard that have a certain number of channels."""
 
     images: int
+    """Number of images."""
     first: str
-    """Path of one of them, to be named to the user."""
+    """Path of one of the images, for messages."""
     moments: Moments
 
 
@@ -28,23 +29,23 @@ def contents_of(dataset: Dataset) -> dict[int, Content]:
 
 
 class Part(Section):
-    """What is known of a shard besides its index rows."""
+    """The counts of one shard."""
 
     samples: int
     bytes: int
     sha256: str
     contents: dict[int, Content]
-    """By number of channels."""
+    """The shard's images by their number of channels."""
     sixteen_bit: int
-    """Images with 16 bits a channel."""
+    """Number of images with 16 bits a channel."""
     extensions: list[str]
-    """What `kind` in its index rows counts."""
+    """File extensions of the images; column `kind` of the shard's index rows is an index into this list."""
     skipped: list[tuple[str, str]]
     """Path and reason of every file that was left out."""
 
 
 class Census:
-    """Counts the samples of one shard as they pass."""
+    """Counts the samples of one shard, which are added one after another."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
@@ -63,7 +64,7 @@ class Census:
         data: bytes,
         pixels: NDArray[np.uint8] | NDArray[np.uint16],
     ) -> None:
-        """Count an image file `data` that lies at `offset` of the shard and decodes to `pixels` (H, W, C)."""
+        """Count the image file `data` at `offset` of the shard, which decodes to `pixels` (H, W, C)."""
         height, width, channels = pixels.shape
         if extension not in self._extensions:
             self._extensions.append(extension)
@@ -78,10 +79,13 @@ class Census:
         )
 
     def skip(self, path: str, reason: str) -> None:
+        """Count a file that is left out, with the reason."""
         self._skipped.append((one_line(path), reason))
 
     def part(self, size: int, sha256: str) -> tuple[Part, NDArray[np.void]]:
-        """Of the finished shard of `size` bytes; its index rows count from shard 0."""
+        """Return the counts and index rows of the finished shard of `size` bytes; the rows have shard
+        number 0.
+        """
         part = Part(
             samples=len(self._rows),
             bytes=size,
@@ -95,10 +99,10 @@ class Census:
 
 
 def common_channels(contents: Iterable[Mapping[int, Content]]) -> int:
-    """The number of channels that images have together: 1 if all are greyscale, 3 if some are in
-    colour; 0 of no images.
+    """Return the number of channels of the data set: 1 if all images are grey, 3 if some are in colour.
 
-    Raises `UserError` if they have different numbers otherwise.
+    Other numbers are returned if all images have them, and 0 if there are no images. Raises `UserError` if
+    images differ otherwise.
     """
     images: dict[int, int] = {}
     first: dict[int, str] = {}

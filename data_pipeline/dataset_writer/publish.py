@@ -1,4 +1,4 @@
-"""Finished shards → a data set, or a further generation of one: indexed, described, whole or not at all."""
+"""Publish finished shards as a data set, or as a further generation of one: completely or not at all."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,13 +26,14 @@ _ROWS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard that lies where readers will find it."""
+    """A shard at its final place, where readers will open it."""
 
     name: str
-    """Relative to the data set, or an absolute path or URL."""
+    """Name relative to the data set, or an absolute path or URL."""
     part: Part
     rows: Path
-    """File (.npy) of its index rows, whose `shard` is ignored and whose `kind` counts `part.extensions`."""
+    """File (.npy) of the shard's index rows. Column `shard` is ignored, `kind` is an index into
+    `part.extensions`."""
 
 
 def publish(
@@ -48,10 +49,10 @@ def publish(
     label_field: str | None = None,
     base: Dataset | None = None,
 ) -> None:
-    """Write the tables and at last dataset.json of a new data set of `shards`, which hold all its classes.
+    """Write index.npy, shards.npy and at last dataset.json of a data set with these shards.
 
-    With `base`, the data set that `folder` holds already, `shards` are added to it as a generation.
-    Killed before the end, it leaves what there was.
+    With `base`, the data set that is in `folder` already, the shards are added to it as a new generation. If
+    the process is killed before the end, the data set stays as it was.
     """
     assert all(shard.part.samples for shard in shards)
     extensions = list(base.description.extensions) if base else []
@@ -113,11 +114,14 @@ def _moments(shards: list[FinishedShard], base: Dataset | None, channels: int) -
 
 
 def statistics(moments: Moments, depth: int) -> tuple[list[float], list[float]]:
-    """Mean and std a channel, where white is 1; the std is at least one grey level."""
+    """Return mean and standard deviation in each channel, where white is 1; the latter is at least one
+    grey level.
+    """
     return moments.mean, [max(std, 1 / (2**depth - 1)) for std in moments.std]
 
 
 def _shard_table(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void]:
+    """Return the shard table: the rows of `base`, then those of the new shards."""
     names = [shard.name.encode(errors="surrogateescape") for shard in shards]
     longest = max(map(len, names), default=1)
     old = base.shards if base else np.empty(0, shard_row(1))
@@ -133,7 +137,7 @@ def _shard_table(shards: list[FinishedShard], base: Dataset | None) -> NDArray[n
 def _index(
     shards: list[FinishedShard], base: Dataset | None, extensions: list[str]
 ) -> Iterator[NDArray[np.void]]:
-    """The rows of the index, some at a time."""
+    """Yield the rows of the index in pieces: the rows of `base`, then those of the new shards."""
     old = base.rows if base else np.empty(0, ROW)
     for start in range(0, len(old), _ROWS_AT_ONCE):
         yield old[start : start + _ROWS_AT_ONCE]

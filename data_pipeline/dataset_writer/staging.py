@@ -1,6 +1,7 @@
-"""DEST/.packing: what a packing has finished before it is published, and a lock that keeps others out.
+"""DEST/.packing: the finished work of a packing that is not published yet, and a lock.
 
-It holds `State` and, for every set, each finished shard with its index rows and its `shard.Staged`.
+The folder contains the `State` and, for every set, each finished shard with its index rows and its
+`shard.Staged` record. The lock keeps a second process from packing into the same DEST.
 """
 
 import errno
@@ -17,41 +18,43 @@ from isotorus.files import atomic
 from isotorus.section import Section
 
 STAGING = ".packing"
+"""Name of the staging folder."""
 _STATE = "packing.json"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 
 class Base(Section):
-    """A set that shards are added to, as it was when the packing began."""
+    """A set before shards are added to it."""
 
     generation: int
-    """0 for a new set."""
+    """Its newest generation; 0 for a new set."""
     next_shard: int
-    """The number that the first new shard gets."""
+    """Number of the first new shard."""
 
 
 class State(Section):
-    """What an unfinished packing is about."""
+    """The record of an unfinished packing."""
 
     plan: str
-    """Fingerprint of its plan."""
+    """Hash of what is to be packed: files, sizes, labels and options."""
     bases: dict[str, Base]
-    """By name of the set."""
+    """The sets that shards are added to, by name."""
     channels: int | None
-    """What was asked for."""
+    """The number of channels that was asked for."""
     complete: bool = False
-    """Whether all shards are finished and accepted, so that nothing is left to be done but publishing."""
+    """Whether all shards are finished and accepted, so that only publishing is left."""
 
     @property
     def is_append(self) -> bool:
+        """Whether images are added to an existing data set."""
         return any(base.generation for base in self.bases.values())
 
 
 @contextmanager
 def hold(dest: Path) -> Iterator[Path]:
-    """The staging folder of `dest`, for one packing at a time; it stays if a packing has begun in it.
+    """Lock the staging folder of `dest` for this process, and yield it; it is deleted if no packing began.
 
-    Raises `UserError` if another process holds it.
+    Raises `UserError` if another process holds the lock.
     """
     created = not dest.exists()
     folder = dest / STAGING
@@ -62,9 +65,9 @@ def hold(dest: Path) -> Iterator[Path]:
         except (BlockingIOError, PermissionError):
             raise _busy(dest) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:  # such a file system cannot tell; most clusters have one
+            if error.errno not in _NO_LOCKS:  # file systems without locks are common on clusters
                 raise
-        if not (folder / "lock").exists():  # removed by one that has finished since
+        if not (folder / "lock").exists():  # another process has finished and removed the folder meanwhile
             raise _busy(dest)
         try:
             yield folder
@@ -76,27 +79,32 @@ def hold(dest: Path) -> Iterator[Path]:
 
 
 def read(folder: Path) -> State | None:
-    """What an earlier call has begun here; None if nothing is."""
+    """Return the record of the packing that an earlier call has begun in `folder`; None if there is none.
+
+    Raises `UserError` if the record is of another version.
+    """
     try:
         return State.model_validate_json((folder / _STATE).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise other_packing(folder) from None  # of another version
+        raise other_packing(folder) from None
 
 
 def write(folder: Path, state: State) -> None:
+    """Write the record of the packing."""
     with atomic(folder / _STATE) as file:
         file.write(state.model_dump_json().encode())
 
 
 def clear(folder: Path) -> None:
-    """Forget the packing; its state first, so that half a staging folder is none."""
+    """Delete the staging folder; its record goes first, so that a partly deleted folder is not continued."""
     (folder / _STATE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def other_packing(folder: Path) -> UserError:
+    """Return the error for a staging folder with an unfinished packing of other images or options."""
     return UserError(
         f"{folder} holds an unfinished packing of other images, labels or options; "
         "finish it with its own command, or delete that folder"
@@ -104,6 +112,7 @@ def other_packing(folder: Path) -> UserError:
 
 
 def _busy(dest: Path) -> UserError:
+    """Return the error for a folder that another process is packing into."""
     return UserError(
-        f"another process is packing into {dest}; wait till it has ended, or choose another folder"
+        f"another process is packing into {dest}; wait until it has ended, or choose another folder"
     )

@@ -1,1 +1,1 @@
-"""Whether a set still is what was published."""
+"""The `verify` command: checks whether a data set still is what was published."""

@@ -1,4 +1,4 @@
-"""Is a data set still what was published? Every byte of its shards, and whether its files fit each other."""
+"""Check a data set: every byte of its shards, and whether its tables and shards agree."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +20,9 @@ _ROWS_AT_ONCE = 2**20
 
 
 def verify(path: str, workers: int) -> list[str]:
-    """A line for each damage found in a data set, in whichever generation; empty if it is whole.
+    """Return a line for each damage in a data set, in any of its generations; an empty list if there is none.
 
-    Raises `UserError` if `path` is none.
+    Raises `UserError` if `path` is not a data set.
     """
     cache = CacheConfig()
     try:
@@ -42,13 +42,13 @@ def verify(path: str, workers: int) -> list[str]:
         return [*damage, str(error)]
     damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
     tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
-    for found in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
-        damage += found
+    for lines in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
+        damage += lines
     return damage
 
 
 def unknown_tars(path: str) -> list[str]:
-    """Names of the tars in a local folder that its data set does not know: it never reads them."""
+    """Return the names of tar files in a local data set's folder that do not belong to the data set."""
     if is_remote(path):
         return []
     known = set(open_shards(path, describe(path, CacheConfig()).generations[-1], CacheConfig())["name"])
@@ -59,15 +59,15 @@ def unknown_tars(path: str) -> list[str]:
 def _tables(
     generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void] | None
 ) -> Iterator[str]:
-    """How dataset.json, shards.npy and index.npy (None if it cannot be read) contradict each other."""
+    """Yield each contradiction between dataset.json, shards.npy and index.npy (None if it cannot be read)."""
     if len(np.unique(shards["name"])) < len(shards):
         yield f"{SHARDS} names a shard twice"
     if (np.cumsum(shards["samples"]) - shards["samples"] != shards["first"]).any():
         yield f"{SHARDS} has shards that do not begin where those before them end"
     for number, generation in enumerate(generations, start=1):
         table = shards[: generation.shards]
-        found = [len(table), int(table["samples"].sum()), int(table["bytes"].sum())]
-        if found != [generation.shards, generation.count, generation.bytes] or generation.count < 1:
+        totals = [len(table), int(table["samples"].sum()), int(table["bytes"].sum())]
+        if totals != [generation.shards, generation.count, generation.bytes] or generation.count < 1:
             yield f"{SHARDS} has other shards, samples or bytes than generation {number} in {DESCRIPTION}"
             return
         if (generation.mean, generation.std) != _statistics(generation):
@@ -77,7 +77,9 @@ def _tables(
 
 
 def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:
-    """Mean and std that follow from its moments; None if they are no moments."""
+    """Return the mean and standard deviation that follow from a generation's sums; None if the sums are
+    impossible.
+    """
     try:
         return statistics(generation.moments, generation.depth)
     except (ArithmeticError, ValueError):
@@ -85,7 +87,9 @@ def _statistics(generation: Generation) -> tuple[list[float], list[float]] | Non
 
 
 def _counts(generations: list[Generation], shards: NDArray[np.void], rows: NDArray[np.void]) -> Iterator[str]:
-    """What dataset.json says of the index and is not so; one pass over it for all generations."""
+    """Yield each contradiction between dataset.json and the index, in one pass over the index for all
+    generations.
+    """
     classes, extensions = generations[-1].classes, generations[-1].extensions
     counts = IndexCounts(len(classes), len(extensions))
     start = 0

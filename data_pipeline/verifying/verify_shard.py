@@ -1,4 +1,4 @@
-"""One shard against the index: in one pass from front to end, and where that breaks off, image by image."""
+"""Compare one shard with the index: in one pass, or where the tar is damaged, image by image."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ from data_pipeline.storage.reader import join
 from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
 from isotorus.errors import UserError
 
-_NAMED = 3
+_NAMED = 3  # images that a message names
 
 _LOST = "are lost or damaged"
 _CHECKSUM = "have another checksum"
@@ -31,19 +31,20 @@ _LABEL = "have another label"
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to be looked at."""
+    """A shard to check."""
 
     path: str
-    """Of the data set."""
+    """Folder or URL of the data set."""
     number: int
+    """Row of the shard in the shard table."""
     has_index: bool
-    """Whether the data set's index can be read."""
+    """Whether the index of the data set can be read."""
 
 
 def verify_shard(task: Task) -> list[str]:
-    """What is wrong with a shard, or with the tables on it, in one line; nothing if all is well.
+    """Return a list with one line about the damage of a shard or of its table rows; empty if there is none.
 
-    Runs in a worker of `pool.run` and counts samples there.
+    Runs in a worker of `pool.run` and reports samples to the progress bar.
     """
     generations, shards = _opened(task.path)
     shard = shards[task.number]
@@ -81,7 +82,7 @@ def verify_shard(task: Task) -> list[str]:
 
 
 def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
-    """Compare all of a shard; and say where it broke off, if it did."""
+    """Compare a whole shard; return the tar, and where it could not be read further ("" if it could)."""
     with tar_files.open_stream(file) as stream:
         tar = Tar(stream, tar_files.size_of(file))
         try:
@@ -94,32 +95,34 @@ def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
 
 @functools.lru_cache(1)
 def _opened(path: str) -> tuple[list[Generation], NDArray[np.void]]:
+    """Return the generations and the shard table of a data set; kept for the next shard."""
     generations = describe(path, CacheConfig()).generations
     return generations, open_shards(path, generations[-1], CacheConfig())
 
 
 @functools.lru_cache(1)
 def _index(path: str) -> NDArray[np.void]:
+    """Return the index of a data set; kept for the next shard."""
     return open_rows(path, _opened(path)[0][-1], CacheConfig())
 
 
 class _Comparison:
-    """What of the index rows of a shard is so in the tar, and what is not."""
+    """Compares the rows of a shard in the index with the files in the tar, and collects the differences."""
 
     def __init__(
         self, rows: NDArray[np.void], first: int, generation: Generation, label_field: str | None
     ) -> None:
         self.counted = 0
-        """Samples told to the progress bar."""
+        """Samples that were reported to the progress bar."""
         self._rows, self._first, self._generation = rows, first, generation
         self._label_field = label_field
         self._row_at = {offset: i for i, offset in enumerate(rows["offset"].tolist())}
-        self._keys: dict[int, str] = {}  # of the rows that were found
-        self._labels: dict[str, int | None] = {}  # class index by key; None: of no class
-        self._wrong: dict[str, list[str]] = {}  # names of samples by what is wrong with them
+        self._keys: dict[int, str] = {}  # by row, for the images that were read
+        self._labels: dict[str, int | None] = {}  # class index by key; None: not one of the classes
+        self._wrong: dict[str, list[str]] = {}  # names of samples by kind of damage
 
     def walk(self, tar: Tar) -> None:
-        """Go through all members; raises `Damaged` where that is not possible."""
+        """Compare all files of the tar; raise `Damaged` where it cannot be read further."""
         number = {name: i for i, name in enumerate(self._generation.classes)}
         for member in tar:
             split = key_and_extension(member.name)
@@ -138,11 +141,11 @@ class _Comparison:
                 self._add(_PLACE, f"row {self._first + i}")
 
     def reached(self) -> str:
-        """Where the walk has ended, as a sample."""
+        """Return a phrase with the last sample that was read."""
         return f", after the sample {printable(list(self._keys.values())[-1])}" if self._keys else ""
 
     def jump(self, stream: io.BufferedReader, size: int) -> None:
-        """Look at the images that the walk has not come to, where the index says they are."""
+        """Check the images that `walk` did not reach, at the places that the index gives."""
         for i in np.argsort(self._rows["offset"]).tolist():
             if i in self._keys:
                 continue
@@ -156,11 +159,13 @@ class _Comparison:
                 self._add(_LOST, self._name(i, stream))
 
     def faults(self) -> Iterator[str]:
+        """Yield a phrase for each kind of damage."""
         for what, names in self._wrong.items():
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             yield f"{len(names)} of {len(self._rows)} images {what}: {', '.join(names[:_NAMED])}{more}"
 
     def _compare(self, i: int, key: str, extension: str, data: bytes) -> None:
+        """Compare one image with row `i` of the index."""
         self._count()
         row = self._rows[i]
         self._keys[i] = key
@@ -173,6 +178,7 @@ class _Comparison:
             self._add(_KIND, printable(key))
 
     def _label(self, member: Member, tar: Tar, number: dict[str, int]) -> int | None:
+        """Return the class index in a label file: -1 for no label, None if it is not one of the classes."""
         if member.size > tar_labels.LARGEST:
             return None
         try:
@@ -182,7 +188,9 @@ class _Comparison:
         return number.get(label) if isinstance(label, str) else -1 if label is None else label
 
     def _name(self, i: int, stream: io.BufferedReader) -> str:
-        """The key of a row's sample if the headers before its image still tell it."""
+        """Return the key of row `i` if it can be read from the headers before the image, else the row's
+        number.
+        """
         offset = int(self._rows["offset"][i])
         start = max(offset - HEADERS, 0)
         stream.seek(start)
@@ -190,8 +198,10 @@ class _Comparison:
         return f"row {self._first + i}" if key is None else printable(key)
 
     def _add(self, what: str, name: str) -> None:
+        """Record a damage of a sample."""
         self._wrong.setdefault(what, []).append(name)
 
     def _count(self) -> None:
+        """Report a sample to the progress bar."""
         self.counted += 1
         pool.count()
