@@ -1,4 +1,4 @@
-"""`preview`: look at packed data as training would, write a page about it, and say in short what it says."""
+"""The `preview` command: an HTML page that shows the images of a data set as training will see them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,32 +15,36 @@ from isotorus.files import atomic
 
 @dataclass(frozen=True)
 class Preview:
-    """What a page that was written says in short."""
+    """The summary of a page that was written."""
 
     page: str
+    """Path of the page."""
     exact_copies: int
-    """Not counting the first of each group."""
+    """Number of exact copies, not counting the first image of each group."""
     leaked: int
-    """Images of the sets not trained on that are also in another set."""
+    """Number of images in the val and test sets that are also in another set."""
     near_copies: int
-    """Among the images looked at, not counting the first of each group."""
+    """Number of near copies among the images that were decoded, not counting the first of each group."""
     warnings: list[str]
 
     def as_text(self) -> str:
+        """Return the summary as a sentence."""
         return (
             f"{self.page}: {many(self.exact_copies, 'exact copy')}, {many(self.leaked, 'image')} in several "
             f"sets, {many(self.near_copies, 'near copy')}, {many(len(self.warnings), 'warning')}"
         )
 
     def as_json(self) -> str:
+        """Return the summary as JSON."""
         return json.dumps(asdict(self))
 
 
 def preview(path: str, config: str | None, out: Path, *, samples: int, seed: int, workers: int) -> Preview:
-    """Write a page about the data set, or the sets of a split, in `path`, as the recipe's training sees it.
+    """Write a page about the data set in `path`, or about all sets of a split there, and return its summary.
 
-    `config` is a recipe's YAML file or name. `seed` decides which images are shown and looked at; how
-    they are cut follows from the recipe's. Raises UserError for what the user can mend.
+    `config` is the file or the name of a recipe. `seed` chooses the images that are shown and decoded; how
+    they are cropped follows from the seed in the recipe. Raises `UserError` for errors that the user can
+    correct.
     """
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f"--out {out}: expected a file in a folder that exists, e.g. preview.html")
@@ -53,7 +57,7 @@ def preview(path: str, config: str | None, out: Path, *, samples: int, seed: int
     html = render(path, config, recipe, sets, cards, findings)
     try:
         with atomic(out) as file:
-            file.write(html.encode(errors="replace"))  # keys may hold bytes that are no UTF-8
+            file.write(html.encode(errors="replace"))  # keys may contain bytes that are not UTF-8
     except OSError as error:
         raise from_os_error(error, f"writing {out}") from error
     leaked = sum(findings.exact.leaked(number) for number in range(1, len(sets.datasets)))

@@ -1,4 +1,4 @@
-"""A contact sheet: images as they are, and the views of them that the training loader hands out."""
+"""A contact sheet: some images, and the views of them that the training loader makes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 
 _KINDS = ("global", "local")
-_POOL = 100_000
-_LONGEST_ORIGINAL = 320
-_LONGEST_VIEW = 256
+_POOL = 100_000  # positions from which images are chosen
+_LONGEST_ORIGINAL = 320  # pixels
+_LONGEST_VIEW = 256  # pixels
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,42 @@ class Cut:
     """The views of one image at one resolution."""
 
     kind: str
-    """global or local."""
+    """"global" or "local"."""
     views: list[str]
-    """Data URIs."""
+    """The views as data URIs."""
     boxes: list[Box]
-    """Where they lie in the original."""
+    """Where each view lies in the original image."""
 
 
 @dataclass(frozen=True)
 class Card:
+    """One image of the contact sheet, with its views."""
+
     key: str
     label: str
-    """Name of its class; empty without one."""
+    """Class name; "" if the image has no label."""
     bytes: int
-    """Of the image file."""
+    """Size of the image file in bytes."""
     original: str
-    """Data URI."""
+    """The image as a data URI."""
     width: int
+    """Width of the original image in pixels."""
     height: int
-    """Of the original, in pixels."""
+    """Height of the original image in pixels."""
     cuts: list[Cut]
 
 
 def choose(labels: NDArray[np.integer], count: int, run_seed: int, seed: int) -> NDArray[np.int64]:
-    """Positions in the first epoch of a run, of at most `count` samples, class by class.
+    """Return positions of at most `count` samples in the first epoch of a run, sorted by class.
 
-    The classes take turns, and so does what has no label, which comes last.
-    They are drawn by `seed` from 100,000 positions, so classes rarer than that may be missed.
+    The classes take turns, and unlabelled samples count as a class, which comes last. Samples are drawn by
+    `seed` from 100,000 positions, so very rare classes may be missing.
     """
     n = len(labels)
     random = generator(seed)
     positions = random.choice(n, min(n, _POOL), replace=False)
-    found = labels[sample_index(positions, n, run_seed)].astype(np.uint32)  # in which -1 is the largest
-    label = np.unique(found, return_inverse=True)[1]
+    drawn = labels[sample_index(positions, n, run_seed)].astype(np.uint32)  # makes -1 the largest number
+    label = np.unique(drawn, return_inverse=True)[1]
     order = np.argsort(label, kind="stable")
     starts = np.flatnonzero(np.diff(label[order], prepend=-1))
     turn = np.empty(len(label), dtype=np.int64)
@@ -69,9 +72,9 @@ def choose(labels: NDArray[np.integer], count: int, run_seed: int, seed: int) ->
 
 
 def cards(recipe: Recipe, positions: NDArray[np.int64]) -> Iterator[Card]:
-    """The samples at these positions, cut and augmented as in training.
+    """Yield the samples at these positions, cropped and augmented as in training.
 
-    The loader is asked for batches of one image: neither pixels nor parameters depend on the batch.
+    The loader is asked for batches of one image, as neither pixels nor parameters depend on the batch.
     """
     sources = recipe.data.open()
     for position in positions.tolist():
@@ -88,13 +91,15 @@ def cards(recipe: Recipe, positions: NDArray[np.int64]) -> Iterator[Card]:
 
 
 def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
+    """Build the card of the first image that the loader returns."""
     batch = next(iter(loader))
     dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
     data = dataset.read(index)
     original = figures.unit_scale(decode(data, recipe.data.channels, sources.depth))
     height, width, _ = original.shape
     limits = figures.display_range(original, sources.depth)
-    zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels  # shown, so not normalised
+    # Mean 0 and deviation 1: views are shown without normalisation.
+    zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
     crops = loader.crops(batch, 0, height, width)
     cuts = []
     for kind, views, parameters, chosen in zip(_KINDS, batch.views, batch.parameters, crops, strict=False):

@@ -1,4 +1,4 @@
-"""Images that are there more than once: exact copies in whole data sets, near ones among those looked at."""
+"""Find images that occur more than once: exact copies in whole data sets, near copies in a sample of them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,35 +12,38 @@ from scipy.sparse.csgraph import connected_components
 from data_pipeline.dataset.index import Corrupt, Dataset
 
 COMPARED = 10_000
-"""Most samples that are read to confirm that equal sizes and checksums mean equal bytes."""
+"""Most image files that are read to confirm that equal sizes and checksums mean equal bytes."""
 THUMBNAIL = 32
-"""Side in pixels of the grey images that near copies are told by."""
+"""Side in pixels of the grey thumbnails that near copies are found by."""
 
-_CHUNK = 2**22
-_FREQUENCIES = 8  # a side, which makes hashes of 64 bits
+_CHUNK = 2**22  # rows of the index that are read at once
+_FREQUENCIES = 8  # in each direction, so that a hash has 64 bits
 _MOST_BITS_APART = 4
-_COARSE = 16
+_COARSE = 16  # side in pixels of the images that are correlated
 _LEAST_CORRELATION = 0.98
 _PRIOR = 10
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Samples that are not alone, as arrays (k,); the members of a group are side by side."""
+    """Samples that have copies, as arrays (k,); the members of a group are next to each other."""
 
     group: NDArray[np.int64]
-    """Number of the group, ascending from 0."""
+    """Number of the sample's group, ascending from 0."""
     dataset: NDArray[np.int64]
-    """Which of the data sets the sample is in."""
+    """Number of the data set that contains the sample."""
     index: NDArray[np.int64]
-    """Its number there."""
+    """Index of the sample in that data set."""
 
     @property
     def groups(self) -> int:
+        """Number of groups."""
         return int(self.group[-1]) + 1 if len(self.group) else 0
 
     def differ(self, values: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """For every sample (k,), whether its group holds different `values` (k,); -1 stands for unknown."""
+        """Return for every sample (k,) whether its group has different `values` (k,); -1 stands for
+        unknown.
+        """
         starts = np.flatnonzero(np.diff(self.group, prepend=-1))
         if len(starts) == 0:
             return np.zeros(0, dtype=np.bool_)
@@ -49,10 +52,10 @@ class Copies:
 
 
 def exact(datasets: Sequence[Dataset]) -> tuple[Copies, int]:
-    """All samples of `datasets` whose image files are equal, and how many of them were not read.
+    """Return all samples whose image files are equal, and how many of them were not confirmed by reading.
 
-    Found in the indexes by size and CRC-32, in 8 bytes of memory a sample; confirmed by reading them,
-    small groups first, up to `COMPARED` samples.
+    Candidates have equal size and CRC-32 in the index, which takes 8 bytes of memory per sample. They are
+    confirmed by reading the files, small groups first, up to `COMPARED` files.
     """
     codes = np.concatenate([codes for _, _, codes in _codes(datasets)])
     codes.sort()
@@ -61,12 +64,12 @@ def exact(datasets: Sequence[Dataset]) -> tuple[Copies, int]:
     if len(repeated) == 0:
         return _grouped(*np.zeros((3, 0), dtype=np.int64)), 0
 
-    found = []
+    candidates = []
     for number, start, chunk in _codes(datasets):
         place = np.searchsorted(repeated, chunk).clip(max=len(repeated) - 1)
         rows = np.flatnonzero(repeated[place] == chunk)
-        found.append((place[rows], np.full_like(rows, number), start + rows))
-    group, dataset, index = (np.concatenate(column) for column in zip(*found, strict=True))
+        candidates.append((place[rows], np.full_like(rows, number), start + rows))
+    group, dataset, index = (np.concatenate(column) for column in zip(*candidates, strict=True))
 
     order = np.lexsort((group, np.bincount(group)[group]))
     group, dataset, index = group[order], dataset[order], index[order]
@@ -80,12 +83,17 @@ def exact(datasets: Sequence[Dataset]) -> tuple[Copies, int]:
 
 
 def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDArray[np.int64]) -> Copies:
-    """Groups of look-alikes among grey `thumbnails` (n, 32, 32) of samples (n,), n of a few thousand.
+    """Return groups of similar images among grey `thumbnails` (n, 32, 32) of samples (n,); n is a few
+    thousand.
 
-    A pair is alike if its perceptual hashes (Zauner 2010: signs of low cosine frequencies about their
-    median) differ in at most 4 of 64 bits, and if what sets the two apart from the other images
-    correlates by .98: in a collection of one kind of thing, equal hashes alone mean little. Groups are
-    what chains of such pairs hold together; images of one shade are left out.
+    Two images are similar if their perceptual hashes (Zauner 2010: signs of low cosine frequencies about
+    their median) differ in at most 4 of 64 bits, and if their differences from the mean image have a
+    correlation of at least 0.98. The second condition is needed where all images show one kind of thing and
+    so have similar hashes. A group consists of all images that chains of similar pairs connect. Images of one
+    grey value are left out.
+
+    imagehash (BSD) computes the same hash for one image at a time; here all hashes are computed and compared
+    as matrices.
     """
     contrast = thumbnails.std(axis=(1, 2)) > 0
     thumbnails, dataset, index = thumbnails[contrast], dataset[contrast], index[contrast]
@@ -98,7 +106,7 @@ def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDA
 
     step = THUMBNAIL // _COARSE
     coarse = _standardised(thumbnails.reshape(-1, _COARSE, step, _COARSE, step).mean(axis=(2, 4)))
-    # As if there were ten more without features, so that the mean of two images is not between them.
+    # The sum is divided by n + 10: with few images, their own mean would remove what they have in common.
     special = _standardised(coarse - coarse.sum(axis=0) / (len(coarse) + _PRIOR))
     correlation = special @ special.T / special.shape[1]
 
@@ -108,7 +116,9 @@ def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDA
 
 
 def _codes(datasets: Sequence[Dataset]) -> Iterator[tuple[int, int, NDArray[np.uint64]]]:
-    """Size and checksum in one word for every row, in chunks: number of the set, first row, words."""
+    """Yield pieces of the indexes: number of the data set, first row, and size and checksum of each row as
+    one word.
+    """
     for number, dataset in enumerate(datasets):
         for start in range(0, len(dataset), _CHUNK):
             rows = dataset.rows[start : start + _CHUNK]
@@ -116,7 +126,7 @@ def _codes(datasets: Sequence[Dataset]) -> Iterator[tuple[int, int, NDArray[np.u
 
 
 def _digest(dataset: Dataset, index: int) -> int:
-    """64 bits of a hash of the image file; of one that is damaged, unlike any other."""
+    """Return a 64-bit hash of an image file; a damaged file gets a hash of its own."""
     try:
         data = dataset.read(index)
     except Corrupt:
@@ -125,7 +135,7 @@ def _digest(dataset: Dataset, index: int) -> int:
 
 
 def _standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Images (n, …) as rows (n, d) of mean 0 and variance 1, or all 0 if an image has but one value."""
+    """Return images (n, …) as rows (n, d) with mean 0 and variance 1; rows of constant images are 0."""
     rows = images.reshape(len(images), -1)
     rows = rows - rows.mean(axis=1, keepdims=True)
     deviation = rows.std(axis=1, keepdims=True)
@@ -133,7 +143,7 @@ def _standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _grouped(code: NDArray[np.integer], dataset: NDArray[np.int64], index: NDArray[np.int64]) -> Copies:
-    """The samples whose code (k,) another one has too, in order of group, data set and index."""
+    """Return the samples whose `code` (k,) occurs more than once, sorted by group, data set and index."""
     _, code, sizes = np.unique(code, return_inverse=True, return_counts=True)
     shared = sizes[code] > 1
     _, group = np.unique(code[shared], return_inverse=True)

@@ -1,4 +1,4 @@
-"""What the page draws: images as data URIs, distributions as bars and outlines."""
+"""Figures for the page: images as data URIs, and distributions as bars and outlines."""
 
 import base64
 import io
@@ -11,26 +11,27 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 SMALL = 64
-"""Up to this side pictures are kept without loss; larger ones become JPEGs."""
+"""Images with sides up to this many pixels are stored without loss; larger ones as JPEG."""
 
 OUTLINE_BARS = 64
-"""Bars of an outline."""
+"""Number of bars of an outline."""
 
-_BINS = 40
+_BINS = 40  # most bars of a histogram
 
 Floats = NDArray[np.float32]
 
 
 def unit_scale(image: NDArray[np.uint8] | NDArray[np.uint16]) -> Floats:
-    """An image's integers on the scale where white is 1."""
+    """Return an image's integers as floats, on the scale where white is 1."""
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
 def display_range(image: Floats, depth: int) -> tuple[Floats, Floats]:
-    """The values (C,) of an image (H, W, C) that a picture of it shows as black and as white.
+    """Return the values (C,) of an image (H, W, C) that are displayed as black and as white.
 
-    0 and 1 for images that screens are made for. Otherwise the 1st and the 99th percentile: 16-bit
-    images seldom fill their range. Those of colour are taken over all channels, so that hues stay.
+    They are 0 and 1 for 8-bit grey and colour images. For others they are the 1st and 99th percentile of the
+    image, because 16-bit images seldom use their whole range; colour images have the same for all channels,
+    so that hues stay.
     """
     channels = image.shape[2]
     if depth == 8 and channels in (1, 3):
@@ -42,7 +43,7 @@ def display_range(image: Floats, depth: int) -> tuple[Floats, Floats]:
 
 
 def describe_display(channels: int, depth: int) -> str:
-    """What `display_range` and `data_uri` do to such images, for those who look at them; often nothing."""
+    """Describe in sentences how `display_range` and `data_uri` change such images; "" if they do not."""
     said = []
     if channels not in (1, 3):
         said.append(
@@ -57,7 +58,9 @@ def describe_display(channels: int, depth: int) -> str:
 
 
 def data_uri(image: Floats, low: Floats, high: Floats, longest: int) -> str:
-    """A data URI of an image (H, W, C), no side longer than `longest`; `low` is black, `high` white."""
+    """Return an image (H, W, C) as a data URI with sides of at most `longest`; `low` is black, `high` is
+    white.
+    """
     channels = 1 if image.shape[2] < 3 else 3
     scaled = ((image - low) / (high - low))[..., :channels].clip(0, 1)
     pixels = np.rint(scaled * 255).astype(np.uint8)
@@ -73,20 +76,23 @@ def data_uri(image: Floats, low: Floats, high: Floats, longest: int) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
+    """A distribution as bars."""
+
     title: str
     bars: list[float]
-    """Heights from 0 to 1; none if all values are the same."""
+    """Heights from 0 to 1; empty if all values are equal."""
     ticks: list[str]
-    """What is at the left edge, in the middle and at the right edge; or the one value that there is."""
+    """Labels of the left edge, the middle and the right edge; or the only value."""
     note: str
+    """A short text beside the title."""
 
 
 def histogram(
     title: str, values: ArrayLike, show: Callable[[float], str], *, logarithmic: bool = False
 ) -> Histogram:
-    """The distribution of `values` (n,), n ≥ 1, from the smallest to the largest; `show` writes a value.
+    """Return the distribution of `values` (n,), n ≥ 1, from smallest to largest; `show` formats a value.
 
-    Whole numbers that differ little get a bar each. Logarithmic bars need positive values.
+    Whole numbers in a small range get one bar each. Values must be positive if bars are `logarithmic`.
     """
     x = np.asarray(values)
     low, high = float(x.min()), float(x.max())
@@ -100,30 +106,33 @@ def histogram(
         x = np.log(x, dtype=np.float32)
         ends = (float(x.min()), float(x.max()))
     middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
-    counts = np.histogram(x, bins, ends)[0]  # equal bins by number, which is fast for very many values
+    # Equal bins, given by number and range, are fast for very many values.
+    counts = np.histogram(x, bins, ends)[0]
     return Histogram(title, _bars(counts), [show(low), show(middle), show(high)], note)
 
 
 @dataclass(frozen=True)
 class Outline:
+    """The outline of one channel's histogram."""
+
     colour: str
     path: str
-    """For SVG, in a box of `OUTLINE_BARS` × 1."""
+    """An SVG path in a box of `OUTLINE_BARS` × 1."""
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Histograms that lie over each other, one a channel."""
+    """Histograms of all channels, drawn over each other."""
 
     channels: list[Outline]
     ticks: list[str]
 
 
 def outlines(counts: NDArray[np.int64], depth: int) -> Outlines:
-    """How many pixels have which value: counts (C, bins) of bins from black to full scale.
+    """Return the histograms of pixel values from `counts` (C, bins), whose bins reach from black to white.
 
-    Images of 16 bits often fill but a corner of their range: for those it ends at the power of two
-    that all values are below.
+    16-bit images often use a small part of their range, so the axis then ends at the smallest power of two
+    above all values.
     """
     used = counts.shape[1]
     while depth == 16 and used > OUTLINE_BARS and not counts[:, used // 2 :].any():
@@ -135,16 +144,19 @@ def outlines(counts: NDArray[np.int64], depth: int) -> Outlines:
 
 
 def _bars(counts: NDArray[np.integer]) -> list[float]:
-    """Heights from 0 to 1; what is not empty can be seen."""
+    """Return heights from 0 to 1; counts above 0 get a visible height."""
     shares = counts / max(counts.max(), 1)
     return np.where(counts > 0, shares.clip(min=0.01), 0).round(4).tolist()
 
 
 def _colour(channel: int, channels: int) -> str:
-    """Around the colour circle from red, so that three are red, green and blue."""
+    """Return the CSS colour of a channel, spaced evenly on the colour circle; three channels are red,
+    green, blue.
+    """
     return "currentColor" if channels == 1 else f"hsl({360 * channel // channels} 65% 50%)"
 
 
 def _path(heights: list[float]) -> str:
+    """Return the SVG path of bars with these heights."""
     steps = " ".join(f"V{1 - height:.4g}H{right}" for right, height in enumerate(heights, start=1))
     return f"M0 1{steps}V1Z"

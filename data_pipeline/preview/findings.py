@@ -1,4 +1,4 @@
-"""What somebody should know about their images before training on them."""
+"""What users should know about their images before they train: copies, damaged images, sizes, classes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,48 +14,52 @@ from data_pipeline.preview.sets import Sets
 from data_pipeline.transforms.views import ViewsConfig
 
 FEW = 10
-"""Fewer images of a class are warned of."""
-_NAMED = 5
+"""A class with fewer images than this gets a warning."""
+_NAMED = 5  # most names in a warning
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of copies, and how they lie to sets and classes."""
+    """Groups of copies, and which of them are in several sets or classes."""
 
     copies: Copies
     crossing: NDArray[np.bool_]
-    """For every sample, whether its group is in several sets (k,)."""
+    """For every sample (k,), whether its group is in several sets."""
     conflicting: NDArray[np.bool_]
-    """For every sample, whether its group is in several classes (k,)."""
+    """For every sample (k,), whether its group is in several classes."""
 
     @property
     def surplus(self) -> int:
-        """Samples without which one of each group would remain."""
+        """Number of copies, not counting the first sample of each group."""
         return len(self.copies.group) - self.copies.groups
 
     @property
     def conflicts(self) -> int:
-        """Groups in several classes."""
+        """Number of groups that are in several classes."""
         return len(np.unique(self.copies.group[self.conflicting]))
 
     def leaked(self, dataset: int) -> int:
-        """Samples of a set that have a copy in another one."""
+        """Return the number of samples of a set that have a copy in another set."""
         return int((self.crossing & (self.copies.dataset == dataset)).sum())
 
 
 @dataclass(frozen=True)
 class Findings:
+    """All findings about the sets."""
+
     measured: ImageStatistics
     exact: Duplicates
     unread: int
-    """Samples among the exact copies that are told by size and checksum alone."""
+    """Number of exact copies that were found by size and checksum, but not confirmed by reading."""
     near: Duplicates
-    """Among the images looked at."""
+    """Near copies among the images that were decoded."""
     warnings: list[str]
 
 
 def find(sets: Sets, views: ViewsConfig, seed: int, workers: int) -> Findings:
-    """Search whole indexes, and a sample of the images drawn by the seed."""
+    """Search the whole indexes for exact copies, and a sample of images, drawn by `seed`, for everything
+    else.
+    """
     copies, unread = duplicates.exact(sets.datasets)
     exact = _with_crossings(copies, sets)
     measured = measure_images(sets.datasets, sets.datasets[0].channels, sets.depth, seed, workers)
@@ -74,12 +78,13 @@ def find(sets: Sets, views: ViewsConfig, seed: int, workers: int) -> Findings:
 
 
 def _with_crossings(copies: Copies, sets: Sets) -> Duplicates:
+    """Add to groups of copies whether they are in several sets or classes."""
     labels = sets.labels(copies.dataset, copies.index)
     return Duplicates(copies, copies.differ(copies.dataset), copies.differ(labels))
 
 
 def _without_copies(measured: ImageStatistics, copies: Copies) -> NDArray[np.int64]:
-    """Which of the images looked at remain if only the first of each group of exact copies does."""
+    """Return the indices of decoded images, with only the first of each group of exact copies."""
     group = -1 - np.arange(len(measured.index))
     _, looked_at, copy = np.intersect1d(
         measured.dataset << 40 | measured.index, copies.dataset << 40 | copies.index, return_indices=True
@@ -89,6 +94,7 @@ def _without_copies(measured: ImageStatistics, copies: Copies) -> NDArray[np.int
 
 
 def _copy_warnings(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[str]:
+    """Yield warnings about copies."""
     for number, name in enumerate(sets.names[1:], start=1):
         if leaked := exact.leaked(number):
             yield f"{many(leaked, 'image')} of {name} also in another set: scores on {name} will be too good"
@@ -102,6 +108,7 @@ def _copy_warnings(sets: Sets, exact: Duplicates, near: Duplicates) -> Iterator[
 
 
 def _image_warnings(sets: Sets, measured: ImageStatistics) -> Iterator[str]:
+    """Yield warnings about images that are damaged, constant, of mixed depth, or left out."""
     if measured.unreadable:
         count, first = len(measured.unreadable), measured.unreadable[0]
         yield f"{many(count, 'image')} of the sample unreadable; first: {first}"
@@ -126,6 +133,7 @@ def _image_warnings(sets: Sets, measured: ImageStatistics) -> Iterator[str]:
 
 
 def _size_warnings(sets: Sets, views: ViewsConfig) -> Iterator[str]:
+    """Yield a warning if images are smaller than a global view."""
     shortest = np.minimum(sets.column("width"), sets.column("height"))
     if small := int((shortest < views.global_size).sum()):
         share = "All" if small == len(sets) else f"{small:,} of {len(sets):,}"
@@ -136,6 +144,7 @@ def _size_warnings(sets: Sets, views: ViewsConfig) -> Iterator[str]:
 
 
 def _class_warnings(sets: Sets) -> Iterator[str]:
+    """Yield a warning if classes have few images."""
     counts = sets.class_counts().sum(axis=0)
     few = np.flatnonzero(counts < FEW)
     names = [f"{sets.classes[c]} ({counts[c]})" for c in few[np.argsort(counts[few], kind="stable")][:_NAMED]]
@@ -144,10 +153,11 @@ def _class_warnings(sets: Sets) -> Iterator[str]:
 
 
 def many(count: int, noun: str) -> str:
-    """`count` of what the noun says, e.g. 1 image, 2,000 images, 3 copies."""
+    """Return a count with its noun, for example "1 image", "2,000 images", "3 copies"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _named(names: list[str], total: int) -> str:
+    """Return names as a list, with the number of those that are not named."""
     return ", ".join(names) + (f" and {total - len(names):,} more" if total > len(names) else "")

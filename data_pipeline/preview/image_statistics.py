@@ -1,4 +1,4 @@
-"""What only decoding tells: brightness, shades and thumbnails of some of the images of data sets."""
+"""Decode a sample of the images and measure them: brightness, values, thumbnails."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,36 +17,38 @@ from isotorus.randomness import generator
 LOOKED_AT = 2000
 """Most images that are decoded."""
 SHADES = 1024
-"""Bins of the pixels' values, from black to full scale."""
+"""Number of bins for pixel values, from black to white."""
 
-_RUN = 8
-_TASK = 40
-_SIDE = 256
+_RUN = 8  # consecutive images that are drawn together
+_TASK = 40  # images in a task
+_SIDE = 256  # pixels that the shorter side must keep when a JPEG is decoded smaller
 
 Depth = Literal[8, 16]
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """Of the n images that could be read, and of those that could not."""
+    """Measurements of the n images that could be read, and messages about the others."""
 
     dataset: NDArray[np.int64]
-    """Which of the data sets an image is from (n,)."""
+    """Number of the data set that contains each image (n,)."""
     index: NDArray[np.int64]
-    """Its number there (n,)."""
+    """Index of each image in its data set (n,)."""
     brightness: NDArray[np.float64]
-    """Mean over pixels and channels (n,), where full scale is 1."""
+    """Mean over pixels and channels of each image (n,), where white is 1."""
     constant: NDArray[np.bool_]
-    """Whether no channel has more than one value (n,)."""
+    """Whether each channel of an image has only one value (n,)."""
     thumbnails: NDArray[np.float32]
-    """(n, `THUMBNAIL`, `THUMBNAIL`), the mean over channels."""
+    """Grey thumbnails (n, `THUMBNAIL`, `THUMBNAIL`), the mean over channels."""
     shades: NDArray[np.int64]
-    """How many pixels of all images have which value (C, `SHADES`)."""
+    """Number of pixels of all images in each bin of values (C, `SHADES`)."""
     unreadable: list[str]
-    """What is wrong with each of those that could not be read."""
+    """A message for each image that could not be read."""
 
 
 class _Task(NamedTuple):
+    """Some images of one data set, to be measured by one worker."""
+
     dataset: Dataset
     number: int
     indices: list[int]
@@ -55,6 +57,8 @@ class _Task(NamedTuple):
 
 
 class _Measured(NamedTuple):
+    """Measurements of one image."""
+
     dataset: int
     sample: int
     brightness: float
@@ -65,7 +69,9 @@ class _Measured(NamedTuple):
 def measure_images(
     datasets: Sequence[Dataset], channels: int, depth: Depth, seed: int, workers: int
 ) -> ImageStatistics:
-    """Decode up to `LOOKED_AT` images of the data sets, drawn by the seed, in as many processes."""
+    """Decode and measure up to `LOOKED_AT` images of the data sets, drawn by `seed`, in `workers`
+    processes.
+    """
     numbers, indices = draw([len(dataset) for dataset in datasets], seed)
     tasks = []
     for number, dataset in enumerate(datasets):
@@ -90,9 +96,10 @@ def measure_images(
 
 
 def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Up to `LOOKED_AT` samples of sets of these sizes: the number of the set, and the index in it.
+    """Draw up to `LOOKED_AT` samples from data sets of these sizes: numbers of the data sets, and indices in
+    them.
 
-    Large sets give runs of neighbours: look-alikes lie side by side where a set was not shuffled, and
+    From large sets, runs of 8 consecutive images are drawn: similar images are often next to each other, and
     reads are longer.
     """
     total = sum(sizes)
@@ -108,6 +115,9 @@ def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list[str]]:
+    """Measure images: returns the measurements, the counts of pixel values (C, `SHADES`), and messages
+    about errors.
+    """
     seen, unreadable = [], []
     shades = np.zeros((task.channels, SHADES), dtype=np.int64)
     for index in task.indices:

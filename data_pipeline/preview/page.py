@@ -1,4 +1,4 @@
-"""The page of `preview`: one file for a person, with everything in it and nothing fetched from anywhere."""
+"""The HTML page of `preview`: one file that contains everything and loads nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,16 @@ from data_pipeline.preview.findings import Duplicates, Findings, many
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.preview.sets import Sets
 
-_GROUPS = 24
-_MEMBERS = 6
-_CLASSES = 40
-_THUMBNAIL = 112
+_GROUPS = 24  # most groups of copies
+_MEMBERS = 6  # most images of a group
+_CLASSES = 40  # most classes
+_THUMBNAIL = 112  # pixels
 
 
 @dataclass(frozen=True)
 class Member:
+    """One image of a group of copies; `picture` is a data URI or None."""
+
     key: str
     place: str
     picture: str | None
@@ -33,6 +35,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
+    """A group of copies; `more` is the number of members that are not shown."""
+
     members: list[Member]
     more: int
     crossing: bool
@@ -42,7 +46,7 @@ class Group:
 def render(
     path: str, config: str | None, recipe: Recipe, sets: Sets, cards: list[Card], findings: Findings
 ) -> str:
-    """The page about `sets` in `path`; `config` is what the recipe was read from."""
+    """Return the page about `sets` in `path`; `config` is the file or name of the recipe."""
     measured = findings.measured
     return _template().render(
         name=path,
@@ -74,6 +78,7 @@ def render(
 
 
 def _template() -> jinja2.Template:
+    """Return the page's template."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -83,6 +88,7 @@ def _template() -> jinja2.Template:
 
 
 def _head(sets: Sets) -> list[str]:
+    """Return the facts in the page's head line."""
     facts = [dataset.description for dataset in sets.datasets]
     generations = sorted({dataset.generation for dataset in sets.datasets})
     return [
@@ -96,7 +102,7 @@ def _head(sets: Sets) -> list[str]:
 
 
 def _reading(sets: Sets, findings: Findings) -> Iterator[tuple[str, bool]]:
-    """Sentences, and whether each should alarm."""
+    """Yield the sentences of the summary, each with whether it is a warning."""
     exact, near = findings.exact, findings.near
     for number, name in enumerate(sets.names[1:], start=1):
         if leaked := exact.leaked(number):
@@ -115,6 +121,7 @@ def _reading(sets: Sets, findings: Findings) -> Iterator[tuple[str, bool]]:
 
 
 def _sets(sets: Sets, exact: Duplicates) -> list[dict[str, Any]]:
+    """Return the rows of the table of sets."""
     labelled = sets.class_counts().sum(axis=1)
     return [
         {
@@ -129,7 +136,7 @@ def _sets(sets: Sets, exact: Duplicates) -> list[dict[str, Any]]:
 
 
 def _classes(sets: Sets) -> list[dict[str, Any]]:
-    """The largest classes: bars as shares of the largest one in percent, a part for each set."""
+    """Return the largest classes; bar lengths are percentages of the largest class, one part for each set."""
     counts = sets.class_counts()
     totals = counts.sum(axis=0)
     largest = np.argsort(-totals, kind="stable")[:_CLASSES]
@@ -144,6 +151,7 @@ def _classes(sets: Sets) -> list[dict[str, Any]]:
 
 
 def _sizes(sets: Sets) -> list[Histogram]:
+    """Return histograms of image sizes and file sizes."""
     width, height = sets.column("width"), sets.column("height")
     return [
         histogram("Width", width, lambda x: f"{x:,.0f} px"),
@@ -153,24 +161,29 @@ def _sizes(sets: Sets) -> list[Histogram]:
     ]
 
 
-def _groups(sets: Sets, found: Duplicates, pictured: int) -> list[Group]:
-    """The groups to be shown: those across sets first, then those across classes, then the largest."""
-    copies = found.copies
+def _groups(sets: Sets, duplicates: Duplicates, pictured: int) -> list[Group]:
+    """Return the groups to show: first those in several sets, then those in several classes, then the
+    largest.
+
+    The first `pictured` members of each group get a picture.
+    """
+    copies = duplicates.copies
     starts = np.flatnonzero(np.diff(copies.group, prepend=-1))
     sizes = np.bincount(copies.group)
-    chosen = np.lexsort((-sizes, ~found.conflicting[starts], ~found.crossing[starts]))[:_GROUPS]
+    chosen = np.lexsort((-sizes, ~duplicates.conflicting[starts], ~duplicates.crossing[starts]))[:_GROUPS]
     groups = []
     for group in chosen.tolist():
         start, size = int(starts[group]), int(sizes[group])
         rows = range(start, start + min(size, _MEMBERS))
         places = [(int(copies.dataset[row]), int(copies.index[row])) for row in rows]
         members = [_member(sets, *place, number < pictured) for number, place in enumerate(places)]
-        crossing, conflicting = bool(found.crossing[start]), bool(found.conflicting[start])
+        crossing, conflicting = bool(duplicates.crossing[start]), bool(duplicates.conflicting[start])
         groups.append(Group(members, size - len(members), crossing, conflicting))
     return groups
 
 
 def _member(sets: Sets, number: int, index: int, pictured: bool) -> Member:
+    """Return one member of a group, with a picture if asked for and if the image can be read."""
     dataset = sets.datasets[number]
     try:
         uri = None
@@ -178,22 +191,25 @@ def _member(sets: Sets, number: int, index: int, pictured: bool) -> Member:
             image = figures.unit_scale(decode(dataset.read(index), dataset.channels, sets.depth))
             uri = figures.data_uri(image, *figures.display_range(image, sets.depth), _THUMBNAIL)
         return Member(dataset.key(index), sets.place(number, index), uri)
-    except (Corrupt, ValueError):  # damaged since it was packed, which a warning tells
+    except (Corrupt, ValueError):  # damaged since it was packed; a warning says so
         return Member(f"sample {index}", sets.place(number, index), None)
 
 
 def _exact_note(findings: Findings) -> str:
+    """Describe the exact copies in a sentence."""
     exact = findings.exact
     if not exact.surplus:
         return "None: all images of all sets were compared by size and checksum."
-    told = f"{many(len(exact.copies.group), 'image')} in {many(exact.copies.groups, 'group')} of equal files"
+    counts = (
+        f"{many(len(exact.copies.group), 'image')} in {many(exact.copies.groups, 'group')} of equal files"
+    )
     if findings.unread:
-        return f"{told}, {findings.unread:,} of them told by size and checksum alone."
-    return f"{told}, compared byte by byte."
+        return f"{counts}, {findings.unread:,} of them recognised by size and checksum alone."
+    return f"{counts}, compared byte by byte."
 
 
 def _settings(recipe: Recipe) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Section → field, value, and whether it is another than the default."""
+    """Return for each section its fields: name, value, and whether it differs from the default."""
     sections: list[tuple[str, BaseModel]] = [("views", recipe.views), ("augment", recipe.augment)]
     return [
         (
@@ -208,16 +224,19 @@ def _settings(recipe: Recipe) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 
 
 def _channels(number: int) -> str:
+    """Describe a number of channels."""
     return {1: "1 channel (grey)", 3: "3 channels (colour)"}.get(number, f"{number} channels")
 
 
 def _value(value: object) -> str:
+    """Format the value of a setting."""
     if isinstance(value, tuple):
         return " to ".join(map(_value, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(size: float) -> str:
+    """Format a size in bytes."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g}\u00a0{unit}"

@@ -11,7 +11,9 @@ from isotorus.recipe import read_recipe_file
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)  # sections of training alone are not checked
+    """The sections of a recipe that the preview uses; all others are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     seed: NonNegativeInt = 0
     data: DataConfig
@@ -20,10 +22,11 @@ class Recipe(BaseModel):
 
 
 def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
-    """The sections of a YAML file, or of a packaged recipe by name, on the data set at `path` alone.
+    """Return the sections of a YAML file or a packaged recipe, with the data set at `path` as the only
+    source.
 
-    Without one, the defaults, as many channels as the images have, and an order that any store allows.
-    Raises UserError for the first thing wrong: the key, what was given, what is allowed.
+    Without a recipe the defaults are used, with the channels of the images and an order that suits any
+    storage. Raises `UserError` for the first error: the key, the given value and what is allowed.
     """
     values = read_recipe_file(config) if config else {"data": {"channels": channels, "order": "windowed"}}
     for key in values:
@@ -40,6 +43,7 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
 
 
 def _explain(error: ValidationError) -> str:
+    """Describe the first error of a validation in one line."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
@@ -50,6 +54,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _nearest(key: str) -> str:
+    """Suggest the known key nearest to a mistyped one, or list all."""
     known = [
         f"{section}.{name}"
         for section, model in (("data", DataConfig), ("views", ViewsConfig), ("augment", AugmentConfig))

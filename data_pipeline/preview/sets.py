@@ -1,4 +1,4 @@
-"""The data sets that lie in one folder, seen together: one, or the sides of a split."""
+"""The data sets of a folder, seen together: a single one, or those of a split."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.sources import Sources
 
 Numbers = NDArray[np.int64]
+"""An array of indices or counts."""
 
 
 class Sets:
-    """Opens them all; raises what `Dataset` raises. The one called train comes first."""
+    """Opens all data sets in `path`; the one called "train" comes first. Raises `UserError` as `Dataset`
+    does.
+    """
 
     def __init__(self, path: str) -> None:
         folders = sorted(subsets(path), key=lambda folder: Path(folder).name != "train") or [path]
@@ -28,7 +31,9 @@ class Sets:
         return len(self._together)
 
     def labels(self, dataset: Numbers, index: Numbers) -> Numbers:
-        """Indices into `classes` of the samples `index` (n,) of sets `dataset` (n,); -1 without a label."""
+        """Return the labels of samples `index` (n,) of sets `dataset` (n,) as indices into `classes`; -1
+        for no label.
+        """
         labels = np.empty(len(index), dtype=np.int64)
         for number, classes in enumerate(self._together.class_numbers):
             here = dataset == number
@@ -36,18 +41,18 @@ class Sets:
         return labels
 
     def class_counts(self) -> Numbers:
-        """Samples by set and class (sets, classes)."""
+        """Return the number of samples by set and class, (sets, classes)."""
         counts = np.zeros((len(self.datasets), len(self.classes)), dtype=np.int64)
         for row, classes, dataset in zip(counts, self._together.class_numbers, self.datasets, strict=True):
             row[classes[:-1]] = dataset.description.class_counts
         return counts
 
     def column(self, name: str) -> NDArray[Any]:
-        """A column of the index, for all samples of all sets."""
+        """Return a column of the index for all samples of all sets."""
         return np.concatenate([dataset.rows[name] for dataset in self.datasets])
 
     def place(self, dataset: int, index: int) -> str:
-        """Where a sample belongs, in words: its set if there are several, its class if there are any."""
+        """Describe a sample by its set, if there are several, and its class, if there are any."""
         label = int(self.labels(np.array([dataset]), np.array([index]))[0])
         words = [self.names[dataset]] if len(self.datasets) > 1 else []
         if self.classes:
