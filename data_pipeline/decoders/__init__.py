@@ -1,1 +1,1 @@
-"""The bytes of one image file to pixels, one format a file."""
+"""Decode the bytes of one image file to pixels, with one module for each file format."""

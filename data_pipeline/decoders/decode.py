@@ -1,7 +1,9 @@
-"""Bytes of one image file → pixels.
+"""Decode the bytes of one image file of any supported format.
 
-What kind of file it is, its first bytes say; each kind has a file of its own with the same two functions,
-`size` and `read`.
+The first bytes of a file determine its format. Each format has a module of its own with the same functions:
+`matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile and
+numpy; these modules only choose between them, check sizes before decoding, and close the gaps that each
+module's docstring names.
 """
 
 import contextlib
@@ -15,11 +17,13 @@ from numpy.typing import NDArray
 from data_pipeline.decoders import jpeg, npy, pillow, png, tiff
 from data_pipeline.decoders.pixels import LUMA, Pixels, convertible
 
-_LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in 1/65536, as Pillow rounds them
+_LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
+"""Extensions of image files, in lower case."""
 
 Shrink = Literal[1, 2, 4, 8]
+"""Factors by which libjpeg-turbo can decode a JPEG at a smaller size."""
 
 
 @overload
@@ -36,18 +40,19 @@ def decode(
     depth: Literal[8, 16] | None = 8,
     shrink: Shrink = 1,
 ) -> Pixels:
-    """Pixels (H, W, C) of an encoded image, as uint8 or for depth 16 as uint16; full scale is white.
+    """Return the pixels (H, W, C) of an encoded image, uint8, or uint16 for depth 16; the largest value is
+    white.
 
-    C = `channels`, or with None the image's own number. 1 and 3 channels convert into each other; any
-    other number must be the image's own. 8-bit images are widened by 257 and 16-bit ones are rounded; with
-    depth None both stay what they are. Transparency is dropped, an orientation tag is not applied, and of
-    several frames the first is taken, unless they are pages of a TIFF with one channel each, which become
-    channels.
+    C is `channels`, or the image's own number if that is None. 1 and 3 channels are converted into each
+    other; any other number must be the image's own. For another depth, 8-bit values are multiplied by 257 and
+    16-bit values rounded; with depth None the image keeps its own. Transparency is dropped, and orientation
+    tags are not applied. If a file has several frames, only the first is read, except for TIFF files whose
+    pages have one channel each: these pages become the channels.
 
-    A JPEG may come at 1/`shrink` of its size, rounded up, which takes less time.
+    A JPEG may be returned at 1/`shrink` of its size, rounded up, which takes less time.
 
-    Raises ValueError with the reason in one line if the bytes are no whole image of a supported kind, or
-    would unpack to more than `pixels.check_size` allows.
+    Raises ValueError, with the reason in one line, if the bytes are not a complete image of a supported
+    format, or if the image is larger than `pixels.check_size` allows.
     """
     with _one_line():
         reader = _reader(data)
@@ -62,21 +67,25 @@ def largest_shrink(limit: float) -> Shrink:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width by the header alone, without the pixels; raises ValueError as `decode`."""
+    """Return height and width from the header alone, without decoding pixels; raises ValueError as
+    `decode` does.
+    """
     with _one_line():
         height, width = _reader(data).size(data)
     return height, width
 
 
 def _reader(data: bytes) -> ModuleType:
+    """Return the module that reads this file."""
     return next((kind for kind in (jpeg, png, tiff, npy) if kind.matches(data)), pillow)
 
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
+    """Turn whatever a decoder raises into a ValueError with the reason in one line."""
     try:
         yield
-    except Exception as error:  # decoders raise nearly every kind of exception on bad bytes
+    except Exception as error:  # decoders raise nearly every kind of exception for damaged files
         reason = " ".join(str(error).split())
         if not isinstance(error, ValueError | OSError):
             reason = f"the image is damaged ({type(error).__name__}: {reason})"
@@ -84,6 +93,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _to_channels(pixels: Pixels, channels: int | None) -> Pixels:
+    """Convert between grey and RGB; raise ValueError for any other change of the number of channels."""
     own = pixels.shape[2]
     if channels is None or channels == own:
         return pixels
@@ -96,6 +106,7 @@ def _to_channels(pixels: Pixels, channels: int | None) -> Pixels:
 
 
 def _to_depth(pixels: Pixels, depth: int | None) -> Pixels:
+    """Convert between uint8 and uint16 so that white stays white; None keeps the type."""
     if depth == 16 and pixels.dtype == np.uint8:
         return pixels.astype(np.uint16) * np.uint16(257)
     if depth == 8 and pixels.dtype == np.uint16:

@@ -1,4 +1,4 @@
-"""JPEG through libjpeg-turbo, at a fraction of the size where that is enough."""
+"""Decode JPEG files with libjpeg-turbo (simplejpeg), at a fraction of their size where that is enough."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,12 @@ import simplejpeg
 from data_pipeline.decoders import pillow
 from data_pipeline.decoders.pixels import Pixels, check_size
 
-_MOST_SCANS = 100  # of a progressive image; about ten are usual
+_MOST_SCANS = 100  # progressive images usually have about ten
 
 
 class _Header(NamedTuple):
+    """Size, colour space and chroma subsampling of a JPEG."""
+
     height: int
     width: int
     colours: str
@@ -19,21 +21,24 @@ class _Header(NamedTuple):
 
 
 def matches(data: bytes) -> bool:
+    """Return whether the bytes begin like a JPEG."""
     return data[:3] == b"\xff\xd8\xff"
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     header = _header(data)
     return header[:2] if header else pillow.size(data)
 
 
 def read(data: bytes, channels: int | None, shrink: int) -> Pixels:
-    """Pixels at 1/`shrink` of the size, rounded up: (H, W, 1) if grey or asked for, else (H, W, 3).
+    """Return pixels at 1/`shrink` of the size, rounded up: (H, W, 1) for grey images or `channels` 1, else
+    (H, W, 3).
 
-    What Pillow alone can read comes in full size, whatever `shrink` says.
+    Images that only Pillow can read are returned at full size, whatever `shrink` is. Raises ValueError for
+    progressive images of more than 100 scans.
     """
-    # Every scan costs a pass over the whole image, however few bytes it has.
+    # Each scan costs a pass over the whole image, so a small file with many scans could take hours.
     if _scans(data) > _MOST_SCANS:
         raise ValueError(f"a JPEG of more than {_MOST_SCANS} scans")
     header = _header(data)
@@ -45,12 +50,14 @@ def read(data: bytes, channels: int | None, shrink: int) -> Pixels:
     try:
         return simplejpeg.decode_jpeg(data, "GRAY" if grey else "RGB", **(least if shrink > 1 else {}))
     except ValueError:
-        # Pillow tells bytes that are odd but harmless, as old cameras wrote them, from damaged ones.
+        # Pillow accepts unusual but harmless bytes, which some old cameras wrote, and rejects damaged files.
         return pillow.read(data)
 
 
 def _header(data: bytes) -> _Header | None:
-    """None if libjpeg-turbo's simple interface does not know what this is, e.g. for unusual sampling."""
+    """Return the header; None if simplejpeg does not support this JPEG, for example its chroma
+    subsampling.
+    """
     try:
         return _Header(*simplejpeg.decode_jpeg_header(data, strict=False))
     except (ValueError, KeyError):
@@ -58,6 +65,9 @@ def _header(data: bytes) -> _Header | None:
 
 
 def _scans(data: bytes) -> int:
-    """Occurrences of the marker FF DA; several times faster than `bytes.count`."""
+    """Return an upper bound on the number of scans: how often the marker FF DA occurs.
+
+    Counting with numpy is several times faster than `bytes.count`.
+    """
     values = np.frombuffer(data, dtype=np.uint8)
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)))

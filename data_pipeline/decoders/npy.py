@@ -1,4 +1,7 @@
-"""Arrays in numpy's own format: images of any number of channels, uncompressed."""
+"""Read uncompressed images of any number of channels in numpy's .npy format.
+
+`numpy.load` is not used because it can unpickle objects and allocates memory before the size is checked.
+"""
 
 import io
 
@@ -9,27 +12,31 @@ from data_pipeline.decoders.pixels import Pixels, check_size
 
 
 def matches(data: bytes) -> bool:
+    """Return whether the bytes begin like a .npy file."""
     return data[:6] == npy_format.MAGIC_PREFIX
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     shape, *_ = _header(data)
     return shape[0], shape[1]
 
 
 def read(data: bytes) -> Pixels:
-    """Pixels (H, W, C) of an array (H, W) or (H, W, C) of uint8 or uint16. Runs no pickle."""
+    """Return pixels (H, W, C) from an array (H, W) or (H, W, C) of uint8 or uint16; never unpickles."""
     shape, fortran_order, dtype, offset = _header(data)
     expected = offset + int(np.prod(shape)) * dtype.itemsize
     if len(data) != expected:
         raise ValueError(f"a .npy of {len(data)} bytes; by its header expected {expected}")
     pixels = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if fortran_order else "C")
-    # A copy, as one may write to it and in the machine's byte order.
+    # Copied, so that the array is writeable and has the byte order of this machine.
     return pixels.astype(dtype.newbyteorder("="), order="C")
 
 
 def _header(data: bytes) -> tuple[tuple[int, int, int], bool, np.dtype, int]:
+    """Return shape (H, W, C), Fortran order, dtype, and the offset of the data in bytes; raise ValueError
+    for others.
+    """
     stream = io.BytesIO(data)
     version = npy_format.read_magic(stream)
     if version == (1, 0):

@@ -1,4 +1,6 @@
-"""What Pillow reads: PNG, WebP, BMP, plain TIFF, and the JPEG that `jpeg` leaves to it."""
+"""Decode what Pillow reads well: 8-bit PNG, WebP, BMP, plain TIFF, and the JPEGs that simplejpeg cannot
+read.
+"""
 
 import io
 import warnings
@@ -8,28 +10,28 @@ from PIL import Image, ImageFile
 
 from data_pipeline.decoders.pixels import Pixels, check_size
 
-# Not those of Pillow's formats that start other programs (EPS) or that nobody keeps photos in.
+# Pillow's other formats are left out: some start other programs (EPS), others are not used for photos.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La"}
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     image = open_image(data)
     return image.height, image.width
 
 
 def read(data: bytes) -> Pixels:
-    """Pixels (H, W, 1) if grey, else (H, W, 3), of 8 bit."""
+    """Return 8-bit pixels: (H, W, 1) for grey images, else (H, W, 3)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, which concerns nobody here
+        warnings.simplefilter("ignore")  # warnings about unusual metadata do not matter here
         image = open_image(data)
         pixels = np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
-    """The image by its header, of an allowed size; its pixels are still packed."""
+    """Open an image by its header and check its size; the pixels are not decoded yet."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

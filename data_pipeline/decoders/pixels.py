@@ -1,20 +1,20 @@
-"""What an image is once unpacked, and how large it may be: known from its header, without unpacking it."""
+"""The array type of decoded images, conversion rules for their channels, and limits for their size."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-"""(H, W, C); the type's full scale is white."""
+"""An image (H, W, C); the largest value of the type is white, 0 is black."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow's conversion."""
 
 LONGEST_SIDE = 65_535
-"""Pixels; what the index has room for."""
+"""Most pixels of a side, as the index stores sides in 16 bits."""
 MOST_PIXELS = 89_478_485
-"""As in Pillow."""
+"""Most pixels of an image; Pillow's own limit."""
 MOST_VALUES = 3 * MOST_PIXELS
-"""Pixels times channels: 512 MiB at 16 bit."""
+"""Most pixels times channels; 512 MiB at 16 bits."""
 
 
 def convertible(own: int, wanted: int) -> bool:
@@ -23,7 +23,7 @@ def convertible(own: int, wanted: int) -> bool:
 
 
 def check_size(height: int, width: int, channels: int) -> None:
-    """Raise ValueError if an image of this size is empty, or more than is ever unpacked."""
+    """Raise ValueError if an image of this size is empty or larger than is supported."""
     if min(height, width, channels) < 1:
         raise ValueError(f"an empty image of {width} × {height} pixels and {channels} channels")
     if max(height, width) > LONGEST_SIDE:

@@ -1,4 +1,8 @@
-"""PNG of 16 bits a channel, of which Pillow keeps 8 unless it is grey."""
+"""Decode PNG files of 16 bits a channel, which Pillow reduces to 8 bits unless they are grey.
+
+The file is decoded twice in Pillow's raw modes, once for the high and once for the low bytes. This avoids a
+further dependency such as OpenCV or imagecodecs for one rare format.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,34 +14,35 @@ _GREY, _GREY_ALPHA, _RGB = 0, 4, 2
 
 
 def matches(data: bytes) -> bool:
-    """The header must come first, and its ninth byte says how many bits a channel has."""
+    """Return whether the bytes are a PNG of 16 bits a channel (byte 25 of a PNG is its bit depth)."""
     return data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and data[24:25] == b"\x10"
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width."""
+    """Return height and width."""
     return pillow.size(data)
 
 
 def read(data: bytes) -> Pixels:
-    """Pixels (H, W, 1 or 3) of 16 bit; transparency is dropped."""
+    """Return 16-bit pixels (H, W, 1) or (H, W, 3); transparency is dropped."""
     colours = data[25]
     if colours == _GREY:
         return np.array(pillow.open_image(data)).astype(np.uint16)[..., None]
     if colours == _GREY_ALPHA:
-        pixel = _unpack(data, "RGBA")  # whose four bytes are the two of grey, high first, and two of alpha
+        pixel = _unpack(data, "RGBA")  # its four bytes are two of grey, high byte first, and two of alpha
         return _join(pixel[..., :1], pixel[..., 1:2])
-    # Pillow keeps the high byte of what it believes to be a number of this byte order.
+    # Pillow keeps the high byte of each 16-bit number in the byte order named: B is big endian, L little.
     kind = "RGB" if colours == _RGB else "RGBA"
     return _join(_unpack(data, f"{kind};16B")[..., :3], _unpack(data, f"{kind};16L")[..., :3])
 
 
 def _unpack(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
-    """Pixels as Pillow makes them of bytes that it takes to be in `raw_mode`."""
+    """Return the bytes (H, W, bands) that Pillow decodes if it is told that the data is in `raw_mode`."""
     image = pillow.open_image(data)
     image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
     return np.array(image)
 
 
 def _join(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Combine high and low bytes into 16-bit values."""
     return high.astype(np.uint16) * np.uint16(256) + low

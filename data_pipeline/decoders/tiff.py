@@ -1,4 +1,8 @@
-"""TIFF: of 8 or 16 bits, any number of bands, and pages of one band each as channels."""
+"""Decode TIFF files of 8 or 16 bits and any number of bands; one-band pages become channels.
+
+tifffile decodes the pixels. It does not limit the size that compressed data expands to, so sizes are checked
+here first.
+"""
 
 import importlib.util
 import io
@@ -18,22 +22,27 @@ _DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
 _ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 _GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # odd tags concern nobody here
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings about unusual tags do not matter here
 
 
 def matches(data: bytes) -> bool:
+    """Return whether the bytes begin like a TIFF or BigTIFF."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width of the first page."""
+    """Return height and width of the first page."""
     with TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         return page.imagelength, page.imagewidth
 
 
 def read(data: bytes) -> Pixels:
-    """Pixels (H, W, C); pages of one band and one size are the channels, else the first page is read."""
+    """Return pixels (H, W, C): all pages as channels if each has one band and the same size, else the first
+    page.
+
+    Raises ValueError for types, colour spaces and compressions that are not supported.
+    """
     with TiffFile(io.BytesIO(data)) as file:
         pages = _pages(file)
         height, width = pages[0].imagelength, pages[0].imagewidth
@@ -44,7 +53,7 @@ def read(data: bytes) -> Pixels:
 
 
 def _pages(file: TiffFile) -> list[TiffPage]:
-    """Those that hold the image."""
+    """Return the pages that form the image: all of them if they are grey and alike, else the first."""
     pages: list[TiffPage] = []
     for page in itertools.islice(file.pages, _MOST_PAGES + 1):
         assert isinstance(page, TiffPage)
@@ -65,7 +74,9 @@ def _pages(file: TiffFile) -> list[TiffPage]:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Whether Pillow reads it as it is: up to 8 bits, grey or coloured, perhaps with transparency."""
+    """Return whether Pillow reads the page exactly: up to 8 bits, grey or colour, perhaps with
+    transparency.
+    """
     if page.photometric in (*_GREY, PHOTOMETRIC.PALETTE):
         bands = 1
     else:
@@ -74,12 +85,12 @@ def _is_plain(page: TiffPage) -> bool:
 
 
 def _bands(page: TiffPage) -> int:
-    """Without those that hold transparency, which come last."""
+    """Return the number of bands without those of transparency, which come last."""
     return page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
 
 
 def _read(data: bytes, page: TiffPage) -> Pixels:
-    """Pixels (H, W, bands) of a page."""
+    """Return pixels (H, W, bands) of a page."""
     if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
         kind = page.dtype or f"{page.bitspersample}-bit"
         raise ValueError(f"a TIFF of {kind} pixels; expected 8 or 16 bits unsigned")
@@ -95,13 +106,13 @@ def _read(data: bytes, page: TiffPage) -> Pixels:
 
 
 def _check_pieces(data: bytes, page: TiffPage) -> None:
-    """Refuse strips and tiles that are missing, in a compression unknown here, or decompression bombs."""
+    """Raise ValueError if strips or tiles are missing, too large, or compressed in an unsupported way."""
     if len(page.dataoffsets) != math.prod(page.chunked):
         raise ValueError(f"a TIFF of {math.prod(page.chunked)} strips or tiles has {len(page.dataoffsets)}")
     size = math.prod(page.chunks)
     check_size(1, 1, size)
     if page.compression in _DEFLATE:
-        # tifffile unpacks a piece to whatever size it has.
+        # Decompress here with a limit first: tifffile has none.
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             unpacker = zlib.decompressobj()
             unpacker.decompress(data[offset : offset + count], size * page.bitspersample // 8 + 1)

@@ -1,4 +1,4 @@
-"""Which sample comes when."""
+"""The sample order: which sample is used at which position of a run."""
 
 from data_pipeline.order.order import (
     Order,

@@ -1,14 +1,15 @@
-"""A mixture of sources as a pure function: global position → (source, position in that source).
+"""Mix several sources by weight, as a pure function: global position → (source, position in that source).
 
-Time is cut into periods of 2**14 positions, and in each of them source k has exactly m_k slots: its
-share of the weights, rounded by largest remainders. Its j-th slot of a period falls at the time
-(j + u) / m_k, u uniform in [0, 1), and all slots in the order of their times are the period. So the
-sources of any stretch of positions are nearly in proportion, with no fixed pattern, and the number of
-slots that source k had before a position is known without walking there.
+Positions are divided into periods of 2**14, and in each period source k has exactly m_k slots: its share of
+the weights, rounded by largest remainders. The j-th slot of source k in a period has the time (j + u) / m_k
+with u uniform in [0, 1), and sorting all slots by time gives the order within the period. So every stretch of
+positions contains the sources nearly in proportion, without a fixed pattern, and the number of slots that a
+source has before any position is known without counting.
 
-In a windowed order every lane is such a sequence, so that a source's lanes stay with their ranks. All
-go through the same periods but begin at other places there: then a batch, which is a piece of every
-lane, has proportions that vary no more than by independent draws, and less the longer the pieces.
+In a windowed order there are several lanes, and each lane is such a sequence; a source's samples then stay
+with the ranks that read the lane. All lanes use the same periods but start at different offsets in them. A
+batch, which takes a piece of every lane, then has proportions that vary at most as much as for independent
+draws, and less the longer the pieces are.
 """
 
 import functools
@@ -23,20 +24,21 @@ from data_pipeline.order.permutation import MIXTURE, stream
 from isotorus.errors import UserError
 
 PERIOD = 2**14
-_TABLES = 16
-_AHEAD = 10_133  # a prime near the golden section of a period: lanes begin evenly spread, out of step
+"""Positions in a period."""
+_TABLES = 16  # periods whose tables are kept in memory
+_AHEAD = 10_133  # a prime near PERIOD / golden ratio, which spreads the lanes' offsets evenly
 
 
 class Mixture:
     """K sources in proportion to their weights, in one or several lanes.
 
-    Raises `UserError` if the weights sum to zero, if one is negative or not finite, or if one is too
-    small for a slot in a period.
+    Raises `UserError` if the weights sum to zero, or if a weight is negative, not finite, or too small for
+    one slot in a period.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, lanes: int = 1) -> None:
         self.slots = _apportion(weights)
-        """Positions of each source in every period (K,); they sum to `PERIOD`."""
+        """Slots of each source in every period (K,); they sum to `PERIOD`."""
         self._seed = seed
         self._lanes = lanes
         if len(self.slots) > 1:
@@ -48,11 +50,11 @@ class Mixture:
     def locate(
         self, places: NDArray[np.int64], lane: NDArray[np.int64] | int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The source of each place in its lane, and which of that source's positions it is.
+        """Return the source of each position `places` of its lane, and the position within that source.
 
-        A source's positions are 0, 1, 2, … in the order of places; with several lanes, lane l has those
-        that are l modulo their number, in that order. Arrays are not negative and of one shape, which
-        the results share. Fast where the places fall into few periods, as those of a batch do.
+        Both arrays have the shape of `places`, which are not negative; `lane` is a number or has the same
+        shape. Each source uses its positions 0, 1, 2, … in order; with L lanes, lane l uses those that are l
+        modulo L. The computation is fast if the places fall into few periods, as in a batch.
         """
         if len(self.slots) == 1:
             return np.zeros_like(places), places * self._lanes + lane
@@ -66,19 +68,22 @@ class Mixture:
 
 @functools.lru_cache(_TABLES)
 def _period(slots: tuple[int, ...], seed: int, period: int) -> NDArray[np.int64]:
-    """(2, PERIOD): the source of every position in a period, and which of that source's slots it is."""
+    """Return an array (2, PERIOD): the source of every position of a period, and the number of its slot."""
     counts = np.array(slots)
     source = np.repeat(np.arange(len(slots)), counts)
     turn = np.arange(PERIOD) - (np.cumsum(counts) - counts)[source]
     words = stream(seed, MIXTURE, period, np.arange(PERIOD))
-    u = (words >> np.uint64(32)).astype(np.float64) / 2**32  # turn + u is exact
+    u = (words >> np.uint64(32)).astype(np.float64) / 2**32  # exact in float64, also after adding turn
     table = np.stack([source, turn])[:, np.argsort((turn + u) / counts[source], kind="stable")]
-    table.flags.writeable = False  # as it is shared
+    table.flags.writeable = False  # the cache returns the same array to every caller
     return table
 
 
 def _apportion(weights: Sequence[float]) -> tuple[int, ...]:
-    """`PERIOD` slots shared out by largest remainders (Hamilton's method), exactly; ties to the first."""
+    """Divide `PERIOD` slots by weight with the largest-remainder (Hamilton) method, in exact arithmetic.
+
+    If remainders are equal, the first source gets the slot. Raises `UserError` as `Mixture` does.
+    """
     for number, weight in enumerate(weights):
         if not isfinite(weight) or weight < 0:
             raise UserError(f"data.sources.{number}.weight is {weight}; give a finite number above 0")

@@ -1,8 +1,8 @@
-"""The order of samples as a pure function: position in an endless run → sample.
+"""The sample order as a pure function: position in an endless run → sample.
 
-Epoch e of a run over n samples visits them by a permutation with the key (seed, e), in O(1) memory:
-a uniform one (`sample_index`), or one that keeps reads sequential (`windows`). Several sources are
-mixed by position first (`mixture`), and each then has an order and epochs of its own.
+Epoch e visits n samples in the order of a permutation with the key (seed, e), computed in O(1) memory: a
+uniform permutation (`sample_index`), or one that keeps reads sequential (`windows`). Several sources are
+first mixed by position (`mixture`), and each source then has an order and epochs of its own.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ Position = TypeVar("Position", int, NDArray[np.int64])
 
 
 def sample_index(position: Position, n: int, seed: int) -> Position:
-    """The sample that position p of the run consumes: `permutation(seed, p // n)` of `p % n`.
+    """Return the sample at each position p of the run: number p % n of the permutation with the key (seed, p
+    // n).
 
-    `position` is a non-negative int or int64 array of any shape; the result has the same shape, with
-    values in [0, n). `n` may be as large as 2**40.
+    `position` is a non-negative int or int64 array of any shape; the result has the same shape and values in
+    [0, n). `n` may be up to 2**40.
     """
     positions = np.asarray(position, dtype=np.int64)
     epochs, x = (part.astype(np.uint64).reshape(-1) for part in np.divmod(positions, n))
@@ -33,20 +34,20 @@ def sample_index(position: Position, n: int, seed: int) -> Position:
 
 
 def share(batch_size: int, rank: int, world_size: int) -> range:
-    """Which places of the global batch are this rank's: contiguous, in rank order, equal to within one.
+    """Return the places of the global batch that belong to a rank: contiguous, in rank order, equal to within
+    one.
 
-    The shares of any number of ranks up to `batch_size` cover it; with more, some are empty.
+    The shares of all ranks together are the whole batch; with more ranks than places some shares are empty.
     """
     return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 class Order:
-    """Which sample of which source every position of a run consumes; picklable, without state.
+    """Gives the source and sample of every position of a run. It is picklable and has no state.
 
-    `sizes` are the samples of each source and `weights` its share of the positions (see `Mixture` for
-    what is refused). `kind` "windowed" keeps reads sequential, for which it goes by the global
-    `batch_size` and the `bytes` that the samples of each source take in all; the order depends on
-    them. "uniform" does not look at them.
+    `sizes` are the numbers of samples of the sources, `weights` their shares of the positions (see `Mixture`
+    for what is refused). `kind` "windowed" keeps reads sequential; this order also depends on the global
+    `batch_size` and on `bytes`, the total size of each source. "uniform" does not depend on them.
     """
 
     def __init__(
@@ -69,14 +70,16 @@ class Order:
             for n, size, slots in zip(sizes, bytes, self._mixture.slots, strict=True)
         ]
         self.seeds: tuple[int, ...] = (seed,)
-        """Seed of each source: whatever is drawn by (seed, epoch, index) starts from that one."""
+        """Seed of each source, from which everything drawn by (seed, epoch, index) is derived."""
         if len(sizes) > 1:
             self.seeds = tuple(stream(seed, SOURCE, np.arange(len(sizes))).tolist())
 
     def locate(
         self, positions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Source, epoch in that source, and index in it: int64, of the positions' shape."""
+        """Return source, epoch of that source, and sample index in it: int64 arrays of the shape of
+        `positions`.
+        """
         step, column = np.divmod(positions, self._batch_size)
         lane, rest = np.divmod(column, self._lane_width)
         source, local = self._mixture.locate(step * self._lane_width + rest, lane)
@@ -88,6 +91,7 @@ class Order:
         return source, epoch, index
 
     def _index(self, k: int, local: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the sample index in source `k` at the positions `local` within that source."""
         layout = self._layouts[k]
         if layout is None:
             return sample_index(local, self._sizes[k], self.seeds[k])

@@ -1,1 +1,1 @@
-"""Crops and photometric augmentation."""
+"""Random crops and photometric augmentation."""

@@ -1,9 +1,10 @@
-"""Photometric augmentation, batched on the images' device, from one small parameter vector a view.
+"""Photometric augmentation: changes of colour, blur and solarization, applied to a batch on its device.
 
-Drawing (numpy, in the workers) is apart from applying (one pass over the batch), so the same parameters
-give the same pixels on any device, to rounding: by torch in `augment_device`, on CPUs by `augment_cpu`.
-Each operator is the one of the same name in `torchvision.transforms.v2.functional` on float images. With
-other than 3 channels the operators on colour do nothing, and contrast is each channel's own.
+Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
+one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
+parameters give the same pixels on any device, except for rounding. Each operator equals that of the same name
+in `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels, saturation, hue
+and grey do nothing, and contrast is computed for each channel by itself.
 """
 
 from collections.abc import Sequence
@@ -20,45 +21,53 @@ from data_pipeline.transforms.views import Interval
 from isotorus.section import Section
 
 PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
-"""Columns: three factors (1 = as it is), hue shift in turns (0), 1 for grey (0), sigma in pixels
-(0 = sharp), threshold from which pixels are inverted (2 = none)."""
+"""Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
+turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
+none), and the threshold of solarization (2: none)."""
 IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0)
+"""Parameters that change nothing."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentConfig(Section):
-    """The augmentations of the LeJEPA recipe; of colour only on images of 3 channels."""
+    """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
+    channels.
+    """
 
     horizontal_flip: Probability = 0.5
-    """Probability of mirroring left and right."""
+    """Probability of mirroring a view left to right."""
     vertical_flip: Probability = 0.0
-    """Probability of mirroring top and bottom; .5 suits images without an up, e.g. from microscopes."""
+    """Probability of mirroring a view top to bottom; 0.5 suits images without a natural "up", e.g. from
+    microscopes."""
     jitter_probability: Probability = 0.8
     """Probability of changing brightness, contrast, saturation and hue, in this order."""
     brightness: float = Field(0.4, ge=0)
-    """Factor on the pixels, uniform in 1 ± this."""
+    """Pixels are multiplied by a factor drawn uniformly from 1 ± this."""
     contrast: float = Field(0.4, ge=0)
-    """Factor on the distance to the image's mean grey, uniform in 1 ± this."""
+    """The distance of pixels to the image's mean grey is multiplied by a factor drawn uniformly from 1 ±
+    this."""
     saturation: float = Field(0.2, ge=0)
-    """Factor on the distance to the pixel's own grey, uniform in 1 ± this."""
+    """The distance of colours to the pixel's own grey is multiplied by a factor drawn uniformly from 1 ±
+    this."""
     hue: float = Field(0.1, ge=0, le=0.5)
-    """Turn of the colour circle, uniform in ± this; .5 reaches the complement."""
+    """Shift of the hue, drawn uniformly from ± this, in turns of the colour circle; 0.5 is the complement."""
     grey_probability: Probability = 0.2
-    """Probability of dropping colour."""
+    """Probability of converting a view to grey."""
     blur_probability: Probability = 0.5
     """Probability of a Gaussian blur."""
     blur_sigma: Interval = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
     solarize_probability: Probability = 0.2
-    """Probability of inverting bright pixels."""
+    """Probability of inverting the bright pixels of a view."""
     solarize_threshold: float = Field(0.5, ge=0, le=1)
-    """Pixels from here up are inverted, on the scale where white is 1."""
+    """Pixels of at least this value are inverted, on the scale where white is 1."""
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
-    """The parameters (P,) of one view, in the order of `PARAMETERS`."""
-    chance, amount = rng.random(4), rng.random(5)  # always as many, so that views do not shift each other
+    """Return the parameters (P,) of one view, in the order of `PARAMETERS`."""
+    # Always the same number of draws, so that a setting does not change the others.
+    chance, amount = rng.random(4), rng.random(5)
     parameters = np.array(IDENTITY, dtype=np.float32)
     if chance[0] < config.jitter_probability:
         for column, strength in enumerate((config.brightness, config.contrast, config.saturation)):
@@ -77,15 +86,15 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
 
 @torch.no_grad()
 def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Augment `images` (N, C, H, W) by `parameters` (N, P) → float32 (N, C, H, W), normalised.
+    """Augment `images` (N, C, H, W) with `parameters` (N, P), and return normalised float32 (N, C, H, W).
 
-    `images` are uint8 or uint16, whose full scale is 1 from here on; `mean` and `std` have C numbers. The
-    result is on the images' device. Leave the parameters on the CPU: what no image asks for is left out,
-    and deciding that on the host costs no device synchronisation.
+    `images` are uint8 or uint16, and their largest value counts as 1; `mean` and `std` have C numbers on that
+    scale. The result is on the device of the images. Keep the parameters on the CPU: operators that no image
+    needs are skipped, and deciding this on the CPU needs no synchronisation with the device.
     """
     parameters = parameters.cpu()
     if images.device.type == "cpu":
-        from data_pipeline.transforms import augment_cpu  # whose compiler takes a while to import
+        from data_pipeline.transforms import augment_cpu  # numba is slow to import
 
         return augment_cpu.apply(images, parameters, mean, std)
     return augment_torch.apply(images, parameters, mean, std)

@@ -1,7 +1,10 @@
-"""The photometric operators on CPU, compiled by numba: image by image, in memory that stays in its cache.
+"""The photometric operators for CPUs, compiled by numba; each image is processed while it is in the CPU's
+cache.
 
-They are those of `augment_device`, pixel by pixel and to rounding. There is no allocation and no pass over
-memory for an operator, which on CPUs costs more than the operator.
+Results equal those of `augment_torch` except for rounding. This replaces torchvision's v2 transforms, which
+allocate and pass over memory once for each operator; that costs more than the arithmetic. From shards to
+augmented views, one core makes 182 images a second with this module, and 21 with webdataset and torchvision
+("Data path" in benchmarks/RESULTS.md).
 """
 
 import math
@@ -20,14 +23,14 @@ _f = np.float32
 _ZERO, _ONE, _SIX = _f(0), _f(1), _f(6)
 _RED, _GREEN, _BLUE = (_f(weight) for weight in LUMA)
 _SIGMAS = _f(KERNEL_SIGMAS)
-_RUN = 4096  # pixels that are summed in float32
+_RUN = 4096  # pixels summed in float32 before the sum is added in float64
 
 
 def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """See `augment.apply`; with as many threads as torch has."""
+    """Augment images as `augment.apply` describes, with as many threads as torch uses."""
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()
-    # Aligned as torch's memory is: elsewhere the sums of matrix products depend on where memory begins.
+    # Allocated by torch: the rounding of later matrix products depends on the alignment of memory.
     result = torch.empty(images.shape, dtype=torch.float32)
     out = result.numpy()
     center, scale = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
@@ -47,26 +50,28 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
 
 
 def _jit(function: Callable[..., Any]) -> Any:
+    """Compile a function with numba, and cache the result on disk if there is a folder for it."""
     options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
-        "fastmath": {"contract", "reassoc", "arcp", "nsz"},  # not those that assume there is no NaN
+        "fastmath": {"contract", "reassoc", "arcp", "nsz"},  # without the flags that assume there are no NaNs
     }
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder to keep what was compiled
+    except RuntimeError:  # numba found no folder that it may write to
         return numba.njit(**options)(function)
 
 
 @_jit
 def _clamp(x):  # type: ignore[no-untyped-def]
+    """Return x limited to [0, 1]."""
     return min(max(x, _ZERO), _ONE)
 
 
 @_jit
 def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-untyped-def]
-    """Images (N, C, H, W) with parameters (N, P) into `result`."""
-    # By index throughout: what iterating gives, numba takes for strided, copies and does not vectorise.
+    """Augment images (N, C, H, W) with parameters (N, P), and write the results to `result`."""
+    # Loops use indices: numba treats arrays from iteration as strided, and does not vectorise them.
     for n in range(len(images)):
         image, row, out = images[n], parameters[n], result[n]
         if len(image) == 3:
@@ -82,7 +87,7 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
 
 @_jit
 def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-def]
-    """Brightness and contrast of one channel (pixels,)."""
+    """Change brightness and contrast of one channel (pixels,)."""
     gain = brightness / full
     total = 0.0
     for start in range(0, len(plane), _RUN):
@@ -97,12 +102,15 @@ def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-
 
 @_jit
 def _luma(r, g, b):  # type: ignore[no-untyped-def]
+    """Return the grey value of a pixel, weighted as in torchvision."""
     return _RED * r + _GREEN * g + _BLUE * b
 
 
 @_jit
 def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
-    """Brightness, contrast, saturation, hue and grey of RGB (3, H, W)."""
+    """Change brightness, contrast, saturation and hue of an RGB image (3, H, W), and convert it to grey if
+    asked.
+    """
     gain, contrast, saturation, turns, grey = row[0] / full, row[1], row[2], row[3], row[4]
     red, green, blue = image[0].ravel(), image[1].ravel(), image[2].ravel()
     out_red, out_green, out_blue = out[0].ravel(), out[1].ravel(), out[2].ravel()
@@ -144,14 +152,16 @@ def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _chroma_share(place):  # type: ignore[no-untyped-def]
-    """Of the chroma, by which a channel is below the value, by its place on the colour circle."""
+    """Return (value - channel) / chroma of a colour channel, given its `place` on the colour circle in
+    sixths.
+    """
     place -= _SIX * np.floor(place * (_ONE / _SIX))
     return _clamp(min(place, _f(4) - place))
 
 
 @_jit
 def _blur(image, sigma):  # type: ignore[no-untyped-def]
-    """Separable Gaussian blur of (C, H, W) in place; edges are reflected."""
+    """Apply a separable Gaussian blur to an image (C, H, W) in place; edges are reflected."""
     _, height, width = image.shape
     radius = min(math.ceil(_SIGMAS * sigma), min(height, width) - 1)
     weights = np.exp(_f(-0.5) * (np.arange(radius + 1).astype(np.float32) / sigma) ** 2)
@@ -177,19 +187,21 @@ def _blur(image, sigma):  # type: ignore[no-untyped-def]
 
 @_jit
 def _scale(out, weight, x):  # type: ignore[no-untyped-def]
+    """Set `out` to `weight` · x."""
     for i in range(len(out)):
         out[i] = weight * x[i]
 
 
 @_jit
 def _add(out, weight, a, b):  # type: ignore[no-untyped-def]
+    """Add `weight` · (a + b) to `out`."""
     for i in range(len(out)):
         out[i] += weight * (a[i] + b[i])
 
 
 @_jit
 def _finish(plane, threshold, mean, scale):  # type: ignore[no-untyped-def]
-    """Solarise and normalise one channel (pixels,) in place."""
+    """Solarize and normalise one channel (pixels,) in place; `scale` is 1 / std."""
     for i in range(len(plane)):
         x = plane[i]
         plane[i] = ((_ONE - x if x >= threshold else x) - mean) * scale

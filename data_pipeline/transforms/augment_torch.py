@@ -1,8 +1,8 @@
-"""The photometric operators in torch, on the whole batch: for GPUs, and the reference for `augment_cpu`.
+"""The photometric operators in torch, on a whole batch: for GPUs, and as the reference for `augment_cpu`.
 
-On CUDA the operators on single pixels are fused by torch.compile, so that a batch is read and written
-twice rather than sixty times. Hence every image goes through all of them, with parameters that change
-nothing where it is to stay as it is.
+On CUDA, torch.compile fuses the operators on single pixels, so that a batch is read and written twice instead
+of about sixty times. For this every image goes through all operators; parameters that change nothing leave an
+image as it is.
 """
 
 import functools
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.2989, 0.587, 0.114)
-"""torchvision's weights, so that its operators are matched."""
+"""Weights of red, green and blue in grey; torchvision's, so that results equal those of its operators."""
 KERNEL_SIGMAS = 3
-"""A Gaussian holds 99.7 % of its weight within three sigmas."""
+"""Radius of the blur kernel in standard deviations; 99.7 % of a Gaussian lies within three."""
 
 log = logging.getLogger(__name__)
 
-# Set when torch.compile turns out not to work.
+# True after torch.compile has failed once.
 _broken = False
 
 
 def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """See `augment.apply`; `parameters` are on the CPU."""
+    """Augment images as `augment.apply` describes; `parameters` are on the CPU."""
     device, sigma = images.device, parameters[:, 5]
     center, scale = (torch.tensor(s, dtype=torch.float32).to(device, non_blocking=True) for s in (mean, std))
     values = parameters.to(device, non_blocking=True)
@@ -41,7 +41,9 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
 
 
 def colour(x: Tensor, parameters: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue and grey of images (N, C, H, W) in [0, 1]."""
+    """Change brightness, contrast, saturation and hue of images (N, C, H, W) in [0, 1], and convert some
+    to grey.
+    """
     columns = (column.view(-1, 1, 1, 1) for column in parameters[:, :5].unbind(1))
     brightness, contrast, saturation, hue, grey = columns
     x = (x * brightness).clamp(0, 1)
@@ -55,36 +57,36 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
 
 
 def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Solarise and normalise."""
+    """Solarize and normalise images."""
     threshold = parameters[:, 6].view(-1, 1, 1, 1)
     x = torch.where(x >= threshold, 1 - x, x)
     return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def _luma(x: Tensor) -> Tensor:
-    """The grey (N, 1, H, W) of RGB (N, 3, H, W)."""
+    """Return the grey (N, 1, H, W) of RGB images (N, 3, H, W)."""
     red, green, blue = x.split(1, dim=1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue in HSV space (Smith 1978), keeping value and chroma."""
+    """Shift the hue in HSV space (Smith 1978) by `turns` of the colour circle; value and chroma stay."""
     red, green, blue = x.split(1, dim=1)
     value = red.maximum(green).maximum(blue)
     chroma = value - red.minimum(green).minimum(blue)
     divisor = torch.where(chroma == 0, 1, chroma)
     from_green_or_blue = torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
     sixths = torch.where(value == red, (green - blue) / divisor, from_green_or_blue) + 6 * turns
-    # Back to RGB without cases: the value less a share of the chroma, by the channel's place on the circle.
+    # To RGB: value - chroma · clamp(min(k, 4 - k), 0, 1), with k = (sixths + 5, 3 or 1) mod 6.
     places = ((sixths + place).remainder(6) for place in (5, 3, 1))
     return torch.cat([value - chroma * k.minimum(4 - k).clamp(0, 1) for k in places], dim=1)
 
 
 def _kernels(sigma: Tensor, limit: int) -> Tensor:
-    """Gaussian kernels (N, taps) for sigmas (N,), each cut at its own three sigmas and at `limit`.
+    """Return Gaussian kernels (N, taps) for sigmas (N,); each has a radius of 3 sigmas and at most `limit`.
 
-    The widest decides the number of taps and the others are padded with zeros, so that an image's
-    pixels do not depend on what else is in the batch.
+    The widest kernel determines the number of taps, and the others are padded with zeros. So the pixels of an
+    image do not depend on the other images in the batch.
     """
     radius = (KERNEL_SIGMAS * sigma).ceil().clamp(max=limit)
     widest = int(radius.max())
@@ -94,7 +96,7 @@ def _kernels(sigma: Tensor, limit: int) -> Tensor:
 
 
 def _blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Separable blur of images (N, C, H, W) by kernels (N, taps); edges are reflected."""
+    """Blur images (N, C, H, W) with separable kernels (N, taps); edges are reflected."""
     n, channels, height, width = x.shape
     planes = n * channels
     across = kernels.repeat_interleave(channels, dim=0).view(planes, 1, 1, -1)
@@ -105,11 +107,12 @@ def _blur(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _fused(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
+    """Call `function`, compiled by torch.compile on CUDA unless that has failed."""
     global _broken
     if x.is_cuda and not _broken:
         try:
             return _compiled(function)(x, *rest)
-        except Exception as error:  # e.g. no C compiler, which shows only here
+        except Exception as error:  # for example if there is no C compiler
             _broken = True
             log.info("torch.compile failed (%s): images are augmented uncompiled", str(error).split("\n")[0])
     return function(x, *rest)
@@ -117,4 +120,5 @@ def _fused(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
 
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the compiled function."""
     return torch.compile(function, dynamic=False)

@@ -1,4 +1,4 @@
-"""Geometry of the views: which part of an image is seen, at what size, and mirrored or not."""
+"""The geometry of views: which part of an image is cropped, to what size, and whether it is mirrored."""
 
 import math
 from collections.abc import Sequence
@@ -15,25 +15,27 @@ from data_pipeline.decoders.pixels import Pixels
 from isotorus.section import Section
 
 Box = tuple[int, int, int, int]
-"""Top, left, height, width, in pixels."""
+"""Top, left, height and width, in pixels."""
 
-_SHRINK_MARGIN = 2  # a crop keeps so many pixels a pixel of its view, as it must for antialiasing to work
+_SHRINK_MARGIN = 2  # a crop of the smaller JPEG has at least 2 pixels per pixel of its view
 
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    """Raise ValueError unless 0 < low <= high."""
     if not 0 < interval[0] <= interval[1]:
         raise ValueError(f"expected 0 < low <= high, got {interval[0]}, {interval[1]}")
     return interval
 
 
 def _at_most_whole(interval: tuple[float, float]) -> tuple[float, float]:
+    """Raise ValueError if a crop may be larger than the image."""
     if interval[1] > 1:
         raise ValueError(f"a crop holds at most the whole image (1.0), got {interval[1]}")
     return interval
 
 
 class Resolution(NamedTuple):
-    """How the views of one size are cut."""
+    """How the views of one size are cropped."""
 
     views: int
     size: int
@@ -41,29 +43,33 @@ class Resolution(NamedTuple):
 
 
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""A pair 0 < low <= high."""
 Scale = Annotated[Interval, AfterValidator(_at_most_whole)]
+"""A pair 0 < low <= high <= 1: shares of an image's area."""
 
 
 class ViewsConfig(Section):
-    """Multi-crop (Caron et al. 2020, arXiv:2006.09882) with LeJEPA's published sizes and scales."""
+    """The section `views` of a recipe: multi-crop (Caron et al. 2020, arXiv:2006.09882) with LeJEPA's
+    sizes.
+    """
 
     global_views: int = Field(2, ge=1)
-    """Large crops of an image; the prediction target is their mean."""
+    """Number of large crops of an image; their mean is the prediction target."""
     global_size: int = Field(224, ge=1)
     """Side of a global view in pixels."""
     global_scale: Scale = (0.3, 1.0)
-    """Smallest and largest share of the image's area in a global view."""
+    """Smallest and largest share of the image's area that a global view shows."""
     local_views: int = Field(6, ge=0)
-    """Small crops of an image."""
+    """Number of small crops of an image."""
     local_size: int = Field(98, ge=1)
     """Side of a local view in pixels."""
     local_scale: Scale = (0.05, 0.3)
-    """Smallest and largest share of the image's area in a local view."""
+    """Smallest and largest share of the image's area that a local view shows."""
     ratio: Interval = (3 / 4, 4 / 3)
-    """Narrowest and widest crop, as width over height."""
+    """Smallest and largest aspect ratio of a crop, width divided by height."""
 
     def resolutions(self) -> list[Resolution]:
-        """The global views, then the local ones if there are any."""
+        """Return the global views, then the local views if there are any."""
         resolutions = [
             Resolution(self.global_views, self.global_size, self.global_scale),
             Resolution(self.local_views, self.local_size, self.local_scale),
@@ -72,7 +78,7 @@ class ViewsConfig(Section):
 
 
 class Crop(NamedTuple):
-    """What a view shows of an image, and whether mirrored left to right and top to bottom."""
+    """The part of an image that a view shows, and whether it is mirrored left to right and top to bottom."""
 
     box: Box
     mirrored: tuple[bool, bool]
@@ -81,9 +87,9 @@ class Crop(NamedTuple):
 def draw(
     rng: np.random.Generator, height: int, width: int, config: ViewsConfig, flips: tuple[float, float]
 ) -> list[list[Crop]]:
-    """Random crops of an image of this size, a list for each of `config.resolutions()`.
+    """Draw random crops of an image of this size: a list of crops for each of `config.resolutions()`.
 
-    `flips` are the probabilities of a horizontal and a vertical flip.
+    `flips` are the probabilities of a horizontal and of a vertical flip.
     """
     return [
         [
@@ -104,10 +110,12 @@ def crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """A random crop: area uniform in `scale`, log aspect uniform in `ratio`, place uniform.
+    """Draw a random crop: area uniform in `scale`, logarithm of the aspect ratio uniform in `ratio`, place
+    uniform.
 
-    As in Szegedy et al. 2014 (arXiv:1409.4842) and torchvision's RandomResizedCrop: crops that do not
-    fit are drawn again, and after ten of them the largest centred crop of an allowed aspect is taken.
+    As in torchvision's RandomResizedCrop (Szegedy et al. 2014, arXiv:1409.4842), a crop that does not fit
+    into the image is drawn again; after ten such draws the result is the largest centred crop with an allowed
+    aspect ratio.
     """
     lowest, highest = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -129,18 +137,18 @@ def cut(
     flips: tuple[float, float],
     out: Sequence[Tensor],
 ) -> None:
-    """Fill `out` with random views of the encoded image `data`, each a crop as `draw` draws it.
+    """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
-    `out` has a tensor (views, C, size, size) for each of `config.resolutions()`; C is the number of
-    channels the image is decoded to, and the type, uint8 or uint16, its depth. The pixels depend on
-    the arguments alone. Raises ValueError, as `decode`, if `data` is no whole image.
+    `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
+    to decode to, and the tensor's type, uint8 or uint16, the depth. The pixels depend on the arguments alone.
+    Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
     height, width = size(data)
     crops = draw(rng, height, width, config, flips)
     depth: Literal[8, 16] = 8 if out[0].dtype == torch.uint8 else 16
     shrink = _shrink(crops, config)
     image = decode(data, out[0].shape[1], depth, shrink)
-    if image.shape[:2] == (height, width):  # not every kind of image can be had smaller
+    if image.shape[:2] == (height, width):  # only some formats can be decoded smaller
         shrink = 1
     for resolution, views, chosen in zip(config.resolutions(), out, crops, strict=True):
         for view, crop in zip(views, chosen, strict=True):
@@ -150,7 +158,7 @@ def cut(
 
 
 def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:
-    """How much smaller a JPEG may be decoded, so that every view is made from enough pixels."""
+    """Return by how much smaller a JPEG may be decoded, so that every view still has enough pixels."""
     pixels = min(
         min(crop.box[2:]) / resolution.size
         for resolution, chosen in zip(config.resolutions(), crops, strict=True)
@@ -160,25 +168,27 @@ def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:
 
 
 def _shrunk(box: Box, factor: int) -> Box:
-    """The box in an image that is smaller by `factor`, to the nearest pixel."""
+    """Return the box in an image that is smaller by `factor`, rounded to whole pixels."""
     top, left, height, width = box
     y, x = round(top / factor), round(left / factor)
     return y, x, round((top + height) / factor) - y, round((left + width) / factor) - x
 
 
 def resize(image: Pixels, box: Box, size: int) -> Tensor:
-    """The box of `image` (H, W, C) as (C, size, size) of the same type, bicubic and antialiased."""
+    """Crop `box` from `image` (H, W, C) and resize it to (C, size, size), bicubic and antialiased; the
+    type stays.
+    """
     top, left, height, width = box
     pixels = image[top : top + height, left : left + width]
     deep = pixels.dtype == np.uint16
-    # As (H, W, C) memory, which is three times as fast as (C, H, W) and as Pillow.
+    # The memory layout stays (H, W, C), which is three times as fast as (C, H, W) and as Pillow.
     x = torch.from_numpy(pixels.astype(np.float32) if deep else pixels).permute(2, 0, 1).unsqueeze(0)
     x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).squeeze(0)
     return x.round_().clamp_(0, 65_535).to(torch.uint16) if deep else x
 
 
 def center_view(image: Pixels, size: int) -> Tensor:
-    """The largest centred square of `image` (H, W, C) as (C, size, size), for evaluation."""
+    """Resize the largest centred square of `image` (H, W, C) to (C, size, size), for evaluation."""
     height, width = image.shape[:2]
     side = min(height, width)
     return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
