@@ -1,1 +1,1 @@
-"""Images to shards to batches: packing, a stateless order, views and augmentation."""
+"""Turn images into shards and shards into batches: packing, sample order, crops, augmentation."""

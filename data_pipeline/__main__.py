@@ -1,4 +1,4 @@
-"""python -m data_pipeline pack | index | verify | info | preview"""
+"""The commands `python -m data_pipeline pack | index | verify | info | preview`."""
 
 import argparse
 import contextlib
@@ -18,7 +18,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 done, 1 damage found. Raises `UserError` for what the user can mend."""
+    """Run one command and return its exit code: 0 for success, 1 if `verify` found damage.
+
+    Raises `UserError` for mistakes that the user can correct.
+    """
     args = _parser().parse_args(arguments)
     match args.command:
         case "pack":
@@ -34,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with its sub-commands."""
     parser = ArgumentParser(
         prog="python -m data_pipeline",
         description="Pack images into data sets for training, check them and look at them.",
@@ -41,129 +45,83 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_pack(commands.add_parser("pack", help="turn a folder of images into a data set for training"))
     _add_index(commands.add_parser("index", help="make a data set of existing WebDataset tar files"))
-
-    check = commands.add_parser(
-        "verify", help="check every byte of a data set; exit code 1 if any is damaged"
+    _add_preview(
+        commands.add_parser("preview", help="write an HTML page that shows what the encoder will see")
     )
+    check = commands.add_parser("verify", help="check every byte of a data set; exit code 1 if it is damaged")
     check.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
     _add_workers(check)
-
     show = commands.add_parser("info", help="show what a data set contains")
     show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
     show.add_argument("--json", action="store_true", help="print JSON, for scripts")
-
-    page = commands.add_parser("preview", help="write an HTML page that shows what the encoder will see")
-    page.add_argument("dest", metavar="DEST", help="folder or URL of a data set, or the folder of a split")
-    page.add_argument("--config", help="YAML file of a training recipe, or the name of a packaged recipe")
-    page.add_argument(
-        "--out", type=Path, required=True, metavar="PAGE.html", help="file to write; replaced if it exists"
-    )
-    page.add_argument(
-        "--samples", type=_positive, default=24, help="number of images to show (default %(default)s)"
-    )
-    page.add_argument(
-        "--seed", type=int, default=0, help="seed that chooses the images to show (default %(default)s)"
-    )
-    _add_workers(page)
-    page.add_argument("--json", action="store_true", help="print the summary as JSON, for scripts")
     return parser
 
 
-def _add_pack(pack: argparse.ArgumentParser) -> None:
-    pack.add_argument("source", type=Path, metavar="SRC", help="folder that contains the images")
-    pack.add_argument("dest", type=_folder, metavar="DEST", help="local folder to write the data set to")
-    pack.add_argument(
-        "--labels",
-        help="'folder': the class of an image is the first folder in its path; or a CSV or Parquet file "
-        "with one row for each image",
-    )
-    pack.add_argument(
-        "--image-column",
-        default="image",
-        help="column of the --labels file with the paths of the images relative to SRC (default %(default)s)",
-    )
-    pack.add_argument(
-        "--label-column",
-        default="label",
-        help="column of the --labels file with class names; an empty cell means no label (default %(default)s)",
-    )
-    pack.add_argument(
-        "--group-column",
-        help="column of the --labels file, e.g. the patient; images with equal values go to the same side of "
-        "the split",
-    )
-    pack.add_argument(
-        "--group-pattern",
-        help="alternative to --group-column: a regular expression such as 'patient([0-9]+)'; the part of the "
-        "path in parentheses is the group",
-    )
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `pack`."""
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC", help="folder that contains the images")
+    add("dest", type=_folder, metavar="DEST", help="local folder to write the data set to")
+    labels = "'folder': the class of an image is the first folder in its path; or a CSV or Parquet file that"
+    add("--labels", help=f"{labels} has a row for each image")
+    paths = "column of the --labels file with the paths of the images, relative to SRC (default %(default)s)"
+    add("--image-column", default="image", help=paths)
+    names = "column of the --labels file with class names; empty cells: no label (default %(default)s)"
+    add("--label-column", default="label", help=names)
+    group = "images of one group, e.g. of a patient, go to the same side of the split"
+    add("--group-column", help=f"column of the --labels file with the group of each image; {group}")
+    pattern = "regular expression such as 'patient([0-9]+)': the text in parentheses is the image's group"
+    add("--group-pattern", help=f"instead of --group-column, applied to the image's path: {pattern}")
     for name in ("val", "test"):
-        pack.add_argument(
-            f"--{name}-fraction",
-            type=float,
-            default=0.0,
-            help=f"fraction of the images (or groups) to put into DEST/{name} (default %(default)s)",
-        )
-    pack.add_argument(
-        "--append", action="store_true", help="add to an existing data set the images it does not contain yet"
-    )
-    _add_channels(pack)
-    pack.add_argument(
-        "--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)"
-    )
-    _add_workers(pack)
-    pack.add_argument(
-        "--strict", action="store_true", help="stop with an error if any file would be left out"
-    )
+        share = f"fraction of the images (or groups) to put into DEST/{name} (default %(default)s)"
+        add(f"--{name}-fraction", type=float, default=0.0, help=share)
+    add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
+    _add_channels(parser)
+    add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
+    _add_workers(parser)
+    add("--strict", action="store_true", help="stop with an error if any file would be left out")
 
 
-def _add_index(index: argparse.ArgumentParser) -> None:
-    index.add_argument(
-        "tars", nargs="+", metavar="TARS", help="WebDataset tar files, or folders or URLs that contain them"
-    )
-    index.add_argument(
-        "dest", metavar="DEST", help="local folder to write the index to; may be the folder of the tar files"
-    )
-    index.add_argument(
-        "--label-key",
-        help="field of each sample's .json file that contains its label; without this option the label is "
-        "read from the .cls file",
-    )
-    index.add_argument(
-        "--classes", type=Path, help="text file with one class name per line, for labels that are numbers"
-    )
-    index.add_argument(
-        "--image-extension", help="which image to use where samples contain several, e.g. left.png"
-    )
-    _add_channels(index)
-    index.add_argument(
-        "--append",
-        action="store_true",
-        help="add to an existing data set the tar files it does not contain yet",
-    )
-    _add_workers(index)
-    index.add_argument("--strict", action="store_true", help="stop with an error if any image cannot be read")
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `index`."""
+    add = parser.add_argument
+    add("tars", nargs="+", metavar="TARS", help="WebDataset tar files, or folders or URLs that contain them")
+    add("dest", metavar="DEST", help="local folder to write the index to; may be that of the tar files")
+    key = "field of each sample's .json file that contains its label; default: the label is the .cls file"
+    add("--label-key", help=key)
+    add("--classes", type=Path, help="text file with one class name per line, for labels that are numbers")
+    add("--image-extension", help="which image to use where samples contain several, e.g. left.png")
+    _add_channels(parser)
+    add("--append", action="store_true", help="add the tar files that the data set does not contain yet")
+    _add_workers(parser)
+    add("--strict", action="store_true", help="stop with an error if any image cannot be read")
+
+
+def _add_preview(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `preview`."""
+    add = parser.add_argument
+    add("dest", metavar="DEST", help="folder or URL of a data set, or folder that contains those of a split")
+    add("--config", help="YAML file of a training recipe, or the name of a packaged recipe")
+    add("--out", type=Path, required=True, metavar="PAGE.html", help="page to write; replaced if it exists")
+    add("--samples", type=_positive, default=24, help="number of images to show (default %(default)s)")
+    add("--seed", type=int, default=0, help="seed that chooses the images to show (default %(default)s)")
+    _add_workers(parser)
+    add("--json", action="store_true", help="print the summary as JSON, for scripts")
 
 
 def _add_channels(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--channels",
-        type=_positive,
-        help="leave out images that cannot be converted to this number of channels",
-    )
+    text = "leave out images that cannot be converted to this number of channels (1 and 3 can be converted)"
+    parser.add_argument("--channels", type=_positive, help=text)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument(
-        "--workers",
-        type=_positive,
-        default=cores,
-        help="number of processes; by default one for each CPU core, here %(default)s",
-    )
+    text = "number of processes (default: the number of CPU cores, here %(default)s)"
+    parser.add_argument("--workers", type=_positive, default=cores, help=text)
 
 
 def _folder(text: str) -> Path:
+    """Read a local path from the command line."""
     if is_remote(text):
         raise argparse.ArgumentTypeError(
             f"{text} is no folder on a disk; pack into one, and copy it to the store"
@@ -172,6 +130,7 @@ def _folder(text: str) -> Path:
 
 
 def _size(text: str) -> int:
+    """Read a size such as 256MB from the command line, in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if match is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
@@ -179,13 +138,16 @@ def _size(text: str) -> int:
 
 
 def _positive(text: str) -> int:
+    """Read a positive whole number from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_pipeline.packing.pack import Options, pack  # here, as the other commands need no decoders
+    # Imported here: the other commands do not need the image decoders.
+    """Run `pack`; raise `UserError` for options that contradict each other."""
+    from data_pipeline.packing.pack import Options, pack
 
     if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
         raise UserError(
@@ -214,6 +176,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    """Run `index`."""
     from data_pipeline.existing_tars.tar_index import Options, index
     from data_pipeline.existing_tars.tar_scan import Rule
 
@@ -230,6 +193,7 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _verify(dest: str, workers: int) -> int:
+    """Run `verify` on a data set, or on all sets of a split, and print what is damaged."""
     folders = subsets(dest) or [dest]
     damage = [line for folder in folders for line in verify(folder, workers)]
     for line in damage:
@@ -238,7 +202,7 @@ def _verify(dest: str, workers: int) -> int:
         print(
             f"{dest}: {len(damage)} damage{'s' * (len(damage) > 1)} found; bring back the files named above "
             "from a copy. Without one: pack again, or if only index.npy, shards.npy or dataset.json is "
-            f"damaged, make them anew with: python -m data_pipeline index {dest} NEW_FOLDER"
+            f"damaged, make them again with: python -m data_pipeline index {dest} NEW_FOLDER"
         )
         return 1
     for folder in folders:
@@ -249,6 +213,7 @@ def _verify(dest: str, workers: int) -> int:
 
 
 def _info(dest: str, as_json: bool) -> int:
+    """Run `info` on a data set, or on all sets of a split."""
     sets = subsets(dest)
     folders = sets or [dest]
     if as_json:
@@ -259,10 +224,11 @@ def _info(dest: str, as_json: bool) -> int:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    # Here, because torch takes seconds that the other commands need not wait.
+    # Imported here: torch takes seconds to import, and the other commands do not need it.
+    """Run `preview`."""
     from data_pipeline.preview import preview
 
-    with contextlib.redirect_stdout(sys.stderr):  # the progress, so that scripts can read the result
+    with contextlib.redirect_stdout(sys.stderr):  # progress goes to stderr, so that scripts can read stdout
         summary = preview(
             args.dest, args.config, args.out, samples=args.samples, seed=args.seed, workers=args.workers
         )

@@ -1,7 +1,8 @@
-"""`python -m data_pipeline.demo LABELS.csv`: the solar cells of the quickstart, as a lab would have them.
+"""`python -m data_pipeline.demo LABELS.csv`: prepare the solar-cell images of the quickstart.
 
-elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019) holds 2,624 electroluminescence images of
-solar cells, 300×300 grey, each with the probability of a defect. The data is CC-BY-NC-SA-4.0.
+The package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019) contains 2,624 electroluminescence
+images of solar cells, 300×300 pixels, grey, each with the probability of a defect. Its licence is
+CC-BY-NC-SA-4.0.
 """
 
 import csv
@@ -11,20 +12,20 @@ from pathlib import Path
 
 from isotorus.errors import UserError, exit_code
 
-# A third of a probability is an expert who was not sure: neither class.
+# A probability of 1/3 means that the expert was not sure, so these images get no label.
 CLASSES = {"0.0": "intact", "0.3333333333333333": "", "0.6666666666666666": "defective", "1.0": "defective"}
 
 
 def main() -> int:
-    """Write a CSV of image, defect, probability and cell type; print the folder the images are in."""
+    """Write a CSV with the columns image, defect, probability and cell; print the folder of the images."""
     if len(sys.argv) != 2:
         raise UserError(
             "expected one argument, the CSV to write; e.g. python -m data_pipeline.demo data/cells.csv"
         )
-    found = importlib.util.find_spec("elpv_dataset")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("elpv_dataset")
+    if package is None or package.origin is None:
         raise UserError("the package elpv-dataset is not installed; pip install 'isotorus[demo]'")
-    folder = Path(found.origin).parent / "data"
+    folder = Path(package.origin).parent / "data"
     rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
 
     labels = Path(sys.argv[1])

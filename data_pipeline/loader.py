@@ -1,12 +1,13 @@
-"""A rank's batches, as a pure function of (data, configuration, seed, step).
+"""The batches of one rank, as a pure function of (data, configuration, seed, step).
 
-Step t consumes the global positions [t·B, (t+1)·B) of the endless order, rank r of W a contiguous share
-of them (`order.share`), equal to within one image: what the run sees does not depend on W. Workers read,
-decode once and cut all views in the images' own integers; the photometric parameters travel beside them
-and are applied on the training device (`augment.apply`). The whole state is one integer.
+Step t uses the positions [t·B, (t+1)·B) of the endless sample order, where B is the global batch size. Each
+rank takes a contiguous share of them (`order.share`); the shares are equal to within one image, so the images
+of a step do not depend on the number of ranks. Worker processes read and decode each image once and cut all
+its views as integers. The parameters of the photometric augmentation are drawn there too, and `augment.apply`
+uses them on the training device. The state of a loader is one integer, the next step.
 
-A damaged sample leaves the others where they are: another one, drawn from (seed, epoch, index), takes
-its place in the batch.
+A damaged image is replaced by another image, which is drawn from (seed, epoch, sample index). All other
+images keep their places.
 """
 
 import signal
@@ -31,13 +32,13 @@ from isotorus.errors import UserError
 from isotorus.randomness import generator
 
 _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
-"""What a sample's random numbers are for."""
+"""The purposes of a sample's random numbers; each purpose has its own stream."""
 _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
 
 
 class Replaced(NamedTuple):
-    """A damaged sample, in whose place another was taken."""
+    """A damaged sample that was replaced by another one."""
 
     sample: int
     name: str
@@ -46,26 +47,32 @@ class Replaced(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch: b images, v views of each at every resolution."""
+    """One rank's share of a global batch: b images, and of each image v views at every resolution."""
 
     step: int
     indices: NDArray[np.int64]
-    """Sample indices in the sources (b,)."""
+    """Index of each sample in the concatenated sources (b,)."""
     epochs: NDArray[np.int64]
-    """The epoch of its source that each sample is seen in (b,)."""
+    """Epoch of each sample within its own source (b,)."""
     labels: Tensor
-    """Class indices, int64 (b,); -1 where there is none."""
+    """Class indices, int64 (b,); -1 for images without a label."""
     views: list[Tensor]
-    """uint8 or uint16 (v, b, C, H, W) a resolution: global views, then the local ones if there are any."""
+    """One tensor for each resolution, uint8 or uint16 (v, b, C, H, W): global views, then local views if
+    there are any."""
     parameters: list[Tensor]
-    """float32 (v, b, P) beside the views, for `augment.apply`; stay on the CPU."""
+    """Augmentation parameters for `augment.apply`, one float32 tensor (v, b, P) for each of `views`, on the
+    CPU."""
     replaced: list[Replaced]
-    """Damaged samples that should have been in this batch."""
+    """The damaged samples that were replaced in this batch."""
 
     def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, for faster copies to a GPU; PyTorch's `DataLoader` calls
+        this.
+        """
         return replace(self, labels=self.labels.pin_memory(), views=[v.pin_memory() for v in self.views])
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch with labels and views copied to `device`; the parameters stay on the CPU."""
         return replace(
             self,
             labels=self.labels.to(device, non_blocking=True),
@@ -74,7 +81,7 @@ class Batch:
 
 
 class Place(NamedTuple):
-    """Where a sample is, and the epoch of its source that it is seen in."""
+    """The source of a sample, its index in that source, and the epoch of the source in which it is seen."""
 
     source: int
     epoch: int
@@ -83,7 +90,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Batches(TorchDataset[Batch | UserError]):
-    """Item t is step t's batch: what a worker process does."""
+    """A dataset for PyTorch's `DataLoader` whose item t is the batch of step t; this code runs in the
+    workers.
+    """
 
     sources: Sources
     order: Order
@@ -94,24 +103,26 @@ class _Batches(TorchDataset[Batch | UserError]):
     rank: int
     world_size: int
     ahead: int
-    """Steps between fetching a batch's bytes from a remote store and using them."""
+    """How many steps before its use a batch is prefetched from remote storage; 0 for local data."""
 
     def __getitem__(self, step: int) -> Batch | UserError:
+        """Return the batch of a step, or the `UserError` that prevented it."""
         try:
             if self.ahead:
                 for source, _, sample in self._locate(step + self.ahead):
                     self.sources.datasets[source].prefetch(sample)
             return self._batch(step)
-        except UserError as error:  # as a value: an exception would arrive wrapped in a worker's traceback
+        except UserError as error:  # returned: a raised exception would arrive with a worker's traceback
             return error
 
     def _locate(self, step: int) -> Iterator[Place]:
-        """Where this rank's samples of a step are."""
+        """Return the places of this rank's samples in a step."""
         mine, first = share(self.batch_size, self.rank, self.world_size), step * self.batch_size
         located = self.order.locate(np.arange(first + mine.start, first + mine.stop, dtype=np.int64))
         return map(Place, *(column.tolist() for column in located))
 
     def _batch(self, step: int) -> Batch:
+        """Build the batch of a step."""
         places = list(self._locate(step))
         resolutions = self.views.resolutions()
         dtype = torch.uint8 if self.sources.depth == 8 else torch.uint16
@@ -140,7 +151,11 @@ class _Batches(TorchDataset[Batch | UserError]):
         )
 
     def _cut(self, place: Place, out: list[Tensor], replaced: list[Replaced]) -> Place:
-        """Fill `out` with views of a sample, or if it is damaged of the one returned in its place."""
+        """Write the views of a sample, or of its replacement if it is damaged, into `out`.
+
+        Returns the place of the sample that was used, and appends damaged samples to `replaced`. Raises
+        `UserError` after 100 damaged samples in a row.
+        """
         dataset = self.sources.datasets[place.source]
         sample = place.sample
         for attempt in range(_SUBSTITUTES):
@@ -157,24 +172,28 @@ class _Batches(TorchDataset[Batch | UserError]):
         )
 
     def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:
+        """Return the crops of the image at position `slot` of a step's batch; see `Loader.crops`."""
         place = list(self._locate(step))[slot]
         return draw(self._generator(place, _CROPS), height, width, self.views, self._flips)
 
     @property
     def _flips(self) -> tuple[float, float]:
+        """Probabilities of a horizontal and of a vertical flip."""
         return self.augment.horizontal_flip, self.augment.vertical_flip
 
     def _generator(self, place: Place, purpose: int, attempt: int = 0) -> np.random.Generator:
-        """A sample's own stream of random numbers, addressed rather than advanced to."""
+        """Return the random generator of one sample for one purpose; it depends on (seed, epoch, sample)
+        alone.
+        """
         seed = self.order.seeds[place.source]
         return generator(seed, place.epoch, (0, attempt, purpose, place.sample))
 
 
 class Loader:
-    """Endless batches of this rank from `start_step` on; the pixels do not depend on ranks or workers.
+    """Yields the batches of this rank without end, beginning at `start_step`.
 
-    `batch_size` is the global one. Raises `UserError` if it has no image for one of the ranks, and while
-    iterating if a shard is gone.
+    `batch_size` is the global batch size. Pixels do not depend on the number of ranks or workers. Raises
+    `UserError` if there are more ranks than images in a batch, and during iteration if a shard is missing.
     """
 
     def __init__(
@@ -207,13 +226,13 @@ class Loader:
 
     @property
     def state(self) -> int:
-        """The next step to be consumed: `start_step` of a loader that carries on from here."""
+        """The next step to be used; a new loader with this `start_step` continues from here."""
         return self._next_step
 
     def crops(self, batch: Batch, slot: int, height: int, width: int) -> list[list[Crop]]:
-        """Where the views of a batch's image were cut, a list for each of `views.resolutions()`.
+        """Return where the views of one image of a batch were cut: a list of crops for each resolution.
 
-        `slot` is the image's place in the batch, `height` and `width` its size in pixels.
+        `slot` is the position of the image in the batch; `height` and `width` are its size in pixels.
         """
         return self._batches.crops(batch.step, slot, height, width)
 
@@ -227,12 +246,13 @@ class Loader:
                 yield batch
         finally:
             if self._workers:
-                # The end of the process would ask them by SIGTERM, which they ignore, and wait for them.
+                # Workers ignore SIGTERM, so without this the process would wait for them when it ends.
                 steps._shutdown_workers()
                 for worker in steps._workers:
-                    worker.kill()  # if it hangs, in a read say
+                    worker.kill()  # it may hang, for example in a read
 
     def _steps(self) -> DataLoader[Batch | UserError]:
+        """Return a `DataLoader` of this rank's batches from the next step on."""
         return DataLoader(
             self._batches,
             batch_size=None,
@@ -240,12 +260,15 @@ class Loader:
             num_workers=self._workers,
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own, so that the process's generator is left alone
+            generator=torch.Generator(),  # so that the global generator of torch is not advanced
         )
 
 
 def _ignore_signals(worker: int) -> None:
-    """Only the training process decides when to stop: it still needs batches until all ranks agree."""
+    """Let a worker ignore the signals that stop a run.
+
+    The training process alone decides when to stop: it needs batches until all ranks have agreed on a step.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

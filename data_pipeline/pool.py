@@ -1,4 +1,7 @@
-"""Work on many shards at once, in processes that never outlive this one."""
+"""Run a task for each shard in several processes, with a progress bar.
+
+The processes end when this process ends, however it ends.
+"""
 
 import multiprocessing
 import os
@@ -26,7 +29,7 @@ _done: "Synchronized[int]"
 
 
 def count(more: int = 1) -> None:
-    """Tell the progress bar, from inside a task, that so many more of the total are done."""
+    """Report from inside a task that `more` further units of work are done, for the progress bar."""
     with _done.get_lock():
         _done.value += more
 
@@ -34,15 +37,16 @@ def count(more: int = 1) -> None:
 def run(
     work: Callable[[Task], Result], tasks: Sequence[Task], workers: int, doing: str, total: int
 ) -> list[Result]:
-    """`[work(task) for task in tasks]` in `workers` processes, with progress out of `total` counts.
+    """Return `[work(task) for task in tasks]`, computed in `workers` processes, with a progress bar.
 
-    After a task has raised, those that run are finished, no further one is begun, and it is raised
-    here. `work` and the tasks must be picklable.
+    `total` is the sum of what the tasks report with `count`, and `doing` is the name of the work on the bar.
+    After a task has raised an exception, running tasks finish, no further task starts, and the exception is
+    raised here. `work` and the tasks must be picklable. Raises `UserError` if a process was killed.
     """
     done = multiprocessing.Value("q", 0)
     executor = ProcessPoolExecutor(min(workers, max(len(tasks), 1)), initializer=_start, initargs=(done,))
     try:
-        # Submitted first: workers are forked before the progress bar has a thread.
+        # Submit first: worker processes must be forked before the progress bar starts its thread.
         futures = [executor.submit(work, task) for task in tasks]
         with _progress(doing, total) as show:
             pending = set(futures)
@@ -56,7 +60,7 @@ def run(
         return [future.result() for future in failed or futures]
     except BrokenProcessPool:
         raise UserError(
-            f"a process was killed while {doing}, perhaps for want of memory; "
+            f"a process was killed while {doing}, perhaps because memory ran out; "
             "run the same command again, with fewer --workers"
         ) from None
     except KeyboardInterrupt:
@@ -66,7 +70,7 @@ def run(
 
 
 def _start(done: "Synchronized[int]") -> None:
-    """Begin a worker: Ctrl-C is the parent's business, and a parent that dies takes it along."""
+    """Prepare a worker process: it ignores Ctrl-C, which the parent handles, and ends with the parent."""
     global _done
     _done = done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -74,6 +78,7 @@ def _start(done: "Synchronized[int]") -> None:
 
 
 def _die_with_parent() -> None:
+    """End this process as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -82,7 +87,10 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes how many of `total` are done; call it as often as you like."""
+    """Show a progress bar on a terminal, or print a line every 10 seconds into a log.
+
+    Yields a function to be called with the number of units done out of `total`.
+    """
     console = Console()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What a run is fed with: one packed data set, or several mixed by weight, seen as one."""
+"""The data that a run reads: one packed data set, or several that are mixed by weight."""
 
 import hashlib
 import json
@@ -16,44 +16,55 @@ from isotorus.section import Section
 
 
 class SourceConfig(Section):
+    """One of several data sets that are mixed."""
+
     path: str
     """Folder or URL of a packed data set."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Its share of the images is this over the sum of all weights; a small set is repeated more often."""
+    """This weight over the sum of all weights is the share of images taken from this set; a small set with a
+    large weight is repeated more often."""
     generation: PositiveInt | None = None
-    """The data set as it was before later `pack --append`s; `info` lists them. Default: the newest."""
+    """Use the data set as it was before later `pack --append` commands; `info` lists the generations.
+    Default: the newest."""
 
 
 class DataConfig(Section):
-    """What a run is fed with."""
+    """The section `data` of a recipe: which data sets a run reads, and how."""
 
     path: str | None = None
-    """Folder or URL (s3://bucket/set) of the packed data set; or give `sources`."""
+    """Folder or URL (s3://bucket/set) of the packed data set; alternatively give `sources`."""
     sources: list[SourceConfig] = []
-    """Several data sets to be mixed: [{path: a, weight: 3}, {path: b, weight: 1}]."""
+    """Several data sets to mix, for example [{path: a, weight: 3}, {path: b, weight: 1}]."""
     batch_size: PositiveInt = 256
-    """Images in the global batch, over all ranks, whose shares are equal to within one image."""
+    """Images in the global batch, over all ranks; the ranks' shares are equal to within one image."""
     workers: int = Field(2, ge=0)
-    """Processes a rank that decode and crop; 0 does it in the training process."""
+    """Processes of each rank that decode and crop images; 0 does this in the training process."""
     channels: PositiveInt = 3
-    """Channels the encoder sees. 1 (greyscale) and 3 (RGB) are converted into each other, any other number
-    must be the images' own."""
+    """Channels of the encoder's input. Images with 1 channel (grey) and 3 channels (RGB) are converted into
+    each other; any other number must be the number that the images have."""
     order: Literal["uniform", "windowed"] = "uniform"
-    """uniform: any image may follow any other, for local disks. windowed: shuffled inside windows of the
-    shards, so that reads are long and each rank reads its own part, for object stores and slow disks."""
+    """uniform: the samples are shuffled freely, for local disks. windowed: the samples are shuffled inside
+    windows of the shards, so that reads are long and each rank reads its own part, for object stores and
+    slow disks."""
     max_corrupt: float = Field(1e-3, ge=0, le=1)
-    """The run stops when more than this share of the images read is damaged (the first ten are free); till
-    then each is replaced by another image and named in corrupt.jsonl."""
+    """The run stops when more than this share of the images read is damaged, not counting the first ten. Each
+    damaged image is replaced by another image and listed in corrupt.jsonl."""
     cache: CacheConfig = CacheConfig()
+    """The local cache for remote data."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
+        """Refuse a section with both or neither of `path` and `sources`."""
         if (self.path is None) == (not self.sources):
             raise ValueError("give either data.path or data.sources")
         return self
 
     def open(self) -> "Sources":
-        """Raises UserError if a data set is none, or cannot give these channels or this order."""
+        """Open the data sets.
+
+        Raises `UserError` if a data set cannot be opened, if its images cannot be converted to `channels`, or
+        if `order` is uniform and the remote data does not fit into the cache.
+        """
         sources = self.sources or [SourceConfig(path=str(self.path))]
         datasets = [Dataset(s.path, generation=s.generation, cache=self.cache) for s in sources]
         for dataset in datasets:
@@ -73,47 +84,52 @@ class DataConfig(Section):
 
 
 class Sources:
-    """Data sets as one: sample indices run through them one after another, classes are told by name."""
+    """Several data sets seen as one: sample indices are concatenated, classes are merged by name."""
 
     def __init__(self, datasets: list[Dataset], weights: list[float]) -> None:
         self.datasets, self.weights = datasets, weights
         self.sizes = [len(dataset) for dataset in datasets]
         self.starts: list[int] = np.cumsum([0, *self.sizes[:-1]]).tolist()
-        """The first index of each source."""
+        """Index of the first sample of each source."""
         self.classes = list(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
         self.class_numbers = [
             np.array([*map(self.classes.index, dataset.classes), -1]) for dataset in datasets
         ]
-        """For each source, the index into `classes` of each of its own classes (classes + 1,). The last
-        entry is -1, so that label -1 (no label) maps to -1."""
+        """For each source, the index into `classes` of each of its own classes (classes + 1,). The last entry
+        is -1, so that label -1 (no label) maps to -1."""
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
     @property
     def remote(self) -> bool:
-        """Whether any of it comes over a network."""
+        """Whether any of the data sets is read over a network."""
         return any(dataset.remote for dataset in self.datasets)
 
     @property
     def depth(self) -> Literal[8, 16]:
-        """Bits of a channel: 16 if any of the sets has such images."""
+        """Bits of a channel: 16 if any of the data sets has 16-bit images, else 8."""
         return 16 if any(dataset.depth == 16 for dataset in self.datasets) else 8
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data and the weights; that of the data set itself if there is only one."""
+        """A string that identifies the data and the weights; for a single data set its own fingerprint."""
         prints = [dataset.fingerprint for dataset in self.datasets]
         if len(prints) == 1:
             return prints[0]
         return hashlib.sha256(json.dumps([prints, self.weights]).encode()).hexdigest()[:16]
 
     def label(self, source: int, index: int) -> int:
-        """Index into `classes` of a sample of one source; -1 if it has no label."""
+        """Return the label of a sample of one source as an index into `classes`; -1 if it has none."""
         return int(self.class_numbers[source][self.datasets[source].labels[index]])
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std a channel of all pixels, each source counted by its weight."""
+        """Return mean and standard deviation of the pixels in each channel, with each source counted by its
+        weight.
+
+        The mixture's variance is the weighted mean of (variance + mean²), minus the square of the mixture's
+        mean.
+        """
         parts = [dataset.statistics(channels) for dataset in self.datasets]
         if len(parts) == 1:
             return parts[0]
@@ -124,6 +140,6 @@ class Sources:
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def order(self, kind: Literal["uniform", "windowed"], batch_size: int, seed: int) -> Order:
-        """Which sample comes when. Raises UserError if a weight is too small."""
+        """Return the sample order. Raises `UserError` if a weight is too small."""
         bytes_ = [dataset.description.bytes for dataset in self.datasets]
         return Order(self.sizes, self.weights, seed, kind, batch_size=batch_size, bytes=bytes_)
