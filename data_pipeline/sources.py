@@ -54,7 +54,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        """Refuse a section with both or neither of `path` and `sources`."""
+        """Refuse a section that has both `path` and `sources`, or neither."""
         if (self.path is None) == (not self.sources):
             raise ValueError("give either data.path or data.sources")
         return self

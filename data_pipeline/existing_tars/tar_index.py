@@ -129,9 +129,7 @@ def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, T
 
 
 def _rule(base: Dataset | None, options: Options) -> Rule:
-    """Return the rule; if none names a label field, new tar files use that of the data set they are added
-    to.
-    """
+    """Return the rule for new tar files; without --label-key they use the label field of the data set."""
     if base is None or options.rule.label_field is not None:
         return options.rule
     return replace(options.rule, label_field=base.description.label_field)

@@ -108,7 +108,10 @@ def _transpose(p: NDArray[np.int64], begin: NDArray[np.int64], n: int, lanes: in
 def _shuffle(
     addresses: NDArray[np.int64], epochs: NDArray[np.int64], n: int, seed: int, layout: Layout
 ) -> NDArray[np.int64]:
-    """Apply P, except for its random first sample. All blocks are permuted but the last if it is shorter."""
+    """Apply P without its random first sample: shuffle samples within windows, then permute the blocks.
+
+    A shorter last block keeps its place.
+    """
     size = min(layout.window * layout.block, n)
     windows, place = np.divmod(addresses, size)
     keys = stream(seed, WINDOW, epochs, windows)

@@ -84,8 +84,8 @@ def _shuffle(items: list[Item]) -> list[Item]:
         one, other = sorted((items[order[i]], items[order[i + 1]]), key=lambda item: item.path)
         if one.key == other.key:
             raise UserError(
-                f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path "
-                "without extension, with _ for every other dot; rename one, or list what to pack in a CSV"
+                f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path without "
+                "extension, with _ in place of each remaining dot; rename one, or list what to pack in a CSV"
             )
     return [items[i] for i in order]
 

@@ -35,7 +35,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """The WebDataset key: the path without its extension, with "_" for every other dot.
+        """The WebDataset key: the path without its extension, and with "_" in place of each remaining dot.
 
         Dots are replaced because WebDataset ends a key at the first dot of the file name.
         """

@@ -82,7 +82,9 @@ def verify_shard(task: Task) -> list[str]:
 
 
 def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
-    """Compare a whole shard; return the tar, and where it could not be read further ("" if it could)."""
+    """Compare a whole shard with the index; return the tar, and a message where it is damaged ("" if it is
+    not).
+    """
     with tar_files.open_stream(file) as stream:
         tar = Tar(stream, tar_files.size_of(file))
         try:
