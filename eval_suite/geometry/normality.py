@@ -4,10 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from isotorus import randomness
 from isotorus.randomness import generator
+from pretrain.objectives.characteristic_sums import characteristic_sums
+from pretrain.objectives.sigreg import null_mean, statistic_from_sums
 
 Array = NDArray[np.floating]
 
@@ -32,24 +35,9 @@ def epps_pulley(x: Array) -> NDArray[np.float64]:
     n ∫ |φ̂(t) - e^{-t²/2}|² e^{-t²/2} dt by the trapezoid rule on 17 knots in [0, 3], doubled: what SIGReg
     averages (Balestriero & LeCun 2025, arXiv:2511.08544).
     """
-    dt = T_MAX / (KNOTS - 1)
-    turn = np.exp(1j * dt * np.asarray(x, dtype=np.float64))
-    power = np.ones_like(turn)
-    total = np.zeros(x.shape[1])
-    for knot in range(1, KNOTS):  # at t = 0 both functions are 1
-        power *= turn
-        target = math.exp(-((knot * dt) ** 2) / 2)
-        weight = dt if knot == KNOTS - 1 else 2 * dt
-        total += weight * target * np.abs(power.mean(axis=0) - target) ** 2
-    return len(x) * total
-
-
-def null_mean() -> float:
-    """Of `epps_pulley` for samples of N(0, 1), whatever their number."""
-    t = np.linspace(0, T_MAX, KNOTS)
-    weight = np.full(KNOTS, 2 * T_MAX / (KNOTS - 1))
-    weight[[0, -1]] /= 2
-    return float((weight * np.exp(-(t**2) / 2) * (1 - np.exp(-(t**2)))).sum())
+    columns = torch.from_numpy(np.asarray(x, dtype=np.float64)).T
+    sums = characteristic_sums(columns, T_MAX / (KNOTS - 1), KNOTS, "angle")
+    return statistic_from_sums(sums, len(x), T_MAX, KNOTS).numpy()
 
 
 def sigreg(x: Array, slices: int = SLICES, *, seed: int = 0) -> float:

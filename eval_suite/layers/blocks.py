@@ -1,4 +1,4 @@
-"""The blocks of an encoder in the order of its depth, and what passes through them."""
+"""What passes through the blocks of an encoder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,18 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from isotorus.errors import UserError
+from pretrain.models.blocks import Block
 
 Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One residual block, or a stage that has no blocks."""
-
-    name: str
-    """Of the module in the encoder, such as blocks.3 or stages.1.blocks.0."""
-    module: nn.Module
 
 
 @dataclass
@@ -37,33 +28,6 @@ class Observed:
     """(units,): mean |h| of every unit behind a nonlinearity; None where the block has none."""
     positive: NDArray[np.bool_] | None
     """(n, units): whether the unit is above 0 at the middle place of the image."""
-
-
-def blocks_of(encoder: nn.Module) -> list[Block]:
-    """Blocks of a timm encoder: ViTs, ConvNeXts, ResNets and all that keep them in blocks, stages or layers.
-
-    Raises UserError for an encoder that has none of these.
-    """
-    stages = [name for name in ("blocks", "stages", "layers") if hasattr(encoder, name)][:1]
-    stages = stages or [f"layer{i}" for i in range(1, 9) if hasattr(encoder, f"layer{i}")]
-    found = [block for name in stages for block in _within(name, encoder.get_submodule(name))]
-    if not found:
-        raise UserError(
-            f"{type(encoder).__name__} keeps its blocks in none of blocks, stages, layers and layer1 …; name "
-            "checkpoints of a ViT, ConvNeXt, ResNet or the like"
-        )
-    return found
-
-
-def _within(name: str, module: nn.Module) -> Iterator[Block]:
-    inner = getattr(module, "blocks", None)
-    if isinstance(inner, nn.Sequential | nn.ModuleList) and len(inner):
-        yield from _within(f"{name}.blocks", inner)
-    elif isinstance(module, nn.Sequential | nn.ModuleList):
-        for key, child in module.named_children():
-            yield from _within(f"{name}.{key}", child)
-    elif list(module.children()):
-        yield Block(name, module)
 
 
 class Places:

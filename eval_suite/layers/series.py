@@ -22,11 +22,11 @@ from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
 from eval_suite.inputs.targets import load_targets
 from eval_suite.layers import cost, quantities
-from eval_suite.layers.blocks import blocks_of
 from eval_suite.layers.images import draw, load
 from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
 from eval_suite.report import pictures
 from isotorus.errors import UserError
+from pretrain.models.blocks import depth_blocks
 
 
 def periodic(dataset: Dataset, file: str, given: str, key_column: str) -> NDArray[np.float64]:
@@ -110,7 +110,7 @@ class Survey:
         rows = draw(self.dataset, self.images, self.seed)
         return Subject(
             encoder=encoder.to(device),
-            blocks=blocks_of(encoder),
+            blocks=depth_blocks(encoder),
             images=load(self.dataset, rows, described),
             labels=None if self.labels is None else self.labels[rows],
             views=self._views(described),

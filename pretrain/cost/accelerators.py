@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 
 from isotorus.errors import UserError
+from pretrain.engines.config import EngineConfig
+from pretrain.engines.networks import uses_bf16
 
 
 class Accelerator(NamedTuple):
@@ -53,6 +55,12 @@ def detect(device_name: str) -> Accelerator | None:
     """The accelerator that `torch.cuda.get_device_name()` names, if it is a known one."""
     words = device_name.lower().replace("-", " ").split()
     return next((found for key, found in KNOWN.items() if set(key.split("-")) <= set(words)), None)
+
+
+def plans_bf16(engine: EngineConfig, device: str) -> bool:
+    """Return whether a planned run computes in bf16; `device` is "cpu", which is this machine, or "cuda"."""
+    # All accelerators of the table have bf16, and the machine that plans need not have any.
+    return uses_bf16(engine, torch.device("cpu")) if device == "cpu" else engine.precision != "fp32"
 
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:

@@ -55,6 +55,10 @@ class LiveBytes(TorchDispatchMode):
             self.peaks[self.phase] = self.alive.copy()
         return result
 
+    def begin(self, phase: str) -> None:
+        """Count peaks as those of another phase from now on."""
+        self.phase = phase
+
     def relabel(self, tensor: Tensor, label: str) -> None:
         """Count a tensor that was made here as something else from now on."""
         key = tensor.untyped_storage()._cdata
@@ -194,7 +198,7 @@ def _mark_backward(live: LiveBytes, block: str, module: nn.Module, _: Any, outpu
     """Let a phase begin when the gradient arrives at this block's output."""
     if isinstance(output, Tensor) and output.requires_grad:
         phase = f"backward from {block} block, {tuple(output.shape)}"
-        output.register_hook(lambda _: setattr(live, "phase", phase))  # must not hold the output
+        output.register_hook(lambda _: live.begin(phase))  # must not hold the output
 
 
 def _keep_gradient(live: LiveBytes, parameter: Tensor) -> None:

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from pretrain.config import Config
+from pretrain.cost.accelerators import plans_bf16
 from pretrain.cost.activation_memory import encoder_footprint, gathers_in_bf16, head_footprint
 from pretrain.engines.blocks import blocks
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
 from pretrain.preflight import Model
 
 FP32, BF16 = 4, 2
-# Elements of DeepSpeed's buckets, as its engine sets them.
-BUCKET = 50_000_000
 GIB = 2**30
 # The CUDA context, NCCL and cuBLAS on a GPU, torch itself on a CPU; and what an allocator wastes.
 RUNTIME = {"cuda": 1.5 * GIB, "cpu": 0.7 * GIB}
@@ -62,10 +61,10 @@ def count_parameters(config: Config, model: Model) -> Parameters:
 
 
 def rank_memory(
-    config: Config, model: Model, parameters: Parameters, ranks: int, device: str, bf16: bool
+    config: Config, model: Model, parameters: Parameters, ranks: int, device: str
 ) -> dict[str, float]:
     """Bytes at the peak of a training step on one of `ranks`, by part; `device` is "cuda" or "cpu"."""
-    engine = config.engine
+    engine, bf16 = config.engine, plans_bf16(config.engine, device)
     images = -(-config.data.batch_size // ranks)  # of the rank with most
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
@@ -131,7 +130,7 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
         return 0.0
     if engine.kind == "deepspeed":
         # Gradients are reduced from two buckets; ZeRO-3 gathers fp32, up to its limit and a bucket ahead.
-        limit = {0: 1, 1: 1, 2: 2, 3: 2 + 4 + 1}[engine.zero_stage] * BUCKET
+        limit = {0: 1, 1: 1, 2: 2, 3: 2 + LIVE_BUCKETS + 1}[engine.zero_stage] * ZERO_BUCKET
         return FP32 * min(limit, 3 * parameters.trained)
     gathered = BF16 if bf16 and gathers_in_bf16(engine) else FP32
     outside, largest = parameters.trained - parameters.blocks, parameters.largest_block

@@ -18,7 +18,6 @@ from pretrain.cost.memory_estimate import count_parameters, rank_memory
 from pretrain.cost.plan import remedies
 from pretrain.distributed import rank, world_size
 from pretrain.engines.config import EngineConfig
-from pretrain.engines.networks import uses_bf16
 from pretrain.preflight import check_model
 
 GIB = 2**30
@@ -113,9 +112,7 @@ def _estimate(question: Question, engine: EngineConfig) -> float:
     config = question.config.model_copy(update={"engine": engine})
     model = check_model(config, question.ranks)
     parameters = count_parameters(config, model)
-    on_cpu = question.device == "cpu"
-    bf16 = uses_bf16(engine, torch.device("cpu")) if on_cpu else engine.precision != "fp32"
-    return sum(rank_memory(config, model, parameters, question.ranks, question.device, bf16).values())
+    return sum(rank_memory(config, model, parameters, question.ranks, question.device).values())
 
 
 def _capacity(device: torch.device) -> float:

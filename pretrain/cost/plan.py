@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from isotorus.errors import ArgumentParser, UserError
 from pretrain.config import Config, load_config
-from pretrain.cost.accelerators import KNOWN, accelerator
+from pretrain.cost.accelerators import KNOWN, accelerator, plans_bf16
 from pretrain.cost.flops import StepFlops, step_flops
 from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_parameters, rank_memory
 from pretrain.engines.config import EngineConfig
-from pretrain.engines.networks import uses_bf16
 from pretrain.preflight import check_model
 
 GIB = 2**30
@@ -94,14 +92,9 @@ def estimate(config: Config, request: Request) -> Estimate:
     parameters = count_parameters(config, model)
     flops = step_flops(config, model.kwargs, model.width)
     device = "cpu" if request.gpu == "cpu" else "cuda"
-    bf16 = (
-        uses_bf16(config.engine, torch.device("cpu"))
-        if device == "cpu"
-        else config.engine.precision != "fp32"
-    )
-    precision = "bf16" if bf16 else "fp32"
+    precision = "bf16" if plans_bf16(config.engine, device) else "fp32"
     hardware = accelerator(request.gpu, request.gpus)
-    parts = rank_memory(config, model, parameters, request.gpus, device, bf16)
+    parts = rank_memory(config, model, parameters, request.gpus, device)
     size = checkpoint_bytes(parameters)
     return Estimate(
         gpus=request.gpus,

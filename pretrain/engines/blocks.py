@@ -8,10 +8,9 @@ import torch.nn.attention.varlen  # registers its operator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from pretrain.models.blocks import find_blocks
 from pretrain.models.drop_path import KeyedDropPath
 
-# What timm calls the containers of a ViT's, ConvNeXt's, Swin's or ResNet's blocks.
-CONTAINERS = {"blocks", "stages", "layers", "layer1", "layer2", "layer3", "layer4"}
 # Dear to compute for their size. Not bmm: unfused attention's scores are the largest of all.
 SAVED = [
     torch.ops.aten.mm.default,
@@ -27,14 +26,8 @@ SAVED = [
 
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The innermost repeated blocks, in order; for a model built otherwise, its children."""
-    containers = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] in CONTAINERS]
-    found = [
-        block
-        for container in containers
-        for block in container.children()
-        if not any(inner in containers for inner in block.modules())
-    ]
+    """Return the encoder's blocks in order; of an encoder without containers of blocks, its children."""
+    found = [block.module for block in find_blocks(encoder)]
     return found or [child for child in encoder.children() if any(True for _ in child.parameters())]
 
 

@@ -10,6 +10,10 @@ from isotorus.section import Section
 from pretrain.models.batch_norm import has_batch_norm, unsynchronized
 from pretrain.models.packed import unfit
 
+# Elements of DeepSpeed's communication buffers, 200 MB in fp32.
+ZERO_BUCKET = 50_000_000
+# Buckets of parameters that ZeRO-3 may keep gathered at once.
+LIVE_BUCKETS = 4
 # Fields that only one engine has.
 OPTIONS = {
     "fsdp": ("reshard_after_forward", "shard"),

@@ -21,13 +21,10 @@ from deepspeed.utils import logger
 
 from pretrain.distributed import world_size
 from pretrain.engines import zero_state
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.engines.networks import Networks, Weights, materialize, tensors
 from pretrain.engines.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
 from pretrain.methods.base import HeadOutput
-
-# Elements of DeepSpeed's communication buffers, 200 MB in fp32; parameters that may wait gathered.
-BUCKET = 50_000_000
 
 
 class DeepSpeedEngine:
@@ -124,11 +121,11 @@ def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> d
         "stage": config.zero_stage,
         "overlap_comm": config.zero_stage >= 2,
         "contiguous_gradients": True,
-        "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET,
-        "stage3_prefetch_bucket_size": BUCKET,
-        "stage3_max_live_parameters": 4 * BUCKET,
-        "stage3_max_reuse_distance": BUCKET,
+        "reduce_bucket_size": ZERO_BUCKET,
+        "allgather_bucket_size": ZERO_BUCKET,
+        "stage3_prefetch_bucket_size": ZERO_BUCKET,
+        "stage3_max_live_parameters": LIVE_BUCKETS * ZERO_BUCKET,
+        "stage3_max_reuse_distance": ZERO_BUCKET,
         # The target network follows the shards, so no parameter may be kept whole beside them.
         "stage3_param_persistence_threshold": 0,
         # Would replace torch's linear function in the whole process.

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,7 +137,8 @@ class WindingMemory:
 
     def save(self, file: str | Path) -> None:
         """Write a safetensors file."""
-        arrays = {name: getattr(self, f"_{name}") for name in _ARRAYS}
+        arrays: dict[str, NDArray[Any]] = {"cells": self._cells, "starts": self._starts, "ids": self._ids}
+        arrays |= {"offsets": self._offsets, "layers": self._layers}
         kept = {"format": FORMAT, "angles": str(self.angles), "bins": str(self.bins)}
         save_file(arrays, file, {"memory": json.dumps(kept)})
 
@@ -148,8 +149,9 @@ class WindingMemory:
             with safe_open(file, "np") as stored:
                 kept = json.loads((stored.metadata() or {})["memory"])
                 memory = cls(int(kept["angles"]), int(kept["bins"]))
-                for name in _ARRAYS:
-                    setattr(memory, f"_{name}", stored.get_tensor(name))
+                memory._cells, memory._starts = stored.get_tensor("cells"), stored.get_tensor("starts")
+                memory._offsets, memory._layers = stored.get_tensor("offsets"), stored.get_tensor("layers")
+                memory._ids = stored.get_tensor("ids")
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise UserError(
                 f"{file} is no winding memory ({str(error).splitlines()[0]}); name one that save() wrote"
@@ -264,9 +266,6 @@ class WindingMemory:
         away = np.remainder(angles - query + math.pi, 2 * math.pi) - math.pi
         result: NDArray[np.float64] = np.square(away).sum(axis=1)
         return result
-
-
-_ARRAYS = ("cells", "starts", "offsets", "layers", "ids")
 
 
 def _smallest(bounds: NDArray[np.float64], most: int) -> NDArray[np.int64]:

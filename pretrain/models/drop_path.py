@@ -37,7 +37,7 @@ def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
         for name, child in list(module.named_children()):
             if isinstance(child, timm.layers.DropPath):
                 found.append(KeyedDropPath(child.drop_prob))
-                setattr(module, name, found[-1])
+                module.register_module(name, found[-1])
     return found
 
 

@@ -1,12 +1,12 @@
-"""SIGReg: random projections of the embedding, each tested against N(0, 1).
+"""SIGReg: project the embedding onto random directions and test each projection against N(0, 1).
 
-LeJEPA, Balestriero & LeCun 2025, arXiv:2511.08544. The test is Epps-Pulley's,
+LeJEPA, Balestriero & LeCun 2025, arXiv:2511.08544. The test is the one of Epps and Pulley,
 
     T = N ∫ |φ̂(t) - e^{-t²/2}|² e^{-t²/2} dt,    φ̂(t) = mean_j e^{i t x_j},
 
-by the trapezoid rule on [-t_max, t_max]; by symmetry only t ≥ 0 is computed. Under N(0, 1) its mean does
-not depend on N (`null_mean`). At total collapse its gradient is zero, so a run that starts exactly
-collapsed stays there.
+by the trapezoid rule on [-t_max, t_max]. By symmetry only the knots t ≥ 0 are computed. The mean of T under
+N(0, 1) does not depend on N (`null_mean`). At total collapse, where all embeddings are equal to 0, the
+gradient is zero: a run that starts there stays there.
 """
 
 import math
@@ -19,20 +19,20 @@ from isotorus.errors import UserError
 from pretrain.distributed import count_over_ranks, sum_over_ranks
 from pretrain.objectives import draws, univariate
 from pretrain.objectives.batch import as_statistic_dtype, sample_count
-from pretrain.objectives.sigreg_sums import Implementation, characteristic_sums
+from pretrain.objectives.characteristic_sums import Implementation, characteristic_sums
 
-# Projections beyond this many elements are made chunk by chunk: 256 MiB in float32.
+# Elements of the projections that are computed at once, 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
 
 
 def epps_pulley(
     x: Tensor, t_max: float = 3.0, knots: int = 17, implementation: Implementation = "auto"
 ) -> Tensor:
-    """The Epps-Pulley statistic of each column of `x` (N, S) against N(0, 1), as (S,).
+    """Return the Epps-Pulley statistic of each column of `x` (N, S) against N(0, 1), as (S,).
 
-    N counts the samples of all ranks, each of which passes its own rows (any number of them).
-    Differentiable; computed in float32, or float64 for float64 input. NaN gives NaN. Raises `UserError`
-    for a grid that cannot be (see `check_grid`) and `ValueError` for a wrong shape or no sample.
+    N counts the samples of all ranks. Each rank passes its own rows, any number of them. The result is
+    differentiable and computed in float32, or in float64 for float64 input. NaN gives NaN. Raises `UserError`
+    for an impossible grid (see `check_grid`) and `ValueError` for a wrong shape or no sample.
     """
     check_grid(t_max, knots)
     if x.ndim != 2:
@@ -43,13 +43,13 @@ def epps_pulley(
 
 
 class SIGReg(nn.Module):
-    """The mean of Epps-Pulley's T over random directions, for each view by itself.
+    """Compute the mean of the Epps-Pulley statistic T over random directions, for each view by itself.
 
-    `num_slices` directions are drawn afresh for every step from (seed, step), alike on all ranks. `chunk`
-    is the number of slices projected at once: fewer hold less memory and cost one more forward pass;
-    None takes all of them until the projections exceed 256 MiB. Paths of `implementation`: see
-    `sigreg_sums.characteristic_sums`. `test` names another univariate test to put in Epps-Pulley's place,
-    on all slices at once.
+    `num_slices` directions are drawn anew for every step from (seed, step), the same on all ranks. `chunk` is
+    the number of slices projected at once: a smaller one needs less memory and one more forward pass. None
+    means all of them, or chunks of 256 MiB where the projections are larger. For `implementation` see
+    `characteristic_sums`. `test` names a test of `univariate.TESTS` to use instead of Epps-Pulley; it takes
+    all slices at once. Raises `UserError` for an unknown test and for numbers out of range.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class SIGReg(nn.Module):
         self.test = test
 
     def forward(self, z: Tensor, step: int, directions: Tensor | None = None) -> Tensor:
-        """The statistic of `z` (V views, N images, K dimensions) as a scalar, alike on all ranks.
+        """Return the statistic of `z` (V views, N images, K dimensions) as a scalar, the same on all ranks.
 
-        `directions` (K, M) with unit columns replace those of (seed, step). Raises `ValueError` for
+        `directions` (K, M) with columns of length 1 replace those of (seed, step). Raises `ValueError` for
         shapes that do not fit and for an empty batch.
         """
         if z.ndim != 3:
@@ -89,7 +89,7 @@ class SIGReg(nn.Module):
         elif directions.ndim != 2 or len(directions) != z.shape[2]:
             raise ValueError(f"directions must be ({z.shape[2]}, slices), not {tuple(directions.shape)}")
         count = sample_count(z, 1)
-        # bfloat16 costs up to 2.4 % of a slice's statistic.
+        # In bfloat16 the statistic of a slice is wrong by up to 2.4 %.
         with torch.autocast(z.device.type, enabled=False):
             z = as_statistic_dtype(z)
             directions = directions.to(z.device, z.dtype, non_blocking=True)
@@ -98,22 +98,22 @@ class SIGReg(nn.Module):
             return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
 
     def directions(self, width: int, step: int) -> Tensor:
-        """This step's directions, (width, num_slices) on CPU."""
+        """Return the directions of a step, (width, num_slices), on the CPU."""
         return draws.directions(width, self.num_slices, self.seed, step)
 
     def null(self, z: Tensor) -> float:
-        """The statistic's mean for Gaussian draws, as many as `z` (V, N, K) has images on all ranks."""
+        """Return the mean of the statistic for Gaussian samples of the size of `z` (V, N, K) on all ranks."""
         if self.test == "epps_pulley":
             return null_mean(self.t_max, self.knots)
         return univariate.null_mean(self.test, int(sample_count(z, 1)))
 
     def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
-        """The characteristic sums (2, knots - 1, views · slices) of this rank's images."""
+        """Return the characteristic sums (2, knots - 1, V · slices) of this rank's images."""
         views, samples, _ = z.shape
         chunk = self.chunk or max(1, CHUNK_ELEMENTS // max(1, views * samples))
 
         def project(z: Tensor, part: Tensor) -> Tensor:
-            # (views, slices, samples): the projections are written with contiguous samples at once.
+            # The product is (views, slices, samples), so that samples are contiguous without a copy.
             x = torch.bmm(part.T.expand(views, -1, -1), z.transpose(1, 2))
             return characteristic_sums(
                 x.flatten(0, 1), self.t_max / (self.knots - 1), self.knots, self.implementation
@@ -126,18 +126,30 @@ class SIGReg(nn.Module):
         return torch.cat(sums, dim=-1)
 
 
+def statistic_from_sums(sums: Tensor, count: Tensor | int, t_max: float, knots: int) -> Tensor:
+    """Return T as (R,) from the characteristic sums (2, knots - 1, R) of `count` samples."""
+    t, weights = (part.to(sums.device, sums.dtype)[:, None] for part in quadrature(t_max, knots))
+    cos, sin = sums / count
+    error = (cos - torch.exp(-(t**2) / 2)) ** 2 + sin**2
+    return count * (weights * error).sum(0)
+
+
 def null_mean(t_max: float = 3.0, knots: int = 17) -> float:
-    """E[T] on this grid for samples of N(0, 1), whatever N; the integral's is √(2π)(1 - 1/√3) ≈ 1.0594."""
+    """Return E[T] on this grid for samples of N(0, 1), for any N. The exact integral gives √(2π)(1 - 1/√3) ≈
+    1.0594.
+    """
     check_grid(t_max, knots)
     t, weights = quadrature(t_max, knots)
     return float((weights * (1 - torch.exp(-(t**2)))).sum())
 
 
 def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
-    """The share of projections `x` (any shape) that lie beyond half the grid's period, over all ranks.
+    """Return the share of the projections `x` (any shape), on all ranks, that exceed half the period of the
+    grid.
 
-    The grid is blind to shifts by 2π/dt, so values near that look like values near 0; a share above 0
-    means that the statistic, and its gradient, can no longer be trusted for them.
+    The knots have the spacing dt, so a value and the same value plus 2π/dt give the same statistic. Values
+    beyond π/dt therefore look like values near 0. With a share above 0, statistic and gradient are not to be
+    trusted.
     """
     check_grid(t_max, knots)
     beyond = (x.detach().abs() > math.pi * (knots - 1) / t_max).sum()
@@ -145,7 +157,9 @@ def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
 
 
 def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
-    """Knots t > 0 and weights of ∫ · e^{-t²/2} dt over [-t_max, t_max], (knots - 1,) each in float64."""
+    """Return the knots t > 0 and the weights of ∫ · e^{-t²/2} dt over [-t_max, t_max], (knots - 1,) each,
+    float64.
+    """
     spacing = t_max / (knots - 1)
     t = spacing * torch.arange(1, knots, dtype=torch.float64)
     weights = torch.full_like(t, 2 * spacing)
@@ -154,7 +168,7 @@ def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
 
 
 def check_grid(t_max: float, knots: int) -> None:
-    """Raise `UserError` unless `t_max` is positive and `knots` odd and at least 3."""
+    """Raise `UserError` unless `t_max` is positive and `knots` is odd and at least 3."""
     if knots < 3 or knots % 2 == 0:
         raise UserError(f"knots = {knots}: must be odd and at least 3; 17 is the usual number")
     if not (math.isfinite(t_max) and t_max > 0):
@@ -162,8 +176,5 @@ def check_grid(t_max: float, knots: int) -> None:
 
 
 def _statistic(sums: Tensor, count: Tensor, t_max: float, knots: int) -> Tensor:
-    """T as (R,) from this rank's characteristic sums (2, knots - 1, R) and the global count."""
-    t, weights = (part.to(sums.device, sums.dtype)[:, None] for part in quadrature(t_max, knots))
-    cos, sin = sum_over_ranks(sums) / count
-    error = (cos - torch.exp(-(t**2) / 2)) ** 2 + sin**2
-    return count * (weights * error).sum(0)
+    """Return T as (R,) from this rank's characteristic sums (2, knots - 1, R) and the global count."""
+    return statistic_from_sums(sum_over_ranks(sums), count, t_max, knots)

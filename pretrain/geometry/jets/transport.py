@@ -15,11 +15,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from isotorus.errors import UserError
 from pretrain.geometry.jets.jets import jvp
+from pretrain.models.blocks import token_blocks as token_blocks
 
 Block = Callable[[Tensor], Tensor]
 """Maps (N, T, d) to (N, T, d), images independently, as a ViT's blocks do in eval mode."""
@@ -41,16 +42,6 @@ class Holonomy(NamedTuple):
     cut: Place | None
     """The first (i, j) with out_i independent of in_j, through which nothing comes, as in causal attention,
     where every loop has one. H is then 0 exactly, and says nothing of curvature."""
-
-
-def token_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The blocks of a ViT, which map tokens to tokens; UserError for an encoder without tokens."""
-    blocks = getattr(encoder, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(encoder, "num_prefix_tokens"):
-        raise UserError(
-            f"{type(encoder).__name__} has no sequence of tokens to carry vectors between; use a ViT"
-        )
-    return list(blocks)
 
 
 def token_jacobian(block: Block, tokens: Tensor, i: int, j: int) -> Tensor:

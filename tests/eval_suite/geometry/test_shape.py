@@ -16,11 +16,15 @@ def normal(*size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=size)
 
 
-def test_epps_pulley_is_the_training_objectives():
+def test_epps_pulley_is_the_training_objectives_and_its_own_integral():
     x = normal(400, 6) * np.array([1, 0.5, 2, 1, 1, 0.1]) + np.array([0, 0, 0, 1, 0, 0])
-    theirs = sigreg.epps_pulley(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(normality.epps_pulley(x), theirs, rtol=1e-9)
-    assert normality.null_mean() == pytest.approx(sigreg.null_mean(), rel=1e-9)
+    t = np.linspace(-3, 3, 33)
+    empirical = np.exp(1j * t[:, None, None] * x).mean(axis=1)
+    target, density = np.exp(-(t**2) / 2)[:, None], np.exp(-(t**2) / 2)
+    integral = len(x) * np.trapezoid(np.abs(empirical - target) ** 2 * density[:, None], t, axis=0)
+    np.testing.assert_allclose(normality.epps_pulley(x), integral, rtol=1e-9)
+    np.testing.assert_allclose(sigreg.epps_pulley(torch.from_numpy(x)).numpy(), integral, rtol=1e-9)
+    assert sigreg.null_mean() == pytest.approx(np.trapezoid((1 - np.exp(-(t**2))) * density, t), rel=1e-9)
 
 
 def test_sigreg_is_one_for_the_target_and_more_for_anything_else():

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from eval_suite.layers import hessian, maps, rings, units, weights
-from eval_suite.layers.blocks import blocks_of, inputs_of, observe
+from eval_suite.layers.blocks import inputs_of, observe
 from eval_suite.layers.images import turned
 from isotorus.errors import UserError
+from pretrain.models.blocks import depth_blocks
 
 
 def circle(n: int, noise: float = 0.0) -> np.ndarray:
@@ -95,10 +96,10 @@ class TestMaps:
         """So a small residual is no sign of a good encoder, as has been claimed."""
         torch.manual_seed(0)
         encoder = timm.create_model("test_vit", num_classes=0).eval()
-        last = blocks_of(encoder)[-1]
+        last = depth_blocks(encoder)[-1]
         for parameter in last.module.parameters():
             parameter.data.zero_()
-        seen = observe(encoder, blocks_of(encoder), iter([torch.randn(3, 3, 160, 160)]))
+        seen = observe(encoder, depth_blocks(encoder), iter([torch.randn(3, 3, 160, 160)]))
         assert seen[-1].residual == 0 < seen[0].residual
 
 
@@ -204,7 +205,7 @@ class TestBlocks:
     )
     def test_blocks_of_encoders(self, name: str, count: int, first: str):
         encoder = timm.create_model(name, num_classes=0).eval()
-        blocks = blocks_of(encoder)
+        blocks = depth_blocks(encoder)
         assert (len(blocks), blocks[0].name) == (count, first)
         seen = observe(encoder, blocks, iter(torch.randn(2, 4, 3, 64, 64))) if name != "test_vit" else []
         for block, x in zip(blocks, seen, strict=False):
@@ -213,12 +214,12 @@ class TestBlocks:
 
     def test_an_encoder_without_blocks_is_refused(self):
         with pytest.raises(UserError, match="keeps its blocks in none of"):
-            blocks_of(nn.Sequential(nn.Linear(3, 3)))
+            depth_blocks(nn.Sequential(nn.Linear(3, 3)))
 
     def test_what_is_seen_is_what_the_blocks_do(self):
         torch.manual_seed(0)
         encoder = timm.create_model("test_vit", num_classes=0, global_pool="avg").eval()
-        blocks, images = blocks_of(encoder), torch.randn(5, 3, 160, 160)
+        blocks, images = depth_blocks(encoder), torch.randn(5, 3, 160, 160)
         seen = observe(encoder, blocks, iter(images.split(2)))
         inputs = inputs_of(encoder, blocks, images)
         with torch.no_grad():

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.objectives import sigreg_compiled
+from pretrain.objectives import characteristic_sums as paths
+from pretrain.objectives.characteristic_sums import characteristic_sums
 from pretrain.objectives.sigreg import SIGReg
-from pretrain.objectives.sigreg_sums import characteristic_sums
 
 
 def sums_and_gradient(implementation, x, knots=17, device="cpu"):
@@ -42,16 +42,16 @@ def test_compiled_equals_the_plain_form():
     torch.testing.assert_close(
         sums_and_gradient("compiled", x, 5), sums_and_gradient("eager", x, 5), rtol=1e-5, atol=1e-5
     )
-    assert not sigreg_compiled._broken
+    assert not paths._compiler_broken
 
 
 def test_without_a_compiler_the_angle_path_takes_over_with_one_line(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    sigreg_compiled.available.cache_clear()
+    paths.compiler_available.cache_clear()
     x = next(inputs())
     with caplog.at_level(logging.INFO):
         got = sums_and_gradient("compiled", x)
-    sigreg_compiled.available.cache_clear()
+    paths.compiler_available.cache_clear()
     assert [record.getMessage() for record in caplog.records] == [
         "no C++ compiler (no-such-compiler): SIGReg runs uncompiled"
     ]

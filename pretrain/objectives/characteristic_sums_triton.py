@@ -20,7 +20,7 @@ WARPS = 8
 
 
 def forward(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Σ cos and Σ sin at the knots; shapes as in `sigreg_sums`."""
+    """Σ cos and Σ sin at the knots; shapes as in `characteristic_sums`."""
     _check(x)
     rows, samples = x.shape
     blocks = _blocks(samples)
