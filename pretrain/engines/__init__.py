@@ -1,6 +1,6 @@
-"""Ways to spread one train step over processes.
+"""Engines: ways to spread one training step over processes.
 
-The train loop sees `Engine` alone: `build_engine` makes the one that `engine.kind` names.
+The training loop sees `Engine` alone; `build_engine` builds the one that `engine.kind` names.
 """
 
 from collections.abc import Callable
@@ -18,45 +18,56 @@ from pretrain.methods.base import HeadOutput
 
 
 class Engine(Protocol):
-    """What the train step and the checkpoints ask of an engine; all ranks call all of it alike."""
+    """What the training step and checkpoints need of an engine.
+
+    All ranks make the same calls in the same order.
+    """
 
     networks: Networks
-    """For what is not computed in them: names, settings. Parameters may be sharded."""
+    """The networks, for their names and settings. Parameters may be sharded."""
     config: EngineConfig
     device: torch.device
 
     def encode(self, views: list[Tensor], keys: Tensor) -> Tensor:
-        """Views, one (v, N, C, H, W) for each size, and keys (V, N) to float32 embeddings (V, N, D)."""
+        """Return float32 embeddings (V, N, D).
+
+        `views` has one (v, N, C, H, W) for each size, `keys` is (V, N).
+        """
 
     def target(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor | None:
-        """The target's projections (G, N, K) of all micro-batches' global views; None without a target."""
+        """Return the target's projections (G, N, K) of all global views; None without a target network."""
 
     def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
-        """Embeddings (V, N, D) to the global batch's loss, its parts and projections."""
+        """Return the loss of the global batch, its parts and the projections for embeddings (V, N, D)."""
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
-        """Add to the gradients, averaged over ranks; a `loss` that is no scalar comes with its `gradient`."""
+        """Add the gradients of `loss`, averaged over ranks.
+
+        A `loss` that is not a scalar needs its `gradient`.
+        """
 
     def no_sync(self) -> AbstractContextManager[None]:
-        """Around every backward pass of a step but the last."""
+        """Return the context for every backward pass of a step but the last one."""
 
     def step(self, lr: float, momentum: float = 1.0, limit: Tensor | None = None) -> Tensor:
-        """Clip, update, clear, and move the target; returns the gradient norm before clipping, a scalar.
+        """Clip gradients, update, clear gradients and move the target; return the gradient norm.
 
-        A norm that is not finite, or above `limit` (a finite scalar on the device), refuses the update on all
-        ranks: parameters, moments and the target stay as they are.
+        The norm is that before clipping, a scalar tensor. If it is not finite, or above `limit` (a finite
+        scalar on the device), the update is refused on all ranks: parameters, moments and the target stay as
+        they are.
         """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, for DCP to save, or to load into and hand to `load`.
+        """Return what a checkpoint holds: DCP saves it, or loads into it before it is passed to `load`.
 
-        {"model": {name: tensor}, "optimizer": {"state": {name: {"step", "exp_avg", "exp_avg_sq"}}}}, names
-        being those of `networks`, so that no engine or world size is in them. Tensors are whole and equal
-        on all ranks, or DTensors. They may be the ones that train: copy them before the next step.
+        The form is {"model": {name: tensor}, "optimizer": {"state": {name: {"step", "exp_avg",
+        "exp_avg_sq"}}}} with the names of `networks`, so that it depends on no engine and no number of ranks.
+        Tensors are DTensors, or whole and equal on all ranks. They may be the tensors that train: copy them
+        before the next step.
         """
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what was loaded into the tensors of `state()`."""
+        """Continue from the values that were loaded into the tensors of `state()`."""
 
 
 def build_engine(
@@ -67,11 +78,11 @@ def build_engine(
     device: torch.device,
     with_target: bool = False,
 ) -> Engine:
-    """The engine that the configuration names, with the weights of `encoder()` and `head` on all ranks.
+    """Build the engine that `config` names, with the weights of `encoder()` and `head` on all ranks.
 
-    `encoder` builds a timm model. It is called on the meta device by every rank and for its weights by
-    rank 0 alone. `head` is whole on every rank. The order is: meta, activation checkpointing, compiled
-    blocks, shards, weights.
+    `encoder` builds a timm model; every rank calls it on the meta device, and rank 0 alone for its weights.
+    `head` is whole on every rank. The order is: meta device, activation checkpointing, compiled blocks,
+    shards, weights.
     """
     if config.deterministic:
         be_deterministic()

@@ -1,4 +1,4 @@
-"""How a step is spread over processes and what it is computed in: fields, and what cannot go together."""
+"""Settings of engines and precision, and the combinations that are refused."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from pretrain.models.packed import unfit
 ZERO_BUCKET = 50_000_000
 # Buckets of parameters that ZeRO-3 may keep gathered at once.
 LIVE_BUCKETS = 4
-# Fields that only one engine has.
+# Fields that belong to one engine alone.
 OPTIONS = {
     "fsdp": ("reshard_after_forward", "shard"),
     "deepspeed": ("zero_stage", "offload", "nvme_path"),
@@ -22,52 +22,57 @@ OPTIONS = {
 
 
 class EngineConfig(Section):
+    """Settings of the engine."""
+
     kind: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
-    """ddp: a full replica on each rank; fsdp: parameters, gradients and moments sharded by torch's FSDP2;
-    deepspeed: ZeRO."""
+    """ddp: all parameters on each rank; fsdp: parameters, gradients and moments sharded by torch's FSDP2;
+    deepspeed: sharded by DeepSpeed's ZeRO."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
-    """Arithmetic of encoder and projector; auto is bf16 on GPUs and CPUs that compute in it, else fp32. fp8
-    is bf16 but for the linear layers of the encoder's blocks, on GPUs that have it; best with compile=true.
-    Statistics, parameters, gradients' sums over ranks and moments stay fp32."""
+    """Precision of encoder and projector. auto: bf16 on GPUs and CPUs that compute in it, else fp32. fp8:
+    bf16, but fp8 in the linear layers of the encoder's blocks, on GPUs that have it; best with compile=true.
+    Statistics, parameters, gradients summed over ranks, and moments are always fp32."""
     deterministic: bool = False
-    """Bit for bit the same run each time on the same machines, for some speed."""
+    """Give the same bits in every run on the same machines; costs some speed."""
     accumulation: PositiveInt = 1
-    """Micro-batches that a rank's share of the batch is cut into, to save memory."""
+    """Micro-batches into which a rank's share of the batch is divided, to save memory."""
     micro_batch: PositiveInt | None = None
-    """Images that a rank may hold at once, in place of `accumulation`, which then follows from the rank's
-    share of the batch: fewer ranks take more micro-batches rather than more memory."""
+    """Most images that a rank holds at once. Give it instead of `accumulation`, which then follows from the
+    rank's share of the batch: with fewer ranks, more micro-batches and no more memory."""
     accumulate: Literal["exact", "microbatch"] = "exact"
-    """exact: loss and gradient of the whole batch, for a second forward pass (a third more time);
-    microbatch: a mean of the micro-batches' losses, another objective for statistics of the batch."""
+    """exact: loss and gradient of the whole batch, at the cost of a second forward pass (a third more time);
+    microbatch: mean of the losses of the micro-batches, which is another objective where the loss has
+    statistics of the batch."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What of a block's activations is recomputed in the backward pass, to save memory. selective: all but
-    the outputs of linear layers, convolutions and fused attention; full: everything but the block's input."""
+    """Activations of a block that are recomputed in the backward pass, to save memory. selective: all but the
+    outputs of linear layers, convolutions and fused attention; full: all but the block's input."""
     compile: bool = False
-    """torch.compile each block of the encoder: faster steps after a slow first one."""
+    """Compile each block of the encoder with torch.compile: the first step is slow, the others faster."""
     packed: bool = False
-    """Views of all sizes go through a ViT as one sequence of tokens, with attention within each view: layers
-    see one large matrix, and fsdp and ZeRO-3 gather parameters once, not once a size."""
+    """Put the tokens of views of all sizes into one sequence, with attention within each view (plain ViTs
+    only). Layers then see one large matrix, and fsdp and ZeRO-3 gather parameters once instead of once for
+    each size."""
     reshard_after_forward: bool = True
-    """fsdp: gather a block's parameters again in the backward pass and reduce gradients each micro-batch;
-    false keeps both whole from the forward pass to the update: less traffic, more memory."""
+    """fsdp: free the gathered parameters of a block after its forward pass, gather them again in the backward
+    pass, and reduce gradients in each micro-batch. false keeps both whole until the update: less traffic,
+    more memory."""
     shard: PositiveInt | None = None
-    """fsdp: ranks that one replica is sharded over, e.g. the GPUs of a node; replicas of it are averaged
-    (HSDP). By default all ranks."""
+    """fsdp: number of ranks over which one replica is sharded, e.g. the GPUs of a node; gradients are
+    averaged over replicas (HSDP). Default: all ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """deepspeed: what is sharded: 1 moments, 2 also gradients, 3 also parameters; 0 nothing."""
+    """deepspeed: what is sharded. 0: nothing; 1: moments; 2: gradients too; 3: parameters too."""
     offload: Literal["none", "cpu", "nvme"] = "none"
-    """deepspeed: where moments (zero_stage 1 and 2) and parameters (3) wait while they are not in use."""
+    """deepspeed: where moments (zero_stage 1 and 2) and parameters (3) are kept while not in use."""
     nvme_path: str | None = None
-    """deepspeed: folder on a local NVMe disk for offload=nvme."""
+    """deepspeed: folder on a local NVMe disk, for offload=nvme."""
 
     @model_validator(mode="after")
     def _possible(self) -> "EngineConfig":
         for kind, options in OPTIONS.items():
             for name in options:
-                given = getattr(self, name)
-                if kind != self.kind and given != type(self).model_fields[name].default:
+                value = getattr(self, name)
+                if kind != self.kind and value != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"engine.{name}={given} is an option of engine.kind={kind}, which {self.kind} does "
+                        f"engine.{name}={value} is an option of engine.kind={kind}, which {self.kind} does "
                         f"not have; leave it out or use engine.kind={kind}"
                     )
         if self.micro_batch and self.accumulation > 1:
@@ -80,21 +85,23 @@ class EngineConfig(Section):
         return self
 
     def passes(self, batch_size: int, world_size: int) -> int:
-        """Micro-batches a step, equal on all ranks: they communicate in each.
+        """Return the number of micro-batches in a step, equal on all ranks, as they communicate in each.
 
-        With `micro_batch` as many as the largest share of the batch needs. With micro_batch=1 and uneven
-        shares that is one too many for the smallest, so the largest has one of two images.
+        With `micro_batch`, that is as many as the largest share of the batch needs. With micro_batch=1 and
+        shares that differ by one image, it would be one more than the smallest share has images; the largest
+        share then has one micro-batch of two images.
         """
         if self.micro_batch is None:
             return self.accumulation
         return min(-(-batch_size // (world_size * self.micro_batch)), batch_size // world_size)
 
     def on(self, batch_size: int, world_size: int) -> "EngineConfig":
-        """The same with `accumulation` in the place of `micro_batch`, for so many ranks."""
+        """Return the same settings for `world_size` ranks, with `accumulation` instead of `micro_batch`."""
         passes = self.passes(batch_size, world_size)
         return self.model_copy(update={"accumulation": passes, "micro_batch": None})
 
     def _zero_possible(self) -> None:
+        """Raise `ValueError` for settings that DeepSpeed cannot combine."""
         stage = f"engine.zero_stage={self.zero_stage}"
         if self.precision == "fp8":
             raise ValueError(
@@ -126,7 +133,10 @@ class EngineConfig(Section):
 
 
 def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target: bool) -> None:
-    """Raise UserError if these ranks, or this encoder (on the meta device), are not for the engine."""
+    """Raise `UserError` if the engine cannot run on so many ranks, or with this encoder.
+
+    The encoder is on the meta device.
+    """
     if config.shard is not None and world_size % config.shard:
         divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
         raise UserError(
@@ -162,6 +172,6 @@ def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target
 
 
 def _is_random(module: nn.Module) -> bool:
-    """Whether a module is a dropout at work; drop-path is drawn from keys."""
+    """Return whether a module is an active dropout; drop-path does not count, as it is drawn from keys."""
     probability: Any = getattr(module, "p", getattr(module, "prob", 0))
     return "Drop" in type(module).__name__ and "Path" not in type(module).__name__ and bool(probability)

@@ -1,4 +1,4 @@
-"""Replicas on every rank, gradients averaged in buckets as backward produces them."""
+"""DDP: a replica on every rank, gradients averaged in buckets while the backward pass produces them."""
 
 import contextlib
 import warnings
@@ -16,7 +16,7 @@ from pretrain.engines.torch_engine import TorchEngine
 
 
 class DDPEngine(TorchEngine):
-    """Encoder and head are wrapped apart, because with accumulation the head runs once a step."""
+    """An engine that wraps encoder and head apart, because with accumulation the head runs once a step."""
 
     def __init__(
         self,
@@ -32,6 +32,7 @@ class DDPEngine(TorchEngine):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
+        """Do not average gradients inside this context."""
         with contextlib.ExitStack() as stack:
             for module in (self._encoder, self._head):
                 if isinstance(module, DistributedDataParallel):
@@ -40,15 +41,16 @@ class DDPEngine(TorchEngine):
 
 
 def _replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a module with DDP, where there are several ranks."""
     if world_size() == 1:
         return module
     with warnings.catch_warnings():
-        # Newer torch has another name for broadcast_buffers, which torch 2.11 does not know.
+        # Newer versions of torch have another name for broadcast_buffers, which torch 2.11 does not know.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(
             module,
             device_ids=[device.index] if device.type == "cuda" else None,
-            # Buffers are batch-norm statistics of the global batch, equal on all ranks as they are.
+            # Buffers are batch-norm statistics of the global batch, so they are equal on all ranks already.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), stages 0 to 3, with offload.
 
-Parameters stay fp32 and autocast computes in bf16, as with the other engines, so that the step is theirs.
+Parameters stay fp32 and autocast computes in bf16 as with the other engines, so that the step is the same.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-# DeepSpeed reads both when it is imported: a lone process has no launcher to set the second.
+# DeepSpeed reads both when it is imported. A launcher sets the second one; a single process has none.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("LOCAL_RANK", "0")
 import deepspeed
@@ -28,7 +28,7 @@ from pretrain.methods.base import HeadOutput
 
 
 class DeepSpeedEngine:
-    """An engine (see `pretrain.engines.Engine`) whose networks are called through DeepSpeed's one module."""
+    """An engine (see `pretrain.engines.Engine`) that calls all networks through DeepSpeed's one module."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class DeepSpeedEngine:
         return self.zero("head", embeddings, step, *([] if target is None else [target]))
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
-        # DeepSpeed wants a scalar: this one has the same gradient.
+        # DeepSpeed needs a scalar; this one has the same gradient.
         self.zero.backward(loss if gradient is None else (loss * gradient).sum(), scale_wrt_gas=False)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing to hold back: gradients are summed up to `step`, in shards from stage 2 on."""
+        """Return an empty context: gradients are summed until `step` anyway, in shards from stage 2 on."""
         return contextlib.nullcontext()
 
     def step(self, lr: float, momentum: float = 1.0, limit: Tensor | None = None) -> Tensor:
@@ -89,9 +89,9 @@ class DeepSpeedEngine:
         return norm
 
     def _judge(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before the optimizer updates a partition: refuse it, on all ranks alike, for the norm of the whole.
+        """Refuse an update before the optimizer makes it, on all ranks alike, by the global gradient norm.
 
-        A norm that is not finite does not come here: DeepSpeed itself skips that step.
+        DeepSpeed itself skips a step whose norm is not finite, so such a norm does not arrive here.
         """
         norm = self.zero.optimizer._global_grad_norm
         partition = next(p for group in optimizer.param_groups for p in group["params"])
@@ -110,13 +110,15 @@ class DeepSpeedEngine:
 
 
 def _prepare_deepspeed() -> None:
+    """Set up DeepSpeed's process group and silence what it would print."""
     logger.setLevel(logging.ERROR)
-    # A C++ operator for inference on CPUs, which DeepSpeed would compile at the first start for a minute.
+    # A C++ operator for inference on CPUs, which DeepSpeed would compile for a minute at the first start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
 
 
 def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> dict[str, Any]:
+    """Return DeepSpeed's configuration."""
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": config.zero_stage >= 2,
@@ -126,9 +128,9 @@ def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> d
         "stage3_prefetch_bucket_size": ZERO_BUCKET,
         "stage3_max_live_parameters": LIVE_BUCKETS * ZERO_BUCKET,
         "stage3_max_reuse_distance": ZERO_BUCKET,
-        # The target network follows the shards, so no parameter may be kept whole beside them.
+        # The target network is updated shard by shard, so every parameter has to be sharded.
         "stage3_param_persistence_threshold": 0,
-        # Would replace torch's linear function in the whole process.
+        # If true, it would replace torch's linear function in the whole process.
         "memory_efficient_linear": False,
     }
     if config.offload != "none":
@@ -141,7 +143,7 @@ def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> d
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # `step` ends the accumulation: the passes of a step do not reach the same parameters.
+        # `step` ends the accumulation; DeepSpeed cannot, as the passes of a step reach different parameters.
         "managed_gradient_accumulation": False,
         "gradient_clipping": clip_grad if config.zero_stage else 0.0,
         "steps_per_print": None,
@@ -153,7 +155,7 @@ def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> d
 def _partition(
     networks: Networks, encoder: Callable[[], nn.Module], settings: dict[str, Any], device: torch.device
 ) -> None:
-    """Like `materialize`, but a layer is partitioned before the next one has memory."""
+    """Do what `materialize` does, but partition each layer before the next one takes memory."""
     networks.head.to(device)
     deepspeed.zero.Init(module=networks.head, config_dict_or_path=settings)
     convert = next(networks.head.parameters()).convert_to_zero_parameters  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Arithmetic that repeats bit for bit."""
+"""Arithmetic that gives the same bits every time."""
 
 import os
 from typing import Any
@@ -10,9 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 
 def be_deterministic() -> None:
-    """From here on an operation of this process gives equal results for equal inputs, or raises RuntimeError.
+    """Make every operation of this process give equal results for equal inputs, or raise `RuntimeError`.
 
-    To be called before anything is computed on a GPU.
+    Call it before anything is computed on a GPU.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -21,10 +21,10 @@ def be_deterministic() -> None:
 
 
 class Resize(TorchFunctionMode):
-    """Within it, images are resized by matrix products.
+    """Resize images by matrix products while this mode is active.
 
-    A ViT resizes its position embeddings for views of another size, and the gradient of torch's own
-    function is a sum in any order on GPUs.
+    A ViT resizes its position embeddings for views of another size, and on GPUs the gradient of torch's own
+    function is a sum in random order.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -35,7 +35,10 @@ class Resize(TorchFunctionMode):
 
 
 def resize(images: Tensor, size: tuple[int, int], **options: Any) -> Tensor:
-    """`torch.nn.functional.interpolate` of images (N, C, H, W), which is linear and separable."""
+    """Do what `torch.nn.functional.interpolate` does to images (N, C, H, W), by two matrix products.
+
+    Bilinear and bicubic interpolation are linear and separable.
+    """
     with torch.autocast(images.device.type, enabled=False):
         rows, columns = (
             F.interpolate(

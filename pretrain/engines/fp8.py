@@ -1,7 +1,7 @@
-"""Linear layers multiplied in fp8 (Micikevicius et al. 2022, arXiv:2209.05433), by torchao.
+"""Linear layers that multiply in fp8 (Micikevicius et al. 2022, arXiv:2209.05433), by torchao.
 
 Inputs, weights and gradients are scaled by their largest value at each product. Parameters stay as they are,
-and all else is computed as in bf16.
+and everything else is computed as with bf16.
 """
 
 import torch
@@ -11,20 +11,21 @@ from isotorus.errors import UserError
 from pretrain.engines.blocks import blocks
 
 CAPABILITY = (8, 9)
+"""Compute capability of the first GPUs with fp8."""
 MULTIPLE = 16
-"""Of a layer's widths, as the kernels want them."""
+"""Widths of a layer must be multiples of this for the kernels."""
 
 
 def check_fp8() -> None:
-    """Raise UserError if this machine does not multiply fp8, or torchao is not installed."""
-    found = "no GPU"
+    """Raise `UserError` if this machine cannot multiply in fp8, or torchao is not installed."""
+    here = "no GPU"
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
-        found = f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
+        here = f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
     if not torch.cuda.is_available() or capability < CAPABILITY:
         raise UserError(
             "engine.precision=fp8 needs a GPU of compute capability 8.9 or more (such as H100 or L40S), here "
-            f"is {found}; use engine.precision=bf16"
+            f"is {here}; use engine.precision=bf16"
         )
     try:
         import torchao.float8  # noqa: F401
@@ -36,7 +37,7 @@ def check_fp8() -> None:
 
 
 def convert_to_fp8(encoder: nn.Module) -> None:
-    """Make the linear layers of an encoder's blocks multiply in fp8, in place; its other layers do not."""
+    """Make the linear layers in the encoder's blocks multiply in fp8, in place; other layers stay."""
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     inside = {module for block in blocks(encoder) for module in block.modules()}
@@ -45,6 +46,6 @@ def convert_to_fp8(encoder: nn.Module) -> None:
         assert isinstance(module, nn.Linear)
         return module in inside and module.in_features % MULTIPLE == 0 == module.out_features % MULTIPLE
 
-    # The gradient of a weight is a product over tokens, of which there may be any number.
+    # The gradient of a weight is a product over tokens, whose number need not be a multiple of 16.
     config = Float8LinearConfig(pad_inner_dim=True)
     convert_to_float8_training(encoder, module_filter_fn=fits, config=config)

@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and moments in shards over ranks, gathered block by block while in use.
 
-Zhao et al. 2023, arXiv:2304.11277, in the form of `torch.distributed.fsdp.fully_shard`. With fewer ranks
-a shard than there are, replicas of the sharded model average their gradients (HSDP).
+Zhao et al. 2023, arXiv:2304.11277, in the form of `torch.distributed.fsdp.fully_shard`. Where one sharded
+model takes fewer than all ranks, its replicas average their gradients (HSDP).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pretrain.engines.torch_engine import TorchEngine
 
 
 class FSDPEngine(TorchEngine):
-    """Encoder, head and target are sharded apart: each is called by itself."""
+    """An engine that shards encoder, head and target apart, as each is called by itself."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class FSDPEngine(TorchEngine):
         mesh = _mesh(config, device)
         bf16 = uses_bf16(config, device)
         for copy in networks.encoders():
-            # The backward pass, which the target does not have, reshards what the forward pass does not.
+            # What the forward pass leaves gathered, the backward pass shards again. The target has none.
             trained = copy is networks.encoder
             for block in blocks(copy.get_submodule("encoder")):
                 _shard(block, mesh, config.reshard_after_forward or not trained, bf16)
@@ -48,6 +48,7 @@ class FSDPEngine(TorchEngine):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
+        """Do not average gradients over replicas inside this context."""
         self._set_sync(False)
         try:
             yield
@@ -55,17 +56,20 @@ class FSDPEngine(TorchEngine):
             self._set_sync(True)
 
     def _set_sync(self, sync: bool) -> None:
+        """Say whether the next backward pass is the last one of the step."""
         for module in (self._encoder, self._head):
             assert isinstance(module, FSDPModule)
             module.set_is_last_backward(sync)
             if self.config.reshard_after_forward:
-                # Memory comes first: gradients are sharded at once, and only replicas wait for the last.
+                # To save memory, gradients are sharded at once; only the sum over replicas waits for the
+                # last.
                 module.set_requires_all_reduce(sync)
             else:
                 module.set_requires_gradient_sync(sync)
 
 
 def _mesh(config: EngineConfig, device: torch.device) -> DeviceMesh:
+    """Return the mesh of ranks: shards, or replicas × shards."""
     ranks = world_size()
     if config.shard in (None, ranks):
         return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
@@ -76,13 +80,13 @@ def _mesh(config: EngineConfig, device: torch.device) -> DeviceMesh:
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, bf16: bool) -> None:
-    """Shard what is not sharded yet of a module.
+    """Shard the parameters of a module that are not sharded yet.
 
-    With bf16, matrices are gathered in it; norms, batch norm's too, and all else that autocast computes
-    with in fp32 stay fp32. Gradients are summed in fp32.
+    With bf16, matrices are gathered in bf16. Norms, batch norms and everything else that autocast computes in
+    fp32 stay fp32. Gradients are summed in fp32.
     """
     options: dict[str, Any] = {"reduce_dtype": torch.float32, "cast_forward_inputs": False}
-    # torch before 2.15 has one type for all of a block's parameters: then it gathers them in fp32.
+    # Before torch 2.15 a block has one type for all its parameters; it is fp32 then.
     if bf16 and hasattr(MixedPrecisionPolicy, "param_dtype_override_fn"):
         options |= {"param_dtype": torch.bfloat16, "param_dtype_override_fn": _gathered_dtype}
     policy = MixedPrecisionPolicy(**options)
@@ -90,4 +94,5 @@ def _shard(module: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, bf1
 
 
 def _gathered_dtype(parameter: nn.Parameter) -> torch.dtype | None:
+    """Return None for matrices and convolutions, which are gathered in bf16, and fp32 for the others."""
     return None if parameter.ndim in (2, 4) else torch.float32

@@ -1,4 +1,4 @@
-"""What an engine spreads over ranks: the networks, their arithmetic, and their first weights."""
+"""The networks that an engine spreads over ranks, their precision, and their first weights."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ from pretrain.models.target import Target
 class Networks(nn.Module):
     """Encoder, head and, where the method has one, the target network.
 
-    Names in here are those of the checkpoint, whatever the engine. `forward` runs one of the parts by
-    name, as DeepSpeed's hooks hang on one module.
+    Names in this module are those of checkpoints, whatever the engine. `forward` runs one part by its name,
+    because DeepSpeed's hooks belong to one module.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Networks(nn.Module):
         super().__init__()
         self.deterministic, self.device_type = config.deterministic, device.type
         self.bf16 = uses_bf16(config, device)
-        # What is recomputed must not find casts that another pass left in autocast's cache.
+        # With selective checkpointing, autocast's cache must not have casts from another pass.
         self.cache_casts = config.activation_checkpointing != "selective"
         self.encoder = ViewEncoder(encoder, config.packed)
         self.head = head
@@ -47,19 +47,21 @@ class Networks(nn.Module):
 
     @property
     def has_target(self) -> bool:
+        """Whether the method has a target network."""
         return "target" in self._modules
 
     def encoders(self) -> list[nn.Module]:
-        """The trained `ViewEncoder` and, where there is one, the target's."""
+        """Return the trained `ViewEncoder` and, where there is one, the target's."""
         return [self.encoder, self.target.encoder] if self.has_target else [self.encoder]
 
     def forward(self, part: str, *inputs: Any) -> Any:
+        """Run one part, "encoder", "head" or "target", in the configured precision."""
         with self.arithmetic():
             return self.get_submodule(part)(*inputs)
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Within it, the networks are computed as the configuration asks."""
+        """Compute in the configured precision inside this context."""
         with (
             torch.autocast(self.device_type, torch.bfloat16, self.bf16, self.cache_casts),
             Resize() if self.deterministic else contextlib.nullcontext(),
@@ -72,7 +74,7 @@ class Networks(nn.Module):
             self.target.follow(self.encoder, self.head.get_submodule("projector"), momentum, accepted)
 
     def online_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is trained, by name."""
+        """Return the trained parameters with their names."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
@@ -83,7 +85,10 @@ def build_on_meta(
     config: EngineConfig,
     device: torch.device,
 ) -> Networks:
-    """Networks whose encoder has no weights yet (the small head has), its blocks ready to be sharded."""
+    """Build networks whose encoder has no weights yet, with blocks ready to be sharded.
+
+    The head, which is small, has its weights.
+    """
     with torch.device("meta"):
         built = encoder()
     if device.type == "cpu":
@@ -102,7 +107,7 @@ def build_on_meta(
 def materialize(networks: Networks, encoder: Callable[[], nn.Module], device: torch.device) -> None:
     """Put networks, whole or sharded, onto `device` with the weights that `encoder()` has on rank 0.
 
-    Tensor by tensor, so that no rank but the first ever holds a whole model beside its part of it.
+    This goes tensor by tensor, so that no rank but the first ever holds a whole model beside its part of it.
     """
     copies = networks.encoders()
     for copy in copies:
@@ -120,17 +125,20 @@ def materialize(networks: Networks, encoder: Callable[[], nn.Module], device: to
 
 
 class Weights:
-    """Rank 0's weights, which it gives away one by one."""
+    """Weights of rank 0, handed out one by one; rank 0 frees each one as it goes."""
 
     def __init__(self, encoder: Callable[[], nn.Module]) -> None:
         self.left = tensors(ViewEncoder(encoder())) if rank() == 0 else {}
 
     def take(self, name: str, like: Tensor, device: torch.device) -> Tensor:
-        """The whole tensor `name`, of the shape and type of `like`, on every rank; once for each name."""
+        """Return the whole tensor `name` on every rank; it can be taken once.
+
+        `like` gives its shape and type.
+        """
         if rank() == 0:
-            given = self.left.pop(name)
-            whole = given.detach().to(device, like.dtype)
-            given.data = given.data.new_empty(0)
+            own = self.left.pop(name)
+            whole = own.detach().to(device, like.dtype)
+            own.data = own.data.new_empty(0)
         else:
             whole = torch.empty(like.shape, dtype=like.dtype, device=device)
         if world_size() > 1:
@@ -140,7 +148,7 @@ class Weights:
 
 @torch.no_grad()
 def assign(tensor: Tensor, whole: Tensor) -> None:
-    """Fill a tensor, or this rank's shard of it, from the whole of it."""
+    """Fill a tensor, or this rank's shard of it, from the whole tensor."""
     if isinstance(tensor, DTensor):
         shard = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
         tensor.to_local().copy_(shard.to_local())
@@ -149,7 +157,7 @@ def assign(tensor: Tensor, whole: Tensor) -> None:
 
 
 def tensors(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
-    """Parameters and all buffers, those too that are not in the state dict."""
+    """Return parameters and all buffers, including buffers that are not in the state dict."""
     return {
         **dict(module.named_parameters(recurse=recurse)),
         **dict(module.named_buffers(recurse=recurse)),
@@ -157,7 +165,7 @@ def tensors(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than fp32 ones."""
+    """Return whether the device multiplies bf16 matrices faster than fp32 ones."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
@@ -165,13 +173,14 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def uses_bf16(config: EngineConfig, device: torch.device) -> bool:
+    """Return whether networks compute in bf16 on this device."""
     return config.precision in ("bf16", "fp8") or (config.precision == "auto" and computes_bf16(device))
 
 
 def unfuse_attention(encoder: nn.Module) -> None:
-    """Attention as two matrix products: on CPUs faster than the fused kernel at image sizes.
+    """Make attention two matrix products, in place: on CPUs that is faster than the fused kernel for images.
 
-    1.1 to 1.4 times the training speed in fp32 and 1.6 to 2 times in bf16, at 36 to 144 tokens.
+    Training is 1.1 to 1.4 times as fast in fp32 and 1.6 to 2 times in bf16, at 36 to 144 tokens.
     """
     for module in encoder.modules():
         if hasattr(module, "fused_attn"):

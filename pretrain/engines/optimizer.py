@@ -12,26 +12,28 @@ from isotorus.section import Section
 
 
 class OptimizerConfig(Section):
+    """Settings of the optimizer."""
+
     lr: PositiveFloat = 5e-4
     """Peak learning rate of AdamW."""
     weight_decay: NonNegativeFloat = 5e-2
     """Decoupled weight decay, on matrices only."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     warmup_steps: NonNegativeInt = 500
-    """Steps of linear warm-up, before the cosine."""
+    """Steps of linear warm-up before the cosine decay."""
     final_lr_ratio: float = Field(1e-3, ge=0, le=1)
-    """Learning rate of the last step over the peak."""
+    """Learning rate of the last step, as a share of the peak."""
     clip_grad: PositiveFloat = 1.0
-    """Gradients are scaled down to at most this global norm."""
+    """Largest global norm of the gradients; larger ones are scaled down to it."""
 
 
 def build_optimizer(
     encoder: nn.Module, head: nn.Module, config: OptimizerConfig, fused: bool = True
 ) -> torch.optim.AdamW:
-    """AdamW over the encoder and the head (the timm model is `encoder.encoder`)."""
+    """Build AdamW over encoder and head; the timm model is `encoder.encoder`."""
     tokens: set[str] = getattr(encoder.get_submodule("encoder"), "no_weight_decay", set)()
     spared = {f"encoder.{name}" for name in tokens}
     named = [*encoder.named_parameters(), *head.named_parameters()]
@@ -49,20 +51,21 @@ def build_optimizer(
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it has two dimensions or more; ZeRO-3 flattens it, and keeps its shape beside it."""
+    """Return whether a parameter has two dimensions or more; ZeRO-3 flattens it and keeps its shape apart."""
     return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
 
 
 def accepts(norm: Tensor, limit: Tensor | None) -> Tensor:
-    """Whether an update of this gradient norm is made; never one that is not finite."""
+    """Return whether an update with this gradient norm is accepted; one that is not finite never is."""
     return norm.isfinite() if limit is None else norm <= limit.to(norm.device)
 
 
 def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Tensor | None = None) -> Tensor:
-    """Clip, update and clear gradients, whole or sharded; returns their norm before clipping, a scalar.
+    """Clip gradients, update parameters and clear gradients; return the norm before clipping, a scalar.
 
-    A norm that is not finite, or above `limit`, refuses the update: parameters and moments stay as they
-    are. It is the global norm, so all ranks agree without asking each other.
+    Tensors may be whole or sharded. A norm that is not finite, or above `limit`, refuses the update:
+    parameters and moments stay as they are. The norm is global, so all ranks decide alike without
+    communicating.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip_grad)
@@ -70,7 +73,7 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Ten
         norm = norm.full_tensor()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    # The fused kernels look at this flag on the device, so the host need not wait for the norm.
+    # The fused kernels read this flag on the device, so the host need not wait for the norm.
     optimizer.found_inf = (~accepts(norm, limit)).float()  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -80,12 +83,15 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Ten
 def optimizer_state(
     optimizer: torch.optim.AdamW, named: Iterable[tuple[str, nn.Parameter]]
 ) -> dict[str, dict[str, Any]]:
-    """Moments and step counts by parameter name, as they are: what is loaded into these tensors is used."""
+    """Return moments and step counts by parameter name: the optimizer's own tensors, not copies.
+
+    Values that are loaded into them are used by the next step.
+    """
     return {"state": {name: _moments(optimizer, parameter) for name, parameter in named}}
 
 
 def _moments(optimizer: torch.optim.AdamW, parameter: nn.Parameter) -> dict[str, Any]:
-    """A parameter's entry in the optimizer; before its first step, a new one."""
+    """Return a parameter's entry in the optimizer; before its first step, make one."""
     state = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), device=parameter.device)

@@ -1,9 +1,9 @@
 """One optimizer step, exact for any number of micro-batches.
 
-The head (projector, batch norm, SIGReg) sees the whole batch's embeddings at once. With
-accumulation the encoder runs twice: first without gradient to gather the embeddings, then micro-batch
-by micro-batch against the fixed gradient that the head gave each embedding (gradient caching, Gao et
-al. 2021, arXiv:2101.06983). Loss and gradient equal the undivided step's.
+The head (projector, batch norm, SIGReg) sees the embeddings of the whole batch at once. With accumulation the
+encoder runs twice: first without gradient, to gather the embeddings; then micro-batch by micro-batch, against
+the gradient that the head gave each embedding (gradient caching, Gao et al. 2021, arXiv:2101.06983). Loss and
+gradient equal those of the undivided step.
 """
 
 import contextlib
@@ -18,25 +18,28 @@ from pretrain.methods.base import HeadOutput
 
 
 class MicroBatch(NamedTuple):
+    """Views of some images, with the keys of their randomness."""
+
     views: list[Tensor]
     """Normalised images, one (v, n, C, H, W) for each size."""
     keys: Tensor
-    """What the encoder's randomness is drawn from, int64 (V, n)."""
+    """Keys that decide what drop-path drops, int64 (V, n)."""
 
     def split(self, count: int) -> "list[MicroBatch]":
+        """Divide the images into `count` micro-batches."""
         parts = zip(*(x.tensor_split(count, dim=1) for x in [*self.views, self.keys]), strict=True)
         return [MicroBatch(list(views), keys) for *views, keys in parts]
 
 
 class StepResult(NamedTuple):
-    """What a step leaves behind, detached and still on the device."""
+    """Results of a step, detached and still on the device."""
 
     parts: dict[str, Tensor]
     """The loss, its parts and `grad_norm`: scalars of the global batch, equal on all ranks."""
     embeddings: Tensor
     """The encoder's output (V, N, D) for this rank's images."""
     projections: Tensor
-    """The head's output (V, N, K) for them."""
+    """The head's output (V, N, K) for the same images."""
 
 
 def train_step(
@@ -47,9 +50,10 @@ def train_step(
     momentum: float = 1.0,
     limit: Callable[[Tensor], Tensor] | None = None,
 ) -> StepResult:
-    """Update once on this rank's images; `momentum` is that of the target network, where there is one.
+    """Update the networks once, on this rank's images.
 
-    `limit` makes of the loss the gradient norm up to which the update is accepted.
+    `momentum` is that of the target network, where there is one. `limit` maps the loss to the largest
+    gradient norm with which the update is accepted.
     """
     batches = batch.split(engine.config.accumulation)
     exact = engine.config.accumulate == "exact"
@@ -59,7 +63,7 @@ def train_step(
 
 
 def accumulated_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
-    """Leave the global batch's gradient in the parameters."""
+    """Compute the gradient of the global batch and leave it in the parameters."""
     target = _target(engine, batches)
     if len(batches) == 1:
         embeddings = engine.encode(*batches[0])
@@ -82,9 +86,9 @@ def accumulated_backward(engine: Engine, batches: list[MicroBatch], step: int) -
 
 
 def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
-    """The usual accumulation, a mean of the micro-batches' own losses: one forward pass, another objective.
+    """Accumulate as usual, by a mean of the losses of the micro-batches: one forward pass, another objective.
 
-    SIGReg and covariances of a micro-batch are not the batch's, and batch norm sees less.
+    SIGReg and covariances of a micro-batch are not those of the batch, and batch norm sees fewer images.
     """
     results, share = [], 1 / len(batches)
     for batch in batches:
@@ -102,11 +106,12 @@ def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) ->
 
 
 def _target(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
-    """The target network sees the global views, which come first."""
+    """Return the target's projections of the global views, which come first among the views."""
     n_global = len(batches[0].views[0])
     return engine.target([b.views[:1] for b in batches], [b.keys[:n_global] for b in batches])
 
 
 def _detached(output: HeadOutput, embeddings: Tensor) -> StepResult:
+    """Return the results of a step without their graph."""
     parts = {name: value.detach() for name, value in output.parts.items()}
     return StepResult(parts, embeddings.detach(), output.projections)

@@ -1,4 +1,4 @@
-"""What DDP and FSDP have in common: networks of tensors or DTensors, trained by torch's own optimizer."""
+"""The part that DDP and FSDP have in common: tensors or DTensors, trained by torch's own optimizer."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pretrain.methods.base import HeadOutput
 
 
 class TorchEngine:
-    """An engine (see `pretrain.engines.Engine`) but for how networks are spread, and `no_sync`."""
+    """An engine (see `pretrain.engines.Engine`) without `no_sync`; subclasses spread the networks."""
 
     def __init__(
         self,
@@ -23,7 +23,10 @@ class TorchEngine:
         optimizer: OptimizerConfig,
         device: torch.device,
     ) -> None:
-        """`encoder` and `head` are those of `networks`, or wrap them."""
+        """Keep the networks and build the optimizer.
+
+        `encoder` and `head` are those of `networks`, or wrap them.
+        """
         self.networks, self.config, self.device = networks, config, device
         self._encoder, self._head = encoder, head
         self.optimizer = build_optimizer(networks.encoder, networks.head, optimizer)
@@ -57,4 +60,4 @@ class TorchEngine:
         return {"model": self.networks.state_dict(), "optimizer": moments}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Nothing is left to do: the tensors of `state` are the ones that train."""
+        """Do nothing: the tensors of `state` are the ones that train."""

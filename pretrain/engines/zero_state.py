@@ -1,7 +1,7 @@
-"""ZeRO's state under the networks' own names, and back: no partition of DeepSpeed's is in a checkpoint.
+"""Convert ZeRO's state to tensors under the networks' own names, and back.
 
-Parameter by parameter, so that no rank holds more than one whole tensor beside its share, which lies in
-CPU memory as an even shard, as FSDP's would.
+So no partition of DeepSpeed's is in a checkpoint. The conversion goes parameter by parameter: no rank holds
+more than one whole tensor beside its share, which lies in CPU memory as an even shard, as FSDP's would.
 """
 
 from typing import Any
@@ -27,7 +27,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def collect(networks: Networks, zero: Any, mesh: DeviceMesh) -> dict[str, Any]:
-    """`Engine.state` of stages 1 to 3, a copy; `zero` is DeepSpeed's optimizer, `mesh` all ranks' CPUs."""
+    """Return `Engine.state` for stages 1 to 3, as a copy.
+
+    `zero` is DeepSpeed's optimizer, `mesh` the CPUs of all ranks.
+    """
     step = step_counts(zero)[0].cpu()
     model: dict[str, Tensor] = {
         name: _shard(whole(value), mesh) if isinstance(value, nn.Parameter) else value
@@ -43,7 +46,7 @@ def collect(networks: Networks, zero: Any, mesh: DeviceMesh) -> dict[str, Any]:
 
 @torch.no_grad()
 def distribute(networks: Networks, zero: Any, state: dict[str, Any]) -> None:
-    """Put what was loaded into the tensors of `collect` into ZeRO's partitions."""
+    """Copy the values that were loaded into the tensors of `collect` into ZeRO's partitions."""
     moments = state["optimizer"]["state"]
     for name, parameter in networks.named_parameters():
         values = {"": state["model"][name]} | {key: moments[name][key] for key in MOMENTS if name in moments}
@@ -58,7 +61,7 @@ def distribute(networks: Networks, zero: Any, state: dict[str, Any]) -> None:
 
 
 def whole(parameter: nn.Parameter) -> Tensor:
-    """A parameter in fp32, gathered from ZeRO's partitions on all ranks."""
+    """Return a parameter in fp32, gathered from ZeRO's partitions on all ranks."""
     if parameter.requires_grad:
         return safe_get_full_fp32_param(parameter)
     with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
@@ -66,7 +69,7 @@ def whole(parameter: nn.Parameter) -> Tensor:
 
 
 def _put(parameter: nn.Parameter, full: Tensor, key: str) -> None:
-    """Set the parameter (key "") or one of its moments from the whole of it, equal on all ranks."""
+    """Set a parameter (key "") or one of its moments from the whole tensor, which is equal on all ranks."""
     if not hasattr(parameter, "ds_id"):
         if not parameter.requires_grad:
             parameter.copy_(full)
@@ -75,7 +78,7 @@ def _put(parameter: nn.Parameter, full: Tensor, key: str) -> None:
         else:
             safe_set_full_fp32_param(parameter, full)
         return
-    # Of stage 3, DeepSpeed's own function for whole tensors fails where partitions are uneven.
+    # In stage 3, DeepSpeed's own function for whole tensors fails if partitions are uneven.
     partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     flat = full.new_zeros(partition.numel())
     mine = full.flatten()[rank() * len(flat) :][: len(flat)]
@@ -91,8 +94,8 @@ def _put(parameter: nn.Parameter, full: Tensor, key: str) -> None:
 def start_moments(zero: Any) -> None:
     """Make the moments that the first step would make.
 
-    DeepSpeed links parameters to them after the first group's part of the first step, when the other groups'
-    do not exist yet, and never again.
+    DeepSpeed links parameters to their moments once: in the first step, after its first group, when the
+    moments of the other groups do not exist yet.
     """
     for flat in _partitions(zero):
         moments = {key: torch.zeros_like(flat) for key in MOMENTS}
@@ -102,8 +105,11 @@ def start_moments(zero: Any) -> None:
 
 
 def clear_gradients(zero: Any) -> None:
-    """After a step. DeepSpeed overwrites only what the next step's first backward pass reaches, the head,
-    and would add the others to what is left of this step."""
+    """Clear gradients after a step.
+
+    DeepSpeed overwrites those that the next step's first backward pass reaches, which are the head's. To the
+    others it would add what this step left.
+    """
     for name in ("grad_partitions_flat_buffer", "accumulated_grads_in_cpu"):
         left = getattr(zero, name, {})
         for buffer in left.values() if isinstance(left, dict) else [left]:
@@ -111,17 +117,17 @@ def clear_gradients(zero: Any) -> None:
 
 
 def step_counts(zero: Any) -> list[Tensor]:
-    """How many updates each of this rank's partitions has seen: the same number."""
+    """Return the number of updates of each partition of this rank; all numbers are equal."""
     return [zero.optimizer.state[flat]["step"] for flat in _partitions(zero)]
 
 
 def _partitions(zero: Any) -> list[Tensor]:
-    """What this rank updates: a flat fp32 tensor a parameter group."""
+    """Return the tensors that this rank updates: one flat fp32 tensor for each parameter group."""
     return getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
 
 
 def _shard(full: Tensor, mesh: DeviceMesh) -> Tensor:
-    """This rank's even share of a tensor, on the CPU; without dimensions, all of it."""
+    """Return this rank's even share of a tensor, on the CPU; all of a tensor without dimensions."""
     if full.ndim == 0:
         return full.cpu()
     chunks = full.chunk(mesh.size())

@@ -1,4 +1,4 @@
-"""Methods: what a head makes of the embeddings, one file each, chosen by `objective.kind`."""
+"""Methods: trainable heads that turn embeddings into a loss, one file each, chosen by `objective.kind`."""
 
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discr
 
 
 def build_head(config: ObjectiveConfig, embedding_width: int, n_global: int, seed: int) -> nn.Module:
-    """The trainable head of a method, with weights drawn from `seed` alone."""
+    """Build the trainable head of a method, with weights drawn from `seed` alone."""
     if isinstance(config, LeJEPAConfig):
         return LeJEPAHead(embedding_width, config, n_global, seed)
     if isinstance(config, JEPAConfig):
@@ -22,7 +22,11 @@ def build_head(config: ObjectiveConfig, embedding_width: int, n_global: int, see
 
 
 def describe_projector(config: ObjectiveConfig) -> dict[str, Any]:
-    """What rebuilds the projector with `build_mlp`; `angles` is m where it gives m pairs of numbers."""
+    """Return what `build_mlp` needs to rebuild the projector.
+
+    `angles` is m where the projector's output is m pairs of numbers, each pair an angle; otherwise it is
+    None.
+    """
     if isinstance(config, TorusConfig):
         mlp, width, angles = config.head, 2 * config.angles, config.angles
     else:

@@ -1,4 +1,4 @@
-"""What every method's head returns, and the SIGReg settings that methods share."""
+"""The output of every method's head, and the settings of SIGReg, which methods share."""
 
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -9,30 +9,32 @@ from isotorus.section import Section
 from pretrain.objectives import univariate
 from pretrain.objectives.sigreg import SIGReg
 
-# Made from the table of tests, which type checkers cannot read.
+# Made from the table of tests, so that there is one list of them; type checkers cannot read it.
 Test: TypeAlias = Literal["epps_pulley", *univariate.TESTS]  # type: ignore[valid-type]
 
 
 class HeadOutput(NamedTuple):
-    """A step's loss and what it was computed from."""
+    """The loss of a step, and the projections that it was computed from."""
 
     parts: dict[str, Tensor]
-    """`loss` and its parts, scalars of the global batch, equal on all ranks."""
+    """`loss` and its parts: scalars of the global batch, equal on all ranks."""
     projections: Tensor
     """The projector's output (V, N, K) for this rank's images, detached."""
 
 
 class SIGRegConfig(Section):
+    """Settings of SIGReg."""
+
     num_slices: PositiveInt = 1024
-    """Random directions of SIGReg, fresh every step."""
+    """Random directions of SIGReg, drawn anew in every step."""
     t_max: PositiveFloat = 3.0
-    """Largest frequency of the Epps-Pulley quadrature."""
+    """Largest frequency t at which Epps-Pulley compares characteristic functions."""
     knots: int = Field(17, ge=3)
-    """Knots of the quadrature on [0, t_max], an odd number."""
+    """Number of frequencies in [0, t_max], odd."""
     chunk: PositiveInt | None = None
-    """Slices computed at once; fewer need less memory. Default: as many as fit in 256 MiB."""
+    """Directions computed at once; fewer need less memory. Default: as many as fit into 256 MiB."""
     test: Test = "epps_pulley"
-    """The univariate test of each slice."""
+    """Univariate test of normality that is applied along each direction."""
 
     @field_validator("knots")
     @classmethod
@@ -42,4 +44,5 @@ class SIGRegConfig(Section):
         return knots
 
     def build(self, seed: int) -> SIGReg:
+        """Build the SIGReg module, whose directions depend on `seed` and the step."""
         return SIGReg(self.num_slices, self.t_max, self.knots, seed, self.chunk, test=self.test)

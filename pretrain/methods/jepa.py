@@ -1,7 +1,7 @@
-"""JEPA with a predictor and an EMA target, kept from collapse by VICReg, SIGReg or a grid torus.
+"""JEPA with a predictor and a target network; VICReg, SIGReg or a grid torus prevents collapse.
 
-The form of EB-JEPA: each view's prediction meets the target network's output for every other global
-view. The target is an exponential moving average of encoder and projector and gets no gradient.
+As in EB-JEPA, the prediction from each view is compared with the target network's output for every other
+global view. The target network is an exponential moving average of encoder and projector and has no gradient.
 """
 
 from typing import Literal
@@ -19,11 +19,15 @@ from pretrain.objectives.vicreg import covariance_penalty, mean_squared_error, v
 
 
 class JEPAProjectorConfig(ProjectorConfig):
+    """Settings of the projector of JEPA."""
+
     width: PositiveInt = 256
-    """Width of the projection; the toroidal regulariser needs grid_size² of them at least."""
+    """Width of the projection; the toroidal regularizer needs at least grid_size²."""
 
 
 class PredictorConfig(MLPConfig):
+    """Settings of the predictor."""
+
     hidden: PositiveInt = 1024
     """Width of the hidden layers."""
     layers: PositiveInt = 2
@@ -31,22 +35,24 @@ class PredictorConfig(MLPConfig):
 
 
 class JEPAConfig(Section):
+    """Settings of JEPA."""
+
     kind: Literal["jepa"]
-    """jepa: a predictor meets an EMA target's output, and a regulariser prevents collapse."""
+    """jepa: a predictor predicts the output of a target network, and a regularizer prevents collapse."""
     regularizer: Literal["vicreg", "sigreg", "toroidal"] = "vicreg"
     """vicreg: variance and covariance; sigreg: SIGReg; toroidal: variance and toroidal covariance."""
     weight: NonNegativeFloat = 1.0
-    """Weight of covariance, SIGReg or toroidal covariance beside the prediction error."""
+    """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1."""
     variance_weight: NonNegativeFloat = 25.0
-    """Weight of the variance hinge, in vicreg and toroidal."""
+    """Weight of the variance term of vicreg and toroidal."""
     grid_size: int = Field(8, ge=2)
-    """N of the N × N torus that the projection's dimensions are laid out on (toroidal)."""
+    """toroidal: the dimensions of the projection are laid out on a torus of N × N sites; this is N."""
     weighting: Weighting = "distance"
-    """How the grid weighs covariances: distance (published), laplacian, or heat (target e^{−time·L})."""
+    """toroidal: weights of the covariances: distance (published), laplacian, or heat (target e^{−time·L})."""
     time: float = Field(1.0, gt=0)
-    """Diffusion time of the heat weighting."""
+    """toroidal: diffusion time of the heat weighting."""
     momentum: float = Field(0.996, ge=0, le=1)
-    """The target's initial momentum; it rises to 1 at the last step by a cosine."""
+    """Momentum of the target network at the first step; it rises to 1 at the last step along a cosine."""
     sigreg: SIGRegConfig = SIGRegConfig()
     projector: JEPAProjectorConfig = JEPAProjectorConfig()
     predictor: PredictorConfig = PredictorConfig()
@@ -62,7 +68,7 @@ class JEPAConfig(Section):
 
 
 class JEPAHead(nn.Module):
-    """Projector, predictor and loss: VICReg (arXiv:2105.04906) or a replacement of its covariance."""
+    """Projector, predictor and loss: VICReg (arXiv:2105.04906), or another term for its covariance."""
 
     def __init__(self, embedding_width: int, config: JEPAConfig, seed: int) -> None:
         super().__init__()
@@ -73,7 +79,10 @@ class JEPAHead(nn.Module):
         self.config = config
 
     def forward(self, embeddings: Tensor, step: int, target: Tensor) -> HeadOutput:
-        """Embeddings (V, N, D) and the target's projections of the global views (G, N, K) to the loss."""
+        """Return the loss for embeddings (V, N, D) and the target network's projections (G, N, K).
+
+        The G projections are those of the global views.
+        """
         z = self.projector(embeddings).float()
         predicted = self.predictor(z).float()
         pairs = [(v, g) for v in range(len(z)) for g in range(len(target)) if v != g]
@@ -87,7 +96,10 @@ class JEPAHead(nn.Module):
         return HeadOutput({"loss": loss, **parts}, z.detach())
 
     def _regularizers(self, z: Tensor, step: int) -> dict[str, Tensor]:
-        """Each a mean over views of the view's own statistic, as views are not one sample."""
+        """Return the regularizing terms, each a mean over views of the view's own statistic.
+
+        Views of the same images are not independent samples, so they are not put together.
+        """
         if self.config.regularizer == "sigreg":
             return {"sigreg": self.sigreg(z, step)}
         matrices = [covariance(view) for view in z]

@@ -1,4 +1,4 @@
-"""LeJEPA: views predict their centre while SIGReg keeps each view's projections Gaussian."""
+"""LeJEPA: every view predicts the centre of its image; SIGReg keeps each view's projections Gaussian."""
 
 from typing import Literal
 
@@ -13,30 +13,35 @@ from pretrain.objectives.lejepa import lejepa_loss
 
 
 class AutoWeightConfig(Section):
+    """Settings of the automatic weight of SIGReg."""
+
     enabled: bool = False
-    """Choose λ by dual ascent: minimise the prediction error subject to SIGReg ≤ multiple · null."""
+    """Choose λ while training: minimise the prediction error subject to SIGReg ≤ multiple · null (dual
+    ascent)."""
     multiple: PositiveFloat = 1.5
-    """How far from Gaussian the projections may be, in multiples of the statistic's mean under N(0, 1)."""
+    """Largest SIGReg that is allowed, as a multiple of its mean for Gaussian samples (null)."""
     rate: PositiveFloat = 1e-3
-    """Step ρ of λ ← [λ + ρ (SIGReg − multiple · null)]₊."""
+    """Step size ρ of the update λ ← max(0, λ + ρ (SIGReg − multiple · null))."""
 
 
 class LeJEPAConfig(Section):
+    """Settings of LeJEPA."""
+
     kind: Literal["lejepa"] = "lejepa"
-    """lejepa: every view predicts the mean of the global views, SIGReg keeps each view Gaussian."""
+    """lejepa: every view predicts the mean of the global views, and SIGReg keeps each view Gaussian."""
     weight: float = Field(0.05, ge=0, le=1)
-    """λ of (1 − λ)·prediction + λ·SIGReg; with auto_weight the initial λ of prediction + λ·SIGReg."""
+    """λ in (1 − λ)·prediction + λ·SIGReg; with auto_weight, the first λ in prediction + λ·SIGReg."""
     center: Literal["global", "all"] = "global"
-    """The views whose mean every view predicts: the global ones (published), or all."""
+    """Views whose mean every view predicts: global (published), or all."""
     encoder_weight: NonNegativeFloat = 0.0
-    """Weight of a second SIGReg, on the encoder's output itself; 0 leaves it out."""
+    """Weight of a second SIGReg, on the encoder's own output; 0 leaves it out."""
     auto_weight: AutoWeightConfig = AutoWeightConfig()
     sigreg: SIGRegConfig = SIGRegConfig()
     projector: ProjectorConfig = ProjectorConfig()
 
 
 class LeJEPAHead(nn.Module):
-    """Projector and loss (Balestriero & LeCun 2025, arXiv:2511.08544)."""
+    """Projector and loss of LeJEPA (Balestriero & LeCun 2025, arXiv:2511.08544)."""
 
     dual_weight: Tensor
 
@@ -48,7 +53,7 @@ class LeJEPAHead(nn.Module):
         self.register_buffer("dual_weight", torch.tensor(config.weight))
 
     def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
-        """Embeddings (V, N, D) of this rank to the global batch's loss, its parts and projections."""
+        """Return the loss of the global batch for this rank's embeddings (V, N, D)."""
         z = self.projector(embeddings).float()
         config = self.config
         parts = lejepa_loss(z, self.n_global, config.weight, self.sigreg, step, center=config.center)
@@ -62,10 +67,10 @@ class LeJEPAHead(nn.Module):
 
     @torch.no_grad()
     def _dual_ascent(self, gaussian: Tensor, null: float) -> Tensor:
-        """This step's λ; the next one's follows from how far SIGReg is from where it may be."""
+        """Return λ for this step, and update it for the next one by the excess of SIGReg over its limit."""
         weight, auto = self.dual_weight.clone(), self.config.auto_weight
         if self.training:
-            # A step that is not finite is refused, and must not leave its trace here.
+            # The engine refuses a step that is not finite, so such a step must not change λ either.
             excess = torch.where(gaussian.isfinite(), gaussian - auto.multiple * null, 0.0)
             self.dual_weight.add_(auto.rate * excess).clamp_(min=0)
         return weight

@@ -1,7 +1,7 @@
-"""Toroidal JEPA: views agree on a flat torus T^m, and their angles are uniform on it.
+"""Toroidal JEPA: views agree on a flat torus T^m, and their angles are uniformly distributed on it.
 
-LeJEPA with another target distribution: the head gives m pairs of numbers, each pair an angle, and
-Weyl's criterion takes the place of the Epps-Pulley test.
+The method is LeJEPA with another target distribution. The head emits m pairs of numbers, each pair an angle,
+and a test of uniformity by Weyl's criterion takes the place of Epps-Pulley.
 """
 
 from typing import Literal
@@ -17,26 +17,30 @@ from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, s
 
 
 class TorusConfig(Section):
+    """Settings of toroidal JEPA."""
+
     kind: Literal["torus"]
-    """torus: views agree on a flat torus, their angles uniform by Weyl's criterion."""
+    """torus: views agree on a flat torus, and their angles are uniform by Weyl's criterion."""
     angles: PositiveInt = 2
-    """m, the dimension of the torus T^m."""
+    """Number m of angles, the dimension of the torus T^m."""
     weight: float = Field(0.05, ge=0, le=1)
-    """λ of (1 − λ)·prediction + λ·uniformity."""
+    """λ in (1 − λ)·prediction + λ·uniformity."""
     cutoff: PositiveInt | None = None
-    """Test all frequencies up to this in every angle (small m); default 3 up to m = 3, else drawn ones."""
+    """Test all frequencies up to this one in every angle. Default: 3 for up to 3 angles, else random
+    frequencies."""
     num_frequencies: PositiveInt = 1024
-    """Frequencies drawn afresh every step where not all are tested."""
+    """Random frequencies, drawn anew in every step, where not all are tested."""
     decay: PositiveFloat | None = None
-    """s of the weights e^{−s‖k‖²}; by default the lowest frequencies of all angles weigh 1 together."""
+    """s in the weights e^{−s‖k‖²} of the frequencies. Default: the lowest frequencies of all angles weigh 1
+    together."""
     encoder_weight: NonNegativeFloat = 0.0
-    """Weight of a SIGReg on the encoder's output, beside the torus; 0 leaves it out."""
+    """Weight of SIGReg on the encoder's output, in addition to the torus; 0 leaves it out."""
     sigreg: SIGRegConfig = SIGRegConfig()
     head: MLPConfig = MLPConfig()
 
 
 class TorusHead(nn.Module):
-    """Angle head and loss; the test is Giné's Sobolev test of uniformity (1975) on T^m."""
+    """Angle head and loss; uniformity is tested by Giné's Sobolev test (1975) on T^m."""
 
     def __init__(self, embedding_width: int, config: TorusConfig, n_global: int, seed: int) -> None:
         super().__init__()
@@ -48,7 +52,7 @@ class TorusHead(nn.Module):
         self.tested = all_frequencies(config.angles, cutoff, self.decay) if cutoff else None
 
     def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
-        """Embeddings (V, N, D) to the loss; the projections are the pairs (V, N, 2m) of the angles."""
+        """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles."""
         pairs = self.projector(embeddings).float()
         angles = angles_from_pairs(pairs.unflatten(-1, (self.config.angles, 2)))
         frequencies, weights = self.frequencies(step)
@@ -59,7 +63,7 @@ class TorusHead(nn.Module):
         return HeadOutput(parts, pairs.detach())
 
     def frequencies(self, step: int) -> tuple[Tensor, Tensor]:
-        """This step's frequencies (F, m) and their weights (F,), equal on all ranks."""
+        """Return the frequencies (F, m) of a step and their weights (F,), equal on all ranks."""
         if self.tested:
             return self.tested
         return sample_frequencies(

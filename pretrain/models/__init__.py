@@ -1,1 +1,1 @@
-"""Encoder and projector."""
+"""Networks: encoder, projector and target network, and what they are made of."""

@@ -1,8 +1,8 @@
-"""Batch normalisation over the global batch, on any device and with any split into ranks.
+"""Batch normalisation over the global batch, on any device and for any split into ranks.
 
-`torch.nn.SyncBatchNorm` refuses CPU tensors; these run on gloo too, so that what is tested on a
-laptop is what runs on a cluster. Statistics are float32 whatever the autocast, and exact for uneven
-ranks (Ioffe & Szegedy 2015, arXiv:1502.03167).
+torch.nn.SyncBatchNorm refuses CPU tensors. These layers run on CPUs over gloo too, so that tests without GPUs
+test what runs on a cluster. Statistics are float32 under autocast too, and exact where ranks have different
+numbers of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 """
 
 import math
@@ -17,7 +17,7 @@ from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
 
 
 class GlobalBatchNorm(nn.Module):
-    """Normalise each feature of (..., D) by the mean and variance of all ranks' rows."""
+    """Normalise each feature of (…, D) by the mean and variance of the rows of all ranks."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -40,14 +40,14 @@ class GlobalBatchNorm(nn.Module):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """torch's layer for (N, C, H, W), over all ranks' images; same parameters, buffers and names."""
+    """torch's layer for (N, C, H, W) over the images of all ranks; parameters and names are torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _normalize_images(self, x) if _over_ranks(self) else super().forward(x)
 
 
 class GlobalBatchNormAct2d(BatchNormAct2d):
-    """timm's batch norm with its activation, as EfficientNet and RegNet have it, over all ranks' images."""
+    """timm's batch norm with activation, as in EfficientNet and RegNet, over the images of all ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _over_ranks(self):
@@ -59,18 +59,21 @@ GLOBAL = {nn.BatchNorm2d: GlobalBatchNorm2d, BatchNormAct2d: GlobalBatchNormAct2
 
 
 def synchronize(encoder: nn.Module) -> None:
-    """Make the encoder's batch norms see the global batch, in place."""
+    """Make the encoder's batch norms use the global batch, in place."""
     for module in encoder.modules():
         if type(module) in GLOBAL:
+            # A new module would have to copy all that torch and timm keep in these layers. Changing the class
+            # changes `forward` alone: parameters, buffers, names and hooks stay.
             module.__class__ = GLOBAL[type(module)]
 
 
 def has_batch_norm(encoder: nn.Module) -> bool:
+    """Return whether the encoder has a batch norm of any kind."""
     return any(isinstance(module, _BatchNorm) for module in encoder.modules())
 
 
 def unsynchronized(encoder: nn.Module) -> list[str]:
-    """Names of batch norms that `synchronize` has no counterpart for."""
+    """Return the names of batch norms that `synchronize` cannot make global."""
     known = (*GLOBAL, *GLOBAL.values())
     return [
         name
@@ -80,11 +83,12 @@ def unsynchronized(encoder: nn.Module) -> list[str]:
 
 
 def _over_ranks(norm: _BatchNorm) -> bool:
+    """Return whether a batch norm is training on several ranks."""
     return norm.training and world_size() > 1
 
 
 def _normalize_images(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """What torch's own layer gives (N, C, H, W) of all ranks; counts the batch as that does."""
+    """Return what torch's own layer would give for the images (N, C, H, W) of all ranks; count the batch."""
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
     with torch.autocast(x.device.type, enabled=False):
@@ -93,16 +97,16 @@ def _normalize_images(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], momentum: float) -> Tensor:
-    """x less its mean over `dims` and all ranks, over its std; the running statistics follow."""
+    """Normalise `x` by mean and standard deviation over `dims` and all ranks; update running statistics."""
     count = count_over_ranks(math.prod(x.shape[dim] for dim in dims), x.device)
     mean = sum_over_ranks(x.sum(dims, keepdim=True)) / count
-    # A second sum over centred values: E[x²] − E[x]² would cancel in float32.
+    # E[x²] − E[x]² would cancel in float32, hence a second sum, over centred values.
     centred = x - mean
     variance = sum_over_ranks(centred.square().sum(dims, keepdim=True)) / count
     with torch.no_grad():
         unbiased = variance * count / (count - 1).clamp(min=1)
         for running, batch in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-            # A batch with a NaN is refused by the optimizer and must not stay here either.
+            # The engine refuses the update of a batch with a NaN, which must not stay here either.
             assert running is not None
             running.lerp_(torch.where(batch.isfinite(), batch, running.view_as(batch)).flatten(), momentum)
     return centred * torch.rsqrt(variance + norm.eps)

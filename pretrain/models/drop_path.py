@@ -1,7 +1,7 @@
-"""Stochastic depth whose masks are a function of (seed, step, sample, view, layer).
+"""Stochastic depth whose masks depend on (seed, step, sample, view, layer) alone.
 
-timm draws them from the generator's state, so they would change with ranks and micro-batches, and a
-replayed micro-batch would not be the one that was measured.
+timm draws masks from the generator's state. They would change with the number of ranks and micro-batches, and
+a micro-batch that is computed a second time would get other masks than the first time.
 """
 
 import timm.layers
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class KeyedDropPath(nn.Module):
-    """Drop a residual branch of whole samples with `probability`, and scale it up to keep its mean.
+    """Drop a residual branch for whole samples with `probability`; scale it up for the others.
 
-    Huang et al. 2016, arXiv:1603.09382. `scale`, a factor a sample (N,), or a token (1, T) of samples in one
-    sequence, is set before each forward pass by `draw_masks`: a tensor and no key, so that a compiled block
-    is one for all layers.
+    Scaling keeps the mean (Huang et al. 2016, arXiv:1603.09382). `draw_masks` sets `scale` before each
+    forward pass: a factor for each sample (N,), or for each token (1, T) where samples are packed into one
+    sequence. It is a tensor and not a key, so that all layers can share one compiled block.
     """
 
     scale: Tensor | None = None
@@ -31,46 +31,49 @@ class KeyedDropPath(nn.Module):
 
 
 def key_drop_paths(encoder: nn.Module) -> list[KeyedDropPath]:
-    """Put keyed modules in the place of a timm model's DropPath modules; returns them."""
-    found: list[KeyedDropPath] = []
+    """Replace a timm model's DropPath modules by keyed ones, in place, and return these."""
+    keyed: list[KeyedDropPath] = []
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, timm.layers.DropPath):
-                found.append(KeyedDropPath(child.drop_prob))
-                module.register_module(name, found[-1])
-    return found
+                keyed.append(KeyedDropPath(child.drop_prob))
+                module.register_module(name, keyed[-1])
+    return keyed
 
 
 def draw_masks(modules: list[KeyedDropPath], keys: Tensor) -> None:
-    """Decide what each module drops in the next forward pass.
+    """Set the masks of all modules for the next forward pass.
 
-    `keys`, int64, are those of the samples (N,), or of each token's sample (1, T) in one sequence.
+    `keys`, int64, are one for each sample (N,), or for each token the key of its sample (1, T).
     """
     if not modules:
         return
-    of_layers = len(modules), *[1] * keys.ndim
-    probabilities = torch.tensor([module.probability for module in modules]).view(of_layers)
+    by_layer = len(modules), *[1] * keys.ndim
+    probabilities = torch.tensor([module.probability for module in modules]).view(by_layer)
     probabilities = probabilities.to(keys.device, non_blocking=True)
-    layers = torch.arange(len(modules), device=keys.device).view(of_layers)
+    layers = torch.arange(len(modules), device=keys.device).view(by_layer)
     scales = (uniform(keys, layers) >= probabilities) / (1 - probabilities)
     for module, scale in zip(modules, scales, strict=True):
         module.scale = scale if module.probability else None
 
 
 def sample_keys(seed: int, step: int, first: int, count: int, views: int) -> Tensor:
-    """Keys (views, count) of the batch positions first, first + 1, … in a step."""
+    """Return keys (views, count) for the batch positions first, first + 1, … of a step."""
     positions = torch.arange(first, first + count, dtype=torch.int64)
     keys = _mix(_mix(positions + _signed(seed * 2**40 % 2**64)) + step)
     return _mix(keys + torch.arange(views)[:, None])
 
 
 def uniform(keys: Tensor, stream: int | Tensor) -> Tensor:
-    """Numbers in [0, 1) from int64 keys, float32, independent between streams (shapes broadcast)."""
+    """Return float32 numbers in [0, 1) from int64 keys, independent between streams; the shapes broadcast."""
     return (_mix(keys + stream) >> 40 & 0xFFFFFF).float() / 2**24
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's step (Steele, Lea & Flood 2014) on int64, whose sums and products wrap on every device."""
+    """Apply one step of SplitMix64 to int64, which wraps around on every device.
+
+    Steele, Lea & Flood 2014.
+    """
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
@@ -78,9 +81,10 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right; int64's own keeps the sign."""
+    """Shift to the right and fill with zeros; int64's own shift fills with the sign."""
     return x >> bits & (1 << 64 - bits) - 1
 
 
 def _signed(word: int) -> int:
+    """Return the int64 with the same bits as an unsigned 64-bit word."""
     return word - 2**64 if word >= 2**63 else word

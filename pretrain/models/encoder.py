@@ -1,4 +1,4 @@
-"""The encoder: any timm model that gives one vector an image."""
+"""The encoder: any timm model that maps an image to one vector."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,26 +19,29 @@ from pretrain.models.winding_attention import wind
 
 
 class EncoderConfig(Section):
+    """Settings of the encoder."""
+
     name: str = "vit_small_patch16_224"
-    """A timm model name, see `timm.list_models()`."""
+    """Name of a timm model, see `timm.list_models()`."""
     kwargs: dict[str, Any] = {}
-    """Further arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
+    """More arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
     attention: Literal["softmax", "winding"] = "softmax"
-    """winding: in a plain ViT, tokens attend to those of their own class, which each block reads off an angle
-    that it learns. Attention then takes a share of its products, down to 1/winding_classes."""
+    """winding: each block of a plain ViT learns an angle for every token, and tokens attend only to tokens of
+    the same class, i.e. in the same bin of angles. That leaves as little as 1/winding_classes of attention's
+    products."""
     winding_classes: PositiveInt = 8
-    """Classes of winding attention."""
+    """Number of classes of winding attention."""
     weights: Path | None = None
-    """Start from these weights instead of random ones: a .safetensors file of timm's names, or a run,
-    checkpoint or timm model folder. Position embeddings, patch size and channels are fitted, a classifier is
-    left out, and all else must match."""
+    """Start from these weights instead of random ones: a .safetensors file with timm's names, or the folder
+    of a run, a checkpoint or a timm model. Position embeddings, patch size and channels are fitted to the new
+    encoder, a classifier is left out, and everything else must match."""
 
 
 def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[str, Any]:
-    """All arguments that rebuild this encoder with `create(name, kwargs)`.
+    """Return all arguments with which `create(name, kwargs)` rebuilds this encoder.
 
-    Models that know an image size get the global views' and take other sizes too (local views).
-    Raises UserError for an unknown name or an argument that the model does not take.
+    Models that have an image size get the size of the global views, and accept other sizes for local views.
+    Raises `UserError` for an unknown name and for arguments that the model does not take.
     """
     if not timm.is_model(config.name):
         near = nearest(config.name, timm.list_models())
@@ -66,6 +69,10 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
 
 
 def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
+    """Return the argument for winding attention, or nothing where it is not asked for.
+
+    An encoder that cannot have it raises `UserError`.
+    """
     if config.attention == "softmax":
         return {}
     if reason := unfit(encoder):
@@ -77,25 +84,26 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 
 
 def create(name: str, kwargs: dict[str, Any]) -> Any:
-    """`timm.create_model` with these arguments; `winding_classes` among them makes its attention winding."""
-    given = {key: x for key, x in kwargs.items() if key != "winding_classes"}
-    encoder = timm.create_model(name, **given)
+    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding."""
+    of_timm = {key: x for key, x in kwargs.items() if key != "winding_classes"}
+    encoder = timm.create_model(name, **of_timm)
     if "winding_classes" in kwargs:
         wind(encoder, kwargs["winding_classes"])
     return encoder
 
 
 def build_encoder(name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:
-    """`create`, with weights drawn from `seed` alone; maps images (N, C, H, W) to (N, D)."""
+    """Build the encoder, images (N, C, H, W) to (N, D), with weights drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(name, kwargs)
 
 
 def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> int:
-    """D of the one vector that `encoder`, on the meta device, gives an image; nothing is computed.
+    """Return D of the vector that `encoder`, on the meta device, gives for an image.
 
-    Raises UserError if it gives something else than (N, D), or does not take square images of all `sizes`.
+    Nothing is computed. An output that is not (N, D), and an encoder that does not take square images of all
+    `sizes`, raise `UserError`.
     """
     encoder, width, first = encoder.eval(), 0, 0
     for size in sizes:
@@ -120,16 +128,16 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
 
 
 def patch_size(encoder: nn.Module) -> int:
-    """The side in pixels that image sizes must be a multiple of: the patch of a ViT, else 1."""
+    """Return the side in pixels that divides every image size: a ViT's patch size, otherwise 1."""
     size = getattr(getattr(encoder, "patch_embed", None), "patch_size", 1)
     return int(size[0] if isinstance(size, (tuple, list)) else size)
 
 
 class ViewEncoder(nn.Module):
-    """The encoder over views of several sizes, in one forward pass as DDP and FSDP want it."""
+    """Encode views of several sizes in one call, as DDP and FSDP require."""
 
     def __init__(self, encoder: nn.Module, packed: bool = False) -> None:
-        """With `packed` the encoder, which must be fit for that, sees all sizes as one sequence of tokens."""
+        """Wrap `encoder` in place; with `packed`, all sizes pass through it as one sequence of tokens."""
         super().__init__()
         self.encoder = encoder
         self.drop_paths = key_drop_paths(encoder)
@@ -138,7 +146,7 @@ class ViewEncoder(nn.Module):
             pack(encoder)
 
     def forward(self, views: list[Tensor], keys: Tensor) -> Tensor:
-        """Views, one (v, N, C, H, W) for each size, to float32 embeddings (V, N, D), V = Σ v.
+        """Return float32 embeddings (V, N, D) of views given as one (v, N, C, H, W) for each size; V = Σ v.
 
         `keys`, int64 (V, N), decide what drop-path drops.
         """

@@ -1,7 +1,7 @@
-"""A plain ViT over images of several sizes in one pass: all their tokens are one sequence (1, T, D).
+"""A plain ViT that takes images of several sizes at once, with all their tokens in one sequence (1, T, D).
 
-Norms and linear layers see one large matrix, and sharded parameters are gathered once, not once a size.
-Attention stays within images (sequence packing, Krell et al. 2021, arXiv:2107.02027).
+Norms and linear layers then work on one large matrix, and sharded parameters are gathered once instead of
+once for each size. Attention stays within each image (sequence packing, Krell et al. 2021, arXiv:2107.02027).
 """
 
 from typing import NamedTuple, cast
@@ -15,16 +15,16 @@ from torch.nn.attention.varlen import varlen_attn
 
 
 class Layout(NamedTuple):
-    """Where a sequence's images are."""
+    """Where each image lies in a sequence of tokens."""
 
     sizes: tuple[tuple[int, int], ...]
-    """(images, tokens an image) for each size, in order."""
+    """(images, tokens in each image) for each size, in order."""
     offsets: Tensor
-    """Where each image begins, and where the last one ends, int32."""
+    """Index at which each image begins, and the index behind the last one, int32."""
 
 
 def unfit(encoder: nn.Module) -> str | None:
-    """What of an encoder cannot be packed, or None."""
+    """Return why an encoder cannot be packed, in words, or None if it can."""
     if type(encoder) is not VisionTransformer:
         return f"{type(encoder).__name__} is not a plain ViT"
     for block in encoder.blocks:
@@ -36,23 +36,28 @@ def unfit(encoder: nn.Module) -> str | None:
 
 
 def pack(encoder: nn.Module) -> None:
-    """Make a fitting encoder take a list of images (N, C, H, W), one for each size, in place."""
+    """Make an encoder take a list of images (N, C, H, W), one for each size, in place.
+
+    `unfit(encoder)` must be None.
+    """
     assert unfit(encoder) is None
+    # Engines hook this module and checkpoints use its names, so it has to stay, with another `forward`. timm
+    # has no argument for that.
     encoder.__class__ = PackedViT
     for block in cast(nn.Sequential, encoder.blocks):
         block.attn.__class__ = PackedAttention
 
 
 class PackedViT(VisionTransformer):
-    """timm's ViT with its own parameters and names, but for `forward`."""
+    """timm's ViT with the same parameters and names and another `forward`."""
 
     def tokens(self, height: int, width: int) -> int:
-        """How many an image becomes."""
+        """Return the number of tokens of an image."""
         rows, columns = self.patch_embed.dynamic_feat_size((height, width))
         return rows * columns + self.num_prefix_tokens
 
     def forward(self, images: list[Tensor]) -> list[Tensor]:  # type: ignore[override]
-        """Images (N, C, H, W) of each size to their embeddings (N, D)."""
+        """Return embeddings (N, D) for the images (N, C, H, W) of each size."""
         sizes = tuple((len(x), self.tokens(*x.shape[-2:])) for x in images)
         lengths = torch.cat(
             [torch.full((n,), t, dtype=torch.int32, device=images[0].device) for n, t in sizes]
@@ -61,30 +66,31 @@ class PackedViT(VisionTransformer):
         tokens = [self.norm_pre(self._pos_embed(self.patch_embed(x))).flatten(0, 1) for x in images]
         x = torch.cat(tokens)[None]
         for block in self.blocks:
-            # timm's blocks hand this argument to their attention as it is.
+            # timm's blocks pass this argument on to their attention unchanged.
             x = block(x, attn_mask=layout)
         return [self.forward_head(group) for group in unpack(self.norm(x)[0], layout)]
 
 
 class PackedAttention(Attention):
-    """timm's self-attention with its own parameters and names, within each image of a sequence."""
+    """timm's self-attention, with the same parameters and names, within each image of a sequence."""
 
     def forward(self, x: Tensor, attn_mask: Layout, is_causal: bool = False) -> Tensor:  # type: ignore[override]
-        """Tokens (1, T, D) to (1, T, D)."""
+        """Map tokens (1, T, D) to (1, T, D)."""
         q, k, v = self.qkv(x)[0].unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        # Under autocast a norm's output is fp32.
+        # Under autocast the output of a norm is fp32.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         attended = (_in_one_call if _has_kernel(v) else self._size_by_size)(q, k, v, attn_mask)
         return self.proj(self.norm(attended.flatten(1)[None]))
 
     def _size_by_size(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """Attend in one call for each size; queries, keys and values are (T, heads, d)."""
         attended = [
             self._attend(*group) for group in zip(*(unpack(x, layout) for x in (q, k, v)), strict=True)
         ]
         return torch.cat([x.flatten(0, 1) for x in attended])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values (N, t, heads, d) to (N, t, heads, d)."""
+        """Attend within each image: queries, keys, values (N, t, heads, d) to (N, t, heads, d)."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if self.fused_attn:
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -93,13 +99,16 @@ class PackedAttention(Attention):
 
 
 def _has_kernel(v: Tensor) -> bool:
-    """Whether torch has variable-length attention for these values; its gradient is a sum in any order."""
+    """Return whether torch has a variable-length kernel for these values.
+
+    Its gradient is a sum in random order, so it is not used where results must repeat bit for bit.
+    """
     half = v.dtype in (torch.bfloat16, torch.float16)
     return v.is_cuda and half and not torch.are_deterministic_algorithms_enabled()
 
 
 def _in_one_call(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """Queries, keys and values (T, heads, d) to (T, heads, d)."""
+    """Attend with the variable-length kernel: queries, keys and values (T, heads, d) to (T, heads, d)."""
     longest = max(tokens for _, tokens in layout.sizes)
     attended = varlen_attn(q, k, v, layout.offsets, layout.offsets, longest, longest)
     assert isinstance(attended, Tensor)
@@ -107,6 +116,6 @@ def _in_one_call(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 
 def unpack(x: Tensor, layout: Layout) -> list[Tensor]:
-    """A sequence (T, …) to (N, t, …) for each size."""
+    """Split a sequence (T, …) into (N, t, …) for each size."""
     parts = x.split([images * tokens for images, tokens in layout.sizes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, layout.sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""MLPs between the embedding and the loss: projector, predictor, angle head."""
+"""MLPs between embedding and loss: projector, predictor and angle head."""
 
 import torch
 from pydantic import PositiveInt
@@ -9,6 +9,8 @@ from pretrain.models.batch_norm import GlobalBatchNorm
 
 
 class MLPConfig(Section):
+    """Settings of an MLP."""
+
     hidden: PositiveInt = 2048
     """Width of the hidden layers."""
     layers: PositiveInt = 3
@@ -16,12 +18,17 @@ class MLPConfig(Section):
 
 
 class ProjectorConfig(MLPConfig):
+    """Settings of the projector."""
+
     width: PositiveInt = 64
-    """Width K of the projection; 16 to 128 do better than 1024 in the published ablation."""
+    """Width K of the projection; in the published ablation 16 to 128 do better than 1024."""
 
 
 def build_mlp(width_in: int, config: MLPConfig, width_out: int, seed: int) -> nn.Sequential:
-    """An MLP (..., width_in) → (..., width_out), global batch norm and GELU between layers."""
+    """Build an MLP (…, width_in) → (…, width_out) with weights drawn from `seed` alone.
+
+    Between linear layers it has global batch norm and GELU.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []

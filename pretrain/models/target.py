@@ -11,7 +11,7 @@ from pretrain.models.drop_path import KeyedDropPath
 
 
 class Target(nn.Module):
-    """A copy of `encoder` (a `ViewEncoder`) and `projector` that follows them slowly (Grill et al. 2020)."""
+    """A copy of `encoder` (a `ViewEncoder`) and `projector` that slowly follows them (Grill et al. 2020)."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -22,17 +22,19 @@ class Target(nn.Module):
                 module.probability = 0.0
 
     def forward(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor:
-        """All micro-batches' global views to projections (G, N, K): the projector sees the whole batch."""
+        """Return the projections (G, N, K) of the global views of all micro-batches.
+
+        The projector sees the whole batch at once, as its batch norm needs it.
+        """
         pieces = [self.encoder(views, k) for views, k in zip(batches, keys, strict=True)]
         return self.projector(torch.cat(pieces, dim=1))
 
     @torch.no_grad()
     def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float, accepted: Tensor) -> None:
-        """Each parameter moves to momentum · itself + (1 − momentum) · the online one; buffers are copied.
+        """Set each parameter to momentum · itself + (1 − momentum) · the online one, and copy the buffers.
 
-        Parameters stay where they are unless the update was `accepted`, a scalar on the device.
-
-        Where parameters are sharded, online and target ones alike, each rank moves its own shards.
+        Parameters stay if the update was not `accepted`, a scalar on the device. Where parameters are
+        sharded, those of the target are sharded in the same way, and each rank updates its own shards.
         """
         for mine, online in ((self.encoder, encoder), (self.projector, projector)):
             old, new = ([_shard(p) for p in module.parameters()] for module in (mine, online))
@@ -43,13 +45,16 @@ class Target(nn.Module):
 
 
 def _shard(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a parameter: FSDP's, ZeRO-3's, or all of it."""
+    """Return this rank's part of a parameter: a shard of FSDP or ZeRO-3, or all of it."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
     return getattr(parameter, "ds_tensor", parameter).detach()
 
 
 def target_momentum(step: int, steps: int, initial: float) -> float:
-    """From `initial` at step 0 to 1 at the last by a cosine (Grill et al. 2020, arXiv:2006.07733)."""
+    """Return the momentum of a step: it rises from `initial` to 1 at the last step along a cosine.
+
+    Grill et al. 2020, arXiv:2006.07733.
+    """
     progress = step / max(1, steps - 1)
     return 1 - (1 - initial) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,13 +1,19 @@
-"""Attention among tokens of one class, which each block reads off an angle that it learns.
+"""Attention among tokens of one class; each block learns the classes of its tokens.
 
-A linear map gives every token a point of the plane and a number. The point's angle, in one of C equal bins,
-is the token's class; the number, rounded, its layer n. A query attends to the keys of its own class alone,
-with weights ∝ e^{q·k/√d − |n_q − n_k|}: exactly zero across classes, and never an empty row, as a token has
-its own class. Σ_c n_c² ≥ T²/C pairs are computed instead of T²: a constant factor, no other order of growth.
+A linear map gives every token a point in the plane and a number. The angle of the point lies in one of C
+equal bins, the token's class; the rounded number is the token's layer n. A query attends only to keys of its
+own class, with weights ∝ e^{q·k/√d − |n_q − n_k|}. Weights are exactly 0 between classes, and no row is
+empty, as each token is in its own class. Σ_c n_c² ≥ T²/C pairs are computed instead of T²: a constant factor,
+not a lower order of growth.
 
-Bins and rounding have no derivative. Straight through, a key's score moves with the logarithm of its
-probability for the bin it is in, and layers as if they were not rounded; pairs of different classes, which
-are not computed, teach nothing.
+Bins and rounding have no derivative, so gradients pass straight through: the score of a key changes with the
+logarithm of its probability for its bin, and layers change as if they were not rounded. Pairs of different
+classes are not computed and have no gradient.
+
+No library has this attention. On CUDA it runs in torch's FlexAttention, on CPUs in batched matrix products
+over sorted tokens. Against torch's fused dense attention on one CPU thread, 8 classes are a little slower at
+256 tokens and 3 to 4 times as fast from 1,024 tokens on, and need more memory (`python
+benchmarks/attention.py`, in benchmarks/RESULTS.md).
 """
 
 import functools
@@ -25,44 +31,47 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from pretrain.models.packed import unfit
 
 BLOCK = 128
-"""Tokens in a side of FlexAttention's blocks."""
+"""Tokens along each side of FlexAttention's blocks."""
 
 
 class Addresses(NamedTuple):
-    """Of each token, (N, T)."""
+    """The class and the layer of each token; all tensors are (N, T)."""
 
     classes: Tensor
     """int64, 0 … C − 1."""
     layers: Tensor
-    """Whole numbers, float32, with gradient."""
+    """Whole numbers in float32, with a gradient."""
     membership: Tensor
     """0, with the gradient of the logarithm of the token's probability for its own class."""
 
 
 def wind(encoder: nn.Module, classes: int) -> None:
-    """Make a plain ViT's attention winding, in place: its own parameters and names, and `attn.address`.
+    """Make the attention of a plain ViT winding, in place: parameters stay, `attn.address` is added.
 
-    The new weights are drawn from torch's generator. The encoder has to be `unfit` for nothing.
+    The new weights are drawn from torch's generator. `packed.unfit(encoder)` must be None.
     """
     assert unfit(encoder) is None
     for block in cast(nn.Sequential, encoder.blocks):
         attention: Any = block.attn
+        # timm's attention cannot be given another function, and a new module would have to copy all its
+        # settings. Changing the class keeps parameters and names, which checkpoints rely on.
         attention.__class__ = WindingAttention
         attention.address = Address(attention.qkv.in_features, classes)
 
 
 class Address(nn.Linear):
-    """Tokens (N, T, D) to their addresses, in float32 whatever the autocast."""
+    """Map tokens (N, T, D) to their addresses, in float32 under autocast too."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__(width, 3)
         self.classes = classes
-        # Tokens come from a layer norm, so these numbers have unit variance and angles go all around.
+        # Tokens come from a layer norm, so these numbers have unit variance, and angles lie all around the
+        # circle.
         nn.init.normal_(self.weight, std=width**-0.5)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Addresses:  # type: ignore[override]
-        # The meta device, on which runs are planned, has no autocast of its own.
+        # The meta device, on which `plan` counts, has no autocast of its own.
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             a, b, height = F.linear(x.float(), self.weight.float(), self.bias.float()).unbind(-1)
             angle = torch.atan2(b, a)
@@ -70,7 +79,7 @@ class Address(nn.Linear):
             classes = (turn * self.classes).long().clamp(max=self.classes - 1)
             bins = torch.arange(self.classes, device=x.device)
             centres = (bins + 0.5) * (2 * math.pi / self.classes)
-            # Von Mises densities around the bins' centres, as wide as the bins.
+            # Von Mises densities around the centres of the bins, as wide as the bins.
             sharpness = (self.classes / math.pi) ** 2
             logarithms = F.log_softmax(sharpness * torch.cos(angle[..., None] - centres), -1)
             own = torch.where(bins == classes[..., None], logarithms, 0).sum(-1)
@@ -79,15 +88,15 @@ class Address(nn.Linear):
 
 
 class WindingAttention(Attention):
-    """timm's self-attention among tokens of one class."""
+    """timm's self-attention, restricted to tokens of one class."""
 
     address: Address
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens (N, T, D) to (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D)."""
         assert attn_mask is None and not is_causal
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        # Under autocast a norm's output is fp32.
+        # Under autocast the output of a norm is fp32.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         addresses = self.address(x)
         blockwise = x.is_cuda and not torch.are_deterministic_algorithms_enabled()
@@ -98,10 +107,11 @@ class WindingAttention(Attention):
 
 @torch.compiler.disable
 def attend_sorted(count: int, q: Tensor, k: Tensor, v: Tensor, addresses: Addresses) -> Tensor:
-    """Queries, already scaled, keys and values (N, T, heads, d) to (N, T, heads, d), on any device.
+    """Map queries, already scaled, keys and values (N, T, heads, d) to (N, T, heads, d), on any device.
 
-    All images' tokens are sorted by class, of which there are `count`. Groups are filled up to one
-    of four sizes an octave and those of one size attend in one batch: at most 1.6 times the pairs needed.
+    The tokens of all images are sorted by image and class; there are `count` classes. Each group of tokens is
+    filled up to one of four sizes in an octave, and groups of equal size attend in one batch. At most 1.6
+    times the necessary pairs are computed.
     """
     images, tokens, heads, _ = q.shape
     keys = addresses.classes + torch.arange(images, device=q.device)[:, None] * count
@@ -120,7 +130,7 @@ def attend_sorted(count: int, q: Tensor, k: Tensor, v: Tensor, addresses: Addres
         bias = bias.masked_fill(~there[:, None, :], -torch.inf)
         group_q, group_k, group_v = (x[index].transpose(1, 2) for x in (sorted_q, sorted_k, sorted_v))
         weights = (group_q @ group_k.mT + bias[:, None]).softmax(-1).to(group_v.dtype)
-        # Rows of what was filled up go to a place of their own, behind the last token.
+        # Rows that were added to fill a group go to an index behind the last token.
         places.append(torch.where(there, index, images * tokens).flatten())
         results.append((weights @ group_v).transpose(1, 2).flatten(0, 1))
     out = torch.cat(results)
@@ -129,16 +139,16 @@ def attend_sorted(count: int, q: Tensor, k: Tensor, v: Tensor, addresses: Addres
 
 
 def _sizes(keys: Tensor, count: int) -> list[int]:
-    """How many tokens each group has, in the order of keys (N, T)."""
+    """Return the number of tokens in each group, in the order of the keys (N, T)."""
     images, tokens = keys.shape
     if keys.is_meta or isinstance(keys, FakeTensor):
-        # Of tokens without values nothing is known; the classes of what is planned are equally full.
+        # Tokens without values have no classes; `plan` assumes that all classes are equally full.
         return [len(range(c, tokens, count)) for c in range(min(count, tokens))] * images
     return [size for size in torch.bincount(keys.flatten()).tolist() if size]
 
 
 def _group_by_size(sizes: list[int]) -> dict[int, list[tuple[int, int]]]:
-    """(start, length) of all groups, by the size that they are filled up to."""
+    """Return (start, length) of all groups, by the size to which they are filled up."""
     groups: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     start = 0
     for length in sizes:
@@ -149,7 +159,7 @@ def _group_by_size(sizes: list[int]) -> dict[int, list[tuple[int, int]]]:
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, addresses: Addresses) -> Tensor:
-    """The same by FlexAttention, whose kernel passes over blocks without a pair of one class."""
+    """Do the same as `attend_sorted` with FlexAttention, which skips blocks without a common class."""
     order = addresses.classes.argsort(dim=1, stable=True)
     classes, layers, membership = (x.gather(1, order) for x in addresses)
     index = order[:, :, None, None].expand_as(q)
@@ -164,7 +174,10 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, addresses: Addresses) -> T
 
 
 def block_mask(classes: Tensor) -> BlockMask:
-    """Which blocks of sorted classes (N, T) have pairs of one class; exact pairs are decided within them."""
+    """Return which blocks of sorted classes (N, T) contain pairs of one class.
+
+    Inside these blocks FlexAttention masks single pairs.
+    """
     tokens = classes.shape[1]
     blocks = -(-tokens // BLOCK)
     filled = torch.cat([classes, classes[:, -1:].expand(-1, blocks * BLOCK - tokens)], 1)
@@ -186,5 +199,5 @@ def block_mask(classes: Tensor) -> BlockMask:
 
 @functools.cache
 def _compiled_flex_attention(device: str) -> Any:
-    """Uncompiled it computes all pairs; on a CPU that is for tests."""
+    """Return FlexAttention, compiled on CUDA; uncompiled it computes all pairs, which tests on a CPU use."""
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention

@@ -1,1 +1,1 @@
-"""What training minimises."""
+"""Losses, and the statistics of the global batch that they consist of."""

@@ -62,7 +62,7 @@ def characteristic_sums(
 
 
 def reference(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Return the sums in their usual form, differentiated by autograd; the tests compare the others with it."""
+    """Return the sums in their usual form, differentiated by autograd; tests compare the others with it."""
     t = spacing * torch.arange(1, knots, dtype=x.dtype, device=x.device)
     phase = t[:, None, None] * x
     return torch.stack([phase.cos().sum(-1), phase.sin().sum(-1)])
@@ -78,9 +78,7 @@ class _Path(NamedTuple):
 
 
 def _choose(x: Tensor, implementation: Implementation) -> _Path:
-    """Return the functions of an implementation; for `auto`, those of the fastest one for this device and
-    size.
-    """
+    """Return the functions of an implementation; for `auto`, by device, precision and size of `x`."""
     if implementation == "auto":
         if x.is_cuda and x.dtype == torch.float32 and importlib.util.find_spec("triton"):
             implementation = "triton"
@@ -176,9 +174,7 @@ def compiler_available() -> bool:
 
 
 def _sums(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Compute the sums by the addition theorems of cos and sin, in a form that torch.compile fuses into one
-    loop.
-    """
+    """Compute the sums by the addition theorems of cos and sin, which torch.compile fuses into one loop."""
     cos1, sin1 = torch.cos(spacing * x), torch.sin(spacing * x)
     cos, sin = cos1, sin1
     sums = []

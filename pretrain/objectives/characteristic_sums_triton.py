@@ -1,7 +1,7 @@
-"""Characteristic sums as Triton kernels for CUDA: x is read once forward, and once more backward.
+"""Compute characteristic sums with Triton kernels for CUDA, which read x once forward and once backward.
 
-float32 only. With TRITON_INTERPRET=1 set before the first import they run on CPU, which is how they are
-tested where there is no GPU.
+float32 only. If TRITON_INTERPRET=1 is set before the first import, the kernels run on the CPU; that is how
+they are tested where there is no GPU.
 """
 # mypy: allow-untyped-defs
 
@@ -12,20 +12,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A tile of 4096 elements in 8 warps leaves 16 a thread: cos and sin at the first knot and at the current
-# one then fit the registers. Tiles are long in samples, so that a row's sum stays within a warp.
+# With 4096 elements in 8 warps a thread has 16 elements: their cos and sin at the first knot and at the
+# current one fit into its registers. Tiles are long in samples, so that a row is summed within one warp.
 TILE = 4096
 LONGEST_TILE = 512
 WARPS = 8
 
 
 def forward(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Σ cos and Σ sin at the knots; shapes as in `characteristic_sums`."""
+    """Return Σ cos and Σ sin at the knots; shapes as in `characteristic_sums.characteristic_sums`."""
     _check(x)
     rows, samples = x.shape
     blocks = _blocks(samples)
     tiles = triton.cdiv(samples, blocks["BLOCK_SAMPLES"])
-    # One partial sum a tile instead of atomic additions: the result does not depend on their order.
+    # Each tile has a partial sum of its own. Atomic additions would make the result depend on their order.
     partial = x.new_empty(tiles, 2, knots - 1, rows)
     if x.numel():
         with torch.cuda.device_of(x):
@@ -36,7 +36,7 @@ def forward(x: Tensor, spacing: float, knots: int) -> Tensor:
 
 
 def backward(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
-    """The gradient of the sums, contracted with `gradient`."""
+    """Return the gradient of x (R, N) from the gradient of the sums (2, knots - 1, R)."""
     _check(x)
     rows, samples = x.shape
     powers = gradient.shape[1]
@@ -55,21 +55,24 @@ def backward(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
 
 
 def _check(x: Tensor) -> None:
+    """Raise `ValueError` unless `x` is float32."""
     if x.dtype != torch.float32:
         raise ValueError(f"the Triton path computes in float32, not {x.dtype}; use implementation='angle'")
 
 
 def _blocks(samples: int) -> dict[str, Any]:
+    """Return the shape of a tile for rows of `samples` samples, and the number of warps that work on it."""
     width = min(LONGEST_TILE, triton.next_power_of_2(max(1, samples)))
     return {"BLOCK_ROWS": TILE // width, "BLOCK_SAMPLES": width, "num_warps": WARPS}
 
 
 @triton.jit
 def _cos_sin(x):
-    """cos and sin within 1e-7 for |x| < 1e5 (Cody & Waite's reduction, the polynomials of Cephes).
+    """Return cos and sin, exact within 1e-7 for |x| < 1e5.
 
-    Not tl.cos and tl.sin: each would reduce x anew, and unrolls a slow path for huge x. Beyond that
-    range, aliased a thousand times over, the values are only bounded.
+    Cody & Waite's reduction with the polynomials of Cephes. tl.cos and tl.sin are not used: each would reduce
+    x again, and unrolls a slow branch for huge x. For |x| ≥ 1e5, where SIGReg's grid is aliased a thousand
+    times over, the values are bounded and nothing more.
     """
     quadrant = tl.floor(x * 0.6366197723675814 + 0.5)
     r = ((x - quadrant * 1.5703125) - quadrant * 4.837512969970703125e-4) - quadrant * 7.54978995489188216e-8
@@ -103,13 +106,14 @@ def _forward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr,
 ):
+    """Write the sums of one tile of x to `partial_ptr` (tiles, 2, POWERS, rows)."""
     tile = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     samples = tile * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
     inside = (rows < row_count)[:, None] & (samples < sample_count)[None, :]
     offsets = rows[:, None] * stride_row + samples[None, :] * stride_sample
     phase = spacing * tl.load(x_ptr + offsets, mask=inside, other=0.0)
-    # Outside the sample cos is set to 0; sin is 0 there already, and so are all their powers.
+    # Elements outside x must add nothing: sin is 0 there already, cos has to be set to 0.
     cos1, sin1 = _cos_sin(phase)
     cos1 = tl.where(inside, cos1, 0.0)
     cos = cos1
@@ -139,6 +143,7 @@ def _backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_SAMPLES: tl.constexpr,
 ):
+    """Write the gradient of one tile of x, by Horner's rule from the last knot to the first."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     samples = tl.program_id(1).to(tl.int64) * BLOCK_SAMPLES + tl.arange(0, BLOCK_SAMPLES)
     inside = (rows < row_count)[:, None] & (samples < sample_count)[None, :]

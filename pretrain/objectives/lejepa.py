@@ -1,4 +1,7 @@
-"""LeJEPA (Balestriero & LeCun 2025, arXiv:2511.08544): views agree, and each is an isotropic Gaussian."""
+"""LeJEPA's loss: views of an image agree, and the embeddings of each view are an isotropic Gaussian.
+
+Balestriero & LeCun 2025, arXiv:2511.08544.
+"""
 
 from typing import Literal
 
@@ -21,12 +24,13 @@ def lejepa_loss(
     directions: Tensor | None = None,
     center: Center = "global",
 ) -> dict[str, Tensor]:
-    """(1 - weight) · prediction + weight · SIGReg(z), exact for the batch of all ranks.
+    """Return (1 - weight) · prediction + weight · SIGReg(z) and its parts, exact for the batch of all ranks.
 
-    `z` is (V views, N images of this rank, K), its first `n_global` views the global ones. `prediction`
-    is the mean over views, images and dimensions of the squared distance to the image's centre, the mean
-    of its global views (`center="all"`: of all its views). There is no stop-gradient. Returns the scalars
-    `loss`, `prediction` and `sigreg`, equal on all ranks.
+    `z` is (V views, N images of this rank, K); its first `n_global` views are the global ones. `prediction`
+    is the mean, over views, images and dimensions, of the squared distance to the centre of the image: the
+    mean of its global views, or of all its views with `center="all"`. No gradient is stopped. Returns the
+    scalars `loss`, `prediction` and `sigreg`, equal on all ranks. Raises `UserError` for an impossible
+    `n_global` or `center`.
     """
     z = as_statistic_dtype(z)
     prediction = prediction_error(z, n_global, center)
@@ -39,7 +43,7 @@ def lejepa_loss(
 
 
 def prediction_error(z: Tensor, n_global: int, center: Center = "global") -> Tensor:
-    """The mean squared distance of the views `z` (V, N, K) to their image's centre, over all ranks."""
+    """Return the mean squared distance of views `z` (V, N, K) of all ranks to the centre of their image."""
     views, _, width = z.shape
     if not 1 <= n_global <= views:
         raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")

@@ -135,8 +135,9 @@ def statistic_from_sums(sums: Tensor, count: Tensor | int, t_max: float, knots: 
 
 
 def null_mean(t_max: float = 3.0, knots: int = 17) -> float:
-    """Return E[T] on this grid for samples of N(0, 1), for any N. The exact integral gives √(2π)(1 - 1/√3) ≈
-    1.0594.
+    """Return E[T] on this grid for samples of N(0, 1), which does not depend on their number.
+
+    The exact integral is √(2π)(1 - 1/√3) ≈ 1.0594.
     """
     check_grid(t_max, knots)
     t, weights = quadrature(t_max, knots)
@@ -144,8 +145,7 @@ def null_mean(t_max: float = 3.0, knots: int = 17) -> float:
 
 
 def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
-    """Return the share of the projections `x` (any shape), on all ranks, that exceed half the period of the
-    grid.
+    """Return the share of the projections `x` (any shape), on all ranks, that are too large for the grid.
 
     The knots have the spacing dt, so a value and the same value plus 2π/dt give the same statistic. Values
     beyond π/dt therefore look like values near 0. With a share above 0, statistic and gradient are not to be
@@ -157,9 +157,7 @@ def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
 
 
 def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
-    """Return the knots t > 0 and the weights of ∫ · e^{-t²/2} dt over [-t_max, t_max], (knots - 1,) each,
-    float64.
-    """
+    """Return knots t > 0 and weights of ∫ · e^{-t²/2} dt over [-t_max, t_max], float64 (knots - 1,) each."""
     spacing = t_max / (knots - 1)
     t = spacing * torch.arange(1, knots, dtype=torch.float64)
     weights = torch.full_like(t, 2 * spacing)

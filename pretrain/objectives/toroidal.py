@@ -1,8 +1,8 @@
-"""Two ways to a torus: a covariance laid out on a grid torus, and angles uniform on the flat torus T^m.
+"""Two objectives with tori: a covariance laid out on a grid torus, and angles uniform on the flat torus T^m.
 
-The covariance form shapes second moments only; it neither makes the embedding cloud a torus nor forbids
-a low rank (`toroidal_covariance` says what costs nothing). The angles form is to the torus what SIGReg is
-to the Gaussian: a test of the whole distribution, by Weyl's criterion.
+The first shapes second moments only. It does not make the embedding a torus and does not forbid a low rank;
+`toroidal_covariance` says what costs nothing. The second tests the whole distribution of angles, by Weyl's
+criterion, as SIGReg tests for a Gaussian.
 """
 
 from functools import lru_cache
@@ -18,24 +18,25 @@ from pretrain.objectives.batch import as_statistic_dtype, covariance, sample_cou
 
 Weighting = Literal["distance", "laplacian", "heat"]
 
-# A shorter pair has no direction: its angle is 0 and no gradient flows, instead of one of size 1/length.
+# A shorter pair is taken to have no direction, as the gradient of its angle would be as large as 1/length.
 SHORTEST_PAIR = 1e-6
 
 
 def toroidal_covariance(
     z: Tensor, grid_size: int, weighting: Weighting = "distance", time: float = 1.0
 ) -> Tensor:
-    """The penalty of the covariance C of `z` (B, D), all ranks' rows, on an N × N torus of dimensions.
+    """Return a penalty on the covariance C of `z` (B, D), whose dimensions are laid out on an N × N torus.
 
-    Dimension d sits at site d mod N². With P = D(D - 1):
+    The rows are those of all ranks. Dimension d lies at site d mod N². With P = D(D - 1), the penalty for
+    each `weighting` is:
 
-    - `distance`: Σ_{i≠j} W_ij C_ij² / P, W the wrapped Manhattan distance over its maximum (Cormier 2026,
-      toroidal JEPA). Copies of a dimension at its own site cost nothing.
-    - `laplacian`: the same with W = |L|, its off-diagonal scaled to mean 1. A rank-2 checkerboard costs
-      nothing at D = N², N even.
-    - `heat`: ‖C - C*‖² / P with C* = e^{-time·L} at unit diagonal, whose optimum is C* itself.
+    - `distance`: Σ_{i≠j} W_ij C_ij² / P, where W is the wrapped Manhattan distance divided by its maximum
+      (Cormier 2026, toroidal JEPA). Copies of a dimension at its own site cost nothing.
+    - `laplacian`: the same with W = |L|, the off-diagonal part scaled to mean 1. A checkerboard of rank 2
+      costs nothing if D = N² and N is even.
+    - `heat`: ‖C - C*‖² / P with C* = e^{-time·L} scaled to unit diagonal. Its minimum is C = C*.
 
-    Returns a scalar, equal on all ranks. Raises `UserError` where the grid has more sites than D.
+    Returns a scalar, equal on all ranks. Raises `UserError` for a grid with more sites than D.
     """
     width = z.shape[-1]
     if weighting not in ("distance", "laplacian", "heat"):
@@ -52,13 +53,13 @@ def toroidal_covariance(
     return cost.sum() / (width * (width - 1))
 
 
-# Built once outside inference mode, whose tensors could not serve a training step later.
+# Tensors made in inference mode could not be used in a training step later.
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _goal(
     width: int, grid_size: int, weighting: Weighting, time: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The target C* of `heat`, or the weights of the others with a zero diagonal, as (D, D)."""
+    """Return (D, D): the target C* for `heat`, otherwise the weights W with a zero diagonal."""
     if weighting == "heat":
         sites = torus.heat_kernel(grid_size, time)
     elif weighting == "distance":
@@ -67,7 +68,7 @@ def _goal(
     else:
         sites = torus.laplacian(grid_size).abs()
         own = torch.diag(sites.diagonal())
-        # As published, two dimensions of one site keep the diagonal's 4, unscaled.
+        # As published, two dimensions at one site have the weight 4 of the diagonal, unscaled.
         sites = own + (sites - own) * (sites.numel() - len(sites)) / (sites - own).sum()
     site = torch.arange(width) % grid_size**2
     matrix = sites[site[:, None], site]
@@ -75,9 +76,9 @@ def _goal(
 
 
 def angles_from_pairs(pairs: Tensor) -> Tensor:
-    """The angles (…, m) in (-π, π] of the pairs (…, m, 2), in float32 (float64 stays).
+    """Return the angles (…, m) in (-π, π] of the pairs (…, m, 2), in float32 (float64 stays).
 
-    A pair shorter than 1e-6 has angle 0 and no gradient.
+    A pair shorter than 1e-6 has angle 0 and no gradient. Raises `ValueError` for a wrong shape.
     """
     if pairs.ndim < 2 or pairs.shape[-1] != 2:
         raise ValueError(f"pairs must be (…, m, 2), not {tuple(pairs.shape)}")
@@ -87,11 +88,12 @@ def angles_from_pairs(pairs: Tensor) -> Tensor:
 
 
 def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
-    """U = N Σ_k w_k |mean_j e^{i k·θ_j}|² of `angles` (N, m), all ranks' rows; N their global count.
+    """Return U = N Σ_k w_k |mean_j e^{i k·θ_j}|² for the angles (N, m) of all ranks.
 
-    A Sobolev test of uniformity on T^m (Giné 1975) with the weights of `torus_frequencies`: uniform iff
-    every Fourier coefficient vanishes. `frequencies` (F, m) are integers, none of them zero, `weights`
-    (F,). Under uniformity E[U] = Σ w_k, whatever N. Returns a scalar, equal on all ranks.
+    A Sobolev test of uniformity on T^m (Giné 1975): a distribution is uniform if and only if all its Fourier
+    coefficients vanish. N is the global count. `frequencies` (F, m) are integers, none of them all zero;
+    `weights` is (F,), see `torus_frequencies`. Under uniformity E[U] = Σ w_k for any N. Returns a scalar,
+    equal on all ranks.
     """
     if angles.ndim != 2:
         raise ValueError(f"angles must be (samples, m), not {tuple(angles.shape)}")
@@ -99,10 +101,11 @@ def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Te
 
 
 def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
-    """The mean over views and images of Σ_i (1 - cos(θ_i - μ_i)), `angles` being (V, N, m).
+    """Return the mean over views and images of Σ_i (1 - cos(θ_i - μ_i)) for `angles` (V, N, m).
 
-    μ is the circular mean of an image's first `n_global` views. Where these cancel there is no mean, and
-    that angle counts 1 with no gradient.
+    μ is the circular mean of the image's first `n_global` views. Where these cancel there is no mean: that
+    angle counts 1 and has no gradient. The mean is over the images of all ranks. Raises `UserError` for an
+    impossible `n_global`.
     """
     views = angles.shape[0]
     if not 1 <= n_global <= views:
@@ -121,10 +124,10 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
 def toroidal_lejepa(
     angles: Tensor, n_global: int, weight: float, frequencies: Tensor, weights: Tensor
 ) -> dict[str, Tensor]:
-    """(1 - weight) · torus_prediction + weight · uniformity, the latter a mean over the views' own tests.
+    """Return (1 - weight) · prediction + weight · uniformity, the mean of one test for each view.
 
     `angles` is (V views, N images of this rank, m). Returns the scalars `loss`, `prediction` and
-    `uniformity`, equal on all ranks.
+    `uniformity`, equal on all ranks. Raises `ValueError` for a wrong shape.
     """
     if angles.ndim != 3:
         raise ValueError(f"angles must be (views, images, m), not {tuple(angles.shape)}")
@@ -138,13 +141,13 @@ def toroidal_lejepa(
 
 
 def _uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
-    """The mean over the views of `angles` (V, N, m) of their statistics U."""
+    """Return the mean over views of the statistics U of `angles` (V, N, m)."""
     if frequencies.is_floating_point() or frequencies.shape != (len(weights), angles.shape[-1]):
         raise ValueError(
             f"frequencies must be integers ({len(weights)}, {angles.shape[-1]}),"
             f" not {frequencies.dtype} {tuple(frequencies.shape)}"
         )
-    # On an accelerator the look would make it wait, so there the caller's word is taken.
+    # Not checked on an accelerator, which would have to wait for the answer.
     if frequencies.device.type == "cpu" and not frequencies.any(dim=1).all():
         raise ValueError("a frequency is all zeros: its coefficient is 1 whatever the angles; leave it out")
     count = sample_count(angles, 1)

@@ -1,9 +1,9 @@
-"""Univariate tests of N(0, 1) by name, to stand in for Epps-Pulley's inside the slices.
+"""Univariate tests of N(0, 1), by name, that SIGReg can use instead of Epps-Pulley.
 
-Each takes this rank's rows `x` (N, S) and returns the statistic (S,) of all ranks' rows, differentiable
-and in float32 (float64 stays); small values speak for N(0, 1), and N is the global count throughout.
-`x_(i)` is the i-th smallest, Φ the normal distribution function. `null_mean` gives what to expect under
-N(0, 1). Shapiro-Wilk and Jarque-Bera ignore location and scale, so they do not forbid collapse.
+Each test takes this rank's rows `x` (N, S) and returns the statistic (S,) of the rows of all ranks,
+differentiable, in float32 (float64 stays). Small values mean close to N(0, 1). N is the global count, x_(i)
+the i-th smallest value, Φ the normal distribution function. `null_mean` gives the mean under N(0, 1).
+Shapiro-Wilk and Jarque-Bera ignore location and scale, so alone they do not prevent collapse.
 """
 
 import math
@@ -15,12 +15,15 @@ from torch import Tensor
 from pretrain.distributed import gather_over_ranks, sum_over_ranks
 from pretrain.objectives.batch import as_statistic_dtype, sample_count
 
-# A variance below this counts as none.
+# A smaller variance is taken to be 0.
 SMALLEST_VARIANCE = 1e-12
 
 
 def anderson_darling(x: Tensor) -> Tensor:
-    """A² = -N - (1/N) Σ_i (2i - 1) [log Φ(x_(i)) + log(1 - Φ(x_(N+1-i)))] (Anderson & Darling 1954)."""
+    """Return A² = -N - (1/N) Σ_i (2i - 1) [log Φ(x_(i)) + log(1 - Φ(x_(N+1-i)))].
+
+    Anderson & Darling 1954.
+    """
     x = _sorted(x)
     count = len(x)
     log_below = torch.special.log_ndtr(x)
@@ -30,21 +33,21 @@ def anderson_darling(x: Tensor) -> Tensor:
 
 
 def cramer_von_mises(x: Tensor) -> Tensor:
-    """W² = 1/(12N) + Σ_i ((2i - 1)/(2N) - Φ(x_(i)))² (Cramér 1928, von Mises 1931)."""
+    """Return W² = 1/(12N) + Σ_i ((2i - 1)/(2N) - Φ(x_(i)))² (Cramér 1928, von Mises 1931)."""
     return _distance_to_normal(_sorted(x))
 
 
 def watson(x: Tensor) -> Tensor:
-    """U² = W² - N (mean Φ(x) - 1/2)², Cramér-von Mises made invariant on the circle (Watson 1961)."""
+    """Return U² = W² - N (mean Φ(x) - 1/2)², where W² is `cramer_von_mises` (Watson 1961)."""
     x = _sorted(x)
     return _distance_to_normal(x) - len(x) * (torch.special.ndtr(x).mean(0) - 0.5).square()
 
 
 def shapiro_wilk(x: Tensor) -> Tensor:
-    """N(1 - W), W = (Σ_i a_i x_(i))² / Σ_i (x_i - x̄)², for at least 3 samples (Shapiro & Wilk 1965).
+    """Return N(1 - W) with W = (Σ_i a_i x_(i))² / Σ_i (x_i - x̄)² (Shapiro & Wilk 1965).
 
-    The coefficients a are Royston's approximation (1992, as in algorithm AS R94). A sample without
-    variance has W = 0.
+    The coefficients a are Royston's approximation (1992, algorithm AS R94). A sample without variance has W =
+    0. Raises `ValueError` for fewer than 3 samples.
     """
     x = _sorted(x)
     count = len(x)
@@ -59,9 +62,9 @@ def shapiro_wilk(x: Tensor) -> Tensor:
 
 
 def jarque_bera(x: Tensor) -> Tensor:
-    """N/6 · (g² + (κ - 3)²/4), g and κ the sample's skewness and kurtosis (Jarque & Bera 1980).
+    """Return N/6 · (g² + (κ - 3)²/4), with the sample's skewness g and kurtosis κ (Jarque & Bera 1980).
 
-    Moments are over N. A sample without variance counts as g = κ = 0.
+    Moments are divided by N. A sample without variance counts as g = κ = 0.
     """
     count, _, variance, third, fourth = _central_moments(x)
     variance = variance.clamp(min=SMALLEST_VARIANCE)
@@ -71,9 +74,9 @@ def jarque_bera(x: Tensor) -> Tensor:
 
 
 def extended_jarque_bera(x: Tensor) -> Tensor:
-    """Jarque-Bera plus N x̄² + (N - 1)(s² - 1)²/2, so that mean 0 and variance 1 are asked for too.
+    """Return Jarque-Bera + N x̄² + (N - 1)(s² - 1)²/2, which also tests for mean 0 and variance 1.
 
-    s² is the variance over N - 1; a single sample has none, and that term is 0.
+    s² is the variance divided by N - 1. A single sample has none, and that term is 0.
     """
     count, mean, variance, _, _ = _central_moments(x)
     unbiased = variance * count / (count - 1).clamp(min=1)
@@ -81,7 +84,7 @@ def extended_jarque_bera(x: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> Tensor:
-    """N Σ_{k=1}^4 (mean xᵏ - E Zᵏ)² / Var Zᵏ: the first four moments, each scaled to mean 1 under N(0, 1)."""
+    """Return N Σ_{k=1}^4 (mean xᵏ - E Zᵏ)² / Var Zᵏ for Z ~ N(0, 1); each of the four terms has mean 1."""
     count = sample_count(x)
     x = as_statistic_dtype(x)
     means = sum_over_ranks(torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)])) / count
@@ -102,10 +105,10 @@ TESTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def null_mean(test: str, samples: int) -> float:
-    """The mean of a test's statistic over `samples` draws of N(0, 1).
+    """Return the mean of a test's statistic over `samples` draws of N(0, 1).
 
-    Exact, except for Shapiro-Wilk: there it is that of Royston's log-normal approximation to 1 - W (1992),
-    made for 12 to 2000 samples.
+    Exact, except for Shapiro-Wilk: it uses Royston's log-normal approximation of 1 - W (1992), which was made
+    for 12 to 2000 samples.
     """
     n = samples
     if test == "shapiro_wilk":
@@ -113,7 +116,7 @@ def null_mean(test: str, samples: int) -> float:
         mean = 0.0038915 * log**3 - 0.083751 * log**2 - 0.31082 * log - 1.5861
         deviation = math.exp(0.0030302 * log**2 - 0.082676 * log - 0.4803)
         return n * math.exp(mean + deviation**2 / 2)
-    # Fisher 1930: moments of skewness and kurtosis in normal samples.
+    # Moments of skewness and kurtosis of normal samples: Fisher 1930.
     skewness = 6 * (n - 2) / ((n + 1) * (n + 3))
     kurtosis = 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5)) + (6 / (n + 1)) ** 2
     bera = n / 6 * (skewness + kurtosis / 4)
@@ -128,21 +131,24 @@ def null_mean(test: str, samples: int) -> float:
 
 
 def _sorted(x: Tensor) -> Tensor:
+    """Return the rows of all ranks, each column sorted."""
     sample_count(x)
     return gather_over_ranks(as_statistic_dtype(x)).sort(dim=0).values
 
 
 def _distance_to_normal(x: Tensor) -> Tensor:
+    """Return the Cramér-von Mises statistic of sorted columns."""
     count = len(x)
     return 1 / (12 * count) + ((2 * _ranks(x) - 1) / (2 * count) - torch.special.ndtr(x)).square().sum(0)
 
 
 def _ranks(x: Tensor) -> Tensor:
+    """Return 1 … N as a column (N, 1)."""
     return torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)[:, None]
 
 
 def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Count, mean and the central moments 2, 3, 4 over N, of all ranks' rows."""
+    """Return count, mean and the central moments 2, 3 and 4, divided by N, of the rows of all ranks."""
     count = sample_count(x)
     x = as_statistic_dtype(x)
     mean = sum_over_ranks(x.sum(0)) / count
@@ -153,7 +159,7 @@ def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _royston_coefficients(count: int) -> Tensor:
-    """The Shapiro-Wilk coefficients a (count,) in float64, antisymmetric and of unit length."""
+    """Return the Shapiro-Wilk coefficients a (count,) in float64, antisymmetric and of length 1."""
     ranks = torch.arange(1, count + 1, dtype=torch.float64)
     scores = torch.special.ndtri((ranks - 0.375) / (count + 0.25))
     square = scores @ scores
@@ -174,4 +180,5 @@ def _royston_coefficients(count: int) -> Tensor:
 
 
 def _polynomial(u: float, *coefficients: float) -> float:
+    """Return Σ_i c_i u^i for i = 1, 2, …."""
     return sum(c * u ** (i + 1) for i, c in enumerate(coefficients))

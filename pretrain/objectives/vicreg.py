@@ -1,7 +1,7 @@
-"""VICReg (Bardes, Ponce & LeCun 2022, arXiv:2105.04906) in its joint-embedding predictive form.
+"""VICReg (Bardes, Ponce & LeCun 2022, arXiv:2105.04906) with a predictor and a target network.
 
-A predictor's output meets the output of an exponential-moving-average encoder; variance and covariance
-of the online embedding keep it from collapsing.
+The output of a predictor is compared with the output of a target network, whose weights are a moving average;
+variance and covariance of the embedding prevent collapse.
 """
 
 import torch
@@ -18,11 +18,12 @@ def vicreg_loss(
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """prediction + variance_weight · variance + covariance_weight · covariance, exact for all ranks' batch.
+    """Return VICReg's loss and its parts, exact for the batch of all ranks.
 
-    `prediction` and `target` are (B, D), this rank's rows; no gradient flows into `target`. `embedding`
-    (B, D') is what variance and covariance are asked of. Returns the scalars `loss`, `prediction`,
-    `variance` and `covariance`, equal on all ranks.
+    The loss is prediction + variance_weight · variance + covariance_weight · covariance. `prediction` and
+    `target` are this rank's rows (B, D); no gradient flows into `target`. Variance and covariance are those
+    of `embedding` (B, D'). Returns the scalars `loss`, `prediction`, `variance` and `covariance`, equal on
+    all ranks. Raises `ValueError` for shapes that do not fit.
     """
     error = mean_squared_error(prediction, target)
     matrix = covariance(embedding)
@@ -37,7 +38,7 @@ def vicreg_loss(
 
 
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean over all ranks' rows and dimensions of (prediction - target)², the target held fixed."""
+    """Return the mean of (prediction - target)² over all ranks' rows and dimensions; `target` is constant."""
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
@@ -47,11 +48,11 @@ def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def variance_hinge(matrix: Tensor) -> Tensor:
-    """mean_d relu(1 - √(C_dd + 1e-4)) of a covariance matrix (D, D): every dimension wants unit variance."""
+    """Return mean_d relu(1 - √(C_dd + 1e-4)) of a covariance matrix (D, D): 0 once each variance is 1."""
     return torch.relu(1 - (matrix.diagonal() + 1e-4).sqrt()).mean()
 
 
 def covariance_penalty(matrix: Tensor) -> Tensor:
-    """Σ_{i≠j} C_ij² / (D(D - 1)) of a covariance matrix (D, D); zero for D = 1."""
+    """Return Σ_{i≠j} C_ij² / (D(D - 1)) of a covariance matrix (D, D); 0 for D = 1."""
     width = len(matrix)
     return (matrix - torch.diag(matrix.diagonal())).square().sum() / max(1, width * (width - 1))
