@@ -1,1 +1,1 @@
-"""What a run costs before it is started: FLOPs, memory, hours."""
+"""Estimate what a run costs before it starts: FLOPs, memory, hours, and advice when memory is too small."""

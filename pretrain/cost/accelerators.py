@@ -1,4 +1,4 @@
-"""What an accelerator can do at most: its peak arithmetic and its memory, by name."""
+"""Peak arithmetic and memory of accelerators, by name."""
 
 import functools
 import os
@@ -19,16 +19,17 @@ class Accelerator(NamedTuple):
     bf16: float
     """FLOP/s of dense bf16 matrix products with fp32 sums, as the maker states them."""
     fp32: float
-    """FLOP/s in fp32 proper; TF32 is not used."""
+    """FLOP/s in fp32 without TF32, which is not used."""
     memory: float
     """Bytes that a process can allocate."""
 
     def peak(self, precision: str) -> float:
+        """Return the peak in FLOP/s for "bf16" or "fp32"."""
         return self.bf16 if precision == "bf16" else self.fp32
 
 
 GIB = 2**30
-# In the order in which a device's name is looked up: the more special one first.
+# Names are looked up in this order, so the longer name comes first.
 KNOWN = {
     "h100-pcie": Accelerator("NVIDIA H100 PCIe", 756e12, 51e12, 79 * GIB),
     "h100": Accelerator("NVIDIA H100 SXM", 989e12, 67e12, 79 * GIB),
@@ -41,7 +42,10 @@ KNOWN = {
 
 @functools.cache
 def accelerator(name: str, processes: int) -> Accelerator:
-    """The one called `name`; `cpu` is this machine, shared by `processes`, its peak measured now."""
+    """Return an accelerator by its name in the table, or this machine's share for one of `processes` ("cpu").
+
+    The peak of CPUs is measured now. Raises `UserError` for an unknown name.
+    """
     if name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         bf16, fp32 = (measured_peak(dtype) / processes for dtype in (torch.bfloat16, torch.float32))
@@ -52,9 +56,9 @@ def accelerator(name: str, processes: int) -> Accelerator:
 
 
 def detect(device_name: str) -> Accelerator | None:
-    """The accelerator that `torch.cuda.get_device_name()` names, if it is a known one."""
+    """Return the known accelerator that `torch.cuda.get_device_name()` names, or None."""
     words = device_name.lower().replace("-", " ").split()
-    return next((found for key, found in KNOWN.items() if set(key.split("-")) <= set(words)), None)
+    return next((known for key, known in KNOWN.items() if set(key.split("-")) <= set(words)), None)
 
 
 def plans_bf16(engine: EngineConfig, device: str) -> bool:
@@ -64,7 +68,7 @@ def plans_bf16(engine: EngineConfig, device: str) -> bool:
 
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a square matrix product on this machine's CPUs, the best of some."""
+    """Measure FLOP/s of a square matrix product on this machine's CPUs, the best of three."""
     a, b = (torch.ones(size, size, dtype=dtype) for _ in range(2))
     a @ b
     seconds = []

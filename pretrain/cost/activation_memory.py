@@ -1,8 +1,8 @@
-"""What a step holds in memory beside the model's state: measured, on tensors with shapes but no bytes.
+"""Measure the memory that a step needs beside the model's state, on tensors with shapes but no bytes.
 
-The encoder that would train runs forward and backward on fake tensors, with its precision, its activation
-checkpointing and its micro-batch, while every storage is followed from its birth to its end. So what timm
-and autograd keep need not be written down here, and does not go stale.
+The encoder runs forward and backward on fake tensors, with its precision, activation checkpointing and
+micro-batch, while every storage is followed from its creation to its end. So nothing about timm and autograd
+is written down here that could become wrong.
 """
 
 import functools
@@ -32,15 +32,16 @@ CAST = torch.ops.aten._to_copy.default
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that are made within it: bytes alive by label, and that at each phase's peak.
+    """Count the bytes of storages that are created inside this mode: alive now, and at each phase's peak.
 
-    Views of tensors that were there before are none; those have to be named.
+    Storages that existed before have to be named, as views of them are not new.
     """
 
     def __init__(self, there_before: Iterable[Tensor]) -> None:
+        """Start counting; the storages of the tensors `there_before` are left out."""
         super().__init__()
         self.label = self.phase = ""
-        """Storages made from now on are counted as `label`; parameters' copies are "weight copies"."""
+        # Storages created from now on are counted under `label`, but copies of parameters as "weight copies".
         self.alive: Counter[str] = Counter()
         self.peaks: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._known = {tensor.untyped_storage()._cdata: ("", 0) for tensor in there_before}
@@ -56,11 +57,11 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def begin(self, phase: str) -> None:
-        """Count peaks as those of another phase from now on."""
+        """Begin another phase, with a peak of its own."""
         self.phase = phase
 
     def relabel(self, tensor: Tensor, label: str) -> None:
-        """Count a tensor that was made here as something else from now on."""
+        """Count a tensor that was created inside under another label from now on."""
         key = tensor.untyped_storage()._cdata
         old, size = self._known[key]
         self._known[key] = label, size
@@ -90,12 +91,12 @@ def encoder_footprint(
     bf16: bool,
     gradients_made: float,
 ) -> dict[str, float]:
-    """Bytes at the peak of an encoder's forward and backward pass on a micro-batch of `images`, by part.
+    """Return the bytes at the peak of an encoder's forward and backward pass on a micro-batch, by part.
 
-    `views` are (views, size in pixels) of each size. Parts: activations, weight copies (casts to bf16 that
-    autocast makes), workspace (of the backward pass, with what it recomputes and gradients that wait for
-    another view's) and gradients: the share of them, `gradients_made`, that the backward pass makes and
-    leaves on this rank. `device` is "cuda" or "cpu".
+    `views` are (views, size in pixels) for each size; the micro-batch has `images` images. Parts:
+    activations; weight copies, i.e. autocast's casts to bf16; workspace of the backward pass, with what it
+    recomputes and gradients that wait for those of another view; gradients, of which the share
+    `gradients_made` is made during the backward pass and stays on this rank. `device` is "cuda" or "cpu".
     """
     setting = _Setting(
         views=tuple(views),
@@ -116,12 +117,12 @@ def encoder_footprint(
 
 
 def gathers_in_bf16(engine: EngineConfig) -> bool:
-    """Whether the engine gathers matrices in bf16 for a step in bf16; others are cast by autocast."""
+    """Return whether the engine gathers matrices in bf16, in a bf16 run; otherwise autocast casts them."""
     return engine.kind == "fsdp" and hasattr(MixedPrecisionPolicy, "param_dtype_override_fn")
 
 
 class _Setting(NamedTuple):
-    """All that the memory of a pass depends on beside the encoder."""
+    """Everything beside the encoder that the memory of a pass depends on."""
 
     views: tuple[tuple[int, int], ...]
     channels: int
@@ -136,6 +137,8 @@ class _Setting(NamedTuple):
 
 @functools.cache
 def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[str, str], float]:
+    """Measure bytes by (phase, part); `kwargs` is JSON, so that results can be cached."""
+
     def measure(kwargs: dict[str, Any]) -> dict[tuple[str, str], float]:
         with torch.device("meta"):
             timm_model = create(name, kwargs)
@@ -152,7 +155,7 @@ def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[st
 
 
 def _without_bytes(encoder: nn.Module, matrices_in_bf16: bool) -> None:
-    """Put fake tensors in the place of parameters and buffers."""
+    """Replace parameters and buffers by fake tensors."""
     for module in encoder.modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
@@ -165,10 +168,10 @@ def _without_bytes(encoder: nn.Module, matrices_in_bf16: bool) -> None:
 
 
 def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple[str, str], float]:
-    """What `step.accumulated_backward` does with one micro-batch: bytes by phase and part.
+    """Do what `step.accumulated_backward` does with one micro-batch; return bytes by phase and part.
 
-    Phases are the forward pass and, for each size of views, the backward passes of the last block, of those
-    between, and of the first two. In each of them the most that is alive is linear in the number of blocks.
+    Phases are the forward pass and, for each size of views, the backward passes of the last block, of the
+    blocks between, and of the first two. In each phase the peak is linear in the number of blocks.
     """
     pixels = []
     for count, size in setting.views:
@@ -177,7 +180,7 @@ def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple
     keys = torch.empty(sum(count for count, _ in setting.views), setting.images, dtype=torch.int64)
     with LiveBytes([*encoder.parameters(), *encoder.buffers(), *pixels, keys]) as live:
         for parameter in encoder.parameters():
-            # Gradients in buckets or shards that are always there are counted apart.
+            # Gradients in buckets or shards that exist all the time are counted elsewhere.
             keep = functools.partial(_keep_gradient, live) if setting.keep_gradients else _drop_gradient
             parameter.register_post_accumulate_grad_hook(keep)
         each = blocks(encoder.encoder)
@@ -185,7 +188,7 @@ def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple
             name = {0: "first", 1: "second"}.get(place, f"last but {len(each) - 1 - place}")
             each[place].register_forward_hook(functools.partial(_mark_backward, live, name))
         live.phase, live.label = "forward", "activations"
-        # Recomputed blocks must not find casts of an earlier pass in autocast's cache.
+        # Recomputed blocks must not use casts of an earlier pass in autocast's cache.
         cached = setting.checkpointing != "selective"
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16, cache_enabled=cached):
             embeddings = encoder(pixels, keys)
@@ -195,18 +198,20 @@ def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple
 
 
 def _mark_backward(live: LiveBytes, block: str, module: nn.Module, _: Any, output: Any) -> None:
-    """Let a phase begin when the gradient arrives at this block's output."""
+    """Begin a phase when the gradient arrives at this block's output."""
     if isinstance(output, Tensor) and output.requires_grad:
         phase = f"backward from {block} block, {tuple(output.shape)}"
-        output.register_hook(lambda _: live.begin(phase))  # must not hold the output
+        output.register_hook(lambda _: live.begin(phase))  # a reference to the output would keep it alive
 
 
 def _keep_gradient(live: LiveBytes, parameter: Tensor) -> None:
+    """Count a gradient as such."""
     assert parameter.grad is not None
     live.relabel(parameter.grad, "gradients")
 
 
 def _drop_gradient(parameter: Tensor) -> None:
+    """Free a gradient that is counted elsewhere."""
     parameter.grad = None
 
 
@@ -214,10 +219,11 @@ def _drop_gradient(parameter: Tensor) -> None:
 def head_footprint(
     objective: str, width: int, n_global: int, views: int, images: int, bf16: bool
 ) -> dict[str, float]:
-    """Bytes at the peak of the head's forward and backward pass on a rank's `images`: MLPs, and the loss.
+    """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
-    `objective` is the JSON of its configuration. Measured on a few random ones, as it is linear in their
-    number up to the 8192 a rank at which SIGReg begins to work in chunks.
+    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. The head runs on 64
+    and on 128 random images, because its memory is linear in their number up to 8192 images a rank, where
+    SIGReg begins to work in chunks.
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     few, more = 64, 128
@@ -230,7 +236,7 @@ def _measure_head(
 ) -> dict[str, float]:
     head = build_head(config, width, n_global, seed=0)
     if isinstance(sigreg := getattr(head, "sigreg", None), SIGReg):
-        sigreg.implementation = "angle"  # as frugal as the kernels for GPUs, and needs no compiler
+        sigreg.implementation = "angle"  # needs as little as the GPU's kernels, and no compiler
     for parameter in head.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     inputs = [torch.randn(views, images, width, requires_grad=True)]

@@ -1,6 +1,6 @@
-"""Measuring a deep encoder on two shallow ones: a ViT's blocks are all alike, so anything counted is linear.
+"""Measure a deep encoder by two shallow ones: a ViT's blocks are alike, so every quantity is linear in depth.
 
-That takes a fraction of the time, and with activation recomputation a small one.
+This takes a small part of the time that the whole encoder would take.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ Key = TypeVar("Key")
 def by_depth(
     measure: Callable[[dict[str, Any]], dict[Key, float]], name: str, kwargs: dict[str, Any]
 ) -> dict[Key, float]:
-    """`measure` of the encoder that timm builds of these arguments.
+    """Return `measure` of the encoder that timm builds with these arguments.
 
-    Encoders that take a `depth`, are deeper than 8 blocks, and whose parameters are linear in it, are
-    measured at 4 and at 8 blocks; others as they are.
+    An encoder that takes a `depth`, has more than 8 blocks, and whose number of parameters is linear in
+    depth, is measured at 4 and at 8 blocks; any other as it is.
     """
     few, more = SHALLOW
     depth = _depth(name, kwargs)
@@ -32,7 +32,7 @@ def by_depth(
 
 
 def _depth(name: str, kwargs: dict[str, Any]) -> int | None:
-    """The number of blocks, where the encoder is so many times the same one."""
+    """Return the number of blocks, if the encoder repeats one block so many times; otherwise None."""
     whole = _on_meta(name, kwargs)
     blocks = getattr(whole, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):
@@ -47,9 +47,11 @@ def _depth(name: str, kwargs: dict[str, Any]) -> int | None:
 
 
 def _on_meta(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build an encoder on the meta device."""
     with torch.device("meta"):
         return create(name, kwargs)
 
 
 def _size(module: nn.Module) -> int:
+    """Return the number of parameters."""
     return sum(p.numel() for p in module.parameters())

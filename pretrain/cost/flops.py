@@ -1,11 +1,11 @@
-"""How much arithmetic a training step is, counted on the meta device at the views' real sizes.
+"""Count the arithmetic of a training step, on the meta device at the real sizes of the views.
 
-What is counted: multiplications and additions of matrix products, convolutions and attention (2 each
-multiply-add), in one forward pass of a real module; nothing else is worth counting. The backward pass is
-taken as 2 × the forward, as is usual (it is less by the first layer's gradient to the pixels, which nobody
-needs). Of all that a step executes, *model* FLOPs are what the method asks for: forward, backward and the
-target network's forward. What an engine does again to save memory (activation checkpointing, exact
-accumulation's first pass) is *executed* but not of the model, so it never raises the MFU.
+Counted are matrix products, convolutions and attention in one forward pass of the real modules, a
+multiply-add as 2 FLOPs; everything else is negligible. The backward pass is taken to be 2 × the forward pass,
+as usual (it is a little less, because no gradient goes to the pixels). *Model* FLOPs are what the method asks
+for: forward, backward and the target network's forward pass. What an engine computes again to save memory
+(activation checkpointing, the first pass of exact accumulation) is *executed* but is no model FLOP, so it
+never raises the MFU.
 """
 
 import functools
@@ -27,39 +27,44 @@ from pretrain.models.encoder import create
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs of a training step, an image, that is all its views."""
+    """FLOPs of a training step for one image, i.e. for all its views."""
 
     encoder_forward: float
     projector_forward: float
     """All MLPs of the head."""
     regularizer_forward: float
-    """Matrix products of SIGReg or of covariances. Its sums of cosines are no matrix products."""
+    """Matrix products of SIGReg or of covariances. SIGReg's sums of cosines are no matrix products."""
     backward: float
-    """2 × the three above."""
+    """2 × the sum of the three above."""
     target_forward: float
-    """The target network's encoder on the global views; 0 without one."""
+    """The target network's encoder on the global views; 0 without a target network."""
     recomputed: float
-    """By activation checkpointing: the encoder's forward once more (full), or hardly anything (selective)."""
+    """Activation checkpointing: the encoder's forward pass again (full), or hardly anything (selective)."""
     accumulated: float
     """The first pass of exact accumulation, which gathers the embeddings."""
 
     @property
     def model(self) -> float:
+        """FLOPs that the method asks for."""
         forward = self.encoder_forward + self.projector_forward + self.regularizer_forward
         return forward + self.backward + self.target_forward
 
     @property
     def executed(self) -> float:
+        """FLOPs that the devices execute."""
         return self.model + self.recomputed + self.accumulated
 
 
 def flops_per_image(config: Config, encoder_kwargs: dict[str, Any], embedding_width: int) -> float:
-    """Model FLOPs of a training step an image: times images/s, over the peak, this is the MFU."""
+    """Return the model FLOPs of a training step for one image.
+
+    Times images/s, divided by the peak, they are the MFU.
+    """
     return step_flops(config, encoder_kwargs, embedding_width).model
 
 
 def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: int) -> StepFlops:
-    """FLOPs of a step of this run, an image."""
+    """Return the FLOPs of a training step of this run for one image."""
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
     sizes = tuple(r.size for r in resolutions)
@@ -83,7 +88,7 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
 
 @functools.cache
 def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...]) -> list[float]:
-    """Of the encoder on one view of each size; `kwargs` is JSON."""
+    """Count the encoder on one view of each size; `kwargs` is JSON."""
 
     def measure(kwargs: dict[str, Any]) -> dict[str, float]:
         with torch.device("meta"):
@@ -96,10 +101,10 @@ def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...])
 
 @functools.cache
 def _head_forward(objective: str, width: int, n_global: int, views: int) -> tuple[float, float]:
-    """Of the head on one image's embeddings: its MLPs, and all else. `objective` is JSON."""
+    """Count the head on the embeddings of one image: its MLPs, and everything else. `objective` is JSON."""
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     head = build_head(config, width, n_global, seed=0)
-    images = 8  # some statistics need a few
+    images = 8  # some statistics need several images
     inputs = [torch.zeros(views, images, width)]
     if config.kind == "jepa":
         inputs.append(torch.zeros(n_global, images, config.projector.width))
@@ -108,12 +113,13 @@ def _head_forward(objective: str, width: int, n_global: int, views: int) -> tupl
 
 
 def linear_flops(module: nn.Module) -> float:
-    """Of all linear layers in `module`, for one vector."""
+    """Return the FLOPs of all linear layers in `module` for one vector."""
     return sum(2.0 * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
 @torch.no_grad()
 def _count(forward: Callable[[], Any]) -> float:
+    """Return the FLOPs of a call."""
     with FlopCounterMode(display=False) as counter:
         forward()
     return counter.get_total_flops()

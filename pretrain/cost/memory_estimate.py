@@ -1,8 +1,8 @@
-"""Memory of one rank at the peak of a step, by part, for an engine, its sharding and a number of ranks.
+"""Estimate the memory of one rank at the peak of a step, by part, for an engine and a number of ranks.
 
-What depends on the architecture is measured (`pretrain.cost.activation_memory`); the rest is arithmetic on
-numbers of parameters. Parameters, gradients and AdamW's two moments are fp32 for every engine, 16 bytes a
-parameter.
+What depends on the architecture is measured (`pretrain.cost.activation_memory`); everything else is
+arithmetic on numbers of parameters. Parameters, gradients and AdamW's two moments are fp32 in every engine:
+16 bytes a parameter.
 """
 
 from dataclasses import dataclass
@@ -19,32 +19,35 @@ from pretrain.preflight import Model
 
 FP32, BF16 = 4, 2
 GIB = 2**30
-# The CUDA context, NCCL and cuBLAS on a GPU, torch itself on a CPU; and what an allocator wastes.
+# Assumed, not measured: the CUDA context, NCCL and cuBLAS on a GPU, or torch itself on a CPU; and the share
+# that an allocator wastes.
 RUNTIME = {"cuda": 1.5 * GIB, "cpu": 0.7 * GIB}
 FRAGMENTATION = {"cuda": 0.05, "cpu": 0.0}
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters; those of the target network are no trained ones."""
+    """Numbers of parameters; those of the target network are not trained."""
 
     encoder: int
     blocks: int
-    """Those of the encoder that lie in repeated blocks."""
+    """Parameters of the encoder that lie in its repeated blocks."""
     largest_block: int
     projector: int
     """All MLPs of the head."""
     target: int
-    """Encoder and projector once more, where the method has a target network."""
+    """Encoder and projector again, where the method has a target network."""
     buffers: int
-    """Bytes of buffers, of batch norm most of all."""
+    """Bytes of buffers, mostly of batch norm."""
 
     @property
     def trained(self) -> int:
+        """Number of trained parameters."""
         return self.encoder + self.projector
 
 
 def count_parameters(config: Config, model: Model) -> Parameters:
+    """Count the parameters of a run's networks; `model.encoder` is on the meta device."""
     head = build_head(config.objective, model.width, config.views.global_views, seed=0)
     each = [_count(block) for block in blocks(model.encoder)]
     encoder = _count(model.encoder)
@@ -63,14 +66,18 @@ def count_parameters(config: Config, model: Model) -> Parameters:
 def rank_memory(
     config: Config, model: Model, parameters: Parameters, ranks: int, device: str
 ) -> dict[str, float]:
-    """Bytes at the peak of a training step on one of `ranks`, by part; `device` is "cuda" or "cpu"."""
+    """Return the bytes at the peak of a training step on one of `ranks`, by part.
+
+    `device` is "cuda" or "cpu".
+    """
     engine, bf16 = config.engine, plans_bf16(config.engine, device)
-    images = -(-config.data.batch_size // ranks)  # of the rank with most
+    images = -(-config.data.batch_size // ranks)  # on the rank with the most
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
     pixels = images * config.data.channels * sum(r.views * r.size**2 for r in resolutions)
     state = state_bytes(engine, parameters, ranks)
-    # One replica alone and FSDP make gradients as the backward pass frees activations; others have room.
+    # A single replica and FSDP make gradients while the backward pass frees activations. The other engines
+    # have buffers for gradients all the time.
     made = engine.accumulation == 1 and (engine.kind == "fsdp" or (engine.kind == "ddp" and ranks == 1))
     step = encoder_footprint(
         config.encoder.name,
@@ -105,7 +112,7 @@ def rank_memory(
 
 
 def state_bytes(engine: EngineConfig, parameters: Parameters, ranks: int) -> dict[str, float]:
-    """What stays from step to step, on the device."""
+    """Return the bytes on the device that stay from step to step, by part."""
     whole, shards = FP32 * parameters.trained, engine.shard or ranks
     if engine.kind != "deepspeed":
         share = whole / (shards if engine.kind == "fsdp" else 1)
@@ -125,17 +132,17 @@ def state_bytes(engine: EngineConfig, parameters: Parameters, ranks: int) -> dic
 
 
 def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> float:
-    """Whole parameters and gradients that pass through a rank, and buffers for it."""
+    """Return the bytes of whole parameters and gradients that pass through a rank, buffers included."""
     if engine.kind == "ddp":
         return 0.0
     if engine.kind == "deepspeed":
-        # Gradients are reduced from two buckets; ZeRO-3 gathers fp32, up to its limit and a bucket ahead.
+        # Gradients are reduced from two buckets. ZeRO-3 gathers fp32 up to its limit, and one bucket ahead.
         limit = {0: 1, 1: 1, 2: 2, 3: 2 + LIVE_BUCKETS + 1}[engine.zero_stage] * ZERO_BUCKET
         return FP32 * min(limit, 3 * parameters.trained)
     gathered = BF16 if bf16 and gathers_in_bf16(engine) else FP32
     outside, largest = parameters.trained - parameters.blocks, parameters.largest_block
-    # Outside the blocks parameters stay gathered, and their gradients whole until they are reduced; a block's
-    # are gathered and reduced through two buffers each.
+    # Outside the blocks, parameters stay gathered and gradients stay whole until they are reduced. Those of a
+    # block are gathered and reduced through two buffers each.
     buffers = (gathered + FP32) * outside + 2 * (gathered + FP32) * largest
     if engine.reshard_after_forward:
         return buffers + 2 * gathered * largest  # the block at work and the next one
@@ -146,7 +153,10 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
 
 
 def checkpoint_bytes(parameters: Parameters) -> float:
-    """Of one checkpoint on disk: parameters, moments and target in DCP files, and encoder.safetensors."""
+    """Return the bytes of one checkpoint on disk.
+
+    DCP files hold parameters, moments and target; encoder.safetensors holds the encoder again.
+    """
     dcp = 3 * FP32 * parameters.trained + FP32 * parameters.target + parameters.buffers
     return dcp + FP32 * parameters.encoder
 

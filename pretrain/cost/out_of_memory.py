@@ -1,4 +1,4 @@
-"""A step that does not fit into memory: told from other errors, and what by `plan` needs less."""
+"""Recognise that a step did not fit into memory, and say what needs less, by the estimates of `plan`."""
 
 import errno
 import re
@@ -27,11 +27,15 @@ _SAID = re.compile(
 _READER = "DataLoader worker (pid"
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_LONGEST = 120  # seconds for the estimate, while the other ranks wait
+_LONGEST = 120  # seconds for the estimate, as the other ranks wait meanwhile
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, of the CPU (which torch reports as a RuntimeError), or in a process that reads data."""
+    """Return whether an error means that memory ran out.
+
+    That can be on the GPU, on the CPU, where torch raises a RuntimeError that is recognised by its text, or
+    in a process that reads data.
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):
@@ -40,9 +44,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain(error: Exception, config: Config, device: torch.device) -> UserError:
-    """Which rank it was, what it asked for, and which changes need how much by `plan`'s estimate.
+    """Return an error that names the rank, what it asked for, and the changes that need less memory.
 
-    Lets go of what the failed step held, as the estimate takes some memory too.
+    Frees what the failed step held, because the estimate needs memory too.
     """
     said = str(error)
     traceback.clear_frames(error.__traceback__)
@@ -66,7 +70,7 @@ def explain(error: Exception, config: Config, device: torch.device) -> UserError
 
 
 class Question(BaseModel):
-    """What a process of its own is asked, which has room, and no process group that other ranks are in."""
+    """Question to a separate process, which has memory left and is in no process group."""
 
     config: Config
     ranks: int
@@ -75,6 +79,7 @@ class Question(BaseModel):
 
 
 def _advice(config: Config, device: str) -> str:
+    """Ask a separate process for remedies; without an answer, name the usual ones."""
     question = Question(config=config, ranks=world_size(), device=device).model_dump_json()
     command = [sys.executable, "-m", "pretrain.cost.out_of_memory"]
     try:
@@ -88,27 +93,30 @@ def _advice(config: Config, device: str) -> str:
 
 
 def answer(question: Question) -> str:
-    """The first remedy of each kind (sharding, recomputing, more passes), and how much a rank then needs."""
+    """Return the first remedy of each kind with the memory that a rank then needs.
+
+    The kinds are sharding, recomputing and more passes.
+    """
     config, engine = question.config, question.config.engine
     now = _estimate(question, engine)
-    found: dict[tuple[str, ...], str] = {}
+    by_kind: dict[tuple[str, ...], str] = {}
     for changes, ranks in remedies(config, question.ranks):
-        if ranks != question.ranks or tuple(changes) in found:
+        if ranks != question.ranks or tuple(changes) in by_kind:
             continue
         try:
             size = _estimate(question, EngineConfig.model_validate(engine.model_dump() | changes))
-        except (ValidationError, UserError):  # what cannot go together is no remedy
+        except (ValidationError, UserError):  # settings that cannot be combined
             continue
         if size < now:
-            given = " ".join(f"engine.{key}={value}" for key, value in changes.items())
-            found[tuple(changes)] = f"{given} ({_gib(size)})"
-    if not found:
+            arguments = " ".join(f"engine.{key}={value}" for key, value in changes.items())
+            by_kind[tuple(changes)] = f"{arguments} ({_gib(size)})"
+    if not by_kind:
         return f"plan's estimate is {_gib(now)} a rank, and no engine needs less: use more ranks"
-    return f"plan's estimate is {_gib(now)} a rank; less need {', '.join(found.values())}"
+    return f"plan's estimate is {_gib(now)} a rank; less need {', '.join(by_kind.values())}"
 
 
 def _estimate(question: Question, engine: EngineConfig) -> float:
-    """Bytes of one rank at the peak of a step."""
+    """Return the bytes of one rank at the peak of a step."""
     config = question.config.model_copy(update={"engine": engine})
     model = check_model(config, question.ranks)
     parameters = count_parameters(config, model)
@@ -116,7 +124,7 @@ def _estimate(question: Question, engine: EngineConfig) -> float:
 
 
 def _capacity(device: torch.device) -> float:
-    """Bytes that this process may have."""
+    """Return the bytes that this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,7 +1,7 @@
-"""`python -m pretrain plan --config x.yaml --gpus 64 --gpu h100`: what a run costs, before it is paid.
+"""`isotorus plan --config x.yaml --gpus 64 --gpu h100`: estimate what a run costs before it starts.
 
-Nothing is trained and no data is needed: parameters, FLOPs and memory come from the model itself on the
-meta device, speed from a stated share of the accelerator's peak.
+Nothing is trained and no data is needed. Parameters, FLOPs and memory come from the model itself on the meta
+device, speed from an assumed share of the accelerator's peak.
 """
 
 import argparse
@@ -28,22 +28,22 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Speed:
-    """How long it takes at the stated share of the peak."""
+    """Duration of a run at the assumed share of the peak."""
 
     images_per_second: float
     seconds_per_step: float
     mfu: float
-    """Model FLOPs over the peak; less than the stated share where something is computed twice."""
+    """Model FLOPs as a share of the peak; less than the assumed share where something is computed twice."""
     hours: float
     gpu_hours: float
     images: int
     epochs: float | None
-    """Where the number of images in the data set is known."""
+    """None where the number of images in the data set is not known."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one rank at the peak of a step, in bytes."""
+    """Memory of one rank at the peak of a step, in bytes."""
 
     parts: dict[str, float]
     total: float
@@ -51,12 +51,13 @@ class Memory:
 
     @property
     def fits(self) -> bool:
+        """Whether the accelerator has enough memory."""
         return self.total <= self.capacity
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `plan` says of one configuration."""
+    """All figures for one configuration."""
 
     gpus: int
     gpu: str
@@ -68,25 +69,25 @@ class Estimate:
     speed: Speed
     checkpoint_bytes: float
     checkpoint_seconds: float
-    """To write one at the stated bandwidth."""
+    """Time to write one checkpoint at the assumed bandwidth."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the estimate assumes beyond the configuration."""
+    """Assumptions of an estimate, beside the configuration."""
 
     gpus: int
     gpu: str
     mfu: float
     """Share of the peak that all executed FLOPs reach."""
     images: int | None
-    """In the data set."""
+    """Number of images in the data set."""
     disk: float
-    """Bytes a second that all ranks together write."""
+    """Bytes a second that all ranks write together."""
 
 
 def estimate(config: Config, request: Request) -> Estimate:
-    """Raises UserError for what the run itself would refuse, data aside."""
+    """Return the figures of a run; raise `UserError` for what the run itself would refuse, data aside."""
     model = check_model(config, request.gpus)
     config = _on(config, request.gpus)
     parameters = count_parameters(config, model)
@@ -111,6 +112,7 @@ def estimate(config: Config, request: Request) -> Estimate:
 
 
 def _speed(config: Config, request: Request, flops: StepFlops, peak: float) -> Speed:
+    """Return the duration of a run on an accelerator with this peak in FLOP/s."""
     rate = request.gpus * request.mfu * peak / flops.executed
     images = config.steps * config.data.batch_size
     hours = images / rate / 3600
@@ -126,28 +128,31 @@ def _speed(config: Config, request: Request, flops: StepFlops, peak: float) -> S
 
 
 def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] | None:
-    """The first of `remedies` that fits, as arguments of the command line, and what it costs."""
+    """Return the first of `remedies` that fits, as command-line arguments, and its estimate; or None."""
     config = _on(config, request.gpus)
     for changes, gpus in remedies(config, request.gpus):
         try:
             engine = EngineConfig.model_validate(config.engine.model_dump() | changes)
             changed = config.model_copy(update={"engine": engine})
-            found = estimate(changed, dataclasses.replace(request, gpus=gpus))
-        except (ValidationError, UserError):  # what cannot go together is no remedy
+            changed_estimate = estimate(changed, dataclasses.replace(request, gpus=gpus))
+        except (ValidationError, UserError):  # settings that cannot be combined
             continue
-        if found.memory.fits:
+        if changed_estimate.memory.fits:
             arguments = [f"engine.{key}={value}" for key, value in changes.items()]
-            return arguments + ([f"--gpus {gpus}"] if gpus != request.gpus else []), found
+            return arguments + ([f"--gpus {gpus}"] if gpus != request.gpus else []), changed_estimate
     return None
 
 
 def _on(config: Config, gpus: int) -> Config:
-    """With the micro-batches that this many ranks take."""
+    """Return the configuration with the micro-batches that this many ranks need."""
     return config.model_copy(update={"engine": config.engine.on(config.data.batch_size, gpus)})
 
 
 def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Changes that need less memory, in the order of what they cost: sharding, recomputing, passes, GPUs."""
+    """Yield changes that need less memory, in the order of their cost.
+
+    First sharding, then recomputing, then more passes, then more GPUs.
+    """
     engine = config.engine
     modes = ["none", "selective", "full"]
     stronger = modes[modes.index(engine.activation_checkpointing) + 1 :]
@@ -174,6 +179,7 @@ def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command."""
     given = _parse(arguments)
     config = load_config(given.config, given.overrides)
     images = given.images or _dataset_size(config)
@@ -188,6 +194,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the command's arguments."""
     parser = ArgumentParser(
         prog="python -m pretrain plan",
         description="What a run costs: parameters, FLOPs, memory a GPU, images/s, hours, checkpoints. "
@@ -211,24 +218,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _positive(kind: type) -> Any:
+    """Return a converter for argparse that refuses zero and negative numbers."""
+
     def convert(text: str) -> Any:
         value = kind(text)
         if value <= 0:
             raise ValueError
         return value
 
-    convert.__name__ = f"positive {kind.__name__}"  # argparse says "invalid positive int value"
+    convert.__name__ = f"positive {kind.__name__}"  # shown by argparse: "invalid positive int value"
     return convert
 
 
 def _dataset_size(config: Config) -> int | None:
+    """Return the number of images in the data set; None where it cannot be opened from here."""
     try:
         return len(config.data.open())
-    except UserError:  # it may lie where the run will be
+    except UserError:  # the data may lie on another machine, where the run will be
         return None
 
 
-# What a part is, where its name does not say it.
+# Explanations of parts whose names do not say enough.
 NOTES = {
     "parameters": "fp32, trained",
     "optimizer": "AdamW's two moments, fp32",
@@ -248,7 +258,7 @@ NOTES = {
 def show(
     config: Config, request: Request, found: Estimate, remedy: tuple[list[str], Estimate] | None
 ) -> None:
-    """The estimate as tables for people."""
+    """Print the estimate as tables."""
     console, speed, flops = Console(), found.speed, found.flops
     console.print(
         f"[bold]{config.name}[/]: {config.encoder.name} on {found.gpus} × {found.gpu}, {found.precision}, "
@@ -287,6 +297,7 @@ def show(
 
 
 def _flops_table(flops: StepFlops) -> Table:
+    """Return the table of FLOPs."""
     table = Table(title="FLOPs an image (all its views)", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -309,6 +320,7 @@ def _flops_table(flops: StepFlops) -> Table:
 
 
 def _memory_table(memory: Memory) -> Table:
+    """Return the table of memory."""
     table = Table(title="Memory of a rank at the peak, GiB", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -322,10 +334,12 @@ def _memory_table(memory: Memory) -> Table:
 
 
 def _tera(flops: float) -> str:
+    """Return FLOPs with their unit."""
     return f"{flops / 1e12:,.3f} T" if flops >= 1e9 else f"{flops / 1e9:,.3f} G"
 
 
 def _engine(engine: EngineConfig) -> str:
+    """Return the engine's settings in words."""
     said = [engine.kind + (f" ZeRO-{engine.zero_stage}" if engine.kind == "deepspeed" else "")]
     if engine.shard:
         said.append(f"shards over {engine.shard}")
@@ -337,6 +351,7 @@ def _engine(engine: EngineConfig) -> str:
 
 
 def _as_json(config: Config, found: Estimate, remedy: tuple[list[str], Estimate] | None) -> dict[str, Any]:
+    """Return all figures for JSON."""
     values = dataclasses.asdict(found) | {"engine": found.engine.model_dump(mode="json")}
     values["flops"] |= {"model": found.flops.model, "executed": found.flops.executed}
     values["memory"]["fits"] = found.memory.fits

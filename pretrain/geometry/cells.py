@@ -1,8 +1,8 @@
 """Closed surfaces as cell complexes with integer boundary matrices, and their homology, exactly.
 
-Each is a square of N × N cells whose rim is glued: opposite sides to a torus, one pair reversed to a Klein
-bottle, all of it to one point for a sphere. Munkres 1984, Elements of Algebraic Topology, §6 and §11; all in
-integers.
+Each surface is a square of N × N cells whose rim is glued: opposite sides for a torus, one pair reversed for
+a Klein bottle, the whole rim to one point for a sphere. Munkres 1984, Elements of Algebraic Topology, §6 and
+§11. Smith normal forms are sympy's.
 """
 
 from collections.abc import Callable
@@ -22,23 +22,26 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CellComplex:
+    """Vertices, edges and faces of a surface, and which lie on the boundary of which."""
+
     boundary_1: Integers
-    """(vertices, edges): each column is the edge's end minus its beginning."""
+    """(vertices, edges): the column of an edge is its end minus its beginning."""
     boundary_2: Integers
-    """(edges, faces): each column is how often the face's rim runs along each edge."""
+    """(edges, faces): the column of a face counts how often its rim runs along each edge, with sign."""
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Vertices, edges and faces."""
+        """Return the numbers of vertices, edges and faces."""
         return (*self.boundary_1.shape, self.boundary_2.shape[1])
 
     @property
     def euler_characteristic(self) -> int:
+        """Return vertices - edges + faces."""
         vertices, edges, faces = self.counts
         return vertices - edges + faces
 
     def homology(self) -> tuple["Group", "Group", "Group"]:
-        """H₀, H₁ and H₂ over the integers, from the Smith normal forms of the boundary matrices."""
+        """Return H₀, H₁ and H₂ over the integers, from the Smith normal forms of the boundary matrices."""
         first, second = (smith_diagonal(b) for b in (self.boundary_1, self.boundary_2))
         vertices, edges, faces = self.counts
         return (
@@ -48,7 +51,7 @@ class CellComplex:
         )
 
     def betti(self, prime: int) -> tuple[int, int, int]:
-        """Dimensions of H₀, H₁ and H₂ over the field Z/`prime`."""
+        """Return the dimensions of H₀, H₁ and H₂ over the field Z/`prime`."""
         first, second = (
             sum(d % prime != 0 for d in smith_diagonal(b)) for b in (self.boundary_1, self.boundary_2)
         )
@@ -57,16 +60,17 @@ class CellComplex:
 
 
 class Group(NamedTuple):
-    """Z^rank ⊕ Z/t₁ ⊕ Z/t₂ …"""
+    """The group Z^rank ⊕ Z/t₁ ⊕ Z/t₂ …, where t₁, t₂, … are the `torsion`."""
 
     rank: int
     torsion: tuple[int, ...]
 
 
 def torus(n: int) -> CellComplex:
-    """n × n squares with opposite sides glued: vertex, face and two edges at each (x, y), index x·n + y.
+    """Build n × n squares with opposite sides glued.
 
-    The edges in direction x come first. Raises UserError, as all here, for n below 1.
+    Vertex, face and two edges at (x, y) have the index x·n + y; edges in direction x come first. Like the
+    other surfaces here, it raises `UserError` for n below 1.
     """
 
     def vertex(x: int, y: int) -> int:
@@ -82,7 +86,7 @@ def torus(n: int) -> CellComplex:
 
 
 def klein_bottle(n: int) -> CellComplex:
-    """As `torus`, but (n, y) is (0, -y)."""
+    """Build the same as `torus`, except that (n, y) is glued to (0, -y)."""
 
     def vertex(x: int, y: int) -> int:
         return x % n * n + (-y if x == n else y) % n
@@ -98,7 +102,7 @@ def klein_bottle(n: int) -> CellComplex:
 
 
 def sphere(n: int) -> CellComplex:
-    """n × n squares whose whole rim is one point, vertex 0."""
+    """Build n × n squares whose whole rim is one point, vertex 0."""
     inner = {
         place: number + 1 for number, place in enumerate((x, y) for x in range(1, n) for y in range(1, n))
     }
@@ -121,7 +125,7 @@ def sphere(n: int) -> CellComplex:
 
 
 def smith_diagonal(matrix: Integers) -> tuple[int, ...]:
-    """The non-zero entries d₁ | d₂ | … of the Smith normal form, positive."""
+    """Return the non-zero entries d₁ | d₂ | … of the Smith normal form, all positive."""
     if 0 in matrix.shape:
         return ()
     rows = [[ZZ(int(entry)) for entry in row] for row in matrix]
@@ -134,9 +138,9 @@ def _glued(
     along_x: Callable[[int, int], tuple[int, int]],
     along_y: Callable[[int, int], tuple[int, int]],
 ) -> CellComplex:
-    """Boundaries of n × n squares whose vertices and edges, 0 … n, have these numbers.
+    """Build the boundaries of n × n squares from functions that number vertices and edges at 0 … n.
 
-    An edge is (number, sign): -1 where glueing turns it round, 0 where it shrinks to a point.
+    An edge is (number, sign); the sign is -1 where gluing reverses it and 0 where it shrinks to a point.
     """
     if n < 1:
         raise UserError(f"n = {n}: a surface needs one cell a side or more")

@@ -1,6 +1,6 @@
-"""Discrete codes of vectors, and what can be said for them: how many are in use, how often two share one.
+"""Discrete codes of vectors: how many are in use, and how often two vectors share one.
 
-A code is a row of digits, int64 (…, m); `bases` says how many values each digit has.
+A code is a row of digits, int64 (…, m); `bases` gives the number of values of each digit.
 """
 
 import math
@@ -13,33 +13,37 @@ from torch import Tensor
 from isotorus.errors import UserError
 
 WINDING_BASES = (10, 10)
-"""Of `published_winding_code`, counted from 1."""
+"""Number of values of each digit of `published_winding_code`."""
 
 
 def published_winding_code(x: Tensor) -> Tensor:
-    """p = ⌊1000 Σx⌋ mod 10 + 1 and q = ⌊10⁴ Σx⌋ mod 10 + 1 of `x` (…, d): (…, 2), each in 1 … 10.
+    """Return p = ⌊1000 Σx⌋ mod 10 + 1 and q = ⌊10⁴ Σx⌋ mod 10 + 1 of `x` (…, d), as (…, 2), each in 1 … 10.
 
-    The winding assignment of the published winding memory, kept to compare with. Two decimals of a sum: 100
-    addresses, the same for every order of the features, and no gradient anywhere.
+    This is the winding assignment of the published winding memory, kept for comparison. It is two decimals of
+    a sum: there are 100 addresses, the order of the features does not matter, and the gradient is zero.
     """
     total = x.double().sum(-1)
     return torch.stack([(total * 10**power).floor().remainder(10).long() + 1 for power in (3, 4)], -1)
 
 
 def angular_bins(angles: Tensor, bins: int) -> Tensor:
-    """The bin, 0 … `bins` - 1, of each angle (…, m) in radians of any turn; bin 0 begins at 0."""
+    """Return the bin, 0 … `bins` - 1, of each angle (…, m) in radians; bin 0 begins at angle 0.
+
+    Raises `UserError` for less than one bin.
+    """
     if bins < 1:
         raise UserError(f"{bins} bins: a circle has 1 or more")
-    # An angle just below 0 is rounded up to a whole turn, and then belongs to the last bin.
+    # An angle just below 0 is rounded up to a whole turn; it belongs to the last bin.
     turns = torch.remainder(angles / (2 * math.pi), 1)
     return (turns * bins).floor().long().clamp(max=bins - 1)
 
 
 def fsq(z: Tensor, levels: Sequence[int]) -> Tensor:
-    """Finite scalar quantisation of `z` (…, d) to digits 0 … levels_i - 1, one level count for each of d.
+    """Quantise `z` (…, d) to digits 0 … levels_i - 1, with a number of levels for each of the d features.
 
-    Bounded by tanh and rounded, even counts shifted by a half (Mentzer et al. 2023, arXiv:2309.15505).
-    Raises UserError for counts below 2, ValueError where their number is not d.
+    Finite scalar quantisation: bounded by tanh and rounded, with even numbers of levels shifted by a half
+    (Mentzer et al. 2023, arXiv:2309.15505). Raises `UserError` for fewer than 2 levels, `ValueError` if there
+    are not d.
     """
     if min(levels, default=0) < 2:
         raise UserError(f"levels {', '.join(map(str, levels))}: each digit needs 2 or more, e.g. 8, 5, 5, 5")
@@ -53,9 +57,9 @@ def fsq(z: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def address(digits: Tensor, bases: Sequence[int]) -> Tensor:
-    """One number (…) for each code (…, m), the last digit counting ones.
+    """Return one number (…) for each code (…, m); the last digit counts ones.
 
-    Raises ValueError for digits outside 0 … base - 1 and for more than 2⁶³ addresses.
+    Raises `ValueError` for digits outside 0 … base - 1 and for more than 2⁶³ addresses.
     """
     if digits.shape[-1:] != (len(bases),) or math.prod(bases) > 2**63:
         raise ValueError(f"no addresses of digits {tuple(digits.shape)} to the bases {tuple(bases)}")
@@ -70,37 +74,39 @@ def address(digits: Tensor, bases: Sequence[int]) -> Tensor:
 
 
 class Occupancy(NamedTuple):
-    """Of the addresses that n codes use."""
+    """How well n codes use the possible addresses."""
 
     used: int
+    """Number of addresses in use."""
     expected: float
-    """How many n uniform draws would use on average, cells (1 - (1 - 1/cells)^n)."""
+    """Mean number that n uniform draws would use, cells (1 - (1 - 1/cells)^n)."""
     entropy: float
-    """Of the observed frequencies in bits, at most log2 of the smaller of cells and n."""
+    """Entropy of the observed frequencies in bits, at most log2 of cells and of n."""
     fullest: float
-    """Share of the codes at the address that has most."""
+    """Share of the codes that have the commonest address."""
 
 
 class Collisions(NamedTuple):
     """Shares of the pairs of codes that are equal."""
 
     pairs: float
+    """Share of all pairs."""
     expected: float
-    """1 / cells, where addresses are uniform and independent; what is not uniform collides more."""
+    """1 / cells, the share for uniform independent addresses; any other distribution has a larger one."""
     any: float
-    """The birthday probability that n uniform draws collide at all."""
+    """Probability that n uniform draws collide at all (birthday problem)."""
     between: float | None = None
-    """Of pairs of different classes."""
+    """Share of the pairs of different classes."""
     within: float | None = None
-    """Of pairs of one class, which a useful code lets collide."""
+    """Share of the pairs within a class; a useful code lets these collide."""
 
 
 def occupancy(codes: Tensor, cells: int) -> Occupancy:
-    """Of `codes` (n, m) where `cells` are possible. Raises ValueError for none."""
+    """Return how well `codes` (n, m) use the `cells` possible addresses; raise `ValueError` for no codes."""
     counts = _counts(codes, torch.zeros(len(codes), dtype=torch.long, device=codes.device)).sum(1)
     share = counts.double() / counts.sum()
     n = len(codes)
-    # So many that no more of them make a difference, and a float still holds the number.
+    # With more addresses than this the result no longer changes, and a float can still hold the number.
     many = min(cells, 2**200)
     expected = -many * math.expm1(n * math.log1p(-1 / many)) if many > 1 else 1.0
     entropy = float(-(share * share.log2()).sum())
@@ -108,9 +114,9 @@ def occupancy(codes: Tensor, cells: int) -> Occupancy:
 
 
 def collisions(codes: Tensor, cells: int, labels: Tensor | None = None) -> Collisions:
-    """Of `codes` (n, m) where `cells` are possible; `labels` (n,) int64, below 0 for none.
+    """Return how often `codes` (n, m) collide, where `cells` addresses are possible.
 
-    Raises ValueError for fewer than two codes.
+    `labels` (n,) are int64, below 0 where unknown. Raises `ValueError` for fewer than two codes.
     """
     if len(codes) < 2:
         raise ValueError(f"{len(codes)} codes make no pair")
@@ -130,10 +136,10 @@ def collisions(codes: Tensor, cells: int, labels: Tensor | None = None) -> Colli
 
 
 def birthday(n: int, cells: int) -> float:
-    """The probability 1 - Π_{i<n} (1 - i/cells) that n uniform draws from `cells` are not all different."""
+    """Return the probability 1 - Π_{i<n} (1 - i/cells) that n uniform draws from `cells` collide."""
     if n > cells:
         return 1.0
-    # Of very many draws the first term of the sum's expansion in 1/cells; the next is n³/6 cells².
+    # For very many draws, the first term of the sum's expansion in 1/cells; the next one is n³/6 cells².
     if n < 1_000_000:
         log_free = math.fsum(math.log1p(-i / cells) for i in range(n))
     else:
@@ -142,9 +148,9 @@ def birthday(n: int, cells: int) -> float:
 
 
 def stability(code: Callable[[Tensor], Tensor], x: Tensor, noise: float, seed: int) -> float:
-    """Share of the rows of `x` (n, d) whose code stays when each feature gets Gaussian noise.
+    """Return the share of the rows of `x` (n, d) whose code does not change under Gaussian noise.
 
-    Its standard deviation is `noise` times the feature's own. `code` maps (n, d) to (n, m).
+    The standard deviation of the noise is `noise` times that of the feature. `code` maps (n, d) to (n, m).
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -153,7 +159,7 @@ def stability(code: Callable[[Tensor], Tensor], x: Tensor, noise: float, seed: i
 
 
 def _counts(codes: Tensor, labels: Tensor) -> Tensor:
-    """How often each code that occurs has each label, (used, classes)."""
+    """Return how often each code in use has each label, (used, classes)."""
     if codes.ndim != 2 or not len(codes):
         raise ValueError(f"codes are (n, digits) with n ≥ 1, not {tuple(codes.shape)}")
     _, place = torch.unique(codes, dim=0, return_inverse=True)
@@ -163,5 +169,5 @@ def _counts(codes: Tensor, labels: Tensor) -> Tensor:
 
 
 def _pairs(counts: Tensor) -> float:
-    """How many pairs lie together, of counts of any shape."""
+    """Return the number of pairs with equal code, for counts of any shape."""
     return float((counts.double() * (counts.double() - 1) / 2).sum())

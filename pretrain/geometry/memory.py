@@ -1,11 +1,17 @@
-"""An associative store on T^m × Z: items lie in angular bins, and a layer tells those of one cell apart.
+"""An associative store on T^m × Z: items lie in bins of angles, and in a layer of their cell.
 
-An item's address is its cell, the bin of each of its m angles, and its layer n, how many came to that cell
-before it. Where in the cell it lies is kept to 1/256 of a bin an angle, so an item takes m + 12 bytes. A
-query reads cells in the order of the least geodesic distance that an item in them can have; without a limit
-on their number it stops when no unread cell can hold a nearer one: exact, up to that rounding.
+The address of an item is its cell, i.e. the bin of each of its m angles, and its layer n, the number of items
+that came to this cell before. The position within the cell is kept to 1/256 of a bin for each angle, so an
+item takes m + 12 bytes. A query reads cells in the order of the least geodesic distance that an item in them
+can have. Without a limit on cells it stops when no unread cell can hold a nearer item: the answer is exact,
+up to the rounding of positions.
 
-Arrays are numpy: angles (n, m) in radians of any turn, ids (n,) int64.
+FAISS does the same job. Against its Flat and IVF indices in equal memory this store recalls more, because its
+items are smaller. FAISS's SQ8 in the same memory recalls as much and is 8 to 360 times as fast (`python -m
+benchmarks.memory`, in benchmarks/RESULTS.md): prefer it where only the nearest items are wanted. What this
+store adds are addresses, of which no two items share one, and geodesic distances.
+
+Arrays are numpy: angles (n, m) in radians, ids (n,) int64.
 """
 
 import json
@@ -25,7 +31,7 @@ from pretrain.geometry.codes import address, angular_bins
 
 FORMAT = "isotorus winding memory 1"
 STEPS = 256
-"""Places within a bin that are told apart."""
+"""Positions within a bin that are distinguished."""
 ABSENT = -1
 """Id where there are fewer items than asked for."""
 
@@ -37,20 +43,25 @@ class Found(NamedTuple):
     """The nearest items of each query, the nearest first."""
 
     ids: Ids
-    """(q, k), -1 where there is none."""
+    """(q, k), -1 where there is no item."""
     distances: NDArray[np.float64]
-    """Geodesic, in radians (q, k), inf where there is none."""
+    """Geodesic distances in radians (q, k), inf where there is no item."""
     cells: NDArray[np.int64]
-    """How many cells were read for each query, (q,)."""
+    """Number of cells that were read for each query, (q,)."""
 
 
 class Address(NamedTuple):
+    """The cell of an item, as bins, and its layer in the cell."""
+
     bins: tuple[int, ...]
     layer: int
 
 
 class WindingMemory:
-    """Items by their angles, in `bins` bins on each of `angles` circles."""
+    """Store items by their angles, in `bins` bins on each of `angles` circles.
+
+    Raises `UserError` for less than one angle or bin, more than 256 bins, or more than 2⁶³ cells.
+    """
 
     def __init__(self, angles: int, bins: int) -> None:
         if angles < 1 or bins < 1:
@@ -71,16 +82,16 @@ class WindingMemory:
 
     @property
     def nbytes(self) -> int:
-        """Of items and cells."""
+        """Return the bytes of items and cells."""
         return sum(x.nbytes for x in (self._cells, self._starts, self._offsets, self._layers, self._ids))
 
     @property
     def occupied(self) -> int:
-        """Cells that hold an item."""
+        """Return the number of cells that hold an item."""
         return len(self._cells)
 
     def add(self, angles: Angles, ids: Ids) -> None:
-        """Store items; ids are at least 0. Raises UserError for an id that is there already."""
+        """Store items with ids of at least 0; raise `UserError` for an id that is stored already."""
         angles, ids = self._checked(angles), np.asarray(ids, dtype=np.int64)
         if len(ids) != len(angles) or (len(ids) and ids.min() < 0):
             raise ValueError(f"{len(angles)} items with {len(ids)} ids; one each is needed, of at least 0")
@@ -90,12 +101,12 @@ class WindingMemory:
             raise UserError(f"id {values[counts > 1][0]} would be there twice; delete it first")
         digits, offsets = self._placed(angles)
         new_cells = np.concatenate([np.repeat(self._cells, np.diff(self._starts), axis=0), digits])
-        # Stored ones first within a cell, each by its layer; new ones after them as they come.
+        # Within a cell, stored items come first in the order of their layers, then new ones as they arrive.
         layers = np.concatenate([self._layers, np.full(len(ids), np.iinfo(np.uint32).max, np.uint32)])
         self._arrange(new_cells, np.concatenate([self._offsets, offsets]), layers, both)
 
     def delete(self, ids: Ids) -> int:
-        """Forget items; returns how many were there. The layers of the others stay as they are."""
+        """Remove items and return how many were stored; the layers of the other items stay as they are."""
         keep = ~np.isin(self._ids, ids)
         cells = np.repeat(self._cells, np.diff(self._starts), axis=0)
         gone = len(self) - int(keep.sum())
@@ -103,7 +114,11 @@ class WindingMemory:
         return gone
 
     def query(self, angles: Angles, k: int, cells: int | None = None) -> Found:
-        """The `k` nearest items of each of `angles` (q, m), from at most `cells` cells or all it takes."""
+        """Return the `k` nearest items of each of `angles` (q, m).
+
+        At most `cells` cells are read, or as many as an exact answer needs. Raises `ValueError` for wrong
+        arguments.
+        """
         angles = self._checked(angles)
         if k < 1 or (cells is not None and cells < 1):
             raise ValueError(f"k = {k} and cells = {cells}: both must be at least 1")
@@ -115,7 +130,7 @@ class WindingMemory:
         )
 
     def address(self, item: int) -> Address:
-        """Where an item lies. Raises KeyError for one that is not there."""
+        """Return the address of an item; raise `KeyError` if it is not stored."""
         (place,) = np.flatnonzero(self._ids == item) if (self._ids == item).any() else (None,)
         if place is None:
             raise KeyError(item)
@@ -123,7 +138,7 @@ class WindingMemory:
         return Address(tuple(self._cells[cell].tolist()), int(self._layers[place]))
 
     def at(self, bins: Sequence[int], layer: int) -> int | None:
-        """The id at an address, None where nothing is. Raises UserError for one outside the bins."""
+        """Return the id at an address, or None where nothing is; raise `UserError` for bins out of range."""
         if len(bins) != self.angles or not all(0 <= b < self.bins for b in bins):
             raise UserError(
                 f"address {tuple(bins)}: expected {self.angles} bins, each of 0 to {self.bins - 1}"
@@ -144,7 +159,10 @@ class WindingMemory:
 
     @classmethod
     def load(cls, file: str | Path, *, angles: int | None = None, bins: int | None = None) -> "WindingMemory":
-        """Read what `save` wrote; UserError for another file, and for other `angles` or `bins` than given."""
+        """Read what `save` wrote.
+
+        Raises `UserError` for any other file, and if its `angles` or `bins` are not those given here.
+        """
         try:
             with safe_open(file, "np") as stored:
                 kept = json.loads((stored.metadata() or {})["memory"])
@@ -163,7 +181,7 @@ class WindingMemory:
         return memory
 
     def _verify(self, file: str | Path) -> None:
-        """A damaged file must not answer queries."""
+        """Raise `UserError` for a damaged file, so that it cannot answer queries."""
         n = len(self._ids)
         fits = (
             kept.shape == shape
@@ -178,6 +196,7 @@ class WindingMemory:
             raise UserError(f"{file} is damaged: its arrays do not fit together; fill a new memory")
 
     def _checked(self, angles: Angles) -> NDArray[np.float64]:
+        """Return the angles in float64; raise `ValueError` for a wrong shape, infinity or NaN."""
         checked: NDArray[np.float64] = np.asarray(angles, dtype=np.float64)
         if checked.ndim != 2 or checked.shape[1] != self.angles:
             raise ValueError(f"angles are (n, {self.angles}), not {checked.shape}")
@@ -186,7 +205,7 @@ class WindingMemory:
         return checked
 
     def _placed(self, angles: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Bins, and the step within each."""
+        """Return the bins of angles, and the positions within the bins."""
         digits = angular_bins(torch.from_numpy(angles), self.bins).numpy()
         turns = np.remainder(angles / (2 * math.pi), 1) * self.bins - digits
         steps = np.clip((turns * STEPS).astype(np.int64), 0, STEPS - 1)
@@ -209,7 +228,7 @@ class WindingMemory:
         self._starts = np.append(starts, len(key)).astype(np.int64)
         fresh = layers == np.iinfo(np.uint32).max
         if fresh.any():
-            # In each cell: one above the highest layer in it, then counting on.
+            # In each cell new items get the numbers above its highest layer.
             cell = np.repeat(np.arange(len(starts)), np.diff(self._starts))
             highest = np.full(len(starts), -1, np.int64)
             np.maximum.at(highest, cell[~fresh], layers[~fresh].astype(np.int64))
@@ -223,6 +242,7 @@ class WindingMemory:
     def _nearest(
         self, query: NDArray[np.float64], k: int, most: int | None
     ) -> tuple[list[int], list[float], int]:
+        """Return ids and distances of the nearest items, and the number of cells that were read."""
         if not len(self):
             return [ABSENT] * k, [math.inf] * k, 0
         bounds = self._bounds(query)
@@ -233,7 +253,8 @@ class WindingMemory:
         while position < len(ordered):
             if len(best_d) == k and bounds[ordered[position]] >= best_d[-1]:
                 break
-            # Cells enough for k items at a time, so that few-item cells are not read one by one.
+            # Read as many cells at a time as have 4k items, so that cells of few items are not read one by
+            # one.
             end = position + 1 + int(np.searchsorted(np.cumsum(sizes[position:]), 4 * k))
             part = ordered[position:end]
             rows = _ranges(self._starts[part], self._starts[part + 1])
@@ -243,11 +264,11 @@ class WindingMemory:
             best_d, best_i = best_d[nearest], best_i[nearest]
             position = end
         missing = k - len(best_d)
-        squared = np.sqrt(best_d).tolist() + [math.inf] * missing
-        return best_i.tolist() + [ABSENT] * missing, squared, min(position, len(ordered))
+        distance = np.sqrt(best_d).tolist() + [math.inf] * missing
+        return best_i.tolist() + [ABSENT] * missing, distance, min(position, len(ordered))
 
     def _bounds(self, query: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The least squared distance from the query to any point of each occupied cell."""
+        """Return the least squared distance from the query to any point of each occupied cell."""
         width = 2 * math.pi / self.bins
         middle = (np.arange(self.bins) + 0.5) * width
         away = np.abs(np.remainder(query[:, None] - middle + math.pi, 2 * math.pi) - math.pi)
@@ -260,7 +281,7 @@ class WindingMemory:
     def _distances(
         self, query: NDArray[np.float64], cells: NDArray[np.int64], rows: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Squared geodesic distances to stored items."""
+        """Return squared geodesic distances from the query to stored items."""
         width = 2 * math.pi / self.bins
         angles = (self._cells[cells] + (self._offsets[rows] + 0.5) / STEPS) * width
         away = np.remainder(angles - query + math.pi, 2 * math.pi) - math.pi
@@ -269,7 +290,7 @@ class WindingMemory:
 
 
 def _smallest(bounds: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Places of the `most` smallest, ascending."""
+    """Return the indices of the `most` smallest bounds, in ascending order."""
     if most >= len(bounds):
         return np.argsort(bounds, kind="stable")
     chosen = np.argpartition(bounds, most)[:most]
@@ -278,7 +299,7 @@ def _smallest(bounds: NDArray[np.float64], most: int) -> NDArray[np.int64]:
 
 
 def _ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """start, start + 1, …, end - 1 of each pair, one after the other."""
+    """Return start, start + 1, …, end - 1 for each pair, one after the other."""
     sizes = ends - starts
     result: NDArray[np.int64] = np.repeat(starts - np.append(0, np.cumsum(sizes)[:-1]), sizes) + np.arange(
         sizes.sum()

@@ -1,6 +1,7 @@
-"""The discrete torus Z_N × Z_N: N² sites, each with four neighbours.
+"""The discrete torus Z_N × Z_N: N² sites with four neighbours each.
 
-Site s lies at (s mod N, s div N). All matrices are float64.
+Site s lies at (s mod N, s div N). All matrices are float64, and all functions raise `UserError` for N below
+2.
 """
 
 import math
@@ -12,28 +13,31 @@ from isotorus.errors import UserError
 
 
 def check_grid_size(grid_size: int) -> None:
-    """Raise `UserError` for a grid that is not a torus."""
+    """Raise `UserError` for a grid that is too small for a torus."""
     if grid_size < 2:
         raise UserError(f"grid_size = {grid_size}: a torus grid needs at least 2 sites a side")
 
 
 def spectral_gap(grid_size: int) -> float:
-    """The smallest non-zero eigenvalue of `laplacian(grid_size)`, 2 - 2 cos(2π/N)."""
+    """Return the smallest non-zero eigenvalue of `laplacian(grid_size)`, 2 - 2 cos(2π/N)."""
     check_grid_size(grid_size)
     return 2 - 2 * math.cos(2 * math.pi / grid_size)
 
 
 def eigenvalues(grid_size: int) -> Tensor:
-    """All N² of `laplacian(grid_size)`, 4 - 2 cos(2πa/N) - 2 cos(2πb/N), at [a, b], in closed form."""
+    """Return all eigenvalues of `laplacian(grid_size)` in closed form, as (N, N).
+
+    Entry [a, b] is 4 - 2 cos(2πa/N) - 2 cos(2πb/N).
+    """
     check_grid_size(grid_size)
     ring = 2 - 2 * torch.cos(2 * math.pi * torch.arange(grid_size, dtype=torch.float64) / grid_size)
     return ring[:, None] + ring
 
 
 def laplacian(grid_size: int) -> Tensor:
-    """The graph Laplacian (N², N²), with eigenvalues 4 - 2 cos(2πa/N) - 2 cos(2πb/N).
+    """Return the graph Laplacian (N², N²), whose eigenvalues are 4 - 2 cos(2πa/N) - 2 cos(2πb/N).
 
-    At N = 2 the two neighbours of a direction are one site, joined by two edges.
+    For N = 2 both neighbours in a direction are the same site, joined by two edges.
     """
     ring = _ring_laplacian(grid_size)
     identity = torch.eye(grid_size, dtype=torch.float64)
@@ -41,7 +45,7 @@ def laplacian(grid_size: int) -> Tensor:
 
 
 def distance(grid_size: int) -> Tensor:
-    """The wrapped Manhattan distance (N², N²) between sites, at most 2⌊N/2⌋."""
+    """Return the wrapped Manhattan distances (N², N²) between sites, at most 2⌊N/2⌋."""
     check_grid_size(grid_size)
     along = torch.arange(grid_size, dtype=torch.float64)
     apart = (along[:, None] - along).abs()
@@ -51,9 +55,10 @@ def distance(grid_size: int) -> Tensor:
 
 
 def heat_kernel(grid_size: int, time: float) -> Tensor:
-    """e^{-time·L} (N², N²), scaled to unit diagonal; all sites are alike, so its diagonal is constant.
+    """Return e^{-time·L} (N², N²), scaled to unit diagonal.
 
-    Its spectrum is the softmax of -time·λ, up to the scale. Raises `UserError` for a negative time.
+    All sites are alike, so the diagonal is constant. Up to the scale, the spectrum is the softmax of -time·λ.
+    Raises `UserError` for a negative time.
     """
     if not (math.isfinite(time) and time >= 0):
         raise UserError(f"time = {time}: the heat kernel needs a time of at least 0")
@@ -63,6 +68,7 @@ def heat_kernel(grid_size: int, time: float) -> Tensor:
 
 
 def _ring_laplacian(grid_size: int) -> Tensor:
+    """Return the graph Laplacian (N, N) of a ring."""
     check_grid_size(grid_size)
     identity = torch.eye(grid_size, dtype=torch.float64)
     return 2 * identity - identity.roll(1, 0) - identity.roll(-1, 0)

@@ -1,7 +1,7 @@
-"""The torus of revolution in R³, a tube of radius r about a circle of radius R > r, and curves on it.
+"""The torus of revolution in R³, a tube of radius r around a circle of radius R > r, and curves on it.
 
-φ goes round the axis and θ round the tube, θ = 0 outermost; the normal points outwards. do Carmo 1976,
-Differential Geometry of Curves and Surfaces, §2-5 and §3-3.
+φ runs around the axis and θ around the tube, with θ = 0 on the outside. Normals point outwards. do Carmo
+1976, Differential Geometry of Curves and Surfaces, §2-5 and §3-3.
 """
 
 import math
@@ -15,7 +15,10 @@ from isotorus.errors import UserError
 
 @dataclass(frozen=True)
 class TorusOfRevolution:
-    """Raises UserError unless 0 < r < R: at r ≥ R the tube meets itself and is no torus."""
+    """A torus with the radii R and r.
+
+    Raises `UserError` unless 0 < r < R: at r ≥ R the tube meets itself.
+    """
 
     R: float
     r: float
@@ -28,40 +31,41 @@ class TorusOfRevolution:
             )
 
     def point(self, phi: Tensor, theta: Tensor) -> Tensor:
-        """((R + r cos θ) cos φ, (R + r cos θ) sin φ, r sin θ), (…, 3)."""
+        """Return ((R + r cos θ) cos φ, (R + r cos θ) sin φ, r sin θ), (…, 3)."""
         rho = self.R + self.r * theta.cos()
         return torch.stack([rho * phi.cos(), rho * phi.sin(), self.r * theta.sin()], -1)
 
     def gaussian_curvature(self, theta: Tensor) -> Tensor:
-        """K = cos θ / (r (R + r cos θ)): positive outside, negative inside; its integral is 0."""
+        """Return K = cos θ / (r (R + r cos θ)): positive outside, negative inside; its integral is 0."""
         return theta.cos() / (self.r * (self.R + self.r * theta.cos()))
 
     def mean_curvature(self, theta: Tensor) -> Tensor:
-        """H = (R + 2r cos θ) / (2r (R + r cos θ)), half the sum of the principal curvatures."""
+        """Return H = (R + 2r cos θ) / (2r (R + r cos θ)), half the sum of the principal curvatures."""
         return (self.R + 2 * self.r * theta.cos()) / (2 * self.r * (self.R + self.r * theta.cos()))
 
     def area_element(self, theta: Tensor) -> Tensor:
-        """dA = r (R + r cos θ) dφ dθ."""
+        """Return the factor r (R + r cos θ) of dA = r (R + r cos θ) dφ dθ."""
         return self.r * (self.R + self.r * theta.cos())
 
     @property
     def area(self) -> float:
-        """4π² R r (Pappus)."""
+        """Return 4π² R r (Pappus)."""
         return 4 * math.pi**2 * self.R * self.r
 
     def curve(self, p: int, q: int, t: Tensor) -> Tensor:
-        """The (p, q) curve at t in radians: φ = pt, θ = qt, (…, 3); a knot for |p|, |q| > 1.
+        """Return the (p, q) curve at t in radians, φ = pt and θ = qt, as (…, 3).
 
-        Raises UserError as `winding_angles` does.
+        It is a knot for |p|, |q| > 1. Raises `UserError` as `winding_angles` does.
         """
         phi, theta = winding_angles(p, q, t).unbind(-1)
         return self.point(phi, theta)
 
 
 def winding_angles(p: int, q: int, t: Tensor) -> Tensor:
-    """(pt, qt), (…, 2): the closed curve on T² that winds p and q times while t goes from 0 to 2π.
+    """Return (pt, qt), (…, 2): the closed curve on T² that winds p and q times while t goes from 0 to 2π.
 
-    Raises UserError unless p and q are coprime: otherwise the curve runs gcd(p, q) times over another one.
+    Raises `UserError` unless p and q are coprime: otherwise the curve runs gcd(p, q) times over another
+    curve.
     """
     common = math.gcd(p, q)
     if common == 0:

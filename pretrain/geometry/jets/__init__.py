@@ -1,4 +1,4 @@
-"""Derivatives of every order along curves, and what is transported along them."""
+"""Derivatives of every order along a direction, and transport along paths (`jets.transport`)."""
 
 from pretrain.geometry.jets.jets import directional_curvature, hvp, jet, jvp, vjp
 

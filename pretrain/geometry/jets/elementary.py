@@ -1,4 +1,4 @@
-"""Taylor coefficients f⁽ⁿ⁾(x)/n!, n = 0..order ≤ 4, of elementary functions at every element of x."""
+"""Taylor coefficients f⁽ⁿ⁾(x)/n!, n = 0 … order ≤ 4, of elementary functions at every element of x."""
 
 import math
 from collections.abc import Callable
@@ -48,35 +48,35 @@ def cosh(x: Tensor, order: int) -> list[Tensor]:
 
 
 def tanh(x: Tensor, order: int) -> list[Tensor]:
-    """From y' = 1 − y²."""
+    """Solve y' = 1 − y²."""
     return _solve(torch.tanh(x), order, lambda y, n: float(n == 0) - _square(y, n))
 
 
 def sigmoid(x: Tensor, order: int) -> list[Tensor]:
-    """From y' = y − y²."""
+    """Solve y' = y − y²."""
     return _solve(torch.sigmoid(x), order, lambda y, n: y[n] - _square(y, n))
 
 
 def tan(x: Tensor, order: int) -> list[Tensor]:
-    """From y' = 1 + y²."""
+    """Solve y' = 1 + y²."""
     return _solve(torch.tan(x), order, lambda y, n: float(n == 0) + _square(y, n))
 
 
 def atan(x: Tensor, order: int) -> list[Tensor]:
-    """atan⁽ⁿ⁾(x)/n! = cosⁿy·sin(n(y + π/2))/n at y = atan x."""
+    """Use atan⁽ⁿ⁾(x)/n! = cosⁿy·sin(n(y + π/2))/n at y = atan x."""
     y = torch.atan(x)
     return [y, *(torch.cos(y) ** n * torch.sin(n * (y + math.pi / 2)) / n for n in range(1, order + 1))]
 
 
 def erf(x: Tensor, order: int) -> list[Tensor]:
-    """erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²}, H the (physicists') Hermite polynomials."""
+    """Use erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²} with the physicists' Hermite polynomials H."""
     bell = 2 / math.sqrt(math.pi) * torch.exp(-x * x)
     terms = [torch.erf(x), bell, -x * bell, (2 * x * x - 1) * bell / 3, (3 - 2 * x * x) * x * bell / 6]
     return terms[: order + 1]
 
 
 def power(x: Tensor, order: int, exponent: float) -> list[Tensor]:
-    """Binomial series; a whole exponent's ends, so that nothing is divided by zero."""
+    """Use the binomial series, which ends for a whole exponent, so that nothing is divided by zero."""
     terms, factor = [], 1.0
     for n in range(order + 1):
         terms.append(factor * x ** (exponent - n) if factor else torch.zeros_like(x))
@@ -97,7 +97,7 @@ def reciprocal(x: Tensor, order: int) -> list[Tensor]:
 
 
 def _solve(start: Tensor, order: int, slope: Callable[[list[Tensor], int], Tensor]) -> list[Tensor]:
-    """y from y' = g(y): `slope` gives the n-th coefficient of g(y) from those of y up to n."""
+    """Solve y' = g(y): `slope` returns the n-th coefficient of g(y) from the coefficients of y up to n."""
     y = [start]
     for n in range(order):
         y.append(slope(y, n) / (n + 1))
@@ -105,7 +105,7 @@ def _solve(start: Tensor, order: int, slope: Callable[[list[Tensor], int], Tenso
 
 
 def _square(y: list[Tensor], n: int) -> Tensor:
-    """The n-th coefficient of y²."""
+    """Return the n-th coefficient of y²."""
     terms = [y[i] * y[n - i] for i in range(n + 1)]
     return sum(terms[1:], terms[0])
 

@@ -1,10 +1,14 @@
 """Derivatives along a direction: k-jets by Taylor mode, and products with Jacobian and Hessian.
 
-A jet of order 1 is arithmetic with dual numbers, a + bε with ε² = 0. Nested `torch.func.jvp` costs at least
-twice as much with each order, and is wrong from the second on where torch's own rule drops a term, as for
-layer norm (pytorch issue 196700). One pass with truncated series costs O(k²) products (Griewank & Walther,
-Evaluating Derivatives, 2008, ch. 13; Bettencourt, Johnson & Duvenaud 2019). Attention is computed as matrix
-products throughout, since fused kernels have no forward mode.
+A jet of order 1 is arithmetic with dual numbers a + bε, ε² = 0. A jet of order k takes one pass with
+truncated Taylor series, at the cost of O(k²) products (Griewank & Walther, Evaluating Derivatives, 2008, ch.
+13; Bettencourt, Johnson & Duvenaud 2019). Attention is computed as matrix products, since fused kernels have
+no forward mode.
+
+`jet` replaces nested `torch.func.jvp`, whose cost at least doubles with each order: for a ViT-Ti/16 it is
+equally fast at order 1, 2.4 times as fast at order 2 and 9.5 times at order 4 (`python benchmarks/jets.py
+--batch 1 --turns 2`, in benchmarks/RESULTS.md). Nested forward mode is also wrong from the second order on
+where torch's rule omits a term, as for layer norm (pytorch issue 196700).
 """
 
 import math
@@ -25,19 +29,19 @@ Function = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def jet(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tensor, ...]:
-    """dⁱ/dtⁱ f(x + t·direction) at t = 0 for i = 0..order, each of the shape of f(x), in one pass.
+    """Return dⁱ/dtⁱ f(x + t·direction) at t = 0 for i = 0 … order, each of the shape of f(x), in one pass.
 
-    `f` is any function of torch operations that have a Taylor rule, such as a timm model in eval mode; rows
-    of a batch are independent if they are in `f`. The result carries no gradient. Raises UserError for an
-    order beyond 0..4, an operation without a rule, and an output that does not depend on the input by
-    differentiable operations; ValueError for shapes that do not fit.
+    `f` is any function of torch operations that have a Taylor rule, such as a timm model in eval mode. Rows
+    of a batch are independent if they are independent in `f`. The result has no gradient. Raises `UserError`
+    for an order beyond 0 … 4, an operation without a rule, and an output that does not depend on the input
+    through differentiable operations; `ValueError` for shapes that do not fit.
     """
     if not 0 <= order <= HIGHEST:
         raise UserError(f"order={order}: jets go from order 0 to {HIGHEST}; use one of these")
     _check(x, direction)
     start = Series([x.detach(), direction.detach(), *[None] * (order - 1)][: order + 1])
     with sdpa_kernel(SDPBackend.MATH):
-        # Without mutation: what is changed in place may have been seen through a view.
+        # functionalize removes operations in place, which would change tensors that a series already uses.
         end = torch.func.functionalize(f)(start)
     if not isinstance(end, Series):
         raise _not_differentiable(f)
@@ -48,9 +52,9 @@ def jet(f: Function, x: Tensor, direction: Tensor, order: int) -> tuple[Tensor, 
 
 
 def jvp(f: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) and the product J·v of its Jacobian, by forward mode.
+    """Return f(x) and the product J·v with its Jacobian, by forward mode.
 
-    Raises UserError where the output has no derivative; ValueError for shapes that do not fit.
+    Raises `UserError` where the output has no derivative, and `ValueError` for shapes that do not fit.
     """
     _check(x, v)
     try:
@@ -66,9 +70,9 @@ def jvp(f: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vjp(f: Function, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """f(x) and the product uᵀ·J of its Jacobian, of the shape of x, by reverse mode.
+    """Return f(x) and the product uᵀ·J with its Jacobian, of the shape of x, by reverse mode.
 
-    Raises UserError where the output has no derivative.
+    Raises `UserError` where the output has no derivative.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -82,9 +86,11 @@ def vjp(f: Function, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hvp(f: Function, x: Tensor, v: Tensor) -> Tensor:
-    """∇²f(x)·v of a function with one value, of the shape of x: forward over reverse mode.
+    """Return ∇²f(x)·v, of the shape of x, for a function with one value: forward over reverse mode.
 
-    Raises UserError where the function has no derivative; ValueError if it has not one value.
+    Every operation of `f` needs a forward mode; `eval_suite.layers.hessian` needs none, as it differentiates
+    twice in reverse mode. Raises `UserError` where the function has no derivative, and `ValueError` if it has
+    more than one value.
     """
     _check(x, v)
     scalar = _one_value(f)
@@ -101,9 +107,9 @@ def hvp(f: Function, x: Tensor, v: Tensor) -> Tensor:
 
 
 def directional_curvature(f: Function, x: Tensor, v: Tensor) -> Tensor:
-    """vᵀ∇²f(x)v / ‖v‖², of a function with one value: its second derivative along v, from one jet.
+    """Return vᵀ∇²f(x)v / ‖v‖² for a function with one value, from one jet of order 2.
 
-    Raises what `jet` raises; ValueError if the function has not one value, or for v = 0.
+    Raises what `jet` raises, and `ValueError` for v = 0 or a function with more than one value.
     """
     if not v.any():
         raise ValueError("directional_curvature: the direction is 0")
@@ -111,6 +117,8 @@ def directional_curvature(f: Function, x: Tensor, v: Tensor) -> Tensor:
 
 
 def _one_value(f: Function) -> Function:
+    """Return `f` with a check that it has one value."""
+
     def checked(x: Tensor) -> Tensor:
         y = f(x)
         if y.numel() != 1:
@@ -121,6 +129,7 @@ def _one_value(f: Function) -> Function:
 
 
 def _check(x: Tensor, direction: Tensor) -> None:
+    """Raise `ValueError` unless `x` is floating-point and `direction` has its shape."""
     if x.shape != direction.shape or not x.is_floating_point():
         raise ValueError(
             f"expected a floating-point x and a direction of its shape, got {tuple(x.shape)} {x.dtype} and "

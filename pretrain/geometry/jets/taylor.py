@@ -1,8 +1,12 @@
-"""Truncated Taylor series as tensors: what each operation does to x(t) = Σ c_i tⁱ, up to t⁴.
+"""Truncated Taylor series as tensors: the rule of each operation for x(t) = Σ c_i tⁱ, up to t⁴.
 
-Linear operations act on each coefficient, products by the rule of Leibniz, elementwise functions by
-composition (Faà di Bruno; Griewank & Walther, Evaluating Derivatives, 2008, ch. 13). What is constant almost
-everywhere, such as comparisons and argmax, gives an ordinary tensor; a kink has torch's own derivative.
+Linear operations act on each coefficient, products follow Leibniz' rule, and elementwise functions are
+composed by Horner's scheme (Griewank & Walther, Evaluating Derivatives, 2008, ch. 13). Operations that are
+constant almost everywhere, such as comparisons and argmax, return an ordinary tensor. At a kink the
+derivative is torch's own.
+
+The one library of this kind that was found for torch, jet-for-pytorch, calls itself a research prototype with
+gaps and is not on PyPI, hence these rules; `jets.jets` says how fast they are.
 """
 
 import math
@@ -22,7 +26,10 @@ Coefficients = list[Tensor | None]
 
 
 class Series(torch.Tensor):
-    """A tensor c_0 + c_1 t + … + c_k tᵏ; None stands for a coefficient that is zero, but for the first."""
+    """A tensor c_0 + c_1 t + … + c_k tᵏ; None stands for a coefficient that is zero.
+
+    The first coefficient is always a tensor.
+    """
 
     coefficients: Coefficients
 
@@ -63,24 +70,24 @@ class Series(torch.Tensor):
 
 
 def value(x: Tensor) -> Tensor:
-    """c_0, of a tensor that is no series the tensor."""
+    """Return c_0 of a series, and any other tensor as it is."""
     first = x.coefficients[0] if isinstance(x, Series) else x
     assert first is not None
     return first
 
 
 def coefficients(x: Any, order: int) -> Coefficients:
-    """Of a series or of a constant."""
+    """Return the coefficients of a series or of a constant."""
     return x.coefficients if isinstance(x, Series) else [x, *[None] * order]
 
 
 def order_of(*args: Any) -> int:
-    """k of the series among the arguments."""
+    """Return k of the first series among the arguments."""
     return next(len(x.coefficients) for x in tree_leaves(args) if isinstance(x, Series)) - 1
 
 
 def compose(taylor: Callable[..., list[Tensor]], x: Series, *args: Any, **kwargs: Any) -> Series:
-    """f(x(t)) from `taylor(c_0, order, …)`, which gives f⁽ⁿ⁾(c_0)/n! for n = 0..order; by Horner's scheme."""
+    """Return f(x(t)), where `taylor(c_0, order, …)` returns f⁽ⁿ⁾(c_0)/n! for n = 0 … order."""
     order = order_of(x)
     outer = taylor(value(x), order, *args, **kwargs)
     rise: Coefficients = [None, *x.coefficients[1:]]
@@ -92,7 +99,7 @@ def compose(taylor: Callable[..., list[Tensor]], x: Series, *args: Any, **kwargs
 
 
 def _multiply(op: Callable[..., Tensor], a: Coefficients, b: Coefficients) -> Coefficients:
-    """Leibniz: Σ_{i+j=n} op(a_i, b_j) for each n."""
+    """Return Σ_{i+j=n} op(a_i, b_j) for each n (Leibniz' rule)."""
     result: Coefficients = []
     for n in range(len(a)):
         terms = [
@@ -147,7 +154,10 @@ def _power(func: Any, x: Any, exponent: Any) -> Any:
 
 
 def _linear(*places: int) -> Callable[..., Any]:
-    """A rule for what is linear in its arguments at `places` together, and has no series elsewhere."""
+    """Return the rule for an operation that is linear in its arguments at `places` taken together.
+
+    The other arguments must not be series.
+    """
 
     def rule(func: Any, *args: Any, **kwargs: Any) -> Any:
         held = [x for place, x in enumerate(args) if place not in places]
@@ -170,7 +180,7 @@ def _linear(*places: int) -> Callable[..., Any]:
 
 
 def _term(x: Any, n: int) -> Any:
-    """c_n, as zeros where it is zero."""
+    """Return c_n, and zeros where it is None."""
     if not isinstance(x, Tensor):
         return x if n == 0 else 0
     c = coefficients(x, n)[n]
@@ -178,7 +188,10 @@ def _term(x: Any, n: int) -> Any:
 
 
 def _reshape(func: Any, x: Series, shape: Sequence[int]) -> Series:
-    # Coefficients may lie in memory otherwise than the first does, so that not all have such a view.
+    """Reshape each coefficient.
+
+    A view is not always possible, as coefficients may have other strides than the first one.
+    """
     return Series([None if c is None else c.reshape(shape) for c in x.coefficients])
 
 
@@ -188,7 +201,10 @@ def _pad(func: Any, x: Series, pad: Sequence[int], fill: float = 0.0) -> Series:
 
 
 def _squeeze(func: Any, x: Series, *dims: int) -> Any:
-    # torch's own compositions squeeze their last result in place and go on with what that returns.
+    """Squeeze into a new series.
+
+    torch's own decompositions squeeze their last result in place, and use only what that returns.
+    """
     return torch.squeeze(x, *dims)
 
 
@@ -223,7 +239,7 @@ def _silu(func: Any, x: Series) -> Any:
 
 def _softmax(func: Any, x: Series, dim: int, *_: Any) -> Any:
     top = value(x).amax(dim, keepdim=True)
-    # A row without anything to attend to is zeros, as in _safe_softmax.
+    # A row in which everything is masked becomes zeros, as in _safe_softmax.
     risen = torch.exp(x - torch.where(top.isinf(), 0, top))
     total = risen.sum(dim, keepdim=True)
     return risen / torch.where(value(total) == 0, torch.ones_like(value(total)), total)
@@ -307,9 +323,9 @@ def _largest(func: Any, x: Any, dim: Any = (), keepdim: bool = False) -> Any:
         raise UserError(f"jet: {func} over {len(dims)} dimensions has no Taylor rule; reduce one at a time")
     search = torch.argmin if "min" in str(func) else torch.argmax
     places = search(value(x), dims[0], keepdim=True)
-    found = torch.gather(x, dims[0], places)
-    found = found if keepdim else found.squeeze(dims[0])
-    return (found, places if keepdim else places.squeeze(dims[0])) if ".dim" in str(func) else found
+    largest = torch.gather(x, dims[0], places)
+    largest = largest if keepdim else largest.squeeze(dims[0])
+    return (largest, places if keepdim else places.squeeze(dims[0])) if ".dim" in str(func) else largest
 
 
 _of_first = dict.fromkeys(
@@ -382,4 +398,4 @@ CONSTANT = {
     aten.logical_not, aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros,
     aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided,
 }  # fmt: skip
-"""Constant almost everywhere, or made of the shape alone."""
+"""Operations that are constant almost everywhere, or use the shape alone."""

@@ -1,13 +1,14 @@
-"""Transport between the tokens of a block, and what is left of a vector that is carried around a loop.
+"""Transport of vectors between the tokens of a block, and holonomy: what a vector becomes around a loop.
 
-Γ_{i←j} = ∂out_i/∂in_j. These blocks are neither orthogonal nor of full rank (a layer norm takes two
-directions away), so each gives its canonical polar factor, the partial isometry UVᵀ of its singular vectors.
-Around a loop j → i → k → j the holonomy H is their product. A change of orthonormal basis in every token
-turns H into gHgᵀ, so that its defect and its angles are the block's own.
+Γ_{i←j} = ∂out_i/∂in_j carries a change of token j to token i. These matrices are neither orthogonal nor of
+full rank (layer norm removes two directions), so each is replaced by its polar factor, the partial isometry
+UVᵀ of its singular vectors. The holonomy H of a loop j → i → k → j is the product of the polar factors. A
+change of orthonormal basis in every token turns H into gHgᵀ, so its defect and its angles do not depend on
+the bases.
 
-Holonomy vanishes where every Γ is a positive multiple of one symmetric positive map, such as fixed
-averaging over tokens with a residual; it does not for every affine map, whose H is merely the same for
-all inputs. The variant over inputs, `representation_holonomy`, is after arXiv:2601.21653.
+Holonomy vanishes where every Γ is a positive multiple of one symmetric positive map, such as a fixed average
+over tokens with a residual. It does not vanish for every affine map; there H is merely the same for all
+inputs. `representation_holonomy`, for paths of inputs, follows arXiv:2601.21653.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,36 +24,36 @@ from pretrain.geometry.jets.jets import jvp
 from pretrain.models.blocks import token_blocks as token_blocks
 
 Block = Callable[[Tensor], Tensor]
-"""Maps (N, T, d) to (N, T, d), images independently, as a ViT's blocks do in eval mode."""
+"""A block maps (N, T, d) to (N, T, d), each image independently, as those of a ViT do in eval mode."""
 Place = tuple[int, int]
 
 
 class Holonomy(NamedTuple):
-    """What a loop does to a vector."""
+    """The change of a vector that is carried around a loop."""
 
     matrix: Tensor
     """H (d, d)."""
     defect: float
-    """‖H − P‖_F / √rank, P the projection onto what H does not take away: ‖H − I‖_F / √d at full rank.
-    0 where vectors come back as they were, √2 for a random rotation, 2 for −I; NaN where the loop is cut."""
+    """‖H − P‖_F / √rank, where P projects onto the directions that H keeps; ‖H − I‖_F / √d at full rank. It
+    is 0 if vectors come back unchanged, √2 for a random rotation, 2 for −I, and NaN if the loop is cut."""
     angles: Tensor
-    """Arguments of H's `rank` largest eigenvalues, (rank,), ascending, in radians."""
+    """Arguments of the `rank` largest eigenvalues of H, (rank,), ascending, in radians."""
     rank: int
-    """Directions that come around."""
+    """Number of directions that come back around the loop."""
     cut: Place | None
-    """The first (i, j) with out_i independent of in_j, through which nothing comes, as in causal attention,
-    where every loop has one. H is then 0 exactly, and says nothing of curvature."""
+    """The first (i, j) where out_i does not depend on in_j, or None. Causal attention has one in every loop.
+    H is then exactly 0 and says nothing about curvature."""
 
 
 def token_jacobian(block: Block, tokens: Tensor, i: int, j: int) -> Tensor:
-    """Γ_{i←j} = ∂out_i/∂in_j (d, d) at tokens (T, d)."""
+    """Return Γ_{i←j} = ∂out_i/∂in_j (d, d) at tokens (T, d)."""
     return token_jacobians(block, tokens, j)[i]
 
 
 def token_jacobians(block: Block, tokens: Tensor, j: int, chunk: int | None = 64) -> Tensor:
-    """∂out_i/∂in_j for all i, (T, d, d): d Jacobian-vector products, `chunk` at a time.
+    """Return ∂out_i/∂in_j for all i, (T, d, d), by d Jacobian-vector products, `chunk` at a time.
 
-    Raises UserError for fewer than 3 tokens and for a block that has no derivative there.
+    Raises `UserError` for fewer than 3 tokens and for a block without a derivative.
     """
     if tokens.ndim != 2 or not -len(tokens) <= j < len(tokens):
         raise ValueError(f"expected tokens (T, d) and one of them, got {tuple(tokens.shape)} and {j}")
@@ -85,10 +86,10 @@ def token_jacobians(block: Block, tokens: Tensor, j: int, chunk: int | None = 64
 
 
 def polar(jacobian: Tensor, tolerance: float = 1e-4) -> Tensor:
-    """The partial isometry of the polar decomposition, UVᵀ, of (…, d, d): orthogonal at full rank.
+    """Return the partial isometry UVᵀ of the polar decomposition of (…, d, d): orthogonal at full rank.
 
-    Singular values up to `tolerance` times the largest count as zero; theirs are directions that any
-    rounding turns. It is unique, and g·J·hᵀ has g·polar(J)·hᵀ for orthogonal g and h.
+    Singular values up to `tolerance` times the largest count as zero, because rounding decides their
+    directions. The result is unique, and g·J·hᵀ has g·polar(J)·hᵀ for orthogonal g and h.
     """
     u, s, vt = torch.linalg.svd(jacobian)
     kept = (s > tolerance * s[..., :1]).to(s.dtype)
@@ -96,9 +97,10 @@ def polar(jacobian: Tensor, tolerance: float = 1e-4) -> Tensor:
 
 
 def holonomy(block: Block, tokens: Tensor, loop: Sequence[int], tolerance: float = 1e-4) -> Holonomy:
-    """Around the loop loop[0] → loop[1] → … → loop[0] of three or more different tokens of (T, d).
+    """Return the holonomy of the loop loop[0] → loop[1] → … → loop[0] through tokens (T, d).
 
-    Raises what `token_jacobians` does, and UserError for a shorter loop.
+    The loop has three or more different tokens. Raises what `token_jacobians` does, and `UserError` for a
+    shorter loop.
     """
     if len(loop) < 3 or len(set(loop)) < len(loop):
         raise UserError(f"the loop {list(loop)} is none: name at least 3 different tokens")
@@ -107,7 +109,7 @@ def holonomy(block: Block, tokens: Tensor, loop: Sequence[int], tolerance: float
 
 
 def around(jacobians: dict[Place, Tensor], loop: Sequence[int], tolerance: float = 1e-4) -> Holonomy:
-    """Holonomy from Γ_{i←j} by (i, j)."""
+    """Return the holonomy of a loop, given Γ_{i←j} by (i, j)."""
     steps = [(i, j) for j, i in pairwise([*loop, loop[0]])]
     cut = next((step for step in steps if not jacobians[step].any()), None)
     first = jacobians[steps[0]]
@@ -118,6 +120,7 @@ def around(jacobians: dict[Place, Tensor], loop: Sequence[int], tolerance: float
 
 
 def _summary(matrix: Tensor, cut: Place | None) -> Holonomy:
+    """Return the holonomy of a matrix H."""
     _, s, vt = torch.linalg.svd(matrix)
     rank = int((s > 1e-3).sum())
     if not rank:
@@ -136,12 +139,12 @@ def holonomy_map(
     places: Sequence[Place] | None = None,
     tolerance: float = 1e-4,
 ) -> Tensor:
-    """For each patch token of an image, the mean defect of the triangles around it: (rows, columns).
+    """Return for each patch of an image the mean defect of the triangles around it: (rows, columns).
 
-    The triangles are those with two neighbours in a row and a column, at most four. `tokens` (T, d) end with
-    the rows × columns patches of `grid`. It takes d Jacobian-vector products of the block for each patch and
-    its neighbours; with `places`, (row, column), only those are computed. Others, and those whose triangles
-    are all cut, are NaN. Raises what `holonomy` does.
+    The triangles are the at most four that a patch makes with a neighbour in its row and one in its column.
+    `tokens` (T, d) end with the rows × columns patches of `grid`. Each patch and its neighbours take d
+    Jacobian-vector products of the block; with `places`, (row, column), only those patches are computed. The
+    others, and patches whose triangles are all cut, are NaN. Raises what `holonomy` does.
     """
     rows, columns = grid
     prefix = len(tokens) - rows * columns
@@ -165,8 +168,8 @@ def holonomy_map(
     factors: dict[Place, Tensor] = {}
     for source in sorted({j for _, j in steps}):
         targets = sorted(i for i, j in steps if j == source)
-        found = polar(token_jacobians(block, tokens, source)[targets], tolerance)
-        factors |= {(i, source): factor for i, factor in zip(targets, found, strict=True)}
+        isometries = polar(token_jacobians(block, tokens, source)[targets], tolerance)
+        factors |= {(i, source): factor for i, factor in zip(targets, isometries, strict=True)}
     result = torch.full(grid, torch.nan, dtype=tokens.dtype)
     for place, loops in triangles.items():
         defects = torch.tensor([around(factors, loop, tolerance).defect for loop in loops])
@@ -175,14 +178,14 @@ def holonomy_map(
 
 
 def representation_holonomy(loop: Tensor, pool: Tensor, neighbors: int = 96, subspace: int = 64) -> Holonomy:
-    """How features turn along a closed path of inputs, from features alone (arXiv:2601.21653).
+    """Return how features turn along a closed path of inputs, from features alone (arXiv:2601.21653).
 
     `loop` (L, p) are the features of the path's L ≥ 3 points in order, `pool` (N, p) those of many inputs.
-    Both are whitened by the pool's covariance, so that any invertible affine map of the features changes
-    nothing. From point to point the `neighbors` of the pool nearest to the middle, centred softly on either
-    point, are rotated onto themselves (Procrustes, determinant 1) within their `subspace` principal
-    directions; H is the product. The published figure is half the defect. Raises UserError for fewer than
-    three points and for a pool too small.
+    Both are whitened by the pool's covariance, so an invertible affine map of the features changes nothing.
+    For each step of the path, the `neighbors` of the pool nearest to its middle are centred softly on either
+    point, and the one set is rotated onto the other (Procrustes, determinant 1) within their `subspace`
+    principal directions. H is the product of these rotations. The published figure is half the defect. Raises
+    `UserError` for fewer than three points and for a pool that is too small.
     """
     if loop.ndim != 2 or pool.ndim != 2 or loop.shape[1] != pool.shape[1]:
         raise ValueError(f"expected (L, p) and (N, p), got {tuple(loop.shape)} and {tuple(pool.shape)}")
@@ -201,7 +204,7 @@ def representation_holonomy(loop: Tensor, pool: Tensor, neighbors: int = 96, sub
 
 
 def _whitening(pool: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (p,) and a map (p, rank) after which the pool has unit covariance."""
+    """Return the mean (p,) and a map (p, rank) after which the pool has unit covariance."""
     mean = pool.mean(0)
     _, s, vt = torch.linalg.svd(pool - mean, full_matrices=False)
     kept = s > 1e-6 * s[0]
@@ -209,13 +212,16 @@ def _whitening(pool: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _soft_centre(near: Tensor, point: Tensor) -> Tensor:
-    """The mean with weights e^{−distance / median distance}."""
+    """Return the mean with weights e^{−distance / median distance}."""
     distance = torch.cdist(point[None], near)[0]
     return torch.softmax(-distance / distance.median(), 0) @ near
 
 
 def _rotation(source: Tensor, target: Tensor, subspace: int) -> Tensor:
-    """The rotation R of column vectors, R·source ≈ target, the identity off the principal directions."""
+    """Return the rotation R of column vectors with R·source ≈ target.
+
+    It fixes all directions but the principal ones.
+    """
     both = torch.cat([source, target])
     _, _, vt = torch.linalg.svd(both - both.mean(0), full_matrices=False)
     basis = vt[: min(subspace, len(source) - 1)].T
