@@ -62,6 +62,7 @@ def _peak() -> float:
 
 def ours(given: argparse.Namespace) -> None:
     from pretrain import train as loop
+    from pretrain.assemble import build_engine
     from pretrain.config import Config
     from pretrain.engines.step import MicroBatch, train_step
     from pretrain.preflight import check
@@ -98,7 +99,7 @@ def ours(given: argparse.Namespace) -> None:
     else:
         from pretrain.models.drop_path import sample_keys
 
-        engine = loop.build_engine(config, plan, device)
+        engine = build_engine(config, plan, device)
         views = random_views(given.batch // dist.get_world_size())
         groups = [torch.stack(views[:2]), torch.stack(views[2:])]
         keys = sample_keys(0, 0, 0, len(views[0]), views=len(views))

@@ -1,7 +1,7 @@
-"""`python -m pretrain --config recipe.yaml [dotted.key=value …]`, alone or under torchrun or srun.
+"""`python -m pretrain --config recipe.yaml [dotted.key=value …]`: train one run, alone or under a launcher.
 
-`python -m pretrain plan …` says what a run costs, `sweep …` runs a grid of them, `export …` writes an encoder
-for timm or transformers.
+`python -m pretrain plan …` says what a run costs, `sweep …` runs a grid of runs, and `export …` writes an
+encoder for timm or transformers.
 """
 
 from __future__ import annotations
@@ -22,54 +22,57 @@ from isotorus.processes import end_with_launcher
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 
-# The rest is imported where it is used: it takes seconds, in which signals have to be listened to.
+# All else is imported where it is used: that takes seconds, in which signals must be noted already.
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
     from pretrain.config import Config
-    from pretrain.preflight import Plan
+    from pretrain.preflight import RunInputs
 
-OTHERS = {
+COMMANDS = {
     "plan": "pretrain.cost.plan",
     "sweep": "pretrain.sweep",
     "export": "pretrain.checkpoint.export",
 }
-"""Commands of their own, and the modules whose `main` they are; imported when asked for."""
+"""Other commands, and the modules with their `main`, which are imported when the command is given."""
+USER_ERRORS = "isotorus/user_errors"
+"""Key of the process group's store that counts the ranks that have met a user error."""
 
 
 def main() -> int:
-    """Train one run; exit code 0 when it is complete, 2 for what the user can mend."""
+    """Train one run, or hand on to another command; return the exit code (see docs/runs.md)."""
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
         format="%(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if sys.argv[1:] and sys.argv[1] in OTHERS:
-        code: int = importlib.import_module(OTHERS[sys.argv[1]]).main(sys.argv[2:])
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
     end_with_launcher()
     signals, start_up = Signals(), StartUp()
     signals.listen()
     start_up.mark("python")
 
-    from pretrain import train  # noqa: F401, with all that it needs
+    from pretrain import train  # noqa: F401, imported here to measure how long it takes
     from pretrain.preflight import check
 
     start_up.mark("imports")
     config = parse(sys.argv[1:])
-    plan = check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
     start_up.mark("configuration and data")
     with process_group(config.stopping.hang) as device:
         start_up.mark("process group")
-        code = run(config, plan, device, signals, start_up)
+        code = run(config, inputs, device, signals, start_up)
     for reader in multiprocessing.active_children():
-        reader.kill()  # one that stands still would be waited for, and nobody watches any more
+        reader.kill()  # Python would wait for one that hangs, and the watchdog has ended
     return code
 
 
 def parse(arguments: list[str]) -> Config:
+    """Read the command line and the configuration that it names; raises UserError."""
     from pretrain.config import describe_fields, load_config
 
     parser = ArgumentParser(
@@ -81,19 +84,19 @@ def parse(arguments: list[str]) -> Config:
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
-    # DeepSpeed's launcher gives it to every rank; the environment says the same.
+    # DeepSpeed's launcher adds it to every command; the environment says the same.
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(arguments)
     return load_config(given.config, given.overrides)
 
 
-def run(config: Config, plan: Plan, device: torch.device, signals: Signals, start_up: StartUp) -> int:
-    """Train; what the user can mend is printed once, however many ranks meet it or hang on it."""
+def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signals, start_up: StartUp) -> int:
+    """Train; print a user error once, however many ranks meet it or wait in vain because of it."""
     import torch.distributed as dist
 
     from pretrain.cost.out_of_memory import is_out_of_memory
     from pretrain.run_control.lock import hold
-    from pretrain.run_control.peers import TOLD
+    from pretrain.run_control.peers import ERROR_REPORTED
     from pretrain.run_control.stopping import Stopping
     from pretrain.train import train
 
@@ -103,25 +106,25 @@ def run(config: Config, plan: Plan, device: torch.device, signals: Signals, star
             hold(config.folder) if dist.get_rank() == 0 else nullcontext() as lock,
             Stopping(config.stopping, config.folder, signals, lock) as stopping,
         ):
-            return train(config, plan, device, stopping, start_up)
+            return train(config, inputs, device, stopping, start_up)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
-            # A rank that ended with a UserError breaks the others' collectives: theirs is no news.
-            if told(store, 0) > 0:
+            # A rank that ends with a user error breaks the collectives of the others, which is no news.
+            if count_user_errors(store, 0) > 0:
                 abandon()
             raise
-        if told(store, 1) <= 1:
-            print(f"error: {mendable(error, config, device)}", file=sys.stderr, flush=True)
-            with suppress(RuntimeError):  # the store's host may be gone
-                store.set(TOLD, "")
-        else:  # the launcher ends all soon after the first that leaves
+        if count_user_errors(store, 1) <= 1:
+            print(f"error: {as_user_error(error, config, device)}", file=sys.stderr, flush=True)
+            with suppress(RuntimeError):  # the store's host may be lost
+                store.set(ERROR_REPORTED, "")
+        else:  # wait, because the launcher ends all ranks soon after the first one leaves
             with suppress(RuntimeError):
-                store.wait([TOLD], timedelta(seconds=180))
+                store.wait([ERROR_REPORTED], timedelta(seconds=180))
         abandon()
 
 
-def mendable(error: Exception, config: Config, device: torch.device) -> UserError:
-    """What the user can do about an error that is no bug."""
+def as_user_error(error: Exception, config: Config, device: torch.device) -> UserError:
+    """Say what the user can do about an error that is no defect of the program."""
     from pretrain.cost.out_of_memory import explain, is_out_of_memory
 
     if isinstance(error, UserError):
@@ -132,25 +135,26 @@ def mendable(error: Exception, config: Config, device: torch.device) -> UserErro
     return from_os_error(error, f"run {config.folder}")
 
 
-def told(store: dist.Store, more: int) -> int:
-    """How many ranks have met a UserError, with `more` now; 0 where the store's host can say no more."""
+def count_user_errors(store: dist.Store, new: int) -> int:
+    """Add `new` to the count of ranks with a user error and return it; 0 if the store does not answer."""
     try:
-        return store.add("isotorus/user_errors", more)
+        return store.add(USER_ERRORS, new)
     except RuntimeError:
         return 0
 
 
 def abandon() -> NoReturn:
-    """Leave at once with exit code 2: a clean shutdown would wait for ranks that wait for this one."""
+    """End the process at once with exit code 2; a clean end would wait for ranks that wait for this one."""
     sys.stderr.flush()
     os._exit(2)
 
 
 @contextmanager
 def process_group(hang: float) -> Iterator[torch.device]:
-    """The process group that the launcher describes, or a group of one; gives this rank's device.
+    """Join the process group that the launcher describes, or a group of one; yield this rank's device.
 
-    Its own timeout, which would kill a rank without its stack, comes after `hang` seconds and the watchdog.
+    The group's own timeout is longer than `hang` seconds, so that the watchdog acts first: the timeout would
+    kill a rank without a stack.
     """
     import torch
     import torch.distributed as dist

@@ -22,9 +22,9 @@ from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.guard import GuardConfig
 from pretrain.methods import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.encoder import EncoderConfig
+from pretrain.monitoring.mlflow import TrackingConfig
 from pretrain.monitoring.profiler import ProfileConfig
 from pretrain.run_control.stopping import StoppingConfig
-from pretrain.tracking import TrackingConfig
 
 
 class Config(Section):

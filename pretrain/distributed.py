@@ -1,8 +1,8 @@
-"""Sums over all ranks that autograd sees, and who this process is.
+"""Sums over all ranks that autograd can differentiate, and the rank and number of this process.
 
 One convention holds everywhere: every rank returns the *global batch's* loss, and the gradient that
-an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gradient. A sum over
-ranks therefore sums the cotangents of all ranks on the way back.
+an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gradient. Therefore the
+backward pass of a sum over ranks sums the cotangents of all ranks.
 """
 
 from datetime import timedelta
@@ -14,15 +14,17 @@ from torch import Tensor
 
 
 def rank() -> int:
+    """Return this process's number among all ranks; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def group_of_hosts(timeout: timedelta | None = None) -> dist.ProcessGroup:
-    """A group of all ranks for tensors on the CPU, so that a thread need not share one with others."""
+    """Make a gloo group of all ranks for tensors on the CPU, which one thread has for itself."""
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -43,16 +45,16 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum `x` (any shape, equal on all ranks) over ranks, differentiably; `x` itself on one process.
+    """Sum `x` (any shape, the same on all ranks) over ranks, differentiably; return `x` on one process.
 
-    The backward pass sums too, so after the engine's mean over ranks the gradient of a loss that is
+    The backward pass sums too. So, after the engine's mean over ranks, the gradient of a loss that is
     equal on all ranks is exact.
     """
     return x if world_size() == 1 else _SumOverRanks.apply(x)
 
 
 def count_over_ranks(count: int, device: torch.device) -> Tensor:
-    """The sum of an integer count over ranks, as an exact int64 scalar tensor on `device`."""
+    """Sum an integer count over ranks, exactly; return an int64 scalar tensor on `device`."""
     total = torch.tensor(count, dtype=torch.int64, device=device)
     if world_size() > 1:
         dist.all_reduce(total)
@@ -78,10 +80,11 @@ class _GatherOverRanks(torch.autograd.Function):
 
 
 def gather_over_ranks(x: Tensor) -> Tensor:
-    """All ranks' rows of `x` (any number on each, of equal shape) in rank order, differentiably.
+    """Return all ranks' rows of `x` in rank order, differentiably.
 
-    For statistics that need the whole sample, as those on order do; it waits for the counts. The
-    gradient follows the same convention as `sum_over_ranks`.
+    Each rank may have another number of rows, of the same shape. This is for statistics that need the whole
+    sample, such as order statistics. It waits for the counts. The gradient follows the same convention as
+    `sum_over_ranks`.
     """
     if world_size() == 1:
         return x

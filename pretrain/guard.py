@@ -1,7 +1,7 @@
-"""Refuses updates that would do harm: NaN, infinity, and spikes of loss or gradient norm.
+"""Refuse harmful updates: those with NaN, infinity, or a spike of the loss or the gradient norm.
 
-What is refused is decided on the device, from scalars that are equal on all ranks; the host looks at it
-when it looks at the device anyway. A refused step leaves parameters, moments and buffers as they were.
+The decision is made on the device, from scalars that are equal on all ranks. The host reads it at logged
+steps, when it waits for the device anyway. A refused update leaves parameters, moments and buffers unchanged.
 """
 
 import logging
@@ -24,47 +24,48 @@ from pretrain.engines.step import StepResult
 log = logging.getLogger(__name__)
 
 _LEAST_SPREAD = 0.05
-"""Of a median: absolute deviations are taken as at least this, lest a flat loss make noise a spike."""
+"""Smallest deviation, as a share of the median, so that noise on a flat loss does not count as a spike."""
 
 
 class GuardConfig(Section):
     spike: PositiveFloat | None = 10.0
-    """An update is refused whose loss or gradient norm is this many median absolute deviations above the
-    median of the last `window` accepted ones (at least half above it, with 10); null: only if it is NaN or
-    infinite."""
+    """An update is refused if its loss or gradient norm is this many median absolute deviations above the
+    median of the last `window` accepted updates (with 10: at least half above the median). null refuses only
+    NaN and infinity."""
     window: PositiveInt = 100
-    """Accepted updates that a spike is told by; before there are as many, nothing is taken for one."""
+    """Number of accepted updates that define a spike; until there are so many, only NaN and infinity are
+    refused."""
     patience: PositiveInt = 3
-    """Updates refused in a row after which the run returns to its newest checkpoint and passes over the data
-    up to there."""
+    """Number of refused updates in a row after which the run returns to its newest checkpoint and skips the
+    data up to the last of them."""
     rewinds: NonNegativeInt = 2
-    """Returns to the same checkpoint before the run is given up."""
+    """How often the run may return to the same checkpoint before it ends with an error."""
 
 
 class _Step(NamedTuple):
-    """A step that the host has not looked at."""
+    """A step whose outcome the host has not read yet."""
 
     batch: int
-    """Its batch's place in the order of data."""
+    """The batch's place in the order of the data."""
     samples: list[int]
-    """Of this rank."""
-    found: Tensor
-    """Loss, gradient norm, the limit of each, and whether the update was accepted."""
+    """Indices of this rank's samples."""
+    outcome: Tensor
+    """(5,): loss, gradient norm, the limit of each, and whether the update was accepted (0 or 1)."""
     broken: Tensor
-    """Views whose projections on this rank are not finite."""
+    """(V,): whether a view's projections on this rank hold NaN or infinity."""
 
 
 class Guard:
-    """`limit` decides on an update, `watch` remembers it, `report` tells of it at logged steps."""
+    """Decide on updates with `limit`, note them with `watch`, and record the refused ones with `report`."""
 
     def __init__(self, config: GuardConfig, folder: Path, networks: nn.Module, device: torch.device) -> None:
         self.config, self.path = config, folder / "skipped.jsonl"
-        self.skipped = 0
-        """Updates refused since the run began."""
-        self.passed_over = 0
-        """Batches that the run has left out: step t trains on batch t + passed_over."""
-        self.row = 0
-        """Updates refused one after another, up to the last report."""
+        self.refused = 0
+        """Number of updates refused since the run began."""
+        self.skipped_batches = 0
+        """Number of batches that rollbacks have skipped: step t trains on batch t + skipped_batches."""
+        self.refused_in_a_row = 0
+        """Number of updates refused one after another, up to the last report."""
         self._last = 0
         self._reason = ""
         self._rewinds = (0, 0)
@@ -76,29 +77,32 @@ class Guard:
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def limit(self, loss: Tensor) -> Tensor:
-        """The gradient norm up to which an update with this loss is accepted; a scalar on the device."""
-        # No norm is as small as −1, and NaN compares as false.
+        """Return the largest gradient norm with which an update of this loss is accepted, on the device.
+
+        Both are scalars. The limit is −1, which no norm reaches, if the loss itself is refused.
+        """
+        # A comparison with NaN is false.
         return torch.where(loss <= self._limits[0], self._limits[1], -1.0)
 
     def watch(self, batch: Batch, result: StepResult) -> None:
-        """After each step, refused or not."""
-        found = torch.stack([result.parts["loss"], result.parts["grad_norm"]]).float()
-        accepted = (found <= self._limits).all()
+        """Note the outcome of a step; if it was refused, restore the buffers of the networks."""
+        measured = torch.stack([result.parts["loss"], result.parts["grad_norm"]]).float()
+        accepted = (measured <= self._limits).all()
         broken = (~result.projections.isfinite()).flatten(1).any(1)
-        values = torch.cat([found, self._limits, accepted[None]])
-        self._steps.append(_Step(batch.step, batch.indices.tolist(), values, broken))
+        outcome = torch.cat([measured, self._limits, accepted[None]])
+        self._steps.append(_Step(batch.step, batch.indices.tolist(), outcome, broken))
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             buffer.copy_(torch.where(accepted, buffer, kept))
             kept.copy_(buffer)
         if self.config.spike:
-            slots = torch.arange(self.config.window, device=found.device)
+            slots = torch.arange(self.config.window, device=measured.device)
             slot = slots == self._accepted % self.config.window
-            self._history = torch.where(slot & accepted, found[:, None], self._history)
+            self._history = torch.where(slot & accepted, measured[:, None], self._history)
             self._accepted += accepted
             self._limits = self._spike_limits()
 
     def _spike_limits(self) -> Tensor:
-        """Of loss and gradient norm; without enough history, the largest finite number."""
+        """Return the limits (2,) of loss and gradient norm: the largest float without enough history."""
         none = torch.full_like(self._history[:, 0], torch.finfo(torch.float32).max)
         if self.config.spike is None:
             return none
@@ -108,40 +112,42 @@ class Guard:
         return torch.where(self._accepted >= self.config.window, limits, none)
 
     def report(self) -> bool:
-        """Look at the steps since the last report; on all ranks alike, which wait for the device.
+        """Read the outcomes since the last report and write the refused updates to skipped.jsonl.
 
-        Writes the refused ones to skipped.jsonl. Whether they were too many in a row, so that the run has
-        to be taken back; what came after those does not count.
+        Returns whether so many in a row were refused that the run has to be rolled back; steps after those do
+        not count. All ranks call it, and wait for the device.
         """
         steps, self._steps = self._steps, []
         refused = []
-        values = torch.stack([step.found for step in steps]).tolist() if steps else []
-        for step, found in zip(steps, values, strict=True):
-            if found[-1]:
-                self.row = 0
+        outcomes = torch.stack([step.outcome for step in steps]).tolist() if steps else []
+        for step, outcome in zip(steps, outcomes, strict=True):
+            if outcome[-1]:
+                self.refused_in_a_row = 0
                 continue
-            self.row, self._last, self.skipped = self.row + 1, step.batch, self.skipped + 1
-            refused.append((step, found))
-            if self.row == self.config.patience:
+            self.refused_in_a_row += 1
+            self._last, self.refused = step.batch, self.refused + 1
+            refused.append((step, outcome))
+            if self.refused_in_a_row == self.config.patience:
                 break
         if refused:
-            self._tell(refused)
-        return self.row >= self.config.patience
+            self._record(refused)
+        return self.refused_in_a_row >= self.config.patience
 
-    def _tell(self, refused: list[tuple[_Step, list[float]]]) -> None:
+    def _record(self, refused: list[tuple[_Step, list[float]]]) -> None:
+        """Write refused updates, with the samples of all ranks, to skipped.jsonl and to the log."""
         mine = [(step.samples, step.broken.nonzero().flatten().tolist()) for step, _ in refused]
         everyone: list[list[tuple[list[int], list[int]]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, mine)
         rows = []
-        for (step, found), *shares in zip(refused, *everyone, strict=True):
+        for (step, outcome), *shares in zip(refused, *everyone, strict=True):
             broken = [
                 f"view {view} on rank {number}" for number, (_, views) in enumerate(shares) for view in views
             ]
-            loss, norm, loss_limit, norm_limit, _ = found
+            loss, norm, loss_limit, norm_limit, _ = outcome
             rows.append(
                 {
                     "batch": step.batch + 1,
-                    "step": step.batch + 1 - self.passed_over,
+                    "step": step.batch + 1 - self.skipped_batches,
                     "reason": _reason(loss, norm, loss_limit, norm_limit, broken),
                     "loss": loss,
                     "grad_norm": norm,
@@ -158,7 +164,7 @@ class Guard:
             )
 
     def check_rewind(self, step: int) -> None:
-        """Raise UserError if the run was taken back to `step` often enough, or has no checkpoint (step 0)."""
+        """Raise UserError if the run has returned to `step` often enough, or has no checkpoint (step 0)."""
         before, returns = self._rewinds
         returns = returns if before == step else 0
         self._rewinds = step, returns + 1
@@ -173,28 +179,28 @@ class Guard:
                 "guard.spike if they are sound"
             )
 
-    def pass_over(self, step: int) -> None:
-        """The run has been taken back to `step`: leave out the data from there to the last refused update."""
-        self.row, self.passed_over = 0, self._last + 1 - step
+    def skip_batches(self, step: int) -> None:
+        """Skip the data up to the last refused update, now that the run has returned to `step`."""
+        self.refused_in_a_row, self.skipped_batches = 0, self._last + 1 - step
         if rank() == 0:
-            row = {"batch": self._last + 1, "taken_back_to": step, "passed_over": self.passed_over}
+            row = {"batch": self._last + 1, "taken_back_to": step, "passed_over": self.skipped_batches}
             self._append([row])
-            log.warning("taken back to step %d, passing over the data up to batch %d", step, self._last + 1)
+            log.warning("rolled back to step %d, skipping the data up to batch %d", step, self._last + 1)
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint; after `report`."""
+        """Return what a checkpoint holds of the guard; call it after `report`."""
         assert not self._steps
         count, window = int(self._accepted), self.config.window
         oldest_first = self._history.roll(-(count % window), 1) if count > window else self._history
         return {
             "history": oldest_first[:, :count].tolist(),
-            "row": self.row,
-            "skipped": self.skipped,
-            "passed_over": self.passed_over,
+            "row": self.refused_in_a_row,
+            "skipped": self.refused,
+            "passed_over": self.skipped_batches,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state, whatever window it had."""
+        """Continue from a checkpoint's state, also if `window` was another then."""
         history = torch.tensor(state["history"])[:, -self.config.window :]
         count = history.shape[1]
         self._history[:, :count] = history
@@ -202,13 +208,13 @@ class Guard:
         self._limits = self._spike_limits()
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             kept.copy_(buffer)
-        self.row, self.passed_over = state["row"], state["passed_over"]
-        # A run that is taken back has still refused what it refused.
-        self.skipped = max(self.skipped, state["skipped"])
+        self.refused_in_a_row, self.skipped_batches = state["row"], state["passed_over"]
+        # A rollback does not undo the count of refused updates.
+        self.refused = max(self.refused, state["skipped"])
 
     def trim(self, step: int) -> None:
-        """Drop what skipped.jsonl has of batches that will come again, continuing after `step`; on rank 0."""
-        kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.passed_over]
+        """Drop rows of skipped.jsonl about batches that come again after `step`; only rank 0 calls it."""
+        kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.skipped_batches]
         if self.path.exists():
             jsonl.replace(self.path, kept)
 
@@ -218,11 +224,15 @@ class Guard:
 
 
 def _median(x: Tensor) -> Tensor:
-    """Of each row of (n, window), the upper one; by sorting, as `torch.median` has no deterministic form."""
+    """Return the upper median of each row (n, window) -> (n,).
+
+    It sorts, because `torch.median` has no deterministic form on GPUs.
+    """
     return x.sort(dim=1).values[:, x.shape[1] // 2]
 
 
 def _reason(loss: float, norm: float, loss_limit: float, norm_limit: float, broken: list[str]) -> str:
+    """Say why an update was refused."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         where = f"NaN or infinity in the projections of {', '.join(broken)}"
         return where if broken else "a gradient overflow"

@@ -1,4 +1,4 @@
-"""What can be refused before any process group starts is refused here."""
+"""Refuse, before any process group starts, every run that is known not to work."""
 
 import dataclasses
 from pathlib import Path
@@ -15,46 +15,29 @@ from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
 from pretrain.engines.fp8 import check_fp8
-from pretrain.methods import describe_projector
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run needs to know beyond its configuration."""
+class RunInputs:
+    """What a run needs beyond its configuration, found out from the data, the encoder and its checkpoints."""
 
     sources: Sources
     encoder_kwargs: dict[str, Any]
+    """Arguments of `pretrain.models.encoder.create`."""
     embedding_width: int
     mean: tuple[float, ...]
+    """Mean of the pixels, a number a channel."""
     std: tuple[float, ...]
     warm_start: WarmStart | None = None
-    """Where the first weights came from."""
+    """The file that the first weights came from; None where they were random."""
     initial_weights: str | None = None
-    """The file to read them from; None where they are random, or where a checkpoint is continued."""
-
-    def description(self, config: Config) -> dict[str, Any]:
-        """encoder.json but for the step."""
-        return {
-            "format": 1,
-            "name": config.encoder.name,
-            "kwargs": self.encoder_kwargs,
-            "embedding_width": self.embedding_width,
-            "image_size": config.views.global_size,
-            "channels": config.data.channels,
-            "mean": self.mean,
-            "std": self.std,
-            "seed": config.seed,
-            "data_fingerprint": self.sources.fingerprint,
-            "projector": describe_projector(config.objective),
-            "warm_start": self.warm_start and self.warm_start._asdict(),
-            "config": config.model_dump(mode="json"),
-        }
+    """The file to read the first weights from; None if they are random or a checkpoint is continued."""
 
 
-def check(config: Config, world_size: int) -> Plan:
-    """Open the data, build the encoder without memory, and compare them with the configuration.
+def check(config: Config, world_size: int) -> RunInputs:
+    """Open the data, build the encoder without memory, and compare both with the configuration.
 
     Raises UserError for the first thing that cannot work.
     """
@@ -70,33 +53,37 @@ def check(config: Config, world_size: int) -> Plan:
         )
     kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
-    plan = Plan(sources, kwargs, width, mean, std)
+    inputs = RunInputs(sources, kwargs, width, mean, std)
     newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
     if newest is not None:
-        _check_resume(config, plan, newest)
+        _check_resume(config, inputs, newest)
         record = checkpoint.describe(newest).get("warm_start")
-        return dataclasses.replace(plan, warm_start=record and WarmStart(**record))
+        return dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
     if config.resume == "never" and jsonl.read(config.folder / "metrics.jsonl"):
         raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
     if config.encoder.weights is None:
-        return plan
+        return inputs
     warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
     check_fit(config.encoder.name, encoder, warm_start.file)
-    return dataclasses.replace(plan, warm_start=warm_start, initial_weights=warm_start.file)
+    return dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
 
 
 class Model(NamedTuple):
-    """What is to be trained, on the meta device."""
+    """The encoder to be trained, without memory."""
 
     kwargs: dict[str, Any]
-    """Arguments of `create`."""
+    """Arguments of `pretrain.models.encoder.create`."""
     encoder: Any
+    """The timm model, on the meta device."""
     width: int
-    """D of the embedding."""
+    """The embedding's dimension D."""
 
 
 def check_model(config: Config, world_size: int) -> Model:
-    """Build the encoder without memory; UserError for the first thing that cannot work, whatever the data."""
+    """Build the encoder without memory and check what does not depend on the data.
+
+    Raises UserError for the first thing that cannot work.
+    """
     images = config.data.batch_size // world_size
     if images == 0:
         raise UserError(
@@ -130,45 +117,52 @@ def check_model(config: Config, world_size: int) -> Model:
     return Model(kwargs, encoder, width)
 
 
-def _check_resume(config: Config, plan: Plan, newest: Path) -> None:
+def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
+    """Raise UserError if the run differs from its newest checkpoint in a way that `accept` does not allow."""
     if config.resume == "never":
         raise UserError(
             f"{config.folder} has a checkpoint ({newest.name}) and resume=never; "
             "choose another name, or resume=auto"
         )
-    found, asked = checkpoint.describe(newest), plan.description(config)
-    if (found["name"], found["kwargs"]) != (asked["name"], asked["kwargs"]):
+    saved = checkpoint.describe(newest)
+    if (saved["name"], saved["kwargs"]) != (config.encoder.name, inputs.encoder_kwargs):
         raise UserError(
-            f"{newest} is of another architecture, {found['name']} {found['kwargs']}, than the "
-            f"configuration's {asked['name']} {asked['kwargs']}; choose another name or the old encoder"
+            f"{newest} is of another architecture, {saved['name']} {saved['kwargs']}, than the "
+            f"configuration's {config.encoder.name} {inputs.encoder_kwargs}; choose another name or the old "
+            "encoder"
         )
-    weights = [x["config"]["encoder"].get("weights") for x in (found, asked)]
-    before, objective = (flatten({"objective": x["config"]["objective"]}) for x in (found, asked))
+    before, now = saved["config"], config.model_dump(mode="json")
+    weights = [values["encoder"].get("weights") for values in (before, now)]
+    old_objective, objective = (flatten({"objective": values["objective"]}) for values in (before, now))
     for key, accept, old, new in (
-        ("seed", "seed", found["seed"], config.seed),
+        ("seed", "seed", saved["seed"], config.seed),
         ("encoder.weights", "", *weights),
-        ("data.batch_size", "batch_size", found["config"]["data"]["batch_size"], config.data.batch_size),
-        ("data.order", "data", found["config"]["data"]["order"], config.data.order),
-        *((key, "objective", before.get(key), objective.get(key)) for key in before | objective),
+        ("data.batch_size", "batch_size", before["data"]["batch_size"], config.data.batch_size),
+        ("data.order", "data", before["data"]["order"], config.data.order),
+        *(
+            (key, "objective", old_objective.get(key), objective.get(key))
+            for key in old_objective | objective
+        ),
     ):
         if old != new and accept not in config.accept:
             go_on = f", or accept=[{accept}] to go on with that" if accept else ""
             raise UserError(
                 f"{newest} was trained with {key}={old}, not {new}; choose another name for the run{go_on}"
             )
-    if found["data_fingerprint"] != plan.sources.fingerprint and "data" not in config.accept:
+    fingerprint = inputs.sources.fingerprint
+    if saved["data_fingerprint"] != fingerprint and "data" not in config.accept:
         raise UserError(
-            f"{newest} was trained on other data ({found['data_fingerprint']}, now "
-            f"{plan.sources.fingerprint}); choose another name for the run, or accept=[data] to go on with "
-            f"that{_earlier(found, plan)}"
+            f"{newest} was trained on other data ({saved['data_fingerprint']}, now {fingerprint}); choose "
+            "another name for the run, or accept=[data] to go on with "
+            f"that{_earlier(saved['data_fingerprint'], inputs.sources)}"
         )
 
 
-def _earlier(found: dict[str, Any], plan: Plan) -> str:
-    """Which generation of the data set a run has seen, if images were added to it since."""
-    for dataset in plan.sources.datasets:
+def _earlier(fingerprint: str, sources: Sources) -> str:
+    """Say how to go on without images added since, if an earlier generation of a set has the fingerprint."""
+    for dataset in sources.datasets:
         for number, generation in enumerate(dataset.generations, start=1):
-            if generation.fingerprint == found["data_fingerprint"]:
+            if generation.fingerprint == fingerprint:
                 only = f"[{{path: {dataset.path}, generation: {number}}}]"
                 return f", or go on without the images added since: data.path=null data.sources='{only}'"
     return ""

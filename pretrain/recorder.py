@@ -1,33 +1,38 @@
-"""What rank 0 tells the world of a run: its folder, metrics.jsonl, MLflow and the terminal."""
+"""What rank 0 records of a run: config.yaml, metrics.jsonl, the copy in MLflow, and lines on the terminal."""
 
+import contextlib
 import logging
+import sys
 import time
 from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from isotorus.files import atomic
 from isotorus.jsonl import MetricsFile
-from pretrain import tracking
 from pretrain.config import Config, flatten
 from pretrain.cost import accelerators
 from pretrain.cost.flops import flops_per_image
 from pretrain.distributed import world_size
 from pretrain.engines.networks import uses_bf16
-from pretrain.monitoring import collapse
-from pretrain.preflight import Plan
-from pretrain.progress import Progress
-from pretrain.tracking import Mirror
+from pretrain.monitoring import collapse, mlflow
+from pretrain.preflight import RunInputs
 
 log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes the resolved configuration at once, then a row a logged step."""
+    """Write the resolved configuration at once, then a row for each logged step."""
 
-    def __init__(self, config: Config, plan: Plan, start: int, device: torch.device) -> None:
-        self.config, self.images = config, len(plan.sources)
+    def __init__(self, config: Config, inputs: RunInputs, start: int, device: torch.device) -> None:
+        """Continue the records after step `start`; drop later rows, because these steps come again."""
+        self.config, self.images = config, len(inputs.sources)
+        self.status = "FAILED"
+        """How the run ended, in MLflow's words: FINISHED, KILLED (asked to stop) or FAILED."""
         config.folder.mkdir(parents=True, exist_ok=True)
         resolved = config.model_dump(mode="json")
         with atomic(config.folder / "config.yaml") as file:
@@ -35,10 +40,10 @@ class Recorder:
         self.file = MetricsFile(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config)
-        self._seconds_at_peak = _seconds_at_peak(config, plan, device)
+        self._seconds_at_peak = _seconds_at_peak(config, inputs, device)
 
     def write(self, step: int, measured: dict[str, float]) -> None:
-        """Log what was measured after `step` steps, and warn of what a person should know."""
+        """Log what was measured after `step` steps, and warn if it looks bad."""
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
             "step": step,
@@ -55,44 +60,79 @@ class Recorder:
             log.warning(warning)
 
     def sync(self) -> None:
-        """Before a checkpoint is saved: its rows are to be on the disk no later than itself."""
+        """Have the rows reach the disk; call it before a save, so that no checkpoint lacks its rows."""
         self.file.sync()
 
-    def take_back(self, step: int) -> None:
-        """Drop what metrics.jsonl has after `step`, whose steps will come again."""
+    def rollback(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl after `step`, because these steps come again."""
         self.file = MetricsFile(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
             self.mirror.read_again()
 
-    def close(self, status: str) -> None:
-        """Flush everything; `status` is MLflow's: FINISHED, KILLED (asked to stop) or FAILED."""
+    def close(self) -> None:
+        """Send the remaining rows and `status` to MLflow, and end the progress bar."""
         self.progress.close()
         if self.mirror:
-            # What failed has something to say, and others wait for it.
-            self.mirror.finish(status, timeout=10.0 if status == "FAILED" else 60.0)
+            # A failed run has an error to report, for which others wait.
+            self.mirror.finish(self.status, timeout=10.0 if self.status == "FAILED" else 60.0)
+
+
+class Progress:
+    """A progress bar on a terminal, or a line for each logged step in a log."""
+
+    def __init__(self, name: str, start: int, steps: int) -> None:
+        self.name, self.steps = name, steps
+        self.bar: Bar | None = None
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Bar(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task(name, total=steps, completed=start, text="starting")
+            self.bar.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Show a logged row."""
+        text = f"loss {row['loss']:.4f}  {row['images_per_second']:.0f} img/s  wait {row['data_wait']:.0%}"
+        if self.bar:
+            self.bar.update(self.task, completed=row["step"], text=text)
+        else:
+            line = f"{self.name} {row['step']}/{self.steps}  {text}  lr {row['lr']:.2e}"
+            with contextlib.suppress(OSError):  # a log on a full disk must not end the run
+                print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self.bar:
+            self.bar.stop()
 
 
 def catch_up(config: Config) -> None:
-    """Send what MLflow missed of a finished run, if its store was away then."""
-    if not tracking.known(config.folder).get("complete") and (mirror := _start_mirror(config)):
+    """Send what MLflow misses of a finished run, because its store did not answer then."""
+    if not mlflow.known(config.folder).get("complete") and (mirror := _start_mirror(config)):
         mirror.finish("FINISHED")
 
 
-def _start_mirror(config: Config) -> Mirror | None:
+def _start_mirror(config: Config) -> mlflow.Mirror | None:
     if not config.tracking.enabled:
         return None
-    mirror = Mirror(config.folder, config.name, config.tracking, flatten(config.model_dump(mode="json")))
+    parameters = flatten(config.model_dump(mode="json"))
+    mirror = mlflow.Mirror(config.folder, config.name, config.tracking, parameters)
     mirror.start()
     return mirror
 
 
-def _seconds_at_peak(config: Config, plan: Plan, device: torch.device) -> float | None:
-    """What an image would take if all GPUs did the model's FLOPs at their peak; None where that is unknown.
+def _seconds_at_peak(config: Config, inputs: RunInputs, device: torch.device) -> float | None:
+    """Return the seconds an image would take if all GPUs ran the model's FLOPs at their peak rate.
 
-    CPUs have no stated peak, so there is no MFU of them.
+    None where the peak is unknown, as on CPUs: then no MFU is logged.
     """
-    found = accelerators.detect(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if found is None:
+    gpu = accelerators.detect(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if gpu is None:
         return None
-    peak = found.peak("bf16" if uses_bf16(config.engine, device) else "fp32")
-    return flops_per_image(config, plan.encoder_kwargs, plan.embedding_width) / (peak * world_size())
+    peak = gpu.peak("bf16" if uses_bf16(config.engine, device) else "fp32")
+    return flops_per_image(config, inputs.encoder_kwargs, inputs.embedding_width) / (peak * world_size())

@@ -1,12 +1,12 @@
-"""Learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step."""
 
 import math
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_ratio: float) -> float:
-    """Linear warm-up to `peak`, then half a cosine down to `peak * final_ratio` at the last step.
+    """Rise linearly to `peak`, then fall by half a cosine to `peak * final_ratio` at the last step.
 
-    `step` counts from 0; Loshchilov & Hutter 2017 without restarts.
+    `step` counts from 0. This is the cosine of Loshchilov & Hutter 2017 without restarts.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -1,8 +1,7 @@
-"""`python -m pretrain sweep --config x.yaml objective.grid_size=8,12 seed=0,1`: a grid of runs.
+"""`python -m pretrain sweep --config x.yaml objective.grid_size=8,12 seed=0,1`: train a grid of runs.
 
-Each run is a process of its own, `python -m pretrain` or what `--launcher` puts before it, and an
-MLflow run under one parent. A run that is finished is passed over, so a sweep that was stopped goes on
-with the same command.
+Each run is a process of its own, started by `python -m pretrain` or by what `--launcher` says, and an MLflow
+run under one parent. Finished runs are left out, so the same command continues a sweep that was stopped.
 """
 
 import concurrent.futures
@@ -20,24 +19,27 @@ from rich.table import Table
 
 from isotorus import jsonl
 from isotorus.errors import ArgumentParser, UserError
-from pretrain import checkpoint, tracking
+from pretrain import checkpoint
 from pretrain.config import Config, load_config
+from pretrain.monitoring import mlflow
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the grid; exit code 0 if all runs finished, 1 if some failed, 2 for what cannot start."""
+    """Run the grid; return 0 if all runs finished, 1 if some failed. A wrong grid raises UserError."""
     parser = ArgumentParser(prog="python -m pretrain sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument(
         "--launcher",
         default=f"{shlex.quote(sys.executable)} -m pretrain",
-        help="what starts a run; '--config … key=value …' is put behind it, e.g. "
+        help="command that starts a run, to which '--config … key=value …' is added, e.g. "
         "'python -m launch torchrun --nproc-per-node 8 --' or 'srun -N 2 … python -m pretrain'",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands instead")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="how many runs train at the same time (default 1)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value[,value…]")
     given = parser.parse_intermixed_args(arguments)
 
@@ -46,21 +48,21 @@ def main(arguments: list[str]) -> int:
     if given.dry_run:
         print("\n".join(shlex.join(command) for command in commands))
         return 0
-    parent = parent_run(base, members[0])
+    parent = parent_run(base, Path(members[0].runs), members[0].tracking)
     if parent:
         commands = [[*command, f"tracking.parent={parent}"] for command in commands]
     with concurrent.futures.ThreadPoolExecutor(max(1, given.jobs)) as pool:
         codes = list(pool.map(_run, members, commands))
     if parent:
-        tracking.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
-    _table(members, codes)
+        mlflow.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
+    _print_table(members, codes)
     return 1 if any(codes) else 0
 
 
 def runs_of(path: str, overrides: list[str]) -> tuple[str, list[Config], list[list[str]]]:
-    """The recipe's name, and of each point of the grid its configuration and its arguments of pretrain.
+    """Return the recipe's name and, for each point of the grid, its configuration and its command arguments.
 
-    The whole grid is checked: UserError for the first point that is no configuration.
+    Raises UserError for the first point of the grid that is not a valid configuration.
     """
     base = load_config(path, []).name
     grid = expand(overrides)
@@ -72,7 +74,10 @@ def runs_of(path: str, overrides: list[str]) -> tuple[str, list[Config], list[li
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
-    """The grid's points: each override's values (commas outside brackets and braces part them), combined."""
+    """Return the grid's points, each a list of overrides: all combinations of the overrides' values.
+
+    Commas outside brackets and braces separate values.
+    """
     axes = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -84,7 +89,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
 
 
 def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
-    """A run's name: the recipe's, and the values that set it apart from others of the grid."""
+    """Return a run's name: the recipe's name and the values in which the points of the grid differ."""
     varied = [
         value for value, column in zip(point, zip(*grid, strict=True), strict=True) if len({*column}) > 1
     ]
@@ -93,6 +98,7 @@ def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
 
 
 def _run(member: Config, command: list[str]) -> int:
+    """Start a run unless it is finished, wait for its end, and return its exit code."""
     newest = checkpoint.latest(member.folder / "checkpoints")
     if newest and checkpoint.describe(newest)["step"] >= member.steps:
         log.info("%s is finished already", member.name)
@@ -101,24 +107,27 @@ def _run(member: Config, command: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
-def parent_run(base: str, member: Config) -> str | None:
-    """The MLflow run that all runs of this sweep are under; None where tracking is off or not to be had."""
-    if not member.tracking.enabled:
+def parent_run(base: str, runs: Path, config: mlflow.TrackingConfig) -> str | None:
+    """Return the id of the MLflow run above all runs of this sweep, which is created at the first start.
+
+    None if tracking is off or MLflow does not answer.
+    """
+    if not config.enabled:
         return None
-    record = Path(member.runs) / f"{base}.sweep.json"
+    record = runs / f"{base}.sweep.json"
     if record.exists():
         return json.loads(record.read_text())["run_id"]
     try:
-        run_id = tracking.start_family(member.tracking, base)
+        run_id = mlflow.start_family(config, base)
     except Exception as error:  # a sweep without its parent is better than none
-        log.warning("MLflow does not answer, the runs will have no parent: %s", tracking.reason(error))
+        log.warning("MLflow does not answer, the runs will have no parent: %s", mlflow.reason(error))
         return None
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({"run_id": run_id}))
     return run_id
 
 
-def _table(members: list[Config], codes: list[int]) -> None:
+def _print_table(members: list[Config], codes: list[int]) -> None:
     table = Table("run", "step", "loss", "effective rank", "probe", "exit code")
     for member, code in zip(members, codes, strict=True):
         rows = jsonl.read(member.folder / "metrics.jsonl")

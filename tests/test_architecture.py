@@ -21,7 +21,7 @@ ABOVE = {
     "launch": {"isotorus", "data_pipeline", "pretrain"},
 }
 """Which packages a package may import."""
-EVALUATION_USES = ("models", "geometry", "objectives", "checkpoint", "methods", "tracking", "config")
+EVALUATION_USES = ("models", "geometry", "objectives", "checkpoint", "methods", "config")
 """What of `pretrain` the evaluation may import."""
 MOST_SIDE_BY_SIDE = 20
 MOST_LINES = 400

@@ -70,7 +70,8 @@ def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) ->
     _check_options(given)
     _refuse_secrets([*pretrain, *options, *given.setup])
     # torch comes with them: seconds, which the refusals before need not wait for.
-    from pretrain import sweep, tracking
+    from pretrain import sweep
+    from pretrain.monitoring import mlflow
     from pretrain.preflight import check_model
 
     base, configs, runs = _runs(given.sweep, pretrain)
@@ -85,7 +86,7 @@ def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) ->
     if given.dry_run:
         print(f"{script(_job(given, runs, first, ranks, name, folder))}\n# {shlex.join(command)}")
         return 0
-    parent = sweep.parent_run(base, first) if given.sweep else None
+    parent = sweep.parent_run(base, Path(first.runs), first.tracking) if given.sweep else None
     if parent:
         runs = [[*run, f"tracking.parent={parent}"] for run in runs]
     try:
@@ -95,7 +96,7 @@ def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) ->
         raise from_os_error(error, f"the script and logs in {folder} (--output)") from None
     number = submit(command)
     if parent:  # no process of ours may be left to close it when the last run has ended
-        tracking.end_family(first.tracking, parent, "FINISHED")
+        mlflow.end_family(first.tracking, parent, "FINISHED")
     logs = f"{folder}/{name}-{number}*.log"
     print(
         f"job {number}: {given.nodes} × {ranks} ranks, logs {logs}\n"

@@ -1,4 +1,4 @@
-"""Weights and state on disk, written and read."""
+"""Checkpoints on disk: written, read, used as first weights, and exported for other libraries."""
 
 from pretrain.checkpoint.store import (
     CheckpointConfig,

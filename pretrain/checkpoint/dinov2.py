@@ -1,7 +1,7 @@
-"""A timm ViT as transformers' Dinov2Model or Dinov2WithRegistersModel, where they compute the same.
+"""Convert a timm ViT into transformers' Dinov2Model or Dinov2WithRegistersModel, where they compute the same.
 
-Both are the ViT of Dosovitskiy et al. 2021 with pre-norm and exact GELU or SwiGLU; only names differ. The
-names are those of the published Dinov2 checkpoints, which every version of transformers reads.
+Both are the ViT of Dosovitskiy et al. 2021 with pre-norm and exact GELU or SwiGLU; only the names of tensors
+differ. The names written are those of the published Dinov2 checkpoints, which every transformers reads.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from isotorus.errors import UserError
 
-# Modules of a block, and transformers' names of them.
+# Modules of a block in timm, and their names in transformers.
 RENAMED = {
     "norm1": "norm1",
     "attn.proj": "attention.output.dense",
@@ -29,9 +29,10 @@ RENAMED_SWIGLU = RENAMED | {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights
 
 
 def dinov2_config(encoder: nn.Module, image_size: int) -> dict[str, Any]:
-    """config.json of the transformers model that computes what `encoder` does.
+    """Return the config.json of the transformers model that computes the same as `encoder`.
 
-    Raises UserError, naming the first difference, if there is none. `encoder` may be on the meta device.
+    Raises UserError, naming the first difference, if no such model exists. `encoder` may be on the meta
+    device.
     """
     if type(encoder) is not VisionTransformer:
         raise _refusal(f"it is a {type(encoder).__name__} and Dinov2 a VisionTransformer")
@@ -72,14 +73,14 @@ def dinov2_config(encoder: nn.Module, image_size: int) -> dict[str, Any]:
 
 
 def dinov2_state(state: dict[str, Tensor], config: dict[str, Any], no_embed_class: bool) -> dict[str, Tensor]:
-    """timm's state dict under the names of the transformers model that `config` describes."""
+    """Return timm's state dict under the names of the transformers model that `config` describes."""
     registers = config.get("num_register_tokens", 0)
     positions, prefix = state["pos_embed"], state["cls_token"]
     if registers:
         prefix = torch.cat([prefix, state["reg_token"]], dim=1)
     if no_embed_class:  # positions for patches alone
         positions = torch.cat([torch.zeros_like(prefix), positions], dim=1)
-    # transformers adds a position to the class token but none to registers: theirs goes into the tokens.
+    # transformers adds positions to the class token but not to registers, so add them to the tokens here.
     prefix = prefix + positions[:, : registers + 1]
     patches = positions[:, registers + 1 :]
     result = {
@@ -93,7 +94,7 @@ def dinov2_state(state: dict[str, Tensor], config: dict[str, Any], no_embed_clas
         result["embeddings.register_tokens"] = prefix[:, 1:]
     for kind in ("weight", "bias"):
         result[f"embeddings.patch_embeddings.projection.{kind}"] = state[f"patch_embed.proj.{kind}"]
-    for i in range(config["num_hidden_layers"]):  # a ViT without layer scale is one with ones
+    for i in range(config["num_hidden_layers"]):  # no layer scale is the same as a layer scale of ones
         for scale in ("layer_scale1", "layer_scale2"):
             result[f"encoder.layer.{i}.{scale}.lambda1"] = torch.ones_like(state["norm.weight"])
     renamed = RENAMED_SWIGLU if config["use_swiglu_ffn"] else RENAMED
@@ -112,7 +113,7 @@ def dinov2_state(state: dict[str, Tensor], config: dict[str, Any], no_embed_clas
 
 
 def _reference(encoder: VisionTransformer, image_size: int, swiglu: bool) -> VisionTransformer:
-    """Dinov2 in timm's words, in this encoder's sizes."""
+    """Build a Dinov2 of this encoder's sizes as a timm model."""
     first: Any = encoder.blocks[0]
     proj: Any = encoder.patch_embed.proj
     mlp: Any = SwiGLUPacked if swiglu else Mlp
@@ -134,7 +135,7 @@ def _reference(encoder: VisionTransformer, image_size: int, swiglu: bool) -> Vis
 
 
 def _mlp_ratio(width: int, hidden: int, swiglu: bool) -> int:
-    """The whole number that gives transformers this hidden width."""
+    """Return the whole mlp_ratio that gives this hidden width in transformers; UserError without one."""
     for ratio in range(1, math.ceil(2 * hidden / width) + 1):
         # Its SwiGLU keeps two thirds of width · ratio, rounded up to a multiple of 8.
         gives = (int(width * ratio * 2 / 3) + 7) // 8 * 8 if swiglu else width * ratio

@@ -1,9 +1,10 @@
-"""`python -m pretrain export RUN DEST`: a checkpoint's encoder for timm or transformers.
+"""`python -m pretrain export RUN DEST`: write a checkpoint's encoder for timm or transformers.
 
 timm           timm.create_model("local-dir:DEST", pretrained=True)
-transformers   AutoModel.from_pretrained("DEST").pooler_output, where the encoder is a Dinov2 in all but name
+transformers   AutoModel.from_pretrained("DEST").pooler_output, if the encoder computes what a Dinov2 does
 
-config.json says under "isotorus" what the encoder's one vector is, and where the weights come from.
+The entry "isotorus" in config.json says which output is the encoder's vector of an image, and where the
+weights come from.
 """
 
 import json
@@ -27,6 +28,7 @@ Format = Literal["timm", "transformers"]
 
 
 def main(arguments: list[str]) -> int:
+    """Run the command; return exit code 0."""
     parser = ArgumentParser(
         prog="python -m pretrain export", description="Write a checkpoint's encoder for timm or transformers."
     )
@@ -46,7 +48,10 @@ _USAGE = {
 
 
 def export(given: Path, dest: Path, format: Format = "timm") -> None:
-    """Publish `dest`, whole or not at all; UserError if it is in the way or the encoder lacks the format."""
+    """Write the folder `dest`, whole or not at all.
+
+    Raises UserError if `dest` exists or the encoder cannot be expressed in the format.
+    """
     weights = find_weights(given, str(given))
     folder = Path(weights.file).parent
     if not (folder / "encoder.json").is_file():
@@ -57,7 +62,7 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
             f"{folder} has winding attention, which neither timm nor transformers computes; evaluate the "
             "checkpoint as it is, or export one trained with encoder.attention=softmax"
         )
-    # Drop-path has no part in what a trained encoder computes.
+    # Drop-path only acts in training.
     kwargs = {key: value for key, value in described["kwargs"].items() if key != "drop_path_rate"}
     with torch.device("meta"):
         encoder: Any = timm.create_model(described["name"], **kwargs)
@@ -82,7 +87,7 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
 
 
 def timm_config(encoder: Any, described: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """config.json of a timm model folder."""
+    """Return the config.json of a timm model folder."""
     size = described["image_size"]
     return {
         "architecture": described["name"],
@@ -106,7 +111,10 @@ def timm_config(encoder: Any, described: dict[str, Any], kwargs: dict[str, Any])
 
 
 def _preprocessor(described: dict[str, Any]) -> dict[str, Any]:
-    """The largest centred square, resized, in the run's statistics: what the evaluation feeds an encoder."""
+    """Return the preprocessor that prepares images as our evaluation does.
+
+    It takes the largest centred square, resizes it, and normalises with the run's mean and std.
+    """
     size = described["image_size"]
     return {
         "image_processor_type": "BitImageProcessor",
@@ -125,14 +133,14 @@ def _preprocessor(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vector(encoder: nn.Module, format: Format) -> str:
-    """Which of the model's outputs is the encoder's one vector an image."""
+    """Say which of the model's outputs is the encoder's vector of an image."""
     if format == "transformers":
         return "pooler_output: the class token after the last layer norm (global_pool=token)"
     return f"the model's output (N, D), pooled with global_pool={_pool(encoder)}"
 
 
 def _pool(encoder: nn.Module) -> str | None:
-    """How a timm model makes one vector of its feature map or tokens: avg, token, map, …"""
+    """Return how a timm model pools its feature map or tokens into one vector: avg, token, map, …"""
     owners = (getattr(encoder, "head", None), encoder)
     pools = [getattr(owner, name, None) for owner in owners for name in ("global_pool", "pool_type")]
     kinds = [getattr(pool, "pool_type", pool) for pool in pools]

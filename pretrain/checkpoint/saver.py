@@ -1,7 +1,7 @@
-"""Checkpoints without waiting: the state is copied to the CPU at once and written by another thread.
+"""Save checkpoints while training goes on: copy the state to the CPU, then write it from another thread.
 
-Each rank copies its shards, and of what all ranks hold alike a share of its own: a replica is copied and
-written once, by all of them together.
+Each rank copies its shards. Tensors that are equal on all ranks are divided among them, so that each tensor
+is copied and written once.
 """
 
 import threading
@@ -19,22 +19,23 @@ from pretrain.distributed import group_of_hosts, rank, world_size
 
 
 class Saver:
-    """Publishes checkpoints in a folder, one at a time; all ranks call it alike."""
+    """Publish checkpoints in a folder, one at a time; all ranks make the same calls."""
 
     def __init__(self, checkpoints: Path, config: CheckpointConfig, step: int) -> None:
-        """`step` is that of the newest checkpoint, or 0."""
+        """Continue after the newest checkpoint, that of `step`; 0 if there is none."""
         self.checkpoints, self.config = checkpoints, config
         self.step = step
-        """Of the newest checkpoint, which may still be on its way."""
-        # A rank that is gone breaks it at once; a slow disk may take its time.
+        """The step of the newest checkpoint, which may still be in the course of being written."""
+        # In effect without timeout: a lost rank breaks connections at once, and a slow disk takes its time.
         self._group = group_of_hosts(timedelta(days=1))
         self._copies: dict[str, Tensor] = {}
         self._writing: _Writing | None = None
 
     def save(self, step: int, state: dict[str, Any], description: dict[str, Any]) -> None:
-        """Copy `state`, which may change as soon as this returns, and begin to write it.
+        """Copy `state`, which may change as soon as this returns, and begin to write the copy.
 
-        Waits for the save before; raises UserError if that failed (or this one, unless asynchronous).
+        Waits for the previous save. Raises UserError if that failed, or if this one fails and
+        `asynchronous` is false.
         """
         self.wait()
         copied = self._copy(share(state, rank(), world_size()))
@@ -52,7 +53,7 @@ class Saver:
         return self._writing is not None and self._writing.error is not None
 
     def wait(self) -> None:
-        """Until what was saved is on the disk; raises UserError, on all ranks, if it cannot be."""
+        """Wait until the last save is on the disk; raises UserError, on all ranks, if it failed."""
         if self._writing is None:
             return
         self._writing.join()
@@ -84,7 +85,7 @@ class Saver:
 
 
 class _Writing(threading.Thread):
-    """One save on its way to the disk; a daemon, so that a run that fails need not wait for it."""
+    """The thread of one save; a daemon, so that a run that fails does not wait for it."""
 
     def __init__(self, checkpoints: Path, step: int, *arguments: Any) -> None:
         super().__init__(name=f"checkpoint of step {step}", daemon=True)
@@ -99,9 +100,10 @@ class _Writing(threading.Thread):
 
 
 def share(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
-    """What one rank writes of a nested state: its shards, and about 1 / `world_size` of the rest's bytes.
+    """Return what one rank writes of a nested state: its shards and its share of the whole tensors.
 
-    The rest is equal on all ranks; what is no tensor goes to rank 0.
+    Whole tensors are equal on all ranks, and each rank writes about 1 / `world_size` of their bytes. Rank 0
+    writes what is not a tensor.
     """
     total, before = _bytes(state), 0
 
@@ -126,7 +128,7 @@ def share(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
 
 
 def _bytes(state: dict[str, Any]) -> int:
-    """Of all tensors that are whole."""
+    """Count the bytes of a nested state's whole tensors."""
     return sum(
         _bytes(x) if isinstance(x, dict) else x.nbytes
         for x in state.values()

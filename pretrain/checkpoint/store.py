@@ -1,9 +1,10 @@
 """A run's checkpoints on disk: one DCP format for any engine and world size, published whole or not at all.
 
 A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then
-does `latest` move. Beside the DCP files lie `encoder.safetensors` and `encoder.json`, all that
-`timm.create_model(...).load_state_dict(strict=True)` needs (or, for winding attention, the same with
-`pretrain.models.encoder.create`), and for the evaluation `projector.safetensors`.
+does `latest` point to it. Beside the DCP files lie `encoder.safetensors` and `encoder.json`, which are
+all that `timm.create_model(...).load_state_dict(strict=True)` needs (or, with winding attention,
+`pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation. COMPLETE lists the size
+and checksum of each file, so that damage is found before a checkpoint is loaded.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,7 +29,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import sync
 from isotorus.section import Section
-from pretrain.checkpoint import checksums
 from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")
@@ -35,27 +36,29 @@ OnDamage = Literal["previous", "refuse"]
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
 _PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "head.projector."}
-"""Files that need no DCP to be read, and what their tensors' names begin with in a state's "model"."""
+"""Files that are read without DCP, and the prefix that their tensors' names have in a state's "model"."""
 
-_TRIAL = 2**20  # bytes: a disk that does not take them is full
+_TRIAL = 2**20  # bytes: a disk that does not accept them is full
+_CHUNK = 16 * 2**20  # bytes read at a time for a checksum
 
 
 class CheckpointConfig(Section):
     every: PositiveInt = 1000
     """Steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt | None = None
-    """How many of the newest are kept; by default all."""
+    """How many of the newest checkpoints are kept; by default all."""
     keep_every: PositiveInt | None = None
-    """With keep_last: older ones stay too whose step is a multiple of this."""
+    """With keep_last: older checkpoints are kept too if their step is a multiple of this."""
     asynchronous: bool = True
-    """Train on while a checkpoint is written; takes memory on the CPU for a copy of the state."""
+    """Train on while a checkpoint is written; needs memory on the CPU for a copy of the state."""
     on_damage: OnDamage = "previous"
-    """When the newest checkpoint is found damaged at the start: previous renames it damaged_step_XXXXXXXX and
-    continues from the newest whole one, refuse ends with a line that names the file."""
+    """What to do at the start if the newest checkpoint is damaged. previous: rename it
+    damaged_step_XXXXXXXX and continue from the newest whole one; refuse: end with a line that names the
+    file."""
 
 
 class Damaged(UserError):
-    """A checkpoint that is not as it was written."""
+    """A checkpoint whose files are not as they were written."""
 
     def __init__(self, checkpoint: Path, reason: str) -> None:
         self.earlier = max((path for path in _complete(checkpoint.parent) if path < checkpoint), default=None)
@@ -66,16 +69,19 @@ class Damaged(UserError):
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest complete checkpoint of a folder of checkpoints."""
+    """Return the newest complete checkpoint of a folder of checkpoints, or None."""
     return max(_complete(checkpoints), default=None)
 
 
 def latest_described(checkpoints: Path, on_damage: OnDamage) -> Path | None:
-    """The newest complete checkpoint whose encoder.json can be read; raises Damaged as `RunState.resume`."""
-    for found in sorted(_complete(checkpoints), reverse=True):
+    """Return the newest complete checkpoint whose encoder.json can be read, or None.
+
+    Raises Damaged where `RunState.resume` would.
+    """
+    for checkpoint in sorted(_complete(checkpoints), reverse=True):
         try:
-            describe(found)
-            return found
+            describe(checkpoint)
+            return checkpoint
         except Damaged as error:
             if on_damage == "refuse" or error.earlier is None:
                 raise
@@ -83,14 +89,14 @@ def latest_described(checkpoints: Path, on_damage: OnDamage) -> Path | None:
 
 
 def agreed_latest(checkpoints: Path) -> Path | None:
-    """The same on all ranks, however long a file server's news takes to each."""
-    found = [latest(checkpoints) if rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    return found[0]
+    """Return what rank 0 sees as `latest`, on all ranks: a file server may show each another state."""
+    newest = [latest(checkpoints) if rank() == 0 else None]
+    dist.broadcast_object_list(newest)
+    return newest[0]
 
 
 def set_aside(checkpoint: Path) -> None:
-    """Rename a damaged checkpoint, so that it is none any more; on all ranks, for which it is done then."""
+    """Rename a damaged checkpoint so that it no longer counts as one; all ranks call it and wait for it."""
 
     def rename() -> None:
         if rank() == 0:
@@ -103,12 +109,12 @@ def set_aside(checkpoint: Path) -> None:
 
 
 def folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the path of a step's checkpoint."""
     return checkpoints / f"step_{step:08d}"
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:
-    """encoder.json of a checkpoint; raises Damaged."""
+    """Read a checkpoint's encoder.json; raises Damaged."""
     try:
         return json.loads((checkpoint / "encoder.json").read_text())
     except (OSError, ValueError) as error:
@@ -123,28 +129,28 @@ def write(
     config: CheckpointConfig,
     group: dist.ProcessGroup | None,
 ) -> None:
-    """Publish `state` as that after `step` steps.
+    """Publish `state` as the checkpoint after `step` steps.
 
-    Called on all ranks of `group`, each with the tensors that it is to write and with its shards of
-    DTensors. All raise UserError if one fails.
+    All ranks of `group` call it, each with the whole tensors that it has to write and with its shards of
+    DTensors. If one rank fails, all raise UserError.
     """
     partial = checkpoints / f".partial_{step:08d}"
 
     def publish() -> None:
         if rank() == 0:
-            files = {name: measure for share in measured for name, measure in share.items()}
+            files = {name: sizes for share in measured for name, sizes in share.items()}
             _publish(partial, folder(checkpoints, step), description | {"step": step}, files)
             _thin_out(checkpoints, config)
 
     try:
-        # Copies ahead would wait for what the device trains, and the state is on the CPU.
+        # The state is on the CPU already; copying ahead would wait for the training on the device.
         writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
         dcp.save(state, storage_writer=writer, process_group=group)
         own = partial.glob(f"__{rank()}_*")
-        measured = _on_all_ranks(lambda: {path.name: checksums.measure(path) for path in own}, group)
+        measured = _on_all_ranks(lambda: {path.name: measure(path) for path in own}, group)
         _on_all_ranks(publish, group)
     except (CheckpointException, OSError, SafetensorError) as error:
-        # Writers in C++ tell of a full disk in many words; asked before anyone makes room.
+        # Writers in C++ report a full disk in many ways, so ask the disk itself before the files are removed.
         number = max(_on_all_ranks(lambda: _refusal(checkpoints), group))
         cause = OSError(number, os.strerror(number)) if number else _cause(error)
         shutil.rmtree(partial, ignore_errors=True)
@@ -152,7 +158,7 @@ def write(
 
 
 def _refusal(folder: Path) -> int:
-    """The error number that the file system gives now to a small file in a folder; 0 if it takes it."""
+    """Return the error number with which the file system refuses a small file now; 0 if it accepts it."""
     trial = folder / f".trial_{rank()}"
     try:
         with trial.open("wb") as file:
@@ -172,8 +178,8 @@ def _publish(partial: Path, final: Path, description: dict[str, Any], measured: 
         save_file(_whole(partial, prefix), partial / name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
     for name in (".metadata", "encoder.json", *_PARTS):
-        measured[name] = checksums.measure(partial / name)
-    checksums.write(partial, measured)
+        measured[name] = measure(partial / name)
+    (partial / "COMPLETE").write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
     for path in (*partial.iterdir(), partial):
         sync(path)
     if final.exists():
@@ -182,8 +188,17 @@ def _publish(partial: Path, final: Path, description: dict[str, Any], measured: 
     _point_latest_to(final)
 
 
+def measure(path: Path) -> list[int]:
+    """Return a file's size in bytes and its CRC-32."""
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+        return [file.tell(), checksum]
+
+
 def _whole(partial: Path, prefix: str) -> dict[str, Tensor]:
-    """A part's whole tensors by its own names, put together from all ranks' files."""
+    """Put a part's whole tensors together from all ranks' files; names come without the prefix."""
     stored = dcp.FileSystemReader(partial).read_metadata().state_dict_metadata
     whole = {
         name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -195,13 +210,13 @@ def _whole(partial: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None:
-    """Fill `state` from a checkpoint: tensors in place, whatever engine and world size wrote them.
+    """Fill `state` from a checkpoint, tensors in place, whatever engine and world size wrote it.
 
-    Called on all ranks, which all raise UserError if it is damaged, or of other tensors. The part of `state`
-    that is named `optional` is taken out instead if the checkpoint does not have it like that.
+    All ranks call it, and all raise UserError if the checkpoint is damaged or has other tensors. If only the
+    part of `state` named `optional` does not fit, that part is removed from `state` instead.
     """
-    found = _on_all_ranks(lambda: checksums.damaged(checkpoint, rank(), world_size()))
-    if reasons := [reason for share in found for reason in share]:
+    damages = _on_all_ranks(lambda: _damages(checkpoint, rank(), world_size()))
+    if reasons := [reason for share in damages for reason in share]:
         raise Damaged(checkpoint, reasons[0])
     stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     if optional in state and _misfit({optional: state[optional]}, stored):
@@ -217,8 +232,27 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
         raise Damaged(checkpoint, _first_line(_cause(error))) from None
 
 
+def _damages(folder: Path, part: int, parts: int) -> list[str]:
+    """Check one of `parts` parts of the files that COMPLETE lists; return what is wrong with them."""
+    try:
+        listed = json.loads((folder / "COMPLETE").read_text())
+    except (OSError, ValueError) as error:
+        return [f"COMPLETE cannot be read ({error})"]
+    damages = []
+    for name in sorted(listed)[part::parts]:
+        try:
+            size = (folder / name).stat().st_size
+            if size != listed[name][0]:
+                damages.append(f"{name} has {size} bytes of {listed[name][0]}")
+            elif measure(folder / name) != listed[name]:
+                damages.append(f"{name} has another checksum than when it was written")
+        except OSError as error:
+            damages.append(f"{name} cannot be read ({error.strerror})")
+    return damages
+
+
 def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str:
-    """The first tensor of a nested state that is not stored like that, and how; or nothing."""
+    """Return how the first misfit of a nested state differs from what is stored; "" if all fits."""
     for key, value in state.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -226,13 +260,16 @@ def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> 
                 return misfit
         elif name not in stored:
             return f"it has no {name}"
-        elif isinstance(value, Tensor) and (found := getattr(stored[name], "size", None)) != value.shape:
-            return f"{name} is {tuple(found or ())} there and {tuple(value.shape)} here"
+        elif isinstance(value, Tensor) and (size := getattr(stored[name], "size", None)) != value.shape:
+            return f"{name} is {tuple(size or ())} there and {tuple(value.shape)} here"
     return ""
 
 
 def tidy(checkpoints: Path) -> None:
-    """Clear what a killed save left behind, and finish what it had begun; on one rank, before any save."""
+    """Remove what a killed save left behind, and have `latest` point to the newest checkpoint.
+
+    One rank calls it, before any save.
+    """
     for leftover in (*checkpoints.glob(".partial_*"), *checkpoints.glob(".removed_*")):
         shutil.rmtree(leftover, ignore_errors=True)
     if newest := latest(checkpoints):
@@ -253,7 +290,7 @@ def _complete(checkpoints: Path) -> list[Path]:
 
 
 def _remove(checkpoint: Path) -> None:
-    """So that a kill leaves no half of it that looks complete."""
+    """Remove a checkpoint so that a kill leaves no half of it that looks complete."""
     hidden = checkpoint.with_name(f".removed_{checkpoint.name}")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -268,7 +305,7 @@ def _point_latest_to(checkpoint: Path) -> None:
 
 
 def _on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-    """What `work` returns on each rank; where it fails on one, that error is raised on all."""
+    """Return what `work` returns on each rank; an error on one rank is raised on all."""
     outcomes: list[Any] = [None] * dist.get_world_size(group)
     try:
         outcome: T | Exception = work()

@@ -1,8 +1,8 @@
-"""Warm start: the weights of a file, fitted to the encoder that a run asks for.
+"""Warm start: take an encoder's first weights from a file and fit them to the encoder that the run asks for.
 
-Any safetensors file with timm's names will do, and a checkpoint or run of ours. Everything must fit but
-what has a known remedy: position embeddings and patches of another size are resampled, input channels
-adapted, a classifier is left out. Nothing is random, so all ranks and engines get the same weights.
+Any safetensors file with timm's names will do, and so will a checkpoint or run of ours. Position embeddings
+and patches of another size are resampled, input channels are adapted, a classifier is left out; all else must
+fit. Nothing is random, so all ranks and engines get the same weights.
 """
 
 import hashlib
@@ -20,29 +20,30 @@ from pretrain.models.encoder import build_encoder, create
 
 State = dict[str, Tensor]
 NAMES = ("encoder.safetensors", "model.safetensors")
-"""What a folder's weights are called: in a checkpoint of ours, and in a timm model folder."""
+"""Names of the file with the weights: in a checkpoint of ours, and in a timm model folder."""
 
 
 class WarmStart(NamedTuple):
-    """Where an encoder's first weights come from."""
+    """The file that an encoder's first weights come from."""
 
     file: str
     sha256: str
-    """Of the file, as sha256sum prints it."""
+    """The file's SHA-256, as sha256sum prints it."""
 
 
 def find_weights(given: Path, asked: str) -> WarmStart:
-    """The weights that a file, a checkpoint, run or timm model folder holds; UserError if there are none.
+    """Find the weights of a file or of a checkpoint, run or timm model folder; UserError without any.
 
-    `asked` is how the user named it.
+    `asked` is how the user named it, for the error.
     """
     folders = [given, given / "checkpoints/latest"]
     candidates = [given] if given.is_file() else [folder / name for folder in folders for name in NAMES]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
-        found = f"holds none of {' or '.join(NAMES)}" if given.is_dir() else "does not exist"
+        problem = f"holds none of {' or '.join(NAMES)}" if given.is_dir() else "does not exist"
         raise UserError(
-            f"{asked} {found}; name a .safetensors file, or the folder of a run, a checkpoint or a timm model"
+            f"{asked} {problem}; name a .safetensors file, or the folder of a run, a checkpoint or a timm "
+            "model"
         )
     if file.suffix != ".safetensors":
         raise UserError(
@@ -51,14 +52,14 @@ def find_weights(given: Path, asked: str) -> WarmStart:
         )
     try:
         with file.open("rb") as stream:
-            # `latest` moves on, its target stays.
+            # Resolved, because `latest` will point to another checkpoint.
             return WarmStart(str(file.resolve()), hashlib.file_digest(stream, "sha256").hexdigest())
     except OSError as error:
         raise from_os_error(error, "reading weights") from error
 
 
 def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | None) -> State:
-    """The encoder's whole state dict before the first step, on the CPU: from a file, or drawn from `seed`."""
+    """Return the encoder's first state dict, on the CPU: from the file `weights`, or drawn from `seed`."""
     if weights is None:
         return build_encoder(name, kwargs, seed).state_dict()
     with torch.device("meta"):
@@ -67,12 +68,12 @@ def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | N
 
 
 def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
-    """Raise UserError unless the file fits `encoder`; reads names and shapes alone."""
+    """Raise UserError unless the file fits `encoder`; reads only names and shapes."""
     fit(_read(weights, "meta"), encoder, name, weights)
 
 
 def load_exactly(file: str, encoder: nn.Module, name: str) -> State:
-    """The file's tensors, which have to be those of `encoder`, name by name; else UserError."""
+    """Read the file's tensors; raises UserError unless names and shapes are exactly those of `encoder`."""
     state = _read(file, "cpu")
     if misfits := _misfits(encoder.state_dict(), state):
         raise UserError(
@@ -82,10 +83,10 @@ def load_exactly(file: str, encoder: nn.Module, name: str) -> State:
 
 
 def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
-    """`state` as a whole state dict of `encoder`, on the device of `state`.
+    """Turn `state` into a complete state dict of `encoder`, on the device of `state`.
 
-    `encoder` may be on the meta device. Raises UserError, naming tensors, for what is missing, left over or
-    of a shape that no resampling mends.
+    `encoder` may be on the meta device. Raises UserError, naming tensors, if some are missing, unknown or
+    of a shape that cannot be resampled.
     """
     expected, failure = encoder.state_dict(), ""
     try:
@@ -107,10 +108,10 @@ def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
 
 
 def adapt_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """A convolution's weight (O, I, h, w) for the input channels of `shape`; others stay as they are.
+    """Adapt a convolution's weight (O, I, h, w) to the input channels of `shape`; return others unchanged.
 
-    One channel gets the sum, so that grey images give what grey RGB images gave; more channels repeat
-    those of the file, scaled to keep the output's size (timm's rule).
+    For one channel the weights are summed, so that grey images give what grey RGB images gave. For more
+    channels they are repeated, and scaled to keep the size of the output (timm's rule).
     """
     if weight.ndim != 4 or len(shape) != 4 or weight.shape[1] == shape[1]:
         return weight
@@ -121,7 +122,7 @@ def adapt_channels(weight: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _read(file: str, device: str) -> State:
-    """The tensors of a safetensors file; on the meta device without their bytes."""
+    """Read the tensors of a safetensors file; on the meta device only their shapes."""
     try:
         with safe_open(file, framework="pt") as stream:
             if device != "meta":
@@ -138,24 +139,24 @@ def _read(file: str, device: str) -> State:
 
 
 def _timm_filter(encoder: nn.Module) -> Callable[[State, nn.Module], State]:
-    """What timm does to pretrained weights of this family, resampling included: it is beside the class."""
+    """Return timm's function that fits pretrained weights to this family; it stands in the class's module."""
     module = sys.modules[type(encoder).__module__]
     return getattr(module, "checkpoint_filter_fn", lambda state, _: state)
 
 
 def _names(encoder: nn.Module, key: str) -> tuple[str, ...]:
-    found: str | tuple[str, ...] | None = getattr(encoder, "pretrained_cfg", {}).get(key)
-    return (found,) if isinstance(found, str) else tuple(found or ())
+    names: str | tuple[str, ...] | None = getattr(encoder, "pretrained_cfg", {}).get(key)
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
-def _misfits(expected: State, found: State) -> list[str]:
-    """What is missing, left over or of another shape: a count and the first name of each."""
-    missing = [f"{k} {_shape(x)}" for k, x in expected.items() if k not in found]
-    extra = [f"{k} {_shape(x)}" for k, x in found.items() if k not in expected]
+def _misfits(expected: State, read: State) -> list[str]:
+    """List tensors that are missing, unknown or of another shape: a count and the first name of each."""
+    missing = [f"{k} {_shape(x)}" for k, x in expected.items() if k not in read]
+    extra = [f"{k} {_shape(x)}" for k, x in read.items() if k not in expected]
     other = [
-        f"{k} is {_shape(found[k])} in the file, {_shape(x)} in the model"
+        f"{k} is {_shape(read[k])} in the file, {_shape(x)} in the model"
         for k, x in expected.items()
-        if k in found and found[k].shape != x.shape
+        if k in read and read[k].shape != x.shape
     ]
     kinds = {"missing in the file": missing, "unknown to the model": extra, "of another shape": other}
     return [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names]

@@ -1,1 +1,1 @@
-"""What is measured of a run while it trains."""
+"""What watches a run while it trains: timing, collapse, damaged images, the online probe, traces, MLflow."""

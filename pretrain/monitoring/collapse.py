@@ -1,4 +1,4 @@
-"""What the log says of the geometry while a run trains: computed at logged steps, on what the step left."""
+"""Measures of collapse for the log, computed at logged steps on the embeddings of that step."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ from pretrain.methods import TorusHead
 from pretrain.objectives.batch import covariance
 from pretrain.objectives.sigreg import SIGReg, aliased_share
 
-# Below these an embedding is a point or a line to any use that one could make of it.
+# Below these an embedding is as useless as a point or a line.
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 
 
 @torch.no_grad()
 def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
-    """Monitors of the global batch; called on all ranks alike, as it sums over them.
+    """Return measures of the global batch; every rank calls it, because it sums over ranks.
 
-    `effective_rank` (exp of the entropy of the covariance's eigenvalues, Roy & Vetterli 2007),
-    `std_min` and `std_median` over dimensions are the encoder output's, all views pooled.
+    `effective_rank` (exp of the entropy of the covariance's eigenvalues, Roy & Vetterli 2007) and
+    `std_min` and `std_median` (over dimensions) describe the encoder's output, with all views pooled.
     `sigreg_over_null` and `uniformity_over_null` are 1 for the target distribution. `aliased` is the
     share of projections that the quadrature's grid mistakes for smaller ones. `collapsed` is 1 when the
     embedding is a point or a line.
@@ -28,7 +28,7 @@ def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
     std = matrix.diagonal().clamp(min=0).sqrt()
     scale = embeddings.square().mean().sqrt()
     rank = effective_rank(matrix)
-    found = {
+    measured = {
         "effective_rank": rank,
         "std_min": std.min(),
         "std_median": std.median(),
@@ -36,19 +36,19 @@ def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
     }
     sigreg = getattr(head, "sigreg", None)
     if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
-        found["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
+        measured["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
         if sigreg.test == "epps_pulley":
             z = result.projections
             directions = sigreg.directions(z.shape[-1], step).to(z)
-            found["aliased"] = aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
+            measured["aliased"] = aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
     if isinstance(head, TorusHead):
         _, weights = head.frequencies(step)
-        found["uniformity_over_null"] = result.parts["uniformity"] / weights.sum()
-    return {name: value.item() for name, value in found.items()}
+        measured["uniformity_over_null"] = result.parts["uniformity"] / weights.sum()
+    return {name: value.item() for name, value in measured.items()}
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    """exp H(λ/Σλ) of a covariance matrix (D, D); 0 where there is no variance, NaN for NaN."""
+    """Return exp H(λ/Σλ) of a covariance matrix (D, D); 0 without variance, NaN if it holds NaN."""
     if not matrix.isfinite().all():
         return torch.full((), torch.nan)
     values = torch.linalg.eigvalsh(matrix).clamp(min=0)
@@ -57,16 +57,16 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 def warnings(row: dict[str, float]) -> list[str]:
-    """What a person should know of a logged row, one line each."""
-    said = []
+    """Return warnings about a logged row, one line each."""
+    lines = []
     if row.get("collapsed"):
-        said.append(
+        lines.append(
             f"step {row['step']}: the embedding has collapsed (effective rank {row['effective_rank']:.2f}, "
             f"median std {row['std_median']:.1e}); raise objective.weight or lower optimizer.lr"
         )
     if row.get("aliased"):
-        said.append(
+        lines.append(
             f"step {row['step']}: {row['aliased']:.1%} of the projections are beyond SIGReg's grid and look "
             "small to it; lower objective.sigreg.t_max or optimizer.lr"
         )
-    return said
+    return lines

@@ -1,4 +1,4 @@
-"""Damaged images that the loader has replaced: counted over ranks, named in corrupt.jsonl."""
+"""Count over ranks the damaged images that the loader has replaced, and name them in corrupt.jsonl."""
 
 import logging
 from pathlib import Path
@@ -15,10 +15,11 @@ from pretrain.distributed import count_over_ranks, rank, world_size
 log = logging.getLogger(__name__)
 
 _FREE = 10
+"""Damaged images that every run may have, whatever `data.max_corrupt` says."""
 
 
 class CorruptSamples:
-    """Watches every rank's batches; the others learn of them at log steps.
+    """Collects the replacements in this rank's batches; ranks exchange them at logged steps.
 
     corrupt.jsonl has a line for each replacement: the step, the sample's index and name, and the reason.
     """
@@ -26,7 +27,7 @@ class CorruptSamples:
     def __init__(self, folder: Path, start: int, batch_size: int, max_share: float) -> None:
         self.path, self.batch_size, self.max_share = folder / "corrupt.jsonl", batch_size, max_share
         self.count = 0
-        if rank() == 0:  # as of the checkpoint that the run continues from
+        if rank() == 0:  # drop what came after the checkpoint that the run continues from
             kept = [row for row in jsonl.read(self.path) if row["step"] <= start]
             self.count = len(kept)
             if self.path.exists():
@@ -34,16 +35,17 @@ class CorruptSamples:
         self._new: list[dict[str, Any]] = []
 
     def watch(self, batch: Batch) -> None:
+        """Remember the replacements in a batch."""
         self._new += [{"step": batch.step + 1, **replaced._asdict()} for replaced in batch.replaced]
 
-    def take_back(self, start: int) -> None:
-        """Forget what is not reported yet of batches after the first `start`, which will come again."""
+    def rollback(self, start: int) -> None:
+        """Forget unreported replacements in batches after the first `start`: these batches come again."""
         self._new = [row for row in self._new if row["step"] <= start]
 
     def report(self, step: int) -> int:
-        """Replacements so far in the run; called on all ranks after `step` steps.
+        """Return the number of replacements in the first `step` batches of the run, on all ranks.
 
-        Raises UserError on all of them when there are too many.
+        Raises UserError, on all ranks, when there are too many.
         """
         if int(count_over_ranks(len(self._new), torch.device("cpu"))):
             everyone: list[list[dict[str, Any]]] = [[] for _ in range(world_size())]

@@ -1,4 +1,4 @@
-"""A linear probe that learns beside the run from detached features: labels never reach the encoder."""
+"""A linear probe that trains beside the encoder, on detached features, so labels never reach the encoder."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from pretrain.models.batch_norm import GlobalBatchNorm
 
 
 class OnlineProbe(nn.Module):
-    """Standardised features to classes by cross-entropy, with an optimizer of its own (AdamW, 1e-3).
+    """Predict classes from standardised features, by cross-entropy, with an AdamW of its own (lr 1e-3).
 
-    Fed the mean of an image's global views' embeddings; unlabelled samples (-1) are left out.
+    Its input is the mean embedding of an image's global views. Samples without a label (-1) are left out.
     """
 
     def __init__(self, width: int, classes: int, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class OnlineProbe(nn.Module):
         self._seen = torch.zeros(classes, device=device)
 
     def learn(self, features: Tensor, labels: Tensor) -> None:
-        """One step on this rank's features (N, D) and labels (N,), the same for any split into ranks."""
+        """Train on this rank's features (N, D) and labels (N,); any split into ranks gives the same probe."""
         labelled = labels >= 0
         count = sum_over_ranks(labelled.sum())
         logits = self.linear(self.norm(features.detach()))
@@ -48,19 +48,19 @@ class OnlineProbe(nn.Module):
         self._right.index_add_(0, labels.clamp(min=0), right.float())
 
     def balanced_accuracy(self) -> float:
-        """Mean over classes of the accuracy since the last call, each batch judged before it was learnt."""
+        """Return the mean over classes of the accuracy since the last call, on batches before training."""
         right, seen = sum_over_ranks(torch.stack([self._right, self._seen]))
         self.forget()
         return (right / seen)[seen > 0].mean().item()
 
     def forget(self) -> None:
-        """Count anew what is right."""
+        """Restart the counts behind `balanced_accuracy`."""
         self._right.zero_()
         self._seen.zero_()
 
     def state(self) -> dict[str, Any]:
-        """Weights and moments by name, for the checkpoint."""
-        if not self.optimizer.state:  # so that a first load finds every tensor in place
+        """Return weights and moments by name, for the checkpoint."""
+        if not self.optimizer.state:  # a checkpoint is loaded into tensors that exist
             for parameter in self.parameters():
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device),

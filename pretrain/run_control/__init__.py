@@ -1,1 +1,1 @@
-"""How a process starts, holds its run folder, hears signals and other ranks, and ends."""
+"""How a training process starts, locks its run folder, reacts to signals and to lost ranks, and ends."""

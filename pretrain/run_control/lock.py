@@ -1,10 +1,10 @@
 """One run at a time in a run folder: rank 0 holds <run>/lock while it trains.
 
-The file system's lock tells at once whether a process on this machine holds it: a kernel knows its living
-processes, whatever their ids and the host's name. Not every shared file system has locks that reach other
-machines, and some keep those of a machine that has died. Between machines it is therefore the file's
-modification time that tells: the holder renews it, and who wants the folder watches by its own stopwatch
-whether it changes. No clocks are compared.
+On one machine the file system's own lock decides: the kernel knows its living processes, whatever their ids
+and the host's name. Between machines it cannot: not every shared file system has locks that reach other
+machines, and some keep the lock of a machine that has died. There the file's modification time decides. The
+holder renews it, and a process that wants the folder watches, by its own stopwatch, whether it changes; no
+two clocks are compared.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from typing import Any
 from isotorus.errors import UserError
 
 STALE_SECONDS = 30.0
-"""Without a renewal, after which the holder on another machine counts as dead. Renewed by the watchdog."""
+"""Time without a renewal after which a holder on another machine counts as dead; the watchdog renews."""
 _PATIENCE_SECONDS = 10.0
-"""For which a holder on this machine is waited for: a killed process may take a while to be gone."""
+"""How long to wait for a holder on this machine: a killed process may take a while to disappear."""
 _POLL_SECONDS = 0.5
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator["Lock"]:
-    """Hold a run folder, as long as the block lasts; raises UserError if another run does."""
+    """Hold a run folder for the length of the block; raises UserError if another run holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder / "lock")
     try:
@@ -42,10 +42,10 @@ def hold(folder: Path) -> Iterator["Lock"]:
 
 
 class Lock:
-    """The lock file of a run folder, taken.
+    """The lock file of a run folder, held by this process.
 
-    It has one line of JSON on who holds it, and is empty when nobody does. Only this object may open the
-    file in this process: POSIX locks go when any descriptor of it is closed.
+    It contains one line of JSON about its holder, and is empty when nobody holds it. Nothing else in this
+    process may open the file: a POSIX lock is lost when any descriptor of its file is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +61,8 @@ class Lock:
             raise
 
     def renew(self) -> str:
-        """Tell others that the run is alive; returns who has taken the folder, if someone has, or nothing."""
-        with contextlib.suppress(OSError):  # a file server that is away says nothing about the lock
+        """Show others that the run is alive; return who has taken the folder over, or "" if nobody has."""
+        with contextlib.suppress(OSError):  # an unreachable file server says nothing about the lock
             os.utime(self._file)
             here, there = os.fstat(self._file), self.path.stat()
             holder = self._read()
@@ -73,6 +73,7 @@ class Lock:
         return ""
 
     def release(self) -> None:
+        """Empty the file, unless another run has taken it over, and give up the lock."""
         with contextlib.suppress(OSError):
             if not self.renew():
                 self._write("")
@@ -80,7 +81,10 @@ class Lock:
         os.close(file)
 
     def _wait(self) -> bool:
-        """Until the holder before is known to be gone: whether the file can be used, or must be replaced."""
+        """Wait until the previous holder is known to be dead; return whether its file can be used.
+
+        If not, the file must be replaced. Raises UserError if the holder is alive.
+        """
         began, seen, here = time.monotonic(), self._modified(), _machine()
         while True:
             locked, holder = self._try(), self._read()
@@ -97,12 +101,12 @@ class Lock:
             if waited > STALE_SECONDS:
                 return locked is not False
             time.sleep(_POLL_SECONDS)
-            # A client of a file server looks afresh when it opens.
+            # Clients of a file server see the newest state of a file when they open it.
             os.close(self._file)
             self._file = _open(self.path)
 
     def _try(self) -> bool | None:
-        """Whether this process has the file system's lock now; None where there are none."""
+        """Try to take the file system's lock; return whether it worked, None where there are no locks."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -114,7 +118,7 @@ class Lock:
         return True
 
     def _replace(self) -> None:
-        """Leave the old file to a lock that a server keeps for a machine that is no more."""
+        """Put a new file in place of one whose lock the server keeps for a dead machine."""
         fresh = self.path.with_name(f".lock.{uuid.uuid4().hex}")
         os.close(self._file)
         self._file = _open(fresh)
@@ -128,7 +132,7 @@ class Lock:
         try:
             return json.loads(os.pread(self._file, 4096, 0))
         except ValueError:
-            return {}  # empty, or half a line of one that was killed there
+            return {}  # empty, or half a line, whose writer was killed
 
     def _write(self, text: str) -> None:
         os.ftruncate(self._file, 0)
@@ -156,7 +160,7 @@ def _who(holder: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    """This kernel since it was booted; a host's name may change, and containers on one host have several."""
+    """Identify this kernel since its boot; host names may change, and differ between containers of a host."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -164,12 +168,15 @@ def _machine() -> str:
 
 
 def _launch() -> str:
-    """Which start of torchrun this rank belongs to; empty if that cannot be told."""
+    """Identify the start of torchrun that this rank belongs to; empty if it has none."""
     given = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return "" if given == "none" else given
 
 
 def _same_launch(holder: dict[str, Any]) -> bool:
-    """After an elastic restart rank 0 may be on another machine: the ranks of before are ended then."""
+    """Return whether the holder was an earlier rank 0 of this elastic launch, which has ended its old ranks.
+
+    After an elastic restart rank 0 may be on another machine.
+    """
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     return restarted and _launch() != "" and holder.get("launch") == _launch()

@@ -1,8 +1,8 @@
-"""Whether the other ranks are still there: a heartbeat through the process group's store.
+"""Heartbeats between ranks, through the process group's store, which show when a rank or host is lost.
 
-Of a host without power or network TCP tells nothing for a quarter of an hour, and a collective's own timeout
-has to be longer than the slowest step. The store is asked from a thread of its own, as it does not answer
-either when its host is the one that is gone.
+When a host loses power or network, TCP reports nothing for a quarter of an hour, and the timeout of a
+collective has to be longer than the slowest step. The store is asked from a thread of its own, because it
+does not answer either when the lost host is the one that serves it.
 """
 
 import contextlib
@@ -20,26 +20,28 @@ from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")
 
-TOLD = "isotorus/told"
-"""Key of the store, there when a rank has said why the run ends."""
+ERROR_REPORTED = "isotorus/error_reported"
+"""Key that is set in the store once a rank has printed the error that ends the run."""
 _GIVEN_UP = "isotorus/given_up"
 _ANSWER_SECONDS = 5.0
 
 
 class Peers(threading.Thread):
-    """Rank 0 hears all ranks, and every rank hears whether one has given up."""
+    """A thread that sends heartbeats; rank 0 checks those of all ranks, the others whether one gave up."""
 
     def __init__(self, lost: float) -> None:
-        """Called on all ranks alike, before they next meet; `lost` is the silence, in seconds, after which a
-        rank is taken for gone."""
+        """Connect to the store, on all ranks before their next collective.
+
+        `lost` is the silence, in seconds, after which a rank counts as lost.
+        """
         super().__init__(name="peers", daemon=True)
         self.lost = lost
         self._ended = threading.Event()
         self.reason = ""
-        """Why this rank should give up, once it should."""
-        self.told = False
-        """Whether a rank has ended with an error of the user's, for which this one may wait in vain."""
-        # Connections of their own: the process's may be in use, by what hangs.
+        """Why this rank should give up; empty while it should not."""
+        self.error_reported = False
+        """Whether a rank has printed a user error and ended, so that waiting for it is in vain."""
+        # New connections, because the process's own may be in use by the call that hangs.
         store = dist.distributed_c10d._get_default_store()
         self._store, self._last = store.clone(), store.clone()
         self._store.set_timeout(timedelta(seconds=lost))
@@ -52,44 +54,44 @@ class Peers(threading.Thread):
         every = min(5.0, self.lost / 5)
         slept = time.monotonic()
         while not self.reason:
-            if time.monotonic() - slept > 2 * every + 1:  # suspended, all of them perhaps: hear them anew
+            if time.monotonic() - slept > 2 * every + 1:  # suspended, perhaps with all others: start anew
                 self._heard.clear()
                 self._answered = time.monotonic()
-            with contextlib.suppress(RuntimeError):  # the store's host may be gone
+            with contextlib.suppress(RuntimeError):  # the store's host may be lost
                 self._beat()
-                self.told = self._store.check([TOLD])
+                self.error_reported = self._store.check([ERROR_REPORTED])
                 if self._store.check([_GIVEN_UP]):
                     self.reason = "another rank has given up"
                 elif rank() == 0:
-                    self._listen()
+                    self._check_beats()
                 self._answered = time.monotonic()
             slept = time.monotonic()
             if self._ended.wait(every):
                 return
 
     def end(self) -> None:
-        """No more heartbeats; a thread still in the store when Python ends would abort the process."""
+        """End the thread: one that still uses the store when Python ends would abort the process."""
         self._ended.set()
         if self.is_alive():
             self.join(_ANSWER_SECONDS)
 
     def silence(self) -> str:
-        """Who has not been heard of for too long, if someone has not; never waits."""
+        """Return which rank has been silent for too long, as a sentence, or ""; never waits."""
         if not self.reason and time.monotonic() - self._answered > self.lost:
-            self.reason = self._gone(f"rank 0, at {os.environ.get('MASTER_ADDR', 'its host')},")
+            self.reason = self._lost_message(f"rank 0, at {os.environ.get('MASTER_ADDR', 'its host')},")
         return self.reason
 
     def give_up(self) -> bool:
-        """Tell the others, if they can be told; whether this rank is the first to."""
-        found = _ask(lambda: self._last.add(_GIVEN_UP, 1) == 1)
-        return found is None or found
+        """Have the other ranks give up too; return whether this rank is the first, as far as it can know."""
+        first = _ask(lambda: self._last.add(_GIVEN_UP, 1) == 1)
+        return first is None or first
 
     def note_stack(self) -> None:
-        """This rank has written its stack."""
+        """Note in the store that this rank has written its stack."""
         _ask(lambda: self._last.set(_stack(rank()), ""))
 
     def without_stack(self) -> str:
-        """The ranks that have written none, with their hosts; "" for none, and where it cannot be known."""
+        """Return the ranks that wrote no stack, with their hosts; "" if all did, or the store is lost."""
 
         def look() -> str:
             missing = [r for r in range(world_size()) if not self._last.check([_stack(r)])]
@@ -103,15 +105,15 @@ class Peers(threading.Thread):
         self._beats += 1
         self._store.set(_key(rank()), f"{self._beats} {socket.gethostname()}")
 
-    def _listen(self) -> None:
+    def _check_beats(self) -> None:
         now = time.monotonic()
         for other, beat in enumerate(self._store.multi_get([_key(r) for r in range(world_size())])):
             if self._heard.get(other, (b"", now))[0] != beat:
                 self._heard[other] = beat, now
             elif now - self._heard[other][1] > self.lost:
-                self.reason = self._gone(f"rank {other}, on {beat.decode().partition(' ')[2]},")
+                self.reason = self._lost_message(f"rank {other}, on {beat.decode().partition(' ')[2]},")
 
-    def _gone(self, who: str) -> str:
+    def _lost_message(self, who: str) -> str:
         return (
             f"{who} has not been heard of for stopping.lost={self.lost:g} s; run the same command again to "
             "continue from the newest checkpoint"
@@ -127,14 +129,14 @@ def _stack(number: int) -> str:
 
 
 def _ask(question: Callable[[], T]) -> T | None:
-    """The store's answer, or None where there is none within some seconds."""
+    """Return the store's answer, or None if it does not answer within some seconds."""
     answer: list[T] = []
 
     def ask() -> None:
         with contextlib.suppress(RuntimeError):
             answer.append(question())
 
-    asked = threading.Thread(target=ask, daemon=True)
-    asked.start()
-    asked.join(_ANSWER_SECONDS)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_SECONDS)
     return answer[0] if answer else None

@@ -1,7 +1,18 @@
-"""SIGTERM and SIGUSR1: the wish that a run should stop.
+"""All that Ctrl-C and signals do to a run.
 
-Slurm and Kubernetes send SIGTERM before they kill; SIGUSR1 is what one asks Slurm to send some time
-before the end of a job (`--signal=USR1@300`), so that it can be queued again.
+SIGTERM (the first, and each later one) asks the run to stop: all ranks finish the same step, save a
+    checkpoint, and exit with code 0. Slurm and Kubernetes send it before they kill. The kernel sends it to
+    the ranks of a launcher that has died (`isotorus.processes.end_with_launcher`).
+SIGUSR1 does the same, but the exit code is `stopping.requeue_code`, by which a batch script knows to queue
+    the job again. Slurm sends it some time before a job's limit where asked to (`--signal=USR1@300`).
+SIGINT (Ctrl-C) ends a process that was started without a launcher at once, with exit code 130 and without
+    a save (`isotorus.errors.exit_code`). What launchers make of Ctrl-C is listed in docs/runs.md.
+SIGKILL ends a process as it is. The next start continues from the newest checkpoint.
+
+SIGTERM and SIGUSR1 are noted from the first moment of a process on: a run that is still starting finishes
+its start, does no step, and ends with the same exit codes. Processes that load data ignore SIGINT, SIGTERM
+and SIGUSR1 (`data_pipeline.loader`), because batches are needed until all ranks stop. How ranks agree on the
+step at which they stop is in `stopping.py`; `watchdog.py` ends a run that takes longer than `stopping.grace`.
 """
 
 import signal
@@ -10,36 +21,34 @@ from enum import IntEnum
 from types import FrameType
 
 
-class Wish(IntEnum):
-    """What a rank wants all to do; of several the largest is done."""
+class StopRequest(IntEnum):
+    """What one rank asks all ranks to do; of several requests the largest is followed."""
 
-    GO_ON = 0
+    NONE = 0
     STOP = 1
-    """SIGTERM."""
+    """After SIGTERM: save and end."""
     REQUEUE = 2
-    """SIGUSR1."""
-    LOOK_AT_SAVE = 3
-    """A save in the background has failed."""
+    """After SIGUSR1: save and end with the exit code that queues the job again."""
+    SAVE_FAILED = 3
+    """After a background save has failed: wait for it together, which raises its error on all ranks."""
 
 
 class Signals:
-    """The signals that this process was asked to stop by."""
+    """The signals that have asked this process to stop."""
 
     def __init__(self) -> None:
-        self.wish = Wish.GO_ON
-        self.since: float | None = None
-        """When the first one came, as by `time.monotonic`."""
+        self.request = StopRequest.NONE
+        self.first_at: float | None = None
+        """When the first of them came, in seconds of `time.monotonic`."""
 
     def listen(self) -> None:
-        """From now on SIGTERM and SIGUSR1 are wishes; in the main thread."""
+        """Note SIGTERM and SIGUSR1 from now on; call it in the main thread."""
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGUSR1, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.ask(Wish.REQUEUE if number == signal.SIGUSR1 else Wish.STOP)
-
-    def ask(self, wish: Wish) -> None:
-        """As if the signal for it had come."""
-        self.wish = max(self.wish, wish)
-        if self.since is None:
-            self.since = time.monotonic()
+        self.request = max(
+            self.request, StopRequest.REQUEUE if number == signal.SIGUSR1 else StopRequest.STOP
+        )
+        if self.first_at is None:
+            self.first_at = time.monotonic()

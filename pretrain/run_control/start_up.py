@@ -1,4 +1,4 @@
-"""Where the seconds from the start of the process to the end of its first step go."""
+"""How many seconds each part of a start takes, from the start of the process to the end of its first step."""
 
 import os
 import time
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 class StartUp:
-    """A stopwatch from the start of this process on, by the clock that no one sets."""
+    """A stopwatch that runs from the start of this process, on a clock that nobody sets."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """By part, in their order."""
+        """Seconds by part, in the order in which the parts ended."""
         self._marked = time.monotonic() - _age()
 
     def mark(self, part: str) -> None:
-        """The part has ended that began at the mark before."""
+        """Note that `part`, which began at the previous mark, has ended."""
         now = time.monotonic()
         self.seconds[part] = now - self._marked
         self._marked = now
@@ -25,7 +25,7 @@ class StartUp:
 
 
 def _age() -> float:
-    """Seconds that this process has lived; 0 where only the wall clock would tell."""
+    """Return how many seconds ago this process started; 0 where only the wall clock could say."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[19])  # proc(5): starttime, the 22nd field

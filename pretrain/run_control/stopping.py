@@ -1,4 +1,4 @@
-"""When a run has to end before its last step: all ranks at the same one, saved, or with their stacks."""
+"""Ending a run before its last step: the ranks agree on the step after which all of them save and end."""
 
 import os
 import time
@@ -12,33 +12,33 @@ from pydantic import Field, PositiveFloat
 from isotorus.section import Section
 from pretrain.distributed import group_of_hosts
 from pretrain.run_control.lock import Lock
-from pretrain.run_control.signals import Signals, Wish
+from pretrain.run_control.signals import Signals, StopRequest
 from pretrain.run_control.watchdog import Watchdog
 
 _SIGNAL_SECONDS = 10.0
-"""An elastic launcher on another host may learn as much later that a host has joined."""
+"""How much later than others an elastic launcher may learn that a host has joined."""
 
 
 class StoppingConfig(Section):
     grace: PositiveFloat = 120
-    """Seconds from SIGTERM or SIGUSR1 until the run has saved and ended; after that it ends as it is, with
-    exit code 75. Less than what the scheduler gives before it kills."""
+    """Seconds that a run has for saving and ending after SIGTERM or SIGUSR1; then it ends without, with exit
+    code 75. Choose less than what the scheduler gives before it kills."""
     hang: PositiveFloat = 600
-    """Seconds without a step (or a save, or a part of the start-up) after which every rank writes its stack
-    to <runs>/<name>/stacks and ends with exit code 75."""
+    """Seconds without a finished step (or save, or part of the start) after which every rank writes its
+    stack to <runs>/<name>/stacks and ends with exit code 75."""
     lost: PositiveFloat = 60
-    """Seconds without a heartbeat from a rank after which the others take it, or its host, for gone and end
-    with exit code 75, for the launcher to start them again."""
+    """Seconds without a heartbeat from a rank after which the others take it, or its host, for lost and end
+    with exit code 75, so that the launcher starts them again."""
     requeue_code: int = Field(0, ge=0, le=125)
-    """Exit code after SIGUSR1 and a save, by which a batch script knows to queue the job again. That after
-    SIGTERM is 0."""
+    """Exit code after SIGUSR1 and a save, by which a batch script knows to queue the job again. After SIGTERM
+    it is always 0."""
 
 
 class Stopping:
-    """What all ranks want, known to all of them at the same step; within it a watchdog is at work.
+    """Make all ranks stop at the same step; inside a `with` block the watchdog runs as well.
 
-    `agree` is called once a step. It tells the others this rank's wish and returns the largest of those
-    told at the call before: the maximum over ranks has had a step's time, on the hosts alone.
+    `agree` is called once a step. It hands on this rank's request and returns the largest request that any
+    rank handed on at the previous call: the maximum over ranks is computed between CPUs during the step.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Stopping:
         signals: Signals | None = None,
         lock: Lock | None = None,
     ) -> None:
-        """`lock` is of the run's folder, on the rank that holds it: the watchdog renews it."""
+        """Prepare for the run in `folder`; the rank that holds its `lock` passes it, to have it renewed."""
         self.config, self.signals = config, signals or Signals()
         self.watchdog = Watchdog(
             folder / "stacks", config.hang, config.grace, config.lost, self.signals, lock
         )
         self._group = group_of_hosts()
-        self._told = torch.zeros((), dtype=torch.int32)
+        self._request = torch.zeros((), dtype=torch.int32)
         self._work: dist.Work | None = None
         self.agree()
 
@@ -65,29 +65,29 @@ class Stopping:
     def __exit__(self, *error: object) -> None:
         self.watchdog.end()
 
-    def agree(self, save_failed: bool = False) -> Wish:
-        """This rank has come so far; what all do now."""
+    def agree(self, save_failed: bool = False) -> StopRequest:
+        """Return what all ranks do now, equal on all of them; also tells the watchdog of progress."""
         self.watchdog.progress()
         if self._work:
             self._work.wait()
-        agreed = Wish(int(self._told))
-        self._told.fill_(Wish.LOOK_AT_SAVE if save_failed else self.signals.wish)
-        self._work = dist.all_reduce(self._told, dist.ReduceOp.MAX, self._group, async_op=True)
+        agreed = StopRequest(int(self._request))
+        self._request.fill_(StopRequest.SAVE_FAILED if save_failed else self.signals.request)
+        self._work = dist.all_reduce(self._request, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
 
-    def leave(self, wish: Wish) -> int:
-        """The exit code, when all ranks have come here: none leaves while another has something to finish."""
+    def leave(self, request: StopRequest) -> int:
+        """Wait for all ranks, so that none ends while another is still at work; return the exit code."""
         dist.barrier(self._group)
-        if wish == Wish.STOP and "ISOTORUS_ELASTIC" in os.environ:
+        if request == StopRequest.STOP and "ISOTORUS_ELASTIC" in os.environ:
             self._await_signal()
-        return self.config.requeue_code if wish == Wish.REQUEUE else 0
+        return self.config.requeue_code if request == StopRequest.REQUEUE else 0
 
     def _await_signal(self) -> None:
-        """Where the wish was another rank's, wait for one's own launcher to have it.
+        """Wait for the launcher's own signal where another rank asked to stop.
 
-        When a host joins, the launchers stop their ranks to start more. One whose ranks ended well before it
-        has taken the run for finished.
+        When a host joins, the launchers stop their ranks in order to start more. A launcher whose ranks ended
+        well before it heard of the host takes the run for finished.
         """
         deadline = time.monotonic() + _SIGNAL_SECONDS
-        while self.signals.wish == Wish.GO_ON and time.monotonic() < deadline:
+        while self.signals.request == StopRequest.NONE and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Ends a run in which nothing moves any more: with the stacks of all ranks, and not in silence."""
+"""End a run that makes no progress any more, with the Python stacks of all ranks for a person to read."""
 
 import contextlib
 import faulthandler
@@ -16,15 +16,15 @@ from pretrain.run_control.peers import Peers
 from pretrain.run_control.signals import Signals
 
 EX_TEMPFAIL = 75
-"""Exit code of what may be tried again (sysexits.h)."""
+"""Exit code that means "try again" (sysexits.h)."""
 
 _POLL_SECONDS = 2.0
 _LINGER_SECONDS = 10.0
-"""From this rank's stack to its end, which the others would take for the failure."""
+"""How long a rank stays after it has written its stack: the others would report its end as the failure."""
 
 
 class Watchdog(threading.Thread):
-    """One on each rank waits for `progress` calls; the first to miss them has all write their stacks."""
+    """A thread on each rank that expects `progress` calls; the first that misses them ends all ranks."""
 
     def __init__(
         self,
@@ -35,25 +35,22 @@ class Watchdog(threading.Thread):
         signals: Signals,
         lock: Lock | None = None,
     ) -> None:
-        """Seconds without progress, from a signal to the end, and without a word from a rank.
-
-        Stacks go to `folder`.
-        """
+        """Write stacks to `folder`; `hang`, `grace` and `lost` are seconds, as in `StoppingConfig`."""
         super().__init__(name="watchdog", daemon=True)
         self.path, self.hang, self.grace, self.signals = folder / f"rank{rank()}.txt", hang, grace, signals
         self.lock = lock
         self.last_words: Callable[[], None] | None = None
-        """Called before the process ends, in a thread of its own that may take a few seconds."""
+        """What to call before the process ends, in a thread that may take a few seconds."""
         self._moved = time.monotonic()
         self._ended = threading.Event()
         self._peers = Peers(lost) if world_size() > 1 else None
 
     def progress(self) -> None:
-        """Something has moved."""
+        """Note that the run has made progress."""
         self._moved = time.monotonic()
 
     def end(self) -> None:
-        """The run has come to its end, whichever."""
+        """Stop watching, because the run ends, well or with an error."""
         self._ended.set()
         if self._peers:
             self._peers.end()
@@ -62,20 +59,21 @@ class Watchdog(threading.Thread):
         if self._peers:
             self._peers.start()
         while not self._ended.wait(min(_POLL_SECONDS, self.hang / 4, self.grace / 4)):
-            if self._peers and self._peers.told:
-                self._say_last_words()
+            if self._peers and self._peers.error_reported:
+                self._call_last_words()
                 os._exit(2)
             if reason := self._reason():
                 self._give_up(reason)
 
     def _reason(self) -> str:
+        """Return why the run has to end now; empty while all is well."""
         now = time.monotonic()
         if now - self._moved > self.hang:
             return (
                 f"no step for stopping.hang={self.hang:g} s: a rank is stuck or gone; run the same command "
                 "again to continue, or raise stopping.hang if it was only slow"
             )
-        if self.signals.since is not None and now - self.signals.since > self.grace:
+        if self.signals.first_at is not None and now - self.signals.first_at > self.grace:
             return (
                 f"stopping took longer than stopping.grace={self.grace:g} s and was given up; run the same "
                 "command again to continue from the newest checkpoint"
@@ -85,6 +83,7 @@ class Watchdog(threading.Thread):
         return self._peers.silence() if self._peers else ""
 
     def _give_up(self, reason: str) -> None:
+        """Write this rank's stack, have the others write theirs, and end the process."""
         first = self._peers is None or self._peers.give_up()
         with contextlib.suppress(OSError):  # a full disk must not keep the process alive
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,17 +99,17 @@ class Watchdog(threading.Thread):
             )
             faulthandler.dump_traceback(sys.stderr)
         began = time.monotonic()
-        self._say_last_words()
+        self._call_last_words()
         if self._peers:
             self._peers.note_stack()
             time.sleep(max(0.0, _LINGER_SECONDS - (time.monotonic() - began)))
             if first and (missing := self._peers.without_stack()):
-                told = f"no stack came from {missing}: stopped, or cut off from the others"
-                print(told, file=sys.stderr, flush=True)
+                text = f"no stack came from {missing}: stopped, or cut off from the others"
+                print(text, file=sys.stderr, flush=True)
         os._exit(EX_TEMPFAIL)
 
-    def _say_last_words(self) -> None:
+    def _call_last_words(self) -> None:
         if self.last_words:
-            said = threading.Thread(target=self.last_words, daemon=True)
-            said.start()
-            said.join(_LINGER_SECONDS)
+            thread = threading.Thread(target=self.last_words, daemon=True)
+            thread.start()
+            thread.join(_LINGER_SECONDS)

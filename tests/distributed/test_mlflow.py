@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pretrain.tracking import Mirror, TrackingConfig
+from pretrain.monitoring.mlflow import Mirror, TrackingConfig
 from tests.distributed.runs import Run, losses, train
 
 

@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 
 from isotorus import jsonl
+from pretrain.assemble import build_engine, load_batches
 from pretrain.config import Config, load_config
 from pretrain.engines.step import train_step
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
-from pretrain.train import build_engine, load, prepare
+from pretrain.train import prepare
 from tests.distributed.runs import Run, losses, rows, train
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -54,9 +55,9 @@ def poisoned(folder: Path, rank: int, step: int) -> dict[str, str]:
 def without_update(config: Config, refused: int) -> dict[int, float]:
     """Losses of the same run by hand, on one process, that leaves one update out."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    plan = check(config, 1)
-    engine, found = build_engine(config, plan, CPU), {}
-    for step, batch in zip(range(config.steps), load(config, plan, 0), strict=False):
+    inputs = check(config, 1)
+    engine, found = build_engine(config, inputs, CPU), {}
+    for step, batch in zip(range(config.steps), load_batches(config, inputs.sources, 0), strict=False):
         lr = learning_rate(
             step,
             config.steps,
@@ -65,7 +66,7 @@ def without_update(config: Config, refused: int) -> dict[int, float]:
             config.optimizer.final_lr_ratio,
         )
         limit = (lambda loss: torch.full_like(loss, -1)) if step + 1 == refused else None
-        result = train_step(engine, prepare(batch, config, plan, CPU), step, lr, limit=limit)
+        result = train_step(engine, prepare(batch, config, inputs, CPU), step, lr, limit=limit)
         found[step + 1] = result.parts["loss"].item()
     dist.destroy_process_group()
     return found

@@ -27,12 +27,13 @@ from data_pipeline.order import Order
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.assemble import build_engine, load_batches
 from pretrain.config import Config, load_config
 from pretrain.engines.step import StepResult, train_step
 from pretrain.guard import Guard, GuardConfig
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
-from pretrain.train import build_engine, load, prepare, train
+from pretrain.train import prepare, train
 
 CPU = torch.device("cpu")
 IMAGES, BATCH, STEPS, WINDOW = 240, 8, 20, 8
@@ -168,21 +169,23 @@ def test_black_frames_are_refused_named_and_passed_over(one: Config, folder: Pat
 
 def test_what_was_refused_has_left_no_trace(one: Config):
     """The same run by hand, without the refused batches."""
-    plan = check(one, 1)
-    engine = build_engine(one, plan, CPU)
-    batches = [batch for batch, _ in zip(load(one, plan, 0), range(STEPS + len(ROW)), strict=False)]
+    inputs = check(one, 1)
+    engine = build_engine(one, inputs, CPU)
+    batches = [
+        batch for batch, _ in zip(load_batches(one, inputs.sources, 0), range(STEPS + len(ROW)), strict=False)
+    ]
     losses = {}
     for step in range(STEPS):
         batch = batches[step if step < SAVED else step + len(ROW)]
         if batch.step != ALONE:
             lr = learning_rate(step, STEPS, one.optimizer.lr, 0, one.optimizer.final_lr_ratio)
-            result = train_step(engine, prepare(batch, one, plan, CPU), step, lr)
+            result = train_step(engine, prepare(batch, one, inputs, CPU), step, lr)
             losses[step + 1] = result.parts["loss"].item()
     logged = {row["step"]: row["loss"] for row in jsonl.read(one.folder / "metrics.jsonl")}
     assert logged == {step: losses[step] for step in logged}
 
     by_hand = engine.state()
-    saved = build_engine(one, plan, CPU).state()
+    saved = build_engine(one, inputs, CPU).state()
     dcp.load(saved, checkpoint_id=one.folder / "checkpoints/latest")
     torch.testing.assert_close(saved, by_hand, rtol=0, atol=0)
     assert any("running_mean" in name for name in saved["model"])
@@ -242,7 +245,7 @@ def test_the_reason_names_view_and_rank(one: Config, tmp_path: Path):
     for loss, norm, projections in ((1.0, 1.0, sound), (np.nan, np.nan, broken), (1.0, np.inf, sound)):
         parts = {"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}
         guard.watch(batch, StepResult(parts, sound, projections))
-    assert not guard.report() and guard.skipped == 2
+    assert not guard.report() and guard.refused == 2
     first, second = jsonl.read(tmp_path / "skipped.jsonl")
     assert first["reason"] == "NaN or infinity in the projections of view 1 on rank 0"
     assert second["reason"] == "a gradient overflow"

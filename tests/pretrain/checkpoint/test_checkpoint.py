@@ -16,13 +16,14 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.assemble import build_engine
 from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver, share
 from pretrain.config import Config, load_config
 from pretrain.guard import Guard
 from pretrain.preflight import check
-from pretrain.state import RunState
-from pretrain.train import build_engine, train
+from pretrain.train import train
 
 CPU = torch.device("cpu")
 

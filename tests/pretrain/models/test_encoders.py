@@ -13,11 +13,12 @@ from timm.models import adapt_input_conv
 
 from isotorus.errors import UserError
 from pretrain import checkpoint
+from pretrain.assemble import build_engine
 from pretrain.checkpoint.warm_start import check_fit, find_weights, initial_state
 from pretrain.config import load_config
 from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
 from pretrain.preflight import check
-from pretrain.train import build_engine, train
+from pretrain.train import train
 
 # Millions of parameters as published beside the models' papers and in timm's results, without classifier.
 NAMED = [

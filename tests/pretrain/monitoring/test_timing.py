@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,14 +56,11 @@ def test_what_a_backward_pass_waits_for_after_its_own_work_is_reduce():
         Variable._execution_engine.queue_callback(lambda: time.sleep(wait))
 
     weight.register_hook(computed)
-    engine = SimpleNamespace(backward=lambda loss: loss.backward())
-    for method in ("encode", "target", "head", "step"):
-        setattr(engine, method, None)
     timer = StepTimer(torch.device("cpu"))
-    timer.time_calls(engine)
     with timer.device("forward"), timer.host("data"), timer.device("augment"):
         loss = weight.sum()
-    engine.backward(loss)
-    found = timer.report(steps=2)
-    assert found["seconds_reduce"] >= wait / 2
-    assert work / 2 <= found["seconds_backward"] < found["seconds_step"] - wait / 2
+    with timer.backward(loss):
+        loss.backward()
+    report = timer.report(steps=2)
+    assert report["seconds_reduce"] >= wait / 2
+    assert work / 2 <= report["seconds_backward"] < report["seconds_step"] - wait / 2

@@ -1,12 +1,12 @@
-"""All that a checkpoint holds of a run."""
+"""The state of a run that a checkpoint holds: saved, resumed, rolled back."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from pretrain import checkpoint
-from pretrain.checkpoint import OnDamage
+from pretrain.checkpoint import store
 from pretrain.checkpoint.saver import Saver
+from pretrain.checkpoint.store import OnDamage
 from pretrain.engines import Engine
 from pretrain.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class RunState:
-    """Engine, guard, probe and how many steps are done."""
+    """A run's engine, guard, probe and number of finished steps."""
 
     def __init__(self, engine: Engine, guard: Guard, probe: OnlineProbe | None) -> None:
         self.engine, self.guard, self.probe = engine, guard, probe
@@ -23,44 +23,50 @@ class RunState:
 
     @property
     def batch(self) -> int:
-        """Which batch of the order of data comes next."""
-        return self.step + self.guard.passed_over
+        """The next batch's place in the order of the data."""
+        return self.step + self.guard.skipped_batches
 
     def tensors(self) -> dict[str, Any]:
-        """Nested, by names that no engine or world size is in; those that train, not copies of them."""
+        """Return the state as nested dicts, under names that do not depend on engine or world size.
+
+        The tensors are those that train, not copies of them.
+        """
         state: dict[str, Any] = {**self.engine.state(), "guard": self.guard.state(), "step": self.step}
         if self.probe:
             state["probe"] = self.probe.state()
         return state
 
-    def take_back(self, saver: Saver) -> None:
-        """Return to the newest checkpoint, to leave out the data since; raises UserError if it is no use."""
+    def rollback(self, saver: Saver) -> None:
+        """Return to the newest checkpoint and skip the data up to the last refused update.
+
+        Raises UserError if there is no checkpoint or it has been returned to often enough.
+        """
         self.guard.check_rewind(saver.step)
         saver.wait()
-        self.restore(checkpoint.folder(saver.checkpoints, saver.step))
-        self.guard.pass_over(self.step)
+        self.restore(store.folder(saver.checkpoints, saver.step))
+        self.guard.skip_batches(self.step)
 
     def resume(self, checkpoints: Path, on_damage: OnDamage) -> Path | None:
-        """Continue from the newest checkpoint; returns which that is, None if there is none.
+        """Continue from the newest checkpoint and return its path; None if there is none.
 
-        On all ranks, which decide alike. Raises UserError if it is damaged and `on_damage` is "refuse", or
-        if there is none before it.
+        All ranks call it and take the same decision. Raises UserError if the checkpoint is damaged and
+        `on_damage` is "refuse" or no earlier one exists.
         """
-        while (newest := checkpoint.agreed_latest(checkpoints)) is not None:
+        while (newest := store.agreed_latest(checkpoints)) is not None:
             try:
                 self.restore(newest)
                 return newest
-            except checkpoint.Damaged as error:
+            except store.Damaged as error:
                 if on_damage == "refuse" or error.earlier is None:
                     raise
                 log.warning("%s; continuing from %s", error.found, error.earlier.name)
-                checkpoint.set_aside(newest)
+                store.set_aside(newest)
         return None
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint; on all ranks, which all raise UserError if it is damaged."""
+        """Continue from a checkpoint; all ranks call it, and all raise UserError if it is damaged."""
         state = self.tensors()
-        checkpoint.restore(folder, state, optional="probe")
+        store.restore(folder, state, optional="probe")
         if self.probe and "probe" not in state:
             log.info("the online probe begins anew: %s has none for these classes", folder.name)
         self.engine.load(state)

@@ -1,0 +1,151 @@
+"""Assemble a run: build all that the training loop works with, in the same order on all ranks."""
+
+import logging
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data_pipeline.loader import Batch, Loader
+from data_pipeline.sources import Sources
+from pretrain import checkpoint, engines
+from pretrain.checkpoint.run_state import RunState
+from pretrain.checkpoint.saver import Saver
+from pretrain.checkpoint.warm_start import initial_state
+from pretrain.config import Config
+from pretrain.distributed import rank, world_size
+from pretrain.engines import Engine
+from pretrain.guard import Guard
+from pretrain.methods import build_head
+from pretrain.models.encoder import build_encoder
+from pretrain.monitoring.corrupt import CorruptSamples
+from pretrain.monitoring.online_probe import OnlineProbe
+from pretrain.monitoring.profiler import Profiler
+from pretrain.monitoring.timing import StepTimer, TimedEngine
+from pretrain.preflight import RunInputs
+from pretrain.recorder import Recorder, catch_up
+from pretrain.run_control.start_up import StartUp
+from pretrain.run_control.stopping import Stopping
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What the training loop works with; each rank has one."""
+
+    config: Config
+    inputs: RunInputs
+    engine: Engine
+    state: RunState
+    batches: Generator[Batch]
+    corrupt: CorruptSamples
+    saver: Saver
+    timer: StepTimer
+    recorder: Recorder | None
+    """On rank 0; None on the others."""
+    profiler: Profiler | None
+    """On rank 0; None on the others."""
+    start_up: StartUp | None
+    """The stopwatch of the start, until the first step is done."""
+    last_logged: int
+    """Number of steps done when the last row was logged."""
+
+
+def assemble(
+    config: Config,
+    inputs: RunInputs,
+    device: torch.device,
+    stopping: Stopping,
+    start_up: StartUp,
+    cleanup: ExitStack,
+) -> Run | None:
+    """Build a run and continue from its newest checkpoint; return None if it is finished already.
+
+    All ranks call it. What has to be closed at the end is left to `cleanup`, also if assembling fails half
+    way. Raises UserError if the data, the disk or the checkpoint do not allow the run.
+    """
+    checkpoints = config.folder / "checkpoints"
+    engine = build_engine(config, inputs, device)
+    probe = None
+    if config.online_probe and inputs.sources.classes:
+        probe = OnlineProbe(inputs.embedding_width, len(inputs.sources.classes), device)
+    state = RunState(engine, Guard(config.guard, config.folder, engine.networks, device), probe)
+    stopping.watchdog.progress()
+    newest = state.resume(checkpoints, config.checkpoint.on_damage)
+    if state.step >= config.steps:
+        log.info("%s is finished: %d of %d steps", config.folder, state.step, config.steps)
+        if rank() == 0:
+            catch_up(config)
+        return None
+
+    recorder = profiler = None
+    if rank() == 0:
+        checkpoint.tidy(checkpoints)
+        state.guard.trim(state.step)
+        recorder = Recorder(config, inputs, state.step, device)
+        cleanup.callback(recorder.close)
+        stopping.watchdog.last_words = recorder.close
+        profiler = Profiler(config.profile, config.folder / "profile")
+        cleanup.callback(profiler.close)
+    if newest:
+        log.info("continuing %s from %s", config.folder, newest.name)
+
+    corrupt = CorruptSamples(config.folder, state.batch, config.data.batch_size, config.data.max_corrupt)
+    saver = Saver(checkpoints, config.checkpoint, state.step)
+    timer = StepTimer(device)
+    start_up.mark("engine and checkpoint")
+    run = Run(
+        config=config,
+        inputs=inputs,
+        engine=TimedEngine(engine, timer),
+        state=state,
+        batches=load_batches(config, inputs.sources, state.batch),
+        corrupt=corrupt,
+        saver=saver,
+        timer=timer,
+        recorder=recorder,
+        profiler=profiler,
+        start_up=start_up,
+        last_logged=state.step,
+    )
+    cleanup.callback(lambda: run.batches.close())
+    return run
+
+
+def load_batches(config: Config, sources: Sources, first: int) -> Generator[Batch]:
+    """Return this rank's batches, from the `first` in the order of the data on, without end."""
+    loader = Loader(
+        sources,
+        batch_size=config.data.batch_size,
+        views=config.views,
+        augment=config.augment,
+        channels=config.data.channels,
+        seed=config.seed,
+        order=config.data.order,
+        rank=rank(),
+        world_size=world_size(),
+        start_step=first,
+        workers=config.data.workers,
+    )
+    return iter(loader)
+
+
+def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Engine:
+    """Return the engine with the encoder and head before the first step; all ranks call it."""
+
+    def encoder() -> nn.Module:
+        model = build_encoder(config.encoder.name, inputs.encoder_kwargs, config.seed)
+        if inputs.initial_weights and not next(model.parameters()).is_meta:
+            weights = initial_state(
+                config.encoder.name, inputs.encoder_kwargs, config.seed, inputs.initial_weights
+            )
+            model.load_state_dict(weights)
+        return model
+
+    head = build_head(config.objective, inputs.embedding_width, config.views.global_views, config.seed)
+    with_target = config.objective.kind == "jepa"
+    spread = config.engine.on(config.data.batch_size, world_size())
+    return engines.build_engine(encoder, head, spread, config.optimizer, device, with_target)

@@ -1,0 +1,26 @@
+"""The content of encoder.json, which describes a checkpoint's encoder to those who load it."""
+
+from typing import Any
+
+from pretrain.config import Config
+from pretrain.methods import describe_projector
+from pretrain.preflight import RunInputs
+
+
+def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
+    """Return encoder.json without the key `step`, which `pretrain.checkpoint.store` adds."""
+    return {
+        "format": 1,
+        "name": config.encoder.name,
+        "kwargs": inputs.encoder_kwargs,
+        "embedding_width": inputs.embedding_width,
+        "image_size": config.views.global_size,
+        "channels": config.data.channels,
+        "mean": inputs.mean,
+        "std": inputs.std,
+        "seed": config.seed,
+        "data_fingerprint": inputs.sources.fingerprint,
+        "projector": describe_projector(config.objective),
+        "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
+        "config": config.model_dump(mode="json"),
+    }
