@@ -111,7 +111,7 @@ RECORDS = [
 
 
 def a_tar(rng: np.random.Generator) -> bytes:
-    """Of some images and what belongs to them, in one of the formats."""
+    """Return a tar file, in one of the formats, of some images with labels and other files."""
     buffer = io.BytesIO()
     formats = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
     with tarfile.open(fileobj=buffer, mode="w", format=int(rng.choice(formats))) as out:
@@ -211,7 +211,7 @@ def tried(action: Callable[[], object]) -> bool:
 
 
 def check_images(folder: Path, tar: Path) -> None:
-    """Of a data set that could be made: every image is a member of the tar, and decodes."""
+    """Check a data set that was made: every image is a member of the tar and can be decoded."""
     dataset, raw = Dataset(folder), tar.read_bytes()
     for i, (_, offset, size) in enumerate(dataset.ranges(np.arange(len(dataset)))):
         assert dataset.read(i) == raw[offset : offset + size]
