@@ -1,10 +1,10 @@
-"""Winding attention against dense scaled dot-product attention, forward and backward, by number of tokens.
+"""Compare winding attention with dense scaled dot-product attention, forward and backward, by token count.
 
-Prints rows of RESULTS.md's table: milliseconds, bytes that are alive at the peak beside the inputs, and the
-share of all pairs that are computed. Both get the same queries, keys and values; classes are those of random
-tokens at initialisation. On a CPU winding attention sorts tokens and keeps the weights of its pairs for the
-backward pass, which dense attention's fused kernel does not; on a GPU it is FlexAttention, whose masks are
-made anew each time as in training. Times are the least of `--turns`; on the CPU the process's.
+Prints rows for the table in RESULTS.md: milliseconds, bytes at the peak beside the inputs, and the share of
+all pairs that are computed. Both get the same queries, keys and values; classes are those of random tokens at
+initialisation. On a CPU, winding attention sorts tokens and keeps the weights of its pairs for the backward
+pass, which dense attention's fused kernel does not. On a GPU it is FlexAttention, whose masks are made anew
+each time, as in training. Times are the least of `--turns`; on a CPU they are CPU time of the process.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def measure(
     attend: Callable[..., Tensor], leaves: list[Tensor], device: torch.device, turns: int
 ) -> tuple[float, float]:
-    """Seconds and bytes of a forward and backward pass."""
+    """Return seconds and bytes of a forward and backward pass."""
     seconds = []
     for turn in range(turns + 1):
         began = _now(device)

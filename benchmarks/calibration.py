@@ -1,7 +1,7 @@
-"""How often each space of known shape gets each verdict; resumes where it stopped.
+"""Count how often each space of known shape gets each verdict; continues where it stopped.
 
-A line of JSON is appended for each draw with all that the verdict rests on, so that `--table` applies the
-present rules to it without simulating again. Draw i is the same whatever was done before.
+For each draw a line of JSON is appended with everything that the verdict depends on, so `--table` applies the
+present rules without simulating again. Draw i does not depend on other draws.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from scipy.stats import beta
 from eval_suite.geometry import known_spaces, verdict
 
 SERIES = 3
-"""Seeds that the ranges of `verdict.RULES` were not chosen on."""
+"""Series of seeds; the ranges of `verdict.RULES` were chosen on other seeds."""
 SAMPLES = 1500
 LANDMARKS = 120
 NULL_DRAWS = 20
@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def kinds() -> list[tuple[str, int | None]]:
-    """Space and ambient dimension; None takes the dimensions in turn."""
+    """Return spaces with their ambient dimensions; None means that the dimensions take turns."""
     return [*TORI, *((name, None) for name in OTHERS)]
 
 
 def draw(index: int) -> dict[str, Any]:
-    """The draw `index`: its space, noise, and what was measured."""
+    """Return the draw `index`: its space, its noise, and what was measured."""
     round_, kind = divmod(index, len(kinds()))
     space, width = kinds()[kind]
     if width is None:
@@ -78,7 +78,7 @@ def draw(index: int) -> dict[str, Any]:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Lines of `path` that are whole; a kill may have cut the last one."""
+    """Yield the complete lines of `path`; a kill may have cut the last one."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():
@@ -89,7 +89,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def table(path: Path) -> str:
-    """Markdown: verdicts by space, and the two rates that matter."""
+    """Return the verdicts by space and the two error rates, in Markdown."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows(path):
         name = row["space"] + (f" in R^{row['ambient']}" if row["space"] == "flat torus" else "")
@@ -113,7 +113,7 @@ def table(path: Path) -> str:
 
 
 def percent(hits: int, draws: int) -> str:
-    """Share with its 95 % interval (Clopper & Pearson 1934)."""
+    """Return a share with its 95 % interval (Clopper & Pearson 1934)."""
     low = beta.ppf(0.025, hits, draws - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, draws - hits) if hits < draws else 1.0
     return f"{100 * hits / max(draws, 1):.1f} % ({100 * low:.1f} to {100 * high:.1f})"

@@ -1,7 +1,8 @@
-"""How long training waits for a checkpoint, written beside it or at once, of the same state.
+"""Measure how long training waits for a checkpoint that is written in the background, and for one written at
+once.
 
-Prints a row of RESULTS.md's table. Alone or under torchrun; the folder should be on the disk that runs
-are on.
+Prints a row for the table in RESULTS.md. Runs alone or under torchrun; choose a folder on the disk that holds
+runs.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def main() -> None:
             saver.wait()
             if dist.get_rank() == 0:
                 shutil.rmtree(saver.checkpoints)
-    # The first save allocates what the later ones use again.
+    # The first save allocates memory that later ones use again.
     beside, at_once = (statistics.median(waited[way][1:]) for way in (True, False))
     size = 12 * sum(p.numel() for _, p in engine.networks.online_parameters()) / 2**30
     if dist.get_rank() == 0:

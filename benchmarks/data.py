@@ -1,15 +1,15 @@
-"""From shards to augmented views on one CPU core, against the pipelines it is usually done with.
+"""Compare the data path from shards to augmented views with usual pipelines, on one CPU core.
 
     python benchmarks/data.py PHOTOS.tar
 
-PHOTOS.tar holds image files. They are packed; then each pipeline by turns makes batches of 2 × 224² and
-6 × 98² LeJEPA views in this process. The time is the process's on the CPU, which other work on the machine
-disturbs less than the clock, and which is the same on an idle core. `loader` is what the CPU does of ours
-where a GPU does the photometric work; `loader + photometric` does that too and ends in float32, as the
-peers do: webdataset (BSD) with torchvision (BSD) on the same shards, and stable-pretraining (MIT) with its
-own transforms on the same files. Both are only measured here, and stable-pretraining is left out where it
-cannot be imported. All draw crops, flips, jitter, grey, blur and solarisation from the same distributions,
-but that the peers also draw the order of the colour jitter.
+PHOTOS.tar holds image files, which are packed first. Then the pipelines take turns at making batches of 2 ×
+224² and 6 × 98² LeJEPA views in this process. Times are CPU time of the process, which other work on the
+machine disturbs less than time by the clock. `loader` is the CPU's part where a GPU does the photometric
+work. `loader + photometric` does this work too and ends in float32, as the peers do: webdataset (BSD) with
+torchvision (BSD) on the same shards, and stable-pretraining (MIT) with its own transforms on the same files.
+Both peers are only measured here; stable-pretraining is left out where it cannot be imported. All pipelines
+draw crops, flips, jitter, grey, blur and solarisation from the same distributions, and the peers also draw
+the order of the colour jitter.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PEERS = ("webdataset", "stable-pretraining")
 
 
 def ours(shards: Path, photometric: bool) -> Iterator[object]:
-    """Batches of uint8 views, or of float32 ones augmented and normalised."""
+    """Yield batches of uint8 views, or of float32 views, augmented and normalised."""
     sources = DataConfig(path=str(shards)).open()
     for batch in Loader(
         sources, batch_size=BATCH, views=ViewsConfig(), augment=AugmentConfig(), channels=3, seed=0
@@ -59,7 +59,7 @@ def ours(shards: Path, photometric: bool) -> Iterator[object]:
 
 
 class TorchvisionViews:
-    """LeJEPA's recipe as it is usually written, on a PIL image."""
+    """LeJEPA's augmentation as it is usually written, on a PIL image."""
 
     def __init__(self, blur_taps: int) -> None:
         self.transforms = [
@@ -91,7 +91,7 @@ def with_webdataset(shards: Path, blur_taps: int) -> Iterator[object]:
 
 
 def stable_pretraining_dataset(photos: Path, views: list[tuple[int, tuple[float, float]]]) -> Any:
-    """Photos of a folder as its loader takes them, with its own transforms; `views` are sizes and scales."""
+    """Return photos of a folder with stable-pretraining's own transforms; `views` are sizes and scales."""
     import stable_pretraining as spt  # type: ignore[import-not-found]
     from stable_pretraining.data import transforms as t  # type: ignore[import-not-found]
 
@@ -127,7 +127,7 @@ def with_stable_pretraining(photos: Path) -> Iterator[object]:
 
 
 def images_per_second(pipelines: dict[str, Iterator[object]], turns: int) -> dict[str, float]:
-    """By the median over turns of a batch each."""
+    """Return images a second of each pipeline, by the median over turns of one batch each."""
     taken: dict[str, list[float]] = {name: [] for name in pipelines}
     for turn in range(turns + 2):
         for name, batches in pipelines.items():

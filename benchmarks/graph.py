@@ -1,11 +1,12 @@
-"""k-NN graph and ten Laplacian eigenvalues, against scikit-learn's kneighbors_graph and scipy's eigsh.
+"""Compare the k-NN graph and ten eigenvalues of its Laplacian with scikit-learn's graph and scipy's eigsh.
 
     python benchmarks/graph.py [--data clusters torus latent noise] [--threads 2] [--n 50000]
 
-Both make the graph A of the k nearest by Euclidean distance, symmetric by union, of ones, and take the 11
-largest eigenvalues of D^-½ A D^-½: scipy's `eigsh(which="LA")` with its defaults. Ours may search by cells;
-the recall and the largest relative difference of the eigenvalues are printed. Each runs in its own process
-with that many threads, data made and libraries imported (and compiled code loaded) before the clock starts.
+Both sides make the graph A of the k nearest neighbours by Euclidean distance, symmetric by union, with
+entries 1, and take the 11 largest eigenvalues of D^-½ A D^-½; scipy's `eigsh(which="LA")` has its defaults.
+Ours may search by cells, so the recall is printed, and the largest relative difference of eigenvalues. Each
+side runs in its own process with `--threads` threads; data, imports and compiled code are ready before the
+clock starts.
 """
 
 import argparse
@@ -80,12 +81,13 @@ def ours(x: NDArray[np.float32], k: int) -> dict[str, object]:
 
 
 class Clock:
-    """Seconds of wall clock and of all cores since the last lap."""
+    """A clock for time by the clock and CPU time of all cores."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), time.process_time()
 
     def lap(self) -> tuple[float, float]:
+        """Return the seconds by the clock and of all cores since the last lap."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = now[0] - self.start[0], now[1] - self.start[1]
         self.start = now
@@ -95,7 +97,7 @@ class Clock:
 def in_own_process(who: str, kind: str, arguments: argparse.Namespace) -> dict[str, object]:
     threads = str(arguments.threads)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    # Waiting threads sleep, so that the time of all cores is that of the work.
+    # Waiting threads sleep, so that CPU time counts work alone.
     environment = os.environ | dict.fromkeys(names, threads) | {"OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, __file__, "--run", who, "--data", kind, "--n", str(arguments.n)]
     command += ["--d", str(arguments.d), "--k", str(arguments.k)]

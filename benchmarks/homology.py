@@ -1,7 +1,8 @@
-"""Homology to dimension 2 of a noisy flat torus in R⁶⁴: time and peak memory, ours beside plain ripser.
+"""Measure time and peak memory of homology to dimension 2 of a noisy flat torus in R⁶⁴, ours and plain
+ripser.
 
-Each figure comes from a process of its own; prints markdown rows for RESULTS.md. Plain ripser is stopped at
-the limits, since 1,000 landmarks pass 10 GB.
+Each figure comes from a process of its own; prints Markdown rows for RESULTS.md. Plain ripser is stopped at
+its limits, because 1,000 landmarks take more than 10 GB.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> None:
     x = known_spaces.sample("flat torus", given.samples, 64, given.noise, seed=0)
-    # What numba compiles once and keeps on disk is not timed.
+    # Code that numba compiles once and keeps on disk is not timed.
     homology.barcodes(x[:20])
     if given.case == "significance":
         began = Clocks()
@@ -83,7 +84,7 @@ def measure(given: argparse.Namespace) -> None:
 
 
 class Clocks:
-    """Time and memory from here on, of this process and its children."""
+    """Time and memory of this process and its children from the creation of this object on."""
 
     def __init__(self) -> None:
         self.wall, self.cpu, self.peak = time.perf_counter(), cpu_seconds(), 0

@@ -1,8 +1,9 @@
-"""A k-jet of an encoder along a direction: one Taylor pass against nested torch.func.jvp, k = 1..4.
+"""Compare one Taylor pass for the k-jet of an encoder with nested torch.func.jvp, k = 1 … 4.
 
-Prints rows of RESULTS.md's table. Nested forward mode gets a layer norm made of elementary operations, as
-torch's own rule for the fused one is wrong from the second derivative on; the results are compared. Times are
-the least of `--turns`; on the CPU the process's, which other work disturbs less. Memory is the peak on a GPU.
+Prints rows for the table in RESULTS.md. Nested forward mode gets a layer norm made of elementary operations,
+as torch's own rule for the fused one is wrong from the second derivative on; then the results are compared.
+Times are the least of `--turns`; on a CPU they are CPU time, which other work disturbs less. Memory is the
+peak on a GPU.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def _nested(f: Callable[[Tensor], Tensor], t: Tensor, order: int) -> list[Tensor]:
-    """f and its derivatives at t, all from one nest of forward modes."""
+    """Return f and its derivatives at t, from forward modes nested in each other."""
     if order == 0:
         return [f(t)]
     lower, higher = torch.func.jvp(lambda s: tuple(_nested(f, s, order - 1)), (t,), (torch.ones_like(t),))
@@ -75,7 +76,7 @@ def _composed_layer_norm(x: Tensor, shape: list[int], weight: Tensor, bias: Tens
 
 
 def _measure(call: Call, device: torch.device, turns: int) -> tuple[float, str, list[Tensor]]:
-    """Seconds, gigabytes at the peak beyond what was there, and the result."""
+    """Return seconds, gigabytes at the peak beside what was there before, and the result."""
     result, seconds = call(), []
     for _ in range(turns):
         before = 0

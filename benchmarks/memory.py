@@ -1,12 +1,12 @@
-"""Interference in the winding memory: recall against the number of items, beside FAISS at equal memory.
+"""Measure the recall of the winding memory against the number of items, and of FAISS in equal memory.
 
     python -m benchmarks.memory [--angles 8] [--noise 0.4]
 
-Items are uniform on T^m: nothing to find but the items themselves. Each query is a stored item moved by a
-little noise, and counts as recalled where that item is the first found. The winding memory takes m + 12 bytes
-an item and a few for its cells. At equal memory FAISS holds as many of the items as fit into the same bytes,
-the others are forgotten: 8m bytes of float32 cosines and sines and 8 of id for Flat and IVF, 2m and 8 with
-8-bit quantisation (SQ8), m/2 and 8 with product codes (PQ). Beside it what each recalls when it holds all.
+Items are uniform on T^m, so there is no structure that a store could use. Each query is a stored item with a
+little noise and counts as recalled if that item is the first answer. The winding memory takes m + 12 bytes an
+item, and a few for its cells. At equal memory FAISS holds as many of the items as fit into the same bytes: 8m
+bytes of float32 cosines and sines and 8 for the id with Flat and IVF, 2m and 8 with 8-bit quantisation (SQ8),
+m/2 and 8 with product codes (PQ). The recall of each with all items is given too.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def circles(angles: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def indexes(m: int, n: int) -> dict[str, tuple[int, Callable[[], faiss.Index]]]:
-    """Bytes an item, and an empty index."""
+    """Return the bytes an item takes, and a function that makes an empty index, for each kind of index."""
     d, lists = 2 * m, max(1, int(n**0.5))
 
     def ivf(make: Callable[[faiss.Index], faiss.Index]) -> Callable[[], faiss.Index]:
@@ -52,10 +52,10 @@ def indexes(m: int, n: int) -> dict[str, tuple[int, Callable[[], faiss.Index]]]:
 
 
 def clock(search: Callable[..., Any], *arguments: object) -> tuple[Any, float]:
-    """What a search of all queries gives, and its microseconds a query."""
+    """Return the answer to all queries, and microseconds a query."""
     started = time.perf_counter()
-    found = search(*arguments)
-    return found, (time.perf_counter() - started) / QUERIES * 1e6
+    answer = search(*arguments)
+    return answer, (time.perf_counter() - started) / QUERIES * 1e6
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
         for name, (size, build) in indexes(given.angles, n).items():
             for held, title in ((min(n, budget // size), f"{name}, same bytes"), (n, f"{name}, all items")):
                 index = build()
-                # What is kept is a random part: items are in random order.
+                # Items are in random order, so the first ones are a random part.
                 index.train(x)
                 index.add(x[:held])
                 (_, ids), micro = clock(index.search, q, 1)

@@ -1,6 +1,6 @@
-"""Start-up and speed of the order, on a simulated set of 10⁹ samples in 10⁵ shards of an object store.
+"""Measure start-up and speed of the sample order, on a simulated set of 10⁹ samples in 10⁵ remote shards.
 
-Every figure is the best of several runs; prints a markdown row for RESULTS.md.
+Every figure is the best of several runs; prints a Markdown row for RESULTS.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from data_pipeline.dataset.moments import Moments
 from data_pipeline.order import Order
 
 SIZE = 100_000
-"""Bytes of a sample."""
+"""Bytes of each sample."""
 
 
 def main() -> None:
@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def make_order(kind: Literal["uniform", "windowed"], sources: int, samples: int, batch_size: int) -> Order:
-    """Of several sources with as many samples each and the weights 1, 2, …"""
+    """Return the order of several sources with equally many samples and the weights 1, 2, …."""
     weights = range(1, sources + 1)
     bytes_ = [samples * SIZE] * sources
     return Order([samples] * sources, weights, 0, kind, batch_size=batch_size, bytes=bytes_)
 
 
 def first_batch(folder: str | Path, order: Order, batch_size: int) -> list[tuple[str, int, int]]:
-    """Open the data set and say where the samples of the first batch lie."""
+    """Open the data set and return where the samples of the first batch lie."""
     _, _, indices = order.locate(np.arange(batch_size))
     return Dataset(folder).ranges(indices)
 

@@ -1,7 +1,9 @@
-"""All views of a ViT-S/14 LeJEPA step (2 × 224² + 6 × 98²) as one sequence of tokens, or a pass a size.
+"""Compare all views of a ViT-S/14 LeJEPA step (2 × 224² + 6 × 98²) in one sequence with one pass for each
+size.
 
-Forward and backward pass of the encoder by turns; prints rows of RESULTS.md's table. Time on the CPU is the
-process's, which other work on the machine disturbs less than the clock.
+The two take turns at a forward and backward pass of the encoder; prints rows for the table in RESULTS.md. On
+a CPU, times are CPU time of the process, which other work on the machine disturbs less than time by the
+clock.
 """
 
 import argparse
@@ -43,7 +45,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace, precision: str, device: torch.device) -> tuple[Times, float]:
-    """Seconds a step with and without packing, and the largest difference of embeddings."""
+    """Return seconds a step with and without packing, and the largest difference of embeddings."""
     kwargs = timm_kwargs(EncoderConfig(name=given.encoder, kwargs={"drop_path_rate": 0.1}), 224, 3)
     encoder = build_encoder(given.encoder, kwargs, seed=0)
     if device.type == "cpu":

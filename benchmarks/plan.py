@@ -1,8 +1,9 @@
-"""How near `pretrain plan` comes to the memory of a real step, on this machine; rows for RESULTS.md.
+"""Compare the memory that `isotorus plan` predicts with that of real steps on this machine.
 
-Each case trains three steps on random images in fresh processes. On a GPU the peak is what torch's allocator
-gave out; on CPUs it is the growth of rank 0's resident set over that after imports, with every larger tensor
-returned to the system at once (glibc would keep some). The plan's own reserve is left out of both.
+Prints rows for RESULTS.md. Each case trains three steps on random images in new processes. On a GPU the peak
+is that of torch's allocator. On a CPU it is the growth of rank 0's resident set since the imports, with every
+larger tensor returned to the system at once (glibc would keep some). The plan's own reserve is left out of
+both.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Small views, so that what is sharded weighs most.
+# Views are small, so that sharded parameters make up most of the memory.
 SMALL_VIEWS = "data.batch_size=4 encoder.name=vit_base_patch16_224 views.global_size=112 views.local_size=48"
 CASES = {
     "ViT-S/16, 8 images": "data.batch_size=8",
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
-    """Bytes that the plan expects of a step, and those that it took."""
+    """Return the bytes that the plan predicts for a step, and those that it took."""
     import torch
     import torch.distributed as dist
 
@@ -107,8 +108,8 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     decoded = [torch.zeros(shape, dtype=torch.uint8, device=device) for shape in shapes]
     views = [torch.randn(shape, device=device) for shape in shapes]
     keys = sample_keys(0, 0, rank() * images, images, sum(len(x) for x in views)).to(device)
-    _reset_peak(device)  # rank 0 has had the whole encoder's weights
-    for step in range(3):  # DDP makes its buckets anew after the first
+    _reset_peak(device)  # rank 0 has held the whole encoder's weights
+    for step in range(3):  # DDP builds its buckets again after the first step
         began = time.perf_counter()
         loss = train_step(engine, MicroBatch(views, keys), step, lr=1e-4).parts["loss"].item()
         seconds = time.perf_counter() - began
@@ -122,13 +123,13 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
 
 
 def _reset_peak(device: "torch.device") -> float:  # noqa: F821
-    """Forget the peak so far; bytes in use now."""
+    """Forget the peak so far and return the bytes in use now."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    gc.collect()  # what the plan has left behind
+    gc.collect()  # frees what planning has left
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM
     return _status("VmRSS")

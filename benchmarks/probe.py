@@ -1,13 +1,12 @@
-"""The minibatch probe's grid in one pass, against its settings one after another.
+"""Compare the minibatch probe's grid in one pass with one setting after another.
 
     python benchmarks/probe.py [--device cuda] [--threads 2]
 
-13 learning rates × 4 feature sets. One after another is timed in two ways: this package's own loop with
-one setting and one feature set at a time, and the loop as it is usually written, with `nn.Linear`,
-`torch.optim.AdamW` and autograd. Both see the same minibatches of features that are normalised already. As
-all settings cost the same, one is timed and multiplied by their number. The three take turns and the best
-turn of each counts; with one thread the clock is the process's on the CPU, which other work does not reach.
-Prints a markdown row for RESULTS.md.
+The grid has 13 learning rates × 4 feature sets. One after another is timed in two ways: with this package's
+own loop for one setting and one feature set, and with the usual loop of `nn.Linear`, `torch.optim.AdamW` and
+autograd. Both see the same minibatches of normalised features. All settings cost the same, so one is timed
+and multiplied by their number. The three take turns and the best turn of each counts. With one thread, times
+are CPU time of the process. Prints a Markdown row for RESULTS.md.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from eval_suite.usefulness.minibatch_probe import Protocol, train
 
 
 def usual(x: Tensor, y: Tensor, classes: int, protocol: Protocol) -> None:
-    """One head by autograd, on features (n, d)."""
+    """Train one head by autograd on features (n, d)."""
     steps, size = protocol.steps(len(x)), protocol.batch_size
     positions = sample_index(np.arange(steps * size, dtype=np.int64), len(x), protocol.seed)
     order = torch.as_tensor(positions, device=x.device).view(steps, size)
@@ -42,7 +41,7 @@ def usual(x: Tensor, y: Tensor, classes: int, protocol: Protocol) -> None:
 
 
 def best(works: Sequence[Callable[[], object]], repeats: int, device: str) -> list[float]:
-    """Seconds of the best turn of each."""
+    """Return the seconds of the best turn of each."""
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(repeats + 1):

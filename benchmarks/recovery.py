@@ -1,7 +1,7 @@
-"""How soon a run goes on after SIGKILL, and where the seconds of a start go; 2 ranks on this machine.
+"""Measure how soon a run continues after SIGKILL, and how long each part of a start takes; 2 ranks.
 
 `python -m benchmarks.recovery DATA --repeats 3` trains a small ViT on a packed data set of grey images.
-Recovery is from the signal to the first row of metrics.jsonl that the new processes write.
+Recovery is the time from the signal to the first row of metrics.jsonl that the new processes write.
 """
 
 import argparse
@@ -82,7 +82,7 @@ class Run:
 
 
 def recover(run: Run, launcher: bool, start_again: bool) -> float:
-    """Seconds from the SIGKILL of the launcher, or of rank 1, to the next row."""
+    """Return the seconds from the SIGKILL of the launcher, or of rank 1, to the next row."""
     run.wait_for(lambda: (run.folder / "checkpoints/latest").exists())
     ranks = run.ranks()
     killed = time.monotonic()
@@ -91,8 +91,8 @@ def recover(run: Run, launcher: bool, start_again: bool) -> float:
         run.process.wait()
         run.start()
     psutil.wait_procs(ranks)
-    gone = time.time()  # what comes from now on is not of the killed
-    run.wait_for(lambda: run.rows_since(gone))
+    ended = time.time()  # rows written from now on come from new processes
+    run.wait_for(lambda: run.rows_since(ended))
     return time.monotonic() - killed
 
 

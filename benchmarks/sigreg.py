@@ -1,13 +1,13 @@
-"""SIGReg forward + backward against the SlicedEppsPulley of stable-pretraining: time and peak extra memory.
+"""Compare SIGReg, forward and backward, with stable-pretraining's SlicedEppsPulley: time and extra memory.
 
     python benchmarks/sigreg.py [--device cuda]
 
-Both are timed by turns in one process, so that the ratio of the medians holds on a busy machine too.
-Memory is measured in a process for each: after a warm-up, the most that one more step adds to the
-process (CPU: the kernel's high-water mark of resident memory, reset before the step; CUDA: the
-allocator's). Where stable-pretraining (MIT; only measured here, never needed) cannot be imported, the
-same statistic written out with torch stands in for it. The floor is what no implementation can avoid:
-the projection, its gradient, and one read and one write of the projections.
+Both take turns in one process, so that the ratio of the medians holds on a busy machine too. Memory is
+measured in one process for each: after a warm-up, the most that one more step adds to the process (on a CPU
+the kernel's high-water mark of resident memory, reset before the step; on CUDA the allocator's peak). Where
+stable-pretraining (MIT; only measured here, never needed) cannot be imported, the same statistic in plain
+torch takes its place. The floor is what no implementation can avoid: the projection, its gradient, and one
+read and one write of the projections.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def peer(slices: int, device: str) -> tuple[nn.Module, str]:
 
 
 def step_of(name: str, device: str) -> tuple[Callable[[], None], str]:
-    """One forward and backward of `ours`, `peer` or `floor` at the device's sizes, and what it is."""
+    """Return a forward and backward pass of `ours`, `peer` or `floor` at the device's sizes, and its name."""
     samples, width, slices = SIZES[device]
     z = torch.randn(samples, width, device=device, generator=torch.Generator(device).manual_seed(0))
     z.requires_grad_()
@@ -125,7 +125,7 @@ def peak_extra_mebibytes(name: str, device: str) -> float:
 
 
 def resident(field: str) -> float:
-    """A field of /proc/self/status, in KiB."""
+    """Return a field of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return float(line.split()[1])

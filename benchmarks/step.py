@@ -1,6 +1,7 @@
-"""What SIGReg, the monitors and exact accumulation cost of a ViT-S/16 LeJEPA step (2 × 224² + 6 × 96²).
+"""Measure what SIGReg, the monitors and exact accumulation add to a ViT-S/16 LeJEPA step (2 × 224² + 6 ×
+96²).
 
-Medians of parts and wholes timed in one run; prints a markdown row for RESULTS.md.
+Times are medians of parts and wholes in one run; prints a Markdown row for RESULTS.md.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""A LeJEPA trainer against stable-pretraining's (MIT), which is only measured here: images/s and memory.
+"""Compare LeJEPA training with stable-pretraining's trainer (MIT; only measured here): images/s and memory.
 
     PYTHONPATH=. python benchmarks/trainer.py
 
-Both train the same timm ViT, with a projector of the same widths, on 2 × 224² + 6 × 96² views, by AdamW with
-clipping and no checkpoints, in processes that the same launcher starts, over gloo. `whole` is each one's own
-trainer with its own loader, in the training process, on the same JPEG files (generated; ours are packed):
-decoding, crops and photometric augmentation, drawn from the same distributions. `engine` is its trainer and
-our step on one batch of random tensors, ready in memory. Runs of the two alternate, and the first steps of
-each are not counted. Time is by the clock, and by the processes' on their CPUs, which other work on the
-machine disturbs less: images a second, and images a second of CPU time; their medians over runs, with the
-range. Memory is the larger process's at its peak, and what of it came since before the model was built.
+Both train the same timm ViT with a projector of the same widths on 2 × 224² + 6 × 96² views, by AdamW with
+clipping and without checkpoints, in processes of the same launcher over gloo. In `whole`, each trainer uses
+its own loader in the training process on the same JPEG files (generated; ours are packed): decoding, crops
+and photometric augmentation, drawn from the same distributions. In `engine`, its trainer and our step get one
+batch of random tensors again and again. The two take turns, and the first steps of each are not counted.
+Images a second are given by the clock and by CPU time, which other work on the machine disturbs less, as
+medians over runs with the range. Memory is the peak of the larger process, and its growth since before the
+model was built.
 """
 
 import argparse
@@ -39,7 +39,7 @@ MIB = 2**20
 
 
 class Clock:
-    """When each step ended, by the clock and by this process's time on CPUs, and memory at its peak."""
+    """Records the end of each step, by the clock and by CPU time of this process, and the peak of memory."""
 
     def __init__(self) -> None:
         self.before = _peak()
@@ -50,13 +50,13 @@ class Clock:
         self.peak = _peak()
 
     def write(self, file: Path) -> None:
-        """What this rank measured, to FILE.<rank>."""
+        """Write what this rank measured to FILE.<rank>."""
         values = {"ends": self.ends, "peak": self.peak, "before": self.before}
         Path(f"{file}.{os.environ['RANK']}").write_text(json.dumps(values))
 
 
 def _peak() -> float:
-    """MiB."""
+    """Return the peak of resident memory in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -167,7 +167,7 @@ def theirs(given: argparse.Namespace) -> None:
 
 
 class Same(torch.utils.data.Dataset[Any]):
-    """One batch again and again."""
+    """One batch, again and again."""
 
     def __init__(self, batch: Any, count: int) -> None:
         self.batch, self.count = batch, count
@@ -184,7 +184,7 @@ def random_views(images: int) -> list[Tensor]:
 
 
 def generate(folder: Path, count: int) -> None:
-    """JPEG files of 500 × 375, as smooth as photos, and the same packed."""
+    """Write JPEG files of 500 × 375, as smooth as photos, and pack them."""
     from data_pipeline.packing.pack import Options, pack
 
     random = np.random.default_rng(0)
@@ -206,20 +206,20 @@ def generate(folder: Path, count: int) -> None:
 
 
 class Measured(NamedTuple):
-    """Of one run, summed over its ranks' images."""
+    """Figures of one run, with the images of all its ranks."""
 
     seconds: list[float]
-    """Each counted step."""
+    """Seconds of each counted step, on the slowest rank."""
     cpu_seconds: list[float]
-    """Of the slowest rank."""
+    """CPU seconds of the slowest rank in each counted step."""
     peak: float
-    """MiB, of the larger rank."""
+    """Peak of the larger rank in MiB."""
     added: float
-    """MiB of it since before the model was built."""
+    """Part of the peak that was added after the model was begun, in MiB."""
 
 
 def measure(given: argparse.Namespace, side: str, row: str, turn: int) -> Measured:
-    """One run of all ranks."""
+    """Run all ranks of one side once."""
     file = given.folder / f"{side}-{row}-{turn}"
     options = [
         f"--{name}={getattr(given, name)}" for name in ("encoder", "batch", "steps", "precision", "folder")
@@ -247,7 +247,7 @@ def measure(given: argparse.Namespace, side: str, row: str, turn: int) -> Measur
 
 
 def compare(given: argparse.Namespace, row: str) -> str:
-    """The two by turns; a row of the table."""
+    """Let both sides take turns and return a row of the table."""
     runs: dict[str, list[Measured]] = {"theirs": [], "ours": []}
     for turn in range(given.turns):
         for side, measured in runs.items():

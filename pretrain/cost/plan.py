@@ -180,16 +180,16 @@ def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
-    given = _parse(arguments)
-    config = load_config(given.config, given.overrides)
-    images = given.images or _dataset_size(config)
-    request = Request(given.gpus, given.gpu, given.mfu, images, given.disk * 1e9)
-    found = estimate(config, request)
-    remedy = None if found.memory.fits else nearest_fit(config, request)
-    if given.json:
-        print(json.dumps(_as_json(config, found, remedy), indent=2))
+    options = _parse(arguments)
+    config = load_config(options.config, options.overrides)
+    images = options.images or _dataset_size(config)
+    request = Request(options.gpus, options.gpu, options.mfu, images, options.disk * 1e9)
+    figures = estimate(config, request)
+    remedy = None if figures.memory.fits else nearest_fit(config, request)
+    if options.json:
+        print(json.dumps(_as_json(config, figures, remedy), indent=2))
     else:
-        show(config, request, found, remedy)
+        show(config, request, figures, remedy)
     return 0
 
 
@@ -256,21 +256,22 @@ NOTES = {
 
 
 def show(
-    config: Config, request: Request, found: Estimate, remedy: tuple[list[str], Estimate] | None
+    config: Config, request: Request, figures: Estimate, remedy: tuple[list[str], Estimate] | None
 ) -> None:
     """Print the estimate as tables."""
-    console, speed, flops = Console(), found.speed, found.flops
+    console, speed, flops = Console(), figures.speed, figures.flops
     console.print(
-        f"[bold]{config.name}[/]: {config.encoder.name} on {found.gpus} × {found.gpu}, {found.precision}, "
-        f"{_engine(found.engine)}; batch {config.data.batch_size}, {config.steps:,} steps"
+        f"[bold]{config.name}[/]: {config.encoder.name} on {figures.gpus} × {figures.gpu}, "
+        f"{figures.precision}, {_engine(figures.engine)}; "
+        f"batch {config.data.batch_size}, {config.steps:,} steps"
     )
-    counts = found.parameters
+    counts = figures.parameters
     console.print(
         f"Parameters: encoder {counts.encoder / 1e6:,.1f} M, projector {counts.projector / 1e6:,.1f} M"
         + (f", target network {counts.target / 1e6:,.1f} M" if counts.target else "")
     )
     console.print(_flops_table(flops))
-    console.print(_memory_table(found.memory))
+    console.print(_memory_table(figures.memory))
     epochs = f" or {speed.epochs:,.1f} epochs" if speed.epochs else ""
     console.print(
         f"At {request.mfu:.0%} of the peak: {speed.images_per_second:,.0f} images/s, "
@@ -279,10 +280,10 @@ def show(
     )
     saved = -(-config.steps // config.checkpoint.every)
     console.print(
-        f"A checkpoint: {found.checkpoint_bytes / 1e9:,.1f} GB, {found.checkpoint_seconds:,.1f} s at "
+        f"A checkpoint: {figures.checkpoint_bytes / 1e9:,.1f} GB, {figures.checkpoint_seconds:,.1f} s at "
         f"{request.disk / 1e9:g} GB/s; {saved:,} of them in the run"
     )
-    if found.memory.fits:
+    if figures.memory.fits:
         return
     if remedy is None:
         console.print(
@@ -350,11 +351,11 @@ def _engine(engine: EngineConfig) -> str:
     return ", ".join(said)
 
 
-def _as_json(config: Config, found: Estimate, remedy: tuple[list[str], Estimate] | None) -> dict[str, Any]:
+def _as_json(config: Config, figures: Estimate, remedy: tuple[list[str], Estimate] | None) -> dict[str, Any]:
     """Return all figures for JSON."""
-    values = dataclasses.asdict(found) | {"engine": found.engine.model_dump(mode="json")}
-    values["flops"] |= {"model": found.flops.model, "executed": found.flops.executed}
-    values["memory"]["fits"] = found.memory.fits
+    values = dataclasses.asdict(figures) | {"engine": figures.engine.model_dump(mode="json")}
+    values["flops"] |= {"model": figures.flops.model, "executed": figures.flops.executed}
+    values["memory"]["fits"] = figures.memory.fits
     if remedy:
         arguments, other = remedy
         values["nearest_fit"] = {"arguments": arguments, **_as_json(config, other, None)}

@@ -32,8 +32,8 @@ SAVED = [
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
     """Return the encoder's blocks in order; its children, if it has no containers of blocks."""
-    found = [block.module for block in find_blocks(encoder)]
-    return found or [child for child in encoder.children() if any(True for _ in child.parameters())]
+    inner = [block.module for block in find_blocks(encoder)]
+    return inner or [child for child in encoder.children() if any(True for _ in child.parameters())]
 
 
 def checkpoint_blocks(encoder: nn.Module, mode: Literal["selective", "full"]) -> None:

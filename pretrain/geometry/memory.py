@@ -122,11 +122,11 @@ class WindingMemory:
         angles = self._checked(angles)
         if k < 1 or (cells is not None and cells < 1):
             raise ValueError(f"k = {k} and cells = {cells}: both must be at least 1")
-        found = [self._nearest(one, k, cells) for one in angles]
+        answers = [self._nearest(one, k, cells) for one in angles]
         return Found(
-            np.array([ids for ids, _, _ in found], np.int64).reshape(-1, k),
-            np.array([distances for _, distances, _ in found]).reshape(-1, k),
-            np.array([read for _, _, read in found], np.int64),
+            np.array([ids for ids, _, _ in answers], np.int64).reshape(-1, k),
+            np.array([distances for _, distances, _ in answers]).reshape(-1, k),
+            np.array([read for _, _, read in answers], np.int64),
         )
 
     def address(self, item: int) -> Address:
@@ -174,9 +174,9 @@ class WindingMemory:
             raise UserError(
                 f"{file} is no winding memory ({str(error).splitlines()[0]}); name one that save() wrote"
             ) from None
-        for what, asked, found in (("angles", angles, memory.angles), ("bins", bins, memory.bins)):
-            if asked is not None and asked != found:
-                raise UserError(f"{file} was saved with {found} {what}, not {asked}; fill a new one")
+        for what, asked, stored in (("angles", angles, memory.angles), ("bins", bins, memory.bins)):
+            if asked is not None and asked != stored:
+                raise UserError(f"{file} was saved with {stored} {what}, not {asked}; fill a new one")
         memory._verify(file)
         return memory
 

@@ -36,13 +36,13 @@ def depth_blocks(encoder: nn.Module) -> list[Block]:
     Raises `UserError` for an encoder that keeps no blocks in blocks, stages, layers or layer1, layer2 ….
     """
     top = [name for name in CONTAINERS[:3] if hasattr(encoder, name)][:1] or CONTAINERS[3:]
-    found = [block for block in find_blocks(encoder) if block.name.partition(".")[0] in top]
-    if not found:
+    blocks = [block for block in find_blocks(encoder) if block.name.partition(".")[0] in top]
+    if not blocks:
         raise UserError(
             f"{type(encoder).__name__} keeps its blocks in none of blocks, stages, layers and layer1 …; name "
             "checkpoints of a ViT, ConvNeXt, ResNet or the like"
         )
-    return found
+    return blocks
 
 
 def token_blocks(encoder: nn.Module) -> list[nn.Module]:
