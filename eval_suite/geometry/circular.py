@@ -1,7 +1,8 @@
-"""Circular coordinates: an angle for each landmark from each hole that the cloud goes round.
+"""Circular coordinates: one angle for each point along each loop of a cloud.
 
-de Silva, Morozov & Vejdemo-Johansson 2011, doi:10.1007/s00454-011-9344-x: a cocycle over Z/p is lifted to
-integers and made as smooth as least squares can; its integral is the angle, in turns.
+de Silva, Morozov & Vejdemo-Johansson 2011, doi:10.1007/s00454-011-9344-x. A loop gives a cocycle over Z/p,
+which assigns a number to every edge. It is lifted to integers, made smooth by least squares, and integrated
+along the edges; the integral is the angle in turns.
 """
 
 from typing import NamedTuple
@@ -18,41 +19,45 @@ from eval_suite.geometry import homology
 Array = NDArray[np.floating]
 
 PRIMES = (47, 53, 59)
-"""Tried in turn: a cocycle over Z/p whose smallest integer lift is none over the integers is rare."""
+"""Primes p that are tried in turn, since a few cocycles over Z/p have no lift to the integers for one p."""
 CELLS = 6
-"""Bins of each angle in `joint_coverage`."""
+"""Number of bins of each angle in `joint_coverage`."""
 
 
 class Coordinates(NamedTuple):
+    """Angles of n points along c loops, and the bars of these loops."""
+
     angles: NDArray[np.float64]
-    """(n, c) in [0, 2π), a column for each of the c longest bars that have one."""
+    """(n, c), in radians from 0 to 2π."""
     bars: NDArray[np.float64]
-    """(c, 2), their births and deaths."""
+    """(c, 2), birth and death of each loop."""
 
 
 def circular_coordinates(points: Array, count: int = 2) -> Coordinates:
-    """Angles of `points` (n, d) along the `count` longest bars of dimension 1, longest first.
+    """Compute the angles of `points` (n, d) along the loops with the `count` longest bars, longest first.
 
-    Each is fixed up to its sign and a turn, and on a torus up to a change of basis. A bar is left out when
-    it has no integer cocycle or lives at the enclosing radius; nothing here says that it is significant.
+    Each angle is known only up to its sign and a constant, and the pair of angles of a torus only up to a
+    change of basis. Fewer than `count` angles come back when a loop has no integer cocycle or is still there
+    at the enclosing radius. Whether a bar is significant is not tested here; see `homology.betti`.
     """
     distances = squareform(pdist(np.asarray(points, dtype=np.float64)))
     radius = homology.enclosing_radius(distances)
     angles: list[NDArray[np.float64]] = []
     bars: list[NDArray[np.float64]] = []
-    found = {}
+    homology_over = {}
     for place in range(count):
         for prime in PRIMES:
-            if prime not in found:
-                found[prime] = ripser(
+            if prime not in homology_over:
+                homology_over[prime] = ripser(
                     distances, maxdim=1, thresh=radius, coeff=prime, distance_matrix=True, do_cocycles=True
                 )
-            rows = found[prime]["dgms"][1]
+            rows = homology_over[prime]["dgms"][1]
             longest = np.argsort(rows[:, 0] - rows[:, 1], kind="stable")
             if place >= len(rows) or not np.isfinite(rows[longest[place], 1]):
                 break
             bar = rows[longest[place]]
-            angle = _integrate(found[prime]["cocycles"][1][longest[place]], prime, distances, bar)
+            cocycle = homology_over[prime]["cocycles"][1][longest[place]]
+            angle = _integrate(cocycle, prime, distances, bar)
             if angle is not None:
                 angles.append(angle)
                 bars.append(bar)
@@ -61,10 +66,12 @@ def circular_coordinates(points: Array, count: int = 2) -> Coordinates:
 
 
 def joint_coverage(angles: Array, cells: int = CELLS) -> float:
-    """Share of `cells`² bins that two angles (n, 2) reach together.
+    """Return the share of the `cells` × `cells` bins of two angles (n, 2) in radians that hold a point.
 
-    Near 1 on a torus with n well above `cells`². On S¹∨S¹∨S² one angle turns only where the other stands
-    still, so that a cross is reached, (2 · cells − 1) / cells².
+    It tells a torus from two circles and a sphere glued at a point (S¹∨S¹∨S²), which has the same Betti
+    numbers. It is near 1 on a torus when n is well above `cells`². On the glued space one angle stays
+    constant while the other turns, so only a cross of 2 · `cells` - 1 bins is reached. Raises ValueError
+    unless there are two angles.
     """
     if np.shape(angles)[1] != 2:
         raise ValueError(f"joint coverage takes two angles of each point, not {np.shape(angles)}")
@@ -75,7 +82,11 @@ def joint_coverage(angles: Array, cells: int = CELLS) -> float:
 def _integrate(
     cocycle: NDArray[np.int64], prime: int, distances: NDArray[np.float64], bar: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """The angle (n,) of a cocycle, rows (i, j, value), in the middle of its life; None without a lift."""
+    """Turn a cocycle over Z/prime into an angle (n,) in radians; None if it has no lift to the integers.
+
+    `cocycle` has rows (i, j, value), one for each edge. The complex is taken halfway between birth and death
+    of `bar`, from the points' `distances` (n, n).
+    """
     n = len(distances)
     winding = np.zeros((n, n), dtype=np.int32)
     i, j, value = cocycle.T
@@ -83,6 +94,7 @@ def _integrate(
     winding[i, j], winding[j, i] = lifted, -lifted
     joined = distances <= bar.mean()
     winding[~joined] = 0
+    # The lift is a cocycle over the integers if it sums to 0 around every triangle.
     for vertex in range(n):
         near = np.flatnonzero(joined[vertex])
         around = winding[vertex, near][:, None] + winding[np.ix_(near, near)] - winding[vertex, near]

@@ -1,9 +1,9 @@
-"""How many dimensions the points of an embedding fill: TwoNN, Levina-Bickel, and one estimate a point.
+"""Intrinsic dimension of a cloud of points: TwoNN, Levina-Bickel, and one estimate for each point.
 
-All take (n, d) in float32 or float64, count copies of a row once (distance zero carries no scale) and
-raise `UserError` where too little is left. They see the scale of the nearest neighbours: noise counts as
-dimensions there. And they fall short in high dimension, where a few thousand points have no near ones:
-of 5,000 Gaussian points in 20 dimensions they find 16 to 18.
+The known value is d for points on a d-dimensional manifold. All functions take points (n, d) in float32 or
+float64 and count equal rows once. They raise UserError when too few distinct rows remain. They look at the
+distances to the nearest neighbours, so noise of that size counts as dimensions. In high dimension they are
+too low: 16 to 18 for 5,000 Gaussian points in 20 dimensions.
 """
 
 from typing import Any
@@ -17,32 +17,34 @@ from isotorus.errors import UserError
 Array = NDArray[np.floating]
 
 QUANTILES = (5, 25, 50, 75, 95)
-"""Percentiles of the local dimension that a summary holds."""
+"""Percentiles of the local dimension that `summary` reports."""
 
 
 def two_nn(x: Array, discard: float = 0.1) -> float:
-    """TwoNN of `x` (n, d): the slope of -log(1 - F(μ)) over log μ, μ the second distance over the first.
+    """Return the TwoNN dimension of `x` (n, d), Facco et al. 2017, doi:10.1038/s41598-017-11873-y.
 
-    Facco et al. 2017, doi:10.1038/s41598-017-11873-y: a line through the origin by least squares, without
-    the largest `discard` of the ratios.
+    μ is the distance of a point to its second neighbour over that to its first, and F the distribution of μ
+    over the points. The dimension is the slope of -log(1 - F(μ)) over log μ: a line through the origin by
+    least squares, without the share `discard` of the largest ratios.
     """
     return _two_nn(neighbour_distances(x, 2), discard)
 
 
 def mle(x: Array, k: int = 20) -> float:
-    """Levina & Bickel's maximum likelihood estimate for `x` (n, d) from `k` neighbours of every point.
+    """Return Levina & Bickel's maximum likelihood dimension (2004) of `x` (n, d) from `k` neighbours a point.
 
-    1 / mean_i[ 1/(k-1) Σ_{j<k} log(T_k / T_j) ], T_j the distance to the j-th neighbour: the points' inverse
-    estimates are averaged (MacKay & Ghahramani 2005), so that no (k-2)/(k-1) is needed.
+    It is 1 / mean_i[ 1/(k-1) Σ_{j<k} log(T_k / T_j) ], where T_j is the distance of point i to its j-th
+    neighbour. Averaging the inverse estimates of the points is the correction of MacKay & Ghahramani 2005.
     """
     return _mle(neighbour_distances(x, k))
 
 
 def local(x: Array, k: int = 20) -> NDArray[np.float64]:
-    """The dimension around each distinct row of `x` (n, d), (m,): (k-2) / Σ_{j<k} log(T_k / T_j).
+    """Return the dimension around each of the m distinct rows of `x` (n, d), shape (m,).
 
-    Unbiased for one point (Levina & Bickel 2004). The estimates scatter by a share of 1/√(k-3) where the
-    dimension is the same everywhere: only a wider spread speaks of a mixture.
+    It is (k-2) / Σ_{j<k} log(T_k / T_j), where T_j is the distance to the j-th neighbour; this is unbiased
+    for a single point (Levina & Bickel 2004). Where the dimension is the same everywhere, the estimates
+    have a relative standard deviation of 1/√(k-3). Only a wider spread shows a mixture of dimensions.
     """
     logs = _log_ratios(neighbour_distances(x, k)).sum(axis=1)
     with np.errstate(divide="ignore"):
@@ -50,7 +52,7 @@ def local(x: Array, k: int = 20) -> NDArray[np.float64]:
 
 
 def summary(x: Array, k: int = 20) -> dict[str, Any]:
-    """Every estimate for `x` (n, d) from one search, ready for JSON."""
+    """Return all dimension estimates of `x` (n, d), from one neighbour search and ready for JSON."""
     distances = neighbour_distances(x, k)
     with np.errstate(divide="ignore"):
         around = (k - 2) / _log_ratios(distances).sum(axis=1)
@@ -65,9 +67,10 @@ def summary(x: Array, k: int = 20) -> dict[str, Any]:
 
 
 def neighbour_distances(x: Array, k: int) -> NDArray[np.float64]:
-    """Ascending distances (m, k) of the distinct rows of `x` (n, d) to their `k` nearest, all above 0.
+    """Return the distances (m, k) of the m distinct rows of `x` (n, d) to their `k` nearest rows, ascending.
 
-    Recomputed in float64 from differences, since the search's own distances lose digits in float32.
+    All are above 0. They are computed in float64, since those of the search have lost digits in float32.
+    Raises UserError for k < 2 and for k or fewer distinct rows.
     """
     if k < 2:
         raise UserError(f"k = {k} neighbours: an estimate of dimension needs two or more")
@@ -89,6 +92,7 @@ def neighbour_distances(x: Array, k: int) -> NDArray[np.float64]:
 
 
 def _two_nn(distances: NDArray[np.float64], discard: float) -> float:
+    """Return the TwoNN dimension from the distances (m, 2) of each point to its two nearest neighbours."""
     log_ratio = np.sort(np.log(distances[:, 1] / distances[:, 0]))
     n = len(log_ratio)
     kept = min(int(n * (1 - discard)), n - 1)  # at the largest ratio log(1 - F) is infinite
@@ -101,6 +105,7 @@ def _two_nn(distances: NDArray[np.float64], discard: float) -> float:
 
 
 def _mle(distances: NDArray[np.float64]) -> float:
+    """Return the maximum likelihood dimension from the ascending distances (m, k) of each point."""
     mean = float(_log_ratios(distances).mean())
     if mean == 0:
         raise UserError("each sample's neighbours are all equally far: the points have no dimension")
@@ -108,5 +113,5 @@ def _mle(distances: NDArray[np.float64]) -> float:
 
 
 def _log_ratios(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log(T_k / T_j) for j < k, (n, k - 1)."""
+    """Return log(T_k / T_j) for all j < k, shape (n, k - 1), from ascending distances (n, k)."""
     return np.log(distances[:, -1:] / distances[:, :-1])

@@ -1,4 +1,4 @@
-"""The graph of nearest neighbours of an embedding, and the spectrum of its normalised Laplacian."""
+"""The nearest-neighbour graph of an embedding, and the eigenvalues of its normalised Laplacian."""
 
 from typing import NamedTuple
 
@@ -13,31 +13,35 @@ Array = NDArray[np.floating]
 
 
 class Spectrum(NamedTuple):
-    """Ascending eigenvalues of a normalised Laplacian without its zero modes, and how many those are."""
+    """The smallest eigenvalues of a graph's normalised Laplacian, and the number of its components."""
 
     eigenvalues: NDArray[np.float64]
+    """Ascending, without the zero modes: one eigenvalue 0 for each component is left out."""
     components: int
 
 
 def knn_graph(x: Array, k: int = 15, *, recall: float = nearest.RECALL) -> scipy.sparse.csr_array:
-    """Rows of `x` (n, d) joined to their `k` nearest by Euclidean distance: (n, n), symmetric, of ones.
+    """Join each row of `x` (n, d) to its `k` nearest rows and return the adjacency matrix (n, n).
 
-    i and j are joined when either is among the other's neighbours (union), never i with itself, so a row
-    has `k` entries or more. `recall` is the share of true neighbours that a large search may settle for
-    (see `search.neighbours`; 1 is exact). Raises UserError for k < 1, n ≤ k, values that are not finite
-    and rows that are all alike.
+    Its entries are 1, and it is symmetric: i and j are joined if either is among the `k` nearest of the
+    other by Euclidean distance. No row is joined to itself. `recall` is the share of true neighbours that a
+    search of many rows must find; 1 is exact (see `nearest.neighbours`). Raises UserError for k < 1, n ≤ k,
+    values that are not finite, and rows that are all equal.
     """
     return from_neighbours(nearest.neighbours(x, k, recall=recall).ids)
 
 
 def from_neighbours(ids: NDArray[np.integer]) -> scipy.sparse.csr_array:
-    """The graph of the neighbours `ids` (n, k) of each row; -1 stands for none."""
+    """Return the adjacency matrix (n, n) of the graph that joins each row to its neighbours `ids` (n, k).
+
+    An id of -1 stands for a missing neighbour. The matrix is symmetric by union, with entries 1.
+    """
     n, k = ids.shape
     rows = np.repeat(np.arange(n, dtype=np.int32), k)
     columns = ids.ravel().astype(np.int32)
-    found = columns >= 0
+    present = columns >= 0
     directed = scipy.sparse.csr_array(
-        (np.ones(int(found.sum()), dtype=np.float32), (rows[found], columns[found])), shape=(n, n)
+        (np.ones(int(present.sum()), dtype=np.float32), (rows[present], columns[present])), shape=(n, n)
     )
     graph = directed.maximum(directed.T).tocsr()
     graph.sort_indices()
@@ -45,14 +49,14 @@ def from_neighbours(ids: NDArray[np.integer]) -> scipy.sparse.csr_array:
 
 
 def laplacian_spectrum(graph: scipy.sparse.sparray | scipy.sparse.spmatrix, count: int = 10) -> Spectrum:
-    """The `count` smallest eigenvalues of L = I - D^-½ A D^-½ (Chung 1997) beside its zero modes.
+    """Return the `count` smallest eigenvalues of the Laplacian L = I - D^-½ A D^-½, without its zero modes.
 
-    `graph` is a symmetric adjacency (n, n) with weights ≥ 0. Every component has one zero mode, which is
-    left out by its component and not by its size; the other eigenvalues of all components come together,
-    ascending, in [0, 2], fewer than `count` where there are no more. A vertex without edges is a component
-    by itself. Computed for each component from the largest eigenvalues of D^-½ A D^-½, since the inverse
-    iterations that are usual for the smallest ones break down on a graph in pieces. Raises ValueError for
-    a matrix that is no such adjacency.
+    `graph` is the symmetric adjacency A (n, n) with weights ≥ 0, and D holds its row sums (Chung 1997). Each
+    component has exactly one zero mode; it is left out, and the other eigenvalues of all components are
+    merged, ascending, in [0, 2]. There are fewer than `count` if the graph has no more. A vertex without
+    edges is a component of its own. The eigenvalues come from the largest ones of D^-½ A D^-½ of each
+    component, because the usual inverse iteration fails on a graph of several components. Raises ValueError
+    for a matrix that is not such an adjacency.
     """
     graph = scipy.sparse.csr_array(graph).astype(np.float64)
     if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or count < 1:
@@ -67,20 +71,20 @@ def laplacian_spectrum(graph: scipy.sparse.sparray | scipy.sparse.spmatrix, coun
     normalised = _normalised(graph, degree)
     if components == 1:
         return Spectrum(_nonzero_modes(normalised, degree, count), 1)
-    # Vertices of a component side by side, so that each is a slice of rows and columns.
+    # With the vertices sorted by component, each component is a slice of rows and columns.
     order = np.argsort(label, kind="stable")
     normalised, degree = normalised[order][:, order], degree[order]
     ends = np.cumsum(np.bincount(label))
-    found = [
+    by_component = [
         _nonzero_modes(normalised[start:end, start:end], degree[start:end], count)
         for start, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True)
         if end - start > 1
     ]
-    return Spectrum(np.sort(np.concatenate(found or [np.zeros(0)]))[:count], int(components))
+    return Spectrum(np.sort(np.concatenate(by_component or [np.zeros(0)]))[:count], int(components))
 
 
 def _normalised(graph: scipy.sparse.csr_array, degree: NDArray[np.float64]) -> scipy.sparse.csr_array:
-    """D^-½ A D^-½."""
+    """Return D^-½ A D^-½ for the adjacency A and the row sums `degree` in D; an empty row stays empty."""
     scale = 1 / np.sqrt(np.where(degree > 0, degree, 1))
     scaled = graph.copy()
     scaled.data *= np.repeat(scale, np.diff(graph.indptr)) * scale[graph.indices]
@@ -90,5 +94,9 @@ def _normalised(graph: scipy.sparse.csr_array, degree: NDArray[np.float64]) -> s
 def _nonzero_modes(
     connected: scipy.sparse.csr_array, degree: NDArray[np.float64], count: int
 ) -> NDArray[np.float64]:
+    """Return the `count` smallest Laplacian eigenvalues of one component, without its zero mode, ascending.
+
+    `connected` is the component's D^-½ A D^-½, and `degree` (n,) the diagonal of D.
+    """
     zero_mode = np.sqrt(degree / degree.sum())
     return np.maximum(1 - eigensolver.largest(connected, zero_mode, count), 0.0)

@@ -1,4 +1,8 @@
-"""Persistent homology: the barcodes of a cloud, and Betti numbers by significance against a shuffle null."""
+"""Persistent homology: barcodes of a cloud of points, and Betti numbers with p-values.
+
+Betti number k counts the k-dimensional holes: components (0), loops (1), voids (2). A bar is the range of
+distances (birth to death) at which a hole exists in the Rips complex of the points.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,54 +24,64 @@ Array = NDArray[np.floating]
 Barcodes = list[NDArray[np.float64]]
 
 FIELDS = (2, 3)
-"""Coefficients of Betti numbers: over Z/2 a Klein bottle looks like a torus, over Z/3 it does not."""
+"""Fields Z/p of the Betti numbers: over Z/2 a Klein bottle has those of a torus, over Z/3 it has not."""
 MEMORY = 2 * 2**30
-"""Bytes that homology may take, over all its processes."""
+"""Bytes of memory that homology may use in all its processes together."""
 BYTES_PER_TRIANGLE = 100
-"""What ripser takes in dimension 2; 72 to 96 were measured on tori and spheres of 300 to 1,000 points."""
+"""Memory of ripser in dimension 2 by triangle; 72 to 96 on tori and spheres of 300 to 1,000 points."""
 COARSE = 100
-"""Points that may be few enough for a full barcode, which says beyond which distance nothing is left."""
+"""Number of points up to which `last_death` computes a barcode up to the enclosing radius."""
 PERSISTENCE = 1.3
-"""Least death / birth of a bar that counts. The complex of a circle has 2-spheres near √3, of ratio 1.03."""
+"""Smallest ratio death / birth of a bar that counts.
+
+It excludes the short-lived 2-spheres that the complex of a circle has near √3 times its radius (ratio 1.03).
+"""
 JOINED = 0.9
-"""Share of the landmarks' merges that have happened where landmarks are said to join."""
+"""Landmarks count as joined at the distance at which this share of their components has merged."""
 SHOWN = 8
-"""Longest bars of a dimension whose p-values are kept."""
+"""Number of longest bars in each dimension whose p-values are kept."""
 
 
 @dataclass(frozen=True)
 class Homology:
-    """Betti numbers with their evidence. Lists go by dimension, dictionaries by field (2: Z/2)."""
+    """Betti numbers with their evidence: lists by dimension, dictionaries by field (2 stands for Z/2)."""
 
     betti: dict[int, list[int]]
-    """Components at `resolution`, then the bars that count: p-value ≤ `alpha`, dead after `resolution`,
-    death / birth ≥ `PERSISTENCE`."""
+    """Number of components at the distance `resolution`, then by dimension the number of bars that count.
+
+    A bar counts if its p-value is at most `alpha`, it dies after `resolution`, and its death is at least
+    `PERSISTENCE` times its birth.
+    """
     p_values: dict[int, list[list[float]]]
-    """Of the `SHOWN` longest bars: the share of null draws, this one included, with one as long. None in
-    dimension 0, since shuffled columns keep a gap that lies along one of them."""
+    """p-values of the `SHOWN` longest bars: (1 + draws with a bar at least as long) / (1 + draws).
+
+    The list of dimension 0 is empty: shuffling keeps a gap along one column, so it is no null there.
+    """
     largest_gap: dict[int, list[int]]
-    """Diagnostic: how many finite bars lie before the largest drop in length, plus 1 in dimension 0."""
+    """For comparison only: number of bars before the largest drop in length; in dimension 0 one more."""
     bars: dict[int, Barcodes]
-    """(births, deaths) of shape (m, 2), longest first; death is inf for what lives at `threshold`."""
+    """Births and deaths (m, 2), longest bar first; the death is infinite for bars alive at `threshold`."""
     null_longest: list[list[float]]
-    """Length of the longest finite bar of each null draw, over Z/2."""
+    """Length of the longest bar over Z/2, by dimension and null draw."""
     alpha: float
+    """Significance level of a bar."""
     threshold: float
-    """Largest distance of the filtration: nothing born later is seen."""
+    """Largest distance of the filtration; holes that are born later are not seen."""
     resolution: float
-    """Twice the distance at which landmarks join: holes that close earlier are gaps between landmarks."""
+    """Twice the distance at which landmarks join; holes that close earlier are gaps between landmarks."""
     landmarks: int
+    """Number of landmarks."""
     samples: int
-    """Distinct points that the landmarks were chosen from."""
+    """Number of distinct points that the landmarks were chosen from."""
 
     @property
     def agreed(self) -> list[int] | None:
-        """The Betti numbers if both fields give the same, else None."""
+        """The Betti numbers by dimension if all fields give the same, else None."""
         first, *others = self.betti.values()
         return first if all(numbers == first for numbers in others) else None
 
     def to_json(self) -> dict[str, Any]:
-        """All but the full barcodes, of which the `SHOWN` longest bars stay; infinite deaths are None."""
+        """Return all fields for JSON, with the `SHOWN` longest bars and with None for an infinite death."""
 
         def shown(bars: Barcodes) -> list[list[list[float | None]]]:
             return [[[b, d if np.isfinite(d) else None] for b, d in rows[:SHOWN].tolist()] for rows in bars]
@@ -91,12 +105,13 @@ class Homology:
 def barcodes(
     x: Array, max_dim: int = 2, coeff: int = 2, threshold: float | None = None, *, memory: int = MEMORY
 ) -> Barcodes:
-    """Births and deaths (m, 2) in dimensions 0 … `max_dim` of the Rips filtration of the rows of `x` (n, d).
+    """Return births and deaths (m, 2) in dimensions 0 … `max_dim` of the Rips filtration of `x` (n, d).
 
-    Over Z/`coeff`, a prime, up to `threshold`: by default the enclosing radius min_i max_j |x_i − x_j|,
-    past which the complex is a cone. Deaths are inf for what is alive there. Bars of length zero are left
-    out. ripser (Bauer 2021) on the edges that `collapse` leaves. Raises UserError for what is not finite
-    and when the estimate of the memory exceeds `memory` bytes.
+    Homology is over Z/`coeff`, for a prime, and up to the distance `threshold`. The default is the enclosing
+    radius min_i max_j |x_i − x_j|, beyond which the complex is a cone and has no holes. The death of a bar
+    that is alive at the threshold is infinite; bars of length zero are left out. Computed by ripser (Bauer
+    2021) on the edges that `edge_collapse.collapse` keeps. Raises UserError for points that are not finite
+    and when the estimated memory exceeds `memory` bytes.
     """
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
@@ -119,13 +134,13 @@ def betti(
     jobs: int = 1,
     seed: int = 0,
 ) -> Homology:
-    """Betti numbers of the cloud `x` (n, d), over several fields, with p-values against a shuffle null.
+    """Return the Betti numbers of the cloud `x` (n, d) over several fields, with p-values.
 
-    `x` is reduced to `components` principal components and denoised, and `count` landmarks are taken
-    (`landmarks.cloud`). In each of `draws` null draws the reduced columns are permuted one by one and go
-    the same way. `threshold` None chooses one for each draw (`last_death`). `jobs` processes share
-    `memory` bytes. Raises UserError for what `landmarks.reduce` refuses, for too much memory, and when
-    `draws` cannot reach the level `alpha`.
+    `x` is reduced to `components` principal components and denoised, and `count` landmarks are chosen
+    (`landmarks.cloud`). Each of the `draws` null draws permutes every reduced column on its own and repeats
+    all that follows. If `threshold` is None, `last_death` chooses one for each cloud. `jobs` processes share
+    `memory` bytes. Raises UserError for clouds that `landmarks.reduce` refuses, for too much memory, and for
+    too few `draws` to reach the significance level `alpha`.
     """
     reduced = landmarks.reduce(x, components, seed)
     return significance(
@@ -153,7 +168,7 @@ def significance(
     jobs: int = 1,
     seed: int = 0,
 ) -> Homology:
-    """`betti` of a cloud that is prepared already."""
+    """Return the Betti numbers of a cloud prepared by `landmarks.cloud`; see `betti` for the arguments."""
     if (draws + 1) * alpha < 1:
         need = int(np.ceil(1 / alpha)) - 1
         raise UserError(f"{draws} null draws cannot show significance at level {alpha}; take {need} or more")
@@ -162,8 +177,8 @@ def significance(
         raise UserError(f"{count} landmarks have no shape; ask for 100 or more")
     distances = squareform(pdist(cloud.denoised[cloud.landmarks]))
     limit = _limit(distances, max_dim, threshold, memory)
-    found = {field: _barcodes(distances, max_dim, field, limit, memory) for field in fields}
-    joined = found[fields[0]][0][1:, 1]
+    bars = {field: _barcodes(distances, max_dim, field, limit, memory) for field in fields}
+    joined = bars[fields[0]][0][1:, 1]
     joined = joined[np.isfinite(joined)]
     if not len(joined):
         raise UserError(f"threshold = {threshold} joins none of {count} landmarks; raise it or leave it out")
@@ -174,14 +189,14 @@ def significance(
         for draw in range(draws)
     )
     longest = np.array(null)
-    lengths = {field: [_lengths(bars, limit, k) for k, bars in enumerate(found[field])] for field in fields}
+    lengths = {field: [_lengths(rows, limit, k) for k, rows in enumerate(bars[field])] for field in fields}
     p = {field: [_p_values(rows, longest[:, k]) for k, rows in enumerate(lengths[field])] for field in fields}
 
     def counted(field: int, k: int) -> int:
-        births, deaths = found[field][k].T
+        births, deaths = bars[field][k].T
         if k == 0:
             return int((deaths > resolution).sum())
-        # A bar that lives at the threshold dies later still.
+        # A bar that is alive at the threshold has an infinite death, which passes both tests.
         return int(((p[field][k] <= alpha) & (deaths > resolution) & (deaths >= PERSISTENCE * births)).sum())
 
     return Homology(
@@ -191,7 +206,7 @@ def significance(
             field: [_largest_gap(rows) + (k == 0) for k, rows in enumerate(lengths[field])]
             for field in fields
         },
-        bars=found,
+        bars=bars,
         null_longest=longest.T.tolist(),
         alpha=alpha,
         threshold=limit,
@@ -202,19 +217,21 @@ def significance(
 
 
 def enclosing_radius(distances: NDArray[np.float64], threshold: float | None = None) -> float:
-    """min_i max_j of `distances` (n, n), or `threshold` if that is less."""
+    """Return min_i max_j of `distances` (n, n), or `threshold` if that is smaller.
+
+    Beyond this distance the Rips complex is a cone, so it has no holes.
+    """
     radius = float(distances.max(axis=1).min())
     return radius if threshold is None else min(radius, threshold)
 
 
 def last_death(distances: NDArray[np.float64], max_dim: int, memory: int = MEMORY) -> float:
-    """A threshold past which nothing is left: the last death among the first half of the points.
+    """Return a threshold beyond which no hole is left: the last death among the first half of the points.
 
-    For `distances` (m, m) of farthest points, whose beginning covers the same cloud more coarsely, so that
-    its bars die later if anything; the half's own threshold comes from its half, and so on down to `COARSE`.
-    Past that distance a torus's complex is costly (its homotopy type has higher spheres in it), and nothing
-    in dimensions up to `max_dim` comes of it. A bar that lives at the threshold all the same counts with
-    the length that it has reached.
+    `distances` (m, m) are those of farthest points, so the first half covers the same cloud more coarsely and
+    its bars die no earlier. The threshold of the half comes from its own half, and so on down to `COARSE`
+    points. Beyond the threshold the complex of a torus becomes costly without new holes in dimensions up to
+    `max_dim`. A bar that is still alive at the threshold is given the length that it has there.
     """
     few = -(-len(distances) // 2)
     coarse = distances[:few, :few]
@@ -225,6 +242,7 @@ def last_death(distances: NDArray[np.float64], max_dim: int, memory: int = MEMOR
 
 
 def _limit(distances: NDArray[np.float64], max_dim: int, threshold: float | None, memory: int) -> float:
+    """Return the largest distance of the filtration: `threshold` or, if that is None, `last_death`."""
     if threshold is None:
         return last_death(distances, max_dim, memory)
     return enclosing_radius(distances, threshold)
@@ -233,7 +251,7 @@ def _limit(distances: NDArray[np.float64], max_dim: int, threshold: float | None
 def _barcodes(
     distances: NDArray[np.float64], max_dim: int, coeff: int, threshold: float, memory: int
 ) -> Barcodes:
-    """Longest bars first."""
+    """Return the bars (m, 2) of each dimension, longest first; raises UserError as `barcodes` does."""
     if max_dim not in (0, 1, 2):
         raise UserError(f"homology in dimension {max_dim}; dimensions 0, 1 and 2 can be had")
     if coeff < 2 or any(coeff % divisor == 0 for divisor in range(2, isqrt(coeff) + 1)):
@@ -246,7 +264,10 @@ def _barcodes(
 
 
 def _rips(edges: coo_array, max_dim: int, coeff: int) -> Barcodes:
-    """By giotto-ph where it is installed, which gives the same bars sooner; its licence keeps it optional."""
+    """Return the bars of a sparse filtration, by giotto-ph if it is installed and else by ripser.
+
+    Both give the same bars. giotto-ph takes 0.6 of ripser's time, but its licence (AGPL) keeps it optional.
+    """
     try:
         from gph import ripser_parallel
     except ImportError:
@@ -255,6 +276,7 @@ def _rips(edges: coo_array, max_dim: int, coeff: int) -> Barcodes:
 
 
 def _refuse_memory(edges: coo_array, threshold: float, memory: int) -> None:
+    """Raise UserError, with a threshold that fits, if homology of these edges would exceed `memory` bytes."""
     need = BYTES_PER_TRIANGLE * _triangles(edges, threshold)
     if need <= memory:
         return
@@ -273,7 +295,7 @@ def _refuse_memory(edges: coo_array, threshold: float, memory: int) -> None:
 
 
 def _triangles(edges: coo_array, threshold: float) -> int:
-    """How many triangles the edges up to `threshold` make."""
+    """Return the number of triangles among the edges no longer than `threshold`."""
     kept = edges.data <= threshold
     ones = np.ones(kept.sum())
     graph = coo_array((ones, (edges.row[kept], edges.col[kept])), shape=edges.shape).tocsr()
@@ -289,7 +311,7 @@ def _null_longest(
     seed: int,
     draw: int,
 ) -> list[float]:
-    """The longest bar of each dimension of one null draw."""
+    """Return the length of the longest bar of each dimension in null draw number `draw`."""
     cloud = landmarks.cloud(landmarks.shuffled(reduced, seed, draw), count)
     distances = squareform(pdist(cloud.denoised[cloud.landmarks]))
     limit = _limit(distances, max_dim, threshold, memory)
@@ -298,14 +320,19 @@ def _null_longest(
 
 
 def _lengths(bars: NDArray[np.float64], threshold: float, dimension: int) -> NDArray[np.float64]:
-    """Longest first, up to the threshold; without the component that never dies."""
+    """Return the lengths of `bars` up to the threshold, longest first.
+
+    In dimension 0 the first bar is left out: one component never dies.
+    """
     return (np.minimum(bars[:, 1], threshold) - bars[:, 0])[dimension == 0 :]
 
 
 def _p_values(lengths: NDArray[np.float64], null_longest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return for each length the share of null draws, the data counted in, whose longest bar reaches it."""
     reached = (null_longest[None, :] >= lengths[:, None]).sum(axis=1)
     return (1 + reached) / (1 + len(null_longest))
 
 
 def _largest_gap(lengths: NDArray[np.float64]) -> int:
+    """Return how many of the descending `lengths` come before the largest drop between two of them."""
     return int(np.argmax(-np.diff(lengths, append=0))) + 1 if len(lengths) else 0

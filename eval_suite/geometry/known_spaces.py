@@ -1,7 +1,7 @@
-"""Samples of spaces whose shape is known, isometrically embedded with noise: what verdicts are calibrated on.
+"""Samples of spaces whose shape is known, with noise; verdicts are calibrated on them.
 
-Every circle and sphere has radius 1, so noise is relative to that: it is the standard deviation of *each*
-ambient coordinate, and in R⁷⁶⁸ noise .15 moves a point by √768 · .15 ≈ 4.2 radii.
+Every circle and sphere has radius 1. Noise is the standard deviation of each ambient coordinate, so in R⁷⁶⁸
+noise 0.15 moves a point by √768 · 0.15 ≈ 4.2 radii.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,10 @@ Sampler = Callable[[int, np.random.Generator], Points]
 def sample(
     name: str, n: int, ambient: int = 0, noise: float = 0.0, seed: int | tuple[int, ...] = 0
 ) -> Points:
-    """`n` points of the space `name` (a key of `SPACES`) in R^`ambient`, noise added to each coordinate.
+    """Draw `n` points (n, d) of the space `name`, a key of `SPACES`, in a random position in R^`ambient`.
 
-    The frame is random; spaces that need more dimensions than `ambient` get those they need, (n, d).
+    d is `ambient` or, if that is larger, the dimension that the space needs. Gaussian noise of standard
+    deviation `noise` is added to each coordinate.
     """
     rng = np.random.default_rng(seed)
     points = SPACES[name](n, rng)
@@ -28,26 +29,26 @@ def sample(
 
 
 def flat_torus(n: int, rng: np.random.Generator) -> Points:
-    """S¹ × S¹ in R⁴, uniform."""
+    """Draw uniform points of the flat torus S¹ × S¹ in R⁴."""
     return _angles(n, 2, rng)
 
 
 def torus3(n: int, rng: np.random.Generator) -> Points:
-    """T³ in R⁶, uniform."""
+    """Draw uniform points of the three-dimensional flat torus T³ in R⁶."""
     return _angles(n, 3, rng)
 
 
 def two_tori(n: int, rng: np.random.Generator) -> Points:
-    """Two flat tori in R⁴ whose centres lie 5 apart, so 3 to the nearest points."""
+    """Draw points of two flat tori in R⁴ whose centres are 5 apart, which leaves a gap of 3."""
     points = _angles(n, 2, rng)
     points[: n // 2, 0] += 5
     return points
 
 
 def donut(n: int, rng: np.random.Generator) -> Points:
-    """The torus of revolution in R³ with R = 1, r = ½, uniform by area."""
+    """Draw points, uniform by area, of the torus of revolution in R³ with radii R = 1 and r = ½."""
     u, v = rng.uniform(0, 2 * np.pi, (2, 4 * n))
-    # The area element is R + r cos v.
+    # Rejection sampling: the area element is proportional to R + r cos v.
     kept = np.flatnonzero(rng.uniform(0, 1.5, 4 * n) < 1 + 0.5 * np.cos(v))[:n]
     u, v = u[kept], v[kept]
     ring = 1 + 0.5 * np.cos(v)
@@ -55,19 +56,20 @@ def donut(n: int, rng: np.random.Generator) -> Points:
 
 
 def circle(n: int, rng: np.random.Generator) -> Points:
+    """Draw uniform points of the unit circle in R²."""
     return _angles(n, 1, rng)
 
 
 def sphere(n: int, rng: np.random.Generator) -> Points:
-    """S² in R³, uniform."""
+    """Draw uniform points of the unit sphere S² in R³."""
     points = rng.normal(size=(n, 3))
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
 def klein_bottle(n: int, rng: np.random.Generator) -> Points:
-    """The torus modulo (u, v) ~ (u + π, −v), in R⁵; uniform in the angles u and v."""
+    """Draw points of the Klein bottle in R⁵: the torus modulo (u, v) ~ (u + π, −v), uniform in u and v."""
     u, v = rng.uniform(0, 2 * np.pi, (2, n))
-    # Functions of (u, v) that the identification leaves alone; the first pair is a circle of radius 1.
+    # These functions of (u, v) take the same value at identified points; the first two make a unit circle.
     return np.stack(
         [np.cos(2 * u), np.sin(2 * u), np.sqrt(2) * np.cos(v), np.sin(v) * np.cos(u), np.sin(v) * np.sin(u)],
         axis=1,
@@ -75,12 +77,15 @@ def klein_bottle(n: int, rng: np.random.Generator) -> Points:
 
 
 def wedge(n: int, rng: np.random.Generator) -> Points:
-    """S¹ ∨ S¹ ∨ S² in R⁷: Betti numbers (1, 2, 1) over every field, and no torus. Half the points on S²."""
+    """Draw points of two circles and a sphere glued at one point, S¹ ∨ S¹ ∨ S², in R⁷; half of them on S².
+
+    Its Betti numbers (1, 2, 1) are those of a torus over every field, but it is not a torus.
+    """
     points = np.zeros((n, 7))
     quarter = n // 4
     points[2 * quarter :, :3] = sphere(n - 2 * quarter, rng)
     loops = _angles(2 * quarter, 1, rng)
-    # Both circles leave the sphere's north pole, each in a plane of its own.
+    # Both circles start at the sphere's north pole, each in its own plane.
     points[: 2 * quarter, 2] = 1
     points[:quarter, 3:5] = [1, 0] - loops[:quarter]
     points[quarter : 2 * quarter, 5:7] = [1, 0] - loops[quarter:]
@@ -88,22 +93,23 @@ def wedge(n: int, rng: np.random.Generator) -> Points:
 
 
 def gaussian(n: int, rng: np.random.Generator) -> Points:
-    """N(0, I) in R⁶⁴."""
+    """Draw points of the Gaussian distribution N(0, I) in R⁶⁴."""
     return rng.normal(size=(n, 64))
 
 
 def cube(n: int, rng: np.random.Generator) -> Points:
-    """[−1, 1]⁴, uniform."""
+    """Draw uniform points of the cube [−1, 1]⁴."""
     return rng.uniform(-1, 1, size=(n, 4))
 
 
 def clusters(n: int, rng: np.random.Generator) -> Points:
-    """Ten Gaussians in R⁸, of standard deviation .2 around centres from N(0, I)."""
+    """Draw points of ten Gaussians in R⁸ with standard deviation 0.2 around centres from N(0, I)."""
     centres = rng.normal(size=(10, 8))
     return centres[rng.integers(10, size=n)] + 0.2 * rng.normal(size=(n, 8))
 
 
 def _angles(n: int, circles: int, rng: np.random.Generator) -> Points:
+    """Draw uniform points of a product of unit circles, (n, 2 · circles): cosine and sine of each angle."""
     theta = rng.uniform(0, 2 * np.pi, (n, circles))
     return np.stack([np.cos(theta), np.sin(theta)], axis=2).reshape(n, 2 * circles)
 
@@ -121,3 +127,4 @@ SPACES: dict[str, Sampler] = {
     "uniform cube": cube,
     "clusters": clusters,
 }
+"""The sampler of each space, by the name that the calibration table in docs/verdict.md uses."""

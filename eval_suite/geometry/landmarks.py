@@ -1,4 +1,4 @@
-"""From an embedding to the few points whose shape is asked for: centre, PCA, denoise, landmarks."""
+"""Prepare an embedding for homology: centre, reduce by PCA, denoise, and choose a few landmarks."""
 
 from typing import NamedTuple
 
@@ -11,27 +11,29 @@ from isotorus.errors import UserError
 Array = NDArray[np.floating]
 
 COMPONENTS = 8
-"""Principal components that are kept: a surface needs few, and each more brings its noise along."""
+"""Number of principal components that are kept: a surface needs few, and each one adds its noise."""
 NEIGHBOURS = 50
-"""Points whose mean takes a point's place."""
+"""Number of nearest points whose mean replaces a point in `denoise`."""
 MOST = 5_000
-"""Points that are looked at; of more, as many are drawn."""
+"""Largest number of points that are used; of more points, this many are drawn at random."""
 
 
 class Cloud(NamedTuple):
+    """A prepared embedding of n points, and its landmarks."""
+
     reduced: NDArray[np.float64]
-    """Principal components (n, components), centred; n is the number of distinct rows, at most `MOST`."""
+    """Centred principal components (n, components) of the distinct rows, at most `MOST` of them."""
     denoised: NDArray[np.float64]
-    """The same after the k-NN mean."""
+    """The same points (n, components), each replaced by the mean of its nearest ones."""
     landmarks: NDArray[np.int64]
-    """Indices (m,) of farthest points of `denoised`, each prefix farthest points itself."""
+    """Row indices (m,) of the landmarks in `denoised`, in the order of `farthest_points`."""
 
 
 def distinct(x: Array, seed: int = 0) -> NDArray[np.int64]:
-    """Ascending indices of the rows of `x` (n, d) that are looked at: of copies the first, at most `MOST`.
+    """Return ascending indices of distinct rows of `x` (n, d), among at most `MOST` rows drawn by `seed`.
 
-    Raises UserError for what has no shape: other than two axes, values that are not finite, fewer than
-    three distinct rows.
+    Of equal rows the first is kept. Raises UserError for an array without two axes, values that are not
+    finite, and fewer than three distinct rows.
     """
     if x.ndim != 2 or not x.shape[1]:
         raise UserError(f"the embedding has shape {x.shape}; give (samples, width)")
@@ -52,10 +54,10 @@ def distinct(x: Array, seed: int = 0) -> NDArray[np.int64]:
 
 
 def reduce(x: Array, components: int = COMPONENTS, seed: int = 0) -> NDArray[np.float64]:
-    """The leading principal components of the `distinct` rows of `x` (n, d), centred: (n', ≤ components).
+    """Return the leading principal components of the distinct rows of `x` (n, d), centred.
 
-    Rows are never normalised: projecting to a sphere would destroy a torus of revolution. Raises UserError
-    as `distinct` does.
+    The shape is (number of rows chosen by `distinct`, at most `components`). Rows are never normalised: that
+    would destroy the shape of a torus of revolution. Raises UserError as `distinct` does.
     """
     x = np.asarray(x)
     rows = x[distinct(x, seed)].astype(np.float64)
@@ -66,7 +68,7 @@ def reduce(x: Array, components: int = COMPONENTS, seed: int = 0) -> NDArray[np.
 
 
 def denoise(x: NDArray[np.float64], k: int = NEIGHBOURS) -> NDArray[np.float64]:
-    """Each row of `x` (n, d) replaced by the mean of its `k` nearest, at most n / 20, itself included."""
+    """Replace each row of `x` (n, d) by the mean of its nearest rows and itself: `k` rows, at most n / 20."""
     k = min(k, max(len(x) // 20, 1))
     rows = np.ascontiguousarray(x, dtype=np.float32)
     index = faiss.IndexFlatL2(x.shape[1])
@@ -76,15 +78,16 @@ def denoise(x: NDArray[np.float64], k: int = NEIGHBOURS) -> NDArray[np.float64]:
 
 
 def farthest_points(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Indices of `count` rows of `x` (n, d), each the farthest from those before; the first lies outermost.
+    """Choose `count` rows of `x` (n, d), each the farthest from those before, and return their indices.
 
-    Stops early when every point is a landmark's copy. Gonzalez 1985.
+    The first is the row farthest from the mean (Gonzalez 1985). Fewer come back if every row equals one of
+    those already chosen.
     """
     chosen = np.empty(count, dtype=np.int64)
     gap = np.full(len(x), np.inf)
     outward = np.square(x - x.mean(axis=0)).sum(axis=1)
     following = int(outward.argmax())
-    # Means of the same points are copies, but for rounding.
+    # Means of the same points are equal except for rounding.
     copies = 1e-18 * outward[following]
     for place in range(count):
         if gap[following] <= copies:
@@ -96,19 +99,22 @@ def farthest_points(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 
 def cloud(reduced: NDArray[np.float64], landmarks: int) -> Cloud:
-    """Denoise what `reduce` gave and choose `landmarks` of its points, or all when they are fewer."""
+    """Denoise the points that `reduce` returned and choose `landmarks` of them, or all if there are fewer."""
     denoised = denoise(reduced)
     return Cloud(reduced, denoised, farthest_points(denoised, min(landmarks, len(denoised))))
 
 
 def shuffled(reduced: NDArray[np.float64], seed: int, draw: int) -> NDArray[np.float64]:
-    """Each column of `reduced` permuted by itself: the marginals stay, what joins them goes."""
+    """Permute each column of `reduced` (n, components) on its own: null draw number `draw` of `seed`.
+
+    The distribution of each column stays, the dependence between columns is destroyed.
+    """
     rng = np.random.default_rng((seed, draw))
     return rng.permuted(reduced, axis=0)
 
 
 def _dual(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues and eigenvectors of xᵀx for wide `x` (n, d), from the smaller x xᵀ."""
+    """Return eigenvalues (r,) and eigenvectors (d, r) of xᵀx for `x` (n, d), n < d, from the smaller x xᵀ."""
     values, vectors = np.linalg.eigh(x @ x.T)
     kept = values > values.max() * 1e-12
     return values[kept], x.T @ vectors[:, kept] / np.sqrt(values[kept])

@@ -1,6 +1,6 @@
-"""How many directions an embedding uses: rank measures of a feature matrix, and its eigenspectrum.
+"""Rank measures: how many directions an embedding uses, from the eigenvalues of its covariance.
 
-All take float32 or float64 arrays and compute in float64.
+All functions take float32 or float64 arrays and compute in float64.
 """
 
 import numpy as np
@@ -9,35 +9,39 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 ALPHA_RANGE = (11, 500)
-"""Indices of the eigenspectrum that α-ReQ is fitted over: past the few leading ones, before the noise."""
+"""First and last index of the eigenvalues that α-ReQ is fitted to: after the leading ones, before noise."""
 
 
 def eigenspectrum(x: Array) -> NDArray[np.float64]:
-    """Eigenvalues of the covariance of `x` (n, d), centred, descending; shape (d,)."""
+    """Return the eigenvalues (d,) of the covariance of `x` (n, d), descending."""
     x = np.asarray(x, dtype=np.float64)
     values = _squared_singular_values(x - x.mean(axis=0)) / max(len(x) - 1, 1)
     return np.pad(values, (0, x.shape[1] - len(values)))
 
 
 def effective_rank(x: Array) -> float:
-    """exp of the entropy of the centred covariance's normalised eigenvalues, for `x` (n, d).
+    """Return the effective rank of `x` (n, d): exp of the entropy of its covariance's eigenvalues.
 
-    Roy & Vetterli 2007, on eigenvalues rather than singular values: an isotropic cloud gives d, a cloud
-    of one point 0.
+    The eigenvalues are divided by their sum first. It is d for an isotropic cloud and 0 for a single point.
+    Roy & Vetterli 2007 define it with singular values; this uses eigenvalues, their squares.
     """
     return exp_entropy(eigenspectrum(x))
 
 
 def participation_ratio(x: Array) -> float:
-    """(tr C)² / ‖C‖²_F of the centred covariance C of `x` (n, d); 0 for a cloud of one point."""
+    """Return (tr C)² / ‖C‖²_F for the covariance C of `x` (n, d).
+
+    It counts directions like `effective_rank`, with less weight on small eigenvalues: d for an isotropic
+    cloud, 0 for a single point.
+    """
     return _participation(eigenspectrum(x))
 
 
 def rankme(x: Array, *, centred: bool = False, epsilon: float = 1e-7) -> float:
-    """RankMe of `x` (n, d): exp H(p), p = σ / Σσ + ε over the singular values of `x` itself.
+    """Return RankMe of `x` (n, d), Garrido et al. 2023, arXiv:2210.02885.
 
-    Garrido et al. 2023, arXiv:2210.02885. The paper does not centre; `centred` does, which takes the
-    mean vector's share out.
+    It is exp of the entropy of p = σ / Σσ + ε, with the singular values σ of `x`. The paper does not centre
+    `x`, so a large mean vector lowers it; `centred` subtracts the mean first.
     """
     x = np.asarray(x, dtype=np.float64)
     if centred:
@@ -46,20 +50,21 @@ def rankme(x: Array, *, centred: bool = False, epsilon: float = 1e-7) -> float:
 
 
 def alpha_req(x: Array, first: int = ALPHA_RANGE[0], last: int = ALPHA_RANGE[1]) -> float:
-    """α-ReQ of `x` (n, d): minus the slope of log eigenvalue over log index; good encoders are near 1.
+    """Return α-ReQ of `x` (n, d): the exponent of the decay of its covariance's eigenvalues.
 
-    Agrawal et al. 2022. Fitted by least squares over indices `first`…`last`, counted from 1 and cut at
-    the numerical rank; nan when fewer than three remain.
+    Agrawal et al. 2022 find good encoders near 1. It is minus the slope of log eigenvalue over log index, by
+    least squares over the indices `first` … `last`, counted from 1 and cut at the numerical rank; nan if
+    fewer than three indices remain.
     """
     return _decay(eigenspectrum(x), first, last)
 
 
 def lidar(x: Array, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
-    """LiDAR of `x` (objects, views, d), the views of one image grouped: the rank of what tells images apart.
+    """Return LiDAR of `x` (images, views, d): how many directions distinguish images from each other.
 
-    Thilak et al. 2024, arXiv:2312.04000: exp H of the eigenvalues of Σ_w^{-½} Σ_b Σ_w^{-½}, where Σ_b is
-    the covariance of the objects' means and Σ_w the mean covariance within an object plus δI. Raises
-    ValueError for fewer than two objects or views.
+    Thilak et al. 2024, arXiv:2312.04000: exp of the entropy of the eigenvalues of Σ_w^{-½} Σ_b Σ_w^{-½}. Σ_b
+    is the covariance of the images' mean vectors, and Σ_w the mean covariance of one image's views plus δI.
+    Raises ValueError for fewer than two images or views.
     """
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 3 or x.shape[0] < 2 or x.shape[1] < 2:
@@ -74,7 +79,7 @@ def lidar(x: Array, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
 
 
 def summary(x: Array) -> dict[str, object]:
-    """Every measure of `x` (n, d) that needs no views, ready for JSON."""
+    """Return all rank measures of `x` (n, d) that need no augmented views, ready for JSON."""
     spectrum = eigenspectrum(x)
     return {
         "samples": len(x),
@@ -89,7 +94,7 @@ def summary(x: Array) -> dict[str, object]:
 
 
 def exp_entropy(values: Array, epsilon: float = 0.0) -> float:
-    """exp H(p) with p = values / Σ values + ε: how many equal values there seem to be; 0 when all are 0."""
+    """Return exp of the entropy of p = values / Σ values + ε: m for m equal values, 0 if all values are 0."""
     total = values.sum()
     if total <= 0:
         return 0.0
@@ -99,11 +104,13 @@ def exp_entropy(values: Array, epsilon: float = 0.0) -> float:
 
 
 def _participation(spectrum: Array) -> float:
+    """Return (Σλ)² / Σλ² of eigenvalues λ, or 0 if all are 0."""
     energy = float(np.square(spectrum).sum())
     return float(spectrum.sum() ** 2 / energy) if energy else 0.0
 
 
 def _decay(spectrum: Array, first: int, last: int) -> float:
+    """Return the exponent of a power law fitted to descending eigenvalues; see `alpha_req`."""
     usable = int((spectrum > spectrum[0] * 1e-10).sum()) if spectrum[0] > 0 else 0
     index = np.arange(first, min(last, usable) + 1)
     if len(index) < 3:
@@ -113,6 +120,6 @@ def _decay(spectrum: Array, first: int, last: int) -> float:
 
 
 def _squared_singular_values(x: Array) -> NDArray[np.float64]:
-    """Of x (n, d), descending, (min(n, d),), from the smaller of its two Gram matrices."""
+    """Return the squared singular values (min(n, d),) of x (n, d), descending, by its smaller Gram matrix."""
     gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
     return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)

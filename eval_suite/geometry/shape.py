@@ -1,6 +1,6 @@
-"""Shape of an embedding beyond dimension and rank: uniformity, alignment, hubs, trees, mixed classes.
+"""Uniformity, alignment, hubness, hyperbolicity and class collisions of an embedding.
 
-Features are (n, d) in float32 or float64. What compares all pairs takes at most `ROWS` rows, drawn from a
+Features are (n, d) in float32 or float64. Measures that compare all pairs use at most `ROWS` rows, drawn by a
 seed.
 """
 
@@ -18,30 +18,35 @@ from pretrain.geometry.hyperbolic import gromov_delta
 Array = NDArray[np.floating]
 
 ROWS = 4000
+"""Largest number of rows for measures that compare all pairs."""
 
 
 class Hubness(NamedTuple):
-    """Of the k-occurrence, how often a row is among the `k` nearest of another: mean k."""
+    """The distribution of the k-occurrence: in how many other rows' `k` nearest a row is. Its mean is k."""
 
     skewness: float
+    """0 for a symmetric distribution, large if few rows are neighbours of very many."""
     largest: int
+    """The k-occurrence of the most frequent neighbour."""
     never: float
-    """Share of rows that are nobody's neighbour."""
+    """Share of rows that are not a neighbour of any other row."""
 
 
 def uniformity(x: Array, *, t: float = 2.0, seed: int = 0) -> float:
-    """log mean_{i<j} exp(-t‖x_i - x_j‖²) of the rows on the unit sphere: 0 at collapse, less when spread.
+    """Return log mean_{i<j} exp(-t‖x_i - x_j‖²) of the rows of `x` (n, d), scaled to the unit sphere.
 
-    Wang & Isola 2020, arXiv:2005.10242. Uniform on a sphere of many dimensions: near -2t.
+    Wang & Isola 2020, arXiv:2005.10242. It is 0 if all rows are equal and lower if they are spread: near -2t
+    for a uniform distribution on a sphere of many dimensions.
     """
     x = _unit(x[randomness.rows(len(x), ROWS, seed)])
     return float(np.log(np.exp(-t * pdist(x, "sqeuclidean")).mean()))
 
 
 def alignment(x: Array) -> float:
-    """Mean squared distance of two views of one image on the unit sphere, for `x` (objects, views, d).
+    """Return the mean squared distance of two views of one image, for `x` (images, views, d).
 
-    Wang & Isola 2020; over all pairs of views. 0 when views do not matter, 2 when only they do. Raises
+    Wang & Isola 2020, arXiv:2005.10242, over all pairs of views, with vectors scaled to the unit sphere. It
+    is 0 if all views of an image are equal, and 2 if they are as far apart as unrelated vectors. Raises
     ValueError for fewer than two views.
     """
     if x.ndim != 3 or x.shape[1] < 2:
@@ -54,9 +59,11 @@ def alignment(x: Array) -> float:
 
 
 def hubness(x: Array, k: int = 10) -> Hubness:
-    """Skewness of the k-occurrence of `x` (n, d), Radovanović et al. 2010, JMLR 11:2487: 0 when all alike.
+    """Return the hubness of `x` (n, d), Radovanović et al. 2010, JMLR 11:2487.
 
-    Grows with the intrinsic dimension. Raises UserError as `search.neighbours` does.
+    A hub is a row that is among the `k` nearest of very many other rows. The skewness is 0 if all rows are
+    neighbours equally often, and grows with the intrinsic dimension. Raises UserError as
+    `nearest.neighbours` does.
     """
     ids = nearest.neighbours(x, k).ids
     occurrence = np.bincount(ids.ravel(), minlength=len(ids)).astype(np.float64)
@@ -67,10 +74,11 @@ def hubness(x: Array, k: int = 10) -> Hubness:
 
 
 def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float:
-    """Share of pairs of different classes that are nearer than the median pair of one class.
+    """Return the share of pairs from different classes that are nearer than the median pair of one class.
 
-    ½ when the classes do not show in the distances, 0 when every class keeps to itself; labels below 0
-    are left out. Raises UserError for fewer than two classes or no pair within a class.
+    `x` is (n, d), `labels` (n,); rows with a negative label are left out. It is ½ if distances do not depend
+    on the classes, and 0 if the classes are well separated. Raises UserError for fewer than two classes and
+    if no class has two rows.
     """
     labelled = np.flatnonzero(labels >= 0)
     rows = labelled[randomness.rows(len(labelled), ROWS, seed)]
@@ -87,7 +95,7 @@ def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float
 
 
 def summary(x: Array, *, k: int = 10, seed: int = 0) -> dict[str, Any]:
-    """All that needs neither labels nor views, for `x` (n, d), ready for JSON."""
+    """Return uniformity, hubness and hyperbolicity of `x` (n, d), ready for JSON."""
     return {
         "uniformity": uniformity(x, seed=seed),
         "hubness": hubness(x, k)._asdict() | {"k": k},
@@ -96,7 +104,7 @@ def summary(x: Array, *, k: int = 10, seed: int = 0) -> dict[str, Any]:
 
 
 def _unit(x: Array) -> NDArray[np.float64]:
-    """Rows on the unit sphere; a zero row stays zero."""
+    """Scale the last axis to length 1; a zero vector stays zero."""
     x = np.asarray(x, dtype=np.float64)
     result: NDArray[np.float64] = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
     return result

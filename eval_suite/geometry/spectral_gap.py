@@ -1,4 +1,8 @@
-"""What the spectrum of a k-NN graph says: gap, references, multiplicities, and an interval for each."""
+"""The spectrum of a nearest-neighbour graph, compared with those of a flat torus and of a Gaussian.
+
+The torus has a known signature: its smallest eigenvalue has multiplicity four, and so has the next, twice as
+large.
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -13,34 +17,40 @@ from isotorus.randomness import generator
 Array = NDArray[np.floating]
 
 COUNT = 10
-"""Eigenvalues that are reported."""
+"""Number of eigenvalues that are reported."""
 BAND = 4
-"""Multiplicity of a square flat torus's first eigenvalue."""
+"""Multiplicity of the first eigenvalue of a square flat torus."""
 REFERENCE_ROWS = 10_000
-"""Rows of the largest reference that is sampled; beyond it eigenvalues go as (k / n)^(2 / dimension)."""
+"""Largest number of rows of a sampled reference.
+
+For more rows its eigenvalues are scaled, as they are proportional to (k / n)^(2 / dimension).
+"""
 REFERENCE_WORK = 8_000
-"""Rows of all draws of a small reference together: 16 draws at n = 500, one from n = 8,000 on."""
+"""Number of rows in all draws of a reference together: 16 draws at n = 500, one from n = 8,000 on."""
 MAX_GAUSSIAN_DIMENSION = 64
-"""A Gaussian of more dimensions has the same graph to within the scatter of a draw, at a higher price."""
+"""Largest dimension of the Gaussian reference: in more dimensions its graph hardly changes any more."""
 
 
 def summary(
     x: Array, k: int = 15, *, subsamples: int = 10, seed: int = 0, recall: float = nearest.RECALL
 ) -> dict[str, Any]:
-    """The graph of `x` (n, d) and all that is read off its spectrum, ready for JSON.
+    """Return the spectrum of the graph of `x` (n, d) and what follows from it, ready for JSON.
 
-    - `components`, and `largest`, the share of the rows in the largest one;
-    - `eigenvalues`: the first ten beside the zero modes; `gap`: the first of them;
-    - `torus`, `gaussian`: the eigenvalues of the references (`torus_reference`, `gaussian_reference`, of the
-      dimension `gaussian_dimension`), with `torus_ratio` and `gaussian_ratio` from `band` of either;
-    - `spread`: λ₄ / λ₁, 1 for a square flat torus, and `second_band`: mean λ₅₋₈ / mean λ₁₋₄, 2 for it;
-    - `gaps`: ratios of each eigenvalue to the one before;
-    - `intervals` of gap, torus_ratio, spread and second_band, from `subsamples` halves of the rows.
+    - `components`: number of components; `largest`: share of the rows in the largest one;
+    - `eigenvalues`: the ten smallest without the zero modes; `gap`: the first of them;
+    - `torus`, `gaussian`: eigenvalues of references with as many points (`torus_reference`,
+      `gaussian_reference`); `gaussian_dimension`: the rounded effective rank of `x`, at most 64;
+    - `torus_ratio`, `gaussian_ratio`: mean of the first four eigenvalues over that of the reference;
+    - `spread`: fourth eigenvalue over the first, 1 for a square flat torus;
+    - `second_band`: mean of eigenvalues 5 to 8 over mean of 1 to 4, 2 for a square flat torus;
+    - `gaps`: ratio of each eigenvalue to the one before;
+    - `intervals`: for gap, torus_ratio, spread and second_band, from `subsamples` halves of the rows.
 
-    Deterministic in `seed`. Raises UserError as `graph.knn_graph` does.
+    `k` is the number of neighbours and `recall` the share of them that the search must find. The result
+    depends on the data and `seed` only. Raises UserError as `graph.knn_graph` does.
     """
-    found = nearest.neighbours(x, k, recall=recall)
-    spectrum, largest = _spectrum(found.ids)
+    neighbours = nearest.neighbours(x, k, recall=recall)
+    spectrum, largest = _spectrum(neighbours.ids)
     n = len(x)
     torus = torus_reference(n, k, seed=seed)
     dimension = int(np.clip(round(rank.effective_rank(x)), 1, MAX_GAUSSIAN_DIMENSION))
@@ -50,7 +60,7 @@ def summary(
     return {
         "samples": n,
         "k": k,
-        "recall": found.recall,
+        "recall": neighbours.recall,
         "components": spectrum.components,
         "largest": largest,
         "eigenvalues": values.tolist(),
@@ -65,7 +75,10 @@ def summary(
 
 
 def measures(eigenvalues: NDArray[np.float64], torus: NDArray[np.float64]) -> dict[str, float]:
-    """What is read off ascending `eigenvalues`, `torus` being those of the reference of the same n and k."""
+    """Return gap, torus_ratio, spread and second_band of ascending `eigenvalues`, as `summary` explains them.
+
+    `torus` holds the eigenvalues of the torus reference with the same n and k.
+    """
     first = eigenvalues[:BAND]
     return {
         "gap": float(first[0]) if len(first) else float("nan"),
@@ -76,19 +89,19 @@ def measures(eigenvalues: NDArray[np.float64], torus: NDArray[np.float64]) -> di
 
 
 def band(eigenvalues: NDArray[np.float64]) -> float:
-    """The mean of the first four; nan for fewer.
+    """Return the mean of the first four eigenvalues; nan for fewer.
 
-    On a torus they are one four-fold eigenvalue that sampling splits: at n = 500 and k = 10 the first lies
-    0.85 ± 0.05 times the closed form, their mean 0.97 ± 0.04.
+    On a torus these four are equal, and sampling splits them. So their mean is closer to the closed form
+    πk / (2n) than the first one: 0.97 ± 0.04 against 0.85 ± 0.05 of it, at n = 500 and k = 10.
     """
     return float(eigenvalues[:BAND].mean()) if len(eigenvalues) >= BAND else float("nan")
 
 
 def torus_reference(n: int, k: int, count: int = COUNT, *, seed: int = 0) -> NDArray[np.float64]:
-    """Eigenvalues (count,) of the k-NN graph of `n` points drawn uniformly from the flat torus in R⁴.
+    """Return eigenvalues (count,) of the k-NN graph of `n` uniform points of the flat torus in R⁴, ascending.
 
-    Sampled rather than the closed form πk / (2n), which holds as n → ∞ with k / n → 0 and is up to 5 % off
-    between n = 500 and 20,000. The mean of enough draws that the first four are known to about 1 %.
+    They are the mean of enough random draws that the first four are known to about 1 %. The closed form
+    πk / (2n) is not used: it holds for n → ∞ with k / n → 0 and is up to 5 % wrong at n = 500 to 20,000.
     """
 
     def draw(rows: int, random: np.random.Generator) -> NDArray[np.float64]:
@@ -101,7 +114,10 @@ def torus_reference(n: int, k: int, count: int = COUNT, *, seed: int = 0) -> NDA
 def gaussian_reference(
     n: int, k: int, dimension: int, count: int = COUNT, *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Eigenvalues (count,) of the k-NN graph of `n` points of an isotropic Gaussian; sampled likewise."""
+    """Return eigenvalues (count,) of the k-NN graph of `n` points of an isotropic Gaussian, ascending.
+
+    Like those of `torus_reference`, they are the mean of random draws.
+    """
 
     def draw(rows: int, random: np.random.Generator) -> NDArray[np.float64]:
         return random.standard_normal((rows, dimension))
@@ -110,46 +126,50 @@ def gaussian_reference(
 
 
 def _reference(draw: Any, dimension: int, n: int, k: int, count: int, seed: int) -> NDArray[np.float64]:
+    """Return the mean eigenvalues of several clouds from `draw(rows, generator)`, scaled to `n` rows."""
     rows = min(n, REFERENCE_ROWS)
-    found = []
+    spectra = []
     for index in range(max(1, REFERENCE_WORK // rows)):
         random = generator(seed, index)
         ids = nearest.neighbours(draw(rows, random), k, recall=1).ids
-        found.append(graph.laplacian_spectrum(graph.from_neighbours(ids), count).eigenvalues)
-    length = min(map(len, found))
-    mean: NDArray[np.float64] = np.mean([values[:length] for values in found], axis=0)
+        spectra.append(graph.laplacian_spectrum(graph.from_neighbours(ids), count).eigenvalues)
+    length = min(map(len, spectra))
+    mean: NDArray[np.float64] = np.mean([values[:length] for values in spectra], axis=0)
     return mean * (rows / n) ** (2 / dimension)
 
 
 def _intervals(
     x: Array, k: int, subsamples: int, seed: int, measured: dict[str, float], torus: NDArray[np.float64]
 ) -> dict[str, list[float]]:
-    """[low, high] of each measure: its value times the 5th and 95th percentile of half over mean of halves.
+    """Return a 90 % interval [low, high] for each measure, by subsampling; none if a half has too few rows.
 
-    A random half drawn without replacement scatters about the halves' mean as the whole does about the truth
-    (Politis, Romano & Wolf 1999, ch. 2). Only the relative scatter is carried over, since a graph of half
-    as many points has another gap. Empty where a half has too few rows.
+    A measure of a random half of the rows scatters around the mean of such halves as the measure of all rows
+    does around the truth (Politis, Romano & Wolf 1999, ch. 2). The interval is the value times the 5th and
+    95th percentile of the halves over their mean; only this relative scatter is used, because the graph of
+    half as many points has another gap.
     """
     half = len(x) // 2
     if half <= k or not subsamples:
         return {}
-    found: list[dict[str, float]] = []
+    halves: list[dict[str, float]] = []
     for index in range(subsamples):
         rows = randomness.rows(len(x), half, seed, index)
         spectrum, _ = _spectrum(nearest.neighbours(x[rows], k).ids)
-        found.append(measures(spectrum.eigenvalues, torus))
+        halves.append(measures(spectrum.eigenvalues, torus))
     intervals = {}
     for name, value in measured.items():
-        halves = np.array([row[name] for row in found])
-        intervals[name] = [float(value * q / halves.mean()) for q in np.percentile(halves, [5, 95])]
+        values = np.array([half_measures[name] for half_measures in halves])
+        intervals[name] = [float(value * q / values.mean()) for q in np.percentile(values, [5, 95])]
     return intervals
 
 
 def _spectrum(ids: NDArray[np.int64]) -> tuple[graph.Spectrum, float]:
+    """Return the spectrum of the graph of neighbours `ids` (n, k), and the share of its largest component."""
     adjacency = graph.from_neighbours(ids)
     _, label = graph.connected_components(adjacency, directed=False)
     return graph.laplacian_spectrum(adjacency, COUNT), float(np.bincount(label).max() / len(ids))
 
 
 def _ratio(above: float, below: float) -> float:
+    """Return above / below, or nan if `below` is not positive."""
     return above / below if below > 0 else float("nan")

@@ -1,7 +1,7 @@
-"""What an embedding's cloud is: a flat torus, a circle, a sphere, an isotropic Gaussian, or none of these.
+"""The verdict on a cloud of embeddings: flat torus, circle, sphere, isotropic Gaussian, or none of these.
 
-A verdict is a conjunction of few measured quantities, each with a range (`RULES`). How often it errs on
-spaces of known shape stands in docs/verdict.md.
+A shape is the verdict if each of a few measured quantities lies in its range (`RULES`). docs/verdict.md lists
+how often the verdict is wrong on spaces of known shape.
 """
 
 from dataclasses import dataclass
@@ -18,55 +18,65 @@ Array = NDArray[np.floating]
 NONE = "none of these"
 GAUSSIAN = "isotropic Gaussian"
 NEIGHBOURS = 15
-"""Of the graph whose spectrum is read."""
+"""Number of neighbours of each sample in the graph whose spectrum is used."""
 EIGENVALUES = 10
+"""Number of eigenvalues of that graph."""
 FEWEST = 200
-"""Distinct samples below which nothing is said."""
+"""Smallest number of distinct samples for a verdict."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All that a verdict rests on, ready for JSON."""
+    """The measured quantities that a verdict depends on, ready for JSON."""
 
     samples: int
+    """Number of distinct samples."""
     width: int
+    """Number of features of a sample."""
     landmarks: int
+    """Number of landmarks that homology was computed on."""
     betti: dict[str, list[int]]
-    """Numbers in dimensions 0, 1, 2 by field, "2" and "3"."""
+    """Betti numbers in dimensions 0, 1 and 2, over the fields "2" (Z/2) and "3" (Z/3)."""
     components: int
-    """Of the graph of 15 nearest neighbours in the principal components."""
+    """Number of components of the graph of the 15 nearest neighbours of the principal components."""
     eigenvalues: list[float]
-    """The ten smallest of the graph's normalised Laplacian, without its zero modes."""
+    """The ten smallest eigenvalues of that graph's normalised Laplacian, without its zero modes."""
     dimension: float
-    """Maximum likelihood at the scale of a tenth of the samples, after denoising twice."""
+    """Maximum likelihood dimension after denoising twice, with a tenth of the samples as neighbours."""
     two_nn: float
-    """TwoNN of the principal components: noise counts here, so no rule reads it."""
+    """TwoNN dimension of the principal components; no rule uses it, as noise counts as dimensions here."""
     isotropy: float
-    """Participation ratio over that of as many samples of an isotropic Gaussian, 1 / (1/d + 1/n)."""
+    """Participation ratio over that of n samples of an isotropic Gaussian in R^d, 1 / (1/d + 1/n)."""
     radial: float
-    """Variance of the squared radius over an isotropic Gaussian's, 2 (tr C)² / d."""
+    """Variance of the squared distance to the mean, over that of an isotropic Gaussian, 2 (tr C)² / d."""
     normality: float
-    """Mean Epps-Pulley statistic of the standardised principal components over its null."""
+    """Mean Epps-Pulley statistic of the standardised principal components over its mean for N(0, 1)."""
 
 
 class Criterion(NamedTuple):
-    """One quantity, its range, and whether it lies there."""
+    """One condition of a shape: a quantity with its value and range."""
 
     quantity: str
+    """Name of the quantity."""
     value: Any
+    """Its measured value."""
     expected: str
+    """The range or value that the shape demands, as text."""
     met: bool
+    """Whether the value is in that range."""
 
 
 class ErrorRate(NamedTuple):
-    """Counts of the calibration in docs/verdict.md, at its number of samples, landmarks and noise."""
+    """Counts from the calibration in docs/verdict.md, which states samples, landmarks and noise."""
 
     found: int
+    """Clouds of the shape that were recognised."""
     draws: int
-    """Samples of the shape; `found` of them were called so."""
+    """Clouds of the shape."""
     wrong: int
+    """Clouds of other spaces that were taken for the shape."""
     others: int
-    """Samples of other spaces; `wrong` of them were called so."""
+    """Clouds of other spaces."""
 
 
 CALIBRATION = {
@@ -75,36 +85,43 @@ CALIBRATION = {
     "sphere": ErrorRate(44, 44, 0, 528),
     GAUSSIAN: ErrorRate(44, 44, 0, 528),
 }
+"""Error rates by verdict, from the table in docs/verdict.md."""
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """The name of a shape, with the criteria that led to it."""
+
     name: str
+    """A key of `RULES`, `GAUSSIAN` or `NONE`."""
     evidence: dict[str, list[Criterion]]
-    """The criteria of every shape that could have been called."""
+    """The criteria of every shape, met or not."""
     topology: str
-    """What the Betti numbers alone allow, such as a torus that is not flat; "" where they say nothing."""
+    """Spaces that have these Betti numbers, such as a torus that need not be flat; empty if none is known."""
 
     @property
     def error_rate(self) -> ErrorRate | None:
-        """Of the shape that was called; None for none."""
+        """The error rate of this verdict; None for `NONE`."""
         return CALIBRATION.get(self.name)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the verdict, its error rate and its evidence for JSON."""
         evidence = {shape: [row._asdict() for row in rows] for shape, rows in self.evidence.items()}
         rate = self.error_rate._asdict() if self.error_rate else None
         return {"name": self.name, "topology": self.topology, "error_rate": rate, "evidence": evidence}
 
 
 class Shape(NamedTuple):
-    """A closed manifold: its Betti numbers, its dimension, and its Laplacian's first two eigenvalues."""
+    """What is known of a closed manifold: Betti numbers, dimension, and spectrum of its Laplacian."""
 
     betti: tuple[int, int, int]
+    """Betti numbers in dimensions 0, 1 and 2."""
     dimension: tuple[float, float]
+    """Range of the measured dimension."""
     bands: tuple[int, int]
-    """Multiplicities of the first two eigenvalues."""
+    """Multiplicities of the first two distinct eigenvalues above 0."""
     ratio: float
-    """Second eigenvalue over the first."""
+    """The second of these eigenvalues over the first."""
 
 
 RULES = {
@@ -112,18 +129,21 @@ RULES = {
     "circle": Shape((1, 1, 0), (0.6, 1.65), (2, 2), 4.0),
     "sphere": Shape((1, 0, 1), (1.4, 2.4), (3, 5), 3.0),
 }
+"""The manifolds that can be a verdict."""
 SPREAD = 1.6
-"""Most that the eigenvalues of one band may differ, largest over smallest."""
+"""Largest allowed ratio of two eigenvalues that are equal on the manifold."""
 RATIO_TOLERANCE = 0.2
-"""Relative error of the ratio of the bands' means."""
+"""Allowed relative error of `Shape.ratio`."""
 ISOTROPY = (0.95, 1.05)
+"""Range of `Measured.isotropy` of a Gaussian."""
 RADIAL = (0.85, 1.15)
+"""Range of `Measured.radial` of a Gaussian."""
 NORMALITY = (0.0, 1.0)
-"""Near 0.3 for a Gaussian, as mean and variance are fitted."""
+"""Range of `Measured.normality` of a Gaussian; near 0.3 is typical, since mean and variance are fitted."""
 
 
 class Evidence(NamedTuple):
-    """What was measured, and the barcodes and the cloud that it was measured on."""
+    """The measured quantities, with the homology and the points that they come from."""
 
     measured: Measured
     homology: homology.Homology
@@ -139,23 +159,23 @@ def measure(
     jobs: int = 1,
     seed: int = 0,
 ) -> Evidence:
-    """What `decide` reads, of `x` (n, d).
+    """Measure all quantities of the cloud `x` (n, d) that `decide` needs.
 
-    `count`, `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`. Raises UserError as that
-    does, and for fewer than `FEWEST` distinct rows.
+    `count` is the number of landmarks; `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`.
+    Raises UserError as that function does, and for fewer than `FEWEST` distinct rows.
     """
     reduced = landmarks.reduce(x, seed=seed)
     if len(reduced) < FEWEST:
         raise UserError(f"{len(reduced)} distinct samples are too few for a verdict; give {FEWEST} or more")
     cloud = landmarks.cloud(reduced, count)
-    found = homology.significance(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
+    holes = homology.significance(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
     spectrum = graph.laplacian_spectrum(graph.knn_graph(reduced, NEIGHBOURS), EIGENVALUES)
     isotropy, radial = _second_moments(np.asarray(x, dtype=np.float64))
     measured = Measured(
         samples=len(reduced),
         width=np.shape(x)[1],
         landmarks=len(cloud.landmarks),
-        betti={str(field): numbers for field, numbers in found.betti.items()},
+        betti={str(field): numbers for field, numbers in holes.betti.items()},
         components=spectrum.components,
         eigenvalues=spectrum.eigenvalues.tolist(),
         dimension=_dimension(cloud.denoised),
@@ -164,11 +184,11 @@ def measure(
         radial=radial,
         normality=_normality(reduced),
     )
-    return Evidence(measured, found, cloud)
+    return Evidence(measured, holes, cloud)
 
 
 def decide(measured: Measured) -> Verdict:
-    """The shape whose criteria are all met; the shapes exclude each other by their Betti numbers."""
+    """Return the shape whose criteria are all met; there is at most one, as their Betti numbers differ."""
     evidence = {name: _manifold(measured, shape) for name, shape in RULES.items()}
     evidence[GAUSSIAN] = _gaussian(measured)
     names = [name for name, rows in evidence.items() if all(row.met for row in rows)]
@@ -177,6 +197,7 @@ def decide(measured: Measured) -> Verdict:
 
 
 def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
+    """Return the criteria of a closed manifold."""
     first, second = _bands(measured.eigenvalues, shape.bands)
     ratio = float(second.mean() / first.mean())
     low, high = (shape.ratio * (1 + sign * RATIO_TOLERANCE) for sign in (-1, 1))
@@ -191,6 +212,7 @@ def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
 
 
 def _gaussian(measured: Measured) -> list[Criterion]:
+    """Return the criteria of an isotropic Gaussian."""
     return [
         *_betti(measured, (1, 0, 0)),
         _within("isotropy of the covariance", measured.isotropy, ISOTROPY),
@@ -199,19 +221,22 @@ def _gaussian(measured: Measured) -> list[Criterion]:
     ]
 
 
-def _betti(measured: Measured, numbers: tuple[int, int, int]) -> list[Criterion]:
+def _betti(measured: Measured, expected: tuple[int, int, int]) -> list[Criterion]:
+    """Return a criterion for each field: the Betti numbers in dimensions 0, 1 and 2."""
     return [
-        Criterion(f"Betti numbers over Z/{field}", found, str(list(numbers)), found == list(numbers))
-        for field, found in measured.betti.items()
+        Criterion(f"Betti numbers over Z/{field}", numbers, str(list(expected)), numbers == list(expected))
+        for field, numbers in measured.betti.items()
     ]
 
 
 def _within(quantity: str, value: float, limits: tuple[float, float]) -> Criterion:
+    """Return the criterion that a value lies within limits, both included."""
     low, high = limits
     return Criterion(quantity, value, f"{low:g} to {high:g}", bool(low <= value <= high))
 
 
 def _topology(measured: Measured) -> str:
+    """Name spaces with the measured Betti numbers; empty if none is known or the fields differ otherwise."""
     if measured.betti["2"] == [1, 2, 1] and measured.betti["3"] == [1, 1, 0]:
         return "Klein bottle"
     if len({tuple(numbers) for numbers in measured.betti.values()}) > 1:
@@ -221,19 +246,22 @@ def _topology(measured: Measured) -> str:
 
 
 def _bands(eigenvalues: list[float], bands: tuple[int, int]) -> tuple[Array, Array]:
-    # A graph in pieces may have eigenvalues next to 0; the floor keeps ratios finite and far off.
+    """Split ascending eigenvalues into the first two bands, of these numbers of eigenvalues."""
+    # A nearly disconnected graph has eigenvalues near 0: the lower limit keeps ratios finite, and too large.
     values = np.maximum(eigenvalues, 1e-12)
     return values[: bands[0]], values[bands[0] : sum(bands)]
 
 
 def _dimension(denoised: NDArray[np.float64]) -> float:
+    """Return the dimension of a denoised cloud (n, d), denoised once more; 0 for fewer than three points."""
     smooth = landmarks.denoise(denoised)
-    # Points that took the same mean are copies, but for rounding.
+    # Means of the same points are equal except for rounding.
     smooth = np.unique(np.round(smooth / smooth.std(), 6), axis=0)
     return dimension.mle(smooth, max(len(smooth) // 10, 2)) if len(smooth) > 2 else 0.0
 
 
 def _second_moments(x: NDArray[np.float64]) -> tuple[float, float]:
+    """Return `Measured.isotropy` and `Measured.radial` of `x` (n, d)."""
     n, d = x.shape
     squared_radius = np.square(x - x.mean(axis=0)).sum(axis=1)
     isotropy = rank.participation_ratio(x) * (1 / d + 1 / n)
@@ -241,5 +269,6 @@ def _second_moments(x: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _normality(reduced: NDArray[np.float64]) -> float:
+    """Return `Measured.normality` of the principal components `reduced` (n, components)."""
     standardised = (reduced - reduced.mean(axis=0)) / reduced.std(axis=0)
     return float(normality.epps_pulley(standardised).mean() / normality.null_mean())
