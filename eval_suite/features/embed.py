@@ -22,6 +22,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
 from eval_suite.features.feature_sets import FeatureSets
+from eval_suite.features.images import normalise, unit_range
 from eval_suite.inputs.checkpoints import Checkpoint, state_sha256
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
@@ -55,12 +56,7 @@ class Representation:
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 or uint16 images (N, C, size, size) to float32 vectors; bf16 inside on CUDA."""
-        return self.embed_normalised(self.normalise(images))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        return (images.float() / torch.iinfo(images.dtype).max - mean) / std
+        return self.embed_normalised(normalise(unit_range(images), self.mean, self.std))
 
     def embed_normalised(self, images: Tensor) -> dict[str, Tensor]:
         """The same from normalised images."""

@@ -1,7 +1,6 @@
-"""How the geometry of every block changes through depth and over training: a block × checkpoint matrix.
+"""The geometry of every block of an encoder over training, as a table of checkpoints by blocks.
 
-`command` is the door, `quantities` and `cost` say what can be measured and how long it takes, `series` goes
-through checkpoints, `measure` measures one, `page` draws. What is measured, one idea a file: `blocks` what
-the blocks are and what passes through them, `maps` a block as a map, `units` its activations, `rings` circles
-among its features, `weights` its matrices, `hessian` the loss around them.
+`command` is the sub-command and `series` goes through the checkpoints. `measure` measures one of them with
+`blocks` (what passes through the blocks), `derivatives`, `units` (activations), `rings` (circles among the
+features) and `weights`. `quantities` lists what can be measured, and `page` draws it.
 """

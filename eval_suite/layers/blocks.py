@@ -18,20 +18,20 @@ Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 @dataclass
 class Observed:
-    """What n images leave at a block."""
+    """What is kept of a block's outputs for n images."""
 
     vectors: NDArray[np.float64]
-    """(n, d): the encoder's kind of vector, its class token or a mean over places."""
+    """A vector for each image, (n, d): class token or mean over tokens or pixels, as the encoder does."""
     residual: float | None
-    """Mean of ‖f(x) - x‖ / ‖x‖ over the images; None where f changes the shape."""
+    """Mean of ‖f(x) - x‖ / ‖x‖ over the images, for the block f; None if f changes the shape."""
     magnitude: NDArray[np.float64] | None
-    """(units,): mean |h| of every unit behind a nonlinearity; None where the block has none."""
+    """Mean |h| of each unit after a nonlinearity, (units,); None if the block has no nonlinearity."""
     positive: NDArray[np.bool_] | None
-    """(n, units): whether the unit is above 0 at the middle place of the image."""
+    """Whether each unit is above 0 at the middle token or pixel of each image, (n, units)."""
 
 
 class Places:
-    """Where in a block's output the places (tokens, pixels) and where the features are."""
+    """The layout of an encoder's activations: which axes are tokens or pixels, and which are features."""
 
     def __init__(self, encoder: Any) -> None:
         self.prefix = int(getattr(encoder, "num_prefix_tokens", 0))
@@ -39,13 +39,13 @@ class Places:
         self.channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
 
     def vector(self, x: Tensor) -> Tensor:
-        """One vector an image, (N, d), of tokens (N, T, d) or a map (N, d, H, W)."""
+        """Reduce tokens (N, T, d) or feature maps (N, d, H, W) to one vector for each image, (N, d)."""
         if x.ndim == 3:
             return x[:, 0] if self.class_token else x[:, self.prefix :].mean(1)
         return x.mean((1, 2)) if self.channels_last else x.mean((2, 3))
 
     def middle(self, x: Tensor, channels_last: bool) -> Tensor:
-        """The features (N, d) at the middle token or pixel."""
+        """Return the features (N, d) at the middle token or pixel."""
         if x.ndim == 3:
             return x[:, self.prefix + (x.shape[1] - self.prefix) // 2]
         if x.ndim == 2:
@@ -56,7 +56,7 @@ class Places:
 
 
 def observe(encoder: nn.Module, blocks: list[Block], batches: Iterator[Tensor]) -> list[Observed]:
-    """Pass normalised images, batch by batch, and keep what each block makes of them."""
+    """Run batches of normalised images through the encoder, and return what was observed of each block."""
     places = Places(encoder)
     kept = [_Kept(block, places) for block in blocks]
     with torch.inference_mode(), hooked([(x.block.module, x.see) for x in kept]):
@@ -69,11 +69,11 @@ def observe(encoder: nn.Module, blocks: list[Block], batches: Iterator[Tensor]) 
 
 @torch.no_grad()
 def inputs_of(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[Tensor]:
-    """What each block is given when the encoder sees normalised `images`."""
+    """Return the input of each block for a batch of normalised `images`."""
     seen: dict[nn.Module, Tensor] = {}
 
-    def see(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
-        seen[module] = given[0].clone()
+    def see(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        seen[module] = inputs[0].clone()
 
     with hooked([(block.module, see) for block in blocks]):
         encoder(images)
@@ -81,8 +81,8 @@ def inputs_of(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[T
 
 
 def nonlinear(block: Block) -> list[tuple[nn.Module, bool]]:
-    """Elementwise nonlinearities of a block, and whether their features are the last of four dimensions."""
-    found = []
+    """Return a block's activation functions, each with whether its output is channels-last (N, H, W, d)."""
+    activations = []
     for name, module in block.module.named_modules():
         origin = type(module).__module__
         if not origin.startswith(("torch.nn.modules.activation", "timm.layers.activations")):
@@ -90,13 +90,13 @@ def nonlinear(block: Block) -> list[tuple[nn.Module, bool]]:
         if isinstance(module, nn.Softmax | nn.MultiheadAttention):
             continue
         parent = block.module.get_submodule(name.rpartition(".")[0])
-        found.append((module, isinstance(getattr(parent, "fc1", None), nn.Linear)))
-    return found
+        activations.append((module, isinstance(getattr(parent, "fc1", None), nn.Linear)))
+    return activations
 
 
 @contextmanager
 def hooked(observers: list[tuple[nn.Module, Observer]]) -> Iterator[None]:
-    """Within it each module's observer gets (module, inputs, output) of every call."""
+    """Within a `with`, call each module's observer with (module, inputs, output) after each forward pass."""
     handles: list[RemovableHandle] = []
     try:
         for module, observer in observers:
@@ -108,7 +108,7 @@ def hooked(observers: list[tuple[nn.Module, Observer]]) -> Iterator[None]:
 
 
 class _Kept:
-    """What one block has shown so far."""
+    """Collects the observations of one block over batches."""
 
     def __init__(self, block: Block, places: Places) -> None:
         self.block, self.places = block, places
@@ -116,14 +116,17 @@ class _Kept:
         self.residuals: list[Tensor] = []
         self.units: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
-    def see(self, _: nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
-        x = given[0]
+    def see(self, _: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        """Keep the vectors and residuals of a batch; the observer of the block itself."""
+        x = inputs[0]
         self.vectors.append(self.places.vector(out).double().cpu())
         if x.shape == out.shape:
             change = (out - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-30)
             self.residuals.append(change.double().cpu())
 
     def see_units(self, channels_last: bool) -> Observer:
+        """Return the observer of an activation function, which keeps sizes and signs of its units."""
+
         def see(module: nn.Module, _: tuple[Any, ...], out: Tensor) -> None:
             features = 1 if out.ndim == 4 and not channels_last else out.ndim - 1
             others = [d for d in range(1, out.ndim) if d != features]
@@ -134,6 +137,7 @@ class _Kept:
         return see
 
     def observed(self) -> Observed:
+        """Combine the batches."""
         vectors = torch.cat(self.vectors).numpy()
         residual = float(torch.cat(self.residuals).mean()) if self.residuals else None
         if not self.units:

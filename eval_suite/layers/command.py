@@ -1,4 +1,4 @@
-"""`python -m eval_suite layers RUN_OR_CHECKPOINT… --data SHARDS`: every block of every checkpoint named."""
+"""The sub-command `python -m eval_suite layers`: the geometry of every block of every checkpoint."""
 
 import argparse
 import json
@@ -9,118 +9,126 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval_suite.arguments import names
+from eval_suite import arguments
 from eval_suite.layers import quantities
 from isotorus.errors import ArgumentParser, UserError
 
 EPILOG = """examples:
   python -m eval_suite layers runs/elpv --every 100 --data data/elpv/val
   python -m eval_suite layers runs/elpv --data … --metrics rank,holonomy
-  python -m eval_suite layers runs/elpv --data … --metrics list          names, and what each would cost
+  python -m eval_suite layers runs/elpv --data … --metrics list          all metrics with their cost
 
-Results go to RUN/eval/layers/: layers.html, one page with everything in it, and layers.json."""
+Results go to RUN/eval/layers/: layers.html, a page with everything in it, and layers.json."""
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="python -m eval_suite layers",
-        description="How geometry changes through the blocks of an encoder and over its training.",
+        description="Measure the geometry of every block of an encoder in each checkpoint, and draw a heat "
+        "map of checkpoints by blocks for each metric.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="+", metavar="RUN_OR_CHECKPOINT", help="as for python -m eval_suite")
-    parser.add_argument("--data", required=True, metavar="SHARDS", help="packed images to look at")
-    parser.add_argument("--out", metavar="DIR", help="where results go; default RUN/eval/layers")
-    parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="also checkpoints of multiples of these steps"
-    )
+    arguments.add_checkpoints(parser)
+    arguments.add_data(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder for the results (default RUN/eval/layers)")
     parser.add_argument(
         "--metrics",
         default=",".join(quantities.DEFAULT),
-        help="of "
-        + ", ".join(quantities.NAMES)
-        + "; list shows them; default: all but holonomy and curvature",
+        help=f"what to measure: some of {', '.join(quantities.NAMES)}; list prints what each one costs "
+        "(default: all but holonomy and curvature)",
     )
-    parser.add_argument("--images", type=int, default=500, help="how many are drawn (default 500)")
-    parser.add_argument("--few", type=int, default=8, help="images for what needs derivatives (default 8)")
+    parser.add_argument(
+        "--images",
+        type=arguments.at_least(10),
+        default=500,
+        help="images to measure on (default %(default)s)",
+    )
+    parser.add_argument(
+        "--few",
+        type=arguments.at_least(1),
+        default=8,
+        help="images for the metrics contraction, stability and holonomy, which need derivatives "
+        "(default %(default)s)",
+    )
     parser.add_argument(
         "--targets",
         metavar="FILE",
-        help="CSV or Parquet with a periodic label, for angle; else images are turned",
+        help="CSV or Parquet file with a periodic label for the metric angle (default: images are rotated, "
+        "and the label is the angle of rotation)",
     )
-    parser.add_argument("--period", metavar="COLUMN=PERIOD", help="of --targets, such as hour=24")
-    parser.add_argument("--key-column", default="key", help="of --targets: keys of samples (default key)")
-    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
+    parser.add_argument(
+        "--period", metavar="COLUMN=PERIOD", help="column of --targets and its period, such as hour=24"
+    )
+    arguments.add_key_column(parser)
+    arguments.add_seed(parser)
+    arguments.add_batches(parser, workers=None)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    given = parser.parse_args(arguments)
-    for name in ("images", "few", "every", "batch_size"):
-        if (value := getattr(given, name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
-    if given.images < 10:
-        raise UserError(f"--images {given.images}: a cloud takes 10 or more")
-    if (given.targets is None) != (given.period is None):
+    args = parser.parse_args(argv)
+    if (args.targets is None) != (args.period is None):
         raise UserError("--targets and --period go together: the file, and COLUMN=PERIOD of it")
-    return given
+    return args
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 0; 1 if some of several checkpoints failed; UserError for what the user can mend."""
-    given = parse(arguments)
+def main(argv: Sequence[str]) -> int:
+    """Run the sub-command and return its exit code; raises UserError for arguments that cannot work.
+
+    The code is 0, or 2 if the only checkpoint failed, or 1 if some or all of several checkpoints failed.
+    """
+    args = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    listing = given.metrics.strip() == "list"
-    chosen = quantities.NAMES if listing else names(given.metrics, quantities.NAMES, "--metrics")
-    # Imported here: they take seconds, which a mistyped option need not cost.
+    listing = args.metrics.strip() == "list"
+    chosen = quantities.NAMES if listing else arguments.names(args.metrics, quantities.NAMES, "--metrics")
+    # Imported here because they take seconds; a mistyped option is refused before that.
     from data_pipeline.dataset.index import Dataset
     from eval_suite import results, terminal
     from eval_suite.inputs import find
     from eval_suite.layers import page, series
 
-    dataset = Dataset(given.data)
+    dataset = Dataset(args.data)
     checkpoints = sorted(
-        find.find(given.names, given.every), key=lambda c: (str(c.run or c.folder), c.encoder.step)
+        find.find(args.names, args.every), key=lambda c: (str(c.run or c.folder), c.encoder.step)
     )
-    labels = (
-        series.periodic(dataset, given.targets, given.period, given.key_column) if given.targets else None
-    )
-    survey = series.Survey(dataset, labels, given.images, given.few, given.batch_size, given.seed)
+    labels = series.periodic(dataset, args.targets, args.period, args.key_column) if args.targets else None
+    survey = series.Survey(dataset, labels, args.images, args.few, args.batch_size, args.seed)
     estimate = survey.estimate(checkpoints[0], chosen)
     if listing:
         series.show_costs(estimate)
         return 0
     homes = {c.run or c.folder.parent for c in checkpoints}
-    if given.out is None and len(homes) > 1:
+    if args.out is None and len(homes) > 1:
         raise UserError(f"{len(homes)} runs are named; say with --out where the page of all should go")
-    out = Path(given.out) if given.out else homes.pop() / "eval" / "layers"
+    out = Path(args.out) if args.out else homes.pop() / "eval" / "layers"
     results.make_folder(out)
     seconds = sum(estimate.values()) * len(checkpoints)
-    terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=given.json)
+    terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=args.json)
     started = time.monotonic()
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "format": 1,
         "inputs": {
-            "data": str(given.data),
+            "data": str(args.data),
             "data_fingerprint": dataset.fingerprint,
-            "images": min(given.images, len(dataset)),
-            "few": given.few,
-            "seed": given.seed,
+            "images": min(args.images, len(dataset)),
+            "few": args.few,
+            "seed": args.seed,
             "metrics": list(chosen),
-            "periodic_label": given.period or "the angle that images are turned by",
+            "periodic_label": args.period or "the angle that images are turned by",
         },
-        **survey.measure(checkpoints, chosen, quiet=given.json),
+        **survey.measure(checkpoints, chosen, quiet=args.json),
     }
-    found["seconds"] = round(time.monotonic() - started, 1)
-    found = results.json_safe(found)
-    failures = found["failures"]
+    measured["seconds"] = round(time.monotonic() - started, 1)
+    measured = results.json_safe(measured)
+    failures = measured["failures"]
     for failure in failures:
         print(f"failed: {failure['title']}: {failure['reason']}", file=sys.stderr)
-    if not any(group["checkpoints"] for group in found["runs"]):
+    if not any(group["checkpoints"] for group in measured["runs"]):
         return 1 if len(failures) > 1 else 2
-    results.write(out / "layers.json", results.as_json(found))
-    results.write(out / "layers.html", page.render(found))
-    if given.json:
-        print(json.dumps(found, indent=1))
-    for line in series.publish(found, out):
-        terminal.tell(line, quiet=given.json)
-    terminal.tell(f"page: {out / 'layers.html'} (open it in a browser)", quiet=given.json)
+    results.write(out / "layers.json", results.as_json(measured))
+    results.write(out / "layers.html", page.render(measured))
+    if args.json:
+        print(json.dumps(measured, indent=1))
+    for line in series.publish(measured, out):
+        terminal.tell(line, quiet=args.json)
+    terminal.tell(f"page: {out / 'layers.html'} (open it in a browser)", quiet=args.json)
     return 1 if failures else 0

@@ -1,4 +1,4 @@
-"""All chosen quantities of every block of one checkpoint."""
+"""Measure the chosen quantities of every block of one checkpoint."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eval_suite.geometry import dimension, normality, rank
-from eval_suite.layers import cost, hessian, maps, rings, units, weights
+from eval_suite.layers import derivatives, quantities, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import random_angles, turned
 from isotorus.errors import UserError
@@ -20,135 +20,158 @@ from pretrain.objectives.lejepa import lejepa_loss
 from pretrain.objectives.sigreg import SIGReg
 
 Row = list[float | None]
-"""A value a block; None where the notion does not apply, or nothing could be measured."""
+"""One value for each block; None if the quantity is not defined for it or could not be measured."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder, and what it is shown."""
+    """An encoder and the images that it is measured on."""
 
     encoder: nn.Module
     blocks: list[Block]
     images: Tensor
-    """Normalised (n, C, S, S)."""
+    """Normalised images (n, C, S, S)."""
     labels: NDArray[np.float64] | None
-    """Radians (n,), nan where unknown; None: the images are turned, and the turn is the label."""
+    """Periodic labels (n,) in radians, nan where unknown; if None, the labels are rotations of the images."""
     views: Callable[[], Tensor]
-    """Two augmented views (V, N, C, S, S) of some images."""
+    """Returns augmented views (V, N, C, S, S) of some images, for the curvature of the loss."""
     few: int
+    """Number of images for quantities that need derivatives."""
     batch: int
+    """Number of images in a forward pass."""
     seed: int
+    """Seed of all random choices."""
     device: torch.device
 
     def batches(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield `images` in batches, on the encoder's device."""
         for part in images.split(self.batch):
             yield part.to(self.device)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What the next checkpoint of a run is compared with."""
+    """What is kept of a checkpoint to compare the next one of the run with it, by block."""
 
     positive: list[NDArray[np.bool_] | None]
+    """Signs (n, units) of the activations; None for a block without a nonlinearity."""
     weights: list[dict[str, Tensor]]
+    """Weight matrices by name."""
 
 
 def measure(subject: Subject, chosen: tuple[str, ...], before: Trace | None) -> tuple[dict[str, Row], Trace]:
-    """A row of values by the name of the quantity, and what the next checkpoint needs."""
+    """Measure the `chosen` quantities; return a row of values by name, and the trace of this checkpoint.
+
+    `before` is the trace of the run's previous checkpoint; None for the first one.
+    """
     blocks = subject.blocks
     observed = observe(subject.encoder, blocks, subject.batches(subject.images))
     trace = Trace([x.positive for x in observed], [weights.matrices(b.module) for b in blocks])
-    found: dict[str, Row] = {}
+    values: dict[str, Row] = {}
     for name in chosen:
         if name in _OF_FEATURES:
-            found[name] = [_attempt(_OF_FEATURES[name], x, subject.seed) for x in observed]
+            values[name] = [_attempt(_OF_FEATURES[name], x, subject.seed) for x in observed]
     if {"separability", "mixture"} & set(chosen):
         planes = [rings.most_ring_like(x.vectors) for x in observed]
-        found |= {
-            name: [_plain(getattr(p, name)) for p in planes] for name in rings.Ring._fields if name in chosen
-        }
+        for name in rings.Ring._fields:
+            if name in chosen:
+                values[name] = [_finite(getattr(plane, name)) for plane in planes]
     if "angle" in chosen:
-        found["angle"] = _angles(subject, observed)
+        values["angle"] = _angles(subject, observed)
     if "drift" in chosen:
-        found["drift"] = [None] * len(blocks) if before is None else _drift(before, trace)
+        values["drift"] = [None] * len(blocks) if before is None else _drift(before, trace)
     if "rotation" in chosen:
-        found["rotation"] = [
+        values["rotation"] = [
             weights.rotation(old, new) if old else None
             for old, new in zip(before.weights if before else [{}] * len(blocks), trace.weights, strict=True)
         ]
     if "heavy_tail" in chosen:
-        found["heavy_tail"] = [_plain(weights.heavy_tail(block.module)) for block in blocks]
-    found |= _of_maps(subject, chosen)
+        values["heavy_tail"] = [_finite(weights.heavy_tail(block.module)) for block in blocks]
+    values |= _of_maps(subject, chosen)
     if "curvature" in chosen:
-        found["curvature"] = _curvature(subject)
-    return found, trace
+        values["curvature"] = _curvature(subject)
+    return values, trace
 
 
 def _of_maps(subject: Subject, chosen: tuple[str, ...]) -> dict[str, Row]:
+    """Measure the quantities that take a block as a map, on the first few images."""
     wanted = [name for name in ("contraction", "stability", "holonomy") if name in chosen]
     if not wanted:
         return {}
+    seed = subject.seed
     images = subject.images[: subject.few].to(subject.device)
     inputs = inputs_of(subject.encoder, subject.blocks, images)
-    found: dict[str, Row] = {name: [] for name in wanted}
+    values: dict[str, Row] = {name: [] for name in wanted}
     for block, x in zip(subject.blocks, inputs, strict=True):
         if "contraction" in wanted:
-            norm = maps.spectral_norm(block.module, x, iterations=cost.POWER_ITERATIONS, seed=subject.seed)
-            found["contraction"].append(float(norm.mean()))
+            norm = derivatives.spectral_norm(
+                block.module, x, iterations=quantities.POWER_ITERATIONS, seed=seed
+            )
+            values["contraction"].append(float(norm.mean()))
         if "stability" in wanted:
-            response = maps.stability(block.module, x, draws=cost.NOISE_DRAWS, seed=subject.seed)
-            found["stability"].append(float(response.mean()))
+            response = derivatives.stability(block.module, x, draws=quantities.NOISE_DRAWS, seed=seed)
+            values["stability"].append(float(response.mean()))
         if "holonomy" in wanted:
-            found["holonomy"].append(_holonomy(subject, block, x))
-    return found
+            values["holonomy"].append(_holonomy(subject, block, x))
+    return values
 
 
 def _holonomy(subject: Subject, block: Block, x: Tensor) -> float | None:
-    """Mean defect of triangles of patch tokens; None where there are no tokens, or too few."""
+    """Return the mean defect ‖H − I‖/√d of random triangles of patch tokens; None for fewer than 3 tokens.
+
+    `x` is the block's input. The result is None for feature maps too, and if no defect is finite.
+    """
     prefix = int(getattr(subject.encoder, "num_prefix_tokens", 0))
     if x.ndim != 3 or x.shape[1] - prefix < 3:
         return None
     defects = []
-    for number, tokens in enumerate(x[: cost.HOLONOMY_IMAGES]):
+    for number, tokens in enumerate(x[: quantities.HOLONOMY_IMAGES]):
         random = generator(subject.seed, number)
-        for _ in range(cost.TRIANGLES):
+        for _ in range(quantities.TRIANGLES):
             loop = prefix + random.permutation(len(tokens) - prefix)[:3]
             defects.append(float(transport.holonomy(block.module, tokens, loop.tolist()).defect))
-    whole = [defect for defect in defects if np.isfinite(defect)]  # nan where nothing comes around
-    return float(np.mean(whole)) if whole else None
+    finite = [defect for defect in defects if np.isfinite(defect)]  # nan if the carried vector vanishes
+    return float(np.mean(finite)) if finite else None
 
 
 def holonomy_maps(subject: Subject) -> list[list[list[float | None]]]:
-    """Of some images the mean defect of triangles around patches, at the last block: (rows, columns) each.
+    """Return a map (rows, columns) for each of a few images: the holonomy around patches, at the last block.
 
-    Values stand at places that are evenly spread; empty where the block sees no square of patches.
+    A value is the mean defect of the triangles around one patch; the patches are evenly spread over the
+    image. There are no maps if the block's tokens are not a square of patches.
     """
     block = subject.blocks[-1]
-    images = subject.images[: cost.HOLONOMY_IMAGES].to(subject.device)
+    images = subject.images[: quantities.HOLONOMY_IMAGES].to(subject.device)
     (x,) = inputs_of(subject.encoder, [block], images)
     prefix = int(getattr(subject.encoder, "num_prefix_tokens", 0))
     side = round((x.shape[1] - prefix) ** 0.5) if x.ndim == 3 else 0
     if side < 2 or side**2 != x.shape[1] - prefix:
         return []
-    along = np.unique(np.linspace(0, side - 1, min(side, round(cost.MAPPED_PLACES**0.5))).round().astype(int))
+    along = np.unique(
+        np.linspace(0, side - 1, min(side, round(quantities.MAPPED_PLACES**0.5))).round().astype(int)
+    )
     places = [(int(row), int(column)) for row in along for column in along]
-    maps_of = [transport.holonomy_map(block.module, tokens, (side, side), places) for tokens in x]
-    return [[[_plain(float(v)) for v in row] for row in defects[along][:, along]] for defects in maps_of]
+    maps = [transport.holonomy_map(block.module, tokens, (side, side), places) for tokens in x]
+    return [[[_finite(float(v)) for v in row] for row in defects[along][:, along]] for defects in maps]
 
 
 def _angles(subject: Subject, observed: list[Observed]) -> Row:
-    """How well the periodic label, or without one the turn of the images, is read off each block."""
+    """Return the mean error in degrees of the periodic label, predicted from the features of each block.
+
+    Without labels, the images are rotated by random angles, which are the labels.
+    """
     if subject.labels is not None:
         known = np.isfinite(subject.labels)
         return [
             rings.angle_error(x.vectors[known], subject.labels[known], seed=subject.seed) for x in observed
         ]
     angles = random_angles(len(subject.images), subject.seed)
-    seen = observe(subject.encoder, subject.blocks, subject.batches(turned(subject.images, angles)))
-    return [rings.angle_error(x.vectors, angles.double().numpy(), seed=subject.seed) for x in seen]
+    rotated = observe(subject.encoder, subject.blocks, subject.batches(turned(subject.images, angles)))
+    return [rings.angle_error(x.vectors, angles.double().numpy(), seed=subject.seed) for x in rotated]
 
 
 def _drift(before: Trace, trace: Trace) -> Row:
+    """Return the share of signs that changed between two checkpoints, for each block."""
     return [
         None if old is None or new is None else units.drift(old, new)
         for old, new in zip(before.positive, trace.positive, strict=True)
@@ -156,6 +179,10 @@ def _drift(before: Trace, trace: Trace) -> Row:
 
 
 def _curvature(subject: Subject) -> Row:
+    """Return the smallest eigenvalue of the Hessian of LeJEPA's loss by each block's weights, from above.
+
+    The loss weighs SIGReg by 0.05 and is taken on the embeddings of `subject.views`.
+    """
     views = subject.views().to(subject.device)
     sigreg = SIGReg(num_slices=256, seed=subject.seed)
 
@@ -163,24 +190,25 @@ def _curvature(subject: Subject) -> Row:
         z = subject.encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         return lejepa_loss(z, len(z), 0.05, sigreg, step=0)["loss"]
 
-    found: Row = []
+    values: Row = []
     for block in subject.blocks:
         own = [p for p in block.module.parameters() if p.requires_grad]
-        ends = hessian.curvatures(loss, own, iterations=cost.LANCZOS_ITERATIONS, seed=subject.seed)
-        found.append(_plain(ends.smallest))
-    return found
+        ends = derivatives.curvatures(loss, own, iterations=quantities.LANCZOS_ITERATIONS, seed=subject.seed)
+        values.append(_finite(ends.smallest))
+    return values
 
 
-def _attempt(of: Callable[[Observed, int], float | None], x: Observed, seed: int) -> float | None:
-    """A collapsed block leaves some quantities without a value; that is no reason to end."""
+def _attempt(measure_one: Callable[[Observed, int], float | None], x: Observed, seed: int) -> float | None:
+    """Measure one quantity of one block; None if it has no value, as for a collapsed block."""
     try:
-        value = of(x, seed)
+        value = measure_one(x, seed)
     except (UserError, ValueError, ArithmeticError, np.linalg.LinAlgError):
         return None
-    return None if value is None else _plain(value)
+    return None if value is None else _finite(value)
 
 
-def _plain(value: float) -> float | None:
+def _finite(value: float) -> float | None:
+    """Return the value as a float, or None if it is nan or infinite."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -193,3 +221,4 @@ _OF_FEATURES: dict[str, Callable[[Observed, int], float | None]] = {
     "dormant": lambda x, _: None if x.magnitude is None else units.dormant(x.magnitude),
     "patterns": lambda x, seed: None if x.positive is None else units.patterns(x.positive, seed=seed),
 }
+"""Quantities that need only what was observed of a block, and a seed."""

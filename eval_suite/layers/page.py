@@ -1,4 +1,4 @@
-"""layers.html: heat maps of block × checkpoint, one a quantity, in one file that fetches nothing."""
+"""The page layers.html: a heat map of checkpoints by blocks for each quantity, in one self-contained file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
@@ -16,21 +18,22 @@ from eval_suite.report.figures import INK, hide_axes, svg
 from eval_suite.report.pages import template
 
 PLAIN, AROUND = "viridis", "RdYlBu_r"
-"""Colours of a quantity by itself, and of one with a value to compare with."""
+"""Colour maps of quantities without and with a reference value."""
 MOST_TEXT = 14
-"""Most columns whose cells carry their numbers."""
+"""Largest number of blocks for which the cells of a heat map show their numbers."""
 WIDE = 40.0
-"""Colours follow the logarithm where the largest value is this many times the smallest."""
+"""Ratio of the largest to the smallest value from which on colours follow the logarithm."""
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page for results as in layers.json."""
+def render(results: Mapping[str, Any]) -> str:
+    """Return the page for results in the form of layers.json."""
     return template("layers").render(
-        found=found, runs=[_run(run, found["inputs"]["metrics"]) for run in found["runs"]]
+        found=results, runs=[_run(run, results["inputs"]["metrics"]) for run in results["runs"]]
     )
 
 
 def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    """Draw one run: figures by theme, titles of quantities without any value, and holonomy maps."""
     themes: dict[str, list[dict[str, Any]]] = {}
     missing = []
     for quantity in QUANTITIES:
@@ -48,13 +51,13 @@ def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
 
 
 def _matrix(run: Mapping[str, Any], name: str) -> NDArray[np.float64]:
-    """(checkpoints, blocks), nan where there is no value."""
+    """Return the values of a quantity, (checkpoints, blocks), with nan where there is none."""
     rows = [c["values"].get(name, [None] * len(run["blocks"])) for c in run["checkpoints"]]
     return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
 
 
 def _change(values: NDArray[np.float64]) -> str:
-    """The mean over blocks at the first and the last checkpoint that have one, as a caption says it."""
+    """Return a caption with the mean over blocks at the first and the last checkpoint that have values."""
     whole = values[~np.isnan(values).all(axis=1)]
     first, last = np.nanmean(whole[0]), np.nanmean(whole[-1])
     return (
@@ -63,7 +66,7 @@ def _change(values: NDArray[np.float64]) -> str:
 
 
 def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quantity) -> str:
-    """An SVG of `values` (checkpoints, blocks), the first checkpoint at the top, empty for none."""
+    """Draw `values` (checkpoints, blocks) as SVG, first checkpoint at the top; nan leaves a cell empty."""
     rows, columns = values.shape
     norm, colours = _colours(values, quantity.reference)
 
@@ -82,12 +85,9 @@ def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quanti
             spine.set_visible(False)
         if columns <= MOST_TEXT and rows <= 12:
             _write(axes, values, norm, colours)
-        assert axes.figure is not None
         if np.nanmin(values) == np.nanmax(values):
             return
-        bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8)
+        bar = _colour_bar(axes, mesh)
         if isinstance(norm, LogNorm):
             bar.set_ticks(LogLocator(subs=(1, 2, 5)), format=ScalarFormatter())
         bar.ax.minorticks_off()
@@ -98,7 +98,7 @@ def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quanti
 
 
 def image_map(values: Sequence[Sequence[float | None]]) -> str:
-    """An SVG of values (rows, columns) over an image, its first row at the top."""
+    """Draw `values` (rows, columns) at places of an image as SVG, first row at the top."""
     matrix = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float64)
 
     def draw(axes: Axes) -> None:
@@ -106,15 +106,22 @@ def image_map(values: Sequence[Sequence[float | None]]) -> str:
         axes.invert_yaxis()
         axes.set_aspect("equal")
         hide_axes(axes)
-        assert axes.figure is not None
-        bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8)
+        _colour_bar(axes, mesh)
 
     return svg(draw, 2.6, 2.2)
 
 
+def _colour_bar(axes: Axes, mesh: QuadMesh) -> Colorbar:
+    """Draw the scale of colours to the right of a heat map."""
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8)
+    return bar
+
+
 def _colours(values: NDArray[np.float64], reference: float | None) -> tuple[Normalize, Colormap]:
+    """Choose colours: around the reference if it lies among the values, else logarithmic or linear."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     if high <= low:
         pad = abs(low) * 0.05 or 0.05
@@ -127,6 +134,7 @@ def _colours(values: NDArray[np.float64], reference: float | None) -> tuple[Norm
 
 
 def _write(axes: Axes, values: NDArray[np.float64], norm: Normalize, colours: Colormap) -> None:
+    """Write each value into its cell, dark on bright colours and white on dark ones."""
     for (row, column), value in np.ndenumerate(values):
         if np.isnan(value):
             continue

@@ -1,4 +1,4 @@
-"""Checkpoint after checkpoint, on the same images."""
+"""Measure the blocks of checkpoint after checkpoint, on the same images."""
 
 import math
 import time
@@ -21,26 +21,29 @@ from eval_suite import terminal, tracking
 from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
 from eval_suite.inputs.targets import load_targets
-from eval_suite.layers import cost, quantities
-from eval_suite.layers.images import draw, load
+from eval_suite.layers import quantities
+from eval_suite.layers.images import load
 from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
 from eval_suite.report import pictures
+from isotorus import randomness
 from isotorus.errors import UserError
 from pretrain.models.blocks import depth_blocks
 
 
-def periodic(dataset: Dataset, file: str, given: str, key_column: str) -> NDArray[np.float64]:
-    """Radians of a column's values, 2π a period, for every sample (n,), nan where there is none.
+def periodic(dataset: Dataset, file: str, column_period: str, key_column: str) -> NDArray[np.float64]:
+    """Read a column of a table as angles (n,) in radians, one period being 2π; nan for samples without value.
 
-    `given` is COLUMN=PERIOD. Raises UserError if it is not, and as `load_targets` does.
+    `column_period` is COLUMN=PERIOD. Raises UserError for another form, and as `load_targets` does.
     """
-    column, _, period = given.rpartition("=")
+    column, _, period = column_period.rpartition("=")
     try:
         length = float(period)
     except ValueError:
         length = 0.0
     if not column or not (math.isfinite(length) and length > 0):
-        raise UserError(f"--period {given}: expected COLUMN=PERIOD with a number above 0, such as hour=24")
+        raise UserError(
+            f"--period {column_period}: expected COLUMN=PERIOD with a number above 0, such as hour=24"
+        )
     targets = load_targets(dataset, file, key_column, [column], "regression")
     angles: NDArray[np.float64] = np.where(targets.known, targets.values[:, 0], np.nan) * (2 * np.pi / length)
     return angles
@@ -48,19 +51,32 @@ def periodic(dataset: Dataset, file: str, given: str, key_column: str) -> NDArra
 
 @dataclass(frozen=True)
 class Survey:
-    """The images, and how much of them each quantity gets."""
+    """The images that all checkpoints are measured on, and how they are measured."""
 
     dataset: Dataset
     labels: NDArray[np.float64] | None
+    """Periodic labels of all samples in radians, as from `periodic`; None to rotate images instead."""
     images: int
+    """Largest number of images, drawn by `seed`."""
     few: int
+    """Number of images for quantities that need derivatives."""
     batch: int
+    """Number of images in a forward pass."""
     seed: int
+    """Seed of all random choices."""
+
+    def rows(self) -> NDArray[np.int64]:
+        """Return the sample numbers of the images."""
+        return randomness.rows(len(self.dataset), self.images, self.seed)
 
     def measure(
         self, checkpoints: Sequence[Checkpoint], chosen: tuple[str, ...], *, quiet: bool
     ) -> dict[str, Any]:
-        """Runs with their checkpoints' values, and what failed; ready for JSON but for NaN."""
+        """Measure all checkpoints; return the runs with their values, and the checkpoints that failed.
+
+        Checkpoints of a run must follow each other in the order of their steps. `quiet` hides the progress
+        bar.
+        """
         runs: dict[str, dict[str, Any]] = {}
         failures = []
         before: dict[str, Trace] = {}
@@ -93,21 +109,22 @@ class Survey:
         return {"runs": list(runs.values()), "failures": failures}
 
     def _mapped(self, subject: Subject, described: EncoderDescription) -> list[dict[str, Any]]:
-        rows = draw(self.dataset, self.images, self.seed).tolist()
+        """Return holonomy maps of the first images, with thumbnails for the page."""
         return [
             {
                 "image": pictures.thumbnail(self.dataset, row, described.channels),
                 "sample": row,
                 "defect": defect,
             }
-            for row, defect in zip(rows, holonomy_maps(subject), strict=False)
+            for row, defect in zip(self.rows().tolist(), holonomy_maps(subject), strict=False)
         ]
 
     def subject(self, checkpoint: Checkpoint) -> Subject:
+        """Load a checkpoint's encoder, onto the GPU if there is one, and the images as it takes them."""
         described = checkpoint.encoder
         encoder = checkpoint.pretrained().eval()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        rows = draw(self.dataset, self.images, self.seed)
+        rows = self.rows()
         return Subject(
             encoder=encoder.to(device),
             blocks=depth_blocks(encoder),
@@ -121,23 +138,32 @@ class Survey:
         )
 
     def _views(self, described: EncoderDescription) -> Callable[[], Tensor]:
+        """Return a function that makes augmented views as in the training of an encoder."""
+
         def views() -> Tensor:
             batches = view_batches(
-                described, self.dataset, views=cost.LANCZOS_VIEWS, seed=self.seed, device=torch.device("cpu")
+                described,
+                self.dataset,
+                views=quantities.LANCZOS_VIEWS,
+                seed=self.seed,
+                device=torch.device("cpu"),
             )
-            return next(batches)[:, : cost.LANCZOS_IMAGES]
+            return next(batches)[:, : quantities.LANCZOS_IMAGES]
 
         return views
 
     def estimate(self, checkpoint: Checkpoint, chosen: Sequence[str]) -> dict[str, float]:
-        """Rough seconds of each quantity for one checkpoint; "images" is what all of them share."""
+        """Estimate the seconds of each quantity for one checkpoint, from one timed forward pass.
+
+        The entry "images" is the time of the forward passes that all quantities share.
+        """
         subject = self.subject(checkpoint)
         few = subject.images[: min(16, len(subject.images))].to(subject.device)
         with torch.inference_mode():
             subject.encoder(few)
             started = time.perf_counter()
             subject.encoder(few)
-        work = cost.Work(
+        work = quantities.Work(
             images=len(subject.images),
             few=min(self.few, len(subject.images)),
             blocks=len(subject.blocks),
@@ -150,6 +176,7 @@ class Survey:
 
 
 def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:
+    """Return the entry of a checkpoint's run in layers.json, still without checkpoints."""
     return {
         "name": checkpoint.name,
         "folder": str(checkpoint.run) if checkpoint.run else None,
@@ -159,10 +186,13 @@ def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:
     }
 
 
-def publish(found: Mapping[str, Any], out: Path) -> list[str]:
-    """Send every value to the MLflow run of its training, if there is one; says how to see it."""
+def publish(results: Mapping[str, Any], out: Path) -> list[str]:
+    """Send all values, and the files in `out`, to the MLflow run of each training that has one.
+
+    Returns lines that tell the user where to see them.
+    """
     lines = []
-    for run in found["runs"]:
+    for run in results["runs"]:
         record = tracking.store(Path(run["folder"])) if run["folder"] else None
         if record is None:
             continue
@@ -187,7 +217,7 @@ def publish(found: Mapping[str, Any], out: Path) -> list[str]:
 
 
 def show_costs(estimate: Mapping[str, float]) -> None:
-    """A table of what there is, and about how long each takes for a checkpoint."""
+    """Print a table of all quantities with the estimated seconds for one checkpoint."""
     table = Table(box=SIMPLE, pad_edge=False)
     for title, justify in (("--metrics", "left"), ("", "left"), ("seconds", "right"), ("default", "left")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
@@ -202,6 +232,7 @@ def show_costs(estimate: Mapping[str, float]) -> None:
 
 
 def duration(seconds: float) -> str:
+    """Return a rough duration as text, such as "3 min"."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The units of a block behind its nonlinearities: dormant ones, and the patterns of their signs."""
+"""The units of a block, that is its activations after a nonlinearity: dormant units and sign patterns."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,27 +8,30 @@ from isotorus.randomness import generator
 Bits = NDArray[np.bool_]
 
 DORMANT = 0.025
-"""τ of Sokar et al. 2023."""
+"""Threshold τ of Sokar et al. 2023, relative to the mean over units."""
 UNITS = 10
-"""Of one draw of patterns."""
+"""Number of units in a sign pattern."""
 DRAWS = 40
+"""Number of random choices of these units."""
 
 
 def dormant(magnitude: NDArray[np.floating]) -> float:
-    """Share of units whose mean |h| (units,) is at most 0.025 of the mean over units.
+    """Return the share of units whose mean activation |h| is at most 0.025 times the mean over all units.
 
-    Sokar et al. 2023, arXiv:2302.12902. 1 where all are silent.
+    `magnitude` (units,) holds the mean |h| of each unit. 1 if all units are 0. Sokar et al. 2023,
+    arXiv:2302.12902.
     """
     mean = float(magnitude.mean())
     return float((magnitude <= DORMANT * mean).mean()) if mean > 0 else 1.0
 
 
 def patterns(positive: Bits, *, units: int = UNITS, draws: int = DRAWS, seed: int = 0) -> float:
-    """Distinct sign patterns of n images on `units` units (n, units), over those of fair independent signs.
+    """Return the number of distinct sign patterns of images, relative to that of fair coins.
 
-    The mean over `draws` choices of units. All units together would tell any two images apart; a handful
-    shows how evenly the images are spread over the cells that the nonlinearity cuts. 1: as coins would;
-    near 0: all images in few cells.
+    `positive` (n, all units) says whether a unit is above 0 for each of n images. A pattern is the signs of
+    `units` random units; the number is averaged over `draws` such choices. It is 1 if the images are spread
+    over the patterns like fair independent coins, and near 0 if they have few patterns. All units together
+    would give each image its own pattern.
     """
     n, width = positive.shape
     units = min(units, width)
@@ -41,11 +44,11 @@ def patterns(positive: Bits, *, units: int = UNITS, draws: int = DRAWS, seed: in
 
 
 def expected_patterns(n: int, units: int) -> float:
-    """How many of 2^units equally likely cells n draws are expected to meet."""
-    cells = 2.0**units
-    return cells * -float(np.expm1(n * np.log1p(-1 / cells)))
+    """Return the expected number of distinct patterns in n draws from 2^units equally likely ones."""
+    possible = 2.0**units
+    return possible * -float(np.expm1(n * np.log1p(-1 / possible)))
 
 
 def drift(before: Bits, after: Bits) -> float:
-    """Share of signs of the same images and units that two checkpoints have otherwise; ½ by chance."""
+    """Return the share of signs (n, units) in which two checkpoints differ; ½ is chance."""
     return float((before != after).mean())

@@ -1,4 +1,4 @@
-"""The matrices of a block: how far they turned since the checkpoint before, and their spectrum's tail."""
+"""The weight matrices of a block: their rotation since the previous checkpoint, and their spectrum's tail."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SMALLEST = 30
-"""Fewest eigenvalues that a tail is fitted to."""
+"""Smallest number of eigenvalues for fitting a tail."""
 
 
 def matrices(module: nn.Module) -> dict[str, Tensor]:
-    """Weights of two or more dimensions by name, float64 on the CPU, as (out, in)."""
+    """Return the weights with two or more dimensions by name, as float64 matrices (out, in) on the CPU."""
     return {
         name: x.detach().double().cpu().flatten(1)
         for name, x in module.named_parameters()
@@ -21,24 +21,25 @@ def matrices(module: nn.Module) -> dict[str, Tensor]:
 
 
 def rotation(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
-    """Mean angle in degrees between the weight vectors (rows) of neurons at two checkpoints.
+    """Return the mean angle in degrees between the weight vectors (rows) of neurons at two checkpoints.
 
-    What AdamW holds in balance, Kosson et al. 2023, arXiv:2305.17212; two unrelated checkpoints are near 90.
+    It is near 90 for unrelated checkpoints. AdamW keeps the rotation of an update in balance (Kosson et al.
+    2023, arXiv:2305.17212).
     """
     angles = []
     for name, old in before.items():
         new = after[name]
-        # atan2 of both halves keeps small angles, which arccos loses.
+        # This form is exact for small angles, where arccos of the cosine loses digits.
         old, new = nn.functional.normalize(old, dim=1), nn.functional.normalize(new, dim=1)
         angles.append(2 * torch.atan2((new - old).norm(dim=1), (new + old).norm(dim=1)))
     return float(torch.cat(angles).mean().rad2deg())
 
 
 def tail_exponent(values: NDArray[np.floating]) -> float:
-    """α of a power law x^-α fitted to the largest of `values` (n,); nan below 30 of them.
+    """Return the exponent α of a power law x^-α fitted to the largest of n `values`; nan for fewer than 30.
 
-    Maximum likelihood above the threshold that brings the Kolmogorov-Smirnov distance to its least, Clauset,
-    Shalizi & Newman 2009, arXiv:0706.1062.
+    Maximum likelihood above the threshold with the smallest Kolmogorov-Smirnov distance between data and fit:
+    Clauset, Shalizi & Newman 2009, arXiv:0706.1062.
     """
     x = np.sort(np.asarray(values, dtype=np.float64))
     x = x[x > 0]
@@ -52,7 +53,7 @@ def tail_exponent(values: NDArray[np.floating]) -> float:
             break
         alpha = 1 + len(tail) / logs.sum()
         fitted = 1 - np.exp(-(alpha - 1) * logs)
-        # The empirical distribution jumps at each value: both sides of the jump count.
+        # The empirical distribution jumps at each value; both sides of the jump are compared.
         steps = np.arange(len(tail) + 1) / len(tail)
         distance = max(np.abs(fitted - steps[:-1]).max(), np.abs(fitted - steps[1:]).max())
         if distance < best:
@@ -61,12 +62,12 @@ def tail_exponent(values: NDArray[np.floating]) -> float:
 
 
 def heavy_tail(module: nn.Module) -> float:
-    """The median over a block's matrices W of the tail exponent of WᵀW's eigenvalues.
+    """Return the median over a block's matrices W of the tail exponent of the eigenvalues of WᵀW.
 
-    Martin & Mahoney 2021, arXiv:1810.01075, call 2 to 4 well trained. That says nothing by itself: a square
-    Gaussian matrix has 3.5 too, as its eigenvalues pile up at 0; one four times as high 5 to 10. nan where
-    all matrices are small.
+    Martin & Mahoney 2021, arXiv:1810.01075, call 2 to 4 well trained. The range alone proves nothing: a
+    random square Gaussian matrix has 3.5, and one with four times as many rows as columns 5 to 10. nan if all
+    matrices are too small.
     """
-    found = [tail_exponent(np.square(torch.linalg.svdvals(w).numpy())) for w in matrices(module).values()]
-    fitted = [alpha for alpha in found if np.isfinite(alpha)]
+    exponents = [tail_exponent(np.square(torch.linalg.svdvals(w).numpy())) for w in matrices(module).values()]
+    fitted = [alpha for alpha in exponents if np.isfinite(alpha)]
     return float(np.median(fitted)) if fitted else float("nan")

@@ -1,4 +1,4 @@
-"""What is measured of single blocks, against closed forms and independent implementations."""
+"""Quantities of single blocks agree with closed forms and with independent implementations."""
 
 import math
 
@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from eval_suite.layers import hessian, maps, rings, units, weights
+from eval_suite.layers import derivatives, rings, units, weights
 from eval_suite.layers.blocks import inputs_of, observe
 from eval_suite.layers.images import turned
 from isotorus.errors import UserError
@@ -22,7 +22,7 @@ def circle(n: int, noise: float = 0.0) -> np.ndarray:
 
 
 def share_on_a_line(offset: float) -> float:
-    """Of the unit circle, within 0.1 √E(cos θ + c)² of the line cos θ = -c."""
+    """Return the share of the unit circle within 0.1 √E(cos θ + c)² of the line cos θ = -c; c is `offset`."""
     width = 0.1 * math.sqrt(0.5 + offset**2)
     low, high = (min(max(-offset + side * width, -1), 1) for side in (-1, 1))
     return (math.acos(low) - math.acos(high)) / math.pi
@@ -56,10 +56,10 @@ class TestRings:
         random = np.random.default_rng(2)
         angles = random.uniform(0, 2 * np.pi, 600)
         noise = random.standard_normal((600, 8))
-        told = np.concatenate([noise, np.cos(angles)[:, None], np.sin(angles)[:, None]], axis=1)
-        assert rings.angle_error(told, angles) < 3
+        features = np.concatenate([noise, np.cos(angles)[:, None], np.sin(angles)[:, None]], axis=1)
+        assert rings.angle_error(features, angles) < 3
         assert rings.angle_error(noise, angles) == pytest.approx(90, abs=8)
-        # Half a turn and none look the same to an even function: nothing better than chance.
+        # These features are equal for opposite angles, so the error is that of chance.
         even = np.stack([np.cos(2 * angles), np.sin(2 * angles)], axis=1)
         assert rings.angle_error(even, angles) == pytest.approx(90, abs=8)
 
@@ -67,19 +67,19 @@ class TestRings:
 class TestMaps:
     def test_stretch_of_a_matrix_is_its_largest_singular_value(self):
         matrix = torch.diag(torch.tensor([3.0, 1.0, 0.5, 0.1])) @ torch.linalg.qr(torch.randn(4, 4))[0]
-        found = maps.spectral_norm(lambda x: x @ matrix.T, torch.randn(5, 4))
+        found = derivatives.spectral_norm(lambda x: x @ matrix.T, torch.randn(5, 4))
         assert found == pytest.approx(torch.full((5,), 3.0), rel=1e-4)
 
     def test_stretch_is_local(self):
         x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-        found = maps.spectral_norm(torch.sin, x, iterations=40)
+        found = derivatives.spectral_norm(torch.sin, x, iterations=40)
         assert found == pytest.approx(torch.tensor([1.0, max(math.cos(1.0), -math.cos(2.0))]), rel=1e-4)
 
     def test_stretch_of_a_vit_block_is_that_of_its_whole_jacobian(self):
         torch.manual_seed(0)
         block = timm.create_model("test_vit", num_classes=0).eval().blocks[0]
         x = torch.randn(2, 4, 64)
-        found = maps.spectral_norm(block, x, iterations=150)
+        found = derivatives.spectral_norm(block, x, iterations=150)
         for i in range(2):
             whole = torch.autograd.functional.jacobian(lambda t: block(t[None])[0], x[i]).reshape(256, 256)
             assert float(found[i]) == pytest.approx(float(torch.linalg.svdvals(whole)[0]), rel=1e-3)
@@ -87,13 +87,15 @@ class TestMaps:
     def test_response_of_a_rotation_is_one_and_of_a_matrix_its_mean_singular_value(self):
         rotation = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0]
         x = torch.randn(6, 64, dtype=torch.float64)
-        assert maps.stability(lambda t: t @ rotation, x) == pytest.approx(torch.ones(6).double(), rel=1e-6)
+        assert derivatives.stability(lambda t: t @ rotation, x) == pytest.approx(
+            torch.ones(6).double(), rel=1e-6
+        )
         matrix = torch.randn(64, 64, dtype=torch.float64)
-        found = maps.stability(lambda t: t @ matrix.T, x, draws=400).mean()
+        found = derivatives.stability(lambda t: t @ matrix.T, x, draws=400).mean()
         assert float(found) == pytest.approx(float(matrix.norm()) / 8, rel=0.02)
 
     def test_a_collapsed_block_has_the_smallest_residual(self):
-        """So a small residual is no sign of a good encoder, as has been claimed."""
+        """A small residual is no sign of a good encoder: zero weights give the smallest one."""
         torch.manual_seed(0)
         encoder = timm.create_model("test_vit", num_classes=0).eval()
         last = depth_blocks(encoder)[-1]
@@ -145,7 +147,7 @@ class TestWeights:
         assert weights.tail_exponent(x) == pytest.approx(alpha, rel=0.1)
 
     def test_a_random_square_matrix_looks_well_trained(self):
-        """The exponent between 2 and 4 that is called a sign of good training is there before any."""
+        """Before any training the exponent is in the range that has been called a sign of good training."""
         random = np.random.default_rng(0)
         square, tall = random.standard_normal((192, 192)), random.standard_normal((768, 192))
         assert 2 < weights.tail_exponent(np.linalg.svd(square, compute_uv=False) ** 2) < 4
@@ -162,9 +164,9 @@ class TestHessian:
         basis = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64))[0]
         matrix = basis @ torch.diag(values) @ basis.T
         x = torch.randn(40, dtype=torch.float64, requires_grad=True)
-        found = hessian.curvatures(lambda: x @ matrix @ x / 2, [x], iterations=40)
+        found = derivatives.curvatures(lambda: x @ matrix @ x / 2, [x], iterations=40)
         assert found == pytest.approx((-2, 7), abs=1e-8)
-        rough = hessian.curvatures(lambda: x @ matrix @ x / 2, [x], iterations=6)
+        rough = derivatives.curvatures(lambda: x @ matrix @ x / 2, [x], iterations=6)
         assert -2 <= rough.smallest < 0 < rough.largest <= 7
 
     def test_ends_are_those_of_the_dense_hessian_of_a_network(self):
@@ -180,7 +182,7 @@ class TestHessian:
 
         flat = torch.cat([p.detach().flatten() for p in parameters])
         dense = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss_of, flat))
-        found = hessian.curvatures(
+        found = derivatives.curvatures(
             lambda: nn.functional.mse_loss(net(x), y), parameters, iterations=len(flat)
         )
         assert found == pytest.approx((float(dense[0]), float(dense[-1])), abs=1e-8)
@@ -188,7 +190,7 @@ class TestHessian:
 
     def test_parameters_that_the_loss_does_not_touch_are_flat(self):
         used, unused = (torch.ones(3, requires_grad=True) for _ in range(2))
-        assert hessian.curvatures(lambda: used.square().sum(), [used, unused]) == pytest.approx(
+        assert derivatives.curvatures(lambda: used.square().sum(), [used, unused]) == pytest.approx(
             (0, 2), abs=1e-5
         )
 

@@ -1,4 +1,4 @@
-"""`python -m eval_suite layers`: from checkpoints to one page."""
+"""`python -m eval_suite layers` measures checkpoints and writes one page and its numbers."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def layers(*arguments: object) -> Outcome:
 
 
 def tilt(checkpoint: Path, share: float) -> None:
-    """Move every weight by `share` of its size, at random."""
+    """Add noise to every weight of a checkpoint, `share` times as large as the weights."""
     weights = load_file(checkpoint / "encoder.safetensors")
     generator = torch.Generator().manual_seed(int(1000 * share))
     moved = {
@@ -42,7 +42,7 @@ def tilt(checkpoint: Path, share: float) -> None:
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three checkpoints, the second like the first, the third a little further."""
+    """Make a run of three checkpoints: the second equals the first, the third has changed weights."""
     folder = tmp_path_factory.mktemp("layers") / "tiny <i>run</i>"
     for step in STEPS:
         checkpoint = save_checkpoint(folder / "checkpoints" / f"step_{step:08d}", step=step)
@@ -58,7 +58,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(training: Path, splits: dict[str, Path]) -> dict[str, Any]:
-    """Every quantity, once."""
+    """Measure every quantity of the run once and return layers.json."""
     every = ",".join(quantities.NAMES)
     done = layers(training, "--every", 10, "--data", splits["train"], "--metrics", every, "--few", 4)
     assert done.code == 0, done.err
@@ -154,7 +154,7 @@ def test_a_convolutional_encoder_is_measured_but_for_what_needs_tokens(
 
 
 def test_angles_of_a_periodic_label(tmp_path: Path, checkpoint: Path, splits: dict[str, Path]):
-    """The hour is told by the images' class, of which there are two, half a day apart."""
+    """The images' two classes have the hours 0 and 12, so the hour can be predicted from what is seen."""
     rows = [f"{i},{12 * (i % 2)}" for i in range(44) if i != 7]
     (tmp_path / "hours.csv").write_text("key,hour\n" + "\n".join(rows) + "\n")
     period = ["--targets", tmp_path / "hours.csv", "--period", "hour=24", "--metrics", "angle"]
@@ -188,8 +188,8 @@ def test_costs_are_listed(checkpoint: Path, splits: dict[str, Path]):
     [
         (["--metrics", "rnk"], "--metrics: unknown name 'rnk'; did you mean rank?"),
         (["--metrics", ","], "--metrics is empty"),
-        (["--images", "5"], "--images 5: a cloud takes 10 or more"),
-        (["--few", "0"], "--few 0: expected a number above 0"),
+        (["--images", "5"], "argument --images: 5: expected a whole number, 10 or more"),
+        (["--few", "0"], "argument --few: 0: expected a whole number, 1 or more"),
         (["--period", "hour=24"], "--targets and --period go together"),
         (["--targets", "x.csv", "--period", "hour"], "--period hour: expected COLUMN=PERIOD"),
         (["--targets", "x.csv", "--period", "hour=-1"], "--period hour=-1: expected COLUMN=PERIOD"),
