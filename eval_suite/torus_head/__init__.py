@@ -1,1 +1,1 @@
-"""Commands for checkpoints whose head is a torus."""
+"""Commands about torus heads, whose output is angles: winding numbers, discrete codes, near-duplicates."""

@@ -1,8 +1,8 @@
-"""`python -m eval_suite codes RUN_OR_CHECKPOINT… --data SHARDS --out DIR`: embeddings as addresses.
+"""The sub-command `python -m eval_suite codes`: discrete codes of embeddings, compared with each other.
 
-Discrete codes of the same embeddings side by side: the published winding assignment, bins of a torus head's
-angles, and finite scalar quantisation; how many addresses each uses, how often two images share one, whether
-that is by class, and whether a little noise moves them.
+A code maps an embedding to a few digits, its address. The codes are the published winding code, bins of a
+torus head's angles, and finite scalar quantisation (FSQ). For each one it is measured how many addresses the
+images use, how often two images share one, within and between classes, and whether noise changes the address.
 """
 
 import argparse
@@ -22,8 +22,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite import results
-from eval_suite.arguments import numbers
+from eval_suite import arguments, results
 from eval_suite.features import embed
 from eval_suite.inputs import find
 from eval_suite.inputs.checkpoints import Checkpoint
@@ -33,82 +32,89 @@ from pretrain.geometry import codes
 from pretrain.objectives.toroidal import angles_from_pairs
 
 NOISE = (0.01, 0.1)
-"""Standard deviations of the noise on each feature, in units of the feature's own."""
+"""Standard deviations of the noise on each feature, relative to the feature's standard deviation."""
 
 
 class Code(NamedTuple):
+    """A discrete code of embeddings."""
+
     name: str
     cells: int
-    of: Callable[[Tensor], Tensor]
-    """Embeddings (n, d) to digits (n, m)."""
+    """Number of possible addresses."""
+    encode: Callable[[Tensor], Tensor]
+    """Maps embeddings (n, d) to digits (n, m)."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure all that is named; exit code 0, 2 for what the user can mend."""
-    given = parse(arguments)
-    bins, levels = numbers(given.bins, "--bins", 2, "4,8,16"), numbers(given.levels, "--levels", 2, "8,5,5,5")
-    checkpoints = find.find(given.names, given.every)
-    data, out = Dataset(given.data), Path(given.out)
+def main(argv: Sequence[str]) -> int:
+    """Run the sub-command and return exit code 0; raises UserError for arguments that cannot work."""
+    args = parse(argv)
+    bins, levels = (
+        arguments.numbers(args.bins, "--bins", 2, "4,8,16"),
+        arguments.numbers(args.levels, "--levels", 2, "8,5,5,5"),
+    )
+    checkpoints = find.find(args.names, args.every)
+    data, out = Dataset(args.data), Path(args.out)
     if len(data) < 2:
         raise UserError(f"{data.path} has {len(data)} images; pairs are compared, so give two or more")
     results.make_folder(out)
     state = PartialState(cpu=not torch.cuda.is_available())
+    options = {"batch_size": args.batch_size, "workers": args.workers}
     measured = []
     for checkpoint in checkpoints:
-        r = embed.pretrained(checkpoint, ())
-        x = embed.extract(
-            [r], data, out / "features", state, batch_size=given.batch_size, workers=given.workers
-        )["pretrained"]["embedding"]
-        described = {
-            "name": checkpoint.name,
-            "step": checkpoint.encoder.step,
-            "folder": str(checkpoint.folder),
-        }
-        table = measure(
-            known_codes(checkpoint, x, bins, levels), torch.from_numpy(x), data.labels, given.seed
+        representation = embed.pretrained(checkpoint, ())
+        features = embed.extract([representation], data, out / "features", state, **options)
+        x = features["pretrained"]["embedding"]
+        known = known_codes(checkpoint, x, bins, levels)
+        measured.append(
+            {
+                "name": checkpoint.name,
+                "step": checkpoint.encoder.step,
+                "folder": str(checkpoint.folder),
+                "images": len(x),
+                "classes": len(data.classes),
+                "codes": measure(known, torch.from_numpy(x), data.labels, args.seed),
+            }
         )
-        measured.append(described | {"images": len(x), "classes": len(data.classes), "codes": table})
-    found = results.json_safe({"format": 1, "data": given.data, "noise": NOISE, "checkpoints": measured})
-    results.write(out / "codes.html", template("codes").render(found=found, reading=reading, size=_size))
-    results.write(out / "codes.json", results.as_json(found))
-    say(found, out)
+    contents = results.json_safe({"format": 1, "data": args.data, "noise": NOISE, "checkpoints": measured})
+    results.write(out / "codes.html", template("codes").render(found=contents, reading=reading, size=_size))
+    results.write(out / "codes.json", results.as_json(contents))
+    show(contents, out)
     return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="python -m eval_suite codes",
-        description="Discrete codes of embeddings side by side: occupancy, collisions within and between "
-        "classes against chance, and stability under noise.",
+        description="Compare discrete codes of the embeddings of images: how many addresses they use, how "
+        "often two images share one, within and between classes and by chance, and how stable they are under "
+        "noise.",
     )
-    parser.add_argument("names", nargs="+", metavar="RUN_OR_CHECKPOINT", help="as for the evaluation")
-    parser.add_argument("--data", required=True, metavar="SHARDS", help="packed data set, labelled or not")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where codes.html and codes.json go")
+    arguments.add_checkpoints(parser)
+    arguments.add_data(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for codes.html and codes.json")
     parser.add_argument(
-        "--bins", default="4,8,16", help="of each angle of a torus head (default %(default)s)"
+        "--bins",
+        default="4,8,16",
+        help="numbers of bins for each angle of a torus head, a code for each number (default %(default)s)",
     )
-    parser.add_argument("--levels", default="8,5,5,5", help="of FSQ, one count a digit (default %(default)s)")
     parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="also checkpoints of multiples of these steps"
+        "--levels",
+        default="8,5,5,5",
+        help="levels of finite scalar quantisation (FSQ), a number for each digit (default %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
-    parser.add_argument("--workers", type=int, default=0, help="decoders (default 0: this process)")
-    given = parser.parse_args(arguments)
-    if given.workers < 0 or given.batch_size < 1:
-        raise UserError("--workers takes 0 or more and --batch-size 1 or more")
-    if given.every is not None and given.every < 1:
-        raise UserError(f"--every {given.every}: expected a number above 0")
-    return given
+    arguments.add_seed(parser)
+    arguments.add_batches(parser)
+    return parser.parse_args(argv)
 
 
 def known_codes(
     checkpoint: Checkpoint, x: np.ndarray, bins: Sequence[int], levels: Sequence[int]
 ) -> list[Code]:
-    """The published code, FSQ, and of a torus head the bins of its angles.
+    """Return the published code, FSQ and, for a torus head, a code for each number of `bins` of its angles.
 
-    FSQ takes as many standardised principal components of `x` (n, d) as it has levels: no projection was
-    trained for it. Raises UserError where there are fewer.
+    FSQ is applied to the standardised principal components of `x` (n, d), one for each entry of `levels`,
+    since no projection was trained for it. Raises UserError for more levels than components.
     """
     if len(levels) > min(x.shape):
         raise UserError(
@@ -122,13 +128,13 @@ def known_codes(
     def scalars(rows: Tensor) -> Tensor:
         return codes.fsq((rows.double() - mean) @ components, levels)
 
-    found = [
+    known = [
         Code("published winding code", 100, codes.published_winding_code),
         Code(f"FSQ {'×'.join(map(str, levels))}", math.prod(levels), scalars),
     ]
     projector, described = checkpoint.projector(), checkpoint.encoder.projector
     if projector is None or described is None or not described.angles:
-        return found
+        return known
     head, m = projector.eval(), described.angles
 
     def angles(rows: Tensor) -> Tensor:
@@ -138,29 +144,29 @@ def known_codes(
     def binned(count: int) -> Code:
         return Code(f"{count} bins of {m} angles", count**m, lambda x: codes.angular_bins(angles(x), count))
 
-    return [*found, *map(binned, bins)]
+    return [*known, *map(binned, bins)]
 
 
 def measure(known: Sequence[Code], x: Tensor, labels: np.ndarray, seed: int) -> list[dict[str, Any]]:
-    """Of embeddings (n, d) and labels (n,), below 0 for none: a row a code, ready for JSON."""
+    """Measure each code on embeddings (n, d) with labels (n,), negative for none; ready for JSON."""
     rows = []
     classes = torch.from_numpy(np.array(labels, dtype=np.int64))
     for code in known:
-        digits = code.of(x)
+        digits = code.encode(x)
         rows.append(
             {
                 "name": code.name,
                 "cells": code.cells,
                 "occupancy": codes.occupancy(digits, code.cells)._asdict(),
                 "collisions": codes.collisions(digits, code.cells, classes)._asdict(),
-                "stable": [codes.stability(code.of, x, noise, seed) for noise in NOISE],
+                "stable": [codes.stability(code.encode, x, noise, seed) for noise in NOISE],
             }
         )
     return rows
 
 
 def reading(row: Mapping[str, Any], images: int) -> str:
-    """Which claims hold for a code, in a sentence."""
+    """Say in a sentence whether a code distinguishes images, and whether it groups classes."""
     used, shared = row["occupancy"]["used"], row["collisions"]
     if used == images:
         first = "no two images share an address"
@@ -182,9 +188,10 @@ def reading(row: Mapping[str, Any], images: int) -> str:
     return f"{first[0].upper()}{first[1:]}; {second}."
 
 
-def say(found: Mapping[str, Any], out: Path) -> None:
+def show(contents: Mapping[str, Any], out: Path) -> None:
+    """Print a table for each checkpoint of codes.json, and where the page is."""
     console = Console()
-    for checkpoint in found["checkpoints"]:
+    for checkpoint in contents["checkpoints"]:
         title = Text(f"{checkpoint['name']}, step {checkpoint['step']}, {checkpoint['images']} images")
         table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
         table.add_column("", no_wrap=True)
@@ -211,9 +218,10 @@ def say(found: Mapping[str, Any], out: Path) -> None:
 
 
 def _size(cells: int) -> str:
-    """Of many angles the number of cells is past what a float can hold."""
+    """Write a number of addresses, a large one as a power of ten."""
     return f"{cells:,}" if cells < 10**6 else f"10^{len(str(cells)) - 1}"
 
 
 def _percent(value: float | None) -> str:
+    """Write a share as a number of percent."""
     return "–" if value is None else f"{100 * value:.2g}" if 0 < value < 0.1 else f"{100 * value:.0f}"

@@ -1,7 +1,8 @@
-"""`python -m eval_suite winding RUN_OR_CHECKPOINT… --data SHARDS --out DIR`: does the torus head go round?
+"""The sub-command `python -m eval_suite winding`: winding numbers of a torus head's angles along image paths.
 
-Images are turned, moved and coloured once round; the angles of the torus head along each such path have a
-winding vector. A head that follows the path winds once, one that ignores it does not wind.
+Images are rotated, shifted or recoloured until they are the same again. Along such a path each angle of the
+head makes a whole number of turns; these numbers are the winding vector. A head that follows the path has an
+angle that turns once, and a head that ignores it has the vector 0.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
-from eval_suite import results
+from eval_suite import arguments, results
 from eval_suite.features import embed
+from eval_suite.features.images import normalise, unit_range
 from eval_suite.inputs import find
 from eval_suite.torus_head import winding_page
 from eval_suite.torus_head.image_paths import COLOUR, PATHS
@@ -29,19 +31,19 @@ from isotorus.errors import ArgumentParser, UserError, from_os_error
 from pretrain.geometry.winding import unwrapped, winding
 
 MARGIN = 0.25
-"""Radians: a step nearer to half a turn than this is flagged."""
+"""A step is called ambiguous if it is within this angle, in radians, of half a turn."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure all that is named; exit code 0, 2 for what the user can mend."""
-    given = parse(arguments)
-    names = path_names(given.paths)
+def main(argv: Sequence[str]) -> int:
+    """Run the sub-command and return exit code 0; raises UserError for arguments that cannot work."""
+    args = parse(argv)
+    names = path_names(args.paths)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    checkpoints = find.find(given.names, given.every)
-    if not (given.data or given.frames):
+    checkpoints = find.find(args.names, args.every)
+    if not (args.data or args.frames):
         raise UserError("nothing to look at; name a packed data set with --data, or a folder with --frames")
-    data = Dataset(given.data) if given.data else None
-    out = Path(given.out)
+    data = Dataset(args.data) if args.data else None
+    out = Path(args.out)
     results.make_folder(out)
     measured: list[dict[str, Any]] = []
     left_out: list[str] = []
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         if not checkpoint.angles:
             left_out.append(f"{title} has no angles: its head is no torus")
             continue
-        found: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "name": checkpoint.name,
             "step": checkpoint.encoder.step,
             "folder": str(checkpoint.folder),
@@ -58,73 +60,81 @@ def main(arguments: Sequence[str]) -> int:
         }
         r = embed.pretrained(checkpoint, ("angles",))
         r.model.to(device)
-        images = None if data is None else load(data, r, given.images, given.seed).to(device)
-        frames = load_frames(Path(given.frames), r).to(device) if given.frames else None
+        images = None if data is None else load(data, r, args.images, args.seed).to(device)
+        frames = load_frames(Path(args.frames), r).to(device) if args.frames else None
         if images is not None:
             chosen = [name for name in names if r.channels == 3 or name not in COLOUR]
             if dropped := [name for name in names if name not in chosen]:
                 left_out.append(f"{title}: no {', '.join(dropped)}, as its images have no colour")
-            found["paths"] = along_paths(r, images, chosen, given.steps, given.batch_size, title)
+            entry["paths"] = along_paths(r, images, chosen, args.steps, args.batch_size, title)
         if frames is not None:
-            path = angles(r, frames, given.batch_size)[None]
-            found["frames"] = summary(path, closed=given.closed)
-        measured.append(found)
+            path = angles(r, frames, args.batch_size)[None]
+            entry["frames"] = summary(path, closed=args.closed)
+        measured.append(entry)
     if not measured:
         raise UserError(
             f"{left_out[0]}; evaluate a run of a recipe with objective.kind=torus, such as torus_m2"
         )
-    written = results.json_safe(
-        {"format": 1, "data": given.data, "seed": given.seed, "checkpoints": measured, "left_out": left_out}
+    contents = results.json_safe(
+        {"format": 1, "data": args.data, "seed": args.seed, "checkpoints": measured, "left_out": left_out}
     )
-    results.write(out / "winding.html", winding_page.render(written))
-    for found in written["checkpoints"]:
-        for path in (*found.get("paths", {}).values(), found.get("frames", {})):
-            path.pop("strip", None)  # pictures belong to the page alone
-    results.write(out / "winding.json", results.as_json(written))
-    say(written, out)
+    results.write(out / "winding.html", winding_page.render(contents))
+    for entry in contents["checkpoints"]:
+        for path in (*entry.get("paths", {}).values(), entry.get("frames", {})):
+            path.pop("strip", None)  # only the page shows pictures
+    results.write(out / "winding.json", results.as_json(contents))
+    show(contents, out)
     return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="python -m eval_suite winding",
-        description="How often the angles of a torus head go round while an image is turned, moved or "
-        "coloured once round, or along the frames of a sequence.",
+        description="Measure how often each angle of a torus head turns while an image is rotated, shifted "
+        "or recoloured until it is the same again, or along the frames of a sequence.",
     )
-    parser.add_argument("names", nargs="+", metavar="RUN_OR_CHECKPOINT", help="as for the evaluation")
-    parser.add_argument("--data", metavar="SHARDS", help="packed data set that the images come from")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where winding.html and winding.json go")
+    arguments.add_checkpoints(parser)
+    arguments.add_data(parser, required=False)
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for winding.html and winding.json"
+    )
     parser.add_argument(
         "--paths",
         default=",".join(PATHS),
-        help="of %(default)s (default: all); translation means both of its directions",
-    )
-    parser.add_argument("--frames", metavar="DIR", help="images of one sequence, in the order of their names")
-    parser.add_argument("--closed", action="store_true", help="the last frame leads on to the first")
-    parser.add_argument("--images", type=int, default=32, help="how many, at random (default 32)")
-    parser.add_argument(
-        "--steps", type=int, default=36, help="samples of a path, an even number (default 36)"
+        help=f"what is done to the images: some of {', '.join(PATHS)}; translation means both (default: all)",
     )
     parser.add_argument(
-        "--every", type=int, metavar="STEPS", help="also checkpoints of multiples of these steps"
+        "--frames", metavar="DIR", help="folder with the images of a sequence, in the order of their names"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images (default 0)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
-    given = parser.parse_args(arguments)
-    if given.steps < 4 or given.steps % 2:
+    parser.add_argument(
+        "--closed", action="store_true", help="with --frames: the last frame is followed by the first"
+    )
+    parser.add_argument(
+        "--images",
+        type=arguments.at_least(1),
+        default=32,
+        help="images drawn from --data (default %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=36, help="samples along a path, an even number (default %(default)s)"
+    )
+    arguments.add_seed(parser)
+    arguments.add_batches(parser, workers=None)
+    args = parser.parse_args(argv)
+    if args.steps < 4 or args.steps % 2:
         raise UserError(
-            f"--steps {given.steps}: a path needs an even number of samples, 4 or more; 36 is usual"
+            f"--steps {args.steps}: a path needs an even number of samples, 4 or more; 36 is usual"
         )
-    if min(given.images, given.batch_size) < 1:
-        raise UserError("--images and --batch-size take 1 or more")
-    if given.every is not None and given.every < 1:
-        raise UserError(f"--every {given.every}: expected a number above 0")
-    return given
+    return args
 
 
-def path_names(given: str) -> list[str]:
-    """In the order of `PATHS`; a name that begins several means them all."""
-    wanted = [name.strip() for name in given.split(",") if name.strip()]
+def path_names(text: str) -> list[str]:
+    """Return the paths that a comma-separated list names, in the order of `PATHS`.
+
+    The beginning of a name stands for all names that begin so. Raises UserError for an unknown name.
+    """
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
     for name in wanted:
         if not any(known.startswith(name) for known in PATHS):
             raise UserError(f"--paths: unknown path '{name}'; one of {', '.join(PATHS)}")
@@ -134,17 +144,20 @@ def path_names(given: str) -> list[str]:
 
 
 def load(data: Dataset, r: embed.Representation, count: int, seed: int) -> Tensor:
-    """Up to `count` random images as floats (n, C, size, size) in [0, 1]."""
+    """Read up to `count` random images as floats (n, C, size, size) in [0, 1]."""
     embed.check_channels(r.channels, data)
     chosen = randomness.rows(len(data), count, seed).tolist()
-    images = [_unit(embed.read_views(data, i, r.channels, [r.size])[0]) for i in chosen]
+    images = [unit_range(embed.read_views(data, i, r.channels, [r.size])[0]) for i in chosen]
     if not images:
         raise UserError(f"{data.path} has no images; pack some")
     return torch.stack(images)
 
 
 def load_frames(folder: Path, r: embed.Representation) -> Tensor:
-    """All images of a folder in the order of their names, as floats (T, C, size, size) in [0, 1]."""
+    """Read all images of a folder in the order of their names, as floats (T, C, size, size) in [0, 1].
+
+    Raises UserError for fewer than two files and for a file that is not an image.
+    """
     try:
         files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
         if len(files) < 2:
@@ -154,7 +167,7 @@ def load_frames(folder: Path, r: embed.Representation) -> Tensor:
         frames = []
         for file in files:
             try:
-                frames.append(_unit(center_view(decode(file.read_bytes(), r.channels, 8), r.size)))
+                frames.append(unit_range(center_view(decode(file.read_bytes(), r.channels, 8), r.size)))
             except ValueError as error:
                 raise UserError(f"{file} is no frame ({error}); leave only images in --frames") from None
     except OSError as error:
@@ -162,17 +175,12 @@ def load_frames(folder: Path, r: embed.Representation) -> Tensor:
     return torch.stack(frames)
 
 
-def _unit(view: Tensor) -> Tensor:
-    return view.float() / torch.iinfo(view.dtype).max
-
-
 @torch.inference_mode()
 def angles(r: embed.Representation, images: Tensor, batch_size: int) -> Tensor:
-    """The torus head's angles (n, m) in radians of float images (n, C, size, size) in [0, 1]."""
-    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (r.mean, r.std))
+    """Return the torus head's angles (n, m) in radians for float images (n, C, size, size) in [0, 1]."""
     parts = []
     for part in images.split(batch_size):
-        pairs = r.embed_normalised((part - mean) / std)["angles"].unflatten(1, (-1, 2))
+        pairs = r.embed_normalised(normalise(part, r.mean, r.std))["angles"].unflatten(1, (-1, 2))
         parts.append(torch.atan2(pairs[..., 1], pairs[..., 0]).cpu())
     return torch.cat(parts)
 
@@ -180,8 +188,8 @@ def angles(r: embed.Representation, images: Tensor, batch_size: int) -> Tensor:
 def along_paths(
     r: embed.Representation, images: Tensor, names: Sequence[str], steps: int, batch_size: int, title: str
 ) -> dict[str, Any]:
-    """What `summary` says of each path of `PATHS`, with pictures of the first image along it."""
-    found = {}
+    """Measure each named path of `PATHS`; return its `summary` with pictures of the first image along it."""
+    summaries = {}
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=len(names) * steps)
         for name in names:
@@ -189,14 +197,24 @@ def along_paths(
             for step in range(steps):
                 samples.append(angles(r, PATHS[name](images, step / steps), batch_size))
                 progress.advance(task)
-            found[name] = summary(torch.stack(samples, 1), closed=True)
+            summaries[name] = summary(torch.stack(samples, 1), closed=True)
             shown = [PATHS[name](images[:1], k / winding_page.STRIP)[0] for k in range(winding_page.STRIP)]
-            found[name]["strip"] = [winding_page.picture(image) for image in shown]
-    return found
+            summaries[name]["strip"] = [winding_page.picture(image) for image in shown]
+    return summaries
 
 
 def summary(path: Tensor, *, closed: bool) -> dict[str, Any]:
-    """Of angles (n, T, m) of n images along a path, ready for JSON."""
+    """Summarise the winding of angles (n, T, m) in radians: n images at T samples of a path; ready for JSON.
+
+    - `vector`: the most common winding vector, in turns of each angle; `share`: share of images with it;
+    - `times`: greatest common divisor of the vector's entries, 0 if nothing winds;
+    - `margin`: π minus the largest step of an angle, in radians; `ambiguous`: share of images below `MARGIN`;
+    - `same_at_half`: share of images with the same vector if every second sample is left out;
+    - `of_each_angle`: most common number of turns of each angle, and its share of the images;
+    - `numbers`: winding vector of each image; `curves`: turns along the path of the angles that turn most.
+
+    Raises UserError for angles that are not finite.
+    """
     if not path.isfinite().all():
         raise UserError(
             "the head gives NaN or infinite angles; evaluate a checkpoint from before it diverged"
@@ -231,10 +249,11 @@ def summary(path: Tensor, *, closed: bool) -> dict[str, Any]:
     }
 
 
-def say(written: dict[str, Any], out: Path) -> None:
+def show(contents: dict[str, Any], out: Path) -> None:
+    """Print a table for each checkpoint of winding.json, what was left out, and where the page is."""
     console = Console()
-    for found in written["checkpoints"]:
-        console.print(winding_page.table(found))
-    for line in (*written["left_out"], f"page: {out / 'winding.html'} (open it in a browser)"):
+    for checkpoint in contents["checkpoints"]:
+        console.print(winding_page.table(checkpoint))
+    for line in (*contents["left_out"], f"page: {out / 'winding.html'} (open it in a browser)"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()

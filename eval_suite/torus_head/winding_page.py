@@ -1,4 +1,4 @@
-"""What `eval_suite winding` found, as a page and as a table: curves of angles, and vectors in words."""
+"""The page and the table of `eval_suite winding`: winding vectors, sentences, and curves of angles."""
 
 import base64
 import io
@@ -19,22 +19,24 @@ from eval_suite.report.figures import CLASS_COLOURS, INK, svg
 from eval_suite.report.pages import template
 
 ANGLES = 2
-"""Angles of a path whose curves are drawn: those that turn most."""
+"""Number of angles of a path whose curves are drawn, those that turn most."""
 CURVES = 40
-"""Most images whose curves are drawn."""
+"""Largest number of images whose curves are drawn."""
 STRIP = 12
-"""Pictures of an image along a path."""
+"""Number of pictures that show an image along a path."""
 DOES = {
     "rotation": "the image turns once",
     "translation_x": "the image moves once round to the right",
     "translation_y": "the image moves once round downwards",
     "hue": "the hue turns once",
 }
+"""What happens along each path of `image_paths.PATHS`, as part of a sentence."""
 
 
-def render(written: Mapping[str, Any]) -> str:
+def render(contents: Mapping[str, Any]) -> str:
+    """Return the page for results in the form of winding.json, with pictures still in them."""
     checkpoints = []
-    for found in written["checkpoints"]:
+    for checkpoint in contents["checkpoints"]:
         paths = [
             {
                 "name": name,
@@ -44,21 +46,21 @@ def render(written: Mapping[str, Any]) -> str:
                     (int(i) + 1, Markup(curves(rows, path["closed"]))) for i, rows in path["curves"].items()
                 ],
             }
-            for name, path in _paths(found).items()
+            for name, path in _paths(checkpoint).items()
         ]
-        checkpoints.append({"title": f"{found['name']}, step {found['step']:,}", "paths": paths})
-    return template("winding").render(checkpoints=checkpoints, written=written, vector=vector)
+        checkpoints.append({"title": f"{checkpoint['name']}, step {checkpoint['step']:,}", "paths": paths})
+    return template("winding").render(checkpoints=checkpoints, written=contents, vector=vector)
 
 
-def table(found: Mapping[str, Any]) -> Table:
-    """A row a path, for the terminal."""
-    title = Text(f"{found['name']}, step {found['step']}")
+def table(checkpoint: Mapping[str, Any]) -> Table:
+    """Return a table of one checkpoint for the terminal, with a row for each path."""
+    title = Text(f"{checkpoint['name']}, step {checkpoint['step']}")
     shown = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
     for column in ("", "winding vector"):
         shown.add_column(column, no_wrap=True)
     for column in ("images\n%", "\nmargin", "ambiguous\n%", "same at half\nthe samples %"):
         shown.add_column(column, justify="right")
-    for name, path in _paths(found).items():
+    for name, path in _paths(checkpoint).items():
         shown.add_row(
             name,
             vector(path),
@@ -71,7 +73,7 @@ def table(found: Mapping[str, Any]) -> Table:
 
 
 def reading(name: str, path: Mapping[str, Any]) -> str:
-    """Whether the head goes round, in a sentence."""
+    """Say in a sentence how often the head winds along a path."""
     if not path["closed"]:
         number = ", ".join(f"{turns:+.2f}" for turns in path["numbers"][0][:8])
         return f"Along the frames the angles turn by {number} turns."
@@ -87,7 +89,7 @@ def reading(name: str, path: Mapping[str, Any]) -> str:
 
 
 def vector(path: Mapping[str, Any]) -> str:
-    """The commonest vector; of many angles those that wind."""
+    """Write the most common winding vector; for more than eight angles only those that wind."""
     numbers = path["vector"]
     if not path["closed"] and path["images"] == 1:
         return "(" + ", ".join(f"{turns:+.2f}" for turns in path["numbers"][0][:8]) + ")"
@@ -98,7 +100,7 @@ def vector(path: Mapping[str, Any]) -> str:
 
 
 def curves(rows: Sequence[Sequence[float]], closed: bool) -> str:
-    """How far an angle has turned along the path, a line an image; a closed path ends at a whole number."""
+    """Draw as SVG how many turns an angle has made along the path, with one curve for each image."""
 
     def draw(axes: Axes) -> None:
         share = np.linspace(0, 1, len(rows[0]))
@@ -118,7 +120,7 @@ def curves(rows: Sequence[Sequence[float]], closed: bool) -> str:
 
 
 def picture(image: Tensor, size: int = 64) -> str:
-    """A float image (C, H, W) in [0, 1] as a data URI."""
+    """Return a float image (C, H, W) in [0, 1] as a data URI."""
     pixels = (image.clamp(0, 1) * 255).byte().cpu().permute(1, 2, 0).numpy()
     drawn = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3])
     stream = io.BytesIO()
@@ -126,6 +128,7 @@ def picture(image: Tensor, size: int = 64) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _paths(found: Mapping[str, Any]) -> dict[str, Any]:
-    frames = {"frames": found["frames"]} if "frames" in found else {}
-    return {**found.get("paths", {}), **frames}
+def _paths(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all measured paths of a checkpoint by name, the sequence of frames among them."""
+    frames = {"frames": checkpoint["frames"]} if "frames" in checkpoint else {}
+    return {**checkpoint.get("paths", {}), **frames}
