@@ -56,8 +56,7 @@ def circular_coordinates(points: Array, count: int = 2) -> Coordinates:
             if place >= len(rows) or not np.isfinite(rows[longest[place], 1]):
                 break
             bar = rows[longest[place]]
-            cocycle = homology_over[prime]["cocycles"][1][longest[place]]
-            angle = _integrate(cocycle, prime, distances, bar)
+            angle = _integrate(homology_over[prime]["cocycles"][1][longest[place]], prime, distances, bar)
             if angle is not None:
                 angles.append(angle)
                 bars.append(bar)

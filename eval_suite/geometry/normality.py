@@ -1,4 +1,4 @@
-"""How near an embedding is to a Gaussian: the sliced Epps-Pulley statistic over its null, Henze-Zirkler."""
+"""Tests of how close an embedding is to a Gaussian: sliced Epps-Pulley (SIGReg) and Henze-Zirkler."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,25 +15,28 @@ from pretrain.objectives.sigreg import null_mean, statistic_from_sums
 Array = NDArray[np.floating]
 
 T_MAX, KNOTS = 3.0, 17
+"""Upper end and number of knots of the integral in `epps_pulley`."""
 SLICES = 256
+"""Number of random directions of `sigreg`."""
 ROWS = 2000
-"""Most rows of Henze-Zirkler, which compares all pairs."""
+"""Largest number of rows for Henze-Zirkler, which compares all pairs."""
 COMPONENTS = 10
-"""Principal components for Henze-Zirkler: in many more its kernel is 0 between any two points."""
+"""Principal components for Henze-Zirkler; with many more its kernel vanishes between any two points."""
 
 
 class HenzeZirkler(NamedTuple):
-    """The statistic, and the probability of a larger one under normality."""
+    """The statistic of Henze & Zirkler, and its p-value: the probability of a larger one for a Gaussian."""
 
     statistic: float
     p_value: float
 
 
 def epps_pulley(x: Array) -> NDArray[np.float64]:
-    """Epps & Pulley's statistic of each column of `x` (n, s) against N(0, 1), (s,).
+    """Return Epps & Pulley's statistic of each column of `x` (n, s) against N(0, 1), shape (s,).
 
-    n ∫ |φ̂(t) - e^{-t²/2}|² e^{-t²/2} dt by the trapezoid rule on 17 knots in [0, 3], doubled: what SIGReg
-    averages (Balestriero & LeCun 2025, arXiv:2511.08544).
+    It is n ∫ |φ̂(t) - e^{-t²/2}|² e^{-t²/2} dt from -3 to 3, by the trapezoid rule with 17 knots in [0, 3]. φ̂
+    is the empirical characteristic function of the column. Its mean for samples of N(0, 1) is `null_mean()`.
+    SIGReg averages it over directions (Balestriero & LeCun 2025, arXiv:2511.08544).
     """
     columns = torch.from_numpy(np.asarray(x, dtype=np.float64)).T
     sums = characteristic_sums(columns, T_MAX / (KNOTS - 1), KNOTS, "angle")
@@ -41,18 +44,19 @@ def epps_pulley(x: Array) -> NDArray[np.float64]:
 
 
 def sigreg(x: Array, slices: int = SLICES, *, seed: int = 0) -> float:
-    """The mean of `epps_pulley` over random directions of `x` (n, d), over its null: 1 for N(0, I) draws.
+    """Return the mean of `epps_pulley` over random directions of `x` (n, d), divided by its mean for N(0, 1).
 
-    For any other distribution it grows with n, in proportion.
+    It is about 1 for samples of N(0, I), and proportional to n for any other distribution.
     """
     return float(epps_pulley(_projected(np.asarray(x, dtype=np.float64), slices, seed)).mean() / null_mean())
 
 
 def henze_zirkler(x: Array) -> HenzeZirkler:
-    """Henze & Zirkler's test (1990) of multivariate normality of `x` (n, d), with any mean and covariance.
+    """Test with Henze & Zirkler (1990) whether `x` (n, d) is Gaussian, with any mean and covariance.
 
-    The p-value is of the log-normal distribution with the null's mean and variance. Where the covariance is
-    singular the statistic is 4n and the p-value 0. All pairs: memory n² · 8 bytes.
+    The p-value comes from a log-normal distribution with the mean and variance that the statistic has for
+    Gaussian samples. If the covariance is singular, the statistic is 4n and the p-value 0. Compares all
+    pairs, with n² · 8 bytes of memory.
     """
     x = np.asarray(x, dtype=np.float64)
     n, d = x.shape
@@ -78,39 +82,40 @@ def henze_zirkler(x: Array) -> HenzeZirkler:
 
 
 def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
-    """Of `x` (n, d), ready for JSON.
+    """Return all measures of normality of `x` (n, d), ready for JSON.
 
-    - `sigreg`: against N(0, I), as `x` is: scale, isotropy and shape together;
-    - `isotropy`: after centring and one common scale, over the same of Gaussian draws: width of the
-      directions, and shape;
-    - `shape`: every direction standardised for itself, over the same of Gaussian draws: shape alone;
-    - `henze_zirkler`, with `p_value`, on at most 2,000 `rows` and the leading `components`.
+    - `sigreg`: `x` as it is against N(0, I), so scale, isotropy and shape together;
+    - `isotropy`: the same statistic after centring and one common scale, over that of Gaussian draws, so
+      differences in width between directions, and shape;
+    - `shape`: with each direction standardised on its own, over that of Gaussian draws, so shape alone;
+    - `henze_zirkler` and its `p_value`, from `rows` (at most 2,000) and the leading `components`.
 
-    A constant embedding has None for all but the first.
+    For a constant embedding all but the first are None.
     """
     x = np.asarray(x, dtype=np.float64)
-    found: dict[str, Any] = {"samples": len(x), "sigreg": sigreg(x, seed=seed)}
+    measured: dict[str, Any] = {"samples": len(x), "sigreg": sigreg(x, seed=seed)}
     centred = x - x.mean(axis=0)
     scale = math.sqrt((centred**2).mean())
     if scale <= 1e-12 * np.abs(x).max() or len(x) < 3:
-        return found | dict.fromkeys(["isotropy", "shape", "henze_zirkler", "p_value"])
+        return measured | dict.fromkeys(["isotropy", "shape", "henze_zirkler", "p_value"])
     projected = _projected(centred / scale, SLICES, seed)
     draws = generator(seed, 1).standard_normal((len(x), SLICES))
     draws -= draws.mean(axis=0)
-    # Estimated means and scales bring the statistic down, so the null is that of draws treated alike.
-    found["isotropy"] = float(epps_pulley(projected).mean() / epps_pulley(draws).mean())
-    found["shape"] = float(
+    # Estimating means and scales lowers the statistic, so the Gaussian draws are treated in the same way.
+    measured["isotropy"] = float(epps_pulley(projected).mean() / epps_pulley(draws).mean())
+    measured["shape"] = float(
         epps_pulley(_standardised(projected)).mean() / epps_pulley(_standardised(draws)).mean()
     )
     part = centred[randomness.rows(len(x), ROWS, seed)]
     _, _, directions = np.linalg.svd(part - part.mean(axis=0), full_matrices=False)
     components = min(COMPONENTS, len(directions), max(1, len(part) // 10))
     test = henze_zirkler(part @ directions[:components].T)
-    found |= {"henze_zirkler": test.statistic, "p_value": test.p_value}
-    return found | {"rows": len(part), "components": components}
+    measured |= {"henze_zirkler": test.statistic, "p_value": test.p_value}
+    return measured | {"rows": len(part), "components": components}
 
 
 def _projected(x: NDArray[np.float64], slices: int, seed: int) -> NDArray[np.float64]:
+    """Project `x` (n, d) onto random unit directions; returns (n, slices)."""
     random = generator(seed)
     directions = random.standard_normal((x.shape[1], slices))
     projected: NDArray[np.float64] = x @ (directions / np.linalg.norm(directions, axis=0))
@@ -118,13 +123,14 @@ def _projected(x: NDArray[np.float64], slices: int, seed: int) -> NDArray[np.flo
 
 
 def _standardised(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give each column mean 0 and standard deviation 1; a constant column becomes 0."""
     std = x.std(axis=0)
     result: NDArray[np.float64] = (x - x.mean(axis=0)) / np.where(std > 0, std, 1)
     return result
 
 
 def _henze_zirkler_null(d: int, b: float) -> tuple[float, float]:
-    """Mean and variance under normality, Henze & Zirkler 1990, with b = β²."""
+    """Return mean and variance of Henze & Zirkler's statistic for Gaussian samples (1990), with b = β²."""
     a = 1 + 2 * b
     w = (1 + b) * (1 + 3 * b)
     mean = 1 - a ** (-d / 2) * (1 + d * b / a + d * (d + 2) * b**2 / (2 * a**2))
