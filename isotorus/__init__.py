@@ -1,1 +1,1 @@
-"""What all packages share and that belongs to no subject of theirs."""
+"""Small tools that all packages share: errors, secrets, files, processes, random numbers, configuration."""

@@ -1,45 +1,39 @@
-"""`isotorus <pack|train|eval|launch …>`: the four doors behind one console command."""
+"""The console command `isotorus COMMAND …`. Each command runs one of the packages as `python -m` would."""
 
 import runpy
 import sys
 
-DOORS = {
-    "pack": ("data_pipeline", ["pack"]),
-    "index": ("data_pipeline", ["index"]),
-    "verify": ("data_pipeline", ["verify"]),
-    "info": ("data_pipeline", ["info"]),
-    "preview": ("data_pipeline", ["preview"]),
-    "plan": ("pretrain", ["plan"]),
-    "train": ("pretrain", []),
-    "export": ("pretrain", ["export"]),
-    "eval": ("eval_suite", []),
-    "launch": ("launch", []),
+COMMANDS = {
+    "pack": ("data_pipeline pack", "pack images into WebDataset shards"),
+    "index": ("data_pipeline index", "make a data set of existing WebDataset tars"),
+    "verify": ("data_pipeline verify", "check a packed data set for damage"),
+    "info": ("data_pipeline info", "show what a packed data set holds"),
+    "preview": ("data_pipeline preview", "write a page of what the encoder will see"),
+    "plan": ("pretrain plan", "estimate what a run will cost"),
+    "train": ("pretrain", "pretrain an encoder"),
+    "sweep": ("pretrain sweep", "pretrain once for each point of a grid"),
+    "export": ("pretrain export", "export an encoder for timm or transformers"),
+    "eval": ("eval_suite", "evaluate checkpoints"),
+    "launch": ("launch", "start a run on many processes or nodes"),
 }
-USAGE = """usage: isotorus COMMAND …
+"""Each command: what follows `python -m` to run the same thing, and a summary for the help text."""
 
-  pack     images to WebDataset shards          = python -m data_pipeline pack
-  index    the same for tars that are there     = python -m data_pipeline index
-  verify   check shards against their index     = python -m data_pipeline verify
-  info     what a packed data set holds         = python -m data_pipeline info
-  preview  a page of what the encoder will see  = python -m data_pipeline preview
-  plan     what a run will cost                 = python -m pretrain plan
-  train    pretrain an encoder                  = python -m pretrain
-  export   an encoder for timm or transformers  = python -m pretrain export
-  eval     evaluate checkpoints                 = python -m eval_suite
-  launch   start a run on many processes        = python -m launch
 
-isotorus COMMAND --help tells more."""
+def usage() -> str:
+    rows = (f"  {name:9}{summary:45}= python -m {same}" for name, (same, summary) in COMMANDS.items())
+    ending = "isotorus COMMAND --help shows the options of a command."
+    return "\n".join(["usage: isotorus COMMAND …", "", *rows, "", ending])
 
 
 def main() -> int:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return 0
-    if command not in DOORS:
-        print(f"error: no command '{command}'; one of {', '.join(DOORS)}", file=sys.stderr)
+    if command not in COMMANDS:
+        print(f"error: no command '{command}'; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    module, first = DOORS[command]
+    module, *first = COMMANDS[command][0].split()
     sys.argv = [f"python -m {module}", *first, *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and how a command ends with it."""
+"""The exception for errors that the user can fix, and the exit code of a command that raises it."""
 
 import argparse
 import errno
@@ -11,26 +11,29 @@ from isotorus.secrets import masked
 
 
 def one_line(text: str) -> str:
-    """Text with what a terminal or a log should not get (line breaks, escapes, no UTF-8) spelled out."""
+    """Return the text with line breaks, terminal escapes and invalid UTF-8 spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class UserError(Exception):
-    """What was given, what was expected and what to do next: one line without secrets, whatever is quoted."""
+    """An error that the user can fix. Its message is what was given, what was expected and what to do next.
+
+    `str` makes the message one line and masks the secrets in whatever it quotes.
+    """
 
     def __str__(self) -> str:
         return one_line(masked(super().__str__()))
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments as a `UserError`, so in one line and on one rank."""
+    """An argument parser that raises `UserError`: one line, printed by one rank."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def from_os_error(error: OSError, doing: str) -> UserError:
-    """Say in one line what the file system refused while `doing` something, and what to do."""
+    """Return a `UserError` for an error of the file system, with advice on what to do about it."""
     advice = {
         errno.ENOSPC: "free some space there and run the same command again",
         errno.EDQUOT: "raise the quota or free some space there and run the same command again",
@@ -46,10 +49,9 @@ def from_os_error(error: OSError, doing: str) -> UserError:
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """Run a command; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Run a command and return its exit code: 2 for a `UserError`, which is printed, and 130 for Ctrl-C.
 
-    A `UserError` that every rank raises alike before there is a process group is printed by rank 0
-    alone.
+    Only rank 0 prints, because every rank raises the same `UserError` before there is a process group.
     """
     try:
         return main()

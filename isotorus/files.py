@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a crash."""
+"""Write files that are complete or absent, even after a crash."""
 
 import glob
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing that becomes `path`, durably, if the block ends well."""
+    """Open a temporary file that is synced and renamed to `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -24,14 +24,17 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Delete what killed processes have left of files of these names; nobody may be writing them now."""
+    """Delete the temporary files that killed processes left when they wrote files with these names.
+
+    No process may be writing these files at the moment.
+    """
     for name in names:
         for unfinished in folder.glob(f".{glob.escape(name)}.*"):
             unfinished.unlink()
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or the names in a folder, durable: they are there after a crash."""
+    """Force the bytes of a file, or the entries of a folder, to the disk, where they survive a crash."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a logged step, the truth that everything else mirrors."""
+"""Read and write files of JSON lines: one JSON object on each line."""
 
 import json
 import math
@@ -10,10 +10,11 @@ from typing import Any
 from isotorus.files import atomic
 
 
-class MetricsFile:
-    """Appends to `path`; on resume, lines after `step` are dropped, since they will be written again."""
+class StepLog:
+    """A file with one row for each logged step; every row has the key "step"."""
 
     def __init__(self, path: Path, step: int) -> None:
+        """Drop the rows after `step`: a run that resumes there will write them again."""
         replace(path, (row for row in read(path) if row["step"] <= step))
         self.path = path
 
@@ -21,14 +22,14 @@ class MetricsFile:
         append(self.path, [row])
 
     def sync(self) -> None:
-        """Have what was written reach the disk, so that no checkpoint is there without its rows."""
+        """Force the rows to the disk, so that a checkpoint never exists without the rows before it."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a file, all of them or, where the disk refuses, none; raises OSError then."""
+    """Append rows to a file. If the disk refuses them, append none and raise OSError."""
     text = "".join(map(line, rows)).encode()
     with path.open("ab", buffering=0) as file:
         before = file.tell()
@@ -41,14 +42,14 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def replace(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Make these rows the whole file, at once."""
+    """Replace the contents of a file by these rows, atomically."""
     text = "".join(map(line, rows)).encode()
     with atomic(path) as file:
         file.write(text)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; what a kill or a crash has cut or garbled is passed over."""
+    """Return all rows, without the lines that a kill or a crash left incomplete or damaged."""
     if not path.exists():
         return []
     rows = []
@@ -61,7 +62,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines from byte `offset` on, and the offset behind them."""
+    """Return the rows of all complete lines from byte `offset` on, and the offset after the last of them."""
     with path.open("rb") as file:
         file.seek(offset)
         text, newline, _ = file.read().rpartition(b"\n")
@@ -69,6 +70,6 @@ def read_from(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def line(row: dict[str, Any]) -> str:
-    # JSON has no NaN; null keeps the line readable by every parser.
+    """Return a row as one line of JSON. NaN and infinity become null, because JSON has no name for them."""
     safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Processes that a launcher has started end with it, even where it cannot tell them."""
+"""End the processes of a launcher when the launcher itself is killed."""
 
 import ctypes
 import os
@@ -6,15 +6,17 @@ import signal
 import sys
 
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-"""Set by torchrun (so by accelerate too) and DeepSpeed's launcher. Slurm ends a step's tasks itself."""
+"""Variables that torchrun (and accelerate, which uses it) and DeepSpeed's launcher set for their ranks.
+Slurm needs none: it ends the tasks of a step itself."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_launcher() -> None:
-    """Have the kernel send SIGTERM to this process as soon as the launcher is gone, on Linux.
+    """Ask the Linux kernel to send SIGTERM to this process when its launcher ends.
 
-    Without it the ranks of a launcher that was killed train on until someone finds them. A rank that trains
-    saves and ends on it. What is started by hand may well outlive its shell, so it is left alone.
+    Otherwise the ranks of a killed launcher would train on until somebody finds them. A training rank that
+    receives SIGTERM saves and exits. A process that was started by hand is not affected, because it may be
+    meant to outlive its shell.
     """
     if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHERS):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Random numbers as a function of a key: no generator keeps its state between two calls."""
+"""Random numbers as a function of a key: no generator keeps state from one call to the next."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,18 @@ from numpy.typing import NDArray
 
 
 def generator(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) -> np.random.Generator:
-    """A Philox generator (Salmon et al. 2011, counter-based) keyed by a seed and a stream.
+    """Return a Philox generator (counter-based, Salmon et al. 2011) for a seed and a stream.
 
-    Streams of one seed are independent, and so are counters that differ in any but the first of their four
-    64-bit words: the first one counts the draws.
+    The streams of one seed are independent. Two counters are independent if they differ in the second, third
+    or fourth of their 64-bit words; the first word counts the numbers drawn.
     """
     key = np.array([seed % 2**64, stream % 2**64], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array(counter, np.uint64)))
 
 
 def rows(n: int, most: int, seed: int, draw: int = 0) -> NDArray[np.int64]:
-    """Ascending indices of `most` of `n` rows, or of all; another `draw` of the same seed is independent."""
+    """Return the sorted indices of at most `most` of `n` rows, chosen at random.
+
+    Different values of `draw` give independent choices for the same seed.
+    """
     return np.sort(generator(seed, draw).permutation(n)[:most])

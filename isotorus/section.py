@@ -1,12 +1,12 @@
-"""The base of every configuration section and of every record that is checked when it is read."""
+"""The base class of configuration sections and of other records that are checked when they are read."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Fields with a type, a default and, in the string below each, its documentation.
+    """Typed fields with defaults. The string below each field is its documentation.
 
-    Unknown keys are refused, values cannot be changed after validation.
+    An unknown key is an error, and values cannot change after validation.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)

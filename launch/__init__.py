@@ -1,1 +1,1 @@
-"""One command to processes on one node or many."""
+"""Start a run with one command, on one node or on many."""

@@ -1,4 +1,4 @@
-"""`python -m launch KIND [options] -- <pretrain arguments>`: one command to processes on many nodes."""
+"""`python -m launch KIND [options] -- <pretrain arguments>`: start pretraining on one node or many."""
 
 import argparse
 import sys
@@ -7,22 +7,23 @@ from isotorus.errors import ArgumentParser, UserError, exit_code
 from launch import deepspeed, doctor, kubernetes, slurm, torchrun
 
 KINDS = (torchrun, deepspeed, slurm, kubernetes, doctor)
+"""Each offers `add_parser`, and `start(args, others, pretrain)`, which returns the exit code."""
 
 
 def main() -> int:
     launcher, pretrain = split(sys.argv[1:])
-    given, others = build_parser().parse_known_args(launcher)
-    if not pretrain and given.trains:
+    args, others = build_parser().parse_known_args(launcher)
+    if not pretrain and args.trains:
         raise UserError("nothing after --; write -- --config recipe.yaml, as for python -m pretrain")
-    if others and not given.passes_options_on:
-        raise UserError(f"{others[0]} is no option of {given.kind}; see python -m launch {given.kind} --help")
-    return given.start(given, others, pretrain)
+    if others and not args.passes_options_on:
+        raise UserError(f"{others[0]} is no option of {args.kind}; see python -m launch {args.kind} --help")
+    return args.start(args, others, pretrain)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m launch",
-        description="Start pretraining on many processes; what follows -- goes to python -m pretrain.",
+        description="Start pretraining on many processes. Arguments after -- go to python -m pretrain.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in KINDS:
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The launcher's own arguments, and pretrain's after the first --."""
+    """Return the launcher's own arguments, and those after the first `--`, which are for pretrain."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:cut], arguments[cut + 1 :]
 

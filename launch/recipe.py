@@ -1,4 +1,4 @@
-"""What follows -- on a launcher's command line, read before anything is started."""
+"""Read the pretrain arguments after `--` and the recipe that they name, before anything is started."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
 
 class Recipe(NamedTuple):
     path: str
-    """As given: a YAML file, or the name of a packaged recipe."""
+    """The value of --config: a YAML file, or the name of a packaged recipe."""
     overrides: list[str]
     config: "Config"
 
 
 def read_recipe(pretrain: list[str]) -> Recipe:
-    """Raises UserError for what `python -m pretrain` would refuse to read."""
-    # Imported here: torch comes with it, which takes seconds.
+    """Read the recipe. Raise UserError for arguments or a recipe that `python -m pretrain` would refuse."""
+    # Imported here because it imports torch, which takes seconds.
     from pretrain.config import load_config
 
-    path, overrides = named(pretrain)
+    path, overrides = split_arguments(pretrain)
     return Recipe(path, overrides, load_config(path, overrides))
 
 
-def named(pretrain: list[str]) -> tuple[str, list[str]]:
-    """The recipe and the overrides that are named, unread."""
+def split_arguments(pretrain: list[str]) -> tuple[str, list[str]]:
+    """Return the value of --config and the overrides, without reading the recipe."""
     parser = ArgumentParser(prog="python -m pretrain")
     parser.add_argument("--config", required=True)
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_intermixed_args(pretrain)
-    return given.config, given.overrides
+    args = parser.parse_intermixed_args(pretrain)
+    return args.config, args.overrides

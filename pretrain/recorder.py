@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from isotorus.files import atomic
-from isotorus.jsonl import MetricsFile
+from isotorus.jsonl import StepLog
 from pretrain.config import Config, flatten
 from pretrain.cost import accelerators
 from pretrain.cost.flops import flops_per_image
@@ -37,7 +37,7 @@ class Recorder:
         resolved = config.model_dump(mode="json")
         with atomic(config.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(resolved, sort_keys=False).encode())
-        self.file = MetricsFile(config.folder / "metrics.jsonl", start)
+        self.file = StepLog(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config)
         self._seconds_at_peak = _seconds_at_peak(config, inputs, device)
@@ -65,7 +65,7 @@ class Recorder:
 
     def rollback(self, step: int) -> None:
         """Drop the rows of metrics.jsonl after `step`, because these steps come again."""
-        self.file = MetricsFile(self.config.folder / "metrics.jsonl", step)
+        self.file = StepLog(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
             self.mirror.read_again()
 

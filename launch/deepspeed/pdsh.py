@@ -1,8 +1,8 @@
-"""DeepSpeed's own way to many hosts: its runner, which starts their ranks over pdsh.
+"""Start ranks on many hosts by DeepSpeed's own runner, which uses pdsh.
 
-The runner writes the variables that it exports into the command line of ssh, which any user of the machine
-can read. So it gets neither this process's secrets nor those of a `.deepspeed_env`, and a run that needs some
-is told so: `--launcher ssh` carries them.
+The runner writes the variables that it exports into the command line of ssh, which every user of the machine
+can read. It therefore gets no secrets, neither from this process nor from a `.deepspeed_env` file. The user
+sees which variables are missing; `--launcher ssh` would carry them.
 """
 
 import json
@@ -19,29 +19,29 @@ from pathlib import Path
 from types import FrameType
 
 from isotorus.errors import UserError
-from launch.environment import hidden, masked
-from launch.one_node.deepspeed_ranks import shells
+from isotorus.secrets import holds_secret, masked_command, may_be_secret
+from launch.one_node.deepspeed_ranks import shell_code
 from launch.one_node.torchrun_ranks import TRY_AGAIN
 from launch.over_ssh import cluster, ssh
 from launch.over_ssh.job import Job
-from launch.over_ssh.remote import command
+from launch.over_ssh.remote import node_command
 
 
 def start(job: Job, dry_run: bool) -> int:
-    """0, or the largest exit code of a host, as pdsh has it."""
+    """Run the job and return 0, or the largest exit code of a host, which is what pdsh returns."""
     if job.ssh != ["ssh"]:
-        raise UserError("--ssh: pdsh takes no other client; put the options into ~/.ssh/config")
+        raise UserError("--ssh: pdsh has no option for another client; put the options into ~/.ssh/config")
     if not shutil.which("pdsh"):
         raise UserError(
             f"host {socket.gethostname()}: no pdsh here; apt-get install pdsh, or use --launcher ssh"
         )
     for word in job.pretrain:
-        if masked(word) != word:
+        if holds_secret(word):
             raise UserError(
-                f"{masked(word)}: pdsh would show that to all users of the hosts; put it into the recipe, or "
-                "use --launcher ssh"
+                f"{masked_command(word)}: pdsh would show that to all users of the hosts; put it into the "
+                "recipe, or use --launcher ssh"
             )
-    secrets = [name for name, value in job.environment.items() if hidden(name) or masked(value) != value]
+    secrets = [name for name, value in job.environment.items() if may_be_secret(name) or holds_secret(value)]
     if secrets:
         print(
             f"not passed on, as pdsh would show them to all users of the hosts: {', '.join(secrets)}; set "
@@ -53,7 +53,7 @@ def start(job: Job, dry_run: bool) -> int:
         hostfile, variables = Path(folder) / "hosts", Path(folder) / "environment"
         slots = {name: max(numbers) + 1 for name, numbers in job.devices.items()}
         hostfile.write_text("".join(f"{name} slots={count}\n" for name, count in slots.items()))
-        # The runner puts double quotes around a value, but leaves those in it as they are.
+        # The runner puts double quotes around a value, but does not escape the quotes inside it.
         escaped = {name: _in_double_quotes(value).replace('"', '\\"') for name, value in exported.items()}
         variables.write_text("".join(f"{name}={value}\n" for name, value in escaped.items() if value.strip()))
         meet = job.address or ssh.address(job.hosts[0].name)
@@ -61,16 +61,18 @@ def start(job: Job, dry_run: bool) -> int:
             runner = _runner(job, hostfile, meet, job.port or "<a free port>")
             print(f"# {hostfile}:\n{hostfile.read_text()}# {variables}:\n{variables.read_text()}", end="")
             print(
-                masked(
+                masked_command(
                     f"DS_ENV_FILE={variables} PDSH_SSH_ARGS_APPEND={shlex.quote(SSH)} {shlex.join(runner)}"
                 )
             )
             return 0
-        port = cluster.Launch(job).present(True)[job.hosts[0].name]["port"]
+        port = cluster.Launch(job).reachable(True)[job.hosts[0].name]["port"]
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not hidden(name) and masked(value) == value and name not in ("PYTHONPATH", "MASTER_ADDR")
+            if not may_be_secret(name)
+            and not holds_secret(value)
+            and name not in ("PYTHONPATH", "MASTER_ADDR")
         }
         environment |= {"DS_ENV_FILE": str(variables), "PDSH_SSH_ARGS_APPEND": SSH}
         return _follow(job, _runner(job, hostfile, meet, port), environment)
@@ -80,7 +82,7 @@ SSH = "-oBatchMode=yes -oStrictHostKeyChecking=yes -oConnectTimeout=10 -oLogLeve
 
 
 def _runner(job: Job, hostfile: Path, meet: str, port: int | str) -> list[str]:
-    """The command of DeepSpeed's runner."""
+    """Return the command that starts DeepSpeed's runner."""
     include = "@".join(f"{name}:{','.join(map(str, numbers))}" for name, numbers in job.devices.items())
     return [
         *(job.python, "-u", "-m", "deepspeed.launcher.runner"),
@@ -95,48 +97,52 @@ def _runner(job: Job, hostfile: Path, meet: str, port: int | str) -> list[str]:
 
 
 def _for_pdsh(word: str) -> str:
-    """An argument that comes through DeepSpeed's runner, pdsh and the host's shell as it is.
+    """Quote an argument so that it passes unchanged through DeepSpeed's runner, pdsh and the host's shell.
 
-    The runner puts double quotes around one with a space, and leaves the others to the shell.
+    The runner puts double quotes around an argument with a space and quotes no other.
     """
     return _in_double_quotes(word) if " " in word else shlex.quote(word.replace("%", "%%"))
 
 
 def _in_double_quotes(text: str) -> str:
+    """Escape what a shell would replace inside double quotes, and the % of pdsh."""
     for sign in ("\\", "$", "`"):
         text = text.replace(sign, f"\\{sign}")
     return text.replace("%", "%%")
 
 
 def _follow(job: Job, runner: list[str], environment: dict[str, str]) -> int:
-    """Run it to its end; signals go to the ranks themselves, as the runner would not let them save."""
-    asked: list[int] = []
+    """Run the runner until it ends and return the exit code.
+
+    Signals go directly to the ranks, because the runner would end without letting them save.
+    """
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+        received.append(number)
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, note)
     process = subprocess.Popen(runner, env=environment, start_new_session=True)
-    told, stop_by = 0, float("inf")
+    sent, stop_by = 0, float("inf")
     while process.poll() is None:
-        while told < len(asked):
-            _tell(job, "SIGUSR1" if asked[told] == signal.SIGUSR1 else "SIGTERM")
+        while sent < len(received):
+            _send_signal(job, "SIGUSR1" if received[sent] == signal.SIGUSR1 else "SIGTERM")
             stop_by = min(stop_by, time.monotonic() + job.grace)
-            told += 1
+            sent += 1
         if time.monotonic() > stop_by:
-            _tell(job, "SIGKILL")
+            _send_signal(job, "SIGKILL")
             process.kill()
             process.wait()
             return TRY_AGAIN
         time.sleep(0.1)
     if process.returncode == ssh.OWN_FAILURE:
         return TRY_AGAIN
-    return 130 if signal.SIGINT in asked else shells(process.returncode)
+    return 130 if signal.SIGINT in received else shell_code(process.returncode)
 
 
-def _tell(job: Job, name: str) -> None:
-    """Give a signal to the ranks on all hosts."""
+def _send_signal(job: Job, name: str) -> None:
+    """Send a signal to the ranks on all hosts."""
     request = json.dumps({"do": "signal", "id": job.id, "signal": name}) + "\n"
     hosts = [host.name for host in job.hosts]
-    ssh.require(ssh.run(hosts, command(job.python, job.directory), request), "passing a signal on")
+    ssh.require(ssh.run(hosts, node_command(job.python, job.directory), request), "passing a signal on")

@@ -1,4 +1,4 @@
-"""`python -m launch doctor`: are these nodes fit for this run, before it is paid for?"""
+"""`launch doctor`: check before a run whether nodes, network, data and folders are fit for it."""
 
 import argparse
 import json
@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError
-from launch.over_ssh.hosts import read_hosts
+from launch.one_node.torchrun_ranks import default_ranks
+from launch.over_ssh.hosts import add_file_options, add_ssh_options, read_hosts
 
 if TYPE_CHECKING:
-    from launch.doctor.findings import Finding
-    from launch.doctor.request import Request
+    from launch.doctor.findings import Finding, Request
 
 PORT = 29400
 
@@ -25,68 +25,66 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "doctor",
         help="check nodes, network, data and folders before a run",
         usage="python -m launch doctor [--hosts FILE] [--config recipe.yaml] [--json] [key=value …]",
-        description="A table of what is well and what is not; exit code 0, or 1 if anything failed. On this "
-        "node alone, on all hosts of a file over ssh, or, started on each node (by srun, say), on all.",
+        description="Prints a table of all checks. Exit code 0, or 1 if any check failed. Checks this node, "
+        "or all hosts of a file over ssh, or, started on each node (for instance by srun), all of them.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--config", help="a recipe, for its data, run folder and MLflow")
-    add("--json", action="store_true", help="the findings as JSON instead of a table")
-    add("--nproc-per-node", type=int, help="ranks a node; default: its slots, its GPUs, or 1")
+    add("--config", help="a recipe, to check its data, run folder and MLflow")
+    add("--json", action="store_true", help="print the findings as JSON instead of a table")
+    add("--nproc-per-node", type=int, help="ranks on each node; default: its slots, its GPUs, or 1")
     add("--patience", type=float, default=60, help="seconds to wait for a node that is silent (default 60)")
     hosts = parser.add_argument_group("over ssh")
-    hosts.add_argument("--hosts", metavar="FILE", help="hosts of this file, a line 'name slots=4' each")
-    hosts.add_argument("--include", default="", metavar="A,B", help="of the file, only these")
-    hosts.add_argument("--exclude", default="", metavar="A,B", help="of the file, all but these")
-    hosts.add_argument("--port", type=int, default=PORT, help="where they meet, on the first (default 29400)")
-    hosts.add_argument("--python", default=sys.executable, help="on the hosts; default: %(default)s")
-    hosts.add_argument("--ssh", default="ssh", metavar="COMMAND", help="e.g. 'ssh -F my_config'")
+    add_file_options(hosts)
+    add_ssh_options(hosts)
+    port = "port on the first host where all meet (default 29400)"
+    hosts.add_argument("--port", type=int, default=PORT, help=port)
     nodes = parser.add_argument_group("started on each node; under srun these are Slurm's")
-    nodes.add_argument("--nnodes", type=int)
-    nodes.add_argument("--node-rank", type=int)
+    nodes.add_argument("--nnodes", type=int, help="number of nodes")
+    nodes.add_argument("--node-rank", type=int, help="number of this node, from 0")
     nodes.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="an address of the first node")
-    add("overrides", nargs="*", metavar="key=value", help="as for python -m pretrain")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for python -m pretrain")
     parser.set_defaults(start=start, trains=False, passes_options_on=False)
 
 
-def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Raises UserError for bad options; whatever is wrong with a node is a row of the table."""
-    if given.overrides and not given.config:
-        raise UserError(f"{given.overrides[0]}: there is no recipe to change; give --config recipe.yaml")
+def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
+    """Print the table and return the exit code. Raise UserError only for bad options."""
+    if args.overrides and not args.config:
+        raise UserError(f"{args.overrides[0]}: there is no recipe to change; give --config recipe.yaml")
     from launch.doctor import findings, fleet
 
-    request, node = _request(given)
-    if given.hosts:
-        found, hosts = fleet.examine(request, given.python, shlex.split(given.ssh))
+    request, node = _request(args)
+    if args.hosts:
+        results, hosts = fleet.examine(request, args.python, shlex.split(args.ssh))
         request = replace(
             request,
             ranks=[count for host, count in zip(request.hosts, request.ranks, strict=True) if host in hosts],
             hosts=hosts,
         )
     else:
-        found = _here(request, node)
-    if not given.hosts and node > 0:  # the first node's table is of all of them
-        return findings.exit_code(found)
-    _print(found, request, given.json)
-    return findings.exit_code(found)
+        results = _check_here(request, node)
+    if not args.hosts and node > 0:  # the first node prints the table of all nodes
+        return findings.exit_code(results)
+    _print(results, request, args.json)
+    return findings.exit_code(results)
 
 
-def _request(given: argparse.Namespace) -> "tuple[Request, int]":
-    """What all ranks are told, and which node this is."""
-    from launch.doctor.request import Request
+def _request(args: argparse.Namespace) -> "tuple[Request, int]":
+    """Return the request for all ranks, and the number of this node."""
+    from launch.doctor.findings import Request
 
-    common = (given.patience, given.config, given.overrides)
-    if given.hosts:
-        listed = read_hosts(given.hosts, given.include, given.exclude)
-        ranks = [given.nproc_per_node or host.slots for host in listed]
-        # Its address is filled in when it is known who is there.
-        return Request([host.name for host in listed], ranks, "", given.port, *common), 0
-    own = given.nproc_per_node or _gpus()
-    nodes, node, endpoint = given.nnodes, given.node_rank, given.rdzv_endpoint
+    common = (args.patience, args.config, args.overrides)
+    if args.hosts:
+        listed = read_hosts(args.hosts, args.include, args.exclude)
+        ranks = [args.nproc_per_node or host.slots for host in listed]
+        # The address stays empty until it is known which hosts can be reached.
+        return Request([host.name for host in listed], ranks, "", args.port, *common), 0
+    own = args.nproc_per_node or default_ranks()
+    nodes, node, endpoint = args.nnodes, args.node_rank, args.rdzv_endpoint
     if nodes is None and int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
         nodes, node = int(os.environ["SLURM_STEP_NUM_NODES"]), int(os.environ["SLURM_NODEID"])
-        names = _of_slurm()
-        return Request(names, [own] * nodes, names[0], given.port, *common), node
+        names = _slurm_hosts()
+        return Request(names, [own] * nodes, names[0], args.port, *common), node
     if nodes in (None, 1):
         return Request([socket.gethostname()], [own], "localhost", _free_port(), *common), 0
     if node is None or endpoint is None or not 0 <= node < nodes:
@@ -101,49 +99,44 @@ def _request(given: argparse.Namespace) -> "tuple[Request, int]":
     return Request(names, [own] * nodes, address, int(port), *common), node
 
 
-def _here(request: "Request", node: int) -> "list[Finding]":
-    """Run this node's ranks; the findings are the first one's."""
+def _check_here(request: "Request", node: int) -> "list[Finding]":
+    """Run this node's ranks, and return the findings of the first rank if it runs here."""
     from launch.doctor import findings, fleet
 
     command = [sys.executable, "-m", "launch.doctor.node", str(node)]
     text = json.dumps({"request": asdict(request), "environment": {}})
-    done = subprocess.run(command, input=f"{text}\n", capture_output=True, text=True)
-    found = fleet.read(done.stdout)
-    if found is None and done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    ranks = subprocess.run(command, input=f"{text}\n", capture_output=True, text=True)
+    results = fleet.read(ranks.stdout)
+    if results is None and ranks.returncode:
+        error = (ranks.stderr.strip().splitlines() or [f"exit code {ranks.returncode}"])[-1]
         host = request.hosts[node]
-        print(f"error: {host}: {said}", file=sys.stderr)
-        return [findings.Finding("start", findings.Status.FAILED, [host], said)]
-    return found or []
+        print(f"error: {host}: {error}", file=sys.stderr)
+        return [findings.Finding("start", findings.Status.FAILED, [host], error)]
+    return results or []
 
 
-def _print(found: "list[Finding]", request: "Request", as_json: bool) -> None:
+def _print(results: "list[Finding]", request: "Request", as_json: bool) -> None:
     from launch.doctor import findings
 
     if as_json:
-        rows = [finding._asdict() for finding in found]
-        code = findings.exit_code(found)
+        rows = [finding._asdict() for finding in results]
+        code = findings.exit_code(results)
         print(
             json.dumps(
                 {"hosts": request.hosts, "ranks": request.ranks, "ok": code == 0, "checks": rows}, indent=2
             )
         )
     else:
-        findings.show(found, request.hosts, sum(request.ranks))
+        findings.show(results, request.hosts, sum(request.ranks))
 
 
-def _gpus() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _of_slurm() -> list[str]:
+def _slurm_hosts() -> list[str]:
+    """Return the names of the nodes of this Slurm step."""
     listed = os.environ.get("SLURM_STEP_NODELIST", "")
-    done = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"scontrol show hostnames {listed}: {done.stderr.strip() or 'failed'}")
-    return done.stdout.split()
+    scontrol = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True)
+    if scontrol.returncode:
+        raise UserError(f"scontrol show hostnames {listed}: {scontrol.stderr.strip() or 'failed'}")
+    return scontrol.stdout.split()
 
 
 def _free_port() -> int:

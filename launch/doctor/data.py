@@ -1,4 +1,4 @@
-"""Shards: readable from every node, and the same there."""
+"""Check that every node can read the shards, and that all read the same data."""
 
 import hashlib
 import time
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isotorus.errors import UserError
-from launch.doctor.findings import ByHost, Facts, Finding, Status, alike, ok
+from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok
 
 if TYPE_CHECKING:
     from pretrain.config import DataConfig
 
 _SHARDS = 64
-"""Of a data set, evenly spaced, from which an image is read."""
+"""The number of shards of a data set, evenly spaced, from which one image is read."""
 
 
 def measure(data: "DataConfig") -> Facts:
-    """An image of each of some shards, compared with the index's checksum as training does."""
+    """Read one image from each of some shards, and compare it with its checksum as training does."""
     try:
         sources = data.open()
         digest, images, begun = hashlib.sha256(), 0, time.perf_counter()
@@ -39,19 +39,20 @@ def measure(data: "DataConfig") -> Facts:
 
 
 def judge(facts: ByHost) -> list[Finding]:
+    """Return the findings about the data, with the hosts that read other data than most."""
     unreadable = {host: (own["error"], "") for host, own in facts.items() if "error" in own}
-    findings = alike("data", Status.FAILED, unreadable)
+    findings = grouped("data", Status.FAILED, unreadable)
     read = {host: own for host, own in facts.items() if "error" not in own}
-    by_print: dict[tuple[str, str], list[str]] = {}
+    by_data: dict[tuple[str, str], list[str]] = {}
     for host, own in read.items():
-        by_print.setdefault((own["fingerprint"], own["digest"]), []).append(host)
-    if len(by_print) > 1:
-        usual = max(by_print, key=lambda key: len(by_print[key]))
-        odd = [host for key, hosts in by_print.items() if key != usual for host in hosts]
-        prints = ", ".join(sorted({key[0] for key in by_print if key != usual}))
-        found = f"another data set ({prints}) than on the other hosts ({usual[0]})"
-        remedy = "bring the same shards there; python -m data_pipeline verify tells which are right"
-        findings.append(Finding("data", Status.FAILED, odd, found, remedy))
+        by_data.setdefault((own["fingerprint"], own["digest"]), []).append(host)
+    if len(by_data) > 1:
+        usual = max(by_data, key=lambda key: len(by_data[key]))
+        odd = [host for key, hosts in by_data.items() if key != usual for host in hosts]
+        prints = ", ".join(sorted({key[0] for key in by_data if key != usual}))
+        observed = f"another data set ({prints}) than on the other hosts ({usual[0]})"
+        remedy = "bring the same shards there; python -m data_pipeline verify shows which are right"
+        findings.append(Finding("data", Status.FAILED, odd, observed, remedy))
     if findings or not read:
         return findings
     one = next(iter(read.values()))

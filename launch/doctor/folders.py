@@ -1,4 +1,4 @@
-"""The run folder: written to by really writing, the same on all nodes, and room for checkpoints."""
+"""Check the run folder: every node can write there, it is the same on all, and checkpoints fit."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isotorus.files import atomic
-from launch.doctor.findings import ByHost, Facts, Finding, Status, alike, ok, skipped
+from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok, skipped
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def nonce(folder: Path) -> Iterator[str]:
-    """A file in `folder` while this lasts, by which others know the folder; its name.
+    """Write a file by which the other hosts recognise the folder, and yield its name. Remove it afterwards.
 
-    Made folders are removed again. Where it cannot be written there is none.
+    Folders that had to be created are removed too. If the file cannot be written, there is none.
     """
     name = f".doctor-{uuid.uuid4().hex}"
     made = _make(folder)
@@ -35,7 +35,7 @@ def nonce(folder: Path) -> Iterator[str]:
 
 
 def measure(folder: Path, name: str) -> Facts:
-    """`name` is that of the first host's file."""
+    """Return the folder's free bytes, and whether it is writable and holds the first host's file `name`."""
     facts: Facts = {"shared": _reads(folder / name, name)}
     made = _make(folder)
     try:
@@ -53,9 +53,9 @@ def measure(folder: Path, name: str) -> Facts:
 
 
 def room_for_checkpoints(config: "Config", ranks: int) -> tuple[float, int]:
-    """Bytes of one, and how many lie there at most: those kept, and the one that is being written.
+    """Return the bytes of a checkpoint, and how many exist at most: those kept and the one being written.
 
-    Raises UserError for a configuration that this number of ranks cannot run.
+    Raise UserError for a configuration that this number of ranks cannot run.
     """
     from pretrain.cost.memory_estimate import checkpoint_bytes, count_parameters
     from pretrain.preflight import check_model
@@ -70,18 +70,18 @@ def room_for_checkpoints(config: "Config", ranks: int) -> tuple[float, int]:
 
 
 def judge(facts: ByHost, folder: Path, size: float, count: int) -> list[Finding]:
-    """`size` of a checkpoint in bytes, and how many there will be."""
+    """Judge the run folder for `count` checkpoints of `size` bytes."""
     return [*_written(facts, folder), *_same(facts, folder), *_room(facts, folder, size, count)]
 
 
 def _written(facts: ByHost, folder: Path) -> list[Finding]:
     remedy = "correct its owner or mount there, or choose another runs=…"
-    complaints = {
+    problems = {
         host: (f"cannot write to {folder}: {own['error']}", remedy)
         for host, own in facts.items()
         if "error" in own
     }
-    findings = alike("write access", Status.FAILED, complaints)
+    findings = grouped("write access", Status.FAILED, problems)
     return findings or ok("write access", f"written, synced and renamed in {folder}")
 
 
@@ -93,21 +93,21 @@ def _same(facts: ByHost, folder: Path) -> list[Finding]:
         return skipped("shared folder", f"{first} could not write to {folder}")
     odd = [host for host in others if not facts[host]["shared"]]
     if odd:
-        found = f"{folder} is another folder than on {first}"
+        observed = f"{folder} is another folder than on {first}"
         remedy = "mount the same file system there (NFS, Lustre, …), or choose runs=… on one"
-        return [Finding("shared folder", Status.FAILED, odd, found, remedy)]
+        return [Finding("shared folder", Status.FAILED, odd, observed, remedy)]
     return ok("shared folder", f"{folder} is the same on all hosts")
 
 
 def _room(facts: ByHost, folder: Path, size: float, count: int) -> list[Finding]:
     need = f"{count} checkpoints of {_bytes(size)} take {_bytes(size * count)}"
-    remedy = "free some, or lower checkpoint.keep_last, or choose another runs=…"
-    complaints = {
+    remedy = "free some space, or lower checkpoint.keep_last, or choose another runs=…"
+    problems = {
         host: (f"{_bytes(own['free'])} free in {folder}; {need}", remedy)
         for host, own in facts.items()
         if own["free"] < size * count
     }
-    findings = alike("disk room", Status.FAILED, complaints)
+    findings = grouped("disk room", Status.FAILED, problems)
     free = min(own["free"] for own in facts.values())
     return findings or ok("disk room", f"{_bytes(free)} free; {need}")
 
@@ -120,7 +120,7 @@ def _reads(path: Path, expected: str) -> bool:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder; the folders that there were not."""
+    """Make a folder and its parents, and return those that did not exist."""
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)

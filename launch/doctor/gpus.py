@@ -1,10 +1,10 @@
-"""GPUs: as many as ranks, healthy, and free; by nvidia-smi, without a CUDA context."""
+"""Check by nvidia-smi that each host has as many GPUs as ranks, and that they are healthy and free."""
 
 import csv
 import shutil
 import subprocess
 
-from launch.doctor.findings import ByHost, Facts, Finding, Status, alike, ok, skipped, span
+from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok, skipped, span
 
 _FIELDS = (
     "index",
@@ -21,13 +21,13 @@ _FIELDS = (
     "clocks_throttle_reasons.hw_power_brake_slowdown",
 )
 HOT = 85
-"""°C, at rest: from about there on GPUs lower their clocks."""
+"""Degrees Celsius at rest. From about this temperature on GPUs lower their clocks."""
 USED = 0.05
-"""Share of the memory that may be in use before anything runs."""
+"""The share of a GPU's memory that may be in use before the run."""
 
 
 def measure() -> Facts:
-    """Empty where there is no nvidia-smi; "error" where it does not work."""
+    """Return the GPUs and their processes; no GPUs without nvidia-smi; "error" if nvidia-smi fails."""
     if shutil.which("nvidia-smi") is None:
         return {"gpus": []}
     try:
@@ -39,24 +39,21 @@ def measure() -> Facts:
 
 
 def judge(facts: ByHost, ranks: dict[str, int]) -> list[Finding]:
-    """`ranks` of each host."""
+    """Judge the GPUs; `ranks` holds the number of ranks by host."""
     if not any(own["gpus"] or own.get("error") for own in facts.values()):
         return skipped("GPUs", "none on any host: the run would train on CPUs")
     failed: dict[str, tuple[str, str]] = {}
     warned: dict[str, tuple[str, str]] = {}
     for host, own in facts.items():
-        found, remedy = _fault(own, ranks[host])
-        if found:
-            failed[host] = (found, remedy)
-            continue
-        found, remedy = _worry(own)
-        if found:
-            warned[host] = (found, remedy)
-    findings = alike("GPUs", Status.FAILED, failed) + alike("GPUs", Status.WARNING, warned)
+        if error := _error(own, ranks[host]):
+            failed[host] = error
+        elif warning := _warning(own):
+            warned[host] = warning
+    findings = grouped("GPUs", Status.FAILED, failed) + grouped("GPUs", Status.WARNING, warned)
     names = {gpu["name"] for own in facts.values() for gpu in own["gpus"]}
     if len(names) > 1:
-        found = f"different GPUs: {', '.join(sorted(names))}; the slowest sets the pace"
-        findings.append(Finding("GPUs", Status.WARNING, [], found, "use hosts with equal GPUs"))
+        observed = f"different GPUs: {', '.join(sorted(names))}; the slowest sets the pace"
+        findings.append(Finding("GPUs", Status.WARNING, [], observed, "use hosts with equal GPUs"))
     if findings:
         return findings
     count = span((len(own["gpus"]) for own in facts.values()), "{:.0f}".format)
@@ -66,12 +63,13 @@ def judge(facts: ByHost, ranks: dict[str, int]) -> list[Finding]:
     return ok("GPUs", f"{count} × {names.pop()} a host, free, {heat} °C, no errors")
 
 
-def _fault(own: Facts, ranks: int) -> tuple[str, str]:
+def _error(own: Facts, ranks: int) -> tuple[str, str] | None:
+    """Return the first reason why a host cannot run, and its remedy."""
     if own.get("error"):
         return f"nvidia-smi: {own['error']}", "reboot it, or leave the host out"
     gpus = own["gpus"]
     if len(gpus) < ranks:
-        return f"{len(gpus)} GPUs for {ranks} ranks", "correct its slots, or look why GPUs are missing"
+        return f"{len(gpus)} GPUs for {ranks} ranks", "correct its slots, or find out why GPUs are missing"
     for gpu in gpus:
         name = f"GPU {gpu['index']}"
         errors = gpu["ecc.errors.uncorrected.volatile.total"]
@@ -84,10 +82,11 @@ def _fault(own: Facts, ranks: int) -> tuple[str, str]:
             return f"{name} is in use by {who}", "end that, or leave the host out"
         if used > USED * total:
             return f"{used / 1024:.1f} of {total / 1024:.1f} GiB of {name} are in use", "find what holds them"
-    return "", ""
+    return None
 
 
-def _worry(own: Facts) -> tuple[str, str]:
+def _warning(own: Facts) -> tuple[str, str] | None:
+    """Return the first reason why a host may be slow or break, and its remedy."""
     for gpu in own["gpus"]:
         name, heat = f"GPU {gpu['index']}", gpu["temperature.gpu"]
         slowed = [field for field in _FIELDS if "throttle" in field and gpu[field] == "Active"]
@@ -98,20 +97,21 @@ def _worry(own: Facts) -> tuple[str, str]:
             return f"{name} has {heat} °C before anything runs", "check its cooling"
     if own["xid"]:
         return f"the kernel has logged: {own['xid']}", "look the Xid up at docs.nvidia.com; reset the GPU"
-    return "", ""
+    return None
 
 
 def _ask(query: str, fields: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the rows of an nvidia-smi query, by field."""
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+    smi = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    rows = csv.reader(smi.stdout.splitlines(), skipinitialspace=True)
     return [dict(zip(fields, row, strict=True)) for row in rows if row]
 
 
 def _xid() -> str:
-    """The kernel's last word of a GPU's error, where this user may read its log."""
+    """Return the last GPU error (Xid) in the kernel's log, or "" if this user may not read it."""
     if shutil.which("dmesg") is None:
         return ""
-    said = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace").stdout
-    found = [line.strip() for line in said.splitlines() if "NVRM: Xid" in line]
-    return found[-1] if found else ""
+    log = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace").stdout
+    errors = [line.strip() for line in log.splitlines() if "NVRM: Xid" in line]
+    return errors[-1] if errors else ""

@@ -1,4 +1,4 @@
-"""What the network between the ranks gives: all-reduce, each pair of hosts, and how clocks differ."""
+"""Measure the network between the ranks: all-reduce, each pair of hosts, and how far their clocks differ."""
 
 import itertools
 import statistics
@@ -10,24 +10,26 @@ import torch.distributed as dist
 from launch.doctor.findings import ByHost, Facts, Finding, Status, ok, skipped
 
 SIZES = (2**12, 2**20, 2**25, 2**28)
-"""Bytes of an all-reduce; those that would take longer than `LONGEST` seconds are left out."""
+"""Sizes of the all-reduces in bytes. Those that would take longer than `LONGEST` seconds are skipped."""
 LONGEST = 5.0
 PAIR = 2**21
-"""Bytes that a pair of hosts sends each other, thrice."""
+"""Bytes that the two hosts of a pair send each other, three times."""
 SLOW = 0.5
-"""A host is slow whose best pair is below this share of what hosts' best pairs have in the middle. Its best,
-as its other pairs may be slow by the other's fault."""
-FEW = 0.125
-"""GB/s, 1 Gbit/s: with less between hosts training waits for the network, whatever the model."""
+"""A host is slow if its best pair has less than this share of the median of all hosts' best rates. The best
+pair counts, because another pair may be slow through the fault of the other host."""
+SLOWEST = 0.125
+"""GB/s, which is 1 Gbit/s. With less between hosts, training waits for the network, whatever the model."""
 CLOCKS = (1.0, 300.0)
-"""Seconds apart: times in logs and MLflow lie; S3 refuses signatures (at 900)."""
+"""Seconds between clocks. Above the first, times in logs and MLflow are misleading; near the second, S3 soon
+refuses signatures (it does so at 900)."""
 
 
 def measure(firsts: list[int], hosts: list[str], device: torch.device) -> Facts:
-    """Called on all ranks; `firsts` are the ranks that are the first of their host.
+    """Measure the network. All ranks must call this together; `firsts` are the first ranks of the hosts.
 
-    GB/s of the all-reduce's bus (2 (n - 1) / n times bytes a second, as nccl-tests counts) by bytes, seconds
-    of the smallest; GB/s of this host with each other one; seconds its clock is ahead of the first host's.
+    Return "all_reduce": the bus rate in GB/s by size (2 (n - 1) / n times the bytes per second, as nccl-tests
+    counts it) and the latency in seconds; "pairs": GB/s between this host and each other host; "ahead": the
+    seconds by which this host's clock is ahead of the first host's.
     """
     rank = dist.get_rank()
     facts: Facts = {"all_reduce": _all_reduce(device), "pairs": {}}
@@ -42,7 +44,7 @@ def measure(firsts: list[int], hosts: list[str], device: torch.device) -> Facts:
 
 
 def judge(facts: ByHost) -> list[Finding]:
-    """`facts` of each host's first rank."""
+    """Judge what the first rank of each host measured."""
     first = next(iter(facts.values()))
     reduced = {int(size): rate for size, rate in first["all_reduce"]["rates"].items()}
     findings = []
@@ -74,7 +76,7 @@ def _hosts(facts: ByHost) -> list[Finding]:
     )
     if slow and len(facts) > 2:
         return [Finding("links", Status.FAILED, slow, text, remedy)]
-    if least < max(SLOW * usual, FEW):
+    if least < max(SLOW * usual, SLOWEST):
         return [Finding("links", Status.WARNING, [a, b], text, remedy)]
     return ok("links", text)
 
@@ -87,12 +89,12 @@ def _clocks(facts: ByHost) -> list[Finding]:
     middle = statistics.median(ahead.values())
     apart = {host: value - middle for host, value in ahead.items()}
     worst = max(apart.values(), key=abs)
-    found = f"up to {abs(worst) * 1e3:,.1f} ms apart"
+    observed = f"up to {abs(worst) * 1e3:,.1f} ms apart"
     odd = [host for host, value in apart.items() if abs(value) > few]
     if not odd:
-        return ok("clocks", found)
+        return ok("clocks", observed)
     status = Status.FAILED if abs(worst) > many else Status.WARNING
-    return [Finding("clocks", status, odd, found, "start chrony or ntpd there")]
+    return [Finding("clocks", status, odd, observed, "start chrony or ntpd there")]
 
 
 def _all_reduce(device: torch.device) -> Facts:
@@ -106,7 +108,7 @@ def _all_reduce(device: torch.device) -> Facts:
             break
         tensor = torch.ones(size // 4, device=device)
         seconds = min(_timed(tensor, device) for _ in range(4 if before else 20))
-        # The slowest rank's time, so that all leave out the same sizes.
+        # Use the slowest rank's time on all ranks, so that all skip the same sizes.
         slowest = torch.tensor(seconds, dtype=torch.float64, device=device)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         seconds = slowest.item()
@@ -118,6 +120,7 @@ def _all_reduce(device: torch.device) -> Facts:
 
 
 def _timed(tensor: torch.Tensor, device: torch.device) -> float:
+    """Return the seconds of one all-reduce."""
     _wait(device)
     begun = time.perf_counter()
     dist.all_reduce(tensor)
@@ -126,7 +129,10 @@ def _timed(tensor: torch.Tensor, device: torch.device) -> float:
 
 
 def _partners(own: int, hosts: int) -> list[int]:
-    """Whom this host meets in each round of a tournament in which every two meet once (circle method)."""
+    """Return the partners of host `own`, round by round, so that every two hosts meet once (circle method).
+
+    A host that has no partner in a round skips it.
+    """
     players = hosts + hosts % 2
     order = []
     for turn in range(players - 1):
@@ -138,7 +144,7 @@ def _partners(own: int, hosts: int) -> list[int]:
 
 
 def _exchange(partner: int, device: torch.device) -> float:
-    """GB/s each way of a rank and another that sends at the same time."""
+    """Return the GB/s in each direction while this rank and a partner send to each other."""
     mine, theirs = torch.ones(PAIR // 4, device=device), torch.empty(PAIR // 4, device=device)
     times = []
     for _ in range(3):
@@ -153,9 +159,10 @@ def _exchange(partner: int, device: torch.device) -> float:
 
 
 def _clock(own: int, firsts: list[int], rounds: int = 10) -> float:
-    """Seconds by which this host's clock is ahead of the first's, by the quickest of some round trips.
+    """Return the seconds by which this host's clock is ahead of the first host's.
 
-    Known to half of that round trip, as in NTP (RFC 5905). On CPU tensors, which gloo carries.
+    The quickest of several round trips counts, and the error is at most half of it, as in NTP (RFC 5905). The
+    tensors are on the CPU, so gloo sends them.
     """
     if own == 0:
         for other in firsts[1:]:

@@ -1,4 +1,7 @@
-"""The ranks of one node: `python -m launch.doctor.node NUMBER`, a `Request` and variables on its stdin."""
+"""Start the check-up's ranks of one node: `python -m launch.doctor.node NUMBER`.
+
+Stdin holds one line of JSON with a `Request` and environment variables.
+"""
 
 import json
 import os
@@ -6,11 +9,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from launch.doctor.request import VARIABLE, Request
+from launch.doctor.findings import VARIABLE, Request
 
 
 def run(request: Request, node: int) -> int:
-    """Start them, and wait; their exit code. What they say is this process's."""
+    """Start the ranks of a node, wait for them, and return the largest exit code. They share our output."""
     first = request.firsts[node]
     command = [sys.executable, "-m", "launch.doctor.rank"]
     ranks = []
@@ -25,9 +28,9 @@ def run(request: Request, node: int) -> int:
 
 
 def main() -> int:
-    given = json.loads(sys.stdin.readline())
-    os.environ.update(given["environment"])
-    return run(Request(**given["request"]), int(sys.argv[1]))
+    message = json.loads(sys.stdin.readline())
+    os.environ.update(message["environment"])
+    return run(Request(**message["request"]), int(sys.argv[1]))
 
 
 if __name__ == "__main__":

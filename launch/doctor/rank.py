@@ -1,7 +1,7 @@
 """One rank of a check-up: `python -m launch.doctor.rank`, with a `Request` in its environment.
 
-The ranks meet in a TCPStore at the first one, so that what one of them has to say is known even if the others
-never come. The first judges, and prints the findings as one line of JSON.
+The ranks meet in a TCPStore of the first rank, so the results of one rank are known even if the others never
+arrive. The first rank judges all results and prints the findings as one line of JSON.
 """
 
 import json
@@ -17,12 +17,11 @@ import torch
 import torch.distributed as dist
 
 from isotorus.errors import UserError
-from launch.doctor import data, findings, folders, gpus, links, machine, tracking, versions
-from launch.doctor.findings import ByHost, Facts, Finding, Status
-from launch.doctor.request import ANSWER, VARIABLE, Request
+from launch.doctor import data, findings, folders, gpus, links, machine, tracking
+from launch.doctor.findings import ANSWER, VARIABLE, ByHost, Facts, Finding, Request, Status
 
 WORK = timedelta(minutes=5)
-"""For what a rank that has come measures by itself."""
+"""How long a rank that has arrived may take for its own measurements."""
 
 
 def main() -> int:
@@ -51,15 +50,15 @@ def main() -> int:
             facts = _measure(request, config, store, folder)
         store.set(f"facts/{request.rank}", json.dumps(facts))
         if request.rank == 0:
-            come, missing = _gather(request, store)
+            arrived, missing = _gather(request, store)
             store.set("together", "no" if missing else "yes")
         problem = _links(request, store, facts) if store.get("together") == b"yes" else ""
         if host is not None:
             store.set(f"links/{request.rank}", json.dumps(facts.get("links")))
         if request.rank == 0:
-            said = _judge(request, come, missing, config, folder, store, problem)
-            print(ANSWER + json.dumps(said), flush=True)
-    # Rank 0 holds the store, so it goes last.
+            judged = _judge(request, arrived, missing, config, folder, store, problem)
+            print(ANSWER + json.dumps(judged), flush=True)
+    # Rank 0 holds the store, so it ends last.
     store.add("done", 1)
     if request.rank == 0 and not missing:
         _wait_until(store, sum(request.ranks))
@@ -67,7 +66,7 @@ def main() -> int:
 
 
 def _load(request: Request) -> Any:
-    """The configuration, None if none is given, or what is wrong with it."""
+    """Return the configuration, None if the request names none, or the error message as a string."""
     if request.config is None:
         return None
     from pretrain.config import load_config
@@ -79,10 +78,11 @@ def _load(request: Request) -> Any:
 
 
 def _measure(request: Request, config: Any, store: dist.TCPStore, folder: Any) -> Facts:
-    """What a host's first rank finds there."""
-    found = gpus.measure()
-    driver = found["gpus"][0]["driver_version"] if found["gpus"] else None
-    facts: Facts = {"gpus": found, "versions": versions.measure(driver), "machine": machine.measure()}
+    """Return what the first rank of a host measures there, by subject."""
+    on_gpus = gpus.measure()
+    driver = on_gpus["gpus"][0]["driver_version"] if on_gpus["gpus"] else None
+    versions = machine.measure_versions(driver)
+    facts: Facts = {"gpus": on_gpus, "versions": versions, "machine": machine.measure()}
     if isinstance(config, str):
         return facts | {"config": config}
     name = store.get("nonce").decode()
@@ -96,8 +96,8 @@ def _measure(request: Request, config: Any, store: dist.TCPStore, folder: Any) -
 
 
 def _gather(request: Request, store: dist.TCPStore) -> tuple[ByHost, list[str]]:
-    """The facts of the hosts whose first rank has come, and the names of those of which a rank has not."""
-    come: ByHost = {}
+    """Return the facts of the hosts whose first rank arrived, and the hosts of which any rank is missing."""
+    arrived: ByHost = {}
     missing = []
     for host, first, count in zip(request.hosts, request.firsts, request.ranks, strict=True):
         numbers = range(first, first + count)
@@ -107,12 +107,12 @@ def _gather(request: Request, store: dist.TCPStore) -> tuple[ByHost, list[str]]:
         except (RuntimeError, dist.DistStoreError):
             missing.append(host)
         if store.check([f"facts/{first}"]):
-            come[host] = json.loads(store.get(f"facts/{first}"))
-    return come, missing
+            arrived[host] = json.loads(store.get(f"facts/{first}"))
+    return arrived, missing
 
 
 def _links(request: Request, store: dist.TCPStore, facts: Facts) -> str:
-    """Put what the network gives into `facts`; returns what went wrong."""
+    """Measure the network into `facts`. Return an error message, or an empty string."""
     local = request.rank - max(first for first in request.firsts if first <= request.rank)
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available() and torch.cuda.device_count() > local:
@@ -142,59 +142,62 @@ def _judge(
     store: dist.TCPStore,
     problem: str,
 ) -> list[Finding]:
+    """Return all findings. `problem` is the error message of the network check."""
     ranks = dict(zip(request.hosts, request.ranks, strict=True))
     workers = config.data.workers if config and not isinstance(config, str) else 0
 
     def part(name: str) -> ByHost:
         return {host: own[name] for host, own in facts.items() if name in own}
 
-    said: list[Finding] = []
+    result: list[Finding] = []
     if missing:
-        text = f"did not come to {request.address}:{request.port} within {request.patience:.0f} s"
-        remedy = "see what it said, and that no firewall is between them"
-        said.append(Finding("start", Status.FAILED, missing, text, remedy))
-    said += versions.judge(part("versions"))
-    said += gpus.judge(part("gpus"), ranks)
-    said += machine.judge(part("machine"), ranks, workers)
+        text = f"did not reach {request.address}:{request.port} within {request.patience:.0f} s"
+        remedy = "see its error message, and check that no firewall is between them"
+        result.append(Finding("start", Status.FAILED, missing, text, remedy))
+    result += machine.judge_versions(part("versions"))
+    result += gpus.judge(part("gpus"), ranks)
+    result += machine.judge(part("machine"), ranks, workers)
     if missing:
-        said += findings.skipped("links", "not all hosts have come")
+        result += findings.skipped("links", "not all hosts arrived")
     elif problem:
         remedy = (
             "check that all ports are open between the hosts, and NCCL_SOCKET_IFNAME / GLOO_SOCKET_IFNAME"
         )
-        said.append(Finding("links", Status.FAILED, [], problem, remedy))
+        result.append(Finding("links", Status.FAILED, [], problem, remedy))
     else:
         by_host = {}
         for host, first in zip(request.hosts, request.firsts, strict=True):
             by_host[host] = json.loads(store.get(f"links/{first}"))
-        said += links.judge(by_host)
-    return [*said, *_of_the_run(request, facts, config, folder)]
+        result += links.judge(by_host)
+    return [*result, *_judge_run(request, facts, config, folder)]
 
 
-def _of_the_run(request: Request, facts: ByHost, config: Any, folder: Any) -> list[Finding]:
+def _judge_run(request: Request, facts: ByHost, config: Any, folder: Any) -> list[Finding]:
+    """Return the findings about the recipe: its data, its run folder and MLflow."""
     if config is None:
-        return findings.skipped("run", "without --config there is no data, run folder or MLflow to look at")
+        return findings.skipped("run", "without --config there is no data, run folder or MLflow to check")
     wrong = {host: (own["config"], "") for host, own in facts.items() if "config" in own}
     if wrong:
-        return findings.alike("recipe", Status.FAILED, wrong)
-    said: list[Finding] = []
+        return findings.grouped("recipe", Status.FAILED, wrong)
+    result: list[Finding] = []
     size, count = 0.0, 0
     try:
         size, count = folders.room_for_checkpoints(config, sum(request.ranks))
     except UserError as error:
-        said.append(Finding("recipe", Status.FAILED, [], str(error)))
-    said += folders.judge({host: own["folder"] for host, own in facts.items()}, folder, size, count)
-    said += data.judge({host: own["data"] for host, own in facts.items()})
+        result.append(Finding("recipe", Status.FAILED, [], str(error)))
+    result += folders.judge({host: own["folder"] for host, own in facts.items()}, folder, size, count)
+    result += data.judge({host: own["data"] for host, own in facts.items()})
     first = request.hosts[0]
-    return said + tracking.judge(facts[first]["tracking"], first, config.tracking.enabled)
+    return result + tracking.judge(facts[first]["tracking"], first, config.tracking.enabled)
 
 
 def _no_store(request: Request, error: Exception) -> int:
+    """Report that the ranks cannot meet, and return the exit code."""
     where = f"{request.address}:{request.port}"
     if request.rank == 0:
         text = f"port {request.port} is taken or {request.address} is not this host ({_first_line(error)})"
-        said = [Finding("start", Status.FAILED, [request.hosts[0]], text, "give another --port")]
-        print(ANSWER + json.dumps(said), flush=True)
+        judged = [Finding("start", Status.FAILED, [request.hosts[0]], text, "give another --port")]
+        print(ANSWER + json.dumps(judged), flush=True)
     else:
         print(f"{socket.gethostname()} does not reach {where}: {_first_line(error)}", file=sys.stderr)
     return 1

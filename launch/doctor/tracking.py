@@ -1,17 +1,17 @@
-"""MLflow, as the first rank will find it."""
+"""Check that the MLflow server answers the first rank."""
 
 import os
 from typing import TYPE_CHECKING
 
+from isotorus.secrets import masked_command
 from launch.doctor.findings import Facts, Finding, Status, ok, skipped
-from launch.environment import masked
 
 if TYPE_CHECKING:
     from pretrain.config import TrackingConfig
 
 
 def measure(tracking: "TrackingConfig") -> Facts:
-    """Asks for the experiment and changes nothing."""
+    """Ask the MLflow server for the experiment, without changing anything."""
     uri = tracking.store()
     if not tracking.enabled or "://" not in uri or uri.startswith(("sqlite:", "file:")):
         return {"uri": uri, "asked": False}
@@ -21,13 +21,14 @@ def measure(tracking: "TrackingConfig") -> Facts:
 
     try:
         MlflowClient(uri).get_experiment_by_name(tracking.experiment)
-    except Exception as error:  # whatever a server, a proxy or a library says
+    except Exception as error:  # a server, a proxy or a library can raise anything
         lines = str(error).splitlines() or [type(error).__name__]
-        return {"uri": masked(uri), "asked": True, "error": masked(lines[0])}
-    return {"uri": masked(uri), "asked": True}
+        return {"uri": masked_command(uri), "asked": True, "error": masked_command(lines[0])}
+    return {"uri": masked_command(uri), "asked": True}
 
 
 def judge(facts: Facts, host: str, enabled: bool) -> list[Finding]:
+    """Judge what the first rank of `host` measured; `enabled` is tracking.enabled."""
     if not enabled:
         return skipped("MLflow", "tracking.enabled=false")
     if not facts["asked"]:

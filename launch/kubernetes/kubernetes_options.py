@@ -1,4 +1,4 @@
-"""Manifests of a run on Kubernetes, printed, written to a file, or applied by kubectl."""
+"""`launch kubernetes`: its options and their checks; manifests are printed, written to a file or applied."""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from isotorus.errors import UserError, from_os_error
-from launch.environment import hidden, masked
+from isotorus.secrets import holds_secret, masked_command, may_be_secret
 from launch.kubernetes import manifests
 from launch.kubernetes.manifests import Pods, recipe_path
 from launch.recipe import Recipe, read_recipe
@@ -17,89 +17,92 @@ from launch.recipe import Recipe, read_recipe
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _LONGEST_NAME = 50
-"""Characters: with what operators append to it (-worker-12) it has to be a DNS label of 63."""
+"""In characters. Operators append to the name (-worker-12), and the result must fit a DNS label of 63."""
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = kinds.add_parser(
         "kubernetes",
-        help="manifests for a Kubernetes cluster",
+        help="write the manifests of a run on a Kubernetes cluster",
         usage="python -m launch kubernetes --name NAME --image IMAGE [options] -- --config x.yaml [k=v …]",
         description="Prints YAML: an indexed Job with a headless Service, a PyTorchJob or a TrainJob.",
     )
     add = parser.add_argument
     kind = {"dest": "workload", "choices": list(manifests.KINDS), "default": "job"}
-    add("--kind", **kind, help="default job, which needs no operator")  # type: ignore[arg-type]
-    add("--name", required=True, type=_name, help="of the run in the cluster, and of its pods")
-    add("--namespace", type=_matches(_LABEL, 63), help="default: kubectl's current one")
-    add("--image", required=True, type=_image, help="with isotorus installed in it")
-    add("--nodes", type=_nodes, default=(1, 1), help="pods; MIN:MAX for an elastic pytorchjob (default 1)")
-    add("--gpus-per-node", type=_count, default=8, help="default 8; 0 trains on CPUs, a rank a pod")
-    add("--cpus", type=_quantity(r"\d+(\.\d{1,3})?|\d+m", "16 or 500m"), help="CPUs a pod, 16 or 500m")
+    add("--kind", **kind, help="kind of workload; the default, job, needs no operator")  # type: ignore[arg-type]
+    add("--name", required=True, type=_name, help="name of the run and of its pods in the cluster")
+    add("--namespace", type=_matches(_LABEL, 63), help="namespace; default: kubectl's current one")
+    add("--image", required=True, type=_image, help="container image in which isotorus is installed")
+    add("--nodes", type=_nodes, default=(1, 1), help="pods (default 1); MIN:MAX for an elastic pytorchjob")
+    add("--gpus-per-node", type=_count, default=8, help="default 8; 0 trains on CPUs, one rank in each pod")
+    add("--cpus", type=_quantity(r"\d+(\.\d{1,3})?|\d+m", "16 or 500m"), help="for each pod, 16 or 500m")
     memory = _quantity(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)", "200Gi")
-    add("--memory", type=memory, help="of a pod and the most it may use, /dev/shm included, e.g. 200Gi")
+    add("--memory", type=memory, help="request and limit of each pod, /dev/shm included, such as 200Gi")
     add("--pvc", action="append", default=[], metavar="CLAIM:/path", help="mount a volume claim; repeatable")
-    add("--secret", action="append", default=[], metavar="SECRET[:KEY]", help="all keys of a Secret, or one, "
-        "as environment variables (of S3, MLflow); repeatable")  # fmt: skip
-    add("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable, no secret; repeatable")
-    add("--service-account", type=_matches(rf"{_LABEL}(\.{_LABEL})*", 253))
-    add("--node-selector", action="append", default=[], metavar="LABEL=VALUE", help="repeatable")
-    runtime = _matches(rf"{_LABEL}(\.{_LABEL})*", 253)
-    add("--runtime", type=runtime, default="torch-distributed", help="ClusterTrainingRuntime of a trainjob")
+    add("--secret", action="append", default=[], metavar="SECRET[:KEY]", help="make one key or all keys of a "
+        "Secret environment variables, for instance for S3 or MLflow; repeatable")  # fmt: skip
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="not for secrets; repeatable")
+    dotted = _matches(rf"{_LABEL}(\.{_LABEL})*", 253)
+    add("--service-account", type=dotted, help="service account of the pods")
+    node = "run only on nodes with this label; repeatable"
+    add("--node-selector", action="append", default=[], metavar="LABEL=VALUE", help=node)
+    add("--runtime", type=dotted, default="torch-distributed", help="ClusterTrainingRuntime of a trainjob")
     add("--output", type=Path, metavar="FILE", help="write the YAML there instead of printing it")
-    add("--apply", action="store_true", help="send it to the cluster by kubectl")
+    add("--apply", action="store_true", help="send the manifests to the cluster by kubectl apply")
     add("--dry-run", action="store_true", help="print what --apply would send")
     parser.set_defaults(start=start, trains=True, passes_options_on=False)
 
 
-def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Raises UserError for what the cluster, or the run in it, would refuse."""
+def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
+    """Write the manifests. Raise UserError for options that the cluster or the run would refuse."""
     recipe = read_recipe(pretrain)
-    pods = _pods(given, recipe, pretrain)
-    _check(given.workload, pods, recipe)
-    text = manifests.to_yaml(manifests.KINDS[given.workload](pods))
-    if given.apply and not given.dry_run:
+    pods = _pods(args, recipe, pretrain)
+    _check(args.workload, pods, recipe)
+    text = manifests.to_yaml(manifests.KINDS[args.workload](pods))
+    if args.apply and not args.dry_run:
         return _apply(text)
-    if given.output and not given.dry_run:
+    if args.output and not args.dry_run:
         try:
-            given.output.write_text(text)
+            args.output.write_text(text)
         except OSError as error:
-            raise from_os_error(error, f"writing --output {given.output}") from None
+            raise from_os_error(error, f"writing --output {args.output}") from None
     else:
         print(text, end="")
     return 0
 
 
-def _pods(given: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods:
+def _pods(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods:
+    """Return the pods that the options describe."""
     own = Path(recipe.path).is_file()
     return Pods(
-        name=given.name,
-        image=given.image,
-        nodes=given.nodes,
-        gpus=given.gpus_per_node,
-        pretrain=["--config", recipe_path(given.name), *recipe.overrides] if own else pretrain,
+        name=args.name,
+        image=args.image,
+        nodes=args.nodes,
+        gpus=args.gpus_per_node,
+        pretrain=["--config", recipe_path(args.name), *recipe.overrides] if own else pretrain,
         grace=recipe.config.stopping.grace,
         recipe=Path(recipe.path).read_text() if own else None,
-        namespace=given.namespace,
-        cpus=given.cpus,
-        memory=given.memory,
-        volumes=_pairs("--pvc", given.pvc, ":", rf"{_LABEL}(\.{_LABEL})*", r"/[^:]+", "CLAIM:/path"),
-        secrets=[_secret(text, given.workload) for text in given.secret],
-        env=_environment(given.env),
-        service_account=given.service_account,
+        namespace=args.namespace,
+        cpus=args.cpus,
+        memory=args.memory,
+        volumes=_pairs("--pvc", args.pvc, ":", rf"{_LABEL}(\.{_LABEL})*", r"/[^:]+", "CLAIM:/path"),
+        secrets=[_secret(text, args.workload) for text in args.secret],
+        env=_environment(args.env),
+        service_account=args.service_account,
         node_selector=_pairs(
             "--node-selector",
-            given.node_selector,
+            args.node_selector,
             "=",
             r"[A-Za-z0-9]([-A-Za-z0-9._/]*[A-Za-z0-9])?",
             r"([A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?)?",
             "LABEL=VALUE",
         ),
-        runtime=given.runtime,
+        runtime=args.runtime,
     )
 
 
 def _check(kind: str, pods: Pods, recipe: Recipe) -> None:
+    """Raise UserError if the pods cannot run the recipe."""
     fewest, most = pods.nodes
     if fewest < most and kind != "pytorchjob":
         raise UserError(f"--nodes {fewest}:{most} is for --kind pytorchjob; a {kind} takes one number")
@@ -118,10 +121,11 @@ def _check(kind: str, pods: Pods, recipe: Recipe) -> None:
         )
 
 
-def _environment(given: list[str]) -> dict[str, str]:
-    variables = _pairs("--env", given, "=", _VARIABLE, r"[\s\S]*", "NAME=VALUE")
+def _environment(assignments: list[str]) -> dict[str, str]:
+    """Read the values of --env. Raise UserError for a secret."""
+    variables = _pairs("--env", assignments, "=", _VARIABLE, r"[\s\S]*", "NAME=VALUE")
     for name, value in variables.items():
-        if hidden(name) or masked(value) != value:
+        if may_be_secret(name) or holds_secret(value):
             raise UserError(
                 f"--env {name}=… looks like a secret, which the manifest would show; put it into a Secret "
                 f"(kubectl create secret generic NAME --from-env-file FILE) and use --secret NAME"
@@ -130,9 +134,12 @@ def _environment(given: list[str]) -> dict[str, str]:
 
 
 def _secret(text: str, kind: str) -> tuple[str, str]:
+    """Read the value of --secret: the name of a Secret, and a key or an empty string for all keys."""
     name, _, key = text.partition(":")
     if not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name) or (key and not re.fullmatch(_VARIABLE, key)):
-        raise UserError(f"--secret {masked(text)}: expected the name of a Secret, or NAME:KEY; never a value")
+        raise UserError(
+            f"--secret {masked_command(text)}: expected the name of a Secret, or NAME:KEY; never a value"
+        )
     if kind == "trainjob" and not key:
         raise UserError(
             f"--secret {name}: a trainjob takes keys one by one; write --secret {name}:AWS_ACCESS_KEY_ID …"
@@ -141,13 +148,14 @@ def _secret(text: str, kind: str) -> tuple[str, str]:
 
 
 def _pairs(
-    option: str, given: Iterable[str], between: str, key: str, value: str, like: str
+    option: str, texts: Iterable[str], separator: str, key: str, value: str, example: str
 ) -> dict[str, str]:
+    """Split the values of an option at the separator; `key` and `value` are patterns of both sides."""
     pairs: dict[str, str] = {}
-    for text in given:
-        name, found, rest = text.partition(between)
-        if not found or not re.fullmatch(key, name) or not re.fullmatch(value, rest):
-            raise UserError(f"{option} {masked(text)}: expected {like}")
+    for text in texts:
+        name, separated, rest = text.partition(separator)
+        if not separated or not re.fullmatch(key, name) or not re.fullmatch(value, rest):
+            raise UserError(f"{option} {masked_command(text)}: expected {example}")
         if name in pairs:
             raise UserError(f"{option} {name} is given twice; give it once")
         pairs[name] = rest
@@ -160,11 +168,11 @@ def _apply(text: str) -> int:
             "--apply: there is no kubectl on this machine; install it, or write the manifests with "
             "--output FILE and apply them where there is one"
         )
-    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True)
-    print(done.stdout, end="", file=sys.stdout)
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if line.strip()), f"code {done.returncode}")
-        raise UserError(f"kubectl apply: {said}")
+    kubectl = subprocess.run(["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True)
+    print(kubectl.stdout, end="", file=sys.stdout)
+    if kubectl.returncode:
+        lines = [line for line in kubectl.stderr.splitlines() if line.strip()]
+        raise UserError(f"kubectl apply: {lines[0] if lines else f'code {kubectl.returncode}'}")
     return 0
 
 
@@ -178,6 +186,8 @@ def _name(text: str) -> str:
 
 
 def _matches(pattern: str, longest: int) -> Callable[[str], str]:
+    """Return an argument type that accepts texts of this pattern and length."""
+
     def check(text: str) -> str:
         if len(text) > longest or not re.fullmatch(pattern, text):
             raise argparse.ArgumentTypeError(
@@ -195,8 +205,8 @@ def _image(text: str) -> str:
 
 
 def _nodes(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", text, re.ASCII)
-    fewest, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)(?::(\d+))?", text, re.ASCII)
+    fewest, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= fewest <= most:
         raise argparse.ArgumentTypeError(f"'{text}': expected a number from 1 on, or MIN:MAX")
     return fewest, most
@@ -208,10 +218,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _quantity(pattern: str, like: str) -> Callable[[str], str]:
+def _quantity(pattern: str, example: str) -> Callable[[str], str]:
+    """Return an argument type that accepts positive quantities of this pattern."""
+
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text, re.ASCII) or not re.search("[1-9]", text):
-            raise argparse.ArgumentTypeError(f"'{text}' is no quantity; expected e.g. {like}")
+            raise argparse.ArgumentTypeError(f"'{text}' is no quantity; expected e.g. {example}")
         return text
 
     return check

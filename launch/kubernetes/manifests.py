@@ -1,7 +1,7 @@
-"""What Kubernetes is told of a run: an indexed Job with its Service, a PyTorchJob, or a TrainJob.
+"""The Kubernetes manifests of a run: an indexed Job with its Service, a PyTorchJob, or a TrainJob.
 
-All three start the same command in every pod. It finds the others at the first pod's DNS name, through
-torchrun's c10d rendezvous, so that it depends on nothing that an operator puts into the environment.
+All three start the same command in every pod. The pods meet at the DNS name of the first pod, by the c10d
+rendezvous of torchrun, so the command needs no variable that an operator sets.
 """
 
 import math
@@ -14,42 +14,43 @@ import yaml
 
 PORT = 29400
 KEPT = 7 * 24 * 3600
-"""Seconds that a finished Job stays to be looked at."""
+"""Seconds after which a finished Job is deleted."""
 MARGIN = 30
 """Seconds between the end of `stopping.grace` and SIGKILL."""
 RECIPES = "/etc/isotorus"
+"""The folder of the recipe file in a pod."""
 LABEL = "app.kubernetes.io/instance"
 DIED_TOO_OFTEN = 10
-"""Times that each pod may fail before the run is given up; a lost node does not count."""
+"""How often each pod may fail before the run is given up. A lost node does not count."""
 BAD_INPUT = 2
-"""Exit code of a rank for what only the user can mend."""
+"""Exit code of a rank that met an error only the user can fix."""
 
 Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Pods:
-    """A run's pods, one a node."""
+    """The pods of a run, one for each node."""
 
     name: str
     image: str
     nodes: tuple[int, int]
-    """Fewest and most."""
+    """The smallest and the largest number of pods."""
     gpus: int
-    """Of a pod; 0 trains on its CPUs with one rank."""
+    """The number of GPUs in each pod. With 0 a pod trains on its CPUs with one rank."""
     pretrain: list[str]
     """Arguments of `python -m pretrain`."""
     grace: float
     """stopping.grace, in seconds."""
     recipe: str | None = None
-    """Text of the recipe file, where it is none of the packaged ones; `pretrain` names it `recipe_path`."""
+    """The text of the recipe file, which `pretrain` names as `recipe_path`; None for a packaged recipe."""
     namespace: str | None = None
     cpus: str | None = None
     memory: str | None = None
     volumes: dict[str, str] = field(default_factory=dict)
-    """Where each persistent volume claim is mounted, by the claim's name."""
+    """The mount path of each persistent volume claim, by the name of the claim."""
     secrets: list[tuple[str, str]] = field(default_factory=list)
-    """Names of Secrets, and the key of each that becomes the variable of that name; "" for all its keys."""
+    """Pairs of a Secret's name and the key that becomes an environment variable; "" stands for all keys."""
     env: dict[str, str] = field(default_factory=dict)
     service_account: str | None = None
     node_selector: dict[str, str] = field(default_factory=dict)
@@ -58,21 +59,21 @@ class Pods:
 
 
 def recipe_path(name: str) -> str:
-    """Where the recipe file of the run lies in its pods."""
+    """Return the path of the run's recipe file in its pods."""
     return f"{RECIPES}/{name}.yaml"
 
 
 def job(pods: Pods) -> list[Manifest]:
-    """An indexed Job, whose Service gives pod 0 the name by which the others find it.
+    """Return an indexed Job, and a Service that gives pod 0 the name by which the others find it.
 
-    Exit code 2 fails the Job at once; pods that were evicted, or whose node is gone, come again without being
-    counted, and all other failures do until there were too many.
+    Exit code 2 fails the Job at once. A pod that was evicted, or whose node is gone, is replaced, and this is
+    not counted as a failure. After any other failure the pod is replaced, until there are too many failures.
     """
     service = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": _metadata(pods),
-        # Without an address before they are ready the pods would wait for one another.
+        # Pods need an address before they are ready, or they would wait for one another forever.
         "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL: pods.name}},
     }
     template = _template(pods, "trainer", _command(pods, f"{pods.name}-0.{pods.name}"))
@@ -100,13 +101,13 @@ def job(pods: Pods) -> list[Manifest]:
 
 
 def pytorchjob(pods: Pods) -> list[Manifest]:
-    """A PyTorchJob of Kubeflow's Training Operator, elastic where there may be fewer pods than at most."""
+    """Return a PyTorchJob for Kubeflow's Training Operator, elastic if the number of pods is a range."""
     fewest, most = pods.nodes
     elastic = fewest < most
     first = f"{pods.name}-{'worker' if elastic else 'master'}-0"
     replica = {
         "restartPolicy": "OnFailure",
-        # The operator takes the container named pytorch for the one that trains.
+        # The operator looks for a container of this name.
         "template": _template(pods, "pytorch", _command(pods, first)),
     }
     replica["template"]["spec"]["containers"][0]["ports"] = [  # type: ignore[index]
@@ -137,9 +138,10 @@ def pytorchjob(pods: Pods) -> list[Manifest]:
 
 
 def trainjob(pods: Pods) -> list[Manifest]:
-    """A TrainJob of Kubeflow's Trainer, on a runtime whose job and container are named `node`.
+    """Return a TrainJob for Kubeflow's Trainer, on a runtime whose job and container are named `node`.
 
-    What its trainer has no field for is a patch of the runtime's pods. Neither takes all keys of a Secret.
+    Settings for which the trainer has no field become a patch of the runtime's pods. Neither place accepts
+    all keys of a Secret at once.
     """
     template = _template(pods, "node", _command(pods, f"{pods.name}-node-0-0.{pods.name}"))
     container = template["spec"]["containers"][0]
@@ -175,12 +177,12 @@ KINDS: dict[str, Callable[[Pods], list[Manifest]]] = {
 
 
 def to_yaml(manifests: list[Manifest]) -> str:
-    """One document a manifest, read alike by YAML 1.1 and 1.2."""
+    """Return the manifests as YAML documents that YAML 1.1 and 1.2 read in the same way."""
     return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Recipes as blocks; quotes around what Go's YAML takes for a number where PyYAML does not, as 1e3."""
+    """Writes recipes as blocks, and quotes texts that Go's YAML, unlike PyYAML, reads as numbers (1e3)."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -196,7 +198,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _command(pods: Pods, first: str) -> list[str]:
-    """What each pod runs, to meet the others at the address of the first."""
+    """Return the command that each pod runs; `first` is the address of the pod where all meet."""
     fewest, most = pods.nodes
     torchrun = {
         "--nnodes": str(most) if fewest == most else f"{fewest}:{most}",
@@ -206,17 +208,18 @@ def _command(pods: Pods, first: str) -> list[str]:
         "--rdzv-id": pods.name,
         "--max-restarts": "3" if fewest == most else "100",
     }
-    given = [word for option in torchrun.items() for word in option]
-    own = [_literal(word) for word in pods.pretrain]
-    return ["python", "-m", "launch", "torchrun", *given, "--", *own]
+    options = [word for option in torchrun.items() for word in option]
+    pretrain = [_literal(word) for word in pods.pretrain]
+    return ["python", "-m", "launch", "torchrun", *options, "--", *pretrain]
 
 
 def _literal(text: str) -> str:
-    """Text in which Kubernetes puts no variable's value in the place of $(NAME)."""
+    """Escape the text so that Kubernetes does not replace $(NAME) by the value of a variable."""
     return text.replace("$(", "$$(")
 
 
 def _template(pods: Pods, container: str, command: list[str]) -> Manifest:
+    """Return the pod template, whose only container has the given name and command."""
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     volumes: list[Manifest] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     for number, (claim, path) in enumerate(pods.volumes.items()):
@@ -256,7 +259,7 @@ def _environment(pods: Pods) -> list[Manifest]:
 
 
 def _resources(pods: Pods) -> Manifest:
-    requests = {name: given for name, given in (("cpu", pods.cpus), ("memory", pods.memory)) if given}
+    requests = {name: size for name, size in (("cpu", pods.cpus), ("memory", pods.memory)) if size}
     limits: dict[str, str] = {"memory": pods.memory} if pods.memory else {}
     if pods.gpus:
         limits["nvidia.com/gpu"] = str(pods.gpus)
@@ -264,6 +267,7 @@ def _resources(pods: Pods) -> Manifest:
 
 
 def _config_map(pods: Pods) -> list[Manifest]:
+    """Return a ConfigMap with the recipe file, or an empty list for a packaged recipe."""
     if pods.recipe is None:
         return []
     file = recipe_path(pods.name).removeprefix(f"{RECIPES}/")

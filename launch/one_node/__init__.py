@@ -1,1 +1,1 @@
-"""The ranks of one node, under torchrun or DeepSpeed's launcher."""
+"""The ranks of one node, started by torchrun or by DeepSpeed's launcher."""

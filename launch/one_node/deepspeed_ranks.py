@@ -1,7 +1,7 @@
-"""DeepSpeed's launcher of one node's ranks, seen to its end: signals and exit codes are the ranks' own.
+"""Run the ranks of one node under DeepSpeed's launcher, with signals and exit codes of the ranks themselves.
 
-`deepspeed.launcher.launch` by itself ends on SIGUSR1 without its ranks, gives them 30 seconds after SIGTERM
-and then fails whatever they did, and does not say which of them failed first.
+Alone, `deepspeed.launcher.launch` ends on SIGUSR1 without its ranks. After SIGTERM it gives them 30 seconds
+and then always fails, and it does not report which rank failed first.
 """
 
 import base64
@@ -25,11 +25,14 @@ import psutil
 from launch.one_node.torchrun_ranks import Failure
 
 LAUNCH = "ISOTORUS_LAUNCH"
-"""The variable by which the ranks of a launch are known."""
+"""The environment variable that identifies the ranks of one launch."""
 
 
 def arguments(devices: dict[str, list[int]], host: str, address: str, port: int | str) -> list[str]:
-    """Those of DeepSpeed's launcher on a host, of the devices of all; ranks meet at `address`."""
+    """Return the arguments of DeepSpeed's launcher on `host`. All ranks meet at `address`.
+
+    `devices` holds the device numbers of each host.
+    """
     world = base64.urlsafe_b64encode(json.dumps(devices).encode()).decode()
     return [
         f"--world_info={world}",
@@ -47,10 +50,10 @@ def command(python: str, options: Sequence[str], pretrain: Sequence[str]) -> lis
 
 
 def run(options: Sequence[str], pretrain: Sequence[str], logs: Path | None = None) -> Failure | None:
-    """Run DeepSpeed's launcher on this node; the first rank's failure, or None.
+    """Run DeepSpeed's launcher on this node. Return the failure of the first rank that failed, or None.
 
-    What the ranks say is passed on, and written to files in `logs` too. SIGTERM and SIGUSR1 are passed on to
-    the ranks, which save and end by themselves; SIGINT and SIGHUP reach them as SIGTERM.
+    The output of the ranks is printed, and also written to files in `logs`. SIGTERM and SIGUSR1 go to the
+    ranks, which save and end by themselves. SIGINT and SIGHUP reach the ranks as SIGTERM.
     """
     (world,) = [option.partition("=")[2] for option in options if option.startswith("--world_info=")]
     (node,) = [int(option.partition("=")[2]) for option in options if option.startswith("--node_rank=")]
@@ -65,12 +68,12 @@ def run(options: Sequence[str], pretrain: Sequence[str], logs: Path | None = Non
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    said: deque[str] = deque(maxlen=200)
+    stderr: deque[str] = deque(maxlen=200)
     readers = [
         threading.Thread(target=_tee, args=(stream, to, kept, logs / name if logs else None), daemon=True)
         for stream, to, kept, name in (
             (launcher.stdout, sys.stdout, deque[str](maxlen=1), "stdout.log"),
-            (launcher.stderr, sys.stderr, said, "stderr.log"),
+            (launcher.stderr, sys.stderr, stderr, "stderr.log"),
         )
         if stream
     ]
@@ -85,31 +88,31 @@ def run(options: Sequence[str], pretrain: Sequence[str], logs: Path | None = Non
     if watch.first is None and launcher.returncode == 0:
         return None
     rank, code, when = watch.first or (min(watch.ranks.values(), default=0), launcher.returncode, time.time())
-    errors = [line for line in said if line.startswith("error: ")]
-    return Failure(shells(code), rank, when, errors[-1].strip() if errors else "".join([*said][-20:]))
+    errors = [line for line in stderr if line.startswith("error: ")]
+    return Failure(shell_code(code), rank, when, errors[-1].strip() if errors else "".join([*stderr][-20:]))
 
 
 def pass_on(launch: str, number: signal.Signals) -> None:
-    """Give a signal to this node's ranks of a launch; SIGKILL to their launcher and workers too."""
+    """Send a signal to the ranks of a launch on this node; SIGKILL also to launcher and loader workers."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             mine, parent = process.environ(), process.parent()
             if mine.get(LAUNCH) != launch or process.pid == os.getpid():
                 continue
-            # The processes that read a rank's data have its variables too.
+            # The loader workers of a rank have its environment variables too.
             is_rank = "RANK" in mine and parent is not None and "RANK" not in parent.environ()
             if is_rank or number == signal.SIGKILL:
                 process.send_signal(number)
 
 
 class _Watch:
-    """The ranks under a launcher, and how the first of them failed."""
+    """Watches the ranks under a launcher, and records how the first of them failed."""
 
     def __init__(self, launcher: "subprocess.Popen[bytes]", count: int) -> None:
         self.launcher, self.count = launcher, count
         self.ranks: dict[psutil.Process, int] = {}
         self.first: tuple[int, int, float] | None = None
-        """Rank, exit code as Python has it, time."""
+        """Rank; exit code, negative for a signal as in `subprocess`; seconds since 1970."""
         self._interrupted = False
 
     def wait(self) -> None:
@@ -121,14 +124,14 @@ class _Watch:
                 if code and self.first is None:
                     self.first = rank, code, time.time()
             time.sleep(0.05)
-        for process in self.ranks:  # if the launcher was killed
+        for process in self.ranks:  # alive only if the launcher was killed
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         if self._interrupted and self.first is None:
             self.first = 0, -signal.SIGINT, time.time()
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        if not self.ranks:  # it has not begun
+        if not self.ranks:  # no rank has started yet
             self.launcher.kill()
             os._exit(128 + number)
         self._interrupted |= number == signal.SIGINT
@@ -145,7 +148,10 @@ class _Watch:
 
 
 def _ended(pid: int) -> int | None:
-    """Exit code of a process that its parent has not yet asked for, -n if signal n ended it."""
+    """Return the exit code of a zombie (-n if signal n ended it), or None for any other process.
+
+    DeepSpeed's launcher does not say which rank ended first, so this reads the code earlier.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -153,8 +159,11 @@ def _ended(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(int(fields[-1])) if state == "Z" else None
 
 
-def shells(code: int) -> int:
-    """128 + n where signal n ended it: DeepSpeed's launcher ends with -n, which a shell sees as 256 - n."""
+def shell_code(code: int) -> int:
+    """Return 128 + n if signal n ended a process, as shells do.
+
+    DeepSpeed's launcher exits with -n, which its parent sees as 256 - n.
+    """
     if code < 0:
         return 128 - code
     return 128 + 256 - code if code > 192 else code
@@ -164,7 +173,7 @@ def _tee(stream: IO[bytes], to: IO[str], kept: deque[str], log: Path | None) -> 
     with log.open("a") if log else contextlib.nullcontext() as file:
         for raw in stream:
             line = raw.decode(errors="replace")
-            if re.match(r"\[[^]]*\] \[(INFO|WARNING)\] ", line):  # DeepSpeed's own, as it is imported
+            if re.match(r"\[[^]]*\] \[(INFO|WARNING)\] ", line):  # printed by DeepSpeed when it is imported
                 continue
             kept.append(line)
             for out in (to, file) if file else (to,):

@@ -1,4 +1,4 @@
-"""torchrun in this process, so that the first failing rank's exit code is this command's."""
+"""Run torchrun inside this process, to return the exit code of the first rank that failed."""
 
 import contextlib
 import os
@@ -13,32 +13,38 @@ from typing import NamedTuple
 import psutil
 
 USER_ERROR = 2
-"""Exit code of a rank that met what the user can mend: a restart would meet it again."""
+"""Exit code of a rank that met an error the user can fix. A restart would meet the same error."""
 TRY_AGAIN = 75
-"""Exit code where the launchers of a run have lost each other (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code when the launchers of a run lost contact with each other (EX_TEMPFAIL of sysexits.h)."""
 LAST_CALL_SECONDS = 10
-"""How long an elastic start waits for more hosts once there are enough."""
+"""How long an elastic run waits for more hosts when enough hosts are ready."""
 
 
 class Failure(NamedTuple):
-    """How the ranks of this node have failed."""
+    """How the ranks of this node failed."""
 
     code: int
-    """The first failing rank's exit code, 128 + n if signal n ended it; `TRY_AGAIN` if no rank failed."""
+    """Exit code of the first rank that failed (128 + n for signal n); `TRY_AGAIN` if no rank failed."""
     rank: int
-    """-1 where none failed."""
+    """-1 if no rank failed."""
     time: float
     """Seconds since 1970."""
-    said: str
-    """The end of what it said on stderr, where that went to a file."""
+    message: str
+    """The rank's error message, or the last lines that it wrote on stderr if they are known."""
+
+
+def default_ranks() -> int:
+    """Return how many ranks a node runs if the user does not say: one for each GPU, or one on CPUs."""
+    import torch  # imported here because it takes seconds
+
+    return max(1, torch.cuda.device_count())
 
 
 def run(options: list[str], pretrain: list[str]) -> Failure | None:
-    """Run `torchrun OPTIONS -m pretrain PRETRAIN` to its end; the first failure, or None.
+    """Run `torchrun OPTIONS -m pretrain PRETRAIN` to its end. Return the first failure, or None.
 
-    SIGTERM and SIGUSR1 are passed on to the ranks, which save and end by themselves; torchrun by itself
-    gives them 30 seconds, and then fails whatever they did. A rank that ends with a `USER_ERROR` is not
-    started again, whatever restarts are left.
+    SIGTERM and SIGUSR1 go to the ranks, which save and end by themselves. Alone, torchrun would give them 30
+    seconds and then always fail. A rank that ends with `USER_ERROR` is never restarted.
     """
     from torch.distributed import DistError
     from torch.distributed import run as torch_run
@@ -55,7 +61,7 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
         if arguments.rdzv_conf == "":
             arguments.rdzv_conf = f"last_call_timeout={LAST_CALL_SECONDS}"
     if fewest < most or arguments.max_restarts:
-        # The store that launchers share keeps what earlier attempts left in it.
+        # The store that the launchers share still holds the keys of earlier attempts, so ranks use their own.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         signal.signal(signal.SIGCHLD, _look_for_user_error)
     signal.signal(signal.SIGTERM, _pass_on)
@@ -64,25 +70,25 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
         torch_run.run(arguments)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        # A rank that a signal ended has a negative code; shells know it as 128 + signal.
+        # The code is -n if signal n ended the rank; shells use 128 + n.
         code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
         local = [failure.local_rank for failure in error.failures.values()]
-        said = _said(arguments.log_dir, [first.local_rank, *local])
-        if first.exitcode == -signal.SIGKILL and not said.startswith("error: "):
-            said = (
+        message = _message(arguments.log_dir, [first.local_rank, *local])
+        if first.exitcode == -signal.SIGKILL and not message.startswith("error: "):
+            message = (
                 f"error: rank {rank} on {socket.gethostname()} was killed (SIGKILL), as the kernel does when "
-                "memory runs out (dmesg tells) and schedulers at a limit; python -m pretrain plan says what "
-                "needs less memory, and the same command goes on from the newest checkpoint"
+                "memory runs out (see dmesg) and schedulers do at a limit; python -m pretrain plan shows "
+                "what needs less memory, and the same command continues from the newest checkpoint"
             )
-        return Failure(code, rank, first.timestamp, said)
+        return Failure(code, rank, first.timestamp, message)
     except _MetUserError:
-        return Failure(USER_ERROR, 0, 0.0, _said(arguments.log_dir, list(range(ranks))))
+        return Failure(USER_ERROR, 0, 0.0, _message(arguments.log_dir, list(range(ranks))))
     except (RendezvousError, DistError, ConnectionError, TimeoutError) as error:
         where = arguments.rdzv_endpoint or arguments.master_addr
-        said = (
+        message = (
             f"error: the launchers of this run do not meet at {where}: {str(error) or type(error).__name__}"
         )
-        return Failure(TRY_AGAIN, -1, 0.0, said)
+        return Failure(TRY_AGAIN, -1, 0.0, message)
     return None
 
 
@@ -92,7 +98,7 @@ class _MetUserError(Exception):
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
     ranks = psutil.Process().children()
-    if not ranks:  # it has not begun
+    if not ranks:  # no rank has started yet
         sys.exit(128 + number)
     for rank in ranks:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -100,17 +106,17 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def _look_for_user_error(number: int, frame: FrameType | None) -> None:
-    """Some child has ended: look at it, and leave it to torchrun."""
+    """Raise `_MetUserError` if a child ended with `USER_ERROR`. Leave the child for torchrun to reap."""
     for child in psutil.Process().children():
         with contextlib.suppress(ChildProcessError):
-            left = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if left and left.si_code == os.CLD_EXITED and left.si_status == USER_ERROR:
+            ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended and ended.si_code == os.CLD_EXITED and ended.si_status == USER_ERROR:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 raise _MetUserError
 
 
-def _said(log_dir: str | None, local_ranks: list[int]) -> str:
-    """What to show of ranks' last words: an `error:` line of any of them, or the end of the first one's."""
+def _message(log_dir: str | None, local_ranks: list[int]) -> str:
+    """Return the last `error:` line of any of these ranks, or the last stderr lines of the first rank."""
     if log_dir is None:
         return ""
     ends = []

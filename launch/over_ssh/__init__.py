@@ -1,1 +1,1 @@
-"""Many nodes over ssh."""
+"""Runs on many nodes, which are reached over ssh."""

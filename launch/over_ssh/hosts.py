@@ -1,5 +1,7 @@
-"""The hosts of a run, from a host file in DeepSpeed's format."""
+"""Read the hosts of a run from a host file in DeepSpeed's format."""
 
+import argparse
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,17 +10,32 @@ from isotorus.errors import UserError
 
 class Host(NamedTuple):
     name: str
-    """What ssh reaches it by."""
+    """The name or address that is passed to ssh."""
     slots: int
-    """Ranks that it runs, one a GPU where it has any."""
+    """The number of ranks that it runs, usually one for each GPU."""
+
+
+def add_file_options(group: "argparse._ActionsContainer") -> None:
+    """Add the options that name a host file and choose hosts from it."""
+    file = "use the hosts in this file; each line is 'name slots=4'"
+    group.add_argument("--hosts", metavar="FILE", help=file)
+    group.add_argument("--include", default="", metavar="A,B", help="use only these hosts of the file")
+    group.add_argument("--exclude", default="", metavar="A,B", help="leave out these hosts of the file")
+
+
+def add_ssh_options(group: "argparse._ActionsContainer") -> None:
+    """Add the options that say how a host is reached and which Python runs there."""
+    add = group.add_argument
+    add("--python", default=sys.executable, help="interpreter on the hosts; default: %(default)s")
+    add("--ssh", default="ssh", metavar="COMMAND", help="ssh client and options, such as 'ssh -F my_config'")
 
 
 def read_hosts(path: str, include: str = "", exclude: str = "") -> list[Host]:
-    """The hosts of a file with a line `name slots=4` each, in the file's order; `#` begins a comment.
+    """Return the hosts of a file with lines `name slots=4`, in the file's order. `#` begins a comment.
 
-    `include` keeps only some of them and `exclude` leaves some out: names with commas between them.
-    Raises UserError naming file, line and host for what is not such a line, for a host given twice or
-    without slots, and for names that are not in the file.
+    `include` keeps only some hosts and `exclude` leaves some out; both are names separated by commas.
+    Raise UserError with file, line and host for any other line, for a host that appears twice or has no
+    slots, and for names that are not in the file.
     """
     hosts: dict[str, Host] = {}
     lines: dict[str, int] = {}
@@ -50,19 +67,19 @@ def read_hosts(path: str, include: str = "", exclude: str = "") -> list[Host]:
 
 
 def _host(words: list[str], where: str) -> Host:
-    name, given = words[0], words[1:]
+    name, options = words[0], words[1:]
     if name.startswith("-") or "=" in name:
         raise UserError(f"{where}: '{name}' is no host; write 'name slots=4'")
-    if len(given) != 1 or not given[0].startswith("slots="):
-        raise UserError(f"{where}: host {name} has {' '.join(given) or 'no slots'}; write '{name} slots=4'")
-    number = given[0].removeprefix("slots=")
+    if len(options) != 1 or not options[0].startswith("slots="):
+        raise UserError(f"{where}: host {name} has {' '.join(options) or 'no slots'}; write '{name} slots=4'")
+    number = options[0].removeprefix("slots=")
     if not number.isascii() or not number.isdigit() or int(number) == 0:
         raise UserError(f"{where}: host {name} has slots={number}; give it 1 or more, or take it out")
     return Host(name, int(number))
 
 
-def _names(given: str, hosts: dict[str, Host], path: str) -> set[str]:
-    names = {name for name in given.split(",") if name}
+def _names(listed: str, hosts: dict[str, Host], path: str) -> set[str]:
+    names = {name for name in listed.split(",") if name}
     for name in sorted(names - hosts.keys()):
         raise UserError(f"host {name} is not in {path}; it has {', '.join(hosts)}")
     return names

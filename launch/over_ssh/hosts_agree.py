@@ -1,4 +1,4 @@
-"""What has to be so on every host before a run starts on any: looked at there, and compared here."""
+"""Check that all hosts have the same versions, code and recipe before a run starts on any of them."""
 
 import hashlib
 import importlib.metadata
@@ -10,16 +10,20 @@ from typing import Any
 
 from isotorus.errors import UserError
 
-CODE = ("data_pipeline", "isotorus", "launch", "pretrain")
+PACKAGES = ("data_pipeline", "isotorus", "launch", "pretrain")
 
 
-def look(request: Mapping[str, Any]) -> dict[str, Any]:
-    """On a host: its versions, and whether the recipe, the port and the first host's name are there."""
-    found: dict[str, Any] = {
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the properties of this host that a run depends on.
+
+    They are versions, digests of code and recipe, whether the address "meet" resolves, and a port where hosts
+    can meet, or an error message if there is none.
+    """
+    properties: dict[str, Any] = {
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "deepspeed": _version("deepspeed"),
-        "isotorus": _code(),
+        "torch": installed("torch") or "none",
+        "deepspeed": installed("deepspeed") or "none",
+        "isotorus": code_digest(),
         "recipe": request["recipe"] is None or _digest(Path(request["recipe"])),
         "resolves": _resolves(request["meet"]),
     }
@@ -28,20 +32,23 @@ def look(request: Mapping[str, Any]) -> dict[str, Any]:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 bound.bind(("", request["port"]))
-                found["port"] = bound.getsockname()[1]
+                properties["port"] = bound.getsockname()[1]
             except OSError as error:
-                found["port"] = str(error.strerror)
-    return found
+                properties["port"] = str(error.strerror)
+    return properties
 
 
-def compare(found: Mapping[str, Mapping[str, Any]], recipe: str | None, meet: str) -> None:
-    """Raise UserError, in one line, for the first host that differs from the first of them."""
-    first, expected = next(iter(found.items()))
+def compare(properties: Mapping[str, Mapping[str, Any]], recipe: str | None, meet: str) -> None:
+    """Raise UserError for the first host whose properties differ from those of the first host.
+
+    `properties` holds the result of `measure` for each host; all hosts meet at the address `meet`.
+    """
+    first, expected = next(iter(properties.items()))
     if isinstance(expected["port"], str):
         raise UserError(
             f"host {first}: the port to meet at: {expected['port']}; give another --port, or none"
         )
-    for host, own in found.items():
+    for host, own in properties.items():
         if not own["resolves"]:
             raise UserError(f"host {host} does not know {meet}; use addresses in the host file")
         if own["recipe"] is False:
@@ -59,18 +66,19 @@ def compare(found: Mapping[str, Mapping[str, Any]], recipe: str | None, meet: st
                 )
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return None
 
 
-def _code() -> str:
-    """A digest of this program's own files."""
+def code_digest() -> str:
+    """Return a digest of all source files that a run uses."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(path for folder in CODE for path in (root / folder).rglob("*.py")):
+    for path in sorted(path for folder in PACKAGES for path in (root / folder).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""What one command starts on all hosts of a file: read and checked before any of them is asked."""
+"""The job that one command starts on all hosts of a file, checked before any host is contacted."""
 
 import argparse
 import os
@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isotorus.errors import UserError
-from launch.environment import masked, passed_on, shown
+from isotorus.secrets import masked_command, masked_variables
+from launch.environment import passed_on
 from launch.one_node import deepspeed_ranks
 from launch.over_ssh import ssh
-from launch.over_ssh.hosts import Host, read_hosts
-from launch.over_ssh.remote import command
+from launch.over_ssh.hosts import Host, add_ssh_options, read_hosts
+from launch.over_ssh.remote import node_command
 from launch.recipe import read_recipe
 
 ELASTIC_RESTARTS = 100
-"""For each host that goes or fails, every launcher uses one."""
-DECIDED = (
+"""Every launcher uses one restart for each host that fails or leaves."""
+DECIDED_HERE = (
     "node-rank",
     "rdzv-endpoint",
     "rdzv-backend",
@@ -26,35 +27,41 @@ DECIDED = (
     "master-port",
     "standalone",
 )
-"""Options of torchrun that the launch itself gives."""
+"""Options of torchrun that `Job.arguments` sets, so the user may not."""
 
 
 @dataclass
 class Job:
-    """What is to run, and where."""
+    """What to run, and on which hosts."""
 
     hosts: list[Host]
     fewest: int
-    """Hosts with which it runs; fewer than all of them makes it elastic."""
+    """The smallest number of hosts it runs with. Fewer than all hosts makes the job elastic."""
     options: list[str]
-    """Of torchrun or DeepSpeed's launcher, the same on every host."""
+    """Options for torchrun or DeepSpeed's launcher, the same on every host."""
     pretrain: list[str]
+    """Arguments of `python -m pretrain`."""
     recipe: str | None
-    """The file that --config names; None if it is a packaged one."""
+    """The file that --config names; None for a packaged recipe."""
     folder: Path
-    """Of the run."""
+    """The run folder."""
     grace: float
-    """Seconds from a signal until ranks are killed that have not ended."""
+    """Seconds from a signal until the ranks that are still running are killed."""
     requeue_code: int
+    """Exit code of ranks that saved and ask their scheduler to start them again."""
     environment: dict[str, str]
+    """Variables that the hosts receive."""
     ssh: list[str]
+    """The ssh client with its options."""
     python: str
     port: int
+    """Where ranks meet; 0 for any free port of the first host."""
     patience: float
+    """Seconds of silence after which a host counts as lost."""
     devices: dict[str, list[int]] = field(default_factory=dict)
-    """Their numbers by host, which only DeepSpeed's launcher takes; empty where torchrun starts the ranks."""
+    """The device numbers on each host, for DeepSpeed's launcher; empty if torchrun starts the ranks."""
     address: str = ""
-    """Where ranks meet, if not on the first host."""
+    """The address where ranks meet, if it is not the first host."""
     directory: str = field(default_factory=os.getcwd)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
@@ -63,7 +70,10 @@ class Job:
         return self.fewest < len(self.hosts)
 
     def arguments(self, host: Host, meet: str, port: int | str, leads: bool) -> list[str]:
-        """The launcher's for a host; all meet at the address `meet`, that of the one that `leads`."""
+        """Return the launcher's arguments on a host.
+
+        All hosts meet at the address `meet`; `leads` is true for the host that has it.
+        """
         if self.devices:
             return [
                 *deepspeed_ranks.arguments(self.devices, host.name, self.address or meet, port),
@@ -84,22 +94,34 @@ class Job:
             *self.options,
         ]
 
-    def ranks(self, arguments: list[str]) -> list[str]:
-        """What a host runs, for these arguments of its launcher."""
+    def command(self, arguments: list[str]) -> list[str]:
+        """Return the command that a host runs, with these arguments for its launcher."""
         if self.devices:
             return deepspeed_ranks.command(self.python, arguments, self.pretrain)
         return ["torchrun", *arguments, "-m", "pretrain", *self.pretrain]
 
     def client(self, host: str) -> list[str]:
-        return [*ssh.client(host, self.ssh, self.patience), command(self.python, self.directory)]
+        """Return the ssh command that starts `launch.over_ssh.node` on a host."""
+        return [*ssh.client(host, self.ssh, self.patience), node_command(self.python, self.directory)]
 
 
-def read_job(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> Job:
-    """Raises UserError for what cannot be, before any host is asked."""
-    hosts = read_hosts(given.hosts, given.include, given.exclude)
-    for name in DECIDED:
-        if given_already := [o for o in options if o.replace("_", "-").split("=")[0] == f"--{name}"]:
-            raise UserError(f"{given_already[0]}: --hosts decides that; leave one of them out (see --port)")
+def add_launch_options(group: "argparse._ActionsContainer") -> None:
+    """Add the options of every launcher that reaches hosts over ssh."""
+    add_ssh_options(group)
+    add = group.add_argument
+    add("--env", action="append", default=[], metavar="NAME", help="also send this variable to the hosts")
+    patience = "seconds of silence after which a host counts as lost (default 30)"
+    add("--patience", type=float, default=30, help=patience)
+
+
+def read_job(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> Job:
+    """Read a torchrun job. Raise UserError for impossible options, before any host is contacted."""
+    hosts = read_hosts(args.hosts, args.include, args.exclude)
+    for name in DECIDED_HERE:
+        if clashing := [
+            option for option in options if option.replace("_", "-").split("=")[0] == f"--{name}"
+        ]:
+            raise UserError(f"{clashing[0]}: --hosts decides that; leave one of them out (see --port)")
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--nnodes", default=str(len(hosts)))
     own.add_argument("--max-restarts", "--max_restarts", type=int)
@@ -107,27 +129,27 @@ def read_job(given: argparse.Namespace, options: list[str], pretrain: list[str])
     fewest, _, most = nodes.nnodes.partition(":")
     if not fewest.isdigit() or not 1 <= int(fewest) <= len(hosts) or (most or fewest) != str(len(hosts)):
         raise UserError(
-            f"--nnodes {nodes.nnodes} with the {len(hosts)} hosts of {given.hosts}; leave it out, or give "
-            f"1:{len(hosts)} to go on with fewer"
+            f"--nnodes {nodes.nnodes} with the {len(hosts)} hosts of {args.hosts}; leave it out, or give "
+            f"1:{len(hosts)} to go on with fewer hosts"
         )
     elastic = int(fewest) < len(hosts)
     restarts = nodes.max_restarts if nodes.max_restarts is not None else ELASTIC_RESTARTS * elastic
-    return make(given, hosts, pretrain, ["--max-restarts", str(restarts), *left], int(fewest))
+    return make(args, hosts, pretrain, ["--max-restarts", str(restarts), *left], int(fewest))
 
 
 def make(
-    given: argparse.Namespace, hosts: list[Host], pretrain: list[str], options: list[str], fewest: int
+    args: argparse.Namespace, hosts: list[Host], pretrain: list[str], options: list[str], fewest: int
 ) -> Job:
-    """The job of a command whose hosts are known; raises UserError for a recipe that cannot run on them."""
-    environment = passed_on(given.env)
+    """Return the job of a command on these hosts. Raise UserError for a recipe that cannot run on them."""
+    environment = passed_on(args.env)
     recipe = read_recipe(pretrain)
     config = recipe.config
     slots = sum(host.slots for host in hosts)
     if slots > config.data.batch_size:
-        where = given.hosts or f"host {hosts[0].name}"
+        where = args.hosts or f"host {hosts[0].name}"
         raise UserError(
-            f"{where} has {slots} slots for data.batch_size={config.data.batch_size}; a rank needs an "
-            "image at least: use fewer slots, or a larger batch"
+            f"{where} has {slots} slots for data.batch_size={config.data.batch_size}; each rank needs "
+            "at least one image: use fewer slots, or a larger batch"
         )
     return Job(
         hosts=hosts,
@@ -139,19 +161,20 @@ def make(
         grace=config.stopping.grace + 15,
         requeue_code=config.stopping.requeue_code,
         environment=environment,
-        ssh=shlex.split(given.ssh),
-        python=given.python,
-        port=given.port or 0,
-        patience=given.patience,
+        ssh=shlex.split(args.ssh),
+        python=args.python,
+        port=args.port or 0,
+        patience=args.patience,
     )
 
 
 def show(job: Job) -> None:
-    """What would run, by host, without secrets."""
+    """Print the commands that would run on each host, without secrets."""
     meet = ssh.address(job.hosts[0].name, job.ssh)
     for host in job.hosts:
         arguments = job.arguments(host, meet, job.port or "<a free port>", host is job.hosts[0])
-        assigned = [f"{name}={shlex.quote(value)}" for name, value in shown(job.environment).items()]
+        assigned = [
+            f"{name}={shlex.quote(value)}" for name, value in masked_variables(job.environment).items()
+        ]
         print(f"# {host.name}: {shlex.join(job.client(host.name))}")
-        ranks = shlex.join(job.ranks(arguments))
-        print(" ".join([*assigned, masked(ranks)]))
+        print(" ".join([*assigned, masked_command(shlex.join(job.command(arguments)))]))

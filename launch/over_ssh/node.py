@@ -1,8 +1,8 @@
-"""The far end of a launch over ssh: `python -m launch.over_ssh.node`, told by its stdin what to do.
+"""The part of a launch that runs on each host: `python -m launch.over_ssh.node`, controlled through stdin.
 
-The first line is a request in JSON: so neither secrets nor anything else of it stands in a process list.
-Each line after it is a signal's name, or nothing but a sign of life. When they end, or there is silence, who
-launched is gone: the ranks are asked to save and to end, and what is left then is killed.
+The first line of stdin is a request in JSON, so that its secrets are in no process list. Each further line is
+the name of a signal, or an empty sign of life. If stdin ends or stays silent, the launching command is gone;
+the ranks are then asked to save and end, and killed if they do not end.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from launch.one_node import deepspeed_ranks, torchrun_ranks
 from launch.over_ssh import hosts_agree
 
 REPORT = "isotorus report: "
-"""Begins the last line of stdout, of which the rest is JSON."""
+"""Marks the last line of stdout; a report in JSON follows it."""
 
 
 def main() -> int:
-    # Unbuffered, as what comes after it is waited for by `select`.
+    # Unbuffered, because `obey` waits for the next lines by `select`, which does not see a buffer.
     request = json.loads(open(0, "rb", buffering=0, closefd=False).readline())  # noqa: SIM115
     if request["do"] == "signal":
         deepspeed_ranks.pass_on(request["id"], signal.Signals[request["signal"]])
         return 0
-    if request["do"] == "probe":
-        print(REPORT + json.dumps(hosts_agree.look(request)), flush=True)
+    if request["do"] == "measure":
+        print(REPORT + json.dumps(hosts_agree.measure(request)), flush=True)
         return 0
-    held = _hold(request["id"])
-    if held is None:
+    lock = _lock(request["id"])
+    if lock is None:
         report: dict[str, Any] = {
             "code": torchrun_ranks.TRY_AGAIN,
             "rank": -1,
-            "said": "the launch before still ends",
+            "message": "the previous start of this launch has not ended yet",
         }
     else:
         os.environ.update(request["environment"])
@@ -56,12 +56,15 @@ def main() -> int:
 
 
 def obey(patience: float, grace: float) -> None:
-    """Do what stdin says; at its end, or after `patience` seconds of silence, end all within `grace`."""
+    """Send the signals that stdin names to this process, and end it within `grace` seconds if stdin stops.
+
+    Stdin has stopped if it is closed or silent for `patience` seconds.
+    """
     while select.select([0], [], [], patience)[0]:
-        said = os.read(0, 4096).decode()
-        if not said:
+        text = os.read(0, 4096).decode()
+        if not text:
             break
-        for line in said.split():
+        for line in text.split():
             if line == "KILL":
                 end()
             os.kill(os.getpid(), getattr(signal, f"SIG{line}"))
@@ -71,21 +74,21 @@ def obey(patience: float, grace: float) -> None:
 
 
 def end() -> None:
-    """Kill all that this process started, and itself."""
+    """Kill all processes that this process started, then exit."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     os._exit(torchrun_ranks.TRY_AGAIN)
 
 
-def _hold(launch: str) -> socket.socket | None:
-    """A name that is this process's own until it ends; None while an earlier start of the launch has it."""
-    held = socket.socket(socket.AF_UNIX)
+def _lock(launch: str) -> socket.socket | None:
+    """Lock a launch on this host until this process ends. Return None if an earlier start holds the lock."""
+    lock = socket.socket(socket.AF_UNIX)
     try:
-        held.bind(f"\0isotorus-{launch}-{socket.gethostname()}")
+        lock.bind(f"\0isotorus-{launch}-{socket.gethostname()}")
     except OSError:
         return None
-    return held
+    return lock
 
 
 if __name__ == "__main__":

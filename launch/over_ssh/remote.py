@@ -1,4 +1,4 @@
-"""One host's part of a launch, as its ssh shows it."""
+"""The ssh connection to one host that runs ranks: its output, its report, and signals to it."""
 
 import contextlib
 import json
@@ -15,16 +15,16 @@ from launch.over_ssh import ssh
 from launch.over_ssh.node import REPORT
 
 _PREFIX = re.compile(r"^\[default\d+\]:")
-"""What torchrun puts before a rank's lines."""
+"""The prefix that torchrun adds to each line of a rank's output."""
 
 
-def command(python: str, folder: str) -> str:
-    """What a host's shell is given; all else goes through stdin."""
+def node_command(python: str, folder: str) -> str:
+    """Return the shell command that a host runs. Everything else is sent through stdin."""
     return f"cd {shlex.quote(folder)} && exec {shlex.quote(python)} -m launch.over_ssh.node"
 
 
 class Remote:
-    """A node that runs ranks: what it says is shown while `leads` says so, and its report kept."""
+    """A host that runs ranks. Its output is shown while `leads(host)` is true, and its report is kept."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class Remote:
         leads: Callable[[str], bool],
         shown: deque[str],
     ) -> None:
-        """`arguments` are those of its ssh. What is shown is added to `shown` too."""
+        """`arguments` are those of the ssh process. The lines that are shown are also appended to `shown`."""
         self.host, self._leads, self._shown = host, leads, shown
         self.report: dict[str, Any] | None = None
-        """How its ranks ended: "code", and "rank", "time", "said" of the first that failed."""
+        """How its ranks ended: "code", and "rank", "time" and "message" of the first rank that failed."""
         self._stderr: deque[str] = deque(maxlen=20)
-        # Of a session of its own, so that Ctrl-C does not end it before the ranks have saved.
+        # A session of its own, so that Ctrl-C does not end ssh before the ranks have saved.
         self._process = subprocess.Popen(
             arguments,
             stdin=subprocess.PIPE,
@@ -56,12 +56,12 @@ class Remote:
         ]
         for reader in self._readers:
             reader.start()
-        self.tell(json.dumps(request))
+        self.send(json.dumps(request))
 
-    def tell(self, word: str = "") -> None:
-        """A line for the node: a signal's name, KILL, or only a sign of life."""
+    def send(self, word: str = "") -> None:
+        """Send a line to the host: the name of a signal, KILL, or an empty sign of life."""
         assert self._process.stdin
-        with contextlib.suppress(OSError):  # it is gone, as `ended` will say
+        with contextlib.suppress(OSError):  # the connection is gone; `ended` will be true
             self._process.stdin.write(f"{word}\n".encode())
             self._process.stdin.flush()
 
@@ -70,15 +70,15 @@ class Remote:
         return self._process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
 
     @property
-    def complaint(self) -> str:
-        """What a node said last that has left no report."""
+    def error(self) -> str:
+        """Return the reason why a host ended without a report."""
         if self._process.returncode == ssh.OWN_FAILURE:
             return str(ssh.failure(self.host, "\n".join(self._stderr)))
-        said = ssh.last_line("\n".join(self._stderr)) or f"exit code {self._process.returncode}"
-        return f"host {self.host}: the launcher there has ended: {said}"
+        reason = ssh.last_line("\n".join(self._stderr)) or f"exit code {self._process.returncode}"
+        return f"host {self.host}: the launcher there has ended: {reason}"
 
     def drop(self) -> None:
-        """End the connection, if the node has not: it will notice."""
+        """Close the connection. A host that still runs ranks notices it and ends them."""
         self._process.kill()
         self._process.wait()
 

@@ -1,4 +1,4 @@
-"""An sbatch script for one run, or an array of them for a sweep: written, submitted, followed if asked."""
+"""`launch slurm`: its options, their checks, and the batch script that they describe."""
 
 import argparse
 import re
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError, from_os_error
-from launch.environment import masked
-from launch.recipe import named, read_recipe
-from launch.slurm.slurm_jobs import follow, submit
+from isotorus.secrets import holds_secret, masked_command
+from launch.recipe import read_recipe, split_arguments
 from launch.slurm.slurm_script import REQUEUE_CODE, Job, script
+from launch.slurm.slurm_submit import follow, submit
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -23,180 +23,183 @@ TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = kinds.add_parser(
         "slurm",
-        help="a job of Slurm, queued again until the run is complete",
+        help="submit a Slurm job that is queued again until the run is complete",
         usage="python -m launch slurm --nodes N (--gpus-per-node K | --ranks-per-node K) [options] "
         "-- --config x.yaml [key=value …]",
         description="Writes an sbatch script and submits it. Options that are not listed go to sbatch.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--nodes", type=_positive, default=1)
+    add("--nodes", type=_positive, default=1, help="number of nodes (default 1)")
     ranks = parser.add_mutually_exclusive_group(required=True)
-    ranks.add_argument("--gpus-per-node", metavar="[TYPE:]K", help="GPUs of a node, each with a rank")
-    ranks.add_argument("--ranks-per-node", type=_positive, metavar="K", help="ranks of a node, on CPUs")
+    ranks.add_argument("--gpus-per-node", metavar="[TYPE:]K", help="GPUs on each node, one rank each")
+    ranks.add_argument("--ranks-per-node", type=_positive, metavar="K", help="ranks on each node, on CPUs")
     add("--task-per", choices=("node", "gpu"), default="node", help="srun starts torchrun, or each rank")
-    add("--cpus-per-rank", type=_positive, help="default: 1, and 1 for each of data.workers")
-    add("--memory", help="of a node, such as 200G; default: the partition's")
-    add("--time", help="limit, such as 4:00:00 or 1-00:00:00; default: the partition's")
-    add("--signal-before", type=_positive, default=300, metavar="SECONDS", help="to save, before the limit")
+    add("--cpus-per-rank", type=_positive, help="CPUs for each rank; default: 1 + data.workers")
+    add("--memory", help="memory of each node, such as 200G; default: the partition's")
+    add("--time", help="time limit, such as 4:00:00 or 1-00:00:00; default: the partition's")
+    before = "how long before the time limit the run saves (default 300)"
+    add("--signal-before", type=_positive, default=300, metavar="SECONDS", help=before)
     for name in ("partition", "account", "qos", "constraint"):
-        add(f"--{name}", help="as sbatch's")
-    add("--name", help="of the job; default: the run's")
-    add("--output", metavar="FOLDER", help="for the script and logs; default: <runs>/slurm")
-    add("--max-requeues", type=_count, default=3, metavar="N", help="times after failures; default 3")
-    add("--sweep", action="store_true", help="a grid as of pretrain sweep: one task of an array a run")
-    add("--at-once", type=_positive, metavar="N", help="runs of a sweep at a time; default: all")
-    add("--modules", nargs="+", default=[], help="to be loaded first")
-    add("--setup", action="append", default=[], metavar="LINE", help="of shell, before the run; repeatable")
-    add("--python", help="interpreter; default: this one, in a container python3")
-    add("--container-image", help="of Pyxis, or with --container-runtime apptainer of Apptainer")
+        add(f"--{name}", help="as for sbatch")
+    add("--name", help="name of the job; default: the run's name")
+    add("--output", metavar="FOLDER", help="where the script and the logs go; default: <runs>/slurm")
+    add("--max-requeues", type=_count, default=3, metavar="N", help="restarts after failures (default 3)")
+    add("--sweep", action="store_true", help="the arguments are a grid, as for pretrain sweep")
+    add("--at-once", type=_positive, metavar="N", help="runs of a sweep at the same time; default: all")
+    add("--modules", nargs="+", default=[], help="environment modules to load first")
+    add("--setup", action="append", default=[], metavar="LINE", help="shell line before the run; repeatable")
+    add("--python", help="interpreter; default: this one, or python3 in a container")
+    add("--container-image", help="image for Pyxis, or for Apptainer (--container-runtime apptainer)")
     add("--container-runtime", choices=("pyxis", "apptainer"), default="pyxis")
-    add("--container-mounts", metavar="SRC:DST,…", help="beside this folder, which is mounted in any case")
-    add("--wait", action="store_true", help="until the job has ended, and end with its exit code")
-    add("--dry-run", action="store_true", help="print the script and the command instead")
+    add("--container-mounts", metavar="SRC:DST,…", help="further mounts; this folder is always mounted")
+    add("--wait", action="store_true", help="wait until the job has ended, and return its exit code")
+    add("--dry-run", action="store_true", help="print the script and the command instead of submitting")
     parser.set_defaults(start=start, trains=True, passes_options_on=True)
 
 
-def start(given: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Submit `python -m pretrain PRETRAIN` on all nodes; returns 0, or if waited for the job's exit code.
+def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
+    """Submit `python -m pretrain PRETRAIN` as a job. Return 0, or with --wait the exit code of the job.
 
-    Raises UserError for what this machine, the recipe or Slurm itself refuses.
+    Raise UserError if this machine has no Slurm, or if the recipe or Slurm refuses the job.
     """
-    if shutil.which("sbatch") is None and not given.dry_run:
+    if shutil.which("sbatch") is None and not args.dry_run:
         raise UserError(
             "no Slurm on this machine (sbatch not found); submit from a login node of the cluster; "
             "to see the script, use --dry-run"
         )
-    _check_options(given)
-    _refuse_secrets([*pretrain, *options, *given.setup])
-    # torch comes with them: seconds, which the refusals before need not wait for.
+    _check_options(args)
+    _refuse_secrets([*pretrain, *options, *args.setup])
+    # Imported here because they import torch, which takes seconds; the checks above need not wait for it.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
     from pretrain.preflight import check_model
 
-    base, configs, runs = _runs(given.sweep, pretrain)
-    ranks = given.ranks_per_node or int(given.gpus_per_node.rpartition(":")[2])
+    base, configs, runs = _runs(args.sweep, pretrain)
+    ranks = args.ranks_per_node or int(args.gpus_per_node.rpartition(":")[2])
     for config in configs:
-        check_model(config, given.nodes * ranks)
-        _check_signal(config, given.signal_before)
-    first, name = configs[0], given.name or base
-    folder = Path(given.output or Path(first.runs) / "slurm").absolute()
+        check_model(config, args.nodes * ranks)
+        _check_signal(config, args.signal_before)
+    first, name = configs[0], args.name or base
+    folder = Path(args.output or Path(first.runs) / "slurm").absolute()
     path = folder / f"{name}.sbatch"
     command = ["sbatch", "--parsable", *options, str(path)]
-    if given.dry_run:
-        print(f"{script(_job(given, runs, first, ranks, name, folder))}\n# {shlex.join(command)}")
+    if args.dry_run:
+        print(f"{script(_job(args, runs, first, ranks, name, folder))}\n# {shlex.join(command)}")
         return 0
-    parent = sweep.parent_run(base, Path(first.runs), first.tracking) if given.sweep else None
+    parent = sweep.parent_run(base, Path(first.runs), first.tracking) if args.sweep else None
     if parent:
         runs = [[*run, f"tracking.parent={parent}"] for run in runs]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(script(_job(given, runs, first, ranks, name, folder)))
+        path.write_text(script(_job(args, runs, first, ranks, name, folder)))
     except OSError as error:
         raise from_os_error(error, f"the script and logs in {folder} (--output)") from None
     number = submit(command)
-    if parent:  # no process of ours may be left to close it when the last run has ended
+    if parent:  # closed now, because no process of ours may be left when the last run has ended
         mlflow.end_family(first.tracking, parent, "FINISHED")
     logs = f"{folder}/{name}-{number}*.log"
     print(
-        f"job {number}: {given.nodes} × {ranks} ranks, logs {logs}\n"
+        f"job {number}: {args.nodes} × {ranks} ranks, logs {logs}\n"
         f"watch: squeue -j {number}; tail -F {logs}\n"
-        f"stop:  scancel --signal=TERM {number} (saves and ends, however long that takes; scancel {number} "
-        "has to be done within the cluster's KillWait)",
+        f"stop:  scancel --signal=TERM {number} (saves first, however long that takes; a plain scancel "
+        "{number} leaves only the cluster's KillWait to save)",
         flush=True,
     )
-    return follow(number) if given.wait else 0
+    return follow(number) if args.wait else 0
 
 
 def _runs(swept: bool, pretrain: list[str]) -> "tuple[str, list[Config], list[list[str]]]":
-    """The recipe's name, and the configuration and arguments of each run."""
+    """Return the recipe's name, and the configuration and the arguments of each run."""
     from pretrain import sweep
 
     if swept:
-        return sweep.runs_of(*named(pretrain))
+        return sweep.runs_of(*split_arguments(pretrain))
     recipe = read_recipe(pretrain)
     return recipe.config.name, [recipe.config], [["--config", recipe.path, *recipe.overrides]]
 
 
 def _job(
-    given: argparse.Namespace, runs: list[list[str]], config: "Config", ranks: int, name: str, folder: Path
+    args: argparse.Namespace, runs: list[list[str]], config: "Config", ranks: int, name: str, folder: Path
 ) -> Job:
-    tasks = ranks if given.task_per == "gpu" else 1
-    cpus = (given.cpus_per_rank or 1 + config.data.workers) * ranks // tasks
+    """Return the contents of the batch script of these runs."""
+    tasks = ranks if args.task_per == "gpu" else 1
+    cpus = (args.cpus_per_rank or 1 + config.data.workers) * ranks // tasks
     log = "%x-%A_%a" if len(runs) > 1 else "%x-%j"
-    asked = {
+    options = {
         "job-name": name,
-        "nodes": given.nodes,
+        "nodes": args.nodes,
         "ntasks-per-node": tasks,
         "cpus-per-task": cpus,
-        "gres": given.gpus_per_node and f"gpu:{given.gpus_per_node}",
-        "mem": given.memory,
-        "time": given.time,
-        "partition": given.partition,
-        "account": given.account,
-        "qos": given.qos,
-        "constraint": given.constraint,
-        "array": _array(len(runs), given.at_once),
+        "gres": args.gpus_per_node and f"gpu:{args.gpus_per_node}",
+        "mem": args.memory,
+        "time": args.time,
+        "partition": args.partition,
+        "account": args.account,
+        "qos": args.qos,
+        "constraint": args.constraint,
+        "array": _array(len(runs), args.at_once),
         "output": folder / f"{log}.log",
         "open-mode": "append",
-        "signal": f"USR1@{given.signal_before}",
+        "signal": f"USR1@{args.signal_before}",
         "export": "ALL",
     }
-    # A rank that is gone should not keep the others waiting; those that leave together take seconds.
+    # Ranks that end together end within seconds. If a task is lost, end the others after a minute.
     srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0", "--wait=60"]
     container: list[str] = []
-    if given.container_image:
-        mounts = ",".join(filter(None, [f"{Path.cwd()}:{Path.cwd()}", given.container_mounts]))
-        if given.container_runtime == "pyxis":
-            srun += [f"--container-image={given.container_image}", f"--container-mounts={mounts}"]
+    if args.container_image:
+        mounts = ",".join(filter(None, [f"{Path.cwd()}:{Path.cwd()}", args.container_mounts]))
+        if args.container_runtime == "pyxis":
+            srun += [f"--container-image={args.container_image}", f"--container-mounts={mounts}"]
             srun += [f"--container-workdir={Path.cwd()}"]
         else:
-            gpus = ["--nv"] if given.gpus_per_node else []
+            gpus = ["--nv"] if args.gpus_per_node else []
             container = ["apptainer", "exec", *gpus, "--bind", mounts, "--pwd", str(Path.cwd())]
-            container += [given.container_image]
+            container += [args.container_image]
     code = config.stopping.requeue_code or REQUEUE_CODE
     return Job(
-        options=[*(f"--{key}={value}" for key, value in asked.items() if value is not None), "--requeue"],
-        setup=[*([f"module load {shlex.join(given.modules)}"] if given.modules else []), *given.setup],
+        options=[*(f"--{key}={value}" for key, value in options.items() if value is not None), "--requeue"],
+        setup=[*([f"module load {shlex.join(args.modules)}"] if args.modules else []), *args.setup],
         srun=srun,
         container=container,
-        python=given.python or ("python3" if given.container_image else sys.executable),
-        nodes=given.nodes,
+        python=args.python or ("python3" if args.container_image else sys.executable),
+        nodes=args.nodes,
         ranks=ranks,
-        task_a_rank=given.task_per == "gpu",
+        task_a_rank=args.task_per == "gpu",
         runs=[[*run, f"stopping.requeue_code={code}"] for run in runs],
         requeue_code=code,
-        max_requeues=given.max_requeues,
+        max_requeues=args.max_requeues,
         failures=f"{folder}/{name}",
     )
 
 
 def _array(runs: int, at_once: int | None) -> str | None:
+    """Return sbatch's --array for a number of runs, or None for one run."""
     if runs == 1:
         return None
     return f"0-{runs - 1}" + (f"%{at_once}" if at_once else "")
 
 
-def _check_options(given: argparse.Namespace) -> None:
-    if given.time:
-        if not TIME.fullmatch(given.time):
+def _check_options(args: argparse.Namespace) -> None:
+    if args.time:
+        if not TIME.fullmatch(args.time):
             raise UserError(
-                f"--time {given.time} is no limit of Slurm's; write hours:minutes:seconds, e.g. 4:00:00"
+                f"--time {args.time} is no time limit of Slurm; write hours:minutes:seconds, such as 4:00:00"
             )
-        seconds = _seconds(given.time)
-        if seconds <= given.signal_before:
+        seconds = _seconds(args.time)
+        if seconds <= args.signal_before:
             raise UserError(
-                f"--signal-before {given.signal_before} is not before the end of --time {given.time}; use a "
+                f"--signal-before {args.signal_before} is not before the end of --time {args.time}; use a "
                 "longer limit or fewer seconds"
             )
-    if given.gpus_per_node and not re.fullmatch(r"([\w.-]+:)?[1-9]\d*", given.gpus_per_node):
-        raise UserError(f"--gpus-per-node {given.gpus_per_node}: write a number, or type:number as a100:4")
-    if given.at_once and not given.sweep:
+    if args.gpus_per_node and not re.fullmatch(r"([\w.-]+:)?[1-9]\d*", args.gpus_per_node):
+        raise UserError(f"--gpus-per-node {args.gpus_per_node}: write a number, or type:number as a100:4")
+    if args.at_once and not args.sweep:
         raise UserError("--at-once is for --sweep; leave it out")
 
 
 def _seconds(time: str) -> int:
-    """Of a limit as Slurm reads it: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s."""
+    """Return the seconds of a time limit of Slurm: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s."""
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
@@ -210,16 +213,17 @@ def _check_signal(config: "Config", before: int) -> None:
     if before <= config.stopping.grace:
         raise UserError(
             f"--signal-before {before} leaves less than stopping.grace={config.stopping.grace:g} s to save; "
-            "raise the one or lower the other"
+            "raise the first or lower the second"
         )
 
 
 def _refuse_secrets(lines: list[str]) -> None:
     for line in lines:
-        if masked(line) != line:
+        if holds_secret(line):
             raise UserError(
-                f"{masked(line)} would stand in the script for others to read; export it in this shell, as "
-                "sbatch passes the environment on (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, …)"
+                f"{masked_command(line)} would stand in the script for others to read; export it in this "
+                "shell, because sbatch passes the environment on (MLFLOW_TRACKING_USERNAME, "
+                "MLFLOW_TRACKING_PASSWORD, …)"
             )
 
 

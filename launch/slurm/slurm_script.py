@@ -1,48 +1,50 @@
-"""The text of a batch script: what Slurm is asked for, what runs on a node, when it is queued again."""
+"""Write the text of a batch script: resources, what each node runs, and when the job is queued again."""
 
 import dataclasses
 import shlex
 from collections.abc import Sequence
 
 REQUEUE_CODE = 85
-"""`stopping.requeue_code` of runs that do not choose their own: saved after SIGUSR1, queue me again."""
+"""The default `stopping.requeue_code`: the exit code of a run that saved after SIGUSR1, to continue later."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a batch script is made from."""
+    """The contents of a batch script."""
 
     options: Sequence[str]
-    """Of sbatch, such as --nodes=2; one #SBATCH line each."""
+    """Options for sbatch, such as --nodes=2; each becomes an #SBATCH line."""
     setup: Sequence[str]
-    """Lines of shell before the run, on the first node; what they export reaches all tasks."""
+    """Shell lines that the first node runs before the run. The variables that they export reach all tasks."""
     srun: Sequence[str]
-    """Options of srun."""
+    """Options for srun."""
     container: Sequence[str]
-    """The command that a task is put behind, such as apptainer exec IMAGE."""
+    """A command that starts each task inside a container, such as apptainer exec IMAGE; or empty."""
     python: str
     nodes: int
     ranks: int
-    """Of a node."""
+    """The number of ranks on each node."""
     task_a_rank: bool
-    """Whether srun starts every rank, or one torchrun on each node."""
+    """Whether srun starts every rank itself; otherwise it starts one torchrun on each node."""
     runs: Sequence[Sequence[str]]
-    """Arguments of pretrain; more than one makes an array."""
+    """The pretrain arguments of each run. More than one run makes a job array."""
     requeue_code: int
+    """The exit code after which the job is queued again."""
     max_requeues: int
+    """How many failures are followed by another start."""
     failures: str
-    """The path of the file that notes this job's failures, but for its number and suffix."""
+    """The path of the file that lists the job's failures, without the job's number and the suffix."""
 
 
 def script(job: Job) -> str:
-    """The whole script. It holds no value of the environment: sbatch passes that on by itself."""
+    """Return the whole script. It holds no values of environment variables: sbatch passes those on itself."""
     port = "$((10000 + SLURM_JOB_ID % 20000))"
     parts = [
         "#!/bin/bash",
         *(f"#SBATCH {shlex.quote(option)}" for option in job.options),
         "",
         *(["set -e", *job.setup, "set +e"] if job.setup else []),
-        "# Slurm's own end of the job (scancel, its time) is not to be followed by another start.",
+        "# After Slurm itself ends the job (scancel, time limit), do not start it again.",
         "trap 'ended=1' TERM",
         'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export MASTER_PORT={port}",
@@ -50,13 +52,13 @@ def script(job: Job) -> str:
         "",
         f"srun {shlex.join(job.srun)} \\",
         f"  {_task(job)}",
-        _again(job),
+        _ending(job),
     ]
     return "\n".join(parts)
 
 
 def _arguments(runs: Sequence[Sequence[str]]) -> str:
-    """Shell that makes the run's arguments "$@"."""
+    """Return shell code that puts the run's arguments into "$@"."""
     if len(runs) == 1:
         return f"set -- {shlex.join(runs[0])}"
     cases = (f"  {number}) set -- {shlex.join(run)} ;;" for number, run in enumerate(runs))
@@ -64,8 +66,10 @@ def _arguments(runs: Sequence[Sequence[str]]) -> str:
 
 
 def _task(job: Job) -> str:
-    """What each task of srun does. The shell, which knows its number, leaves nothing of itself: a signal to
-    all processes of the job would end it."""
+    """Return the command of each srun task: a shell that knows the task's number, then becomes Python.
+
+    A shell that stayed would be ended by a signal to all processes of the job.
+    """
     python = shlex.quote(job.python)
     if job.task_a_rank:
         line = (
@@ -73,18 +77,18 @@ def _task(job: Job) -> str:
             f'LOCAL_WORLD_SIZE={job.ranks} exec {python} -m pretrain "$@"'
         )
     else:
-        # The static rendezvous: c10d's fails on a node whose neighbour has ended a moment before.
+        # The static rendezvous, because c10d's fails on a node whose neighbour ended a moment before.
         line = (
             f"exec {python} -m launch torchrun --nnodes {job.nodes} --node-rank $SLURM_NODEID "
             f"--nproc-per-node {job.ranks} --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
             '-- "$@"'
         )
-    behind = f"{shlex.join(job.container)} " if job.container else ""
-    return f'{behind}sh -c {shlex.quote(line)} task "$@"'
+    prefix = f"{shlex.join(job.container)} " if job.container else ""
+    return f'{prefix}sh -c {shlex.quote(line)} task "$@"'
 
 
-def _again(job: Job) -> str:
-    """What follows a run's end: it is complete, someone has to mend something, or it is queued again."""
+def _ending(job: Job) -> str:
+    """Return shell code for the end of a run: exit, or queue the job again if it can continue."""
     return f"""\
 code=$?
 
@@ -100,7 +104,7 @@ if [ -n "$ended" ]; then
 elif [ $code = {job.requeue_code} ]; then
   queue_again 'saved before the end of its time'
 elif [ $code = 0 ] && [ -n "$preempted" ]; then
-  queue_again 'saved for a job that goes before'
+  queue_again 'saved to make room for another job'
 elif [ $code != 0 ] && [ $code != 2 ]; then
   echo "$(date) exit code $code on $SLURM_JOB_NODELIST" >> "$failures"
   if [ "$(wc -l < "$failures")" -le {job.max_requeues} ]; then

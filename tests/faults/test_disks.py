@@ -37,7 +37,7 @@ def error_of(done: "subprocess.CompletedProcess[str]") -> str:
 def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
     disk = mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64k", "tmpfs")
     path = disk / "metrics.jsonl"
-    file = jsonl.MetricsFile(path, step=0)
+    file = jsonl.StepLog(path, step=0)
     file.write({"step": 1, "loss": 0.5})
     filler = fill(disk)
     step = 1
@@ -48,10 +48,10 @@ def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
     written = path.read_bytes()
     assert written.endswith(b"}\n") and [json.loads(x)["step"] for x in written.splitlines()][-1] == step
     with pytest.raises(OSError, match="No space left"):
-        jsonl.MetricsFile(path, step)  # as a run does that continues
+        jsonl.StepLog(path, step)  # as a run does that continues
     assert path.read_bytes() == written and sorted(x.name for x in disk.iterdir()) == ["filler", path.name]
     filler.unlink()
-    jsonl.MetricsFile(path, step).write({"step": step + 1, "loss": 0.5})
+    jsonl.StepLog(path, step).write({"step": step + 1, "loss": 0.5})
     assert [row["step"] for row in jsonl.read(path)] == list(range(1, step + 2))
 
 

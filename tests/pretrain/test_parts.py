@@ -88,7 +88,7 @@ def test_encoders_that_timm_does_not_have(name: str, kwargs: dict, said: str):
 def test_metrics_file_survives_a_kill_and_is_read_in_pieces(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo')
-    file = jsonl.MetricsFile(path, step=1)
+    file = jsonl.StepLog(path, step=1)
     rows, offset = jsonl.read_from(path, 0)
     assert [row["step"] for row in rows] == [1]
     file.write({"step": 2, "loss": math.nan})

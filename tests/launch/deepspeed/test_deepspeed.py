@@ -125,7 +125,7 @@ def test_include_and_exclude_are_deepspeeds():
     assert select(devices, "b:1,0", keep=True) == {"b": [0, 1]}
     assert select(devices, "a@b:1", keep=False) == {"b": [0]}
     for spec, said in {
-        "c": "host 'c' is not there; there is a, b",
+        "c": "there is no host 'c', only a, b",
         "a:3": "host a has the slots 0 to 2, not '3'",
         "a:": "host a has the slots 0 to 2, not ''",
         "a@b": "leaves no slot",
@@ -171,11 +171,15 @@ def test_what_ranks_say_alike_is_said_once(recipe: Path, tmp_path: Path):
         ("a slots=0", "", "{hosts}, line 1: host a has slots=0"),
         ("a slots=2", "--num-gpus 3", "--num-gpus 3: host a has slots=2 in {hosts}"),
         ("a slots=2", "--num-nodes 2", "--num-nodes 2: {hosts} has 1 hosts"),
-        ("a slots=2", "--include b", "--include b: host 'b' is not there; there is a"),
+        ("a slots=2", "--include b", "--include b: there is no host 'b', only a"),
         ("a slots=2", "--include a --num-gpus 1", "--num-nodes and --num-gpus do not go with --include"),
         ("a slots=2", "--master_prot 1", "--master_prot is no option of deepspeed"),
-        ("a slots=2\nb slots=7", "", "{hosts} has 9 slots for data.batch_size=8; a rank needs an image"),
-        ("a slots=2", "--launcher pdsh --ssh ssh4", "--ssh: pdsh takes no other client"),
+        (
+            "a slots=2\nb slots=7",
+            "",
+            "{hosts} has 9 slots for data.batch_size=8; each rank needs at least one image",
+        ),
+        ("a slots=2", "--launcher pdsh --ssh ssh4", "--ssh: pdsh has no option for another client"),
     ],
 )
 def test_refused_before_any_host_is_asked(

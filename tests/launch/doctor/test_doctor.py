@@ -14,7 +14,7 @@ import yaml
 
 from isotorus.errors import exit_code
 from launch import __main__ as launcher
-from launch.doctor import gpus, links, machine, versions
+from launch.doctor import gpus, links, machine
 from launch.doctor.findings import Finding, Status
 from tests.distributed.runs import ENVIRONMENT
 from tests.launch.network import Network, network
@@ -167,10 +167,10 @@ def by_status(found: list[Finding], status: Status) -> list[str]:
 def test_another_version_is_named():
     usual = {"torch": "2.15.0", "driver": "590.1", "own code": "aa"}
     facts = {"a": usual, "b": usual | {"torch": "2.14.0"}, "c": usual | {"driver": "580.9"}}
-    found = versions.judge(facts)
+    found = machine.judge_versions(facts)
     assert by_status(found, Status.FAILED) == ["b"] and by_status(found, Status.WARNING) == ["c"]
     assert "torch 2.14.0; the others have 2.15.0" in found[0].found
-    assert [finding.status for finding in versions.judge({"a": usual, "b": usual})] == [Status.OK]
+    assert [finding.status for finding in machine.judge_versions({"a": usual, "b": usual})] == [Status.OK]
 
 
 GPU = {

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from isotorus.errors import UserError
-from launch.environment import hidden, masked, passed_on, shown
+from isotorus.secrets import masked_command, masked_variables, may_be_secret
+from launch.environment import passed_on
 from launch.over_ssh.hosts import Host, read_hosts
 from tests.launch.network import Network, network
 
@@ -71,8 +72,15 @@ def test_what_travels_and_what_is_shown_of_it():
     given = passed_on(["MINE"], environment)
     assert given == {k: environment[k] for k in sorted(given)}
     assert set(given) == {"NCCL_DEBUG", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI", "MINE"}
-    assert "s3cr3t" not in str(shown(given)) and "mlflow.example" in shown(given)["MLFLOW_TRACKING_URI"]
-    assert hidden("HF_TOKEN") and hidden("mlflow_tracking_password") and not hidden("NCCL_DEBUG")
+    assert (
+        "s3cr3t" not in str(masked_variables(given))
+        and "mlflow.example" in masked_variables(given)["MLFLOW_TRACKING_URI"]
+    )
+    assert (
+        may_be_secret("HF_TOKEN")
+        and may_be_secret("mlflow_tracking_password")
+        and not may_be_secret("NCCL_DEBUG")
+    )
     with pytest.raises(UserError, match="HUSH: it is not set"):
         passed_on(["HUSH"], environment)
     with pytest.raises(UserError, match="give only the name") as error:
@@ -93,12 +101,15 @@ def test_what_travels_and_what_is_shown_of_it():
     ],
 )
 def test_secrets_are_masked_in_text(text: str):
-    assert "s3cr3t" not in masked(text) and "***" in masked(text)
-    assert masked("python -m pretrain --config x.yaml name=a") == "python -m pretrain --config x.yaml name=a"
+    assert "s3cr3t" not in masked_command(text) and "***" in masked_command(text)
+    assert (
+        masked_command("python -m pretrain --config x.yaml name=a")
+        == "python -m pretrain --config x.yaml name=a"
+    )
 
 
 ASK = (
-    "import sys; from isotorus.errors import exit_code; from launch import ssh\n"
+    "import sys; from isotorus.errors import exit_code; from launch.over_ssh import ssh\n"
     "def main():\n"
     "    answers = ssh.run(sys.argv[2:], 'hostname; cat', stdin='by stdin', ssh=sys.argv[1].split())\n"
     "    print([tuple(a) for a in answers]); return 0\n"

@@ -130,7 +130,10 @@ def test_what_a_rank_says_is_said_once(nodes: Network, recipe: Path, tmp_path: P
         ("--nnodes 2:5", "error: --nnodes 2:5 with the 3 hosts of"),
         ("--rdzv-endpoint=x:1", "error: --rdzv-endpoint=x:1: --hosts decides that"),
         ("--env UNKNOWN", "error: --env UNKNOWN: it is not set here"),
-        ("-- data.batch_size=2", "error: {hosts} has 3 slots for data.batch_size=2; a rank needs an image"),
+        (
+            "-- data.batch_size=2",
+            "error: {hosts} has 3 slots for data.batch_size=2; each rank needs at least one image",
+        ),
         ("-- nonsense=1", "error: unknown key 'nonsense'"),
     ],
 )

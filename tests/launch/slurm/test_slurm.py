@@ -173,7 +173,7 @@ def test_a_killed_rank_is_tried_again_so_many_times(submit: Callable[..., Job]):
 def test_makes_room_for_another_job_and_comes_back(submit: Callable[..., Job], slurm: Cluster):
     job = submit(*ENDLESS)
     job.wait_for_step(5)
-    wanted = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true"]
+    wanted = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
     urgent = slurm.call("sbatch", "--parsable", *wanted).strip()
     slurm.wait_for_state(urgent, "COMPLETED")
     job.wait_for_state("PENDING", "RUNNING")
@@ -237,7 +237,7 @@ def test_dry_run_prints_what_slurm_takes(
         ("--ranks-per-node 5", "", "less than an image for each of 10 ranks"),
         ("", "", "one of the arguments --gpus-per-node --ranks-per-node is required"),
         ("--gpus-per-node two", "", "--gpus-per-node two: write a number"),
-        ("--ranks-per-node 1 --time 1:2:3:4", "", "--time 1:2:3:4 is no limit of Slurm's"),
+        ("--ranks-per-node 1 --time 1:2:3:4", "", "--time 1:2:3:4 is no time limit of Slurm"),
         ("--ranks-per-node 1 --time 5", "", "--signal-before 300 is not before the end"),
         ("--ranks-per-node 1 --signal-before 60", "", "less than stopping.grace=120 s"),
         ("--ranks-per-node 1 --output /proc/logs", "", "/proc/logs"),
