@@ -36,5 +36,5 @@ def test_wheel_works_outside_the_repository(tmp_path: Path):
     where = "import pretrain, eval_suite.report as r; print(pretrain.__file__); print(r.__file__)"
     found = subprocess.run([sys.executable, "-c", where], **here).stdout.split()
     assert all(str(site) in path for path in found)
-    assert (site / "eval_suite/pages/report.html.j2").is_file()
+    assert (site / "eval_suite/report/pages/report.html.j2").is_file()
     assert (site / "data_pipeline/preview/page.html.j2").is_file()
