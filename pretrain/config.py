@@ -1,11 +1,12 @@
-"""The whole of a run's configuration: YAML, dotted overrides, and errors that name the key."""
+"""A run's whole configuration: its sections, reading it with overrides, errors, and its fields in words."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ByteSize, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from data_pipeline.sources import DataConfig
@@ -33,19 +34,19 @@ class Config(Section):
     runs: str = "runs"
     """Folder that holds run folders."""
     seed: NonNegativeInt = 0
-    """The run is a pure function of the configuration and this."""
+    """The run is a pure function of the configuration and this number."""
     steps: PositiveInt
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     resume: Literal["auto", "never"] = "auto"
-    """auto continues from the newest complete checkpoint; never refuses a run folder that has one."""
+    """auto: continue from the newest complete checkpoint; never: refuse a run folder that has one."""
     accept: list[Literal["batch_size", "data", "objective", "seed"]] = []
-    """Differences from the checkpoint to be continued that are meant: [data] when images were added,
-    [objective] for another weight. Step t reads from image t · data.batch_size on in the order that data and
-    seed give, so that when one of the three changes some images come again early and some late."""
+    """Intended differences from the checkpoint that the run continues from: [data] when images were added,
+    [objective] for another weight. Step t reads from image t · data.batch_size on, in the order that data
+    and seed give; if one of the three changes, some images come again early and some late."""
     log_every: PositiveInt = 10
-    """Steps between lines of metrics.jsonl."""
+    """Steps between rows of metrics.jsonl."""
     online_probe: bool = True
-    """Train a linear probe beside the run, on detached features, where the shards carry labels."""
+    """Train a linear probe beside the encoder, on detached features, if the data has labels."""
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -61,13 +62,14 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
+        """The run folder."""
         return Path(self.runs) / self.name
 
 
 def load_config(path: str, overrides: list[str]) -> Config:
     """Read a YAML file, or a packaged recipe by name, and apply `dotted.key=value` overrides.
 
-    Raises UserError for the first thing wrong: the key, what was given, what is allowed.
+    Raises UserError for the first error; it names the key, the value given and what is allowed.
     """
     values = read_recipe_file(path)
     for override in overrides:
@@ -85,6 +87,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    """Set a value in nested sections, which are made where they are missing."""
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
@@ -93,7 +96,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) 
 
 
 def _refuse_passwords(values: dict[str, Any]) -> None:
-    """What is configured is written to config.yaml, checkpoints and MLflow."""
+    """Raise UserError for a URL with a secret: config.yaml, checkpoints and MLflow repeat every value."""
     for key, value in flatten(values).items():
         if holds_password(str(value)):
             raise UserError(
@@ -104,8 +107,9 @@ def _refuse_passwords(values: dict[str, Any]) -> None:
 
 
 def _explain(error: ValidationError) -> str:
+    """Return a validation's first error in one line that names the key."""
     first = error.errors()[0]
-    # A choice between sections (objective.kind) puts the chosen one's name into the path.
+    # For a choice between sections (objective.kind), pydantic puts the kind into the path.
     path = [str(part) for part in first["loc"]]
     key = ".".join(path[:1] + path[2:] if path[0] == "objective" and len(path) > 1 else path)
     if first["type"] == "extra_forbidden":
@@ -113,14 +117,16 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{key}' is not set; give it in the file or as {key}=…"
     if first["type"].startswith("union_tag"):
-        given, kinds = first["ctx"].get("tag"), first["ctx"].get("expected_tags", "'lejepa', 'jepa', 'torus'")
-        return f"objective.kind={given}: must be one of {kinds}"
+        kinds = [field.annotation for name, field, _ in fields() if name == "objective.kind"]
+        named = ", ".join(f"'{get_args(kind)[0]}'" for kind in kinds)
+        return f"objective.kind={first['ctx'].get('tag')}: must be one of {named}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}"
     return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _nearest(key: str) -> str:
+    """Return the end of an error about an unknown key: the most similar known key, or where to look."""
     known = [name for name, _, _ in fields()]
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     near = same_leaf[0] if same_leaf else nearest(key, known, 0.5)
@@ -128,7 +134,7 @@ def _nearest(key: str) -> str:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name, of sections in sections."""
+    """Return the values of nested sections by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -139,7 +145,7 @@ FieldOf = tuple[str, FieldInfo, type[BaseModel]]
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[FieldOf]:
-    """Every field's dotted name, pydantic description and owner; all kinds of a section one after another."""
+    """Yield each field's dotted name, pydantic description and section; all kinds of a section in turn."""
     for name, field in model.model_fields.items():
         choices = get_args(field.annotation) or (field.annotation,)
         sections = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
@@ -150,16 +156,52 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[FieldO
 
 
 def describe_fields() -> str:
-    """Name, type, default and doc of every field."""
+    """Return the name, type, default and documentation of every field, for --help."""
     lines = []
     for name, field, owner in fields():
-        kind = field.annotation
         if name == "objective.kind":
-            lines.append(f"\n  {owner.__name__}")
-        if get_origin(kind) is Literal:
-            shown = "|".join(str(choice) for choice in get_args(kind))
-        else:
-            shown = kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
-        default = "required" if field.is_required() else f"default {field.default}"
-        lines.append(f"  {name}  ({shown}; {default})\n      {' '.join((field.description or '').split())}")
+            lines.append(f"\n  objective.kind={get_args(field.annotation)[0]}")
+        doc = " ".join((field.description or "").split())
+        lines.append(f"  {name}  ({field_in_words(field, owner, name.rpartition('.')[2])})\n      {doc}")
     return "\n".join(lines)
+
+
+def field_in_words(field: FieldInfo, owner: type[BaseModel], name: str) -> str:
+    """Return a field's type and default in words, such as "integer ≥ 1, optional" or "text; default runs"."""
+    kind = "size such as 100GB"
+    if field.annotation is not ByteSize:
+        kind = _type_in_words(owner.model_json_schema()["properties"][name])
+    if field.is_required():
+        return f"{kind}; required"
+    default = field.get_default(call_default_factory=True)
+    if default is None:
+        return kind
+    if isinstance(default, ByteSize):
+        default = default.human_readable(decimal=True)
+    shown = default if isinstance(default, str | Path) else json.dumps(default, ensure_ascii=False)
+    return f"{kind}; default {shown}"
+
+
+_WORDS = {"string": "text", "boolean": "true or false", "object": "keys and values"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _type_in_words(schema: dict[str, Any]) -> str:
+    """Return the type that a JSON schema describes, in words."""
+    null = {"type": "null"}
+    if choices := schema.get("anyOf"):
+        words = " or ".join(_type_in_words(choice) for choice in choices if choice != null)
+        return f"{words}, optional" if null in choices else words
+    if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return "|".join(map(str, values))
+    if items := schema.get("prefixItems"):
+        return f"[{', '.join(map(_type_in_words, items))}]"
+    kind = schema["type"]
+    if kind == "array":
+        return f"list of {_type_in_words(schema['items'])}"
+    if kind == "integer" and "exclusiveMinimum" in schema:
+        schema = {"minimum": schema["exclusiveMinimum"] + 1} | schema
+        del schema["exclusiveMinimum"]
+    word = "path" if schema.get("format") == "path" else _WORDS.get(kind, kind)
+    bounds = [f"{sign} {schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
+    return f"{word} {' and '.join(bounds)}" if bounds else word

@@ -1,5 +1,6 @@
 """Configuration: what is refused and how, and recipes that are found wherever the user stands."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from isotorus.errors import UserError
 from pretrain.__main__ import parse
-from pretrain.config import describe_fields, fields, load_config
+from pretrain.config import describe_fields, field_in_words, fields, load_config
 
 RECIPES = sorted(path.name for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -63,6 +64,45 @@ def test_every_field_is_documented():
     undocumented = [name for name, field, _ in fields() if not field.description]
     assert undocumented == []
     assert all(name in describe_fields() for name, _, _ in fields())
+
+
+def test_types_and_defaults_are_shown_in_words():
+    words = {}
+    for name, field, owner in fields():
+        words[name] = text = field_in_words(field, owner, name.rpartition(".")[2])
+        for python in (
+            "typing",
+            "Annotated",
+            "Undefined",
+            "Optional",
+            "None",
+            "<class",
+            "int",
+            "str",
+            "bool",
+        ):
+            assert not re.search(rf"\b{python}\b|{python}\[", text), f"{name}: {text}"
+    assert words["checkpoint.keep_last"] == "integer ≥ 1, optional"
+    assert words["guard.spike"] == "number > 0, optional; default 10.0"
+    assert words["stopping.requeue_code"] == "integer ≥ 0 and ≤ 125; default 0"
+    assert words["views.global_scale"] == "[number, number]; default [0.3, 1.0]"
+    assert words["data.cache.size"] == "size such as 100GB; default 100.0GB"
+    assert words["accept"] == "list of batch_size|data|objective|seed; default []"
+    assert words["steps"] == "integer ≥ 1; required"
+
+
+@pytest.mark.parametrize("kind", ["lejepa", "jepa", "torus"])
+def test_giving_every_default_that_help_shows_changes_nothing(kind: str, tmp_path: Path):
+    recipe = tmp_path / "least.yaml"
+    recipe.write_text(f"{{name: least, steps: 1, data: {{path: x}}, objective: {{kind: {kind}}}}}")
+    config = load_config(str(recipe), [])
+    known = [field for field in fields() if not field[0].startswith(("objective.", "data.sources."))]
+    shown = {
+        name: field_in_words(field, owner, name.rpartition(".")[2]).partition("default ")[2]
+        for name, field, owner in [*known, *fields(type(config.objective), "objective.")]
+    }
+    defaults = [f"{name}={text}" for name, text in shown.items() if text]
+    assert len(defaults) > 60 and load_config(str(recipe), defaults) == config
 
 
 def test_recipes_are_found_from_anywhere(tmp_path: Path):
