@@ -15,7 +15,7 @@ SECONDS = 280
 
 
 class Launched:
-    """The command, on node 1 unless told otherwise."""
+    """The running command, by default on node 1."""
 
     def __init__(
         self, nodes: Network, folder: Path, *arguments: str, node: int = 1, **environment: str

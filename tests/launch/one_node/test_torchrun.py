@@ -1,9 +1,7 @@
-"""The launcher's door: dry run, exit codes, and the console command."""
+"""`launch torchrun` on one node: dry run, nothing to launch, and ranks that all fail."""
 
 import subprocess
 import sys
-
-import pytest
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,11 +26,3 @@ def test_failure_of_all_ranks_is_one_line_and_its_exit_code():
     lines = [line for line in done.stderr.splitlines() if "no-such-recipe" in line]
     assert len(lines) == 1 and lines[0].startswith("error: --config no-such-recipe.yaml")
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(("command", "expected"), [("--help", 0), ("fly", 2), ("", 0)])
-def test_console_command(command: str, expected: int):
-    code = "import sys; from isotorus.console import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
-    assert done.returncode == expected
-    assert ("error: no command 'fly'" in done.stderr) == (command == "fly")

@@ -148,7 +148,7 @@ def test_a_node_goes_down(submit: Callable[..., Job], slurm: Cluster, recipe: Pa
     job.wait_for_state("PENDING")
     job.wait_for(lambda: not ranks(job.folder))
     at_hand = job.checkpoints()[-1]
-    # Refused where slurmd has told meanwhile that it is well.
+    # Slurm refuses this if slurmd has reported meanwhile that the node is well.
     subprocess.run(["scontrol", "update", f"nodename={NODES[1]}", "state=resume"], capture_output=True)
     assert job.wait_for_state("COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     assert f"from step_{at_hand:08d}" in job.log.read_text()
