@@ -64,7 +64,7 @@ def send(record: dict[str, str], step: int, values: dict[str, float], files: lis
             "warning: MLflow at %s does not take the results (%s); they are in %s",
             masked(uri),
             reason,
-            files[0],
+            files[0] if files else "their files",
         )
         return False
     return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
@@ -197,30 +197,29 @@ def publish(results: Mapping[str, Any], out: Path) -> list[str]:
         if record is None:
             continue
         files = [out / "layers.html", out / "layers.json"]
-        sent = []
-        for number, checkpoint in enumerate(run["checkpoints"]):
-            values = {
-                f"layers/{name}/{block}": value
-                for name, row in checkpoint["values"].items()
-                for block, value in enumerate(row)
-                if value is not None
-            }
-            last = number == len(run["checkpoints"]) - 1
-            sent.append(
-                tracking.send(record, checkpoint["step"], values, files if last else [], "eval/layers")
-            )
-            if not sent[-1]:
-                break
-        if sent and all(sent):
+        last = run["checkpoints"][-1]
+        # After the first failure nothing more is sent.
+        if all(
+            tracking.send(record, c["step"], _by_block(c), files if c is last else [], "eval/layers")
+            for c in run["checkpoints"]
+        ):
             lines.append(terminal.where(record))
     return list(dict.fromkeys(lines))
 
 
+def _by_block(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Return all values of a checkpoint by their name in MLflow, layers/<quantity>/<block>."""
+    return {
+        f"layers/{name}/{block}": value
+        for name, row in checkpoint["values"].items()
+        for block, value in enumerate(row)
+        if value is not None
+    }
+
+
 def show_costs(estimate: Mapping[str, float]) -> None:
     """Print a table of all quantities with the estimated seconds for one checkpoint."""
-    table = Table(box=SIMPLE, pad_edge=False)
-    for title, justify in (("--metrics", "left"), ("", "left"), ("seconds", "right"), ("default", "left")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table = Table("--metrics", "", Column("seconds", justify="right"), "default", box=SIMPLE, pad_edge=False)
     for quantity in quantities.QUANTITIES:
         seconds = f"{estimate[quantity.name]:.1f}"
         table.add_row(quantity.name, quantity.title, seconds, "yes" if quantity.default else "no")

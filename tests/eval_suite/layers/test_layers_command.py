@@ -134,6 +134,17 @@ def test_values_are_in_the_runs_own_mlflow_run(measured: dict[str, Any], trainin
     assert artifacts == {"eval/layers/layers.html", "eval/layers/layers.json"}
 
 
+def test_a_store_that_is_gone_costs_no_result(tmp_path: Path, splits: dict[str, Path]):
+    run = tmp_path / "run"
+    for step in STEPS[:2]:
+        save_checkpoint(run / "checkpoints" / f"step_{step:08d}", step=step)
+    record = {"uri": f"sqlite:///{tmp_path}/absent.db", "experiment": "layers", "run_id": "0" * 32}
+    (run / "mlflow.json").write_text(json.dumps(record))
+    done = layers(run, "--every", 10, "--data", splits["val"], "--metrics", "rank", "--images", 10)
+    assert done.code == 0, done.err
+    assert (run / "eval" / "layers" / "layers.html").exists()
+
+
 def test_a_convolutional_encoder_is_measured_but_for_what_needs_tokens(
     tmp_path: Path, splits: dict[str, Path]
 ):
