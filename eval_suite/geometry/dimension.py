@@ -46,23 +46,20 @@ def local(x: Array, k: int = 20) -> NDArray[np.float64]:
     for a single point (Levina & Bickel 2004). Where the dimension is the same everywhere, the estimates
     have a relative standard deviation of 1/√(k-3). Only a wider spread shows a mixture of dimensions.
     """
-    logs = _log_ratios(neighbour_distances(x, k)).sum(axis=1)
-    with np.errstate(divide="ignore"):
-        return (k - 2) / logs
+    return _local(neighbour_distances(x, k))
 
 
 def summary(x: Array, k: int = 20) -> dict[str, Any]:
     """Return all dimension estimates of `x` (n, d), from one neighbour search and ready for JSON."""
     distances = neighbour_distances(x, k)
-    with np.errstate(divide="ignore"):
-        around = (k - 2) / _log_ratios(distances).sum(axis=1)
+    around = np.percentile(_local(distances), QUANTILES)
     return {
         "samples": len(x),
         "distinct": len(distances),
         "k": k,
         "two_nn": _two_nn(distances[:, :2], 0.1),
         "mle": _mle(distances),
-        "local": {str(q): float(v) for q, v in zip(QUANTILES, np.percentile(around, QUANTILES), strict=True)},
+        "local": {str(q): float(v) for q, v in zip(QUANTILES, around, strict=True)},
     }
 
 
@@ -102,6 +99,12 @@ def _two_nn(distances: NDArray[np.float64], discard: float) -> float:
     if energy == 0:
         raise UserError("each sample's first two neighbours are equally far: the points have no dimension")
     return float(log_ratio @ survival) / energy
+
+
+def _local(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the dimension (m,) around each point from its ascending distances (m, k); see `local`."""
+    with np.errstate(divide="ignore"):
+        return (distances.shape[1] - 2) / _log_ratios(distances).sum(axis=1)
 
 
 def _mle(distances: NDArray[np.float64]) -> float:

@@ -121,7 +121,7 @@ def barcodes(
 
 
 def betti(
-    x: Array,
+    x: Array | landmarks.Cloud,
     max_dim: int = 2,
     *,
     count: int = 500,
@@ -136,39 +136,16 @@ def betti(
 ) -> Homology:
     """Return the Betti numbers of the cloud `x` (n, d) over several fields, with p-values.
 
-    `x` is reduced to `components` principal components and denoised, and `count` landmarks are chosen
-    (`landmarks.cloud`). Each of the `draws` null draws permutes every reduced column on its own and repeats
-    all that follows. If `threshold` is None, `last_death` chooses one for each cloud. `jobs` processes share
-    `memory` bytes. Raises UserError for clouds that `landmarks.reduce` refuses, for too much memory, and for
-    too few `draws` to reach the significance level `alpha`.
+    `x` is reduced to `components` principal components and denoised, and `count` landmarks are chosen; a
+    cloud that `landmarks.cloud` prepared is used as it is. Each of the `draws` null draws permutes every
+    reduced column on its own and repeats all that follows. If `threshold` is None, `last_death` chooses one
+    for each cloud. `jobs` processes share `memory` bytes. Raises UserError for clouds that `landmarks.reduce`
+    refuses, for too much memory, and for too few `draws` to reach the significance level `alpha`.
     """
-    reduced = landmarks.reduce(x, components, seed)
-    return significance(
-        landmarks.cloud(reduced, count),
-        max_dim,
-        draws=draws,
-        alpha=alpha,
-        fields=fields,
-        threshold=threshold,
-        memory=memory,
-        jobs=jobs,
-        seed=seed,
-    )
-
-
-def significance(
-    cloud: landmarks.Cloud,
-    max_dim: int = 2,
-    *,
-    draws: int = 20,
-    alpha: float = 0.05,
-    fields: Sequence[int] = FIELDS,
-    threshold: float | None = None,
-    memory: int = MEMORY,
-    jobs: int = 1,
-    seed: int = 0,
-) -> Homology:
-    """Return the Betti numbers of a cloud prepared by `landmarks.cloud`; see `betti` for the arguments."""
+    if isinstance(x, landmarks.Cloud):
+        cloud = x
+    else:
+        cloud = landmarks.cloud(landmarks.reduce(x, components, seed), count)
     if (draws + 1) * alpha < 1:
         need = int(np.ceil(1 / alpha)) - 1
         raise UserError(f"{draws} null draws cannot show significance at level {alpha}; take {need} or more")

@@ -48,7 +48,7 @@ def distinct(x: Array, seed: int = 0) -> NDArray[np.int64]:
     _, first = np.unique(x[rows], axis=0, return_index=True)
     if len(first) < 3:
         raise UserError(
-            f"the embedding has collapsed: {len(first)} distinct rows have no shape; train it anew"
+            f"the embedding has collapsed: {len(first)} distinct rows have no shape; train it again"
         )
     return rows[np.sort(first)]
 
@@ -71,9 +71,7 @@ def denoise(x: NDArray[np.float64], k: int = NEIGHBOURS) -> NDArray[np.float64]:
     """Replace each row of `x` (n, d) by the mean of its nearest rows and itself: `k` rows, at most n / 20."""
     k = min(k, max(len(x) // 20, 1))
     rows = np.ascontiguousarray(x, dtype=np.float32)
-    index = faiss.IndexFlatL2(x.shape[1])
-    index.add(rows)
-    _, nearest = index.search(rows, k)
+    _, nearest = faiss.knn(rows, rows, k)
     return x[nearest].mean(axis=1)
 
 

@@ -168,7 +168,7 @@ def measure(
     if len(reduced) < FEWEST:
         raise UserError(f"{len(reduced)} distinct samples are too few for a verdict; give {FEWEST} or more")
     cloud = landmarks.cloud(reduced, count)
-    holes = homology.significance(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
+    holes = homology.betti(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
     spectrum = graph.laplacian_spectrum(graph.knn_graph(reduced, NEIGHBOURS), EIGENVALUES)
     isotropy, radial = _second_moments(np.asarray(x, dtype=np.float64))
     measured = Measured(

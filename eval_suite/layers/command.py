@@ -25,7 +25,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="python -m eval_suite layers",
-        description="Measure the geometry of every block of an encoder in each checkpoint, and draw a heat "
+        description="Measure the geometry of every block of an encoder in each checkpoint, and draw a heat\n"
         "map of checkpoints by blocks for each metric.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

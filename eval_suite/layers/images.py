@@ -1,7 +1,5 @@
 """The images that every checkpoint is measured on."""
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +9,6 @@ from data_pipeline.dataset.index import Dataset
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, rotate, unit_range
 from eval_suite.inputs.checkpoints import EncoderDescription
-from isotorus.randomness import generator
 
 
 def load(dataset: Dataset, rows: NDArray[np.int64], described: EncoderDescription) -> Tensor:
@@ -33,9 +30,3 @@ def turned(images: Tensor, angles: Tensor) -> Tensor:
     side = images.shape[-1]
     along = (torch.arange(side, device=images.device) + 0.5) / side * 2 - 1
     return rotate(images, angles, "zeros") * ((along[:, None] ** 2 + along**2) <= 1)
-
-
-def random_angles(count: int, seed: int) -> Tensor:
-    """Draw angles (count,) uniform in [0, 2π), float32."""
-    random = generator(seed, 7)
-    return torch.from_numpy(random.uniform(0, 2 * math.pi, count).astype(np.float32))

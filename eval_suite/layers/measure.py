@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eval_suite.geometry import dimension, normality, rank
 from eval_suite.layers import derivatives, quantities, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
-from eval_suite.layers.images import random_angles, turned
+from eval_suite.layers.images import turned
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 from pretrain.geometry.hyperbolic import gromov_delta
@@ -165,9 +165,10 @@ def _angles(subject: Subject, observed: list[Observed]) -> Row:
         return [
             rings.angle_error(x.vectors[known], subject.labels[known], seed=subject.seed) for x in observed
         ]
-    angles = random_angles(len(subject.images), subject.seed)
-    rotated = observe(subject.encoder, subject.blocks, subject.batches(turned(subject.images, angles)))
-    return [rings.angle_error(x.vectors, angles.double().numpy(), seed=subject.seed) for x in rotated]
+    angles = generator(subject.seed, 7).uniform(0, 2 * np.pi, len(subject.images)).astype(np.float32)
+    rotated = turned(subject.images, torch.from_numpy(angles))
+    seen = observe(subject.encoder, subject.blocks, subject.batches(rotated))
+    return [rings.angle_error(x.vectors, angles.astype(np.float64), seed=subject.seed) for x in seen]
 
 
 def _drift(before: Trace, trace: Trace) -> Row:

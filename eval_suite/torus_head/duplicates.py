@@ -115,11 +115,8 @@ def main(argv: Sequence[str]) -> int:
     if args.save:
         memory.save(args.save)
     images = len({row for pair in duplicates for row in pair[:2]})
-    ends = np.cumsum([len(data) for data in datasets])
-    across = sum(
-        int(np.searchsorted(ends, p.first, "right") != np.searchsorted(ends, p.second, "right"))
-        for p in duplicates
-    )
+    dataset_of = np.repeat(np.arange(len(datasets)), [len(data) for data in datasets])
+    across = sum(int(dataset_of[p.first] != dataset_of[p.second]) for p in duplicates)
     terminal.tell(
         f"{len(duplicates)} pairs of {images} of {len(angles):,} images lie within {args.within:g}°"
         + (f", {across} of them across data sets" if len(datasets) > 1 else ""),
@@ -139,11 +136,10 @@ def pairs(angles: NDArray[np.float64], neighbours: "Found", within: float) -> li
     away = np.angle(np.exp(1j * (angles[neighbours.ids] - angles[:, None])))
     degrees = np.rad2deg(np.sqrt(np.square(away).mean(axis=2)))
     first, place = np.nonzero((degrees <= within) & (neighbours.ids != np.arange(len(angles))[:, None]))
+    second, apart = neighbours.ids[first, place], degrees[first, place]
     listed = {
         (min(a, b), max(a, b)): d
-        for a, b, d in zip(
-            first.tolist(), neighbours.ids[first, place].tolist(), degrees[first, place].tolist(), strict=True
-        )
+        for a, b, d in zip(first.tolist(), second.tolist(), apart.tolist(), strict=True)
         if b >= 0
     }
     return sorted((Pair(a, b, d) for (a, b), d in listed.items()), key=lambda pair: (pair.degrees, pair[:2]))

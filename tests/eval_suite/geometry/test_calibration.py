@@ -1,4 +1,4 @@
-"""The calibration goes on where a kill left it, and its table counts what is there."""
+"""The calibration continues after a kill, and its table counts all recorded draws."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Circular coordinates recover angles, and tell a torus from circles that merely touch."""
+"""Circular coordinates recover angles, and distinguish a torus from circles that touch in a point."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Intrinsic dimension against scikit-dimension and on spaces whose dimension is known."""
+"""Intrinsic dimension agrees with scikit-dimension and with spaces of known dimension."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Neighbour graphs against scikit-learn's, spectra against LAPACK and closed forms, the gap of a torus."""
+"""Neighbour graphs agree with scikit-learn, spectra with LAPACK and with closed forms."""
 
 import json
 

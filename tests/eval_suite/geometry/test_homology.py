@@ -1,4 +1,4 @@
-"""Barcodes against ripser's own, Betti numbers of known spaces, and what is refused."""
+"""Barcodes agree with those of ripser alone, Betti numbers with known spaces; bad input is refused."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Samples lie on the spaces they are named after, embedded isometrically with the noise asked for."""
+"""Samples lie on the space of their name, in a random position and with the right amount of noise."""
 
 import numpy as np
 import pytest

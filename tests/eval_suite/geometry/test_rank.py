@@ -1,4 +1,4 @@
-"""Rank measures against closed forms."""
+"""Rank measures agree with closed forms."""
 
 import numpy as np
 import pytest

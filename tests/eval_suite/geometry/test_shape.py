@@ -1,4 +1,4 @@
-"""Normality, uniformity, alignment, hubs, trees and collisions against closed forms and simulation."""
+"""Normality, uniformity, alignment, hubness and collisions agree with closed forms and simulation."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Verdicts on samples of known spaces, and that each criterion of one is needed."""
+"""Verdicts on samples of known spaces are right, and each criterion of a verdict is necessary."""
 
 import json
 from dataclasses import asdict, replace

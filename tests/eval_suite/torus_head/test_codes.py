@@ -1,4 +1,4 @@
-"""`eval_suite codes`: classes that angles show collide in bins of them, and not in the published code."""
+"""`eval_suite codes`: bins of angles group classes that the angles separate, the published code does not."""
 
 import json
 from pathlib import Path

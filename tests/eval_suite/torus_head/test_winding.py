@@ -1,4 +1,4 @@
-"""`eval_suite winding` on a head whose winding is known, and on what has none."""
+"""`eval_suite winding` measures a head with known winding numbers, and refuses heads without angles."""
 
 import json
 import math
