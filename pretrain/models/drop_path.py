@@ -65,7 +65,7 @@ def sample_keys(seed: int, step: int, first: int, count: int, views: int) -> Ten
 
 
 def uniform(keys: Tensor, stream: int | Tensor) -> Tensor:
-    """Return float32 numbers in [0, 1) from int64 keys, independent between streams; the shapes broadcast."""
+    """Return float32 numbers in [0, 1) that depend on int64 keys and a stream alone; the shapes broadcast."""
     return (_mix(keys + stream) >> 40 & 0xFFFFFF).float() / 2**24
 
 

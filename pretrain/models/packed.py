@@ -75,7 +75,7 @@ class PackedAttention(Attention):
     """timm's self-attention, with the same parameters and names, within each image of a sequence."""
 
     def forward(self, x: Tensor, attn_mask: Layout, is_causal: bool = False) -> Tensor:  # type: ignore[override]
-        """Map tokens (1, T, D) to (1, T, D)."""
+        """Attend within each image of the sequence (1, T, D); `attn_mask` is its `Layout`."""
         q, k, v = self.qkv(x)[0].unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         # Under autocast the output of a norm is fp32.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)

@@ -1,4 +1,7 @@
-"""Taylor coefficients f⁽ⁿ⁾(x)/n!, n = 0 … order ≤ 4, of elementary functions at every element of x."""
+"""Taylor coefficients f⁽ⁿ⁾(x)/n!, n = 0 … order ≤ 4, of elementary functions f at every element of x.
+
+Every function takes x (any shape) and returns order + 1 tensors of its shape.
+"""
 
 import math
 from collections.abc import Callable
@@ -48,35 +51,37 @@ def cosh(x: Tensor, order: int) -> list[Tensor]:
 
 
 def tanh(x: Tensor, order: int) -> list[Tensor]:
-    """Solve y' = 1 − y²."""
+    """Return the coefficients of tanh, by solving y' = 1 − y²."""
     return _solve(torch.tanh(x), order, lambda y, n: float(n == 0) - _square(y, n))
 
 
 def sigmoid(x: Tensor, order: int) -> list[Tensor]:
-    """Solve y' = y − y²."""
+    """Return the coefficients of the sigmoid function, by solving y' = y − y²."""
     return _solve(torch.sigmoid(x), order, lambda y, n: y[n] - _square(y, n))
 
 
 def tan(x: Tensor, order: int) -> list[Tensor]:
-    """Solve y' = 1 + y²."""
+    """Return the coefficients of tan, by solving y' = 1 + y²."""
     return _solve(torch.tan(x), order, lambda y, n: float(n == 0) + _square(y, n))
 
 
 def atan(x: Tensor, order: int) -> list[Tensor]:
-    """Use atan⁽ⁿ⁾(x)/n! = cosⁿy·sin(n(y + π/2))/n at y = atan x."""
+    """Return atan⁽ⁿ⁾(x)/n! = cosⁿy·sin(n(y + π/2))/n at y = atan x."""
     y = torch.atan(x)
     return [y, *(torch.cos(y) ** n * torch.sin(n * (y + math.pi / 2)) / n for n in range(1, order + 1))]
 
 
 def erf(x: Tensor, order: int) -> list[Tensor]:
-    """Use erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²} with the physicists' Hermite polynomials H."""
+    """Return erf⁽ⁿ⁾/n! from erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²}, H the physicists' Hermite
+    polynomials.
+    """
     bell = 2 / math.sqrt(math.pi) * torch.exp(-x * x)
     terms = [torch.erf(x), bell, -x * bell, (2 * x * x - 1) * bell / 3, (3 - 2 * x * x) * x * bell / 6]
     return terms[: order + 1]
 
 
 def power(x: Tensor, order: int, exponent: float) -> list[Tensor]:
-    """Use the binomial series, which ends for a whole exponent, so that nothing is divided by zero."""
+    """Return the binomial series of x^exponent; for a whole exponent it ends, so nothing is divided by zero."""
     terms, factor = [], 1.0
     for n in range(order + 1):
         terms.append(factor * x ** (exponent - n) if factor else torch.zeros_like(x))
