@@ -72,8 +72,9 @@ def atan(x: Tensor, order: int) -> list[Tensor]:
 
 
 def erf(x: Tensor, order: int) -> list[Tensor]:
-    """Return erf⁽ⁿ⁾/n! from erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²}, H the physicists' Hermite
-    polynomials.
+    """Return erf⁽ⁿ⁾/n! from the closed form of erf⁽ⁿ⁾.
+
+    erf⁽ⁿ⁾ = (2/√π)·(−1)ⁿ⁻¹·H_{n−1}(x)·e^{−x²} with the physicists' Hermite polynomials H.
     """
     bell = 2 / math.sqrt(math.pi) * torch.exp(-x * x)
     terms = [torch.erf(x), bell, -x * bell, (2 * x * x - 1) * bell / 3, (3 - 2 * x * x) * x * bell / 6]
@@ -81,7 +82,10 @@ def erf(x: Tensor, order: int) -> list[Tensor]:
 
 
 def power(x: Tensor, order: int, exponent: float) -> list[Tensor]:
-    """Return the binomial series of x^exponent; for a whole exponent it ends, so nothing is divided by zero."""
+    """Return the binomial series of x^exponent.
+
+    For a whole exponent it ends, so that nothing is divided by zero.
+    """
     terms, factor = [], 1.0
     for n in range(order + 1):
         terms.append(factor * x ** (exponent - n) if factor else torch.zeros_like(x))
