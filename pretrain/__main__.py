@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     from pretrain.config import Config
     from pretrain.preflight import RunInputs
 
-COMMANDS = {
-    "plan": "pretrain.cost.plan",
-    "sweep": "pretrain.sweep",
-    "export": "pretrain.checkpoint.export",
-}
+COMMANDS = {"plan": "pretrain.cost.plan", "sweep": "pretrain.sweep", "export": "pretrain.checkpoint.export"}
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"
 """Key of the process group's store that counts the ranks that have met a user error."""

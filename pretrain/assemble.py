@@ -97,19 +97,10 @@ def assemble(
     saver = Saver(checkpoints, config.checkpoint, state.step)
     timer = StepTimer(device)
     start_up.mark("engine and checkpoint")
+    batches = load_batches(config, inputs.sources, state.batch)
+    timed = TimedEngine(engine, timer)
     run = Run(
-        config=config,
-        inputs=inputs,
-        engine=TimedEngine(engine, timer),
-        state=state,
-        batches=load_batches(config, inputs.sources, state.batch),
-        corrupt=corrupt,
-        saver=saver,
-        timer=timer,
-        recorder=recorder,
-        profiler=profiler,
-        start_up=start_up,
-        last_logged=state.step,
+        config, inputs, timed, state, batches, corrupt, saver, timer, recorder, profiler, start_up, state.step
     )
     cleanup.callback(lambda: run.batches.close())
     return run

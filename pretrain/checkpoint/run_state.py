@@ -1,6 +1,7 @@
 """The state of a run that a checkpoint holds: saved, resumed, rolled back."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from pretrain.monitoring.online_probe import OnlineProbe
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class RunState:
     """A run's engine, guard, probe and number of finished steps."""
 
-    def __init__(self, engine: Engine, guard: Guard, probe: OnlineProbe | None) -> None:
-        self.engine, self.guard, self.probe = engine, guard, probe
-        self.step = 0
+    engine: Engine
+    guard: Guard
+    probe: OnlineProbe | None
+    step: int = 0
 
     @property
     def batch(self) -> int:

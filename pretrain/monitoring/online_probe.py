@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.distributed import sum_over_ranks, world_size
+from pretrain.engines.optimizer import optimizer_state
 from pretrain.models.batch_norm import GlobalBatchNorm
 
 
@@ -60,17 +61,6 @@ class OnlineProbe(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Return weights and moments by name, for the checkpoint."""
-        if not self.optimizer.state:  # a checkpoint is loaded into tensors that exist
-            for parameter in self.parameters():
-                self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        names = {id(p): name for name, p in self.named_parameters()}
-        moments = {
-            f"{names[id(p)]}.{key}": value
-            for p, entry in self.optimizer.state.items()
-            for key, value in entry.items()
-        }
-        return {"weights": dict(self.state_dict()), "moments": moments}
+        moments = optimizer_state(self.optimizer, self.named_parameters())["state"]
+        flat = {f"{name}.{key}": x for name, entry in moments.items() for key, x in entry.items()}
+        return {"weights": dict(self.state_dict()), "moments": flat}

@@ -42,11 +42,7 @@ class Stopping:
     """
 
     def __init__(
-        self,
-        config: StoppingConfig,
-        folder: Path,
-        signals: Signals | None = None,
-        lock: Lock | None = None,
+        self, config: StoppingConfig, folder: Path, signals: Signals | None = None, lock: Lock | None = None
     ) -> None:
         """Prepare for the run in `folder`; the rank that holds its `lock` passes it, to have it renewed."""
         self.config, self.signals = config, signals or Signals()

@@ -27,13 +27,7 @@ class Watchdog(threading.Thread):
     """A thread on each rank that expects `progress` calls; the first that misses them ends all ranks."""
 
     def __init__(
-        self,
-        folder: Path,
-        hang: float,
-        grace: float,
-        lost: float,
-        signals: Signals,
-        lock: Lock | None = None,
+        self, folder: Path, hang: float, grace: float, lost: float, signals: Signals, lock: Lock | None = None
     ) -> None:
         """Write stacks to `folder`; `hang`, `grace` and `lost` are seconds, as in `StoppingConfig`."""
         super().__init__(name="watchdog", daemon=True)
