@@ -105,7 +105,7 @@ def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signal
             return train(config, inputs, device, stopping, start_up)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
-            # A rank that ends with a user error breaks the collectives of the others, which is no news.
+            # A rank that ends with a user error breaks the collectives of the others, which adds nothing.
             if count_user_errors(store, 0) > 0:
                 abandon()
             raise

@@ -23,8 +23,8 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def group_of_hosts(timeout: timedelta | None = None) -> dist.ProcessGroup:
-    """Make a gloo group of all ranks for tensors on the CPU, which one thread has for itself."""
+def cpu_group(timeout: timedelta | None = None) -> dist.ProcessGroup:
+    """Make a gloo group of all ranks for tensors on the CPU; each thread needs one of its own."""
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group

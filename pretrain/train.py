@@ -58,13 +58,13 @@ def train(
             if not (log_due or save_due):
                 continue
 
-            # Only from here on does the host wait for the device. All ranks read the same outcomes.
+            # Only from here on does the host wait for the device.
             if state.guard.report():
                 rollback(run)
                 continue
             if log_due:
                 log_row(run, result)
-            # A checkpoint between refused updates would be one more to return to in vain: it waits.
+            # While updates are being refused a save waits: a rollback to it would not help.
             if last or (save_due and not state.guard.refused_in_a_row):
                 save(run)
         finish(run, request)

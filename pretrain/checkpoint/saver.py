@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.checkpoint import store
 from pretrain.checkpoint.store import CheckpointConfig
-from pretrain.distributed import group_of_hosts, rank, world_size
+from pretrain.distributed import cpu_group, rank, world_size
 
 
 class Saver:
@@ -27,7 +27,7 @@ class Saver:
         self.step = step
         """The step of the newest checkpoint, which may still be in the course of being written."""
         # In effect without timeout: a lost rank breaks connections at once, and a slow disk takes its time.
-        self._group = group_of_hosts(timedelta(days=1))
+        self._group = cpu_group(timedelta(days=1))
         self._copies: dict[str, Tensor] = {}
         self._writing: _Writing | None = None
 

@@ -19,7 +19,7 @@ _FREE = 10
 
 
 class CorruptSamples:
-    """Collects the replacements in this rank's batches; ranks exchange them at logged steps.
+    """Collect the replacements in this rank's batches; ranks exchange them at logged steps.
 
     corrupt.jsonl has a line for each replacement: the step, the sample's index and name, and the reason.
     """

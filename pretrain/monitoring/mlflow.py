@@ -68,7 +68,7 @@ def end_family(config: TrackingConfig, run_id: str, status: str) -> None:
 def _client(config: TrackingConfig) -> tuple[Any, str]:
     """Return a client of the store, and the id of the experiment in it."""
     # A slow server is waited for, but a dead one must not hold up the end of a run for MLflow's default of
-    # minutes. Only the mirror tries again: if the client did, it could create a run twice.
+    # minutes. Only the mirror repeats requests: if the client did, it could create a run twice.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

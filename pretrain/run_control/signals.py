@@ -1,18 +1,24 @@
 """All that Ctrl-C and signals do to a run.
 
-SIGTERM (the first, and each later one) asks the run to stop: all ranks finish the same step, save a
-    checkpoint, and exit with code 0. Slurm and Kubernetes send it before they kill. The kernel sends it to
-    the ranks of a launcher that has died (`isotorus.processes.end_with_launcher`).
-SIGUSR1 does the same, but the exit code is `stopping.requeue_code`, by which a batch script knows to queue
-    the job again. Slurm sends it some time before a job's limit where asked to (`--signal=USR1@300`).
-SIGINT (Ctrl-C) ends a process that was started without a launcher at once, with exit code 130 and without
-    a save (`isotorus.errors.exit_code`). What launchers make of Ctrl-C is listed in docs/runs.md.
-SIGKILL ends a process as it is. The next start continues from the newest checkpoint.
+Ctrl-C (SIGINT)
+    A process without a launcher ends at once, without a save, with exit code 130
+    (`isotorus.errors.exit_code`). `launch torchrun` on one node passes SIGINT on to its ranks, which end in
+    the same way. With `--hosts`, and under DeepSpeed's launcher, the ranks get SIGTERM instead and save; a
+    second Ctrl-C with `--hosts` kills them.
+SIGTERM
+    All ranks finish the same step, save a checkpoint, and exit with code 0. Slurm and Kubernetes send it
+    before they kill. The kernel sends it when the launcher has died
+    (`isotorus.processes.end_with_launcher`).
+SIGUSR1
+    The same, but the exit code is `stopping.requeue_code`, by which a batch script knows to queue the job
+    again. Slurm sends it some time before the end of a job if asked to (`--signal=USR1@300`).
+SIGKILL
+    The process ends as it is. The next start continues from the newest checkpoint.
 
-SIGTERM and SIGUSR1 are noted from the first moment of a process on: a run that is still starting finishes
-its start, does no step, and ends with the same exit codes. Processes that load data ignore SIGINT, SIGTERM
-and SIGUSR1 (`data_pipeline.loader`), because batches are needed until all ranks stop. How ranks agree on the
-step at which they stop is in `stopping.py`; `watchdog.py` ends a run that takes longer than `stopping.grace`.
+SIGTERM and SIGUSR1 are noted from the first moment of a process: a run that is still starting finishes its
+start, does no step, and exits with the same codes. Processes that load data ignore SIGINT, SIGTERM and
+SIGUSR1 (`data_pipeline.loader`), because batches are needed until all ranks stop. `stopping.py` makes all
+ranks stop at the same step; `watchdog.py` ends a run that takes longer than `stopping.grace` to stop.
 """
 
 import signal

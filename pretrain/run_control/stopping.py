@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pydantic import Field, PositiveFloat
 
 from isotorus.section import Section
-from pretrain.distributed import group_of_hosts
+from pretrain.distributed import cpu_group
 from pretrain.run_control.lock import Lock
 from pretrain.run_control.signals import Signals, StopRequest
 from pretrain.run_control.watchdog import Watchdog
@@ -49,7 +49,7 @@ class Stopping:
         self.watchdog = Watchdog(
             folder / "stacks", config.hang, config.grace, config.lost, self.signals, lock
         )
-        self._group = group_of_hosts()
+        self._group = cpu_group()
         self._request = torch.zeros((), dtype=torch.int32)
         self._work: dist.Work | None = None
         self.agree()

@@ -25,10 +25,10 @@ def command(ranks: int, recipe: Path, *overrides: str, launcher: tuple[str, ...]
 
 
 def killing(folder: Path, rank: int | None, when: str, whom: str = "os.getpid()") -> dict[str, str]:
-    """An environment in which a rank gets SIGKILL just before what it does makes `when` true.
+    """Return an environment in which a rank gets SIGKILL just before an action that makes `when` true.
 
-    `rank` is None for a process without a launcher. With `whom="os.getppid()"` the launcher gets it. `when`
-    is an expression of Python's audit events: `event`, such as "open" or "os.rename", and `paths`.
+    `rank` is None for a process without a launcher. With `whom="os.getppid()"` the launcher gets the signal.
+    `when` is an expression of Python's audit events: `event`, such as "open" or "os.rename", and `paths`.
     """
     hook = folder / f"kill{len(list(folder.glob('kill*')))}/sitecustomize.py"
     hook.parent.mkdir()
@@ -48,7 +48,7 @@ def killing(folder: Path, rank: int | None, when: str, whom: str = "os.getpid()"
 def train(
     ranks: int, recipe: Path, *overrides: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, whatever the end."""
+    """Run to the end, successful or not."""
     return subprocess.run(
         command(ranks, recipe, *overrides),
         cwd=ROOT,
@@ -60,7 +60,7 @@ def train(
 
 
 class Run:
-    """A run under way in the background, its output in files."""
+    """A run in the background, whose output goes to files."""
 
     def __init__(
         self,
@@ -94,14 +94,14 @@ class Run:
         self.wait_for(lambda: any(row["step"] >= step for row in rows(self.folder)))
 
     def rank(self, number: int) -> psutil.Process:
-        """The process of a rank under the launcher."""
+        """Return the process of a rank under the launcher."""
         for child in psutil.Process(self.process.pid).children():
             if child.environ().get("RANK") == str(number):
                 return child
         raise AssertionError(f"no rank {number}")
 
     def end(self) -> int:
-        """Wait for the launcher's exit code."""
+        """Wait for the end; return the launcher's exit code."""
         return self.process.wait(200)
 
     def kill(self) -> None:

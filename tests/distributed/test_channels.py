@@ -1,4 +1,4 @@
-"""Images that are no photos, 16 bit and of five channels, from files to an evaluated checkpoint."""
+"""Images that are not photos (16 bit, five channels), from files to an evaluated checkpoint."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.distributed.runs import ENVIRONMENT, ROOT, losses, train
 
 @pytest.fixture(scope="module")
 def bands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 arrays (24, 24, 5) of 12-bit values, in which the last band alone tells the class."""
+    """48 arrays (24, 24, 5) of 12-bit values, in which only the last band depends on the class."""
     folder = tmp_path_factory.mktemp("bands")
     random = np.random.default_rng(0)
     for i in range(48):

@@ -1,4 +1,4 @@
-"""Encoders of all families, with batch norm too, train alike on one rank and on two, whatever the engine."""
+"""Encoders of all families, also with batch norm, train alike on one and two ranks with any engine."""
 
 import itertools
 from pathlib import Path
@@ -76,7 +76,7 @@ def build(name: str, options: Options) -> Engine:
 
 
 def train(engine: Engine) -> dict[str, Any]:
-    """Losses and gradient norms of some steps, and this rank's buffers after them."""
+    """Return losses and gradient norms of some steps, and this rank's buffers after them."""
     ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     count, curve = IMAGES // ranks, []
     share = slice(rank * count, (rank + 1) * count)

@@ -1,7 +1,7 @@
 """All engines take one process's steps, resume each other's checkpoints and refuse the same steps.
 
-Four processes are started once. They are first one group of four, then two of them a group of two, which
-takes DeepSpeed's turns as well, then again one of four, to read what the two wrote.
+Four processes are started once. They first form a group of four, then two of them form a group of two, which
+also runs DeepSpeed, then all form a group of four again, to read what the two wrote.
 """
 
 import itertools
@@ -96,7 +96,7 @@ QUICK_PAIRS = {*zip(WRITERS, WRITERS, strict=True), *zip(WRITERS, [*WRITERS[1:],
 
 
 def cases(every: Iterable[Any], quick: set[Any]) -> list[Any]:
-    """Parameters of a test, of which those that are not quick are nightly."""
+    """Return the parameters of a test; those that are not quick are nightly."""
     marks = {True: (), False: (pytest.mark.nightly,)}
     return [
         pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks[case in quick])
@@ -121,7 +121,7 @@ def build(options: Options, method: str = "lejepa") -> Engine:
 
 
 def images(step: int) -> MicroBatch:
-    """This rank's share of a step's 2 large and 3 small views, with the train loop's keys."""
+    """Return this rank's share of a step's 2 large and 3 small views, with the keys of the training loop."""
     generator = torch.Generator().manual_seed(step)
     views = [
         torch.randn(2, IMAGES, 1, 32, 32, generator=generator),
@@ -134,7 +134,7 @@ def images(step: int) -> MicroBatch:
 
 
 def train(engine: Engine, first: int, last: int) -> Curve:
-    """Loss and gradient norm of the steps; the learning rate rises to 1e-3, so that steps count at once."""
+    """Return loss and gradient norm of the steps; the learning rate of 1e-3 makes early steps matter."""
     curve = []
     for step in range(first, last):
         result = train_step(engine, images(step), step, lr=1e-3 * min(1, (step + 1) / 4), momentum=0.9)
@@ -154,7 +154,7 @@ def write(folder: Path, writers: dict[str, Options]) -> None:
 
 
 def read(folder: Path, options: Options, writers: list[str]) -> dict[str, Curve]:
-    """One engine resumes checkpoints in turn, whatever the one before has left in it."""
+    """Resume several checkpoints one after another with the same engine."""
     engine, found = build(options), {}
     for name in writers:
         state = engine.state()
@@ -189,7 +189,7 @@ def refuse(options: Options) -> tuple[list[str], Curve]:
 
 
 def snapshot(engine: Engine) -> dict[str, torch.Tensor]:
-    """Parameters, target and online, moments and step counts of this rank; buffers are the guard's matter."""
+    """Return this rank's parameters (target and online), moments and step counts, but not buffers."""
     state = engine.state()
     flat = dict(state["model"])
     for name, moments in state["optimizer"]["state"].items():
@@ -247,7 +247,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Of everything only where nightly tests are among those that run."""
+    """Return the results of the quick cases, or of all cases if nightly tests run."""
     here = [item for item in request.session.items if item.path == request.path]
     everything = any(item.get_closest_marker("nightly") for item in here)
     mp.spawn(rank_main, (folder, everything), nprocs=4)
@@ -256,12 +256,12 @@ def found(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def truth() -> dict[str, Curve]:
-    """One process, no process group, the whole batch at once."""
+    """Return the results of one process without a process group, with the whole batch at once."""
     return {method: train(build({}, method), 0, STEPS) for method in METHODS}
 
 
 def deviation(curve: Curve, truth: Curve) -> tuple[float, float]:
-    """The largest relative deviation of loss and gradient norm."""
+    """Return the largest relative deviation of loss and gradient norm."""
     assert len(curve) == len(truth)
     pairs = list(zip(curve, truth, strict=True))
     return tuple(max(abs(a[i] / b[i] - 1) for a, b in pairs) for i in range(2))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""A real MLflow server sees one run with every step once, through kills, and its absence stops nothing."""
+"""A real MLflow server gets one run with each step once, in spite of kills; training never waits for it."""
 
 import json
 import os

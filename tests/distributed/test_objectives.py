@@ -45,7 +45,7 @@ def images() -> torch.Tensor:
 
 
 def evaluate(x: torch.Tensor, world_size: int) -> dict[str, Parts]:
-    """Each objective's parts and the gradient of a shared weight, averaged over ranks as the engines do."""
+    """Return each objective's parts and the gradient of a shared weight, averaged over ranks."""
     results = {}
     for name, objective in OBJECTIVES.items():
         weight = torch.eye(WIDTH, dtype=torch.float64) + 0.1
@@ -61,7 +61,7 @@ def evaluate(x: torch.Tensor, world_size: int) -> dict[str, Parts]:
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    """Go through the splits, each in a process group of as many of the four ranks as it has parts."""
+    """Evaluate each split in a process group with as many of the four ranks as the split has parts."""
     torch.set_num_threads(1)
     for i, split in enumerate(SPLITS):
         size = len(split)

@@ -25,7 +25,7 @@ def refused(ranks: int, recipe: Path, *overrides: str) -> str:
 
 
 def refusal(recipe: Path, *overrides: str, ranks: int = 1) -> str:
-    """What is said before there are processes."""
+    """Return the error that is raised before there are processes."""
     with pytest.raises(UserError) as error:
         check(load_config(str(recipe), list(overrides)), ranks)
     return str(error.value)
@@ -111,8 +111,8 @@ def test_checkpoint_of_another_run(recipe: Path, tmp_path: Path):
     assert list(losses(run)) == [1, 2, 3, 4, 5]
 
 
-def test_differences_that_are_meant(recipe: Path, images: Path, shards: Path, tmp_path: Path):
-    """A run goes on with more images, of a new class too, larger batches and another weight."""
+def test_intended_differences(recipe: Path, images: Path, shards: Path, tmp_path: Path):
+    """A run continues with more images, also of a new class, larger batches and another weight."""
     assert train(1, recipe, "steps=2").returncode == 0
     more, grown = tmp_path / "more", tmp_path / "grown"
     shutil.copytree(images, more)
@@ -142,7 +142,7 @@ def test_too_many_damaged_images_are_said_once(recipe: Path, shards: Path, tmp_p
     shutil.copytree(shards, copy)
     for shard in copy.glob("*.tar"):
         data = bytearray(shard.read_bytes())
-        data[600:2000] = os.urandom(1400)  # same size: only the checksums tell
+        data[600:2000] = os.urandom(1400)  # same size: only the checksums differ
         shard.write_bytes(data)
     said = refused(2, recipe, f"data.path={copy}")
     assert "damaged, more than data.max_corrupt=0.001 allows" in said and "verify" in said
@@ -150,7 +150,7 @@ def test_too_many_damaged_images_are_said_once(recipe: Path, shards: Path, tmp_p
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The run's folder of checkpoints is a disk of 4 MB."""
+    """Mount a disk of 4 MB as the run's folder of checkpoints."""
     folder = tmp_path / "runs/tiny/checkpoints"
     folder.mkdir(parents=True)
     mount = subprocess.run(

@@ -15,7 +15,7 @@ LONGER = (f"steps={STEPS}", "engine.deterministic=true")
 
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing befell."""
+    """Return the folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     path = write_recipe(shards, folder)
     done = train(2, path, *LONGER)
@@ -29,12 +29,12 @@ def newest(folder: Path) -> int:
 
 
 def in_save(step: int) -> str:
-    """When rank 1 begins to write its part of a checkpoint."""
+    """Return when rank 1 begins to write its part of a checkpoint, as an expression for `killing`."""
     return f"event == 'open' and '/.partial_{step:08d}/__1_' in paths[0]"
 
 
 def before_latest(step: int) -> str:
-    """When a checkpoint has its name, and `latest` is about to move to it."""
+    """Return when a checkpoint has its name and `latest` is about to point to it, for `killing`."""
     return f"paths[0].endswith('/.latest') and os.readlink(paths[0]) == 'step_{step:08d}'"
 
 

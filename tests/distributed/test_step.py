@@ -49,7 +49,7 @@ def build_engine(method: str) -> Engine:
 
 
 def images(share: slice) -> MicroBatch:
-    """2 large and 3 small views of this share of the batch, with the keys that the train loop gives them."""
+    """Return 2 large and 3 small views of a share of the batch, with the keys of the training loop."""
     generator = torch.Generator().manual_seed(1)
     views = [
         torch.randn(2, IMAGES, 1, 32, 32, generator=generator),
@@ -61,7 +61,7 @@ def images(share: slice) -> MicroBatch:
 
 
 def measure(method: str, share: slice, accumulation: int) -> Found:
-    """Loss parts, gradients and buffers, and the loss and gradient norm after an update."""
+    """Return loss parts, gradients and buffers, and the loss and gradient norm after an update."""
     engine = build_engine(method)
     batches = images(share).split(accumulation)
     result = accumulated_backward(engine, batches, STEP)
@@ -77,7 +77,7 @@ def measure(method: str, share: slice, accumulation: int) -> Found:
 
 @cache
 def truth(method: str) -> Found:
-    """One process, no process group, the whole batch."""
+    """Return the results of one process without a process group, on the whole batch."""
     return measure(method, slice(None), 1)
 
 

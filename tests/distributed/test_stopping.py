@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, and runs that hang: what they leave, how they end, how they go on."""
+"""Runs that are asked to stop, and runs that hang: how they end, what they leave, how they continue."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def worker(run: Run, rank: int) -> psutil.Process:
-    """The process that reads a rank's data."""
+    """Return the process that loads a rank's data."""
     (found,) = [c for c in run.rank(rank).children() if "resource_tracker" not in c.cmdline()[-1]]
     return found
 
@@ -92,7 +92,7 @@ def test_who_cannot_stop_in_time_is_ended(recipe: Path, tmp_path: Path):
 
 
 @pytest.mark.nightly
-def test_ranks_save_and_end_when_their_launcher_is_gone(recipe: Path, tmp_path: Path):
+def test_ranks_save_and_end_when_their_launcher_dies(recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     run = Run(2, recipe, folder, *LONG, "checkpoint.every=100000")
     run.wait_for_step(3)
@@ -104,7 +104,7 @@ def test_ranks_save_and_end_when_their_launcher_is_gone(recipe: Path, tmp_path: 
 
 
 @pytest.mark.nightly
-def test_a_silent_rank_is_taken_for_gone(recipe: Path, tmp_path: Path):
+def test_a_silent_rank_counts_as_lost(recipe: Path, tmp_path: Path):
     run = Run(2, recipe, tmp_path / "runs/tiny", *LONG, "stopping.lost=10")
     run.wait_for_step(3)
     run.rank(1).suspend()  # as a host without power: it says nothing and closes no connection

@@ -1,4 +1,4 @@
-"""The run that nothing befalls, disks that run out, and nothing left behind."""
+"""An undisturbed run to compare with, small disks and quotas, and the cleaning up after a test."""
 
 import contextlib
 import subprocess
@@ -16,7 +16,7 @@ STEPS = ("steps=12", "engine.deterministic=true")
 
 @pytest.fixture(scope="session")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The losses of 12 uninterrupted steps on 2 ranks."""
+    """Return the losses of 12 uninterrupted steps on 2 ranks."""
     folder = tmp_path_factory.mktemp("whole")
     done = train(2, write_recipe(shards, folder), *STEPS)
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def command_or_skip(*command: str | Path) -> None:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a file system in a folder of the test's own; what is given are `mount`'s arguments."""
+    """Return a function that mounts a file system in a folder of this test, with `mount`'s arguments."""
     folders: list[Path] = []
 
     def mount(folder: Path, *arguments: str | Path) -> Path:
@@ -50,7 +50,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture
 def quota(tmp_path: Path, mounted: Callable[..., Path]) -> Callable[[int], Path]:
-    """A folder with a quota of so many bytes, on a disk of its own that has room."""
+    """Return a folder with a quota in bytes, on a separate disk with enough room."""
 
     def limited(limit: int) -> Path:
         image = tmp_path / "disk"
@@ -71,7 +71,7 @@ def quota(tmp_path: Path, mounted: Callable[..., Path]) -> Callable[[int], Path]
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """A run of a test that fails may have no end of its own."""
+    """Kill the processes that a failed test has left running."""
     before = set(psutil.Process().children(recursive=True))
     yield
     left = [child for child in psutil.Process().children(recursive=True) if child not in before]

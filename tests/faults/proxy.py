@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server, for the ways in which the server may be bad."""
+"""A proxy in front of an HTTP server, which imitates the faults that the server may have."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "content-encoding", "content-l
 
 
 class Proxy:
-    """Listens on the loopback within `with`; its fields may be set at any time."""
+    """Listen on the loopback inside a `with` block; the fields may be set at any time."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream

@@ -1,6 +1,6 @@
-"""Shards that go, shrink or change, and a store that is slow, fails or is gone, under runs of two ranks.
+"""Shards that are deleted, cut or changed, and a store that is slow or fails, during runs of two ranks.
 
-What a reader by itself makes of such a store is in tests/data_pipeline/test_s3_faults.py.
+How a reader alone reacts to such a store is tested in tests/data_pipeline/storage/test_s3_faults.py.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ RUN = ("optimizer.final_lr_ratio=1", "checkpoint.every=5", "data.workers=1")
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of a run that nothing happens to."""
+    """Return the losses of an undisturbed run."""
     from tests.recipe import write_recipe
 
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -43,18 +43,18 @@ def is_undisturbed(folder: Path, undisturbed: dict[int, float]) -> bool:
 
 
 def newest(folder: Path) -> int:
-    """Steps of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     return int((folder / "checkpoints/latest").resolve().name.removeprefix("step_"))
 
 
 def one_line(stderr: str) -> str:
-    (told,) = [x for x in stderr.splitlines() if re.search(r"[eE]rror\b|Traceback", x)]
-    assert told.startswith("error: ")
-    return told
+    (line,) = [x for x in stderr.splitlines() if re.search(r"[eE]rror\b|Traceback", x)]
+    assert line.startswith("error: ")
+    return line
 
 
 class LocalRun:
-    """A run on a copy of the shards, one of which something happens to."""
+    """A run on a copy of the shards, one of which a test damages."""
 
     def __init__(self, shards: Path, recipe: Path, tmp_path: Path) -> None:
         self.data, self.recipe, self.folder = tmp_path / "cells", recipe, tmp_path / "runs/tiny"
@@ -64,13 +64,13 @@ class LocalRun:
         self.options = (*RUN, f"data.path={self.data}")
 
     def start(self, steps: int) -> Run:
-        """Once it has read all shards."""
+        """Start the run, and wait until it has read all shards."""
         run = Run(2, self.recipe, self.folder, *self.options, "steps=100000")
         run.wait_for_step(steps)
         return run
 
     def goes_on(self, run: Run) -> None:
-        """Ten more steps."""
+        """Wait for ten more steps."""
         until = max(losses(self.folder)) + 10
         run.wait_for_step(until)
 
@@ -80,7 +80,7 @@ class LocalRun:
         return one_line(done.stderr)
 
     def finish(self, undisturbed: dict[int, float]) -> None:
-        """With the shard as it was, to the end."""
+        """Restore the shard and run to the end."""
         self.shard.write_bytes(self.sound)
         saved, reached = newest(self.folder), max(losses(self.folder))
         assert reached - saved <= 10
@@ -96,7 +96,7 @@ def local(shards: Path, recipe: Path, tmp_path: Path) -> LocalRun:
 
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_shard_that_is_deleted_or_replaced(local: LocalRun, undisturbed: dict[int, float], replaced: bool):
-    """It is open, and read on; the next start names it."""
+    """The open file is read to the end; the next start names it."""
     run = local.start(12)
     if replaced:
         other = local.data / "other"
@@ -106,9 +106,9 @@ def test_a_shard_that_is_deleted_or_replaced(local: LocalRun, undisturbed: dict[
         local.shard.unlink()
     local.goes_on(run)
     run.kill()
-    told = local.refused()
-    assert str(local.shard) in told
-    assert ("its index was made for" if replaced else "No such file") in told
+    line = local.refused()
+    assert str(local.shard) in line
+    assert ("its index was made for" if replaced else "No such file") in line
     local.finish(undisturbed)
 
 
@@ -117,13 +117,13 @@ def test_a_shard_that_is_truncated(local: LocalRun, undisturbed: dict[int, float
     with local.shard.open("r+b") as file:
         file.truncate(2048)
     assert run.end() == 2, run.stderr
-    told = one_line(run.stderr)
-    assert re.search(rf"shard {local.shard} was cut or replaced .*; run: python -m .* verify", told)
+    line = one_line(run.stderr)
+    assert re.search(rf"shard {local.shard} was cut or replaced .*; run: python -m .* verify", line)
     local.finish(undisturbed)
 
 
 def test_a_shard_that_is_overwritten(local: LocalRun, undisturbed: dict[int, float]):
-    """Its images are replaced by others, named and counted, until they are too many."""
+    """Its images are replaced by others, named and counted, until there are too many."""
     run = local.start(7)
     with local.shard.open("r+b") as file:
         file.write(b"\0" * len(local.sound))
@@ -134,7 +134,7 @@ def test_a_shard_that_is_overwritten(local: LocalRun, undisturbed: dict[int, flo
 
 @pytest.fixture
 def store(shards: Path, tmp_path: Path) -> Iterator[S3Server]:
-    """The shards in s3://bucket/cells."""
+    """Return a store with the shards in s3://bucket/cells."""
     shutil.copytree(shards, tmp_path / "s3/bucket/cells")
     server = S3Server(tmp_path / "s3")
     server.start()
@@ -163,7 +163,7 @@ class RemoteRun:
         self.run = Run(2, self.recipe, self.folder, *options, environment=self.environment)
 
     def forget(self) -> None:
-        """Empty the cache, so that all has to come from the store again."""
+        """Empty the cache, so that everything is read from the store again."""
         with contextlib.suppress(OSError):  # a file may come while its folder is emptied
             shutil.rmtree(self.cache / "entries")
 
@@ -176,11 +176,11 @@ class RemoteRun:
         self.run.wait_for(lambda: self.step >= until)
 
     def waited(self, since: int) -> float:
-        """The largest share of a step in which a rank waited for data."""
+        """Return the largest share of a step in which a rank waited for data."""
         return max(row["data_wait"] for row in rows(self.folder) if row["step"] > since)
 
 
-def test_a_store_that_fails_is_slow_and_is_gone_for_a_minute(
+def test_a_store_that_fails_then_is_slow_then_unreachable_for_a_minute(
     store: S3Server, recipe: Path, tmp_path: Path, undisturbed: dict[int, float]
 ):
     with Proxy(store.endpoint) as proxy:
@@ -206,7 +206,7 @@ def test_a_store_that_fails_is_slow_and_is_gone_for_a_minute(
         assert remote.waited(before) > 0.5
         proxy.delay = 0.0
 
-        # It is gone for a minute.
+        # It cannot be reached for a minute.
         store.kill()
         remote.forget()
         before = remote.step
@@ -222,7 +222,7 @@ def test_a_store_that_fails_is_slow_and_is_gone_for_a_minute(
     assert is_undisturbed(remote.folder, undisturbed)
 
 
-def test_a_store_that_stays_away_and_shards_that_change_there(
+def test_a_store_that_never_comes_back_and_shards_that_change_there(
     store: S3Server, recipe: Path, tmp_path: Path, undisturbed: dict[int, float]
 ):
     remote = RemoteRun(recipe, tmp_path, store.endpoint)
@@ -246,8 +246,8 @@ def test_a_store_that_stays_away_and_shards_that_change_there(
         change(changed)
         remote.forget()
         assert remote.run.end() == 2, remote.run.stderr
-        told = one_line(remote.run.stderr)
-        assert f"s3://{key}" in told and re.search(expected, told)
+        line = one_line(remote.run.stderr)
+        assert f"s3://{key}" in line and re.search(expected, line)
         assert remote.step - newest(remote.folder) <= 10
         change(sound)
 

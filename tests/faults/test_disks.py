@@ -20,7 +20,7 @@ Mount = Callable[..., Path]
 
 
 def fill(disk: Path) -> Path:
-    """A file that leaves no block of a disk."""
+    """Write a file that leaves no free block on a disk."""
     filler = disk / "filler"
     with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
         while True:
@@ -58,7 +58,7 @@ def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_full_disk_while_logging(recipe: Path, tmp_path: Path, mounted: Mount):
-    """The run's folder is full, its checkpoints lie elsewhere; MLflow's run is the same afterwards."""
+    """The run folder is full, its checkpoints are elsewhere; afterwards the MLflow run is the same."""
     folder = mounted(tmp_path / "runs/tiny", "-t", "tmpfs", "-o", "size=16m", "tmpfs")
     (tmp_path / "elsewhere").mkdir()
     (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")

@@ -1,7 +1,7 @@
-"""An MLflow server that loses answers, is slow, fails, refuses, dies and comes back, under one run.
+"""One run with an MLflow server that loses answers, is slow, fails, refuses, dies and comes back.
 
-That a server which is not there stops nothing, and that a killed run is one MLflow run with each step once,
-is in tests/distributed/test_mlflow.py.
+tests/distributed/test_mlflow.py tests that a missing server stops nothing, and that a killed run is one
+MLflow run with each step once.
 """
 
 import os
@@ -59,7 +59,7 @@ class Server:
         psutil.wait_procs(family)
 
 
-def test_a_server_that_is_bad_in_every_way(recipe: Path, tmp_path: Path):
+def test_a_server_with_every_fault_in_turn(recipe: Path, tmp_path: Path):
     server, folder = Server(tmp_path), tmp_path / "runs/tiny"
     server.start()
     with Proxy(server.address) as proxy:
@@ -71,7 +71,7 @@ def test_a_server_that_is_bad_in_every_way(recipe: Path, tmp_path: Path):
             return max(losses(folder), default=0)
 
         def goes_on() -> None:
-            """Ten more steps."""
+            """Wait for ten more steps."""
             until = step() + 10
             run.wait_for(lambda: step() >= until)
 
@@ -86,23 +86,23 @@ def test_a_server_that_is_bad_in_every_way(recipe: Path, tmp_path: Path):
         proxy.delay = 0.0
         for status in (500, 401):
             proxy.status = status
-            told = run.stderr.count("does not answer")
-            run.wait_for(lambda told=told: run.stderr.count("does not answer") > told)
+            warnings = run.stderr.count("does not answer")
+            run.wait_for(lambda warnings=warnings: run.stderr.count("does not answer") > warnings)
             goes_on()
             proxy.status = None
             missed = step()
             run.wait_for(lambda missed=missed: _newest(client) > missed)
         server.kill()
-        told = run.stderr.count("does not answer")
-        run.wait_for(lambda: run.stderr.count("does not answer") > told)
+        warnings = run.stderr.count("does not answer")
+        run.wait_for(lambda: run.stderr.count("does not answer") > warnings)
         goes_on()
         server.start()
         missed = step()
         run.wait_for(lambda: _newest(client) > missed)
         # Answers are lost again, so that what was sent is not known to be there.
         proxy.loses = "log-batch"
-        told = run.stderr.count("does not answer")
-        run.wait_for(lambda: run.stderr.count("does not answer") > told)
+        warnings = run.stderr.count("does not answer")
+        run.wait_for(lambda: run.stderr.count("does not answer") > warnings)
         proxy.loses = None
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 0, run.stderr
@@ -140,7 +140,7 @@ def test_a_run_is_created_once_though_the_answer_is_lost(recipe: Path, tmp_path:
 
 
 def _newest(client: MlflowClient) -> int:
-    """The last step that the server has, by loss; 0 while there is none."""
+    """Return the last step whose loss the server has; 0 while there is none."""
     time.sleep(0.5)  # who asks all the time is a burden
     experiment = client.get_experiment_by_name("isotorus")
     found = client.search_runs([experiment.experiment_id]) if experiment else []

@@ -14,7 +14,7 @@ OPTIONS = (f"steps={STEPS}", f"checkpoint.every={EVERY}", "engine.micro_batch=2"
 
 
 def slow_disk(folder: Path) -> dict[str, str]:
-    """An environment in which publishing a checkpoint takes rank 0 two seconds, so that the run lasts."""
+    """Return an environment in which rank 0 publishes checkpoints slowly (2 s), so that the run lasts."""
     hook = folder / "slow/sitecustomize.py"
     hook.parent.mkdir()
     hook.write_text(
@@ -34,7 +34,7 @@ def step(folder: Path) -> int:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_a_host_cut_off_is_left_out_and_taken_back(recipe: Path, tmp_path: Path, capsys):
+def test_a_host_cut_off_is_left_out_and_added_again(recipe: Path, tmp_path: Path, capsys):
     folder = tmp_path / "runs/tiny"
     (tmp_path / "alone").mkdir()
     assert train(1, recipe, *OPTIONS, f"runs={tmp_path / 'alone'}").returncode == 0

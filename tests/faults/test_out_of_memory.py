@@ -1,4 +1,4 @@
-"""A rank, or a process that reads for it, has no memory left: one line that says what to change."""
+"""A rank, or a process that loads its data, runs out of memory: one line says what to change."""
 
 import re
 import resource
@@ -39,15 +39,15 @@ def test_memory_that_runs_out_on_one_rank(recipe: Path, tmp_path: Path):
     # From now on half of what a step needs, as if others on the node had taken the rest.
     rank.rlimit(psutil.RLIMIT_AS, ((min(held) + max(held)) // 2, resource.RLIM_INFINITY))
     assert run.end() == 2, run.stderr
-    (told,) = errors(run.stderr)
+    (line,) = errors(run.stderr)
     assert re.match(
-        r"error: rank 1 \(\S+\) has no memory left for this step: it asked for \S+ [GM]iB more", told
+        r"error: rank 1 \(\S+\) has no memory left for this step: it asked for \S+ [GM]iB more", line
     )
     assert re.search(
-        r"plan's estimate is \S+ GiB a rank; less need .*engine\.kind=fsdp \S+ \(\S+ GiB\)", told
+        r"plan's estimate is \S+ GiB a rank; less need .*engine\.kind=fsdp \S+ \(\S+ GiB\)", line
     )
-    assert re.search(r"engine\.accumulation=2 \(\S+ GiB\)", told)
-    assert "python -m pretrain plan --gpus 2 --gpu cpu" in told
+    assert re.search(r"engine\.accumulation=2 \(\S+ GiB\)", line)
+    assert "python -m pretrain plan --gpus 2 --gpu cpu" in line
 
     saved = newest(folder)
     before = losses(folder)
@@ -70,9 +70,9 @@ def test_a_rank_and_a_reader_that_the_kernel_kills(recipe: Path, tmp_path: Path)
     run.wait_for_step(6)
     run.rank(1).kill()
     assert run.end() == 137, run.stderr
-    told = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and re.match(r"error: rank 1 on \S+ was killed \(SIGKILL\)", told[0])
-    assert "memory" in told[0] and "python -m pretrain plan" in told[0]
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.match(r"error: rank 1 on \S+ was killed \(SIGKILL\)", lines[0])
+    assert "memory" in lines[0] and "python -m pretrain plan" in lines[0]
 
     run = Run(2, recipe, folder, "steps=100000", *SMALL, "data.workers=1")
     reached = newest(folder)

@@ -1,4 +1,4 @@
-"""Killed processes: what lives on, and how the run goes on. See tests/distributed/test_resume.py too."""
+"""Killed processes: what survives, and how the run continues. See also tests/distributed/test_resume.py."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_killed_in_a_step_the_run_is_the_whole_run(
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_the_launcher_killed_in_a_save(whole: dict[int, float], recipe: Path, tmp_path: Path):
-    """The ranks finish that save, and go no further than they had come."""
+    """The ranks finish that save and do no further step."""
     folder = tmp_path / "runs/tiny"
     in_save = "event == 'open' and '/.partial_00000008/__1_' in paths[0]"
     done = train(2, recipe, *STEPS, environment=killing(tmp_path, 1, in_save, "os.getppid()"))
@@ -68,7 +68,7 @@ def test_the_launcher_killed_in_a_save(whole: dict[int, float], recipe: Path, tm
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_killed_in_an_evaluation(recipe: Path, shards: Path, tmp_path: Path):
-    """A rank, the launcher, a process alone: results are whole or absent, and come the next time."""
+    """Kill a rank, the launcher, a lone process: results are whole or absent, and complete the next time."""
     assert train(1, recipe, "steps=2").returncode == 0
     out = tmp_path / "results"
     evaluation = ["-m", "eval_suite", str(tmp_path / "runs/tiny"), "--out", str(out)]

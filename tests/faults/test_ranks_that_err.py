@@ -1,7 +1,7 @@
-"""One rank of two whose gradient is NaN, that stands still, or that is slow; through the launcher.
+"""One rank of two has a NaN gradient, hangs, or is slow, under the launcher.
 
-Spikes of the loss, under every engine, are in tests/pretrain/test_guard.py, a rank whose reader hangs in
-tests/distributed/test_stopping.py.
+Spikes of the loss, under every engine, are tested in tests/pretrain/test_guard.py, and a rank whose reader
+hangs in tests/distributed/test_stopping.py.
 """
 
 import re
@@ -25,12 +25,12 @@ from tests.distributed.runs import Run, losses, rows, train
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 STEPS, REFUSED = 12, 6
-"""Of the run, and the step in which one rank's gradient is NaN."""
+"""The number of steps, and the step in which one rank's gradient is NaN."""
 CPU = torch.device("cpu")
 
 
 def poisoned(folder: Path, rank: int, step: int) -> dict[str, str]:
-    """An environment in which the backward pass of a rank's last block gives NaN, once, in a step."""
+    """Return an environment in which the backward pass of a rank's last block gives NaN once, in `step`."""
     hook = folder / "poison/sitecustomize.py"
     hook.parent.mkdir()
     hook.write_text(
@@ -53,7 +53,7 @@ def poisoned(folder: Path, rank: int, step: int) -> dict[str, str]:
 
 
 def without_update(config: Config, refused: int) -> dict[int, float]:
-    """Losses of the same run by hand, on one process, that leaves one update out."""
+    """Return the losses of the same run, computed here on one process, without one update."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     inputs = check(config, 1)
     engine, found = build_engine(config, inputs, CPU), {}
@@ -89,8 +89,8 @@ def test_nan_in_the_gradient_of_one_rank(recipe: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_a_rank_that_stands_still(recipe: Path, tmp_path: Path, restarts: int):
-    """It is found out, named, and the run goes on by the same command, or by the launcher itself."""
+def test_a_rank_that_hangs(recipe: Path, tmp_path: Path, restarts: int):
+    """The hang is noticed, the rank named, and the run continued by the same command or by the launcher."""
     undisturbed = train(2, recipe, "name=undisturbed", "steps=40", "optimizer.final_lr_ratio=1")
     assert undisturbed.returncode == 0, undisturbed.stderr
     folder = tmp_path / "runs/tiny"
@@ -129,7 +129,7 @@ def test_a_rank_that_stands_still(recipe: Path, tmp_path: Path, restarts: int):
 
 
 def test_a_slow_rank_is_named(recipe: Path, tmp_path: Path):
-    """Stopped for most of the time, as by another process on its cores."""
+    """The rank is suspended most of the time, as if another process used its cores."""
     folder = tmp_path / "runs/tiny"
     run = Run(2, recipe, folder, "steps=100000", "optimizer.final_lr_ratio=1", "log_every=5")
     run.wait_for_step(5)

@@ -19,7 +19,7 @@ HOLD += "with hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.
 
 
 def holder(folder: Path) -> "subprocess.Popen[str]":
-    """A process that holds a run folder until it is killed."""
+    """Start a process that holds a run folder until it is killed."""
     command = [sys.executable, "-c", HOLD, str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "held\n"
@@ -27,7 +27,7 @@ def holder(folder: Path) -> "subprocess.Popen[str]":
 
 
 def elsewhere(folder: Path) -> Path:
-    """The lock file of a run on another machine, whose locks do not reach this one."""
+    """Write the lock file of a run on another machine, whose locks do not reach this one."""
     folder.mkdir(exist_ok=True)
     record = {"id": "x", "host": "node7", "pid": 4711, "since": "yesterday", "machine": "x", "launch": ""}
     (folder / "lock").write_text(json.dumps(record))
@@ -53,12 +53,12 @@ def test_the_second_is_refused_and_a_killed_holder_is_none(tmp_path: Path, monke
     assert (tmp_path / "lock").read_text() == ""
 
 
-def test_on_another_machine_renewal_tells_the_living_from_the_dead(
+def test_on_another_machine_a_renewal_shows_that_the_holder_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(lock, "STALE_SECONDS", 5.0)
     living, dead = elsewhere(tmp_path / "living"), elsewhere(tmp_path / "dead")
-    # What it says of the time is of no account: that clock is an age ahead.
+    # The time in it does not matter: the clock of that machine is far ahead.
     os.utime(dead, (4e9, 4e9))
     ended = threading.Event()
 
@@ -78,7 +78,7 @@ def test_on_another_machine_renewal_tells_the_living_from_the_dead(
         renewing.join()
     with hold(tmp_path / "dead") as held:
         assert held.renew() == ""
-        # Had it only been away for long, it would learn that it is not its folder any more.
+        # If the old holder was only unreachable, it now learns that it has lost the folder.
         elsewhere(tmp_path / "dead")
         assert held.renew() == "process 4711 on node7 since yesterday"
 

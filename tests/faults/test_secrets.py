@@ -1,4 +1,4 @@
-"""Passwords and keys that a run is given are in nothing that it writes, prints or shows."""
+"""Passwords and keys given to a run appear in nothing that it writes, prints or shows."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SECRETS = {
 
 
 def holding(folder: Path) -> list[Path]:
-    """Files of a folder in which the canary is."""
+    """Return the files of a folder that contain the canary."""
     return [path for path in folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
 
 
@@ -34,7 +34,7 @@ def command_lines(run: Run) -> str:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("answers", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_nothing_of_a_run_holds_a_secret(recipe: Path, tmp_path: Path, answers: bool):
-    """A database takes what is sent, and a server that is away makes errors that name its address."""
+    """A database stores what is sent; an unreachable server causes errors that name its address."""
     folder = tmp_path / "runs/tiny"
     away = f"http://user:{CANARY}@127.0.0.1:9"
     environment = SECRETS | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db" if answers else away}

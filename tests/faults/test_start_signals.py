@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 while a run starts; in a step and in a save: tests/distributed/test_stopping.py."""
+"""SIGTERM and SIGUSR1 while a run starts; for steps and saves see tests/distributed/test_stopping.py."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.faults.conftest import STEPS
 
 
 def listens(pid: int) -> bool:
-    """Whether a process has a handler of SIGTERM, which Python by itself has not."""
+    """Return whether a process has a handler for SIGTERM, which Python does not install by itself."""
     status = Path(f"/proc/{pid}/status").read_text()
     (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
@@ -59,7 +59,7 @@ def test_at_any_time_of_the_start_on_two_ranks(whole: dict[int, float], recipe: 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_before_there_are_ranks(recipe: Path, tmp_path: Path):
-    """The launcher ends as from any signal, and has begun nothing."""
+    """The launcher ends as from any signal, and nothing has been started."""
     run = Run(2, recipe, tmp_path / "runs/tiny")
     run.process.terminate()
     assert run.end() in (-signal.SIGTERM, 128 + signal.SIGTERM)

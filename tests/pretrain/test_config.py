@@ -1,4 +1,4 @@
-"""Configuration: what is refused and how, and recipes that are found wherever the user stands."""
+"""Configuration: what is refused and how, what --help shows, and recipes that are found from any folder."""
 
 import re
 import subprocess

@@ -1,7 +1,7 @@
-"""Updates that are refused: which, what they leave, and how a run goes back and around them.
+"""Refused updates: which ones, what they leave unchanged, and how a run rolls back and skips their data.
 
-The data are 240 patterns, among them black frames as of a camera that failed: three batches in a row and
-a single one. Two of the images are damaged. One process and two ranks under each engine train on them.
+The data are 240 patterns. Among them are black frames, as from a camera that failed: three batches in a row
+and a single one. Two images are damaged. One process trains on them, and two ranks under each engine.
 """
 
 import re
@@ -38,11 +38,11 @@ from pretrain.train import prepare, train
 CPU = torch.device("cpu")
 IMAGES, BATCH, STEPS, WINDOW = 240, 8, 20, 8
 ROW, ALONE = [12, 13, 14], 17
-"""Batches of black frames: as many as `patience`, and one that a run has to bear."""
+"""Batches of black frames: as many in a row as `patience`, and a single one."""
 DAMAGED = [10, 15]
-"""Batches with a damaged image, the second being read twice."""
+"""Batches with a damaged image; the second is read twice."""
 SAVED = 12
-"""The newest checkpoint when the row is found out, at step 16."""
+"""Step of the newest checkpoint when the row of refused updates is noticed, at step 16."""
 RECIPE = {
     "steps": STEPS,
     "log_every": 2,
@@ -86,7 +86,7 @@ def pack(folder: Path, black: set[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def order() -> list[list[int]]:
-    """The samples of each batch."""
+    """Return the samples of each batch."""
     order = Order([IMAGES], [1.0], 0, "uniform", batch_size=BATCH, bytes=[0])
     positions = np.arange(BATCH * (STEPS + len(ROW)), dtype=np.int64)
     return order.locate(positions)[2].reshape(-1, BATCH).tolist()
@@ -94,7 +94,7 @@ def order() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, order: list[list[int]]) -> Path:
-    """Of recipe.yaml and of all runs."""
+    """Return the folder of recipe.yaml and all runs."""
     folder = tmp_path_factory.mktemp("guard")
     sound = Dataset(pack(folder / "sound", set()))
     packed = pack(folder / "data", {sound.key(i) for batch in (*ROW, ALONE) for i in order[batch]})
@@ -117,7 +117,7 @@ def run(folder: Path, name: str, *overrides: str, ranks: int = 1) -> Config:
 
 @pytest.fixture(scope="module", autouse=True)
 def one(folder: Path) -> Iterator[Config]:
-    """The run of one process, whose process group the other tests use too."""
+    """Train one process, whose process group the other tests use too."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield run(folder, "one")
     dist.destroy_process_group()
@@ -133,7 +133,7 @@ def rank_main(rank: int, folder: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def engines(folder: Path, request: pytest.FixtureRequest) -> Path:
-    """Of all of them only where nightly tests are among those that run."""
+    """Train under the quick engines, or under all of them if nightly tests run."""
     here = [item for item in request.session.items if item.path == request.path]
     everything = any(item.get_closest_marker("nightly") for item in here)
     mp.spawn(rank_main, (folder, [*ENGINES] if everything else QUICK), nprocs=2)
@@ -141,14 +141,14 @@ def engines(folder: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def said(folder: Path, run: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What metrics.jsonl and skipped.jsonl have of a run, but for times."""
+    """Return the rows of a run's metrics.jsonl, without times, and of its skipped.jsonl."""
     timed = re.compile("time|.*second.*|data_wait|memory_gib")
     rows = jsonl.read(folder / "runs" / run / "metrics.jsonl")
     kept = [{key: value for key, value in row.items() if not timed.fullmatch(key)} for row in rows]
     return kept, jsonl.read(folder / "runs" / run / "skipped.jsonl")
 
 
-def test_black_frames_are_refused_named_and_passed_over(one: Config, folder: Path, order: list[list[int]]):
+def test_black_frames_are_refused_named_and_skipped(one: Config, folder: Path, order: list[list[int]]):
     rows, skipped = said(folder, "one")
     refused = [row for row in skipped if "samples" in row]
     assert [(row["batch"], row["step"]) for row in refused] == [(13, 13), (14, 14), (15, 15), (18, 15)]
@@ -162,13 +162,13 @@ def test_black_frames_are_refused_named_and_passed_over(one: Config, folder: Pat
     counts = [(row["skipped_steps"], row["passed_over_steps"]) for row in rows]
     assert counts == [(0, 0)] * 6 + [(3, 3)] + [(4, 3)] * 3
     read = jsonl.read(one.folder / "corrupt.jsonl")
-    # Each damaged image once, though batch 15 was read before the run went back, and after.
+    # Each damaged image once, although batch 15 was read before the rollback and after it.
     assert [(row["step"], row["sample"]) for row in read] == [(b + 1, order[b][3]) for b in DAMAGED]
     assert rows[-1]["corrupt_samples"] == len(DAMAGED)
 
 
 def test_what_was_refused_has_left_no_trace(one: Config):
-    """The same run by hand, without the refused batches."""
+    """The same run, computed here without the refused batches, gives the same losses and state."""
     inputs = check(one, 1)
     engine = build_engine(one, inputs, CPU)
     batches = [
@@ -193,7 +193,7 @@ def test_what_was_refused_has_left_no_trace(one: Config):
 
 @pytest.mark.parametrize("newest", [16, SAVED])
 def test_a_kill_after_that_changes_nothing(one: Config, folder: Path, newest: int):
-    """The newest checkpoint knows of the return, or is the one that the run went back to."""
+    """The newest checkpoint was written after the rollback, or is the one that the run returned to."""
     name = f"killed at {newest}".replace(" ", "-")
     shutil.copytree(one.folder, folder / "runs" / name, symlinks=True)
     for saved in (folder / "runs" / name / "checkpoints").glob("step_*"):
@@ -210,9 +210,9 @@ def test_a_kill_after_that_changes_nothing(one: Config, folder: Path, newest: in
 )
 def test_all_ranks_refuse_the_same_under_every_engine(engines: Path, name: str):
     (rows, skipped), (truth, refused) = said(engines, name), said(engines, "one")
-    told = ("batch", "step", "samples", "taken_back_to", "passed_over")
-    assert [[row.get(key) for key in told] for row in skipped] == [
-        [row.get(key) for key in told] for row in refused
+    compared = ("batch", "step", "samples", "taken_back_to", "passed_over")
+    assert [[row.get(key) for key in compared] for row in skipped] == [
+        [row.get(key) for key in compared] for row in refused
     ]
     for row, same in zip(rows, truth, strict=True):
         assert row["loss"] == pytest.approx(same["loss"], rel=1e-3)
@@ -221,7 +221,7 @@ def test_all_ranks_refuse_the_same_under_every_engine(engines: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["optimizer.lr=1e30"], "there is no checkpoint yet"),
         (
@@ -230,10 +230,10 @@ def test_all_ranks_refuse_the_same_under_every_engine(engines: Path, name: str):
         ),
     ],
 )
-def test_a_run_that_diverges_is_given_up(folder: Path, overrides: list[str], told: str):
+def test_a_run_that_diverges_is_given_up(folder: Path, overrides: list[str], message: str):
     with pytest.raises(UserError, match="3 updates in a row were refused, the last for NaN") as error:
         run(folder, f"diverges-{len(overrides)}", *overrides)
-    assert told in str(error.value) and "lower optimizer.lr" in str(error.value)
+    assert message in str(error.value) and "lower optimizer.lr" in str(error.value)
 
 
 def test_the_reason_names_view_and_rank(one: Config, tmp_path: Path):

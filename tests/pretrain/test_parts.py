@@ -1,4 +1,4 @@
-"""Schedule, optimizer groups, projector's batch norm and encoders, against independent statements."""
+"""The schedule, optimizer groups, batch norm and encoders, compared with independent implementations."""
 
 import math
 from pathlib import Path

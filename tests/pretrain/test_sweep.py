@@ -1,4 +1,4 @@
-"""A sweep: its grid, its runs under one MLflow parent, and going on where it stopped."""
+"""A sweep: its grid, its runs under one MLflow parent, and continuing after a stop."""
 
 import logging
 from pathlib import Path

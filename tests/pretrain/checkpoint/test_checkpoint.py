@@ -1,4 +1,4 @@
-"""A checkpoint as others see it (timm, torch's DCP tools), and as a restart does, whatever the method."""
+"""A checkpoint as timm and torch's DCP tools read it, and as a restart does, with every method."""
 
 import copy
 import json

@@ -18,7 +18,7 @@ SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 
 def save_checkpoint(folder: Path, name: str, kwargs: dict, channels: int = 3) -> torch.nn.Module:
-    """A checkpoint folder as a run leaves it, with weights that are no initialisation's."""
+    """Write a checkpoint folder as a run does, with weights that differ from any initialisation."""
     kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=kwargs), 56, channels)
     encoder = build_encoder(name, kwargs, seed=1)
     generator = torch.Generator().manual_seed(2)

@@ -1,4 +1,4 @@
-"""Monitors, the probe and the guard, each against a case whose answer is known."""
+"""Measures of collapse and the online probe, each in a case with a known answer."""
 
 import math
 
@@ -16,7 +16,7 @@ N = 4096
 
 
 def measure(embeddings: torch.Tensor, scale: float = 1.0) -> dict[str, float]:
-    """Monitors of a LeJEPA head whose projections are the embeddings times `scale`."""
+    """Measure a LeJEPA head whose projections are the embeddings times `scale`."""
     config = LeJEPAConfig(sigreg=SIGRegConfig(num_slices=256), projector=ProjectorConfig(layers=1, width=8))
     head = build_head(config, 8, n_global=2, seed=0)
     z = embeddings * scale
