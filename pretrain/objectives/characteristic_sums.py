@@ -92,7 +92,8 @@ def _choose(x: Tensor, implementation: Implementation) -> _Path:
 
         return _Path(kernels.forward, kernels.backward)
     if implementation == "compiled":
-        return _Path(_compiled_forward, _compiled_backward)
+        compiled = functools.partial(_run_compiled, _sums, _angle_forward)
+        return _Path(compiled, functools.partial(_run_compiled, _gradient, _angle_backward))
     return _Path(_angle_forward, _angle_backward)
 
 
@@ -151,16 +152,6 @@ def _tiles(x: Tensor) -> Iterator[slice]:
     rows = max(1, tile // max(1, x.shape[1]))
     for start in range(0, len(x), rows):
         yield slice(start, start + rows)
-
-
-def _compiled_forward(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Compute the sums by `compiled`; see `_Path`."""
-    return _run_compiled(_sums, _angle_forward, x, spacing, knots)
-
-
-def _compiled_backward(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
-    """Compute the gradient by `compiled`; see `_Path`."""
-    return _run_compiled(_gradient, _angle_backward, x, gradient, spacing)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def epps_pulley(
         raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
     x = as_statistic_dtype(x)
     sums = characteristic_sums(x.T, t_max / (knots - 1), knots, implementation)
-    return _statistic(sums, sample_count(x), t_max, knots)
+    return statistic_from_sums(sum_over_ranks(sums), sample_count(x), t_max, knots)
 
 
 class SIGReg(nn.Module):
@@ -94,7 +94,8 @@ class SIGReg(nn.Module):
             z = as_statistic_dtype(z)
             directions = directions.to(z.device, z.dtype, non_blocking=True)
             if self.test == "epps_pulley":
-                return _statistic(self._sums(z, directions), count, self.t_max, self.knots).mean()
+                sums = sum_over_ranks(self._sums(z, directions))
+                return statistic_from_sums(sums, count, self.t_max, self.knots).mean()
             return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
 
     def directions(self, width: int, step: int) -> Tensor:
@@ -171,8 +172,3 @@ def check_grid(t_max: float, knots: int) -> None:
         raise UserError(f"knots = {knots}: must be odd and at least 3; 17 is the usual number")
     if not (math.isfinite(t_max) and t_max > 0):
         raise UserError(f"t_max = {t_max}: must be positive; 3 is the usual bound")
-
-
-def _statistic(sums: Tensor, count: Tensor, t_max: float, knots: int) -> Tensor:
-    """Return T as (R,) from this rank's characteristic sums (2, knots - 1, R) and the global count."""
-    return statistic_from_sums(sum_over_ranks(sums), count, t_max, knots)

@@ -62,7 +62,7 @@ def jvp(f: Function, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             output, tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(x.detach(), v.detach())))
     except NotImplementedError as error:
         raise UserError(
-            f"{_name(f)} has no forward derivative: {_first_line(error)}; choose another"
+            f"{_name(f)} has no forward derivative: {str(error).splitlines()[0]}; choose another"
         ) from None
     if tangent is None:
         raise _not_differentiable(f)
@@ -146,7 +146,3 @@ def _not_differentiable(f: Function) -> UserError:
 
 def _name(f: Function) -> str:
     return getattr(f, "__name__", type(f).__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -102,15 +102,10 @@ def _multiply(op: Callable[..., Tensor], a: Coefficients, b: Coefficients) -> Co
     """Return Σ_{i+j=n} op(a_i, b_j) for each n (Leibniz' rule)."""
     result: Coefficients = []
     for n in range(len(a)):
-        terms = [
-            op(x, y) for x, y in zip(a[: n + 1], reversed(b[: n + 1]), strict=True) if not _zero(x) | _zero(y)
-        ]
+        pairs = zip(a[: n + 1], reversed(b[: n + 1]), strict=True)
+        terms = [op(x, y) for x, y in pairs if x is not None and y is not None]
         result.append(sum(terms[1:], terms[0]) if terms else None)
     return result
-
-
-def _zero(x: Any) -> bool:
-    return x is None
 
 
 def _product(func: Any, a: Any, b: Any) -> Series:
