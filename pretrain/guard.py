@@ -158,7 +158,7 @@ class Guard:
             )
         self._reason = str(rows[-1]["reason"])
         if rank() == 0:
-            self._append(rows)
+            jsonl.append(self.path, rows)
             log.warning(
                 "%d updates refused up to step %d, the last for %s", len(rows), rows[-1]["step"], self._reason
             )
@@ -184,7 +184,7 @@ class Guard:
         self.refused_in_a_row, self.skipped_batches = 0, self._last + 1 - step
         if rank() == 0:
             row = {"batch": self._last + 1, "taken_back_to": step, "passed_over": self.skipped_batches}
-            self._append([row])
+            jsonl.append(self.path, [row])
             log.warning("rolled back to step %d, skipping the data up to batch %d", step, self._last + 1)
 
     def state(self) -> dict[str, Any]:
@@ -217,10 +217,6 @@ class Guard:
         kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.skipped_batches]
         if self.path.exists():
             jsonl.replace(self.path, kept)
-
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        jsonl.append(self.path, rows)
 
 
 def _median(x: Tensor) -> Tensor:

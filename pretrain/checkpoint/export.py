@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
     parser.add_argument("dest", type=Path, help="the folder to make")
-    parser.add_argument("--format", choices=["timm", "transformers"], default="timm")
+    parser.add_argument("--format", choices=get_args(Format), default="timm")
     given = parser.parse_args(arguments)
     export(given.checkpoint, given.dest, given.format)
     print(f"{given.dest}: {_USAGE[given.format].format(dest=given.dest)}")
