@@ -5,9 +5,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eval_suite.names import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
+from eval_suite.metrics import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.names import nearest
+from isotorus.processes import usable_cores
 
 if TYPE_CHECKING:
     from eval_suite.options import Options
@@ -36,80 +37,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoints(parser)
-    parser.add_argument("--train", metavar="SHARDS", help="packed data set that the probes are fitted on")
-    parser.add_argument("--val", metavar="SHARDS", help="packed data set that settings are chosen on")
-    parser.add_argument(
-        "--test", metavar="SHARDS", help="packed data set that scores are reported on (default: --val)"
-    )
-    parser.add_argument(
-        "--targets",
-        metavar="FILE",
-        help="CSV or Parquet file with the targets to predict (default: the packed labels)",
-    )
-    parser.add_argument("--target-columns", metavar="A,B,…", help="columns of --targets to predict")
+    add = parser.add_argument
+    add("--train", metavar="SHARDS", help="packed data set that the probes are fitted on")
+    add("--val", metavar="SHARDS", help="packed data set that settings are chosen on")
+    add("--test", metavar="SHARDS", help="packed data set that scores are reported on (default: --val)")
+    add("--targets", metavar="FILE", help="CSV or Parquet file to predict (default: the packed labels)")
+    add("--target-columns", metavar="A,B,…", help="columns of --targets to predict")
     add_key_column(parser)
-    parser.add_argument(
-        "--target-kind",
-        choices=["multiclass", "multilabel", "regression"],
-        help="how to read the targets (default: decided by their values)",
-    )
-    parser.add_argument(
-        "--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)"
-    )
-    parser.add_argument(
-        "--watch", action="store_true", help="evaluate each new checkpoint until the runs have finished"
-    )
-    parser.add_argument(
-        "--poll",
-        type=above_zero,
-        default=30.0,
-        metavar="SECONDS",
-        help="with --watch: time between two looks at the run folders (default %(default)g)",
-    )
-    parser.add_argument("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
-    parser.add_argument(
-        "--metrics",
-        default=",".join(METRICS),
-        help=f"what to measure: some of {', '.join(METRICS)} (default: all)",
-    )
-    parser.add_argument(
-        "--baselines",
-        default=",".join(BASELINES),
-        help="what to compare with: untrained, pixels (default: both)",
-    )
-    parser.add_argument(
-        "--features",
-        metavar="NAMES",
-        help="feature sets: embedding (always kept), patch_mean, last2, last4, projector, angles "
-        "(default: all)",
-    )
-    parser.add_argument(
-        "--k",
-        metavar="10,20,100",
-        help="numbers of neighbours to choose from on val (default 10,20,100,200)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=at_least(1),
-        default=10_000,
-        help="train samples used for the geometry, at most (default %(default)s)",
-    )
-    parser.add_argument(
-        "--landmarks",
-        type=at_least(1),
-        default=500,
-        help="points used for persistent homology (default %(default)s)",
-    )
-    parser.add_argument(
-        "--draws",
-        type=at_least(1),
-        default=20,
-        help="null samples for persistent homology (default %(default)s)",
-    )
+    kinds = ["multiclass", "multilabel", "regression"]
+    add("--target-kind", choices=kinds, help="how to read the targets (default: decided by their values)")
+    add("--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)")
+    add("--watch", action="store_true", help="evaluate new checkpoints until the runs have finished")
+    wait = "with --watch: time between two looks at the run folders (default %(default)g)"
+    add("--poll", type=above_zero, default=30.0, metavar="SECONDS", help=wait)
+    add("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
+    add("--metrics", default=",".join(METRICS), help=f"some of {', '.join(METRICS)} (default: all)")
+    add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: both)")
+    add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
+    add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
+    add("--samples", type=at_least(1), default=10_000, help="samples for the geometry (default %(default)s)")
+    add("--landmarks", type=at_least(1), default=500, help="points for homology (default %(default)s)")
+    add("--draws", type=at_least(1), default=20, help="null samples for homology (default %(default)s)")
     add_seed(parser)
-    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
-    parser.add_argument("--force", action="store_true", help="compute again even if results exist")
-    add_batches(parser, workers=min(8, cores()))
+    add("--json", action="store_true", help="print the results as JSON instead of a table")
+    add("--force", action="store_true", help="compute again even if results exist")
+    add_batches(parser, workers=min(8, usable_cores()))
     given = parser.parse_args(arguments)
     if (given.targets is None) != (given.target_columns is None):
         raise UserError("--targets and --target-columns belong together: name the file and its columns")
@@ -128,49 +80,29 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
         "timm model folder, or a pattern that matches some of these; python -m eval_suite without a "
         "sub-command also takes a file of features (.npy, .npz, .parquet)",
     )
-    parser.add_argument(
-        "--every",
-        type=at_least(1),
-        metavar="STEPS",
-        help="also take each checkpoint whose step is a multiple of STEPS",
-    )
+    steps = "also take each checkpoint whose step is a multiple of STEPS"
+    parser.add_argument("--every", type=at_least(1), metavar="STEPS", help=steps)
 
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool = True, several: bool = False) -> None:
     """Add the option --data: one packed data set, or a list of them if `several`."""
-    parser.add_argument(
-        "--data",
-        required=required,
-        nargs="+" if several else None,
-        metavar="SHARDS",
-        help="packed data sets with the images" if several else "packed data set with the images",
-    )
+    images = "packed data sets with the images" if several else "packed data set with the images"
+    count = "+" if several else None
+    parser.add_argument("--data", required=required, nargs=count, metavar="SHARDS", help=images)
 
 
 def add_batches(parser: argparse.ArgumentParser, *, workers: int | None = 0) -> None:
     """Add --batch-size and, unless `workers` is None, --workers with this default."""
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=64,
-        help="images in a batch of one process (default %(default)s)",
-    )
+    size = "images in a batch of one process (default %(default)s)"
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help=size)
     if workers is not None:
-        parser.add_argument(
-            "--workers",
-            type=at_least(0),
-            default=workers,
-            help="processes that decode images; 0 decodes in the main process (default %(default)s)",
-        )
+        decoders = "processes that decode images; 0 decodes in the main process (default %(default)s)"
+        parser.add_argument("--workers", type=at_least(0), default=workers, help=decoders)
 
 
 def add_key_column(parser: argparse.ArgumentParser) -> None:
-    """Add --key-column, which goes with --targets."""
-    parser.add_argument(
-        "--key-column",
-        default="key",
-        help="column of --targets with the keys of the samples (default %(default)s)",
-    )
+    """Add --key-column, which belongs to --targets."""
+    parser.add_argument("--key-column", default="key", help="column of --targets with the samples' keys")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -204,11 +136,6 @@ def above_zero(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
     return value
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def options(given: argparse.Namespace) -> "Options":

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from eval_suite.geometry import Options as GeometryOptions
-from eval_suite.names import BASELINES
+from eval_suite.metrics import BASELINES
 from eval_suite.usefulness import Options as UsefulnessOptions
 from isotorus.section import Section
 
@@ -16,7 +16,7 @@ class Options(Section):
     geometry: GeometryOptions = GeometryOptions()
     """What is measured of a cloud of embeddings without labels, and how."""
     baselines: tuple[str, ...] = BASELINES
-    """Names from `names.BASELINES`: what the pretrained encoder is compared with."""
+    """Names from `metrics.BASELINES`: what the pretrained encoder is compared with."""
     features: tuple[str, ...] | None = None
     """Feature sets beside the embedding; None takes all that the encoder has."""
     pixel_size: PositiveInt = 32

@@ -20,3 +20,8 @@ def end_with_launcher() -> None:
     """
     if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHERS):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from eval_suite.geometry import circular, dimension, landmarks, normality, rank, shape, spectral_gap, verdict
-from eval_suite.names import GEOMETRY
+from eval_suite.metrics import GEOMETRY
 from isotorus import randomness
 from isotorus.errors import UserError
 from isotorus.section import Section
@@ -27,7 +27,7 @@ class Options(Section):
     """What is measured of a cloud of features, and how."""
 
     metrics: tuple[str, ...] = GEOMETRY
-    """Names from `names.GEOMETRY`; homology includes the verdict."""
+    """Names from `metrics.GEOMETRY`; homology includes the verdict."""
     samples: PositiveInt = 10_000
     """Largest number of samples of the training split that is measured."""
     neighbours: PositiveInt = 15

@@ -1,4 +1,4 @@
-"""What features are good for: probes, neighbours, few-shot, retrieval."""
+"""How useful features are for predicting targets: probes, nearest neighbours, few-shot, retrieval."""
 
 from eval_suite.usefulness.measure_usefulness import (
     Options,

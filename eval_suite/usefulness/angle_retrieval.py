@@ -1,4 +1,4 @@
-"""The angles of a torus head as addresses of a winding memory: retrieval, and what lies next to what."""
+"""Retrieval by the angles of a torus head, with a winding memory as the search index."""
 
 from typing import Any
 
@@ -11,27 +11,30 @@ Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
 ITEMS_A_CELL = 4
-"""About how many items a cell holds, by which bins are chosen."""
+"""Average number of items in a cell that the number of bins is chosen for."""
 CELLS = 32
-"""Read for a query, where not all are."""
+"""Number of cells that a query reads."""
 RECALL_AT = (1, 5, 10)
 
 
 def angles_of(pairs: Array) -> NDArray[np.float64]:
-    """Radians (n, m) of the cosines and sines (n, 2m) that the feature set `angles` holds."""
+    """Convert the feature set `angles`, cosines and sines (n, 2m), to angles (n, m) in radians."""
     cos, sin = np.asarray(pairs, dtype=np.float64).reshape(len(pairs), -1, 2).transpose(2, 0, 1)
     return np.arctan2(sin, cos)
 
 
 def bins_for(items: int, angles: int) -> int:
-    """Bins on each of so many circles, with a few items in a cell if they were spread evenly."""
+    """Return the number of bins for each angle that gives a few items per cell if items are spread evenly."""
     wanted = max(2, round((max(items, 1) / ITEMS_A_CELL) ** (1 / angles)))
     most = int(2 ** (63 / angles))
     return min(wanted, most, 256)
 
 
 def remember(angles: NDArray[np.float64], bins: int | None = None) -> WindingMemory:
-    """A memory of rows by their number. Raises UserError for bins that cannot be."""
+    """Return a memory that finds row numbers by angles (n, m) in radians.
+
+    Raises UserError for a number of bins that the memory cannot have.
+    """
     memory = WindingMemory(angles.shape[1], bins or bins_for(*angles.shape))
     memory.add(angles, np.arange(len(angles)))
     return memory
@@ -40,18 +43,18 @@ def remember(angles: NDArray[np.float64], bins: int | None = None) -> WindingMem
 def retrieval(
     gallery_x: Array, gallery_y: Labels, query_x: Array, query_y: Labels, *, cells: int = CELLS
 ) -> dict[str, Any]:
-    """Whether the nearest of a gallery by angle are of the query's class, from a few cells of a memory of it.
+    """Measure retrieval by angles when each query reads only `cells` cells of a memory of the gallery.
 
-    Cosines and sines (n, 2m) and (q, 2m). recall_at_k: share of queries with one of their class among the
-    first k found; found_at_10: share of the true ten nearest that the cells read hold. Queries whose class
-    the gallery lacks are left out.
+    `gallery_x` (n, 2m) and `query_x` (q, 2m) are cosines and sines. In the result recall_at_k is the share of
+    queries with a sample of their class among the first k; found_at_10 is the share of the ten nearest
+    samples that are in the cells. Queries whose class is not in the gallery are left out.
     """
     rows = np.flatnonzero(np.isin(query_y, gallery_y))
     memory, queries = remember(angles_of(gallery_x)), angles_of(query_x[rows])
     k = min(max(RECALL_AT), len(memory))
-    found, exact = memory.query(queries, k, cells), memory.query(queries, k)
-    same = (gallery_y[found.ids] == query_y[rows][:, None]) & (found.ids != ABSENT)
-    shared = [len(set(a) & set(b)) / k for a, b in zip(found.ids, exact.ids, strict=True)]
+    near, exact = memory.query(queries, k, cells), memory.query(queries, k)
+    same = (gallery_y[near.ids] == query_y[rows][:, None]) & (near.ids != ABSENT)
+    shared = [len(set(a) & set(b)) / k for a, b in zip(near.ids, exact.ids, strict=True)]
     return {
         "bins": memory.bins,
         "occupied": memory.occupied,

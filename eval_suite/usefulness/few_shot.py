@@ -1,9 +1,9 @@
-"""Few-shot classification: what a handful of labelled samples a class is enough for.
+"""Few-shot classification: accuracy with only a few labelled samples per class.
 
-The classifier is the nearest class mean of features that are centred by train's mean and scaled to unit
-length (Wang et al. 2019, "SimpleShot", arXiv:1911.04623, CL2N). It has no strength to be chosen, for which
-ten samples a class leave no honest validation set, and with one shot it is the nearest neighbour. Train's
-mean needs no labels.
+The classifier assigns the nearest class mean. Features are centred by the mean of train, which needs no
+labels, and scaled to length 1 (CL2N of Wang et al. 2019, "SimpleShot", arXiv:1911.04623). It has no
+hyperparameter, which ten samples per class would be too few to choose; with one shot it is the nearest
+neighbour.
 """
 
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ def few_shot(
     draws: int = 20,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Scores over `draws` random choices of `shots` train samples of every class that train has.
+    """Score the classifier over `draws` random choices of `shots` train samples from every class.
 
-    Features are (n, d), labels class indices ≥ 0; a class that only test has counts as never found. The
-    choices are a function of (seed, draw, train_y). Returns, for accuracy and balanced_accuracy, the mean
-    over draws and under <score>_interval the 95 % interval of that mean by Student's t: it tells how far
-    the mean depends on the draws, not on the test samples. Raises Unmeasurable when a class of train has
-    fewer samples than `shots`, ValueError when there are fewer than two draws.
+    Features are (n, d), labels (n,) class indices ≥ 0; a class that is missing in train is never predicted.
+    The choices depend only on (seed, draw, train_y). Returns the mean over draws of accuracy and
+    balanced_accuracy, and as <score>_interval its 95 % interval by Student's t, which covers the random
+    choices but not the choice of test samples. Raises Unmeasurable when a class of train has fewer samples
+    than `shots`, and ValueError for fewer than two draws.
     """
     if draws < 2:
         raise ValueError(f"{draws} draws: an interval needs two or more")
@@ -47,22 +47,25 @@ def few_shot(
     mean = train_x.mean(axis=0, dtype=np.float64)
     train, test = _unit(train_x - mean), _unit(test_x - mean)
     classes = int(max(present[-1], test_y.max())) + 1
-    found: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": []}
+    values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": []}
     for chosen in draw(y, shots, draws, seed):
         means = train[chosen].mean(axis=1)
         spread = np.full((len(test), classes), -np.inf)
         spread[:, present] = 2 * test @ means.T - (means**2).sum(axis=1)  # minus the squared distance
-        found["accuracy"].append(scores.accuracy(test_y, spread))
-        found["balanced_accuracy"].append(scores.balanced_accuracy(test_y, spread))
+        values["accuracy"].append(scores.accuracy(test_y, spread))
+        values["balanced_accuracy"].append(scores.balanced_accuracy(test_y, spread))
     result: dict[str, Any] = {"shots": shots, "draws": draws}
-    for score, values in found.items():
-        middle, half = np.mean(values), t.ppf(0.975, draws - 1) * np.std(values, ddof=1) / draws**0.5
+    for score, drawn in values.items():
+        middle, half = np.mean(drawn), t.ppf(0.975, draws - 1) * np.std(drawn, ddof=1) / draws**0.5
         result |= {score: float(middle), f"{score}_interval": [float(middle - half), float(middle + half)]}
     return result
 
 
 def draw(y: Labels, shots: int, draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Rows (classes, shots) of each draw, without replacement; `y` holds all class indices from 0 up."""
+    """Yield the chosen rows (classes, shots) of each draw, without replacement.
+
+    `y` (n,) must hold every class index from 0 to the largest one.
+    """
     counts = np.bincount(y)
     starts = np.cumsum([0, *counts[:-1]])
     for number in range(draws):

@@ -1,7 +1,7 @@
-"""Scores of labels that may occur together, and their bootstrap samples.
+"""Scores of predicted labels that may occur together, and their bootstrap samples.
 
-Labels are 0s and 1s (n, labels), scores are (n, labels): larger means more likely. Every score is the mean
-over the labels for which it is defined (macro average).
+Labels are 0s and 1s (n, labels); predictions are (n, labels), larger for a more likely label. Every score is
+the mean over the labels for which it is defined (macro average).
 """
 
 import warnings
@@ -18,25 +18,25 @@ Scores = NDArray[np.floating]
 
 
 def auroc(labels: Labels, scores: Scores) -> float:
-    """Mean over labels of the area under the ROC curve; nan when no label has positives and negatives."""
+    """Return the mean over labels of the area under the ROC curve.
+
+    nan when no label has both positives and negatives.
+    """
     return summary(labels, scores)["auroc"]
 
 
 def average_precision(labels: Labels, scores: Scores) -> float:
-    """Mean over labels of the average precision (mAP); nan when no label occurs."""
+    """Return the mean over labels of the average precision (mAP); nan when no label occurs."""
     return summary(labels, scores)["average_precision"]
 
 
 def summary(labels: Labels, scores: Scores) -> dict[str, float]:
+    """Return AUROC and average precision."""
     return {name: float(values[0]) for name, values in _means(labels, scores, once(len(labels))).items()}
 
 
-quality = summary
-"""What a setting is chosen by, the more important first."""
-
-
-def per_label(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
-    """For each label support (samples that have it), AUROC and average precision; nan where undefined."""
+def per_column(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
+    """Return for each label its support (samples that have it), AUROC and average precision or nan."""
     area, precision = areas(labels > 0, scores, once(len(labels)))
     return [
         {"support": int(n), "auroc": float(a), "average_precision": float(p)}
@@ -47,16 +47,17 @@ def per_label(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
 def bootstrap(
     labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[np.float64]]:
-    """Both scores on `resamples` test sets drawn with replacement, (resamples,) each; a function of the seed.
+    """Return both scores on `resamples` test sets drawn with replacement, (resamples,) each.
 
-    Equal numbers of samples and seeds give the same test sets, so two results are paired.
+    The draws depend only on the number of samples and the seed, so the values of two representations are
+    paired.
     """
     counts = resampled(len(labels), resamples, seed)
     return _means(labels, scores, counts)
 
 
 def resampled(n: int, resamples: int, seed: int) -> Counts:
-    """How often each of `n` samples is drawn in each of the test sets of `n` draws, (resamples, n)."""
+    """Draw `n` of `n` samples with replacement, `resamples` times; return how often each is drawn."""
     counts = np.empty((resamples, n), dtype=np.uint16)
     for b in range(resamples):
         counts[b] = np.bincount(generator(seed, b).integers(n, size=n), minlength=n)
@@ -66,5 +67,5 @@ def resampled(n: int, resamples: int, seed: int) -> Counts:
 def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
     area, precision = areas(labels > 0, scores, counts)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of no label at all: nan
+        warnings.simplefilter("ignore", RuntimeWarning)  # nan where a score is undefined for all labels
         return {"auroc": np.nanmean(area, axis=0), "average_precision": np.nanmean(precision, axis=0)}

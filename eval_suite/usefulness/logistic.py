@@ -1,10 +1,11 @@
-"""Logistic regression at a whole grid of L2 strengths, solved together to convergence.
+"""Logistic regression for a whole grid of L2 strengths at once, solved to convergence.
 
-One batched L-BFGS (Nocedal & Wright, algorithm 7.5) over all members of the grid: every evaluation is one
-matrix product for the whole grid. Features are first rotated into the eigenbasis of their Gram matrix,
-which changes nothing in the optimum (the penalty is rotation invariant), drops directions that carry no
-data, and makes the Hessian's diagonal a good preconditioner: at first a bound of it (Böhning 1992), then,
-every few iterations, its value.
+Replaces scikit-learn's `LogisticRegression`, which fits one strength after another and only on the CPU; how
+much faster this is was not measured. One batched L-BFGS (Nocedal & Wright, algorithm 7.5) fits all strengths,
+so every evaluation is one matrix product for the whole grid. Features are first rotated into the eigenbasis
+of their Gram matrix. This does not change the optimum, because the penalty is invariant to rotations; it
+removes directions without variance and makes the diagonal of the Hessian a good preconditioner. That diagonal
+is at first replaced by a bound (Böhning 1992), then evaluated every few iterations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HISTORY = 10
+"""Steps that L-BFGS remembers."""
 REFRESH = 8
-"""Iterations between two evaluations of the Hessian's diagonal; each costs about half an iteration."""
+"""Iterations between two evaluations of the Hessian's diagonal; one costs about half an iteration."""
 
 
 class Solution(NamedTuple):
-    """Weights (grid, d, columns), biases (grid, columns) and whether each member converged (grid,).
+    """Weights (grid, d, columns), biases (grid, columns), and whether each strength converged (grid,).
 
-    `columns` is the number of classes, or 1 for two classes: then it is the log-odds of class 1. Of
-    labels that may occur together it is their number, and each column the log-odds of its label.
+    For classes there is a column for each class; two classes have a single column, the log-odds of class 1.
+    For labels that may occur together each column is the log-odds of one label.
     """
 
     weight: Tensor
@@ -41,13 +43,13 @@ def solve(
     max_iterations: int = 300,
     tolerance: float = 1e-8,
 ) -> Solution:
-    """Minimise mean_i s_i·CE_i + l2/2·‖W‖² over x (n, d), y and s (n,), for each strength in `l2`.
+    """Minimise mean_i s_i·CE_i + l2/2·‖W‖² for each strength in `l2`, with sample weights s (n,).
 
-    `y` holds class indices (n,) below `classes`, or 0s and 1s (n, labels): then CE_i is the sum over the
-    labels of their binary cross-entropies, so that each label is a regression of its own. The bias is not
-    penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum, its one-column
-    parametrisation of two classes included. A member has converged when the decrease that the
-    preconditioned gradient still promises is below `tolerance` times its loss.
+    Features are `x` (n, d). `y` holds class indices (n,) below `classes`, or 0s and 1s (n, labels); then CE_i
+    is the sum of the labels' binary cross-entropies, so each label has its own regression. The bias is not
+    penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum, also for two classes.
+    A strength has converged when the decrease that the preconditioned gradient predicts is below `tolerance`
+    times its loss.
     """
     basis = _basis(x)
     z = torch.cat([x @ basis, torch.ones_like(x[:, :1])], dim=1)
@@ -65,15 +67,15 @@ def solve(
 
 
 def probabilities(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Class probabilities (n, classes) of x (n, d) under one member's weight (d, columns) and bias."""
+    """Return class probabilities (n, classes) of `x` (n, d) for one weight (d, columns) and bias."""
     logits = x @ weight + bias
     return (F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits).softmax(dim=1)
 
 
 def _basis(x: Tensor) -> Tensor:
-    """Orthonormal columns (d, r) that span the rows of x, by way of the smaller Gram matrix.
+    """Return orthonormal columns (d, r) that span the rows of `x` (n, d), from the smaller Gram matrix.
 
-    In float64: in float32 the Gram matrix's rounding would hide directions of a few percent deviation.
+    Computed in float64, since rounding in float32 would hide directions with a deviation of a few percent.
     """
     dtype, x = x.dtype, x.double()
     n, d = x.shape
@@ -84,6 +86,8 @@ def _basis(x: Tensor) -> Tensor:
 
 
 class _Problem(NamedTuple):
+    """The objective for the strengths of the grid that have not converged yet."""
+
     z: Tensor
     y: Tensor
     sample_weight: Tensor
@@ -91,7 +95,7 @@ class _Problem(NamedTuple):
     columns: int
 
     def value_and_gradient(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective (grid,) and its gradient, at parameters (r, grid, columns)."""
+        """Return the objective (grid,) and its gradient at parameters (r, grid, columns)."""
         value = 0.5 * (self.penalty[..., None] * parameters.square()).sum((0, 2))
         gradient = self.penalty[..., None] * parameters
         for z, y, s, logits in self._parts(parameters):
@@ -110,7 +114,7 @@ class _Problem(NamedTuple):
         return value, gradient
 
     def curvature(self, parameters: Tensor | None = None) -> Tensor:
-        """The Hessian's diagonal (r, grid, columns) at the parameters; without any, an upper bound of it."""
+        """Return the Hessian's diagonal (r, grid, columns) at the parameters; without any, an upper bound."""
         bound = (self.sample_weight[:, None] * self.z.square()).mean(0)[:, None] / 4 + self.penalty + 1e-12
         if parameters is None:
             return bound[..., None].expand(-1, -1, self.columns)
@@ -122,7 +126,7 @@ class _Problem(NamedTuple):
         return torch.maximum(diagonal, 0.01 * bound[..., None])
 
     def _parts(self, parameters: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Features, targets, weights and logits (m, grid, columns) of some samples at a time."""
+        """Yield features, targets, weights and logits (m, grid, columns) for parts of the samples."""
         r, grid, columns = parameters.shape
         rows = max(1, 20_000_000 // (grid * columns))
         for start in range(0, len(self.z), rows):
@@ -133,9 +137,10 @@ class _Problem(NamedTuple):
 
 
 def _minimise(problem: _Problem, max_iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Batched L-BFGS with Armijo backtracking, each member of the grid with its own step length.
+    """Run batched L-BFGS with Armijo backtracking; each strength has its own step length.
 
-    Members leave the batch as they finish, so that the hard ones do not pay for the easy ones.
+    A strength leaves the batch when it has converged. Returns the parameters (r, grid, columns) and whether
+    each strength converged (grid,).
     """
     curvature = problem.curvature()
     solution = torch.zeros_like(curvature, memory_format=torch.contiguous_format)
@@ -174,7 +179,7 @@ def _minimise(problem: _Problem, max_iterations: int, tolerance: float) -> tuple
             if not stuck.any():
                 break
             step = torch.where(stuck, step / 2, step)
-        # Where rounding hides any further decrease the member stays as it is.
+        # A strength whose loss cannot decrease any more, because of rounding, stays where it is.
         trial = torch.where(stuck[:, None], x, trial)
         new_gradient = torch.where(stuck[:, None], gradient, new_gradient)
         moved, change = trial - x, new_gradient - gradient
@@ -188,7 +193,10 @@ def _minimise(problem: _Problem, max_iterations: int, tolerance: float) -> tuple
 def _inverse_hessian(
     gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], curvature: Tensor
 ) -> Tensor:
-    """The two-loop recursion; pairs with rho 0 (a member that did not move) leave it unchanged."""
+    """Multiply the gradient by the inverse Hessian of L-BFGS (two-loop recursion).
+
+    A strength that did not move has rho = 0, so its pairs change nothing.
+    """
     q = gradient
     alphas = []
     for moved, change, rho in reversed(history):
@@ -206,5 +214,5 @@ def _inverse_hessian(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products over parameters and columns, one for each member (grid,)."""
+    """Return inner products over parameters and columns, (grid,)."""
     return (a * b).sum((0, 2))

@@ -1,7 +1,7 @@
-"""What one representation is good for: probes, neighbours, few-shot and retrieval against its targets.
+"""How useful one representation is: probes, neighbours, few-shot and retrieval against its targets.
 
-Every setting, the feature set among them, is chosen on val; test is looked at once for each method. What
-cannot be computed is left out with a reason.
+Every setting, also the feature set, is chosen on val; each method looks at test once. A method that cannot be
+computed is left out with a reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,50 +13,52 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from eval_suite.inputs.targets import Targets, aligned
-from eval_suite.names import USEFULNESS
+from eval_suite.metrics import USEFULNESS
 from eval_suite.results import json_safe
-from eval_suite.usefulness import angle_retrieval, label_scores, neighbors, regression, scores
+from eval_suite.usefulness import angle_retrieval, neighbors, scores
 from eval_suite.usefulness.few_shot import few_shot
 from eval_suite.usefulness.minibatch_probe import Protocol, minibatch_probe
 from eval_suite.usefulness.probe import L2_GRID, linear_probe
 from eval_suite.usefulness.regression import ridge_probe
 from eval_suite.usefulness.retrieval import retrieval
-from eval_suite.usefulness.selection import Unmeasurable
+from eval_suite.usefulness.selection import JUDGES, Unmeasurable
 from isotorus.section import Section
 
 Array = NDArray[np.floating]
+Features = Mapping[str, Mapping[str, Array]]
+"""Features (n, d) of one representation, by feature set, then split."""
 Samples = dict[str, NDArray[np.float64]]
-"""A score's values on bootstrap test sets, by score."""
+"""The values of each score on the bootstrap test sets, (resamples,) each."""
 
 MOST_CLASSES = 100
-"""Classes up to which the confusion matrix is part of the results."""
+"""Largest number of classes for which the results hold the confusion matrix."""
 
 
 class Options(Section):
-    """What is measured, and how."""
+    """What is measured against targets, and how."""
 
     metrics: tuple[str, ...] = USEFULNESS
-    """Of `names.USEFULNESS`."""
+    """Names from `metrics.USEFULNESS`."""
     l2: tuple[float, ...] = L2_GRID
-    """Strengths of the converged probe; ridge regression has its own."""
+    """L2 strengths of the linear probe; ridge regression has its own."""
     protocol: Protocol = Protocol()
-    """Of the minibatch probe."""
+    """Training of the minibatch probe."""
     k: tuple[int, ...] = neighbors.K_GRID
-    """Neighbours to choose from; those that train is too small for are passed over."""
+    """Numbers of neighbours to choose from; those above the number of train samples are skipped."""
     temperature: float = Field(0.07, gt=0)
-    """Of the neighbours' votes."""
+    """Temperature of the neighbours' votes."""
     shots: tuple[int, ...] = (1, 10)
-    """Labelled samples a class."""
+    """Labelled samples per class in few-shot classification."""
     draws: int = Field(20, ge=2)
     """Random choices of those samples."""
     resamples: int = Field(1000, ge=1)
     """Bootstrap test sets for each interval."""
     seed: int = 0
-    """Of the draws, the queries and the bootstrap; minibatches have their own in `protocol`."""
+    """Seed of draws, queries and bootstrap; minibatches have their own in `protocol`."""
 
 
 class _Data(NamedTuple):
-    """Samples that have targets. x: feature set → (n, d); y as in `Targets`."""
+    """The samples that have targets; x by feature set (n, d), y as in `Targets.values`."""
 
     train_x: dict[str, Array]
     train_y: NDArray[Any]
@@ -67,32 +69,32 @@ class _Data(NamedTuple):
 
 
 def measure(
-    features: Mapping[str, Mapping[str, Array]],
+    features: Features,
     targets: Mapping[str, Targets],
     options: Options | None = None,
     *,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """All that `options` ask for, of features by feature set, then split, (n, d); ready for JSON.
+    """Measure everything in `options` on the features and targets by split; the result is ready for JSON.
 
-    Splits are train, val and, if it is there, test; without it val is reported too, and `reported_on`
-    says so. docs/usefulness.md lists the keys. Never raises for what the data lack: `left_out` holds
-    metric and reason.
+    Splits are train, val and, if there is one, test. Without test, scores are reported on val, and
+    `reported_on` says so. docs/usefulness.md lists the keys. Metrics that the data are not enough for raise
+    nothing; they are in `left_out` with a reason.
     """
     return measure_paired(features, targets, options, device=device)[0]
 
 
 def measure_paired(
-    features: Mapping[str, Mapping[str, Array]],
+    features: Features,
     targets: Mapping[str, Targets],
     options: Options | None = None,
     *,
     device: str | torch.device = "cpu",
 ) -> tuple[dict[str, Any], dict[str, Samples]]:
-    """`measure`, and the bootstrap samples of each method's scores.
+    """Do the same as `measure`, and also return the bootstrap samples of the scores by method.
 
-    For the same targets and seed the test sets are the same, so the difference of two representations has
-    the samples' difference for its distribution.
+    The test sets depend only on targets and seed. So the samples of two representations are paired, and their
+    difference is a sample of the difference of the scores.
     """
     options = options or Options()
     reported = "test" if "test" in targets else "val"
@@ -100,53 +102,66 @@ def measure_paired(
     samples: dict[str, Samples] = {}
     results: dict[str, Any] = {
         "reported_on": reported,
-        "targets": {
-            split: {
-                "samples": len(of.known),
-                "used": int(of.known.sum()),
-                "without_row": of.without_row,
-                "without_value": of.without_value,
-            }
-            for split, of in targets.items()
-        },
+        "targets": {split: _counts(of) for split, of in targets.items()},
         "left_out": left_out,
     }
     try:
-        together = _usable(targets, reported)
-        data = _data(features, together, reported, left_out)
+        usable = _usable(targets, reported)
+        data = _data(features, usable, reported, left_out)
     except Unmeasurable as reason:
         left_out += [{"metric": metric, "reason": str(reason)} for metric in options.metrics]
         return results, samples
-    kind, names = together["train"].kind, together["train"].names
-    results |= {
-        "kind": kind,
-        "names": names,
-        "widths": {name: x.shape[1] for name, x in data.train_x.items()},
-    }
-    judge: Any = {"multiclass": scores, "multilabel": label_scores, "regression": regression}[kind]
+    kind, names = usable["train"].kind, usable["train"].names
+    widths = {name: x.shape[1] for name, x in data.train_x.items()}
+    results |= {"kind": kind, "names": names, "widths": widths}
     for metric in options.metrics:
         try:
-            found = _METHODS[metric](data, kind, len(names), options, device)
+            measured = _METHODS[metric](data, kind, len(names), options, device)
         except Unmeasurable as reason:
             left_out.append({"metric": metric, "reason": str(reason)})
             continue
-        if "test_scores" in found:
-            predicted = found.pop("test_scores")
-            drawn = judge.bootstrap(data.test_y, predicted, resamples=options.resamples, seed=options.seed)
-            samples[metric] = drawn if isinstance(drawn, dict) else drawn._asdict()
-            found = {key.removeprefix("test_"): value for key, value in found.items()}
-            found |= {f"{score}_interval": scores.interval(of) for score, of in samples[metric].items()}
-            found |= _details(kind, names, data.test_y, predicted)
-            if kind == "multiclass" and len(names) > MOST_CLASSES:
-                left_out.append(
-                    {"metric": f"{metric}.confusion", "reason": f"more than {MOST_CLASSES} classes"}
-                )
-        results[metric] = found
+        if "test_scores" in measured:
+            measured, samples[metric] = _judged(measured, data.test_y, kind, names, options)
+            if kind == "multiclass" and "confusion" not in measured:
+                too_many = f"more than {MOST_CLASSES} classes"
+                left_out.append({"metric": f"{metric}.confusion", "reason": too_many})
+        results[metric] = measured
     return json_safe(results), samples
 
 
+def _judged(
+    measured: dict[str, Any], y: NDArray[Any], kind: str, names: list[str], options: Options
+) -> tuple[dict[str, Any], Samples]:
+    """Replace the predictions in `measured` by intervals, a row for each class or column, and the confusion.
+
+    Also returns the bootstrap samples of the scores.
+    """
+    judge, predicted = JUDGES[kind], measured["test_scores"]
+    drawn = judge.bootstrap(y, predicted, resamples=options.resamples, seed=options.seed)
+    judged = {key.removeprefix("test_"): of for key, of in measured.items() if key != "test_scores"}
+    judged |= {f"{score}_interval": scores.interval(values) for score, values in drawn.items()}
+    rows = zip(names, judge.per_column(y, predicted), strict=True)
+    judged["per_class"] = [{"name": name, **row} for name, row in rows]
+    if kind == "multiclass" and len(names) <= MOST_CLASSES:
+        judged["confusion"] = scores.confusion(y, predicted).tolist()
+    return judged, drawn
+
+
+def _counts(targets: Targets) -> dict[str, int]:
+    """Count the samples of a split, those that are used, and those that are left out."""
+    return {
+        "samples": len(targets.known),
+        "used": int(targets.known.sum()),
+        "without_row": targets.without_row,
+        "without_value": targets.without_value,
+    }
+
+
 def _usable(targets: Mapping[str, Targets], reported: str) -> dict[str, Targets]:
-    """The targets with common classes; Unmeasurable if nothing can be fitted, chosen or reported."""
+    """Return the targets with classes common to all splits.
+
+    Raises Unmeasurable if a split that is needed has no targets, or only one value of them.
+    """
     for split in dict.fromkeys(("train", "val", reported)):
         if split not in targets:
             raise Unmeasurable(f"there are no targets of {split}")
@@ -167,11 +182,9 @@ def _usable(targets: Mapping[str, Targets], reported: str) -> dict[str, Targets]
 
 
 def _data(
-    features: Mapping[str, Mapping[str, Array]],
-    targets: Mapping[str, Targets],
-    reported: str,
-    left_out: list[dict[str, str]],
+    features: Features, targets: Mapping[str, Targets], reported: str, left_out: list[dict[str, str]]
 ) -> _Data:
+    """Collect the samples that have targets; feature sets that are not finite go to `left_out`."""
     sound = {}
     for name, by_split in features.items():
         known = {split: by_split[split][targets[split].known] for split in {"train", "val", reported}}
@@ -196,7 +209,7 @@ def _probe(data: _Data, kind: str, classes: int, options: Options, device: Any) 
 
 def _minibatch_probe(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
     if kind == "regression":
-        raise Unmeasurable("numbers have ridge regression, whose optimum is known in closed form")
+        raise Unmeasurable("numbers are predicted by ridge regression, which has a closed form")
     return minibatch_probe(*data, protocol=options.protocol, classes=classes, device=device)
 
 
@@ -209,30 +222,30 @@ def _knn(data: _Data, kind: str, classes: int, options: Options, device: Any) ->
 
 
 def _few_shot(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
-    """By number of shots; those that a class has too few samples for are listed with the reason."""
+    """Measure each number of shots; those that a class has too few samples for are listed with a reason."""
     _only_classes(kind)
 
     def of(shots: int) -> Callable[..., dict[str, Any]]:
         return lambda *rows: few_shot(*rows, shots=shots, draws=options.draws, seed=options.seed)
 
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for shots in options.shots:
         try:
-            found[str(shots)] = _best_feature_set(data, of(shots), "balanced_accuracy")
+            measured[str(shots)] = _best_feature_set(data, of(shots), "balanced_accuracy")
         except Unmeasurable as reason:
-            found.setdefault("left_out", {})[str(shots)] = str(reason)
-    if set(found) == {"left_out"}:
-        raise Unmeasurable("; ".join(found["left_out"].values()))
-    return found
+            measured.setdefault("left_out", {})[str(shots)] = str(reason)
+    if set(measured) == {"left_out"}:
+        raise Unmeasurable("; ".join(measured["left_out"].values()))
+    return measured
 
 
 def _retrieval(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
     _only_classes(kind)
-    found = _best_feature_set(data, lambda *rows: retrieval(*rows, seed=options.seed), "map")
+    measured = _best_feature_set(data, lambda *rows: retrieval(*rows, seed=options.seed), "map")
     if "angles" in data.train_x:
         gallery, queries = data.train_x["angles"], data.test_x["angles"]
-        found["memory"] = angle_retrieval.retrieval(gallery, data.train_y, queries, data.test_y)
-    return found
+        measured["memory"] = angle_retrieval.retrieval(gallery, data.train_y, queries, data.test_y)
+    return measured
 
 
 _METHODS = {
@@ -245,30 +258,17 @@ _METHODS = {
 
 
 def _best_feature_set(data: _Data, score: Callable[..., dict[str, Any]], by: str) -> dict[str, Any]:
-    """What `score` gives on test for the feature set that is best on val; of equals the first."""
+    """Return what `score` gives on test for the feature set that is best on val, the first among equals."""
     val = []
     if len(data.train_x) > 1:
         for name, x in data.train_x.items():
             val.append({"feature_set": name, by: score(x, data.train_y, data.val_x[name], data.val_y)[by]})
     best = max(val, key=lambda row: row[by])["feature_set"] if val else next(iter(data.train_x))
-    found = score(data.train_x[best], data.train_y, data.test_x[best], data.test_y)
-    return {**found, "feature_set": best, "val": val}
+    measured = score(data.train_x[best], data.train_y, data.test_x[best], data.test_y)
+    return {**measured, "feature_set": best, "val": val}
 
 
 def _only_classes(kind: str) -> None:
+    """Raise Unmeasurable for other kinds of targets than classes."""
     if kind != "multiclass":
         raise Unmeasurable(f"it needs one class for each sample, the targets are {kind}")
-
-
-def _details(kind: str, names: list[str], y: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
-    """A row for each class or column, and the confusion matrix (true class × predicted class)."""
-    if kind == "multilabel":
-        rows = label_scores.per_label(y, predicted)
-    elif kind == "regression":
-        rows = regression.per_column(y, predicted)
-    else:
-        rows = scores.per_class(y, predicted)
-    found: dict[str, Any] = {"per_class": [{"name": n, **row} for n, row in zip(names, rows, strict=True)]}
-    if kind == "multiclass" and len(names) <= MOST_CLASSES:
-        found["confusion"] = scores.confusion(y, predicted).tolist()
-    return found

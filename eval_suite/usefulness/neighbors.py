@@ -1,4 +1,8 @@
-"""Nearest neighbours by cosine similarity (FAISS), and the weighted k-NN classifier."""
+"""Nearest neighbours by cosine similarity, and the weighted k-NN classifier.
+
+FAISS does the search. Only the votes are counted here: scikit-learn's `KNeighborsClassifier` repeats the
+search for each k, while one search serves all of them here. The gain was not measured.
+"""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -8,19 +12,27 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.usefulness import scores
-from eval_suite.usefulness.selection import Array, Candidate, FeatureSets, choose, label, named
+from eval_suite.usefulness.selection import (
+    Array,
+    Candidate,
+    FeatureSets,
+    choose,
+    count_classes,
+    label,
+    named,
+)
 
 K_GRID = (10, 20, 100, 200)
+"""Numbers of neighbours to choose from."""
 _MOST_ON_GPU = 2048
-"""Neighbours that FAISS can find on a GPU."""
+"""Largest number of neighbours that FAISS can search for on a GPU."""
 
 
 def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The `k` most similar rows of `train_x` (n, d) for each row of `test_x` (m, d).
+    """Find the `k` rows of `train_x` (n, d) that are most similar to each row of `test_x` (m, d).
 
-    Returns cosine similarities and train indices, both (m, k), most similar first. Exact search, on the
-    GPU where FAISS finds one. Raises ValueError when k exceeds n.
+    Returns cosine similarities and train indices, both (m, k), most similar first. The search is exact, on a
+    GPU if FAISS has one. Raises ValueError when k is not in 1 … n.
     """
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k = {k} neighbours of {len(train_x)} samples; k lies in 1 … {len(train_x)}")
@@ -40,12 +52,12 @@ def knn_scores(
     temperature: float = 0.07,
     classes: int | None = None,
 ) -> NDArray[np.float64]:
-    """Class scores (len(k), m, classes) for each of several `k`, from one search; rows sum to 1.
+    """Return class scores (len(k), m, classes) for each of several `k`, from one search; rows sum to 1.
 
-    A neighbour votes with e^{similarity / temperature} (Wu et al. 2018, arXiv:1805.01978). `train_y` holds
-    class indices ≥ 0; `classes` defaults to the largest one + 1.
+    A neighbour votes with weight e^{similarity / temperature} (Wu et al. 2018, arXiv:1805.01978). `train_y`
+    (n,) holds class indices ≥ 0; `classes` defaults to the largest one + 1.
     """
-    classes = int(train_y.max()) + 1 if classes is None else classes
+    classes = count_classes(train_y) if classes is None else classes
     votes, neighbour_y = _votes(train_x, train_y, test_x, max(k), temperature)
     return np.stack([_counted(votes, neighbour_y, count, classes) for count in k])
 
@@ -57,7 +69,7 @@ def knn_classify(
     k: int = 20,
     temperature: float = 0.07,
 ) -> NDArray[np.integer]:
-    """The label (m,) with the largest weighted vote among the `k` nearest; ties go to the lower label."""
+    """Return the label (m,) with the most votes among the `k` nearest; ties go to the lower label."""
     labels, train_index = np.unique(train_y, return_inverse=True)
     return labels[knn_scores(train_x, train_index, test_x, (k,), temperature)[0].argmax(axis=1)]
 
@@ -74,15 +86,13 @@ def evaluate(
     temperature: float = 0.07,
     classes: int | None = None,
 ) -> dict[str, Any]:
-    """Choose `k` on val, report test once; labels are class indices ≥ 0.
+    """Choose `k` on val, report scores on test; labels are class indices ≥ 0.
 
-    Features are (n, d), or several sets of them by name, of which val chooses one together with `k`. The
-    choice is the largest balanced accuracy on val, ties by AUROC, then the first in `k`. Returns
-    test_accuracy, test_balanced_accuracy, test_auroc; k, the chosen one; val, one {k, balanced_accuracy,
-    auroc} for each; test_scores (m, classes); of several feature sets also feature_set, here and in val.
+    Features are (n, d), or several sets of them by name: then val chooses a set together with `k`. Best on
+    val is the largest balanced accuracy, then the largest AUROC, then the first in `k`. Returns what
+    `selection.choose` does, with `k` as the setting.
     """
-    if classes is None:
-        classes = int(max(train_y.max(), val_y.max(), test_y.max())) + 1
+    classes = classes or count_classes(train_y, val_y, test_y)
     train, val, test = named(train_x), named(val_x), named(test_x)
 
     def test_scores(name: str, count: int) -> NDArray[np.float64]:
@@ -98,17 +108,12 @@ def evaluate(
                     functools.partial(test_scores, name, count),
                 )
 
-    setting, predicted, tried = choose(candidates(), val_y, scores.quality)
-    return {
-        **{f"test_{score}": value for score, value in scores.summary(test_y, predicted).items()},
-        **setting,
-        "val": tried[::-1],
-        "test_scores": predicted,
-    }
+    chosen = choose(candidates(), val_y, test_y, "multiclass")
+    return {**chosen, "val": chosen["val"][::-1]}
 
 
 def normalised(x: Array) -> NDArray[np.float32]:
-    """Rows on the unit sphere; a zero row stays zero."""
+    """Scale the rows of `x` (n, d) to length 1; a zero row stays zero."""
     x = np.asarray(x, dtype=np.float64)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return np.ascontiguousarray(x / np.maximum(norm, 1e-12), dtype=np.float32)
@@ -117,16 +122,16 @@ def normalised(x: Array) -> NDArray[np.float32]:
 def _votes(
     train_x: Array, train_y: NDArray[np.integer], test_x: Array, k: int, temperature: float
 ) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
-    """Weight and label (m, k) of each neighbour, the closest first."""
+    """Return the vote and the label of each neighbour, (m, k) each, most similar first."""
     similarity, ids = nearest(train_x, test_x, k)
-    # Relative to the closest neighbour: the same vote, and no overflow at small temperatures.
+    # Votes relative to the closest neighbour give the same shares and cannot overflow.
     return np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature), train_y[ids]
 
 
 def _counted(
     votes: NDArray[np.float64], neighbour_y: NDArray[np.integer], k: int, classes: int
 ) -> NDArray[np.float64]:
-    """Shares (m, classes) of the votes of the `k` closest."""
+    """Return the share (m, classes) of the votes of the `k` closest neighbours that each class gets."""
     m = len(votes)
     bins = np.arange(m)[:, None] * classes + neighbour_y[:, :k]
     total = np.bincount(bins.ravel(), votes[:, :k].ravel(), minlength=m * classes).reshape(m, classes)

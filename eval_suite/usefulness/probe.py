@@ -1,4 +1,4 @@
-"""The linear probe: a logistic regression on frozen features, its setting chosen on validation data."""
+"""The linear probe: logistic regression on frozen features, its strength chosen on validation data."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -8,17 +8,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval_suite.usefulness import label_scores, logistic, scores
-from eval_suite.usefulness.selection import Array, Candidate, FeatureSets, Unmeasurable, choose, label, named
-from eval_suite.usefulness.standardise import standardiser
+from eval_suite.usefulness import logistic
+from eval_suite.usefulness.selection import (
+    Array,
+    Candidate,
+    FeatureSets,
+    choose,
+    count_classes,
+    label,
+    named,
+    require_two_classes,
+    standardiser,
+)
 
 Labels = NDArray[np.integer]
 
 L2_GRID = tuple(float(l2) for l2 in np.logspace(-4, 1, 11))
-"""L2 strengths relative to the mean loss, from nearly free to nearly constant."""
+"""L2 strengths relative to the mean loss, from a nearly free fit to a nearly constant one."""
 DOUBLE = 2_000_000
-"""Training features (n × d) up to which the fit is in float64 and to a tolerance of 1e-8; above it is in
-float32 and to 1e-6, which changes no probability by more than about a thousandth."""
+"""Number of training features (n × d) up to which the fit is in float64 with tolerance 1e-8. Above, it is in
+float32 with tolerance 1e-6, which changes no probability by more than about 0.001."""
 
 
 def linear_probe(
@@ -34,26 +43,19 @@ def linear_probe(
     classes: int | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """Fit on train at every strength in `l2`, choose on val, report test once.
+    """Fit on train at every strength in `l2`, choose the strength on val, report scores on test.
 
-    Features (n, d) are standardised by the train split's mean and deviation; or they are several feature
-    sets by name, and val chooses one of them together with the strength. Labels are class indices ≥ 0
-    (n,), of which `balanced` weights each class alike; or 0s and 1s (n, labels) that may occur together,
-    each of which gets a regression of its own. The choice is the largest balanced accuracy on val, ties by
-    AUROC (of labels: the largest mean AUROC, ties by average precision), then the strongest penalty.
-    Deterministic.
+    Features are (n, d), standardised by mean and deviation of train, or several sets of them by name: then
+    val chooses a set together with the strength. Targets are class indices (n,) ≥ 0, and `balanced` gives all
+    classes the same weight; or 0s and 1s (n, labels), and each label has its own regression. Best on val is
+    the largest balanced accuracy, then AUROC (labels: AUROC, then average precision), then the strongest
+    penalty. The result is deterministic.
 
-    Returns test_accuracy, test_balanced_accuracy, test_auroc (of labels: test_auroc,
-    test_average_precision); l2, the chosen strength; converged, whether every fit did; val, one
-    {l2, balanced_accuracy, auroc} for each strength; test_scores (n, classes); of several feature sets
-    also feature_set, here and in val. Raises Unmeasurable (a ValueError) when train holds fewer than two
-    classes.
+    Returns what `selection.choose` does, with `l2` as the setting, and `converged`, whether every fit did;
+    test_scores are probabilities (n, classes). Raises Unmeasurable when train has fewer than two classes.
     """
-    if train_y.ndim == 1 and len(np.unique(train_y)) < 2:
-        raise Unmeasurable(f"a probe needs two classes or more in train, found {len(np.unique(train_y))}")
-    if classes is None:
-        classes = int(max(train_y.max(), val_y.max(), test_y.max())) + 1
-    judge = scores if train_y.ndim == 1 else label_scores
+    require_two_classes(train_y)
+    classes = classes or count_classes(train_y, val_y, test_y)
     converged: list[bool] = []
 
     def candidates() -> Iterator[Candidate]:
@@ -68,18 +70,12 @@ def linear_probe(
                     functools.partial(fit.scores, test[name], member),
                 )
 
-    setting, test_scores, val = choose(candidates(), val_y, judge.quality)
-    return {
-        **{f"test_{score}": value for score, value in judge.summary(test_y, test_scores).items()},
-        **setting,
-        "converged": all(converged),
-        "val": val,
-        "test_scores": test_scores,
-    }
+    kind = "multiclass" if train_y.ndim == 1 else "multilabel"
+    return {**choose(candidates(), val_y, test_y, kind), "converged": all(converged)}
 
 
 class _Fit:
-    """Regressions on one feature set, one for each strength."""
+    """Logistic regressions on one feature set, one for each strength."""
 
     def __init__(
         self,
@@ -93,7 +89,7 @@ class _Fit:
         self._device, self._classes = device, classes
         double = x.size <= DOUBLE
         self._dtype = torch.float64 if double else torch.float32
-        self._standardised = standardiser(x)
+        self._standardise = standardiser(x)
         weight = np.ones(len(y))
         self._present: Labels | None = None
         if y.ndim == 1:
@@ -111,7 +107,7 @@ class _Fit:
         self.converged = bool(self._solution.converged.all())
 
     def scores(self, x: Array, member: int) -> NDArray[np.float64]:
-        """Probabilities (m, classes) or (m, labels) by the strength number `member`."""
+        """Return probabilities (m, classes) or (m, labels) for features (m, d) and strength `member`."""
         weight, bias = self._solution.weight[member], self._solution.bias[member]
         if self._present is None:
             return (self._tensor(x) @ weight + bias).sigmoid().double().cpu().numpy()
@@ -122,4 +118,4 @@ class _Fit:
         return spread
 
     def _tensor(self, x: Array) -> torch.Tensor:
-        return torch.as_tensor(self._standardised(x), dtype=self._dtype, device=self._device)
+        return torch.as_tensor(self._standardise(x), dtype=self._dtype, device=self._device)

@@ -1,4 +1,4 @@
-"""Image retrieval: whether samples of the same class come first when a gallery is sorted by similarity."""
+"""Image retrieval: do samples of the same class come first when a gallery is sorted by similarity?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +15,10 @@ Labels = NDArray[np.integer]
 
 RECALL_AT = (1, 5, 10)
 MOST_PAIRS = 400_000_000
-"""Pairs of query and gallery sample that are ranked; above it, a random part of the queries is."""
+"""Largest number of pairs of query and gallery sample; above it, only a random part of the queries is
+ranked."""
 LEVEL = 2.0**-20
-"""Cosines in one interval of this width count as equal: the rounding of float32 must not decide."""
+"""Cosines are rounded to multiples of this, so that the rounding of float32 does not decide between them."""
 
 
 def retrieval(
@@ -30,18 +31,18 @@ def retrieval(
     most_pairs: int = MOST_PAIRS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean average precision and recall@k of queries (m, d) in a gallery (n, d), by cosine.
+    """Compute mean average precision and recall@k of queries (m, d) in a gallery (n, d), by cosine.
 
-    A gallery sample is relevant if it has the query's class. A query's average precision is the mean, over
-    its relevant samples i, of the share of relevant ones among all gallery samples at least as similar as
-    i: over the whole ranking, ties counted together, which is scikit-learn's `average_precision_score`.
-    Its recall@k is 1 if a relevant sample is among the first k, ties counted against it, else 0. Both are
-    averaged over queries; those without a relevant sample are left out. Similarities to the whole gallery
-    are sorted, for which a nearest-neighbour index is no help.
+    A gallery sample is relevant if it has the class of the query. The average precision of a query is the
+    mean, over its relevant samples i, of the share of relevant ones among all gallery samples that are at
+    least as similar as i; this is scikit-learn's `average_precision_score` over the whole ranking. Recall@k
+    of a query is 1 if a relevant sample is among the first k, where ties count against it, else 0. Both are
+    averaged over the queries that have a relevant sample. The whole gallery is sorted for each query, so a
+    nearest-neighbour index would not help.
 
-    Returns map, its 95 % interval over queries under map_interval (normal approximation), recall_at_<k>,
-    queries (how many were ranked; at most most_pairs / n, drawn by the seed) and without_relevant (how
-    many were left out). Raises Unmeasurable if no query has a relevant sample.
+    Returns map and map_interval, its 95 % interval over queries by normal approximation; recall_at_<k>;
+    queries, the number that was ranked (at most most_pairs / n, drawn from the seed); and without_relevant,
+    the number that was left out. Raises Unmeasurable if no query has a relevant sample.
     """
     rows = np.flatnonzero(np.isin(query_y, gallery_y))
     without = len(query_y) - len(rows)
@@ -55,7 +56,7 @@ def retrieval(
     precision, before = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
     chunk = max(1, 20_000_000 // len(gallery))
     for start in range(0, len(rows), chunk):
-        # Ascending by distance: the level of the negative cosine.
+        # Negative cosines, rounded to levels: ascending order is from the most to the least similar.
         levels = np.rint(queries[start : start + chunk] @ gallery.T / -LEVEL).astype(np.int32)
         relevant = [levels[i, members[query_y[row]]] for i, row in enumerate(rows[start : start + chunk])]
         levels.sort(axis=1)
@@ -64,9 +65,8 @@ def retrieval(
             above = np.searchsorted(ranked, own, side="right")
             own_above = np.searchsorted(own, own, side="right")
             precision[i] = (own_above / above).mean()
-            before[i] = (
-                above[0] - own_above[0]
-            )  # of another class, and no farther than the closest of its own
+            # Samples of other classes that are at least as similar as the closest relevant one.
+            before[i] = above[0] - own_above[0]
     mean, half = precision.mean(), 1.96 * precision.std() / len(rows) ** 0.5
     return {
         "map": float(mean),

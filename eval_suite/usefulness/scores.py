@@ -1,10 +1,14 @@
-"""Classification scores and their bootstrap intervals.
+"""Scores of predicted classes, and their bootstrap intervals.
 
-Labels are class indices (n,), scores are (n, classes): larger means more likely. Every score is the mean
-over the classes that occur in the labels, so a class without samples neither helps nor harms.
+Labels are class indices (n,); predictions are (n, classes), larger for a more likely class. Every score is
+the mean over the classes that occur in the labels.
+
+These functions give the values of scikit-learn's `balanced_accuracy_score`, `recall_score` and so on. They
+exist because the bootstrap needs each score on 1000 resamples of one test set, and scikit-learn takes one at
+a time. The gain was not measured.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,55 +20,48 @@ Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
 
 WORK = 10_000_000_000
-"""Samples × classes × resamples that one interval may cost, about half a minute; beyond it, fewer of them."""
-
-
-class Bootstrap(NamedTuple):
-    """Scores of the same resampled test sets, one value a resample."""
-
-    balanced_accuracy: NDArray[np.float64]
-    auroc: NDArray[np.float64]
+"""Largest samples × classes × resamples of one bootstrap, about half a minute; above it, fewer resamples."""
 
 
 def accuracy(labels: Labels, scores: Scores) -> float:
-    """Share of samples whose largest score is their class."""
+    """Return the share of samples whose most likely class is the right one."""
     return float((scores.argmax(axis=1) == labels).mean())
 
 
 def balanced_accuracy(labels: Labels, scores: Scores) -> float:
-    """Mean over classes of the share of the class that is found."""
+    """Return the mean over classes of the share of the class that is predicted right."""
     return float(_balanced_accuracy(labels, scores, once(len(labels)))[0])
 
 
 def auroc(labels: Labels, scores: Scores) -> float:
-    """Area under the ROC curve: of class 1 for two classes, else the mean of one against the rest.
+    """Return the area under the ROC curve of class 1, or the mean over more than two classes.
 
-    The probability that a sample of the class scores above one that is not, ties counted half
+    It is the probability that a sample of the class scores above another sample, where ties count half
     (Hanley & McNeil 1982). nan when fewer than two classes occur.
     """
     return float(_auroc(labels, scores, once(len(labels)))[0])
 
 
-def quality(labels: Labels, scores: Scores) -> dict[str, float]:
-    """What a setting is chosen by, the more important first."""
-    return {"balanced_accuracy": balanced_accuracy(labels, scores), "auroc": auroc(labels, scores)}
-
-
 def summary(labels: Labels, scores: Scores) -> dict[str, float]:
-    return {"accuracy": accuracy(labels, scores), **quality(labels, scores)}
+    """Return accuracy, balanced accuracy and AUROC."""
+    return {
+        "accuracy": accuracy(labels, scores),
+        "balanced_accuracy": balanced_accuracy(labels, scores),
+        "auroc": auroc(labels, scores),
+    }
 
 
-def per_class(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
-    """For each class support (samples), precision, recall and AUROC against the rest; nan where undefined.
+def per_column(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
+    """Return for each class its support (number of samples), precision, recall and AUROC against the rest.
 
-    Precision is the share of the samples predicted as the class that are of it.
+    Precision is the share of the predictions of the class that are right. A score is nan where undefined.
     """
     matrix = confusion(labels, scores)
-    support, predicted, found = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
+    support, predicted, right = matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal()
     of_class = labels[:, None] == np.arange(scores.shape[1])
     area = areas(of_class, scores, once(len(labels)))[0][:, 0]
     with np.errstate(invalid="ignore"):
-        precision, recall = found / predicted, found / support
+        precision, recall = right / predicted, right / support
     return [
         {"support": int(n), "precision": float(p), "recall": float(r), "auroc": float(a)}
         for n, p, r, a in zip(support, precision, recall, area, strict=True)
@@ -72,17 +69,19 @@ def per_class(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
 
 
 def confusion(labels: Labels, scores: Scores) -> NDArray[np.int64]:
-    """How many samples of class i are predicted as class j, (classes, classes)."""
+    """Return the number of samples of class i that are predicted as class j, (classes, classes)."""
     classes = scores.shape[1]
     pairs = labels.astype(np.int64) * classes + scores.argmax(axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def bootstrap(labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0) -> Bootstrap:
-    """Both scores on `resamples` test sets drawn with replacement within each class.
+def bootstrap(
+    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, NDArray[np.float64]]:
+    """Return both scores on `resamples` test sets drawn with replacement within each class.
 
-    Equal labels and seed give the same test sets, so two classifiers' results are paired. Above `WORK`
-    the number of resamples falls, to no fewer than 200.
+    The draws depend only on labels and seed, so the values of two classifiers are paired. Above `WORK` there
+    are fewer resamples, but at least 200.
     """
     resamples = int(np.clip(WORK // max(scores.size, 1), min(200, resamples), resamples))
     chunk = max(1, 5_000_000 // len(labels))
@@ -91,11 +90,11 @@ def bootstrap(labels: Labels, scores: Scores, *, resamples: int = 1000, seed: in
         counts = _resample(labels, min(chunk, resamples - start), seed, start)
         parts.append((_balanced_accuracy(labels, scores, counts), _auroc(labels, scores, counts)))
     balanced, area = zip(*parts, strict=True)
-    return Bootstrap(np.concatenate(balanced), np.concatenate(area))
+    return {"balanced_accuracy": np.concatenate(balanced), "auroc": np.concatenate(area)}
 
 
 def interval(values: NDArray[np.float64], coverage: float = 0.95) -> list[float]:
-    """The central percentile interval [low, high] of bootstrap values; nan where they are undefined."""
+    """Return the central percentile interval [low, high] of bootstrap values, nan if all of them are nan."""
     tail = 50 * (1 - coverage)
     known = values[~np.isnan(values)]
     if not len(known):
@@ -104,7 +103,7 @@ def interval(values: NDArray[np.float64], coverage: float = 0.95) -> list[float]
 
 
 def _resample(labels: Labels, resamples: int, seed: int, start: int) -> Counts:
-    """How often each sample is drawn, (resamples, n): as many draws from each class as it has samples."""
+    """Return how often each sample is drawn, (resamples, n); each class keeps its number of samples."""
     counts = np.zeros((resamples, len(labels)), dtype=np.uint16)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -117,17 +116,17 @@ def _resample(labels: Labels, resamples: int, seed: int, start: int) -> Counts:
 
 
 def _balanced_accuracy(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
-    """(resamples,) from `counts` (resamples, n)."""
+    """Return the score (resamples,); `counts` (resamples, n) is how often each sample is drawn."""
     right = scores.argmax(axis=1) == labels
-    found = [
+    recalls = [
         counts[:, of & right].sum(axis=1) / counts[:, of].sum(axis=1)
         for of in (labels == label for label in np.unique(labels))
     ]
-    return np.mean(found, axis=0)
+    return np.mean(recalls, axis=0)
 
 
 def _auroc(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
-    """(resamples,) from `counts` (resamples, n)."""
+    """Return the score (resamples,); `counts` (resamples, n) is how often each sample is drawn."""
     present = np.unique(labels)
     if len(present) < 2:
         return np.full(len(counts), np.nan)

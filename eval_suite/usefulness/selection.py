@@ -1,4 +1,4 @@
-"""The choice among candidate settings: val chooses, and test is predicted for the chosen one alone."""
+"""Choosing a setting on the validation split, and the preparation of features that all probes share."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -6,19 +6,28 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.metrics import headlines
+from eval_suite.usefulness import label_scores, number_scores, scores
+
 Array = NDArray[np.floating]
 FeatureSets = Array | Mapping[str, Array]
-"""Features (n, d), or several sets of them of the same n samples, by name."""
+"""Features (n, d), or several sets of them for the same n samples, by name."""
+JUDGES: Mapping[str, Any] = {
+    "multiclass": scores,
+    "multilabel": label_scores,
+    "regression": number_scores,
+}
+"""The module that scores predictions, by the kind of targets; each has summary, per_column and bootstrap."""
 
 _Value = TypeVar("_Value")
 
 
 class Unmeasurable(ValueError):
-    """What the data lack for a method to make sense, in words for a report."""
+    """The data are not enough for a method; the message says what is missing, for the report."""
 
 
 class Candidate(NamedTuple):
-    """One setting, what it predicts for val, and how to get what it predicts for test."""
+    """One setting with its predictions for val, and a function that computes its predictions for test."""
 
     setting: dict[str, Any]
     val: NDArray[np.floating]
@@ -26,33 +35,63 @@ class Candidate(NamedTuple):
 
 
 def choose(
-    candidates: Iterable[Candidate],
-    val_y: NDArray[Any],
-    quality: Callable[[NDArray[Any], NDArray[np.floating]], dict[str, float]],
-) -> tuple[dict[str, Any], NDArray[np.floating], list[dict[str, Any]]]:
-    """The setting of the best candidate, its predictions for test, and setting and quality of each one.
+    candidates: Iterable[Candidate], val_y: NDArray[Any], test_y: NDArray[Any], kind: str
+) -> dict[str, Any]:
+    """Choose the candidate that is best on val, and score its predictions for test.
 
-    `quality` of (val_y, predictions) is compared entry by entry in its own order, nan below everything;
-    of equals the later candidate is taken.
+    Candidates are compared by the headline scores of the kind of targets, in the order of
+    `eval_suite.metrics`, where nan is below everything; among equals the later candidate is chosen. Returns
+    test_<score> for each score; the chosen setting; `val`, the setting and scores of every candidate; and
+    `test_scores`, the predictions for test.
     """
-    rows: list[dict[str, Any]] = []
+    judge = JUDGES[kind]
+    tried: list[dict[str, Any]] = []
     best: Candidate | None = None
     best_key: tuple[float, ...] = ()
     for candidate in candidates:
-        found = quality(val_y, candidate.val)
-        rows.append({**candidate.setting, **found})
-        key = tuple(-np.inf if np.isnan(value) else value for value in found.values())
+        measured = judge.summary(val_y, candidate.val)
+        compared = {score: measured[score] for score in headlines(kind)}
+        tried.append({**candidate.setting, **compared})
+        key = tuple(-np.inf if np.isnan(value) else value for value in compared.values())
         if best is None or key >= best_key:
             best, best_key = candidate, key
     assert best is not None
-    return best.setting, best.test(), rows
+    predicted = best.test()
+    return {
+        **{f"test_{score}": value for score, value in judge.summary(test_y, predicted).items()},
+        **best.setting,
+        "val": tried,
+        "test_scores": predicted,
+    }
 
 
 def named(x: _Value | Mapping[str, _Value]) -> Mapping[str, _Value]:
-    """The feature sets by name; a single one has the name ''."""
+    """Return the feature sets by name; a single set without a name gets the name ''."""
     return x if isinstance(x, Mapping) else {"": x}
 
 
 def label(feature_set: str) -> dict[str, str]:
-    """What a setting says of its feature set: nothing where there is only one without a name."""
+    """Return the part of a setting that names its feature set; empty for a set without a name."""
     return {"feature_set": feature_set} if feature_set else {}
+
+
+def count_classes(*labels: NDArray[np.integer]) -> int:
+    """Return the largest class index in any of the splits, plus 1."""
+    return int(max(y.max() for y in labels)) + 1
+
+
+def require_two_classes(train_y: NDArray[np.integer]) -> None:
+    """Raise Unmeasurable if class indices (n,) are all the same; labels (n, columns) are not checked."""
+    if train_y.ndim == 1 and (count := len(np.unique(train_y))) < 2:
+        raise Unmeasurable(f"a probe needs two classes or more in train, found {count}")
+
+
+def standardiser(train_x: Array) -> Callable[[Array], NDArray[np.float64]]:
+    """Return a function that subtracts the mean of `train_x` (n, d) and divides by its standard deviation.
+
+    A dimension whose deviation is below a millionth of the largest one is constant up to rounding; it is
+    only centred.
+    """
+    mean, std = train_x.mean(axis=0, dtype=np.float64), train_x.std(axis=0, dtype=np.float64)
+    std[std < 1e-6 * max(float(std.max()), 1e-30)] = 1.0
+    return lambda x: (x - mean) / std

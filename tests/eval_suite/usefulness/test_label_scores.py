@@ -36,7 +36,7 @@ def test_a_resample_scores_as_the_samples_that_it_repeats(tied):
 
 def test_a_label_that_never_occurs_is_left_out_of_the_mean(tied):
     labels, p = tied
-    rows = label_scores.per_label(np.insert(labels, 3, 0, axis=1), np.insert(p, 3, 0.5, axis=1))
+    rows = label_scores.per_column(np.insert(labels, 3, 0, axis=1), np.insert(p, 3, 0.5, axis=1))
     assert np.isnan(rows[3]["auroc"])
     assert rows[3]["support"] == 0
     without = label_scores.summary(np.insert(labels, 3, 0, axis=1), np.insert(p, 3, 0.5, axis=1))

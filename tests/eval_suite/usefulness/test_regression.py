@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.preprocessing import StandardScaler
 
-from eval_suite.usefulness import regression
+from eval_suite.usefulness import number_scores, regression
 
 
 def numbers(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def test_constant_columns_of_features_and_targets():
     x[:, 0], y[:, 1] = 7.0, 3.0
     found = regression.ridge_probe(x, y, x, y, x, y)
     assert np.isfinite(found["test_scores"]).all()
-    rows = regression.per_column(y, found["test_scores"])
+    rows = number_scores.per_column(y, found["test_scores"])
     assert np.isnan(rows[1]["r2"])
     assert np.isnan(rows[1]["spearman"])
     assert found["test_r2"] == rows[0]["r2"] > 0
@@ -58,7 +58,7 @@ def test_a_resample_scores_as_the_samples_that_it_repeats():
     y = random.integers(4, size=(50, 1)).astype(float)  # with ties
     predicted = np.round(y + random.normal(size=(50, 1)), 1)
     counts = random.integers(3, size=(1, 50))
-    found = regression._scores(y, predicted, counts)
+    found = number_scores._scores(y, predicted, counts)
     rows = np.repeat(np.arange(50), counts[0])
     assert found["r2"][0, 0] == pytest.approx(r2_score(y[rows], predicted[rows]))
     assert found["mae"][0, 0] == pytest.approx(mean_absolute_error(y[rows], predicted[rows]))
@@ -67,5 +67,5 @@ def test_a_resample_scores_as_the_samples_that_it_repeats():
 
 def test_bootstrap_spread_of_the_mean_error_is_that_of_a_mean():
     y = np.random.default_rng(4).normal(size=(400, 1))
-    values = regression.bootstrap(y, 0 * y, resamples=2000)["mae"]
+    values = number_scores.bootstrap(y, 0 * y, resamples=2000)["mae"]
     assert values.std() == pytest.approx(np.abs(y).std() / 20, rel=0.07)

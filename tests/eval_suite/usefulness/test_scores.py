@@ -51,7 +51,7 @@ def test_bootstrap_spread_is_that_of_proportions():
     labels = np.repeat([0, 1], [300, 100])
     right = np.concatenate([np.arange(300) < 240, np.arange(100) < 60])
     predicted = np.eye(2)[np.where(right, labels, 1 - labels)]
-    values = scores.bootstrap(labels, predicted, resamples=4000).balanced_accuracy
+    values = scores.bootstrap(labels, predicted, resamples=4000)["balanced_accuracy"]
     deviation = np.sqrt(0.8 * 0.2 / 300 + 0.6 * 0.4 / 100) / 2
     assert values.mean() == pytest.approx(0.7, abs=0.002)
     assert values.std() == pytest.approx(deviation, rel=0.06)
@@ -64,17 +64,17 @@ def test_bootstrap_is_repeatable_and_pairs_classifiers():
     labels = random.integers(2, size=60)
     first, second = random.normal(size=(2, 60, 2))
     again = scores.bootstrap(labels, first, resamples=50)
-    assert np.array_equal(again.auroc, scores.bootstrap(labels, first, resamples=50).auroc)
-    assert not np.array_equal(again.auroc, scores.bootstrap(labels, first, resamples=50, seed=1).auroc)
+    assert np.array_equal(again["auroc"], scores.bootstrap(labels, first, resamples=50)["auroc"])
+    assert not np.array_equal(again["auroc"], scores.bootstrap(labels, first, resamples=50, seed=1)["auroc"])
     shifted = scores.bootstrap(labels, first + 1, resamples=50)
-    assert np.array_equal(again.auroc, shifted.auroc)
-    assert not np.array_equal(again.auroc, scores.bootstrap(labels, second, resamples=50).auroc)
+    assert np.array_equal(again["auroc"], shifted["auroc"])
+    assert not np.array_equal(again["auroc"], scores.bootstrap(labels, second, resamples=50)["auroc"])
 
 
 def test_resamples_in_several_chunks_are_all_different():
     labels = np.arange(100_000) % 2
     predicted = np.random.default_rng(0).normal(size=(100_000, 2))
-    values = scores.bootstrap(labels, predicted, resamples=60).auroc
+    values = scores.bootstrap(labels, predicted, resamples=60)["auroc"]
     assert len(np.unique(values)) == 60
 
 
@@ -84,7 +84,7 @@ def test_per_class_table_and_confusion_agree_with_sklearn():
     p = np.round(random.dirichlet(np.ones(4), size=120) + np.eye(4)[labels] / 2, 2)  # class 3 never occurs
     predicted = p.argmax(axis=1)
     assert np.array_equal(scores.confusion(labels, p), confusion_matrix(labels, predicted, labels=range(4)))
-    rows = scores.per_class(labels, p)
+    rows = scores.per_column(labels, p)
     expected = precision_recall_fscore_support(labels, predicted, labels=range(3))
     for c in range(3):
         assert rows[c]["precision"] == pytest.approx(expected[0][c])

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from eval_suite import usefulness
 from eval_suite.inputs.targets import Targets
-from eval_suite.names import USEFULNESS
+from eval_suite.metrics import USEFULNESS
 from eval_suite.usefulness.minibatch_probe import Protocol
 
 SIZES = {"train": 150, "val": 60, "test": 70}
