@@ -1,8 +1,6 @@
-"""What an evaluation tells the terminal and the run's MLflow run."""
+"""What an evaluation prints: tables of scores, the results in sentences, and where the files are."""
 
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -10,100 +8,86 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval_suite import tracking
 from eval_suite.batch import Outcome
-from eval_suite.report.reading import HEADLINES, METHODS, TITLES, geometry, reading
-from isotorus.secrets import masked
+from eval_suite.metrics import METHODS, SCORES, headlines
+from eval_suite.report.sentences import about_geometry, about_usefulness
 
 SHOWN = 3
-"""Most evaluations that get a table each; more get a row each."""
+"""Largest number of evaluations that are printed as a table each; more are printed as a row each."""
+SUMMARISED = {name: method for name, method in METHODS.items() if method.summarised}
 
 
-def publish(results: dict[str, Any], out: Path) -> str:
-    """Send results and report to the MLflow run of the training, if there is one; says how to see it."""
-    run = results["checkpoint"]["run"]
-    record = tracking.store(Path(run)) if run else None
-    step, files = results["checkpoint"]["step"], [out / "results.json", out / "report.html"]
-    if record and tracking.send(record, step, tracking.scalars(results), files, f"eval/{step}"):
-        return where(record)
-    return ""
+def show(outcomes: Sequence[Outcome], published: Sequence[str], *, quiet: bool) -> None:
+    """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
-
-def where(record: dict[str, str]) -> str:
-    """How to see the MLflow store of a run."""
-    uri = masked(record["uri"])
-    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    return f"MLflow: {uri} ({'open it in a browser' if uri.startswith('http') else command})"
-
-
-def show(done: Sequence[Outcome], published: Sequence[str], *, quiet: bool) -> None:
-    """Tables, where the reports are, and what was published; without the tables if `quiet`, for JSON."""
+    If `quiet`, when standard output is for JSON, print only the last two, to standard error.
+    """
     console = Console(stderr=quiet)
-    if not quiet and len(done) > SHOWN:
-        console.print(_rows(done))
-    for outcome in done:
+    if not quiet and len(outcomes) > SHOWN:
+        console.print(_rows(outcomes))
+    for outcome in outcomes:
         results = outcome.results
         assert results is not None
-        if not quiet and len(done) <= SHOWN:
+        if not quiet and len(outcomes) <= SHOWN:
             console.print(_table(results))
-            console.print(f"{reading(results)} {geometry(results)}", markup=False, highlight=False)
+            sentences = f"{about_usefulness(results)} {about_geometry(results)}"
+            console.print(sentences, markup=False, highlight=False)
         tell(f"report: {outcome.task.out / 'report.html'} (open it in a browser)", quiet=quiet)
     for line in filter(None, dict.fromkeys(published)):
         tell(line, quiet=quiet)
 
 
 def tell(line: str, *, quiet: bool) -> None:
+    """Print one line without markup, to standard error if `quiet`."""
     Console(stderr=quiet).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(results: dict[str, Any]) -> Table:
-    which, measured = results["checkpoint"], results["representations"]
-    where = f" on {results['reported_on']}" if results["reported_on"] else ""
+    """Return the scores and effective ranks of one evaluation, one row for each representation."""
+    checkpoint, measured = results["checkpoint"], results["representations"]
+    split = f" on {results['reported_on']}" if results["reported_on"] else ""
     table = Table(
-        title=Text(f"{which['name']}, step {which['step']},{where}".rstrip(",")),
+        title=Text(f"{checkpoint['name']}, step {checkpoint['step']},{split}".rstrip(",")),
         box=SIMPLE,
         pad_edge=False,
         collapse_padding=True,
     )
     table.add_column("", no_wrap=True)
-    methods = {m: METHODS[m] for m in ("probe", "knn") if m in measured["pretrained"]}
-    scores = HEADLINES.get(results["kind"], ())
+    methods = {name: method for name, method in SUMMARISED.items() if name in measured["pretrained"]}
+    scores = headlines(results["kind"])
     for method in methods.values():
         for number, score in enumerate(scores):
-            title = method if number == 0 else ""
-            table.add_column(f"{title}\n{_short(score)} %", justify="right", no_wrap=True)
+            title = method.label if number == 0 else ""
+            short = SCORES[score].short or SCORES[score].label
+            table.add_column(f"{title}\n{short} %", justify="right", no_wrap=True)
     ranked = "rank" in measured["pretrained"]
     if ranked:
         table.add_column("eff.\nrank", justify="right")
-    for name, found in measured.items():
-        cells = [_cell(found.get(m, {}), score) for m in methods for score in scores]
-        rank = [f"{found['rank']['effective_rank']:.1f}"] if ranked else []
+    for name, of in measured.items():
+        cells = [_cell(of.get(method, {}), score) for method in methods for score in scores]
+        rank = [f"{of['rank']['effective_rank']:.1f}"] if ranked else []
         table.add_row(name, *cells, *rank)
     return table
 
 
-def _rows(done: Sequence[Outcome]) -> Table:
+def _rows(outcomes: Sequence[Outcome]) -> Table:
+    """Return one row for each evaluation."""
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    for title in ("", "step", "probe, balanced %", "k-NN, balanced %", "eff. rank", "geometry"):
+    methods = [f"{method.short}, balanced %" for method in SUMMARISED.values()]
+    for title in ("", "step", *methods, "eff. rank", "geometry"):
         table.add_column(title, justify="left" if title in ("", "geometry") else "right")
-    for outcome in done:
+    for outcome in outcomes:
         assert outcome.results is not None
-        which, found = outcome.results["checkpoint"], outcome.results["representations"]["pretrained"]
-        scores = [
-            f"{100 * found[m]['balanced_accuracy']:.1f}" if m in found else "–" for m in ("probe", "knn")
-        ]
-        rank = f"{found['rank']['effective_rank']:.1f}" if "rank" in found else "–"
+        checkpoint, of = outcome.results["checkpoint"], outcome.results["representations"]["pretrained"]
+        scores = [f"{100 * of[m]['balanced_accuracy']:.1f}" if m in of else "–" for m in SUMMARISED]
+        rank = f"{of['rank']['effective_rank']:.1f}" if "rank" in of else "–"
         verdict = outcome.results["geometry"].get("embedding", {}).get("verdict", {}).get("name", "–")
-        table.add_row(which["name"], str(which["step"]), *scores, rank, verdict)
+        table.add_row(checkpoint["name"], str(checkpoint["step"]), *scores, rank, verdict)
     return table
 
 
-def _short(score: str) -> str:
-    return {"balanced_accuracy": "balanced", "average_precision": "mAP"}.get(score, TITLES[score])
-
-
-def _cell(found: dict[str, Any], score: str) -> str:
-    if found.get(score) is None:
+def _cell(of: dict[str, Any], score: str) -> str:
+    if of.get(score) is None:
         return "–"
-    low, high = found[f"{score}_interval"]
-    return f"{100 * found[score]:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+    low, high = of[f"{score}_interval"]
+    return f"{100 * of[score]:.1f} ({100 * low:.0f}–{100 * high:.0f})"

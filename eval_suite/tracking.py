@@ -1,28 +1,51 @@
-"""Results to the MLflow run that the training made; a store that cannot be reached costs one warning."""
+"""Results in the MLflow run that the training made; a store that cannot be reached costs one warning."""
 
 import json
 import logging
 import os
+import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eval_suite.report import results_table
 from isotorus.secrets import masked
 
 log = logging.getLogger(__name__)
 
 
+def publish(results: dict[str, Any], out: Path) -> str:
+    """Send the numbers and files of an evaluation to the MLflow run of its training.
+
+    Every number gets the name that it has in results.csv, below "eval/". Returns a line that says how to see
+    them; an empty string if the training keeps no MLflow run or it cannot be reached.
+    """
+    run = results["checkpoint"]["run"]
+    record = store(Path(run)) if run else None
+    if record is None:
+        return ""
+    step, files = results["checkpoint"]["step"], [out / "results.json", out / "report.html"]
+    values = {f"eval/{name}": value for name, value in results_table.numbers(results).items()}
+    return where(record) if send(record, step, values, files, f"eval/{step}") else ""
+
+
+def where(record: dict[str, str]) -> str:
+    """Return a line that says how to see the MLflow store in `record`."""
+    uri = masked(record["uri"])
+    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return f"MLflow: {uri} ({'open it in a browser' if uri.startswith('http') else command})"
+
+
 def store(run: Path) -> dict[str, str] | None:
-    """mlflow.json of a run folder: uri, experiment, run_id; None if the run keeps no MLflow run."""
+    """Read mlflow.json of a run folder: uri, experiment and run_id; None if the run keeps no MLflow run."""
     try:
         record = json.loads((run / "mlflow.json").read_text())
-        if not record["run_id"]:  # it has not come to be yet
+        if not record["run_id"]:  # the MLflow run has not been created yet
             return None
-        found = {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
-        # The record holds no password; the environment may have the same address with it.
+        record = {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
+        # The record never holds a password; the environment may have the same address with its password.
         here = os.environ.get("MLFLOW_TRACKING_URI", "")
-        return found | {"uri": here} if masked(here) == found["uri"] else found
+        return record | {"uri": here} if masked(here) == record["uri"] else record
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -31,17 +54,18 @@ def store(run: Path) -> dict[str, str] | None:
 
 
 def send(record: dict[str, str], step: int, values: dict[str, float], files: list[Path], folder: str) -> bool:
-    """Log `values` at a checkpoint's step, and `files` as artifacts in `folder`; False with a warning.
+    """Log `values` at the step of a checkpoint and `files` as artifacts in `folder`.
 
-    What the store has already is not sent again, so a repeated evaluation fills gaps only.
+    Values that the store has already are not sent again, so a repeated evaluation only fills gaps. Returns
+    whether it worked; if not, a warning says why.
     """
     uri = record["uri"]
     try:
         _require_database(uri)
-        # An unreachable server must not hold the command for MLflow's default of minutes.
+        # By default MLflow retries an unreachable server for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # Imported here: it takes seconds, which a run without MLflow need not spend.
+        # Imported here because it takes seconds, and many runs do not use MLflow.
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
@@ -58,10 +82,10 @@ def send(record: dict[str, str], step: int, values: dict[str, float], files: lis
             client.log_batch(run_id, metrics=fresh[start : start + 1000])
         for file in files:
             client.log_artifact(run_id, str(file), artifact_path=folder)
-    except Exception as error:  # whatever ails the store, the results are on disk already
+    except Exception as error:  # the results are on disk already, so no error of the store may end this
         reason = masked((str(error).splitlines() or [type(error).__name__])[0])[:200]
         log.warning(
-            "warning: MLflow at %s does not take the results (%s); they are in %s",
+            "warning: MLflow at %s did not accept the results (%s); they are in %s",
             masked(uri),
             reason,
             files[0] if files else "their files",
@@ -70,22 +94,7 @@ def send(record: dict[str, str], step: int, values: dict[str, float], files: lis
     return True
 
 
-def scalars(results: dict[str, Any]) -> dict[str, float]:
-    """Every single number, as eval/<representation>/<metric>/… and eval/geometry/<cloud>/<metric>/…."""
-    measured = _flatten(results["representations"], "eval")
-    return dict(measured) | dict(_flatten(results["geometry"], "eval/geometry"))
-
-
-def _flatten(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        name = f"{prefix}/{key}"
-        if isinstance(value, dict):
-            yield from _flatten(value, name)
-        elif isinstance(value, int | float):
-            yield name, float(value)
-
-
 def _require_database(uri: str) -> None:
-    """MLflow would make a missing sqlite file anew, and then not find the run in it."""
+    """Raise FileNotFoundError for a missing sqlite file, which MLflow would create without the run in it."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise FileNotFoundError(f"no file {uri.removeprefix('sqlite:///')} seen from {Path.cwd()}")

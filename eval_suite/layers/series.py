@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite import terminal, tracking
+from eval_suite import tracking
 from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
 from eval_suite.inputs.targets import load_targets
@@ -203,7 +203,7 @@ def publish(results: Mapping[str, Any], out: Path) -> list[str]:
             tracking.send(record, c["step"], _by_block(c), files if c is last else [], "eval/layers")
             for c in run["checkpoints"]
         ):
-            lines.append(terminal.where(record))
+            lines.append(tracking.where(record))
     return list(dict.fromkeys(lines))
 
 

@@ -1,7 +1,5 @@
-"""Pages, figures, sentences and tables of what was measured."""
+"""Pages, figures, sentences and tables of the results."""
 
-from eval_suite.report.report import (
-    render,
-)
+from eval_suite.report.report_page import render
 
 __all__ = ["render"]

@@ -1,6 +1,6 @@
-"""Figures as SVG text that takes its foreground from the page, so that they suit light and dark alike.
+"""Figures as SVG text whose foreground is the text colour of the page, so that they suit light and dark.
 
-All words that come from users stay out of them: the page sets those beside the figure, escaped.
+They contain no words that come from users; the page shows those beside the figure, escaped.
 """
 
 import io
@@ -20,9 +20,9 @@ from isotorus.randomness import generator
 matplotlib.use("Agg")
 
 INK = "#010203"
-"""Stands for the page's text colour until the SVG is written."""
+"""Placeholder for the text colour of the page, replaced when the SVG is written."""
 COLOURS = {"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"}
-"""One for each representation, with enough contrast on white and on near-black."""
+"""Colour of each representation, with enough contrast on white and on near-black."""
 CLASS_COLOURS = [
     "#3f7fd9",
     "#e0703c",
@@ -36,8 +36,9 @@ CLASS_COLOURS = [
     "#7b83d6",
 ]
 UNLABELLED = "#8d8d8d"
+"""Colour of samples without a class."""
 POINTS = 400
-"""Most points of a curve that are drawn."""
+"""Largest number of points of a curve."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -63,7 +64,7 @@ STYLE: dict[Any, Any] = {
 
 
 def class_colours(count: int) -> list[str]:
-    """One colour for each class; far apart as long as there are ten or fewer."""
+    """Return a colour for each class; up to ten classes have colours that are easy to tell apart."""
     if count <= len(CLASS_COLOURS):
         return CLASS_COLOURS[:count]
     wheel = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
@@ -71,7 +72,7 @@ def class_colours(count: int) -> list[str]:
 
 
 def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = None) -> str:
-    """A quantity over the steps of the run, `mark` being the evaluated step."""
+    """Draw a quantity over the steps of a run, with a dashed line at the step `mark`."""
 
     def draw(axes: Axes) -> None:
         shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int))
@@ -79,28 +80,24 @@ def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = 
         axes.plot(x, y, color=COLOURS["pretrained"], linewidth=1.4, marker="o" if len(x) == 1 else None)
         if mark is not None and mark < max(steps):
             axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        _step_axes(axes)
 
     return svg(draw, 3.6, 2.1)
 
 
 def lines(series: Sequence[tuple[Sequence[tuple[float, float]], str]]) -> str:
-    """A quantity over the steps of several runs: points (step, value) and a colour each."""
+    """Draw a quantity over the steps of several runs, each given as points (step, value) and a colour."""
 
     def draw(axes: Axes) -> None:
         for points, colour in series:
             axes.plot(*np.asarray(points).T, color=colour, linewidth=1.4, marker="o", markersize=3.5)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        _step_axes(axes)
 
     return svg(draw, 3.6, 2.1)
 
 
 def pairs(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str) -> str:
-    """Points (x, y) in a colour each."""
+    """Draw points, each given as x, y and a colour."""
 
     def draw(axes: Axes) -> None:
         x, y, colours = zip(*points, strict=True)
@@ -112,7 +109,7 @@ def pairs(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str
 
 
 def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float, label: str) -> str:
-    """Scores with their intervals, a row a representation, and the score of guessing as a dashed line."""
+    """Draw scores with their intervals, a row for each representation, and `chance` as a dashed line."""
 
     def draw(axes: Axes) -> None:
         for place, (name, value, (low, high)) in enumerate(rows):
@@ -142,10 +139,10 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
 
 
 def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: Sequence[str]) -> str:
-    """Points (n, 2) in the colours of their labels, grey for -1."""
+    """Draw points (n, 2) in the colours of their labels (n,); label -1 is grey."""
 
     def draw(axes: Axes) -> None:
-        # In random order, so that no class lies on top of the others.
+        # In random order, so that no class covers the others.
         order = generator(0).permutation(len(points))
         chosen = [colours[label] if label >= 0 else UNLABELLED for label in labels[order]]
         x, y = points[order].T
@@ -156,7 +153,7 @@ def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: 
 
 
 def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
-    """Eigenvalues of each representation's covariance as shares of their sum, on log-log axes."""
+    """Draw the eigenvalues of each representation's covariance as shares of their sum, on log-log axes."""
 
     def draw(axes: Axes) -> None:
         for name, values in eigenvalues.items():
@@ -169,8 +166,14 @@ def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
     return svg(draw, 4.2, 2.5)
 
 
+def _step_axes(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
 def hide_axes(axes: Axes) -> None:
-    """Of a map, whose directions mean nothing."""
+    """Remove the axes of a map whose directions have no meaning."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
@@ -179,7 +182,7 @@ def hide_axes(axes: Axes) -> None:
 
 
 def svg(draw: Any, width: float, height: float) -> str:
-    """An SVG element of `width` × `height` inches of its own, without names or addresses in its head."""
+    """Return an SVG element of `width` × `height` inches, drawn by `draw(axes)`, without metadata."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
         axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""Figures of a cloud's geometry: persistence with the null's band, spectra beside references."""
+"""Figures of a cloud's geometry: persistent homology, graph spectra and circular coordinates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from eval_suite.report.figures import INK, hide_axes, svg
 
 DIMENSIONS = ("#8d8d8d", "#3f7fd9", "#e0703c")
-"""Colours of components, loops and voids."""
+"""Colours of components, loops and voids, the homology of dimension 0, 1 and 2."""
 NAMES = ("components", "loops", "voids")
 REFERENCES = {"measured": "#3f7fd9", "flat torus": "#2f9e78", "Gaussian": "#c9973f"}
 
 Bars = Sequence[Sequence[tuple[float, float | None]]]
-"""By dimension: (birth, death), death None for what is alive at the threshold."""
+"""For each dimension, (birth, death) of its holes; death is None for a hole alive at the threshold."""
 
 
 def diagram(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: float) -> str:
-    """Births and deaths of each dimension; below its dashed line a bar is as short as the null's."""
+    """Draw births and deaths of each dimension; holes below its line live no longer than the null's."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, threshold], [0, threshold], color=INK, linewidth=0.6)
@@ -47,14 +47,14 @@ def diagram(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: floa
         axes.set_xlim(-0.02 * threshold, threshold)
         axes.set_ylim(-0.02 * threshold, 1.04 * threshold)
         axes.set_xlabel("born at distance")
-        axes.set_ylabel("gone at distance")
+        axes.set_ylabel("filled at distance")
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
     return svg(draw, 3.2, 3.0)
 
 
 def barcode(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: float, shown: int = 8) -> str:
-    """The longest bars of loops and voids; behind them how long the null's longest are."""
+    """Draw the longest bars of loops and voids, in front of the length of the null's longest bar."""
 
     def draw(axes: Axes) -> None:
         place, ticks = 0, []
@@ -80,7 +80,7 @@ def barcode(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: floa
 
 
 def eigenvalues(spectra: Mapping[str, Sequence[float]]) -> str:
-    """Smallest eigenvalues of graph Laplacians, those of references beside the measured ones."""
+    """Draw the smallest eigenvalues of graph Laplacians, measured and of the references, by name."""
 
     def draw(axes: Axes) -> None:
         for name, values in spectra.items():
@@ -102,7 +102,7 @@ def eigenvalues(spectra: Mapping[str, Sequence[float]]) -> str:
 
 
 def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> str:
-    """Points (n, 2) in the colour of a circular coordinate (n,), radians."""
+    """Draw points (n, 2) in the colour of a circular coordinate (n,), in radians."""
 
     def draw(axes: Axes) -> None:
         drawn = axes.scatter(

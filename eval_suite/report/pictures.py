@@ -1,4 +1,4 @@
-"""What the report shows of the images: maps of the embedding, and queries beside their neighbours."""
+"""What the report shows of images: maps of the embedding, and images beside their nearest neighbours."""
 
 import base64
 import io
@@ -20,13 +20,14 @@ from isotorus.randomness import generator
 Array = NDArray[np.floating]
 
 MAP_POINTS = 1000
-"""Most points of a map: t-SNE's time grows with them, and more would only overlap."""
+"""Largest number of points of a map; more would take t-SNE long and overlap."""
 THUMBNAIL = 96
+"""Side of a thumbnail, in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A thumbnail as a data URI, its class (None if unlabelled) and what is worth saying of it."""
+    """A thumbnail as a data URI, its class (None without label), and how it compares with the query."""
 
     uri: str
     label: str | None
@@ -35,17 +36,17 @@ class Picture:
 
 
 def pca_map(x: Array) -> NDArray[np.float64]:
-    """The first two principal components (n, 2) of x (n, d)."""
+    """Return the first two principal components (n, 2) of `x` (n, d)."""
     components = min(2, *x.shape)
     points = PCA(components, svd_solver="full").fit_transform(x.astype(np.float64))
     return np.pad(points, ((0, 0), (0, 2 - components)))
 
 
 def tsne_map(x: Array) -> NDArray[np.float64]:
-    """t-SNE (van der Maaten & Hinton 2008) of x (n, d) to (n, 2), started from PCA; for n < 8, PCA."""
+    """Return t-SNE (van der Maaten & Hinton 2008) of `x` (n, d) as (n, 2), or PCA for n < 8."""
     if len(x) < 8 or np.allclose(x.var(axis=0), 0):
         return pca_map(x)
-    # Distances hardly change when the tail of the spectrum goes, and the search gets much cheaper.
+    # Fifty components keep almost all of the distances and make the search much cheaper.
     reduced = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x.astype(np.float64))
     perplexity = min(30.0, (len(x) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(reduced)
@@ -61,13 +62,13 @@ def neighbour_rows(
     rows: int = 6,
     columns: int = 5,
 ) -> list[tuple[Picture, list[Picture]]]:
-    """Random queries, the classes taking turns, each with its most similar train images."""
+    """Return random queries of alternating classes, each with the train images most similar to it."""
     chosen = _choose(queries.labels, rows, seed)
     similarity, ids = nearest(train_x, query_x[chosen], min(columns, len(train_x)))
     table = []
     for place, query in enumerate(chosen):
         label = int(queries.labels[query])
-        found = [
+        neighbours = [
             Picture(
                 thumbnail(train, int(i), channels),
                 _class(train, int(i)),
@@ -76,14 +77,15 @@ def neighbour_rows(
             )
             for s, i in zip(similarity[place], ids[place], strict=True)
         ]
-        table.append((Picture(thumbnail(queries, int(query), channels), _class(queries, int(query))), found))
+        shown = Picture(thumbnail(queries, int(query), channels), _class(queries, int(query)))
+        table.append((shown, neighbours))
     return table
 
 
 def turn(
     train: Dataset, samples: Sequence[int], angles: Sequence[float], channels: int, count: int = 12
 ) -> list[Picture]:
-    """Once round a circular coordinate: of `samples`, those nearest to `count` even angles."""
+    """Return images along a circular coordinate: those of `samples` nearest to `count` even angles."""
     away = np.asarray(angles)[None] - np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
     nearest_to = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
     chosen = [int(samples[place]) for place in nearest_to]
@@ -91,10 +93,11 @@ def turn(
 
 
 def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
+    """Choose `count` random samples of alternating classes; unlabelled ones only if no sample has a label."""
     order = generator(seed).permutation(len(labels))
     if (labels >= 0).any():
         order = order[labels[order] >= 0]
-    # A class's first sample comes before any class's second one.
+    # The first sample of every class comes before the second sample of any class.
     turn = np.zeros(len(order), dtype=np.int64)
     for label in np.unique(labels[order]):
         members = labels[order] == label
@@ -103,16 +106,18 @@ def _choose(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.in
 
 
 def _class(dataset: Dataset, i: int) -> str | None:
+    """Return the class name of a sample; None without a label."""
     label = int(dataset.labels[i])
     return dataset.classes[label] if label >= 0 else None
 
 
 def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
+    """Return the centre crop of a sample as a JPEG in a data URI."""
     image = center_view(decode(dataset.read(i), channels, dataset.depth), THUMBNAIL).float()
-    if dataset.depth == 16:  # whose values often fill a small part of the scale
+    if dataset.depth == 16:  # 16-bit values often use a small part of the range
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
     pixels = image.byte().permute(1, 2, 0).numpy()
     stream = io.BytesIO()
-    # Of more than three channels the first three.
+    # Images with more than three channels show the first three.
     Image.fromarray(pixels[..., 0] if channels < 3 else pixels[..., :3]).save(stream, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

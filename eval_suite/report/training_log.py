@@ -1,28 +1,26 @@
-"""What a run logged over its steps, read from metrics.jsonl."""
+"""What a run logged while training, read from its metrics.jsonl."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from isotorus import jsonl
+
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """Logged rows by ascending step, the last one of each; a line cut by a kill is passed over."""
-    by_step: dict[float, dict[str, Any]] = {}
+    """Return the logged rows of a run by ascending step, the last one of each step; [] without a log."""
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        rows = jsonl.read(run / "metrics.jsonl")
     except OSError:
         return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            by_step[row["step"]] = row
-        except (ValueError, KeyError, TypeError):
-            continue
+    by_step = {row["step"]: row for row in rows if isinstance(row, dict) and "step" in row}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def at(rows: list[dict[str, Any]], key: str, step: int, window: int) -> float | None:
-    """A quantity's mean over the `window` steps up to `step`, as single ones are noisy; None without any."""
+    """Return the mean of a logged quantity over the `window` steps up to `step`, as single values are noisy.
+
+    None where no row in the window has the quantity.
+    """
     values = [
         row[key]
         for row in rows

@@ -1,4 +1,4 @@
-"""The pages' templates, and how numbers are written in them."""
+"""The templates of the pages and the formats of their numbers."""
 
 from importlib.resources import files
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template; what users have named is escaped."""
+    """Return the template of a page; it escapes all values, since users choose some of the names."""
     folder = str(files("eval_suite.report").joinpath("pages"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -23,7 +23,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def _dig(values: Any, path: str) -> Any:
-    """The entry at a path such as "shape/hubness/skewness", None where there is none."""
+    """Return the entry at a path such as "shape/hubness/skewness"; None if there is none."""
     for key in path.split("/"):
         values = values.get(key) if isinstance(values, dict) else None
     return values

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite.report import comparison
-from eval_suite.report.reading import reading
+from eval_suite.report import comparison_page, results_table
+from eval_suite.report.sentences import about_usefulness
 
 
 class Page(HTMLParser):
@@ -70,10 +70,10 @@ def test_every_section_is_there(page: Page):
         "Training",
         "The embedding in two dimensions",
         "Nearest neighbours",
-        "with few labels, and as a search",
+        "few labels, and retrieval",
         "The linear probe by class",
-        "What geometry the features have",
-        "How many directions are used",
+        "Geometry of the features",
+        "How many directions the embedding uses",
         "Configuration of the training",
     ):
         assert heading in page.text
@@ -97,7 +97,7 @@ def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, comman
     assert command(checkpoint, *data, "--metrics", "rank", "--baselines", "untrained").code == 0
     text = Page((checkpoint / "eval" / "7" / "report.html").read_text()).text
     assert "Training" not in text
-    assert "they were not asked for" in text
+    assert "they were not requested" in text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, comman
         ([-0.1, -0.02], "Pretraining hurts"),
     ],
 )
-def test_the_reading_claims_what_the_interval_allows(interval: list[float], verdict: str):
+def test_the_sentences_claims_what_the_interval_allows(interval: list[float], verdict: str):
     results = {
         "representations": {"pretrained": {"probe": {"balanced_accuracy": 0.7, "auroc": 0.8}}},
         "differences": {
@@ -122,10 +122,10 @@ def test_the_reading_claims_what_the_interval_allows(interval: list[float], verd
         "reported_on": "test",
         "kind": "multiclass",
     }
-    assert reading(results).startswith(f"{verdict} (AUROC). ")
+    assert about_usefulness(results).startswith(f"{verdict} (AUROC). ")
 
 
-def test_the_reading_does_not_hide_the_method_that_disagrees():
+def test_the_sentences_does_not_hide_the_method_that_disagrees():
     effect = {"probe": [0.02, 0.1], "knn": [-0.1, 0.04]}
     results = {
         "representations": {
@@ -143,11 +143,11 @@ def test_the_reading_does_not_hide_the_method_that_disagrees():
         "reported_on": "val",
         "kind": "multiclass",
     }
-    text = reading(results)
+    text = about_usefulness(results)
     assert text.startswith(
-        "Pretraining helps by linear probe (AUROC). No clear effect of pretraining by k-NN (AUROC). "
+        "Pretraining helps (linear probe, AUROC). No clear effect of pretraining (k-NN, AUROC). "
     )
-    assert "k-NN balanced accuracy 80.0\u00a0%, −3.0 points against the same encoder untrained" in text
+    assert "k-NN balanced accuracy 80.0\u00a0%, −3.0 points relative to the untrained encoder" in text
     assert "validation split" in text
 
 
@@ -213,7 +213,8 @@ def test_the_comparison_opens_at_both_widths(evaluated, tmp_path: Path, width: i
             results = copy.deepcopy(evaluated.results)
             results["checkpoint"] |= {"name": name, "step": step, "folder": f"runs/{name}/{step}"}
             several.append((results, tmp_path / f"runs/{name}/eval/{step}"))
-    comparison.write(several, tmp_path / "runs/eval")
+    rows = results_table.write([results for results, _ in several], tmp_path / "runs/eval")
+    comparison_page.write(several, rows, tmp_path / "runs/eval")
     figures, *sound = opened(
         (tmp_path / "runs/eval/comparison.html").read_text(), tmp_path / "p", width
     ).split()

@@ -1,0 +1,182 @@
+"""report.html: the results of one evaluation as a single file that loads nothing from the network."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.inputs.splits import Splits
+from eval_suite.inputs.targets import Targets
+from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
+from eval_suite.report import figures, geometry_figures, pictures
+from eval_suite.report.pages import template
+from eval_suite.report.sentences import CLOUDS, about_geometry, about_usefulness
+from eval_suite.report.training_log import logged
+from isotorus import randomness
+
+REPRESENTATIONS = {
+    "pretrained": "pretrained encoder",
+    "untrained": "same encoder, untrained",
+    "pixels": "raw pixels",
+}
+CURVES = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "images_per_second": "throughput, images per second",
+    "grad_norm": "gradient norm",
+    "data_wait": "waiting for data",
+}
+"""Labels of logged quantities; others are labelled by their name."""
+NOT_CURVES = {"step", "samples", "epoch", "time", "memory_gib", "skipped_steps"}
+LEGEND = 12
+"""Largest number of classes in the legend."""
+Sets = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
+
+
+def render(
+    results: Mapping[str, Any],
+    features: Sets,
+    targets: Mapping[str, Targets],
+    seed: int,
+    checkpoint: Checkpoint | None,
+    splits: Splits | None,
+) -> str:
+    """Return the page for `results` as HTML.
+
+    `features` (n, d) by representation, feature set and split are drawn as maps. Features that were made
+    elsewhere have no checkpoint and no splits: then the page has neither curves nor images.
+    """
+    embeddings = {name: sets["embedding"] for name, sets in features.items()}
+    reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
+    encoders = [name for name in ("pretrained", "untrained") if name in features]
+    shown = randomness.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
+    colours = figures.class_colours(len(results["classes"]))
+    labels = targets[reported].class_indices()[shown]
+    measured = results["representations"]["pretrained"]
+    channels = checkpoint.encoder.channels if checkpoint else 3
+    return template("report").render(
+        results=results,
+        reported=reported,
+        methods={m: method.label for m, method in METHODS.items() if method.predicts and m in measured},
+        headlines=headlines(results["kind"]),
+        scores=SCORES,
+        names=REPRESENTATIONS,
+        cloud_metrics=CLOUD,
+        colours=figures.COLOURS,
+        about_usefulness=about_usefulness(results),
+        about_geometry=about_geometry(results),
+        geometry=[_cloud(name, of, splits, channels) for name, of in results["geometry"].items()],
+        intervals=_intervals(results),
+        curves=_curves(checkpoint) if checkpoint else [],
+        maps=[
+            (
+                f"{kind}, {REPRESENTATIONS[name]}",
+                Markup(figures.scatter(points(embeddings[name][reported][shown]), labels, colours)),
+            )
+            for kind, points in (("PCA", pictures.pca_map), ("t-SNE", pictures.tsne_map))
+            for name in encoders
+        ],
+        mapped=len(shown),
+        legend=list(zip(results["classes"], colours, strict=True))[:LEGEND],
+        more_classes=max(0, len(results["classes"]) - LEGEND),
+        unlabelled=figures.UNLABELLED if (labels < 0).any() else "",
+        neighbours=pictures.neighbour_rows(
+            splits.train,
+            embeddings["pretrained"]["train"],
+            splits.items()[reported],
+            embeddings["pretrained"][reported],
+            channels,
+            seed,
+        )
+        if splits
+        else [],
+        spectrum=_spectrum(results, encoders),
+        representation_metrics=REPRESENTATION if "rank" in measured or "views" in measured else (),
+        configuration=_configuration(checkpoint) if checkpoint else "",
+        options=json.dumps(results["inputs"]["options"], indent=2),
+    )
+
+
+def _cloud(name: str, measured: Mapping[str, Any], splits: Splits | None, channels: int) -> dict[str, Any]:
+    """Collect what the page shows of one cloud: its numbers, its figures, and images along its loops."""
+    figures: list[tuple[str, str]] = []
+    turns = []
+    if "circular" in measured:
+        circular = measured["circular"]
+        for number, angles in enumerate(circular["angles"], start=1):
+            drawn = geometry_figures.circle_map(np.array(circular["map"]), np.array(angles))
+            figures.append((f"landmarks by angle along loop {number}", drawn))
+            if splits and circular["samples"]:
+                turns.append((number, pictures.turn(splits.train, circular["samples"], angles, channels)))
+    if "homology" in measured:
+        homology = measured["homology"]
+        bars = homology["bars"]["2"], homology["null_longest"], homology["threshold"]
+        figures.append(("holes: when they appear and fill", geometry_figures.diagram(*bars)))
+        figures.append(("the longest bars, over the null's", geometry_figures.barcode(*bars)))
+    if "graph" in measured:
+        graph = measured["graph"]
+        spectra = {
+            "measured": graph["eigenvalues"],
+            "flat torus": graph["torus"],
+            "Gaussian": graph["gaussian"],
+        }
+        drawn = geometry_figures.eigenvalues(spectra)
+        figures.append(("smallest eigenvalues of the k-NN graph", drawn))
+    shown = [(title, Markup(figure)) for title, figure in figures]
+    return {"name": CLOUDS[name], "found": measured, "figures": shown, "turns": turns}
+
+
+def _intervals(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """Draw every headline score of every method with its interval, one figure each with its title."""
+    panels = []
+    for method, described in METHODS.items():
+        for score in (SCORES[path] for path in headlines(results["kind"]) if described.predicts):
+            rows = [
+                (name, measured[method][score.path], measured[method][f"{score.path}_interval"])
+                for name, measured in results["representations"].items()
+                if method in measured and measured[method][score.path] is not None
+            ]
+            if rows:
+                chance = 1 / max(len(results["classes"]), 1) if score.chance is None else score.chance
+                drawn = figures.intervals(rows, chance, f"{score.label}, %")
+                panels.append((f"{score.label}, {described.label}", Markup(drawn)))
+    return panels
+
+
+def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
+    """Draw what the run logged: the loss, its parts in the order of the log, then the other known curves.
+
+    A quantity without a label in `CURVES` that never changes is left out.
+    """
+    rows = logged(checkpoint.run) if checkpoint.run else []
+    keys = [key for key in {key: None for row in rows for key in row} if key not in NOT_CURVES]
+    parts = [key for key in keys if key not in CURVES]
+    curves = []
+    for key in ("loss", *parts, *[key for key in CURVES if key != "loss"]):
+        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        if not points or (key not in CURVES and len({value for _, value in points}) == 1 < len(points)):
+            continue
+        steps, values = zip(*points, strict=True)
+        figure = figures.curve(steps, values, checkpoint.step)
+        curves.append((CURVES.get(key, key.replace("_", " ")), Markup(figure)))
+    return curves
+
+
+def _spectrum(results: Mapping[str, Any], encoders: list[str]) -> Markup | None:
+    """Draw the eigenvalues of the encoders' covariances; None if rank was not measured."""
+    measured = results["representations"]
+    values = {name: measured[name]["rank"]["eigenspectrum"] for name in encoders if "rank" in measured[name]}
+    return Markup(figures.spectrum(values)) if values else None
+
+
+def _configuration(checkpoint: Checkpoint) -> str:
+    """Return the configuration of the training run, or else the description of the encoder, as YAML."""
+    if checkpoint.run and (checkpoint.run / "config.yaml").is_file():
+        return (checkpoint.run / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    return yaml.safe_dump(asdict(checkpoint.encoder), sort_keys=False, allow_unicode=True)
