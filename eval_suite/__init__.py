@@ -1,1 +1,1 @@
-"""Checkpoints to verdicts: features, probes, neighbours, rank and the report."""
+"""Evaluation of checkpoints: usefulness of the features, their geometry, and reports."""

@@ -1,4 +1,4 @@
-"""Many checkpoints: one that fails does not stop the others, and new ones are waited for."""
+"""Running many evaluations: one that fails does not stop the others, and new checkpoints are waited for."""
 
 import contextlib
 import json
@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isotorus.errors import UserError
+from isotorus.processes import usable_cores
 
 ERROR = "error.txt"
-"""Beside where the results would be: the traceback of what ended the evaluation."""
+"""File in the folder of the results with the traceback of an evaluation that crashed."""
 Results = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation: what it is called, the name that finds it, and the folder of its results."""
+    """One evaluation: its title, the path of its checkpoint or features, and the folder for its results."""
 
     title: str
     given: str
@@ -35,7 +36,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of a task, or why there are none."""
+    """The results of a task, or None and the reason of its failure."""
 
     task: Task
     results: Results | None
@@ -45,22 +46,26 @@ class Outcome:
 def one_by_one(
     tasks: Sequence[Task], evaluate: Callable[[Task], Results], *, alone: bool
 ) -> Iterator[Outcome]:
-    """Evaluate in this process; not `alone`, with others beside it, only what all of them meet is caught."""
+    """Evaluate the tasks in this process.
+
+    A task may fail with any exception if this process is `alone`. Under torchrun only a UserError is caught,
+    because all processes raise it together; after another exception they would wait for each other.
+    """
     for task in tasks:
         try:
             yield Outcome(task, evaluate(task))
         except UserError as error:
             yield Outcome(task, None, str(error))
-        except Exception as error:  # whatever it is, the others are not its fault
+        except Exception as error:  # whatever it is, the other tasks can still succeed
             if not alone:
                 raise
-            said = (str(error).splitlines() or [""])[0]
-            yield _crashed(task, f"{type(error).__name__}: {said}", traceback.format_exc())
+            first_line = (str(error).splitlines() or [""])[0]
+            yield _crashed(task, f"{type(error).__name__}: {first_line}", traceback.format_exc())
 
 
 def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> Iterator[Outcome]:
-    """Evaluate in `jobs` processes of this command, which share the cores and take turns on the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Evaluate the tasks in `jobs` processes of this command, which share the cores and the GPUs."""
+    cores = usable_cores()
     gpus = torch.cuda.device_count()
 
     def run(number: int, task: Task) -> Outcome:
@@ -82,28 +87,28 @@ def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> 
             yield finished.result()
 
 
-def _crashed(task: Task, said: str, details: str) -> Outcome:
-    """What nobody foresaw: a line of it, and the file that has the rest."""
-    with contextlib.suppress(OSError):  # a full disk may be what it died of
+def _crashed(task: Task, message: str, details: str) -> Outcome:
+    """Return the outcome of an unexpected failure; its details go to a file that the message names."""
+    with contextlib.suppress(OSError):  # the failure may be a full disk
         task.out.mkdir(parents=True, exist_ok=True)
         (task.out / ERROR).write_text(details)
-        said += f"; see {task.out / ERROR}"
-    return Outcome(task, None, said)
+        message += f"; see {task.out / ERROR}"
+    return Outcome(task, None, message)
 
 
 def follow(outcomes: Iterator[Outcome], total: int, *, quiet: bool) -> list[Outcome]:
-    """Take the outcomes under a bar with the time left; tell of failures at once."""
+    """Collect the outcomes under a progress bar, and print failures as they happen."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    found = []
+    collected = []
     with Progress(*columns, console=console, disable=quiet or total < 2, transient=True) as progress:
         bar = progress.add_task("evaluating", total=total)
         for outcome in outcomes:
-            found.append(outcome)
+            collected.append(outcome)
             progress.advance(bar)
             if outcome.failure and not quiet and total > 1:
                 console.print(f"{outcome.task.title}: {outcome.failure}", style="red", markup=False)
-    return found
+    return collected
 
 
 def watch(
@@ -112,10 +117,13 @@ def watch(
     evaluate: Callable[[list[Task]], list[Outcome]],
     seconds: float,
 ) -> list[Outcome]:
-    """Evaluate what `find` comes to know of until `finished`; what has failed once is not tried again."""
+    """Evaluate the tasks that `find` returns, again and again until `finished`, with pauses of `seconds`.
+
+    Each task is evaluated once, also if it fails. Returns the outcomes of all tasks.
+    """
     outcomes: dict[Path, Outcome] = {}
     while True:
-        ended = finished()  # asked first: what is saved after that is found in this round
+        ended = finished()  # before `find`, so that the last checkpoint is not missed
         fresh = [task for task in find() if task.out not in outcomes]
         for outcome in evaluate(fresh) if fresh else []:
             outcomes[outcome.task.out] = outcome

@@ -1,4 +1,4 @@
-"""results.json: written whole or not at all, and found again when nothing it depends on has changed."""
+"""Reading and writing the files of an evaluation; results.json is reused if its inputs are unchanged."""
 
 import json
 import math
@@ -11,10 +11,11 @@ from isotorus.errors import from_os_error
 from isotorus.files import atomic
 
 FORMAT = 2
+"""Version of results.json; it increases when the meaning of a key changes."""
 
 
 def finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The results in a folder, if they are those of `inputs` and the report is beside them."""
+    """Return the results in a folder, if they were made from `inputs` and the report is there; else None."""
     if not (folder / "report.html").exists():
         return None
     try:
@@ -25,7 +26,7 @@ def finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def make_folder(out: Path) -> None:
-    """Find out before the work whether its results can be kept; raises UserError if not."""
+    """Create the folder for results; raises UserError if nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         trial = out / ".writable"
@@ -36,7 +37,7 @@ def make_folder(out: Path) -> None:
 
 
 def write(file: Path, text: str) -> None:
-    """Publish a file; raises UserError where the disk refuses."""
+    """Write a file completely or not at all; raises UserError where the disk refuses."""
     try:
         with atomic(file) as stream:
             stream.write(text.encode())
@@ -45,11 +46,12 @@ def write(file: Path, text: str) -> None:
 
 
 def as_json(results: dict[str, Any]) -> str:
+    """Return JSON text; raises ValueError for NaN, which `json_safe` removes."""
     return json.dumps(results, indent=1, allow_nan=False) + "\n"
 
 
 def json_safe(value: Any) -> Any:
-    """Plain numbers and text keys; JSON has no NaN: null in its place."""
+    """Convert numpy numbers to Python numbers, keys to text, and NaN and infinity to None."""
     if isinstance(value, dict):
         return {str(key): json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

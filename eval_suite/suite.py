@@ -1,4 +1,7 @@
-"""One evaluation, from a checkpoint or a file of vectors to results; docs/results.md lists what they hold."""
+"""One evaluation, from a checkpoint or a file of features to results.json and report.html.
+
+docs/results.md lists what the results hold.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,10 +23,11 @@ from eval_suite.inputs.targets import Targets, fingerprint, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
 from eval_suite.options import Options
 from eval_suite.usefulness import neighbors, scores
-from eval_suite.usefulness.standardise import standardiser
+from eval_suite.usefulness.selection import standardiser
 from isotorus.errors import UserError
 
 MOST_JOBS = 4
+"""Largest number of processes that compute persistent homology."""
 
 Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
 """(n, d) by representation, feature set and split."""
@@ -41,58 +45,40 @@ def evaluate(
     workers: int = 0,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Compute or reuse the results of a checkpoint; writes results.json and report.html to `out`.
+    """Evaluate a checkpoint against `targets` by split, and write results.json and report.html to `out`.
 
-    `targets` is what to predict, by split. Called by all processes; the first one returns the results, the
-    others an empty dict. Raises UserError for what the user can mend.
+    Results that are there already are returned unless they depend on something that has changed, or with
+    `force`. All processes must call this; the first one returns the results, the others an empty dict.
+    Raises UserError for what the user can mend.
     """
     _check_neighbours(options.useful.k, targets["train"])
-    inputs = _inputs(checkpoint, splits, targets, options)
+    inputs = {
+        "format": results.FORMAT,
+        "weights_sha256": checkpoint.weights_sha256,
+        "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
+        "data": {name: data.fingerprint for name, data in splits.items().items()},
+        "targets": {name: fingerprint(of) for name, of in targets.items()},
+        "options": options.stored(),
+    }
     if state.is_main_process:
         results.make_folder(out)
-    done = None if force else results.finished(out, inputs)
-    decided = [done is not None]  # by the first process: the others may not see its files
+    finished = None if force else results.finished(out, inputs)
+    decided = [finished is not None]  # by the first process, because the others may not see its files
     broadcast_object_list(decided)
     if decided[0]:
-        return done or {}
+        return finished or {}
 
-    representations = [embed.pretrained(checkpoint, options.features)]
-    if "untrained" in options.baselines:
-        representations.append(embed.untrained(checkpoint, options.features))
-    if "pixels" in options.baselines:
-        representations.append(embed.pixels(checkpoint, options.pixel_size))
-    extracted = {
-        split: embed.extract(
-            representations, data, out / "features", state, batch_size=batch_size, workers=workers
-        )
-        for split, data in splits.items().items()
-    }
+    representations = _representations(checkpoint, options)
+    features = _extract(representations, splits, out / "features", state, batch_size, workers)
     if not state.is_main_process:
         return {}
-    features = {
-        r.name: {
-            name: {split: extracted[split][r.name][name] for split in extracted}
-            for name in extracted["train"][r.name]
-        }
-        for r in representations
-    }
-    if "pixels" in features:
-        features["pixels"]["embedding"] = _standardised(features["pixels"]["embedding"])
     measured = measure(features, targets, options, state)
     if "views" in options.geometry.metrics:
         for r in representations:
             if r.name != "pixels":
-                x = augmented.embed_views(
-                    r,
-                    checkpoint.encoder,
-                    splits.train,
-                    objects=options.objects,
-                    views=options.views,
-                    seed=options.geometry.seed,
-                    device=state.device,
-                )
-                measured["representations"][r.name]["views"] = geometry.of_views(x)
-    found = {
+                views = _views(r, checkpoint, splits, options, state.device)
+                measured["representations"][r.name]["views"] = geometry.of_views(views)
+    written = {
         "format": results.FORMAT,
         "inputs": inputs,
         "checkpoint": {
@@ -106,23 +92,18 @@ def evaluate(
             "weights_sha256": checkpoint.weights_sha256,
         },
         "data": {
-            name: {
-                "path": str(data.path),
-                "fingerprint": data.fingerprint,
-                "samples": len(data),
-                "labelled": int(targets[name].known.sum()),
-            }
+            name: _about_split(data.path, data.fingerprint, targets[name])
             for name, data in splits.items().items()
         },
         **measured,
     }
-    return _publish(found, features, targets, options, out, checkpoint, splits)
+    return _write(written, features, targets, options, out, checkpoint, splits)
 
 
 def evaluate_vectors(
     vectors: Vectors, options: Options, out: Path, state: PartialState, *, force: bool = False
 ) -> dict[str, Any]:
-    """The same for features that were computed elsewhere: no images, so no baselines and no views."""
+    """Evaluate features that were made elsewhere; without images there are no baselines and no views."""
     inputs = {
         "format": results.FORMAT,
         "file_sha256": vectors.sha256,
@@ -131,14 +112,14 @@ def evaluate_vectors(
     if not state.is_main_process:
         return {}
     results.make_folder(out)
-    if not force and (done := results.finished(out, inputs)):
-        return done
+    if not force and (finished := results.finished(out, inputs)):
+        return finished
     splits = [split for split in SPLITS if vectors.rows(split).any()]
     if "train" not in splits:
-        raise UserError(f"{vectors.file} has no rows of the split train, which the geometry is measured on")
+        raise UserError(f"{vectors.file} has no rows of the split train, on which the geometry is measured")
     features = {"pretrained": {"embedding": {split: vectors.x[vectors.rows(split)] for split in splits}}}
     targets = {split: of_vectors(vectors, split) for split in splits}
-    found = {
+    written = {
         "format": results.FORMAT,
         "inputs": inputs,
         "checkpoint": {
@@ -151,53 +132,99 @@ def evaluate_vectors(
             "parameters": 0,
             "weights_sha256": vectors.sha256,
         },
-        "data": {
-            split: {
-                "path": str(vectors.file),
-                "fingerprint": vectors.sha256,
-                "samples": len(targets[split].known),
-                "labelled": int(targets[split].known.sum()),
-            }
-            for split in splits
-        },
+        "data": {split: _about_split(vectors.file, vectors.sha256, targets[split]) for split in splits},
         **measure(features, targets, options, state),
     }
-    return _publish(found, features, targets, options, out, None, None)
+    return _write(written, features, targets, options, out, None, None)
 
 
 def measure(
     features: Features, targets: Mapping[str, Targets], options: Options, state: PartialState
 ) -> dict[str, Any]:
-    """What needs features alone: what each representation is good for, and each cloud's geometry."""
+    """Measure what needs only features: the usefulness of each representation, and each cloud's geometry."""
     representations: dict[str, dict[str, Any]] = {}
     samples: dict[tuple[str, str], usefulness.Samples] = {}
     for name, sets in features.items():
         scored = {key: x for key, x in sets.items() if key not in geometry.CLOUDS[1:]}
-        found, drawn = usefulness.measure_paired(scored, targets, options.useful, device=state.device)
+        useful, drawn = usefulness.measure_paired(scored, targets, options.useful, device=state.device)
         samples |= {(name, method): values for method, values in drawn.items()}
         train = sets["embedding"]["train"]
-        representations[name] = {"width": train.shape[1], **found}
+        representations[name] = {"width": train.shape[1], **useful}
         if "rank" in options.geometry.metrics:
             representations[name]["rank"] = rank.summary(train)
-    first = representations["pretrained"]
-    # Homology's null draws are processes, which share its memory.
+    pretrained = representations["pretrained"]
+    labels = targets["train"].class_indices()
+    # Homology computes its null draws in processes that share the cores.
     jobs = min(MOST_JOBS, torch.get_num_threads())
     return {
         "classes": targets["train"].names if targets["train"].kind == "multiclass" else [],
-        "kind": first.get("kind"),
-        "reported_on": first["reported_on"],
+        "kind": pretrained.get("kind"),
+        "reported_on": pretrained["reported_on"],
         "representations": representations,
         "differences": _differences(representations, samples),
         "geometry": {
-            name: geometry.measure(x, _classes(targets["train"]), options.geometry, jobs)
+            name: geometry.measure(x, labels if (labels >= 0).any() else None, options.geometry, jobs)
             for name, x in geometry.clouds(features).items()
         },
-        "left_out": first["left_out"],
+        "left_out": pretrained["left_out"],
     }
 
 
+def _representations(checkpoint: Checkpoint, options: Options) -> list[embed.Representation]:
+    """Return the pretrained encoder and the baselines that the options name."""
+    representations = [embed.pretrained(checkpoint, options.features)]
+    if "untrained" in options.baselines:
+        representations.append(embed.untrained(checkpoint, options.features))
+    if "pixels" in options.baselines:
+        representations.append(embed.pixels(checkpoint, options.pixel_size))
+    return representations
+
+
+def _extract(
+    representations: Sequence[embed.Representation],
+    splits: Splits,
+    cache: Path,
+    state: PartialState,
+    batch_size: int,
+    workers: int,
+) -> dict[str, dict[str, dict[str, NDArray[np.float32]]]]:
+    """Return features by representation, feature set and split; raw pixels are standardised by train."""
+    loading = {"batch_size": batch_size, "workers": workers}
+    by_split = {
+        split: embed.extract(representations, data, cache, state, **loading)
+        for split, data in splits.items().items()
+    }
+    features = {
+        r.name: {
+            name: {split: of[r.name][name] for split, of in by_split.items()}
+            for name in by_split["train"][r.name]
+        }
+        for r in representations
+    }
+    if "pixels" in features:
+        pixels = features["pixels"]["embedding"]
+        standardise = standardiser(pixels["train"])
+        features["pixels"]["embedding"] = {k: standardise(x).astype(np.float32) for k, x in pixels.items()}
+    return features
+
+
+def _views(
+    r: embed.Representation, checkpoint: Checkpoint, splits: Splits, options: Options, device: torch.device
+) -> NDArray[np.float32]:
+    """Return embeddings (images, views, d) of augmented views of some train images."""
+    return augmented.embed_views(
+        r,
+        checkpoint.encoder,
+        splits.train,
+        objects=options.objects,
+        views=options.views,
+        seed=options.geometry.seed,
+        device=device,
+    )
+
+
 def _check_neighbours(k: Sequence[int], train: Targets) -> None:
-    """Counts that were asked for are refused where the default ones are passed over."""
+    """Raise UserError for a number of neighbours that is given and too large; default ones are skipped."""
     available = int(train.known.sum())
     if tuple(k) != neighbors.K_GRID and 0 < available < max(k):
         raise UserError(
@@ -206,16 +233,10 @@ def _check_neighbours(k: Sequence[int], train: Targets) -> None:
         )
 
 
-def _classes(targets: Targets) -> NDArray[np.int64] | None:
-    if targets.kind != "multiclass" or not targets.known.any():
-        return None
-    return np.where(targets.known, targets.values, -1)
-
-
 def _differences(
     representations: Mapping[str, Mapping[str, Any]], samples: Mapping[tuple[str, str], usefulness.Samples]
 ) -> dict[str, Any]:
-    """Pretrained minus each baseline, on the same resampled test sets: baseline → method → score."""
+    """Return pretrained minus baseline, by baseline, method and score, on the same resampled test sets."""
     differences: dict[str, Any] = {}
     for (name, method), theirs in samples.items():
         if name == "pretrained" or ("pretrained", method) not in samples:
@@ -233,8 +254,18 @@ def _differences(
     return differences
 
 
-def _publish(
-    found: dict[str, Any],
+def _about_split(path: str | Path, fingerprint: str, targets: Targets) -> dict[str, Any]:
+    """Return what results.json says of a split."""
+    return {
+        "path": str(path),
+        "fingerprint": fingerprint,
+        "samples": len(targets.known),
+        "labelled": int(targets.known.sum()),
+    }
+
+
+def _write(
+    written: dict[str, Any],
     features: Features,
     targets: Mapping[str, Targets],
     options: Options,
@@ -242,29 +273,9 @@ def _publish(
     checkpoint: Checkpoint | None,
     splits: Splits | None,
 ) -> dict[str, Any]:
-    """The page first: results.json says that an evaluation is done."""
-    found = results.json_safe(found)
-    page = report.render(found, features, targets, options.geometry.seed, checkpoint, splits)
+    """Write report.html, then results.json, which marks the evaluation as finished; returns the results."""
+    written = results.json_safe(written)
+    page = report.render(written, features, targets, options.geometry.seed, checkpoint, splits)
     results.write(out / "report.html", page)
-    results.write(out / "results.json", results.as_json(found))
-    return found
-
-
-def _standardised(x: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    standardised = standardiser(x["train"])
-    return {split: standardised(rows).astype(np.float32) for split, rows in x.items()}
-
-
-def _inputs(
-    checkpoint: Checkpoint, splits: Splits, targets: Mapping[str, Targets], options: Options
-) -> dict[str, Any]:
-    """All that the results depend on."""
-    described = {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")}
-    return {
-        "format": results.FORMAT,
-        "weights_sha256": checkpoint.weights_sha256,
-        "encoder": described,
-        "data": {name: data.fingerprint for name, data in splits.items().items()},
-        "targets": {name: fingerprint(of) for name, of in targets.items()},
-        "options": options.stored(),
-    }
+    results.write(out / "results.json", results.as_json(written))
+    return written

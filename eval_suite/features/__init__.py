@@ -1,1 +1,1 @@
-"""A checkpoint and images to vectors."""
+"""Features of images: what an encoder computes from them."""

@@ -1,4 +1,4 @@
-"""Several random views of one image, as training makes them: for measures of what augmentation changes."""
+"""Random views of images as training makes them, to measure what augmentation changes in the embedding."""
 
 from collections.abc import Iterator
 
@@ -16,6 +16,7 @@ from eval_suite.features.embed import Representation
 from eval_suite.inputs.checkpoints import EncoderDescription
 
 BATCH = 16
+"""Images whose views are embedded at the same time."""
 
 
 def view_batches(
@@ -26,10 +27,10 @@ def view_batches(
     seed: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """Endless batches (views, BATCH, C, size, size) of random global views, as training gives them.
+    """Yield endless batches (views, BATCH, C, size, size) of random global views.
 
-    Cut, augmented and normalised as the checkpoint's configuration says, from `seed`. Raises UserError where
-    images cannot be read.
+    They are cropped, augmented and normalised as the checkpoint's configuration says, and depend only on
+    `seed`. Raises UserError for images that cannot be read.
     """
     given = described.config.get("views", {})
     cut = ViewsConfig(
@@ -64,15 +65,16 @@ def embed_views(
     seed: int,
     device: torch.device,
 ) -> NDArray[np.float32]:
-    """Embeddings (objects, views, d) of random global views, cut and augmented as in training, from `seed`.
+    """Return embeddings (objects, views, d) of random global views, cropped and augmented as in training.
 
-    Fewer objects where the data set has fewer images. Raises UserError where images cannot be read.
+    The first dimension is images; there are fewer of them if the data set is smaller. The views depend only
+    on `seed`. Raises UserError for images that cannot be read.
     """
     objects = min(objects, len(dataset))
     batches = view_batches(described, dataset, views=views, seed=seed, device=device)
     representation.model.to(device)
     rows = []
     for _, images in zip(range(-(-objects // BATCH)), batches, strict=False):
-        found = representation.embed_normalised(images.flatten(0, 1))["embedding"]
-        rows.append(found.unflatten(0, images.shape[:2]).transpose(0, 1).cpu())
+        x = representation.embed_normalised(images.flatten(0, 1))["embedding"]
+        rows.append(x.unflatten(0, images.shape[:2]).transpose(0, 1).cpu())
     return torch.cat(rows)[:objects].numpy()

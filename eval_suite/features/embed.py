@@ -1,4 +1,4 @@
-"""Checkpoint and shards to features: each sample exactly once, over however many processes there are."""
+"""Features of every sample of a data set, computed once by any number of processes and kept on disk."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
+from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.views import center_view
 from eval_suite.features.feature_sets import FeatureSets
 from eval_suite.features.images import normalise, unit_range
@@ -28,46 +29,48 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
 
 Features = dict[str, NDArray[np.float32]]
-"""(n, width) by the name of the feature set, see `eval_suite.features.feature_sets`."""
+"""Features (n, width) by the name of the feature set, see `eval_suite.features.feature_sets`."""
 
 
 @dataclass(frozen=True)
 class Representation:
-    """Something that turns images (N, C, size, size) into vectors."""
+    """A function from images (N, C, size, size) to vectors, such as the pretrained encoder."""
 
     name: str
     model: FeatureSets
     weights: str
-    """Identifies the model's weights."""
+    """Hash of the model's weights."""
     width: int
-    """Of the embedding."""
+    """Width of the embedding."""
     sets: tuple[str, ...] | None
-    """Feature sets to keep beside the embedding; None: all that there are."""
+    """Feature sets to keep beside the embedding; None keeps all."""
     size: int
+    """Side of the images, in pixels."""
     channels: int
     mean: tuple[float, ...]
+    """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[float, ...]
 
     @property
     def key(self) -> str:
-        """Identifies all that its features depend on, apart from the images."""
+        """Hash of everything that the features depend on, except the images."""
         parts = [2, self.weights, self.width, self.sets, self.size, self.channels, self.mean, self.std]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 or uint16 images (N, C, size, size) to float32 vectors; bf16 inside on CUDA."""
+        """Return float32 vectors by feature set for uint8 or uint16 images (N, C, size, size)."""
         return self.embed_normalised(normalise(unit_range(images), self.mean, self.std))
 
     def embed_normalised(self, images: Tensor) -> dict[str, Tensor]:
-        """The same from normalised images."""
+        """Return float32 vectors by feature set for normalised images; CUDA computes them in bf16."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-            found = self.model(images)
-        kept = found if self.sets is None else ("embedding", *self.sets)
-        return {name: x for name, x in found.items() if name in kept}
+            vectors = self.model(images)
+        kept = vectors if self.sets is None else ("embedding", *self.sets)
+        return {name: x for name, x in vectors.items() if name in kept}
 
 
 def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
-    """The encoder that was trained, with the projector and the angles that the checkpoint may carry."""
+    """Return the trained encoder, with the projector and the angles if the checkpoint has them."""
     projector, described = checkpoint.projector(), checkpoint.encoder.projector
     angles = described.angles if projector and described else None
     model = FeatureSets(checkpoint.pretrained(), projector, angles)
@@ -75,13 +78,13 @@ def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> R
 
 
 def untrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> Representation:
-    """The same encoder at its initialisation: what the architecture alone sees."""
+    """Return the same encoder at its initialisation, which shows what the architecture alone gives."""
     model = checkpoint.untrained()
     return _encoder("untrained", checkpoint, FeatureSets(model), state_sha256(model), sets)
 
 
 def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
-    """The image itself, small and flattened: what needs no encoder."""
+    """Return the images themselves, scaled to `size` × `size` and flattened: a baseline without encoder."""
     channels = checkpoint.encoder.channels
     blank, unit = (0.0,) * channels, (1.0,) * channels
     width, model = channels * size**2, FeatureSets(nn.Flatten())
@@ -106,16 +109,16 @@ def _encoder(
 
 
 def check_channels(channels: int, dataset: Dataset) -> None:
-    """Raise UserError for images that do not convert to what the encoder takes."""
-    if channels != dataset.channels and not {channels, dataset.channels} <= {1, 3}:
+    """Raise UserError if images of the data set cannot be converted to what the encoder takes."""
+    if not convertible(dataset.channels, channels):
         raise UserError(
-            f"{dataset.path} has images of {dataset.channels} channels, the encoder was trained on "
-            f"{channels}; evaluate it on images of the kind that it knows"
+            f"{dataset.path} has images of {dataset.channels} channels, but the encoder was trained on "
+            f"{channels}; evaluate it on images with the same channels"
         )
 
 
 def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
-    """Centre views of sample `i`, uint8 or uint16 (channels, size, size) for each size.
+    """Return the centre crop of sample `i` at each size, uint8 or uint16 (channels, size, size).
 
     Raises UserError for a sample that cannot be read.
     """
@@ -137,11 +140,12 @@ def extract(
     batch_size: int = 64,
     workers: int = 0,
 ) -> dict[str, Features]:
-    """Features of every sample in order, by name of the representation, in one pass.
+    """Return the features of all samples, in order, by name of the representation.
 
-    `cache` keeps them on disk by weights and data; what is there is not computed again. Called by all
-    processes: each embeds its share without padding samples twice, and all return the whole. Raises
-    UserError alike on all of them for unreadable images and for features that are not finite.
+    The folder `cache` keeps them by weights and data, and what is there is not computed again. All processes
+    must call this: each embeds its share of the samples once, and all return the features of all samples
+    (cached ones only the first process). Raises UserError on all processes for unreadable images and for
+    features that are not finite.
     """
     check_channels(representations[0].channels, dataset)
     files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
@@ -167,6 +171,7 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> dict[str, Features]:
+    """Embed a share of the samples in each process and gather all of them in all processes."""
     with state.split_between_processes(torch.arange(len(dataset))) as share:
         indices = share.tolist()
     local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
@@ -198,20 +203,19 @@ def _embed(
     batch_size: int,
     workers: int,
 ) -> tuple[dict[str, dict[str, Tensor]], str]:
-    """This process's features, or why there are none."""
+    """Return the features of this process's samples, and an error message, which is empty on success."""
     sizes = sorted({r.size for r in representations})
     images = _Images(dataset, indices, sizes, representations[0].channels)
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
     parts: dict[str, dict[str, list[Tensor]]] = {}
     for r in representations:
         r.model.to(state.device)
-        # A process may have no sample of its own, and yet has to know which sets the others gather.
-        blank = torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=state.device)
-        found = r.embed(blank)
-        if found["embedding"].shape[1:] != (r.width,):
-            shape = tuple(found["embedding"].shape[1:])
+        # A process without samples must also know which feature sets the others gather.
+        blank = r.embed(torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=state.device))
+        if blank["embedding"].shape[1:] != (r.width,):
+            shape = tuple(blank["embedding"].shape[1:])
             return {}, f"the encoder gives vectors of {shape}, its description says {r.width}"
-        parts[r.name] = {name: [x[:0]] for name, x in found.items()}
+        parts[r.name] = {name: [x[:0]] for name, x in blank.items()}
     with Progress(
         transient=True, disable=not state.is_main_process, console=Console(stderr=True)
     ) as progress:
@@ -228,9 +232,9 @@ def _embed(
 
 
 class _Images(TorchDataset[list[Tensor] | str]):
-    """Centre views of chosen samples, one for each size; an unreadable one gives its message.
+    """Centre crops of chosen samples, one for each size; an unreadable sample gives an error message.
 
-    An exception would reach the main process wrapped in a worker's traceback.
+    The message is returned, because an exception would reach the main process with a worker's traceback.
     """
 
     def __init__(self, dataset: Dataset, indices: list[int], sizes: list[int], channels: int) -> None:
@@ -247,6 +251,7 @@ class _Images(TorchDataset[list[Tensor] | str]):
 
 
 def _collate(items: list[list[Tensor] | str]) -> list[Tensor] | str:
+    """Stack the crops of each size; return the first error message if there is one."""
     for item in items:
         if isinstance(item, str):
             return item
@@ -254,17 +259,18 @@ def _collate(items: list[list[Tensor] | str]) -> list[Tensor] | str:
 
 
 def _load(file: Path, samples: int) -> Features | None:
-    """Cached features; None where there are none, or a file that is damaged."""
+    """Return cached features; None if there are none or the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as stored:
-            found: Features = {name: stored[name] for name in stored.files}
+            features: Features = {name: stored[name] for name in stored.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    whole = "embedding" in found and all(len(x) == samples for x in found.values())
-    return found if whole else None
+    whole = "embedding" in features and all(len(x) == samples for x in features.values())
+    return features if whole else None
 
 
 def _save(file: Path, x: Features) -> None:
+    """Write features to the cache; raises UserError where the disk refuses."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as stream:

@@ -1,4 +1,4 @@
-"""What is read off an encoder: its embedding, other layers and tokens, and the projector behind it."""
+"""The feature sets of an encoder: its embedding, other layers and tokens, and its projector."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LAYERS = 4
-"""Most of the last blocks whose vectors are put together (Caron et al. 2021, arXiv:2104.14294)."""
+"""Largest number of last blocks whose vectors are concatenated (Caron et al. 2021, arXiv:2104.14294)."""
 
 
 class FeatureSets(nn.Module):
-    """Images (N, C, H, W) to vectors (N, width) by name, from one forward pass.
+    """Maps images (N, C, H, W) to vectors (N, width) by name, in one forward pass.
 
-    embedding    what the encoder gives
-    patch_mean   mean of the last block's patch tokens, where the encoder's own vector is its class token
-    last2, last4 the encoder's kind of vector for each of the last blocks, one after the other
-    projector    what the training's MLP makes of the embedding
-    angles       for a torus head, the cosines and sines of its m angles: (N, 2m), points on a flat torus
+    embedding    the output of the encoder
+    patch_mean   mean of the last block's patch tokens, if the encoder's output is its class token
+    last2, last4 the vectors of the last 2 or 4 blocks, each made like the embedding, concatenated
+    projector    the output of the MLP that training puts behind the encoder
+    angles       cosines and sines of the m angles of a torus head: (N, 2m), points on a flat torus
     """
 
     def __init__(
@@ -31,15 +31,17 @@ class FeatureSets(nn.Module):
         self.depth = len(blocks) if tokens and isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        found = self._tokens(images) if self.depth else {"embedding": self.encoder(images)}
+        """Return float32 vectors (N, width) by name."""
+        sets = self._tokens(images) if self.depth else {"embedding": self.encoder(images)}
         if self.projector is not None:
-            found["projector"] = self.projector(found["embedding"])
+            sets["projector"] = self.projector(sets["embedding"])
         if self.angles:
-            pairs = found["projector"].float().unflatten(1, (self.angles, 2))
-            found["angles"] = F.normalize(pairs, dim=2).flatten(1)
-        return {name: x.float() for name, x in found.items()}
+            pairs = sets["projector"].float().unflatten(1, (self.angles, 2))
+            sets["angles"] = F.normalize(pairs, dim=2).flatten(1)
+        return {name: x.float() for name, x in sets.items()}
 
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the sets that need the tokens of the last blocks of a ViT."""
         encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
         _, layers = encoder.forward_intermediates(
             images,
@@ -50,10 +52,10 @@ class FeatureSets(nn.Module):
         )
         tokens = [torch.cat([x[1], x[0]], dim=1) if prefix else x for x in layers]
         vectors = [encoder.forward_head(x) for x in tokens]
-        found = {"embedding": vectors[-1]}
+        sets = {"embedding": vectors[-1]}
         if getattr(encoder, "global_pool", "") == "token":
-            found["patch_mean"] = tokens[-1][:, prefix:].mean(1)
+            sets["patch_mean"] = tokens[-1][:, prefix:].mean(1)
         for count in (2, LAYERS):
             if len(vectors) >= count:
-                found[f"last{count}"] = torch.cat(vectors[-count:], dim=1)
-        return found
+                sets[f"last{count}"] = torch.cat(vectors[-count:], dim=1)
+        return sets

@@ -1,1 +1,1 @@
-"""What is evaluated, and against what."""
+"""The inputs of an evaluation: checkpoints, data sets, targets, and features made elsewhere."""

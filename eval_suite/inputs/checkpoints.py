@@ -1,4 +1,4 @@
-"""A checkpoint: weights and what rebuilds the encoder that they are of. No pickle is read."""
+"""A checkpoint: the weights, and the description from which its encoder is built. Pickles are never read."""
 
 import hashlib
 import json
@@ -25,42 +25,43 @@ TIMM_WEIGHTS, TIMM_DESCRIPTION = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class ProjectorDescription:
-    """The MLP that training put between the embedding and its loss."""
+    """The MLP between the embedding and the loss of training."""
 
     hidden: PositiveInt
     layers: PositiveInt
     width: PositiveInt
     angles: PositiveInt | None = None
-    """m, where its output is m pairs of numbers, each the direction of an angle."""
+    """Number of angles m of a torus head, whose output is m pairs of numbers; None for other heads."""
 
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """encoder.json: what rebuilds the encoder and prepares its images; further keys are passed over."""
+    """The content of encoder.json: how to build the encoder and prepare its images."""
 
     format: Literal[1]
     name: str
-    """timm model name."""
+    """Name of the timm model."""
     kwargs: dict[str, Any]
-    """Arguments of `pretrain.models.encoder.create`, most of them timm's."""
+    """Arguments of `pretrain.models.encoder.create`; most are passed on to timm."""
     embedding_width: PositiveInt
     image_size: PositiveInt
-    """Side of the square input in pixels."""
+    """Side of the square input, in pixels."""
     channels: PositiveInt
     mean: list[float]
-    """Of each channel, on [0, 1]."""
+    """Mean of each channel, with pixels in [0, 1]."""
     std: list[float]
+    """Standard deviation of each channel."""
     seed: int
-    """Of the initialisation."""
+    """Seed of the initialisation."""
     step: NonNegativeInt
     config: dict[str, Any] = field(default_factory=dict)
-    """The resolved configuration of the run."""
+    """Configuration of the training run."""
     projector: ProjectorDescription | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A safetensors file, the description beside it, and the run folder that they lie in, if any."""
+    """A safetensors file, its description in the same folder, and the run that it belongs to, if any."""
 
     weights: Path
     description: Path
@@ -68,12 +69,12 @@ class Checkpoint:
 
     @cached_property
     def encoder(self) -> EncoderDescription:
-        """Read when it is asked for, so that a damaged one costs its own evaluation; UserError if it is."""
+        """The description of the encoder, read on first use; raises UserError if it is damaged."""
         return describe(self.description)
 
     @property
     def step(self) -> int:
-        """By the folder's name within a run, which tells it even where the description is damaged."""
+        """The training step: from the folder's name within a run, otherwise from the description."""
         digits = re.search(r"\d+$", self.folder.name) if self.run else None
         return int(digits.group()) if digits else self.encoder.step
 
@@ -87,7 +88,7 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the weights file, as sha256sum prints it; that of the projector too, where there is one."""
+        """SHA-256 of the weights file in hexadecimal, followed by that of the projector if there is one."""
         return "-".join(_sha256(file) for file in (self.weights, self.projector_file) if file.exists())
 
     @property
@@ -96,18 +97,18 @@ class Checkpoint:
 
     @property
     def angles(self) -> int:
-        """m of a torus head that the checkpoint carries; 0 where it has none."""
+        """The number of angles of the torus head; 0 if the checkpoint has none."""
         described = self.encoder.projector
         return (described.angles or 0) if described and self.projector_file.exists() else 0
 
     def pretrained(self) -> nn.Module:
-        """The encoder with the checkpoint's weights; UserError if they do not fit encoder.json."""
+        """Return the encoder with the checkpoint's weights; raises UserError if they do not fit."""
         model = self.untrained()
         self._load(self.weights, model, self.encoder.name)
         return model
 
     def projector(self) -> nn.Sequential | None:
-        """The trained MLP from embeddings to projections, where the checkpoint carries one."""
+        """Return the trained MLP from embeddings to projections; None if the checkpoint has none."""
         described = self.encoder.projector
         if described is None or not self.projector_file.exists():
             return None
@@ -117,6 +118,7 @@ class Checkpoint:
         return model
 
     def _load(self, file: Path, model: nn.Module, name: str) -> None:
+        """Load the weights in `file` into `model`; raises UserError if they do not fit."""
         refuse_pickle(file)
         try:
             state = load_file(file)
@@ -126,9 +128,9 @@ class Checkpoint:
                 "another checkpoint"
             ) from None
         if self.description.name == TIMM_DESCRIPTION:
-            # A classifier, which the embedding comes before.
+            # The classifier of a timm model comes after the embedding and is not needed.
             own = model.state_dict()
-            state = {key: x for key, x in state.items() if key in own or not _of_head(key, model)}
+            state = {key: x for key, x in state.items() if key in own or not _in_classifier(key, model)}
         misfit = _first_misfit(model.state_dict(), state)
         if misfit:
             raise UserError(
@@ -138,7 +140,7 @@ class Checkpoint:
         model.load_state_dict(state, strict=True)
 
     def untrained(self) -> nn.Module:
-        """The same encoder at its initialisation."""
+        """Return the same encoder at its initialisation; raises UserError if timm cannot build it."""
         described = self.encoder
         try:
             return build_encoder(described.name, described.kwargs, described.seed)
@@ -150,7 +152,7 @@ class Checkpoint:
 
 
 def describe(file: Path) -> EncoderDescription:
-    """Read encoder.json, or the config.json of a timm model folder."""
+    """Read encoder.json, or the config.json of a timm model folder; raises UserError if it is damaged."""
     try:
         values = json.loads(file.read_text())
         if file.name == TIMM_DESCRIPTION:
@@ -178,7 +180,7 @@ def describe(file: Path) -> EncoderDescription:
 
 
 def _from_timm(values: dict[str, Any]) -> dict[str, Any]:
-    """encoder.json's content from that of a timm model folder's config.json."""
+    """Convert the config.json of a timm model folder to the content of an encoder.json."""
     pretrained = values["pretrained_cfg"]
     channels, size, _ = pretrained["input_size"]
     kwargs = {**(values.get("model_args") or {}), "num_classes": 0, "in_chans": channels}
@@ -200,14 +202,15 @@ def _from_timm(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_head(key: str, model: nn.Module) -> bool:
+def _in_classifier(key: str, model: nn.Module) -> bool:
+    """Say whether a tensor belongs to the classifier of a timm model, by its name."""
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else classifier
     return any(key.startswith(f"{name}.") for name in names)
 
 
 def refuse_pickle(file: Path) -> None:
-    """torch.save writes a zip or a bare pickle; either could run code when it is loaded."""
+    """Raise UserError for a file of torch.save, a zip or a pickle, which can run code when it is loaded."""
     try:
         with file.open("rb") as stream:
             start = stream.read(9)
@@ -228,15 +231,15 @@ def _sha256(path: Path) -> str:
         raise from_os_error(error, "reading the weights") from error
 
 
-def _first_misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """The first tensor, in the model's order, that is missing, extra or of another shape; '' if all fit."""
+def _first_misfit(expected: dict[str, Tensor], loaded: dict[str, Tensor]) -> str:
+    """Describe the first tensor that is missing, extra or of another shape; an empty string if all fit."""
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in loaded:
             return f"tensor {name} {_shape(tensor)} is not in the file"
-        if found[name].shape != tensor.shape:
-            return f"tensor {name} is {_shape(found[name])} in the file, {_shape(tensor)} in the model"
-    extra = sorted(found.keys() - expected.keys())
-    return f"tensor {extra[0]} {_shape(found[extra[0]])} is not in the model" if extra else ""
+        if loaded[name].shape != tensor.shape:
+            return f"tensor {name} is {_shape(loaded[name])} in the file, {_shape(tensor)} in the model"
+    extra = sorted(loaded.keys() - expected.keys())
+    return f"tensor {extra[0]} {_shape(loaded[extra[0]])} is not in the model" if extra else ""
 
 
 def _shape(tensor: Tensor) -> str:
@@ -244,7 +247,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """Identifies a model's weights, whatever made them."""
+    """Return a SHA-256 of a model's weights in hexadecimal, from their names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""From what a user names to checkpoints: a run, several, a folder of runs, a pattern, or weights alone."""
+"""Finding checkpoints: from a run, a folder of runs, a pattern, a checkpoint folder or a weights file."""
 
 import contextlib
 import glob
@@ -16,46 +16,48 @@ from eval_suite.inputs.checkpoints import (
 from isotorus.errors import UserError
 
 COMPLETE = "COMPLETE"
+"""File that marks a checkpoint that was saved completely."""
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION}
-"""Files of weights, and what describes each."""
+"""Weights files, each with the name of its description."""
 
 
 def find(given: Sequence[str], every: int | None = None, *, waiting: bool = False) -> list[Checkpoint]:
-    """The checkpoints that names mean, each once, in the order given and by step within a run.
+    """Find the checkpoints that are named: each once, in the given order, and by step within a run.
 
-    A run means its newest complete checkpoint or, with `every`, those too whose step is a multiple of it; a
-    folder of runs means all of them. Raises UserError for a name that means none, and for a run that has no
-    checkpoint yet unless `waiting` for it. Checkpoints of runs are not opened.
+    A run stands for its newest complete checkpoint and, with `every`, also for those whose step is a multiple
+    of it; a folder of runs stands for all its runs. Checkpoints of runs are not opened. Raises UserError for
+    a name without a checkpoint; a run that has none yet is accepted if `waiting`.
     """
-    found: dict[Path, Checkpoint] = {}
+    checkpoints: dict[Path, Checkpoint] = {}
     for name in given:
         for path in _paths(name):
             for checkpoint in _in(path, name, every, waiting):
-                found.setdefault(checkpoint.weights, checkpoint)
-    return list(found.values())
+                checkpoints.setdefault(checkpoint.weights, checkpoint)
+    return list(checkpoints.values())
 
 
 def runs(given: Sequence[str]) -> list[Path]:
-    """The run folders among what is named, whether they have checkpoints yet or not."""
+    """Return the run folders that are named, also those that have no checkpoint yet."""
     named = [path for name in given for path in _paths(name)]
     return [run for path in named for run in ([path] if _is_run(path) else _runs_in(path))]
 
 
 def finished(given: Sequence[str]) -> bool:
-    """Whether all named runs have the checkpoint of their last step."""
+    """Say whether all named runs have the checkpoint of their last step."""
     return all(_has_ended(run) for run in runs(given))
 
 
 def _has_ended(run: Path) -> bool:
     saved = _of_run(run, every=1, waiting=True)
     for checkpoint in reversed(saved):
-        with contextlib.suppress(UserError):  # a damaged one; the others say the same
+        with contextlib.suppress(UserError):  # a damaged description; those of the other steps agree
             return saved[-1].step >= checkpoint.encoder.config.get("steps", 0)
     return False
 
 
 def _paths(name: str) -> list[Path]:
+    """Return the path, or the paths that match the pattern; raises UserError if there are none."""
     if Path(name).exists():
         return [Path(name)]
     matching = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, as pathlib takes no absolute pattern
@@ -65,6 +67,7 @@ def _paths(name: str) -> list[Path]:
 
 
 def _in(path: Path, name: str, every: int | None, waiting: bool) -> Iterable[Checkpoint]:
+    """Return the checkpoints at one path; `name` is what the user gave."""
     if path.is_file():
         refuse_pickle(path)
         if path.name not in PAIRS:
@@ -93,6 +96,7 @@ def _runs_in(path: Path) -> list[Path]:
 
 
 def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
+    """Return the newest complete checkpoint, and with `every` those of its multiples, by step."""
     folder = run / "checkpoints"
     markers = sorted(folder.glob(f"step_*/{COMPLETE}"))
     complete = [_checkpoint(marker.parent.resolve() / WEIGHTS) for marker in markers]
@@ -101,7 +105,7 @@ def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
     if not complete:
         raise UserError(f"{run} has no complete checkpoint yet; train it on to its first one")
     latest = folder / "latest"
-    # `latest` is a link, which not every copy of a run keeps.
+    # `latest` is a symbolic link, which a copy of the run may have lost.
     if every is None and latest.exists():
         return [_checkpoint(latest.resolve() / WEIGHTS)]
     return [each for each in complete if each is complete[-1] or (every and each.step % every == 0)]
@@ -114,14 +118,14 @@ def _checkpoint(weights: Path) -> Checkpoint:
 
 
 def _open(weights: Path) -> Checkpoint:
-    """With its files there, and saved to its end."""
-    found = _checkpoint(weights)
-    folder, description = found.folder, found.description
-    if found.run and not (folder / COMPLETE).exists():
+    """Return the checkpoint of a weights file; raises UserError if files are missing or it is incomplete."""
+    checkpoint = _checkpoint(weights)
+    folder, description = checkpoint.folder, checkpoint.description
+    if checkpoint.run and not (folder / COMPLETE).exists():
         raise UserError(f"{folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint")
     for file in (description, weights):
         if not file.is_file():
             raise UserError(
                 f"{folder} has no {file.name}; a checkpoint needs {weights.name} and {description.name}"
             )
-    return found
+    return checkpoint

@@ -1,4 +1,4 @@
-"""The packed data sets of an evaluation, and what each is for."""
+"""The packed data sets of an evaluation and the purpose of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from isotorus.errors import UserError
 
 @dataclass(frozen=True)
 class Splits:
-    """Packed data sets: train fits, val chooses, test (or val where there is none) is reported once."""
+    """The data sets that probes are fitted on, settings chosen on, and scores reported on."""
 
     train: Dataset
     val: Dataset
@@ -18,9 +18,11 @@ class Splits:
 
     @property
     def reported(self) -> str:
+        """The split that scores are reported on."""
         return "test" if self.test is not None else "val"
 
     def items(self) -> dict[str, Dataset]:
+        """Return the data sets by name, train first."""
         named = {"train": self.train, "val": self.val}
         return named if self.test is None else {**named, "test": self.test}
 
@@ -28,7 +30,7 @@ class Splits:
 def targets_of(
     splits: Splits, file: str | None, key_column: str, columns: Sequence[str], kind: Kind | None
 ) -> dict[str, Targets]:
-    """What is to be predicted in each split: columns of a file, or without one the packed labels."""
+    """Return the targets of each split: columns of a file, or without one the packed labels."""
     if file is None:
         return {name: of_labels(data) for name, data in splits.items().items()}
     return {
@@ -37,7 +39,7 @@ def targets_of(
 
 
 def open_splits(train: str, val: str, test: str | None) -> Splits:
-    """Open the data sets; UserError if one is none, or if they are labelled with different classes."""
+    """Open the data sets; raises UserError if one cannot be opened or their classes differ."""
     splits = Splits(Dataset(train), Dataset(val), Dataset(test) if test else None)
     labelled = {name: data for name, data in splits.items().items() if data.classes}
     for name, data in labelled.items():

@@ -1,4 +1,4 @@
-"""What features are to predict: the packed class labels, or columns of a table that names samples by key."""
+"""Targets to predict from features: the packed class labels, or columns of a table with the samples' keys."""
 
 import hashlib
 import json
@@ -23,23 +23,29 @@ _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of every sample of a data set, in its order."""
+    """The targets of all samples of a data set, in its order."""
 
     kind: Kind
     names: list[str]
-    """Of the classes, in the order of their index; or of the columns."""
+    """Names of the classes, in the order of their index, or of the columns."""
     values: NDArray[Any]
-    """Class index (n,) int64; 0s and 1s (n, columns) int64; or numbers (n, columns) float64."""
+    """Class indices (n,) int64, 0s and 1s (n, columns) int64, or numbers (n, columns) float64."""
     known: NDArray[np.bool_]
-    """Samples that have targets (n,); what `values` holds of the others means nothing."""
+    """Which samples (n,) have targets; `values` of the others are meaningless."""
     without_row: int = 0
-    """Samples that the table does not name."""
+    """Number of samples that are not in the table."""
     without_value: int = 0
-    """Samples that it names, with a chosen column empty."""
+    """Number of samples in the table with an empty cell in a chosen column."""
+
+    def class_indices(self) -> NDArray[np.int64]:
+        """Return class indices (n,), −1 for samples without a class; other kinds of targets are all −1."""
+        if self.kind != "multiclass":
+            return np.full(len(self.known), -1)
+        return np.where(self.known, self.values, -1)
 
 
 def of_labels(dataset: Dataset) -> Targets:
-    """The class labels that the data set was packed with."""
+    """Return the class labels that the data set was packed with."""
     known = dataset.labels >= 0
     return Targets(
         "multiclass",
@@ -51,7 +57,10 @@ def of_labels(dataset: Dataset) -> Targets:
 
 
 def of_vectors(vectors: Vectors, split: str) -> Targets:
-    """The labels of a features file's split: numbers with a fraction are a regression, all else classes."""
+    """Return the labels of one split of a features file.
+
+    Numbers are predicted by regression if one of them has a fraction; all other labels are classes.
+    """
     rows = vectors.rows(split)
     if vectors.labels is None:
         return Targets("multiclass", [], np.zeros(rows.sum(), np.int64), np.zeros(rows.sum(), bool))
@@ -68,7 +77,7 @@ def of_vectors(vectors: Vectors, split: str) -> Targets:
 
 
 def fingerprint(targets: Targets) -> str:
-    """Identifies what is to be predicted."""
+    """Return a hash of kind, names and values, which changes when the targets change."""
     digest = hashlib.sha256(json.dumps([targets.kind, targets.names]).encode())
     for array in (targets.values, targets.known):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -82,17 +91,16 @@ def load_targets(
     columns: Sequence[str],
     kind: Kind | None = None,
 ) -> Targets:
-    """The chosen columns of a CSV (UTF-8) or Parquet file, for each sample of the data set.
+    """Read the chosen columns of a CSV (UTF-8) or Parquet file for each sample of the data set.
 
-    `key_column` holds samples' keys (`Dataset.key`), or the paths that they were packed from; rows of
-    samples that are not in this data set are passed over. Without `kind`, one column of text, or of whole
-    numbers that count up from 0 or 1 without a gap, holds classes; several columns of 0, 1, true and false
-    are labels that may occur together; other numbers are a regression. Class names are those of the whole
-    file, so that they are the same for every data set that it covers. A sample with an empty cell or nan
-    in a chosen column has no targets.
+    `key_column` holds the samples' keys (`Dataset.key`), or the paths from which they were packed; rows of
+    other samples are ignored. Without `kind`, one column of text, or of whole numbers that count up from 0 or
+    1 without a gap, holds classes; several columns of 0, 1, true and false hold labels that may occur
+    together; other numbers are predicted by regression. Class names are those of the whole file, so they are
+    the same for every split. A sample with an empty cell or nan in a chosen column has no targets.
 
-    Raises UserError if the file cannot be read, lacks a column, names a sample twice or none of this data
-    set, or holds values that are not of the kind.
+    Raises UserError if the file cannot be read, lacks a column, has two rows for a sample or none for this
+    data set, or holds values that do not fit the kind.
     """
     file = Path(file)
     if not columns:
@@ -117,7 +125,7 @@ def load_targets(
 
 
 def aligned(targets: Mapping[str, Targets]) -> dict[str, Targets]:
-    """The same targets with the classes of all splits together, those of the first split first.
+    """Give the targets of all splits the same classes, those of the first split first.
 
     Raises ValueError if the splits' targets are of different kinds or columns.
     """
@@ -138,7 +146,7 @@ def aligned(targets: Mapping[str, Targets]) -> dict[str, Targets]:
 
 
 def _read(file: Path, wanted: Sequence[str]) -> dict[str, list[str | None]]:
-    """The cells of the wanted columns as text."""
+    """Read the cells of the wanted columns as text; raises UserError if that is impossible."""
     import pyarrow
     import pyarrow.csv
     import pyarrow.parquet
@@ -169,6 +177,7 @@ def _read(file: Path, wanted: Sequence[str]) -> dict[str, list[str | None]]:
 
 
 def _check_columns(file: Path, present: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise UserError for a wanted column that is missing or occurs twice."""
     for name in wanted:
         if name not in present:
             near = nearest(name, present)
@@ -179,7 +188,7 @@ def _check_columns(file: Path, present: Sequence[str], wanted: Sequence[str]) ->
 
 
 def _tidy(text: str | None) -> str:
-    """Without blanks, '' for nan, and whole numbers without the '.0' that a column with gaps gives them."""
+    """Strip blanks, turn nan into '', and remove the '.0' that whole numbers get in a column with gaps."""
     text = (text or "").strip()
     if text.lower() == "nan":
         return ""
@@ -187,18 +196,19 @@ def _tidy(text: str | None) -> str:
 
 
 def _kind(cells: Mapping[str, list[str]]) -> Kind:
-    found = {text for column in cells.values() for text in column} - {""}
+    """Decide the kind of targets by the values."""
+    values = {text for column in cells.values() for text in column} - {""}
     if len(cells) > 1:
-        return "multilabel" if all(text.lower() in _TRUTH for text in found) else "regression"
-    if not all(_number(text) is not None for text in found):
+        return "multilabel" if all(text.lower() in _TRUTH for text in values) else "regression"
+    if not all(_number(text) is not None for text in values):
         return "multiclass"
-    whole = {int(text) for text in found if re.fullmatch(r"[0-9]+", text)}
+    whole = {int(text) for text in values if re.fullmatch(r"[0-9]+", text)}
     counts_up = bool(whole) and min(whole) <= 1 and max(whole) - min(whole) == len(whole) - 1
-    return "multiclass" if counts_up and len(whole) == len(found) else "regression"
+    return "multiclass" if counts_up and len(whole) == len(values) else "regression"
 
 
 def _values(file: Path, cells: Mapping[str, list[str]], kind: Kind) -> tuple[list[str], NDArray[Any]]:
-    """Names, and values of every row of the table."""
+    """Return the names of the classes or columns, and the values of every row of the table."""
     if kind == "multiclass":
         (column,) = cells.values()
         names = sorted(set(column) - {""})
@@ -221,6 +231,7 @@ def _values(file: Path, cells: Mapping[str, list[str]], kind: Kind) -> tuple[lis
 
 
 def _number(text: str) -> float | None:
+    """Convert text to a finite number; None if it is not one."""
     try:
         value = float(text)
     except ValueError:
@@ -229,9 +240,9 @@ def _number(text: str) -> float | None:
 
 
 def _rows(dataset: Dataset, file: Path, key_column: str, keys: list[str]) -> NDArray[np.int64]:
-    """The row of the table that names each sample, -1 where there is none.
+    """Return the row of the table for each sample (n,), -1 where there is none.
 
-    By the hashes of the keys, which the index holds: the shards need not be read.
+    Keys are compared by their hashes, which are in the index, so that the shards need not be read.
     """
     samples = np.asarray(dataset.rows["key"])
     hashes = np.array([key_hash(key) for key in keys], dtype=np.uint64)

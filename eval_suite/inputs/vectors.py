@@ -1,4 +1,4 @@
-"""Features that were computed elsewhere: a file of vectors, with labels and splits if it has them."""
+"""A file of features that were made elsewhere, with their labels and splits if it has them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Vectors:
-    """Rows of one file; without splits all of them are train."""
+    """The features in one file; without splits all rows are train."""
 
     file: Path
     x: NDArray[np.float32]
-    """(n, d), finite."""
+    """Features (n, d), all finite."""
     labels: NDArray[Any] | None
-    """(n,): class names or numbers."""
+    """Class names or numbers (n,), or None."""
     split: NDArray[np.str_]
-    """(n,): train, val or test."""
+    """Split of each row (n,): train, val or test."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the file in hexadecimal."""
         with self.file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -40,37 +40,40 @@ class Vectors:
         return self.file.stem
 
     def rows(self, split: str) -> NDArray[np.bool_]:
+        """Return which rows (n,) belong to a split."""
         return self.split == split
 
 
 def is_vectors(name: str) -> bool:
+    """Say whether a name is that of a features file, by its suffix."""
     return Path(name).suffix in SUFFIXES
 
 
 def read(given: str) -> Vectors:
     """Read a features file.
 
-    `.npy` holds an array (n, d). `.npz` holds `features` (n, d) and may hold `labels` (n,) and `split` (n,).
-    Parquet has a column `features` of lists, or one number column a dimension, and may have `label` and
-    `split`. Splits are named train, val and test. Raises UserError for anything else; pickles are not opened.
+    `.npy` holds an array (n, d). `.npz` holds `features` (n, d), and optionally `labels` (n,) and `split`
+    (n,). Parquet has a column `features` of lists or a number column for each dimension, and optionally
+    `label` and `split`. Splits are named train, val and test. Raises UserError for anything else; pickles are
+    not opened.
     """
     file = Path(given)
     try:
-        found = _columns(file)
+        columns = _columns(file)
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
     except (ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
         raise UserError(message) from None
-    x = found["features"]
+    x = columns["features"]
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or min(x.shape) == 0:
         raise UserError(
             f"{file}: features of shape {x.shape} and type {x.dtype}; expected numbers (n, d), a row an image"
         )
     if broken := int((~np.isfinite(x).all(axis=1)).sum()):
         raise UserError(f"{file}: {broken} of {len(x)} rows have NaN or infinite values; remove them")
-    labels, split = found.get("labels"), found.get("split")
+    labels, split = columns.get("labels"), columns.get("split")
     for name, column in (("labels", labels), ("split", split)):
         if column is not None and column.shape != (len(x),):
             raise UserError(f"{file}: {name} of shape {column.shape} beside features of {x.shape}; one a row")
@@ -81,6 +84,7 @@ def read(given: str) -> Vectors:
 
 
 def _columns(file: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays `features` and, where they exist, `labels` and `split`."""
     if file.suffix == ".parquet":
         return _parquet(file)
     loaded = np.load(file, allow_pickle=False)
@@ -97,7 +101,7 @@ def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     names = {"labels": "label", "split": "split"}
     found = {k: table[c].to_numpy(zero_copy_only=False) for k, c in names.items() if c in table.column_names}
     if "features" in table.column_names:
-        # numpy refuses lists of different lengths
+        # np.stack raises ValueError for lists of different lengths.
         return {**found, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}
     numbers = [
         field.name

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from eval_suite.report.comparison import SCORES, correlations
+from eval_suite.report.comparison_page import COMPARED, correlations
 from tests.eval_suite.eval_samples import Outcome, run_command, save_checkpoint
 
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
@@ -89,11 +89,11 @@ def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: 
 
 def test_loss_and_score_are_correlated_over_four_checkpoints(run: Path, data: list[object]):
     rows = [
-        {"name": "a", "step": step, "training/loss": loss, SCORES[0]: score}
+        {"name": "a", "step": step, "training/loss": loss, next(iter(COMPARED)): score}
         for step, loss, score in ((1, 0.9, 0.5), (2, 0.5, 0.6), (3, 0.4, 0.8), (4, 0.3, 0.7))
     ]
     (found,) = correlations(rows)
-    assert (found.of, found.checkpoints) == ("a", 4)
+    assert (found.group, found.checkpoints) == ("a", 4)
     assert found.rho == pytest.approx(-0.8)  # ranks 4 3 2 1 and 1 2 4 3: 1 − 6 · (9 + 1 + 4 + 4) / 60
     assert correlations(rows[:3]) == []
 
@@ -133,10 +133,10 @@ def test_watching_a_run_until_its_last_step(tmp_path: Path, data: list[object]):
 
 def test_watching_what_is_no_run_is_refused(tmp_path: Path, data: list[object]):
     outcome = run_command(tmp_path, *data, *QUICK, "--watch")
-    assert outcome.code == 2 and "is no run, nor a folder of runs" in outcome.err
+    assert outcome.code == 2 and "is neither a run nor a folder of runs" in outcome.err
 
 
 def test_jobs_under_torchrun_are_refused(run: Path, data: list[object], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     outcome = run_command(run, *data, "--jobs", "2")
-    assert outcome.code == 2 and "--jobs starts processes of its own" in outcome.err
+    assert outcome.code == 2 and "--jobs starts its own processes" in outcome.err

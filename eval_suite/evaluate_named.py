@@ -1,0 +1,154 @@
+"""The evaluation command: find what is named, evaluate each of them, then show and compare the results."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from eval_suite import batch, suite, terminal, tracking
+from eval_suite.arguments import pass_on
+from eval_suite.inputs import find, vectors
+from eval_suite.inputs.splits import Splits, open_splits, targets_of
+from eval_suite.inputs.targets import Targets
+from eval_suite.options import Options
+from eval_suite.report import comparison_page, results_table
+from isotorus.errors import UserError
+
+
+def run(given: argparse.Namespace, options: Options) -> int:
+    """Evaluate everything that the arguments name; returns the exit code, 1 if an evaluation failed."""
+    splits, targets = _data(given)
+    # Long, because the other processes wait at the next checkpoint while the first one measures.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    command = _Command(given, options, splits, targets, state, published=[])
+    try:
+        if given.watch:
+            finished = lambda: find.finished(given.names)  # noqa: E731
+            outcomes = batch.watch(command.tasks, finished, command.evaluate_all, given.poll)
+        else:
+            outcomes = command.evaluate_all(command.tasks())
+        if not state.is_main_process:
+            return 0
+        _show(given, outcomes, command.published)
+    finally:
+        state.destroy_process_group()
+    failed = [outcome for outcome in outcomes if outcome.results is None]
+    for outcome in failed:
+        print(f"failed: {outcome.task.title}: {outcome.failure}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class _Command:
+    given: argparse.Namespace
+    options: Options
+    splits: Splits | None
+    targets: Mapping[str, Targets]
+    state: PartialState
+    published: list[str]
+    """Lines that say where results were sent to."""
+
+    def tasks(self) -> list[batch.Task]:
+        """Find the checkpoints and files of features that are named, and choose a folder for each."""
+        given = self.given
+        checkpoints = find.find(_checkpoints(given), given.every, waiting=given.watch)
+        files = [Path(name) for name in given.names if vectors.is_vectors(name)]
+        several = len(checkpoints) + len(files) > 1
+
+        def folder(home: Path, step: str, name: str) -> Path:
+            if not given.out:
+                return home / "eval" / step
+            return Path(given.out) / name if several else Path(given.out)
+
+        tasks = []
+        for c in checkpoints:
+            out = folder(c.run or c.folder, str(c.step), f"{c.name}-{c.step}")
+            named = str(c.folder if c.run else c.weights)
+            tasks.append(batch.Task(f"{c.name}, step {c.step}", named, out))
+        for file in files:
+            tasks.append(batch.Task(file.stem, str(file), folder(file.parent, file.stem, file.stem)))
+        return tasks
+
+    def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
+        """Evaluate each, or several at the same time; one that fails does not stop the others."""
+        given = self.given
+        if given.jobs > 1 and len(tasks) > 1:
+            outcomes = batch.side_by_side(tasks, pass_on(given), given.jobs)
+        elif len(tasks) == 1 and not given.watch:
+            outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0]))])
+        else:
+            outcomes = batch.one_by_one(tasks, self.evaluate, alone=self.state.num_processes == 1)
+        return batch.follow(outcomes, len(tasks), quiet=given.json or not self.state.is_main_process)
+
+    def evaluate(self, task: batch.Task) -> dict[str, Any]:
+        """Evaluate one checkpoint or file of features and publish the results; returns them."""
+        force = self.given.force
+        if vectors.is_vectors(task.given):
+            file = vectors.read(task.given)
+            results = suite.evaluate_vectors(file, self.options, task.out, self.state, force=force)
+        else:
+            assert self.splits is not None
+            (checkpoint,) = find.find([task.given])
+            loading = {"batch_size": self.given.batch_size, "workers": self.given.workers}
+            results = suite.evaluate(
+                checkpoint,
+                self.splits,
+                self.targets,
+                self.options,
+                task.out,
+                self.state,
+                **loading,
+                force=force,
+            )
+        if self.state.is_main_process:
+            (task.out / batch.ERROR).unlink(missing_ok=True)  # from an earlier attempt
+            self.published.append(tracking.publish(results, task.out))
+        return results
+
+
+def _data(given: argparse.Namespace) -> tuple[Splits | None, dict[str, Targets]]:
+    """Open the data sets and their targets; files of features need neither."""
+    splits = open_splits(given.train, given.val, given.test) if given.train and given.val else None
+    if splits is None and (named := _checkpoints(given)):
+        raise UserError(f"{named[0]} needs images; name packed data sets with --train and --val")
+    if given.watch and not find.runs(given.names):
+        raise UserError(
+            f"--watch: {given.names[0]} is neither a run nor a folder of runs (no checkpoints/); name one"
+        )
+    if splits is None:
+        return None, {}
+    columns = [name.strip() for name in (given.target_columns or "").split(",") if name.strip()]
+    return splits, targets_of(splits, given.targets, given.key_column, columns, given.target_kind)
+
+
+def _checkpoints(given: argparse.Namespace) -> list[str]:
+    return [name for name in given.names if not vectors.is_vectors(name)]
+
+
+def _show(given: argparse.Namespace, outcomes: Sequence[batch.Outcome], published: Sequence[str]) -> None:
+    """Print the results, and write the comparison if there are several."""
+    done = [outcome for outcome in outcomes if outcome.results is not None]
+    results = [outcome.results for outcome in done if outcome.results is not None]
+    folders = [outcome.task.out for outcome in done]
+    if given.json:
+        print(json.dumps(results[0] if len(results) == len(outcomes) == 1 else results, indent=1))
+    terminal.show(done, published, quiet=given.json)
+    if len(done) > 1:
+        out = Path(given.out) if given.out else _common(folders)
+        rows = results_table.write(results, out)
+        comparison_page.write(list(zip(results, folders, strict=True)), rows, out)
+        terminal.tell(f"comparison: {out / 'comparison.html'}, {out / 'results.csv'}", quiet=given.json)
+
+
+def _common(folders: Sequence[Path]) -> Path:
+    """Return RUN/eval for checkpoints of one run, and the folder eval beside the runs for several."""
+    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    return common if common.name == "eval" else common / "eval"
