@@ -1,0 +1,123 @@
+"""`python -m studies.quickstart.trials [trials.yaml]`: train and score what is not in trials.csv yet.
+
+Each trial is a name, its seeds and what it changes in base.yaml. It is trained by the product's command on
+one core and scored out of fold on the labelled cells of train and val, never on test. Rows are written as
+they are finished: a rerun continues an interrupted run from its checkpoint and repeats no finished row.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from isotorus.files import atomic
+from studies.quickstart import probe
+from studies.quickstart.cells import WORK, cells
+from studies.quickstart.features import Vectors, baselines, checkpoint_sets
+
+HERE = Path(__file__).parent
+TABLE, BASE = HERE / "trials.csv", HERE / "base.yaml"
+RUNS, LOGS, OUT_OF_FOLD = WORK / "runs", WORK / "logs", WORK / "out_of_fold"
+SIZES = (64, 96)
+UNTRAINED_SEEDS = (0, 1, 2)
+COLUMNS = ["name", "seed", "features", "width", "overrides", "cpu_minutes"]
+COLUMNS += [f"{kind}_{labels}" for labels in probe.LABELS for kind in ("auroc", "se")]
+
+
+def main(listing: Path) -> None:
+    """Baselines first, then each trial of the listing with each of its seeds, and its encoder untrained."""
+    for folder in (RUNS, LOGS, OUT_OF_FOLD):
+        folder.mkdir(parents=True, exist_ok=True)
+    finished = {(row["name"], row["seed"]) for row in rows()}
+    if ("baseline", "0") not in finished:
+        add("baseline", 0, [], None, baselines())
+    for trial in yaml.safe_load(listing.read_text()):
+        overrides, seeds = trial.get("overrides", []), trial.get("seeds", [0])
+        sizes = tuple(trial.get("sizes", SIZES))
+        for seed in seeds:
+            if (trial["name"], str(seed)) not in finished:
+                minutes = train(trial["name"], seed, overrides)
+                sets = checkpoint_sets(run_folder(trial["name"], seed), sizes)
+                add(trial["name"], seed, overrides, minutes, sets)
+        if "untrained" in trial:
+            for seed in UNTRAINED_SEEDS:
+                if (trial["untrained"], str(seed)) not in finished:
+                    sets = checkpoint_sets(run_folder(trial["name"], seeds[0]), sizes, seed)
+                    add(trial["untrained"], seed, overrides, None, sets)
+
+
+def rows() -> Iterator[dict[str, str]]:
+    """The finished rows of the table."""
+    if TABLE.exists():
+        with TABLE.open(newline="") as file:
+            yield from csv.DictReader(file)
+
+
+def run_folder(name: str, seed: int) -> Path:
+    return RUNS / f"{name}-s{seed}"
+
+
+def train(name: str, seed: int, overrides: list[str]) -> float:
+    """Train to the end, or return at once where that is done; minutes of one core over all attempts."""
+    log = LOGS / f"{name}-s{seed}.log"
+    settings = [f"name={name}-s{seed}", f"runs={RUNS}", f"seed={seed}", "checkpoint.keep_last=1"]
+    command = [sys.executable, "-m", "studies.quickstart.train", "--config", str(BASE), *settings, *overrides]
+    with log.open("a") as stream:
+        subprocess.run(command, stderr=stream, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return sum(map(float, re.findall(r"cpu seconds: ([\d.]+)", log.read_text()))) / 60
+
+
+def add(name: str, seed: int, overrides: list[str], minutes: float | None, sets: dict[str, Vectors]) -> None:
+    """Score feature sets and append their rows, all at once so that none is missing or repeated."""
+    known = cells()
+    y, groups = known.labels[known.scored], known.groups[known.scored]
+    weights = probe.bootstrap_weights(groups)
+    fresh: list[dict[str, Any]] = []
+    for features, vectors in sets.items():
+        row: dict[str, Any] = {
+            "name": name,
+            "seed": seed,
+            "features": features,
+            "width": vectors.shape[1],
+            "overrides": json.dumps(overrides),
+            "cpu_minutes": "" if minutes is None else f"{minutes:.1f}",
+        }
+        for labels in probe.LABELS:
+            found = scored(f"{name}-s{seed}-{features}-{labels}", vectors[known.scored], y, groups, labels)
+            row[f"auroc_{labels}"] = f"{found.auroc(y)[0]:.4f}"
+            row[f"se_{labels}"] = f"{found.auroc(y, weights).std():.4f}"
+        print({key: x for key, x in row.items() if key != "overrides"}, flush=True)
+        fresh.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows(), *fresh])
+    with atomic(TABLE) as stream:
+        stream.write(text.getvalue().encode())
+
+
+def scored(
+    key: str, vectors: Vectors, y: NDArray[np.int64], groups: NDArray[np.int64], labels: str
+) -> probe.OutOfFold:
+    """Return out-of-fold scores, from the file that an interrupted attempt has left if there is one."""
+    file = OUT_OF_FOLD / f"{key}.npz"
+    if not file.exists():
+        found = probe.out_of_fold(vectors, y, groups, labels)
+        with atomic(file) as stream:
+            np.savez(stream, scores=found.scores, folds=found.folds)
+    with np.load(file) as stored:
+        return probe.OutOfFold(stored["scores"], stored["folds"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "trials.yaml")
