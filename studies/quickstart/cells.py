@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.demo import CLASSES
 
-WORK = Path("data/study")
+WORK = Path("runs/study")
 """The folder of what can be made again: packed cells, runs, predictions."""
 CLASS_NAMES = {-1: "", 0: "intact", 1: "defective"}
 SIDE = 150

@@ -96,7 +96,7 @@ def histogram(bins: int = 32, size: int = 128) -> Vectors:
 
 def hog(size: int, cell: int, orientations: int = 8) -> Vectors:
     """Histograms of oriented gradients (Dalal & Triggs 2005) by scikit-image, blocks of 2 × 2 cells."""
-    sys.path.append("data/site")
+    sys.path.append("runs/site")
     from skimage.feature import hog as describe
 
     rows = [
