@@ -169,16 +169,10 @@ def options(given: argparse.Namespace) -> "Options":
 
 def pass_on(given: argparse.Namespace) -> list[str]:
     """Return the arguments for a process that evaluates one of the checkpoints."""
-    names = (
-        "train val test targets target_columns key_column target_kind metrics baselines features k samples"
-    )
-    names += " landmarks draws seed batch_size workers"
-    arguments = [
-        word
-        for name in names.split()
-        if (value := getattr(given, name)) is not None
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    passed = "train val test targets target_columns key_column target_kind metrics baselines features k"
+    passed += " samples landmarks draws seed batch_size workers"
+    values = {name: getattr(given, name) for name in passed.split()}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     return [*arguments, "--json", *(["--force"] if given.force else [])]
 
 

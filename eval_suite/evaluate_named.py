@@ -31,8 +31,7 @@ def run(given: argparse.Namespace, options: Options) -> int:
     command = _Command(given, options, splits, targets, state, published=[])
     try:
         if given.watch:
-            finished = lambda: find.finished(given.names)  # noqa: E731
-            outcomes = batch.watch(command.tasks, finished, command.evaluate_all, given.poll)
+            outcomes = batch.watch(command.tasks, command.finished, command.evaluate_all, given.poll)
         else:
             outcomes = command.evaluate_all(command.tasks())
         if not state.is_main_process:
@@ -48,6 +47,8 @@ def run(given: argparse.Namespace, options: Options) -> int:
 
 @dataclass(frozen=True)
 class _Command:
+    """The arguments of one call of the command, with the data sets and processes that they stand for."""
+
     given: argparse.Namespace
     options: Options
     splits: Splits | None
@@ -71,11 +72,14 @@ class _Command:
         tasks = []
         for c in checkpoints:
             out = folder(c.run or c.folder, str(c.step), f"{c.name}-{c.step}")
-            named = str(c.folder if c.run else c.weights)
-            tasks.append(batch.Task(f"{c.name}, step {c.step}", named, out))
+            tasks.append(batch.Task(f"{c.name}, step {c.step}", str(c.folder if c.run else c.weights), out))
         for file in files:
             tasks.append(batch.Task(file.stem, str(file), folder(file.parent, file.stem, file.stem)))
         return tasks
+
+    def finished(self) -> bool:
+        """Say whether all runs that are named have the checkpoint of their last step."""
+        return find.finished(self.given.names)
 
     def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
         """Evaluate each, or several at the same time; one that fails does not stop the others."""
@@ -90,25 +94,18 @@ class _Command:
 
     def evaluate(self, task: batch.Task) -> dict[str, Any]:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
-        force = self.given.force
+        given, state = self.given, self.state
         if vectors.is_vectors(task.given):
             file = vectors.read(task.given)
-            results = suite.evaluate_vectors(file, self.options, task.out, self.state, force=force)
+            results = suite.evaluate_vectors(file, self.options, task.out, state, force=given.force)
         else:
             assert self.splits is not None
             (checkpoint,) = find.find([task.given])
-            loading = {"batch_size": self.given.batch_size, "workers": self.given.workers}
+            how = {"batch_size": given.batch_size, "workers": given.workers, "force": given.force}
             results = suite.evaluate(
-                checkpoint,
-                self.splits,
-                self.targets,
-                self.options,
-                task.out,
-                self.state,
-                **loading,
-                force=force,
+                checkpoint, self.splits, self.targets, self.options, task.out, state, **how
             )
-        if self.state.is_main_process:
+        if state.is_main_process:
             (task.out / batch.ERROR).unlink(missing_ok=True)  # from an earlier attempt
             self.published.append(tracking.publish(results, task.out))
         return results

@@ -50,16 +50,12 @@ METHODS = {
 }
 
 _CLASSES, _LABELS, _NUMBERS = "multiclass", "multilabel", "regression"
-_BALANCED = "mean over classes of the share of the class that is predicted right"
+_RECALL = "mean over classes of the share of the class that is predicted right"
+_BALANCED = ("balanced accuracy", _RECALL, "balanced", (_CLASSES,))
 _AUROC = "probability that a sample of a class scores above another sample, mean over classes"
 _AREA = "area under the precision-recall curve, mean over labels"
 _SCORES = (
-    Metric(
-        *("balanced_accuracy", "balanced accuracy", _BALANCED, "balanced", (_CLASSES,)),
-        percent=True,
-        chance=None,
-        over_steps=True,
-    ),
+    Metric("balanced_accuracy", *_BALANCED, percent=True, chance=None, over_steps=True),
     Metric("auroc", "AUROC", _AUROC, "", (_CLASSES, _LABELS), decides=True, percent=True, chance=0.5),
     Metric("average_precision", "average precision", _AREA, "mAP", (_LABELS,), percent=True),
     Metric("r2", "R²", "1 − squared error / variance of the target", "", (_NUMBERS,), decides=True),

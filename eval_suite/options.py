@@ -11,6 +11,8 @@ from isotorus.section import Section
 
 
 class Options(Section):
+    """What one evaluation measures."""
+
     useful: UsefulnessOptions = UsefulnessOptions()
     """What is measured against labels, and how."""
     geometry: GeometryOptions = GeometryOptions()

@@ -74,9 +74,12 @@ def evaluate(
         return {}
     measured = measure(features, targets, options, state)
     if "views" in options.geometry.metrics:
+        drawn: dict[str, Any] = {"seed": options.geometry.seed, "device": state.device}
         for r in representations:
             if r.name != "pixels":
-                views = _views(r, checkpoint, splits, options, state.device)
+                views = augmented.embed_views(
+                    r, checkpoint.encoder, splits.train, objects=options.objects, views=options.views, **drawn
+                )
                 measured["representations"][r.name]["views"] = geometry.of_views(views)
     written = {
         "format": results.FORMAT,
@@ -206,21 +209,6 @@ def _extract(
         standardise = standardiser(pixels["train"])
         features["pixels"]["embedding"] = {k: standardise(x).astype(np.float32) for k, x in pixels.items()}
     return features
-
-
-def _views(
-    r: embed.Representation, checkpoint: Checkpoint, splits: Splits, options: Options, device: torch.device
-) -> NDArray[np.float32]:
-    """Return embeddings (images, views, d) of augmented views of some train images."""
-    return augmented.embed_views(
-        r,
-        checkpoint.encoder,
-        splits.train,
-        objects=options.objects,
-        views=options.views,
-        seed=options.geometry.seed,
-        device=device,
-    )
 
 
 def _check_neighbours(k: Sequence[int], train: Targets) -> None:

@@ -80,10 +80,12 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
+        """The folder of the weights file."""
         return self.weights.parent
 
     @property
     def name(self) -> str:
+        """The name of the run, or of the folder of a checkpoint without a run."""
         return self.run.name if self.run else self.folder.name
 
     @cached_property
@@ -93,6 +95,7 @@ class Checkpoint:
 
     @property
     def projector_file(self) -> Path:
+        """The file of the projector's weights, which need not exist."""
         return self.folder / PROJECTOR
 
     @property

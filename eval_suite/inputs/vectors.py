@@ -37,6 +37,7 @@ class Vectors:
 
     @property
     def name(self) -> str:
+        """The name of the file without its suffix."""
         return self.file.stem
 
     def rows(self, split: str) -> NDArray[np.bool_]:
@@ -99,10 +100,11 @@ def _columns(file: Path) -> dict[str, NDArray[Any]]:
 def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     table = pq.read_table(file)
     names = {"labels": "label", "split": "split"}
-    found = {k: table[c].to_numpy(zero_copy_only=False) for k, c in names.items() if c in table.column_names}
+    present = {k: c for k, c in names.items() if c in table.column_names}
+    columns = {k: table[c].to_numpy(zero_copy_only=False) for k, c in present.items()}
     if "features" in table.column_names:
         # np.stack raises ValueError for lists of different lengths.
-        return {**found, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}
+        return {**columns, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}
     numbers = [
         field.name
         for field in table.schema
@@ -111,5 +113,5 @@ def _parquet(file: Path) -> dict[str, NDArray[Any]]:
     ]
     if not numbers:
         raise UserError(f"{file} has neither a column features nor number columns; add one of them")
-    columns = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
-    return {**found, "features": np.stack(columns, axis=1).astype(np.float32)}
+    x = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
+    return {**columns, "features": np.stack(x, axis=1).astype(np.float32)}

@@ -92,8 +92,8 @@ def render(evaluated: Sequence[tuple[Results, Path]], rows: Sequence[Row], out: 
     coloured = [(*point, colours[r["name"]]) for r in rows for point in _points([r], first)]
     return template("comparison").render(
         rows=[
-            (each, found, Path(os.path.relpath(path, out)).as_posix())
-            for each, (found, path) in zip(rows, evaluated, strict=True)
+            (each, of, Path(os.path.relpath(path, out)).as_posix())
+            for each, (of, path) in zip(rows, evaluated, strict=True)
         ],
         scores=[column for column in COMPARED if any(column in each for each in rows)],
         titles=QUANTITIES,

@@ -24,42 +24,31 @@ INK = "#010203"
 COLOURS = {"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"}
 """Colour of each representation, with enough contrast on white and on near-black."""
 CLASS_COLOURS = [
-    "#3f7fd9",
-    "#e0703c",
-    "#2f9e78",
-    "#b65fb8",
-    "#c9973f",
-    "#d9577a",
-    "#5aa9c9",
-    "#8a9a3b",
-    "#9a7a63",
-    "#7b83d6",
+    *("#3f7fd9", "#e0703c", "#2f9e78", "#b65fb8", "#c9973f"),
+    *("#d9577a", "#5aa9c9", "#8a9a3b", "#9a7a63", "#7b83d6"),
 ]
+"""Colours of up to ten classes."""
 UNLABELLED = "#8d8d8d"
 """Colour of samples without a class."""
 POINTS = 400
 """Largest number of points of a curve."""
 
+DASHED: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (3, 3)), "alpha": 0.6}
+"""A line that marks a value."""
+
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "isotorus",
     "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "axes.grid": True,
-    "grid.color": INK,
     "grid.alpha": 0.1,
-    "grid.linewidth": 0.6,
     "axes.formatter.limits": (-3, 4),
     "axes.formatter.useoffset": False,
+    **dict.fromkeys(["axes.linewidth", "xtick.major.width", "ytick.major.width", "grid.linewidth"], 0.6),
+    **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor"], INK),
+    **dict.fromkeys(["xtick.color", "ytick.color", "grid.color"], INK),
 }
 
 
@@ -79,7 +68,7 @@ def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = 
         x, y = np.asarray(steps)[shown], np.asarray(values)[shown]
         axes.plot(x, y, color=COLOURS["pretrained"], linewidth=1.4, marker="o" if len(x) == 1 else None)
         if mark is not None and mark < max(steps):
-            axes.axvline(mark, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+            axes.axvline(mark, **DASHED)
         _step_axes(axes)
 
     return svg(draw, 3.6, 2.1)
@@ -114,16 +103,10 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
     def draw(axes: Axes) -> None:
         for place, (name, value, (low, high)) in enumerate(rows):
             colour = COLOURS[name]
-            axes.plot(
-                [100 * low, 100 * high],
-                [place, place],
-                color=colour,
-                linewidth=5,
-                alpha=0.35,
-                solid_capstyle="round",
-            )
+            line: dict[str, Any] = {"linewidth": 5, "alpha": 0.35, "solid_capstyle": "round"}
+            axes.plot([100 * low, 100 * high], [place, place], color=colour, **line)
             axes.plot(100 * value, place, "o", color=colour, markersize=7)
-        axes.axvline(100 * chance, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axes.axvline(100 * chance, **DASHED)
         axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         low = min([chance, *(interval[0] for _, _, interval in rows)])

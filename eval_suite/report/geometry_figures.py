@@ -1,6 +1,7 @@
 """Figures of a cloud's geometry: persistent homology, graph spectra and circular coordinates."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,23 +28,11 @@ def diagram(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: floa
             colour = DIMENSIONS[dimension]
             if len(null_longest[dimension]) and dimension:
                 band = max(null_longest[dimension])
-                axes.plot(
-                    [0, threshold - band],
-                    [band, threshold],
-                    color=colour,
-                    linewidth=0.9,
-                    linestyle=(0, (4, 3)),
-                )
+                dashes: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 3))}
+                axes.plot([0, threshold - band], [band, threshold], color=colour, **dashes)
             points = np.array([(b, threshold if d is None else d) for b, d in rows]).reshape(-1, 2)
-            axes.scatter(
-                points[:, 0],
-                points[:, 1],
-                s=14,
-                color=colour,
-                linewidths=0,
-                alpha=0.8,
-                label=NAMES[dimension],
-            )
+            dots: dict[str, Any] = {"s": 14, "color": colour, "linewidths": 0, "alpha": 0.8}
+            axes.scatter(points[:, 0], points[:, 1], label=NAMES[dimension], **dots)
         axes.set_xlim(-0.02 * threshold, threshold)
         axes.set_ylim(-0.02 * threshold, 1.04 * threshold)
         axes.set_xlabel("born at distance")
@@ -85,15 +74,8 @@ def eigenvalues(spectra: Mapping[str, Sequence[float]]) -> str:
     def draw(axes: Axes) -> None:
         for name, values in spectra.items():
             style = "-" if name == "measured" else (0, (4, 2))
-            axes.plot(
-                range(1, len(values) + 1),
-                values,
-                color=REFERENCES[name],
-                marker="o",
-                markersize=4,
-                linewidth=1.2,
-                linestyle=style,
-            )
+            line: dict[str, Any] = {"color": REFERENCES[name], "linewidth": 1.2, "linestyle": style}
+            axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, **line)
         axes.set_xlabel("eigenvalue")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
@@ -105,16 +87,8 @@ def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> st
     """Draw points (n, 2) in the colour of a circular coordinate (n,), in radians."""
 
     def draw(axes: Axes) -> None:
-        drawn = axes.scatter(
-            points[:, 0],
-            points[:, 1],
-            c=np.mod(angles, 2 * np.pi),
-            cmap="hsv",
-            s=9,
-            linewidths=0,
-            vmin=0,
-            vmax=2 * np.pi,
-        )
+        dots: dict[str, Any] = {"cmap": "hsv", "vmin": 0, "vmax": 2 * np.pi, "s": 9, "linewidths": 0}
+        drawn = axes.scatter(points[:, 0], points[:, 1], c=np.mod(angles, 2 * np.pi), **dots)
         drawn.set_rasterized(True)
         hide_axes(axes)
 

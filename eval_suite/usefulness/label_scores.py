@@ -17,19 +17,6 @@ Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
 
 
-def auroc(labels: Labels, scores: Scores) -> float:
-    """Return the mean over labels of the area under the ROC curve.
-
-    nan when no label has both positives and negatives.
-    """
-    return summary(labels, scores)["auroc"]
-
-
-def average_precision(labels: Labels, scores: Scores) -> float:
-    """Return the mean over labels of the average precision (mAP); nan when no label occurs."""
-    return summary(labels, scores)["average_precision"]
-
-
 def summary(labels: Labels, scores: Scores) -> dict[str, float]:
     """Return AUROC and average precision."""
     return {name: float(values[0]) for name, values in _means(labels, scores, once(len(labels))).items()}
@@ -66,6 +53,12 @@ def resampled(n: int, resamples: int, seed: int) -> Counts:
 
 def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
     area, precision = areas(labels > 0, scores, counts)
+    return {"auroc": mean_over_columns(area), "average_precision": mean_over_columns(precision)}
+
+
+def mean_over_columns(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average a score (columns, resamples) over the columns for which it is defined; nan without any."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nan where a score is undefined for all labels
-        return {"auroc": np.nanmean(area, axis=0), "average_precision": np.nanmean(precision, axis=0)}
+        warnings.simplefilter("ignore", RuntimeWarning)  # numpy warns about means of nothing
+        mean: NDArray[np.float64] = np.nanmean(values, axis=0)
+        return mean

@@ -22,17 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.order import sample_index
-from eval_suite.usefulness.selection import (
-    Array,
-    Candidate,
-    FeatureSets,
-    choose,
-    count_classes,
-    label,
-    named,
-    require_two_classes,
-    standardiser,
-)
+from eval_suite.usefulness import selection
+from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
 from isotorus.section import Section
 
 Labels = NDArray[np.integer]
@@ -87,10 +78,11 @@ def minibatch_probe(
     without `converged`; among equals the larger learning rate is chosen. All samples have the same weight.
     Raises Unmeasurable when train has fewer than two classes.
     """
-    require_two_classes(train_y)
+    selection.require_two_classes(train_y)
     protocol = protocol or Protocol()
-    columns = classes or count_classes(train_y, val_y, test_y) if train_y.ndim == 1 else train_y.shape[1]
-    x, val, test = named(train_x), named(val_x), named(test_x)
+    classes = classes or selection.count_classes(train_y, val_y, test_y)
+    columns = classes if train_y.ndim == 1 else train_y.shape[1]
+    x, val, test = selection.named(train_x), selection.named(val_x), selection.named(test_x)
 
     def candidates() -> Iterator[Candidate]:
         for width in dict.fromkeys(features.shape[1] for features in x.values()):
@@ -102,12 +94,12 @@ def minibatch_probe(
                 for rate in np.argsort(protocol.learning_rates, kind="stable"):
                     predict = functools.partial(_predict, of_set[rate], train_y.ndim == 2)
                     yield Candidate(
-                        {**label(name), "learning_rate": protocol.learning_rates[rate]},
+                        {**selection.label(name), "learning_rate": protocol.learning_rates[rate]},
                         predict(normalise[name](val[name])),
                         functools.partial(_predict_raw, predict, normalise[name], test[name]),
                     )
 
-    return choose(candidates(), val_y, test_y, "multiclass" if train_y.ndim == 1 else "multilabel")
+    return selection.choose(candidates(), val_y, test_y, "multiclass" if train_y.ndim == 1 else "multilabel")
 
 
 @torch.inference_mode()
@@ -159,7 +151,7 @@ class _Normaliser:
 
     def __init__(self, protocol: Protocol, train_x: Array, device: str | torch.device) -> None:
         self._device = device
-        self._standardise = standardiser(train_x) if protocol.features == "standardised" else None
+        self._standardise = selection.standardiser(train_x) if protocol.features == "standardised" else None
 
     def __call__(self, x: Array) -> Tensor:
         if self._standardise is not None:

@@ -12,15 +12,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.usefulness.selection import (
-    Array,
-    Candidate,
-    FeatureSets,
-    choose,
-    count_classes,
-    label,
-    named,
-)
+from eval_suite.usefulness import selection
+from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
 
 K_GRID = (10, 20, 100, 200)
 """Numbers of neighbours to choose from."""
@@ -57,7 +50,7 @@ def knn_scores(
     A neighbour votes with weight e^{similarity / temperature} (Wu et al. 2018, arXiv:1805.01978). `train_y`
     (n,) holds class indices ≥ 0; `classes` defaults to the largest one + 1.
     """
-    classes = count_classes(train_y) if classes is None else classes
+    classes = selection.count_classes(train_y) if classes is None else classes
     votes, neighbour_y = _votes(train_x, train_y, test_x, max(k), temperature)
     return np.stack([_counted(votes, neighbour_y, count, classes) for count in k])
 
@@ -92,8 +85,8 @@ def evaluate(
     val is the largest balanced accuracy, then the largest AUROC, then the first in `k`. Returns what
     `selection.choose` does, with `k` as the setting.
     """
-    classes = classes or count_classes(train_y, val_y, test_y)
-    train, val, test = named(train_x), named(val_x), named(test_x)
+    classes = classes or selection.count_classes(train_y, val_y, test_y)
+    train, val, test = selection.named(train_x), selection.named(val_x), selection.named(test_x)
 
     def test_scores(name: str, count: int) -> NDArray[np.float64]:
         return knn_scores(train[name], train_y, test[name], (count,), temperature, classes)[0]
@@ -103,12 +96,12 @@ def evaluate(
             votes, neighbour_y = _votes(x, train_y, val[name], max(k), temperature)
             for count in reversed(k):
                 yield Candidate(
-                    {**label(name), "k": count},
+                    {**selection.label(name), "k": count},
                     _counted(votes, neighbour_y, count, classes),
                     functools.partial(test_scores, name, count),
                 )
 
-    chosen = choose(candidates(), val_y, test_y, "multiclass")
+    chosen = selection.choose(candidates(), val_y, test_y, "multiclass")
     return {**chosen, "val": chosen["val"][::-1]}
 
 

@@ -3,21 +3,20 @@
 Targets and predictions are (n, columns). Every score is the mean over the columns for which it is defined.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.usefulness.label_scores import resampled
+from eval_suite.usefulness.label_scores import mean_over_columns, resampled
 
 Array = NDArray[np.floating]
 
 
 def summary(y: Array, predicted: Array) -> dict[str, float]:
     """Return R² (coefficient of determination), mean absolute error and Spearman's rank correlation."""
-    means = _means(_scores(y, predicted, np.ones((1, len(y)))))
-    return {name: float(values[0]) for name, values in means.items()}
+    measured = _scores(y, predicted, np.ones((1, len(y))))
+    return {name: float(mean_over_columns(values)[0]) for name, values in measured.items()}
 
 
 def per_column(y: Array, predicted: Array) -> list[dict[str, float]]:
@@ -37,7 +36,9 @@ def bootstrap(
     counts = resampled(len(y), resamples, seed)
     chunk = max(1, 5_000_000 // len(y))
     parts = [_scores(y, predicted, counts[i : i + chunk]) for i in range(0, resamples, chunk)]
-    return _means({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
+    return {
+        name: mean_over_columns(np.concatenate([part[name] for part in parts], axis=1)) for name in parts[0]
+    }
 
 
 def _scores(y: Array, predicted: Array, counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -73,9 +74,3 @@ def _correlation(
     product = (weights * a * b).sum(axis=1)
     squares = (weights * a**2).sum(axis=1) * (weights * b**2).sum(axis=1)
     return product / np.sqrt(np.where(squares > 0, squares, np.nan))
-
-
-def _means(measured: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nan where a score is undefined for all columns
-        return {name: np.nanmean(values, axis=0) for name, values in measured.items()}

@@ -8,18 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval_suite.usefulness import logistic
-from eval_suite.usefulness.selection import (
-    Array,
-    Candidate,
-    FeatureSets,
-    choose,
-    count_classes,
-    label,
-    named,
-    require_two_classes,
-    standardiser,
-)
+from eval_suite.usefulness import logistic, selection
+from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
 
 Labels = NDArray[np.integer]
 
@@ -54,24 +44,24 @@ def linear_probe(
     Returns what `selection.choose` does, with `l2` as the setting, and `converged`, whether every fit did;
     test_scores are probabilities (n, classes). Raises Unmeasurable when train has fewer than two classes.
     """
-    require_two_classes(train_y)
-    classes = classes or count_classes(train_y, val_y, test_y)
+    selection.require_two_classes(train_y)
+    classes = classes or selection.count_classes(train_y, val_y, test_y)
     converged: list[bool] = []
 
     def candidates() -> Iterator[Candidate]:
-        val, test = named(val_x), named(test_x)
-        for name, x in named(train_x).items():
+        val, test = selection.named(val_x), selection.named(test_x)
+        for name, x in selection.named(train_x).items():
             fit = _Fit(x, train_y, l2, balanced, classes, device)
             converged.append(fit.converged)
             for member in np.argsort(l2, kind="stable"):
                 yield Candidate(
-                    {**label(name), "l2": float(l2[member])},
+                    {**selection.label(name), "l2": float(l2[member])},
                     fit.scores(val[name], member),
                     functools.partial(fit.scores, test[name], member),
                 )
 
     kind = "multiclass" if train_y.ndim == 1 else "multilabel"
-    return {**choose(candidates(), val_y, test_y, kind), "converged": all(converged)}
+    return {**selection.choose(candidates(), val_y, test_y, kind), "converged": all(converged)}
 
 
 class _Fit:
@@ -89,7 +79,7 @@ class _Fit:
         self._device, self._classes = device, classes
         double = x.size <= DOUBLE
         self._dtype = torch.float64 if double else torch.float32
-        self._standardise = standardiser(x)
+        self._standardise = selection.standardiser(x)
         weight = np.ones(len(y))
         self._present: Labels | None = None
         if y.ndim == 1:

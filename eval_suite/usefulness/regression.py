@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.usefulness.selection import Array, Candidate, FeatureSets, choose, label, named, standardiser
+from eval_suite.usefulness import selection
+from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
 
 L2_GRID = tuple(float(l2) for l2 in np.logspace(-5, 2, 15))
 """L2 strengths relative to the mean squared error of standardised features."""
@@ -33,19 +34,19 @@ def ridge_probe(
     """
 
     def candidates() -> Iterator[Candidate]:
-        val, test = named(val_x), named(test_x)
-        for name, x in named(train_x).items():
-            standardise = standardiser(x)
+        val, test = selection.named(val_x), selection.named(test_x)
+        for name, x in selection.named(train_x).items():
+            standardise = selection.standardiser(x)
             weights, bias = _ridge(standardise(x), train_y, sorted(l2))
             for strength, weight in zip(sorted(l2), weights, strict=True):
                 predict = functools.partial(_predict, standardise, weight, bias)
                 yield Candidate(
-                    {**label(name), "l2": strength},
+                    {**selection.label(name), "l2": strength},
                     predict(val[name]),
                     functools.partial(predict, test[name]),
                 )
 
-    return choose(candidates(), val_y, test_y, "regression")
+    return selection.choose(candidates(), val_y, test_y, "regression")
 
 
 def _ridge(x: NDArray[np.float64], y: Array, l2: Sequence[float]) -> tuple[list[Array], Array]:

@@ -1,4 +1,4 @@
-"""One evaluation that many tests look at, and what others start from."""
+"""Data sets, checkpoints and one complete evaluation that many tests share."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.eval_suite.eval_samples import CLASSES, Outcome, pack, run_command, s
 
 @pytest.fixture(scope="session")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """train 44 of which 4 unlabelled, val 20, test 20."""
+    """Packed splits: train has 44 samples, 4 of them unlabelled; val and test have 20 each."""
     folder = tmp_path_factory.mktemp("eval-data")
     return {
         "train": pack(folder / "train", [*CLASSES] * 20 + [""] * 4, seed=0),
@@ -28,13 +28,13 @@ def data(splits: dict[str, Path]) -> list[object]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint in no run."""
+    """A checkpoint that belongs to no run."""
     return save_checkpoint(tmp_path / "export")
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a checkpoint, curves (the last line cut by a kill) and no MLflow run."""
+    """A run folder with a checkpoint and a log whose last line is incomplete, without an MLflow run."""
     folder = tmp_path_factory.mktemp("runs") / "tiny <i>run</i>"
     save_checkpoint(folder / "checkpoints" / "step_00000007")
     (folder / "checkpoints" / "latest").symlink_to("step_00000007")
@@ -64,7 +64,7 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="session")
 def evaluated(run: Path, data: list[object]) -> Evaluated:
-    """The whole command, once, with its defaults."""
+    """The outcome of the command with its default options, run once."""
     outcome = run_command(run, *data)
     assert outcome.code == 0, outcome.err
     folder = run / "eval" / "7"

@@ -1,4 +1,4 @@
-"""A small packed data set, a checkpoint made by hand, and the command in this process."""
+"""Functions that pack a small data set, save a tiny checkpoint and run the command in this process."""
 
 import contextlib
 import csv
@@ -38,12 +38,12 @@ class Outcome(NamedTuple):
 
 
 def run_command(*arguments: object) -> Outcome:
-    """`python -m eval_suite …` in this process, which reads images itself."""
+    """Run `python -m eval_suite …` in this process, without worker processes."""
     return run_other(*arguments, "--workers", "0")
 
 
 def run_other(*arguments: object) -> Outcome:
-    """One of its commands that start no workers."""
+    """Run a sub-command that has no option --workers."""
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -56,7 +56,7 @@ def run_other(*arguments: object) -> Outcome:
 
 
 def pack(folder: Path, labels: list[str], *, seed: int) -> Path:
-    """Colour images of noise, the second class brighter at the top, packed with `labels` ('' for none)."""
+    """Pack noise images with `labels` ('' for unlabelled); the second class is brighter at the top."""
     source = folder.with_name(f"{folder.name}-images")
     source.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def pack(folder: Path, labels: list[str], *, seed: int) -> Path:
 
 
 def save_checkpoint(folder: Path, *, step: int = 7, complete: bool = True, **changes: Any) -> Path:
-    """encoder.safetensors and encoder.json of a tiny ViT; `changes` go into encoder.json."""
+    """Save encoder.safetensors and encoder.json of a tiny ViT; `changes` are keys of encoder.json."""
     folder.mkdir(parents=True)
     torch.manual_seed(1)
     model = timm.create_model("vit_tiny_patch16_224", **KWARGS)

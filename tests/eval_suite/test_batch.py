@@ -1,4 +1,4 @@
-"""Many checkpoints: compared, skipped when done, not stopped by one that fails, and watched for."""
+"""Many checkpoints are compared, reused if finished, watched for, and not stopped by one that fails."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ QUICK = ["--metrics", "knn,rank", "--baselines", ""]
 
 
 def save(run: Path, step: int, last: int = 4, *, damaged: bool = False) -> Path:
-    """A checkpoint of a run of `last` steps; COMPLETE comes last."""
+    """Save a checkpoint of a run of `last` steps; COMPLETE is written last."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     save_checkpoint(folder, step=step, complete=False, config={"steps": last})
     if damaged:
@@ -28,7 +28,7 @@ def save(run: Path, step: int, last: int = 4, *, damaged: bool = False) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Steps 1 to 4, with a loss that was logged."""
+    """A run folder with checkpoints of steps 1 to 4 and a logged loss."""
     folder = tmp_path / "runs" / "a"
     for step in (1, 2, 3, 4):
         save(folder, step)
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def crash(checkpoint: Path) -> None:
-    """Make evaluating it fail in a way that nothing of ours foresees."""
+    """Damage a checkpoint so that its evaluation fails with an unexpected exception."""
     described = json.loads((checkpoint / "encoder.json").read_text())
     described["kwargs"]["act_layer"] = "no such layer"
     (checkpoint / "encoder.json").write_text(json.dumps(described))

@@ -1,4 +1,4 @@
-"""`python -m eval_suite` from a run to results, on one process and on two."""
+"""`python -m eval_suite` makes results from a run, in one process and in two."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
 
 
 def features_by_hand(run: Path, shards: Path) -> np.ndarray:
-    """What timm gives for encoder.json's arguments, image by image."""
+    """Compute the embeddings with timm alone, one image after another."""
     folder = run / "checkpoints" / "latest"
     model = timm.create_model("vit_tiny_patch16_224", **KWARGS).eval()
     model.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
@@ -50,7 +50,7 @@ def test_results_compare_three_representations(evaluated):
                 assert 0 <= low <= found[method][score] <= high <= 1
         assert found["knn"]["k"] in (10, 20)
         assert len(found["rank"]["eigenspectrum"]) == found["width"]
-    # The classes differ in brightness alone, which the raw pixels show.
+    # The classes differ only in brightness, which raw pixels show.
     assert results["representations"]["pixels"]["probe"]["auroc"] > 0.9
     ours, theirs = (results["representations"][r]["probe"]["auroc"] for r in ("pretrained", "pixels"))
     assert results["differences"]["pixels"]["probe"]["auroc"]["value"] == pytest.approx(ours - theirs)
@@ -97,7 +97,7 @@ def test_the_whole_evaluation_repeats_itself(evaluated, data, command: Callable)
     forced = command(evaluated.run, *data, "--force")
     assert forced.code == 0
     assert report.stat().st_mtime_ns > before
-    # Repeated work gives the same results.
+    # Computing again gives the same results.
     assert json.loads((report.parent / "results.json").read_text()) == evaluated.results
 
 
@@ -113,7 +113,7 @@ def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path
     stored = sorted(kept.iterdir())
     assert len(stored) == 3
     assert all(np.load(file).files == ["embedding"] for file in stored)
-    # What is on disk is what another metric reads: make it tell.
+    # Change the cached features, so that the next metric shows whether it reads them.
     train = next(f for f in stored if first["data"]["train"]["fingerprint"] in f.name)
     np.savez(train.with_suffix(""), embedding=np.zeros((44, 24), np.float32))
     stale = json.loads(command(checkpoint, *options, "--force").out)
@@ -147,7 +147,7 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
         projected = projector(torch.from_numpy(val["embedding"]))
     np.testing.assert_allclose(val["projector"], projected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(val["angles"].reshape(-1, 2), axis=1), 1, atol=1e-5)
-    # What a probe may choose from is the encoder's.
+    # Probes choose among the feature sets of the encoder only.
     sets = {row["feature_set"] for row in results["representations"]["pretrained"]["probe"]["val"]}
     assert sets == {"embedding", "patch_mean", "last2"}
 

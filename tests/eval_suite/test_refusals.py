@@ -1,4 +1,4 @@
-"""What the user can mend: one line, exit code 2, nothing run and nothing lost."""
+"""Errors that the user can correct give one line and exit code 2, and change no file."""
 
 import json
 import pickle
@@ -93,7 +93,7 @@ def test_a_cut_weights_file(refused, checkpoint: Path, data):
 
 
 class Bomb:
-    """Unpickling it creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""Layers, tokens and projector of one forward pass are what timm gives one by one."""
+"""The feature sets of one forward pass equal those that timm computes one by one."""
 
 import timm
 import torch

@@ -1,4 +1,4 @@
-"""What names mean: runs, folders of runs, patterns, steps, timm folders."""
+"""Checkpoints are found by runs, folders of runs, patterns, steps and timm folders."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.eval_suite.eval_samples import KWARGS, save_checkpoint
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run a has steps 5, 10 and 12 of 12, run b step 10 of 12, and c no complete checkpoint."""
+    """A folder of runs: a has steps 5, 10 and 12 of 12, b has step 10 of 12, c no complete checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     for run, steps in (("a", (5, 10, 12)), ("b", (10,))):
         for step in steps:

@@ -1,4 +1,4 @@
-"""Targets from tables: which sample gets what, which kind they are, and what is refused."""
+"""Targets from tables: which sample gets which value, the kind of targets, and the refusals."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from isotorus.errors import UserError
 
 @pytest.fixture(scope="module")
 def dataset(splits: dict[str, Path]) -> Dataset:
-    """20 samples that were packed from 0.png … 19.png."""
+    """A data set of 20 samples that were packed from 0.png … 19.png."""
     return Dataset(splits["val"])
 
 

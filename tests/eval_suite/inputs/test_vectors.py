@@ -1,4 +1,4 @@
-"""Features from elsewhere: what is read, and what is refused."""
+"""Files of features made elsewhere: which are read, and which are refused."""
 
 import json
 from pathlib import Path

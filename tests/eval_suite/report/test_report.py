@@ -1,4 +1,4 @@
-"""report.html and comparison.html: self-contained, escaped, and honest about what it could not show."""
+"""report.html and comparison.html need no network, escape names, and claim no more than intervals allow."""
 
 import copy
 import re
@@ -14,7 +14,7 @@ from eval_suite.report.sentences import about_usefulness
 
 
 class Page(HTMLParser):
-    """Addresses that the page would fetch, its text, the tags in it, and its tables' rows of cells."""
+    """The addresses a page would fetch, its text, its tags, and the cells of its tables by row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_every_section_is_there(page: Page):
         "effective rank",
     ):
         assert caption in page.text
-    # Six scores, five curves, two graphs' eigenvalues, four maps, a spectrum; six queries, five neighbours.
+    # Six scores, five curves, eigenvalues of two graphs, four maps, a spectrum; six queries, five neighbours.
     assert page.tags.count("svg") == 18
     assert page.tags.count("img") == 36
 
@@ -163,11 +163,11 @@ def test_what_augmented_views_say_is_a_row_of_each_encoder(page: Page, evaluated
 
 
 def opened(page: str, folder: Path, width: int) -> str:
-    """Of a frame of that width: how many figures the page has, if it fits, if all pictures show."""
+    """Open the page in a frame of that width; return its number of figures, if it fits, if pictures load."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium to open the page in")
-    # Chromium's narrowest window is 500 pixels: a frame stands for the phone.
+    # Chromium's narrowest window has 500 pixels, so the page of a phone is in a frame.
     script = (
         "onload = () => { const d = document.querySelector('iframe').contentDocument;"
         "const page = d.documentElement;"

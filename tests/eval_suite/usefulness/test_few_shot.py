@@ -1,4 +1,4 @@
-"""Few-shot classification: which samples are drawn, and the classifier against plain forms of it."""
+"""Few-shot classification: the drawn samples, and the classifier against simple implementations."""
 
 import numpy as np
 import pytest

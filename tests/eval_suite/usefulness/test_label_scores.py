@@ -1,4 +1,4 @@
-"""Scores of labels that may occur together against scikit-learn, and the probe of such labels."""
+"""Scores of labels that may occur together, against scikit-learn, and the probe of such labels."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,11 @@ def tied() -> tuple[np.ndarray, np.ndarray]:
 
 def test_means_over_labels_agree_with_sklearn_with_ties(tied):
     labels, p = tied
-    assert label_scores.auroc(labels, p) == pytest.approx(roc_auc_score(labels, p, average="macro"))
+    assert label_scores.summary(labels, p)["auroc"] == pytest.approx(
+        roc_auc_score(labels, p, average="macro")
+    )
     expected = average_precision_score(labels, p, average="macro")
-    assert label_scores.average_precision(labels, p) == pytest.approx(expected)
+    assert label_scores.summary(labels, p)["average_precision"] == pytest.approx(expected)
 
 
 def test_a_resample_scores_as_the_samples_that_it_repeats(tied):
@@ -41,7 +43,7 @@ def test_a_label_that_never_occurs_is_left_out_of_the_mean(tied):
     assert rows[3]["support"] == 0
     without = label_scores.summary(np.insert(labels, 3, 0, axis=1), np.insert(p, 3, 0.5, axis=1))
     assert without == pytest.approx(label_scores.summary(labels, p))
-    assert np.isnan(label_scores.auroc(0 * labels, p))
+    assert np.isnan(label_scores.summary(0 * labels, p)["auroc"])
 
 
 def test_equal_seeds_draw_equal_test_sets(tied):

@@ -1,4 +1,4 @@
-"""The minibatch probe: its batched heads against each alone and against torch's own optimizers."""
+"""The minibatch probe: heads trained together against heads trained alone and torch's optimizers."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHORT = Protocol(learning_rates=(1e-3, 1e-2, 0.3), batch_size=64, epochs=1, min_
 
 @pytest.fixture(scope="module")
 def sets() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two feature sets (2, N, D) in float64, and labels."""
+    """Make two feature sets (2, N, D) in float64, and labels (N,)."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(CLASSES, (N,), generator=generator)
     centres = torch.randn(2, CLASSES, D, generator=generator, dtype=torch.float64)

@@ -53,7 +53,7 @@ def test_the_closest_comes_first_and_too_many_are_refused(blobs):
 def test_k_is_chosen_on_val_and_reported_on_test(blobs):
     train_x, train_y, test_x, test_y = blobs
     val_x, val_y = test_x[:100], test_y[:100]
-    # Labels of val that only the single nearest neighbour predicts.
+    # Only the single nearest neighbour predicts these labels of val.
     val_y = neighbors.knn_classify(train_x, train_y, val_x, k=1)
     result = neighbors.evaluate(train_x, train_y, val_x, val_y, test_x, test_y, k=(1, 30))
     assert result["k"] == 1

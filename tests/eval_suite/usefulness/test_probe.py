@@ -12,7 +12,7 @@ STRENGTHS = (1e-3, 1e-1, 10.0)
 
 
 def mixture(classes: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated features on unequal scales, classes of unequal size."""
+    """Make correlated features on different scales, and classes of different sizes."""
     random = np.random.default_rng(classes)
     y = np.minimum(random.integers(classes + 1, size=n), classes - 1)
     x = (
@@ -67,7 +67,7 @@ def test_the_strength_is_chosen_on_val_not_on_test():
     honest = probe.linear_probe(*train, *val, x[500:], y[500:])
     best = max(honest["val"], key=lambda row: (row["balanced_accuracy"], row["auroc"], row["l2"]))
     assert honest["l2"] == best["l2"]
-    # Whatever the test labels are, the choice is the same.
+    # The choice does not depend on the test labels.
     flipped = probe.linear_probe(*train, *val, x[500:], 1 - y[500:])
     assert flipped["l2"] == honest["l2"]
     assert flipped["test_accuracy"] == pytest.approx(1 - honest["test_accuracy"])

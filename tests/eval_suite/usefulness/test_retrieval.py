@@ -1,4 +1,4 @@
-"""Retrieval against a plain loop over scikit-learn's average precision."""
+"""Retrieval against a loop over scikit-learn's average precision."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_agrees_with_a_plain_loop_duplicates_included():
     for x, y in zip(query_x, query_y, strict=True):
         cosine = np.round(unit @ x / np.linalg.norm(x) * 2**20)
         precision.append(average_precision_score(gallery_y == y, cosine))
-        # Of equals, those of another class first.
+        # Among equally similar samples, those of another class come first.
         ranked = (gallery_y == y)[np.lexsort((gallery_y == y, -cosine))]
         for k, hits in recall.items():
             hits.append(ranked[:k].any())

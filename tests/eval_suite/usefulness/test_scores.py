@@ -1,4 +1,4 @@
-"""Scores against closed cases and scikit-learn; intervals against theory."""
+"""Scores against known values and scikit-learn, intervals against theory."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The one call: what it holds for each kind of targets, and that it leaves out what cannot be computed."""
+"""`usefulness.measure`: its results for each kind of targets, and the reasons for what it leaves out."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ Features = dict[str, dict[str, np.ndarray]]
 
 
 def classes() -> tuple[Features, dict[str, Targets]]:
-    """Two feature sets of different widths, of which `good` tells three classes apart."""
+    """Make two feature sets of different widths; only `good` tells the three classes apart."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(3, 8))
     features: Features = {"noise": {}, "good": {}}
