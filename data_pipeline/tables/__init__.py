@@ -1,0 +1,1 @@
+"""Tables that describe images: what is in their cells, and how they are read."""

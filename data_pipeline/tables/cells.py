@@ -1,0 +1,159 @@
+"""What one cell means as a label, a group or a target, whatever kind of file it is in.
+
+The column decides, over all its cells that are not missing:
+
+- all are whole numbers (`3`, `3.0`; no leading zero): numbers, so 1 and 1.0 are one label;
+- all are numbers: numbers, so 0.5 and 0.50 are one label;
+- all are true or false in any case: `True` and `False`;
+- anything else, such as `007` or `A1`: text as it stands, so 01 and 1 are two labels.
+
+Blanks at the ends of a cell do not count, and letters with accents are one letter however they are composed
+(Unicode NFC). A list is several labels, in any order.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MISSING = (
+    *("NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaN", "nan", "NAN", "NaT"),
+    *("NULL", "Null", "null", "None", "?"),
+)
+"""Cells that mean "no value" besides empty ones: what pandas, R and spreadsheets write. The case counts,
+since `none` may be the name of a class."""
+JOINT = "|"
+"""Stands between the labels of a list in the name of their class."""
+
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,299})(\.0*)?")
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def labels(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[str]:
+    """Return the class name of each cell of a column, "" for no label.
+
+    `missing` are the cells that mean "no label"; without it they are `MISSING` and, where the column holds
+    whole numbers that are otherwise not negative, -1. The labels of a list are sorted and joined by `JOINT`.
+    """
+    return [JOINT.join(found) for found in label_lists(cells, missing)]
+
+
+def label_lists(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[tuple[str, ...]]:
+    """Return the labels of each cell, sorted and each once; () for no label."""
+    return _spelled(cells, MISSING if missing is None else missing, minus_one=missing is None)
+
+
+def values(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[str]:
+    """Return each cell of a column as the name of a group or a value to predict, "" for none.
+
+    The rule is that of `labels`, but -1 is a value.
+    """
+    return [JOINT.join(found) for found in _spelled(cells, MISSING if missing is None else missing)]
+
+
+def respelled(names: Sequence[str]) -> dict[str, str]:
+    """Return the class names of a data set by their spelling under the rule of this module.
+
+    Data sets that were packed before the rule may have names such as "1.0". A name that is spelled by the
+    rule takes precedence over one that is not.
+    """
+    spelled = values(names, missing=())
+    by_rule = dict(reversed(list(zip(spelled, names, strict=True))))
+    return by_rule | {name: name for name in names}
+
+
+def one_form(text: str) -> str:
+    """Return text with its accents composed (Unicode NFC), as most systems write names of files."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def number(text: str) -> float | None:
+    """Return the finite number in a text; None if there is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def whole(text: str) -> int | None:
+    """Return the whole number in a text, such as 3 in "3.0"; None if there is none or it begins with 0."""
+    return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
+
+
+def is_missing(text: str, missing: Sequence[str] | None = None) -> bool:
+    """Return whether a text means "no label"; -1 does so unless `missing` is given."""
+    given = (*MISSING, "-1") if missing is None else missing
+    return not text or text in given or (whole(text) is not None and whole(text) in map(whole, given))
+
+
+def cell_list(text: str) -> tuple[str, ...]:
+    """Split the value of an option such as --missing at its commas."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def as_text(cell: Any) -> str:
+    """Return a cell that is no list as text; a float that is a whole number becomes an integer first."""
+    if hasattr(cell, "item") and not isinstance(cell, str | bytes):
+        cell = cell.item()
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    if isinstance(cell, bytes):
+        cell = cell.decode(errors="replace")
+    if isinstance(cell, dict):
+        return json.dumps(cell, sort_keys=True, ensure_ascii=False, default=str)
+    return one_form(str(cell).strip())
+
+
+def _members(cell: Any) -> tuple[str, ...]:
+    """Return the texts in a cell: one, or those of its list, also of a list that a table holds as text."""
+    if hasattr(cell, "tolist") and not isinstance(cell, str | bytes):
+        cell = cell.tolist()
+    if isinstance(cell, str) and cell[:1] == "[" and cell[-1:] == "]":
+        for text in (cell, cell.replace("'", '"')):  # as JSON writes it, and as Python does
+            try:
+                listed = json.loads(text)
+            except ValueError:
+                continue
+            if not any(isinstance(member, list | dict) for member in listed):
+                cell = listed
+            break
+    if isinstance(cell, list | tuple | set | frozenset):
+        return tuple(as_text(member) for member in cell)
+    return (as_text(cell),)
+
+
+def _spelled(cells: Iterable[Any], missing: Sequence[str], minus_one: bool = False) -> list[tuple[str, ...]]:
+    """Return the labels of each cell under the rule of this module."""
+    members = [_members(cell) for cell in cells]
+    spelling = _spelling({text for found in members for text in found}, missing, minus_one)
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for found in members:
+        if found not in known:
+            known[found] = tuple(sorted({spelling[text] for text in found} - {""}))
+    return [known[found] for found in members]
+
+
+def _spelling(texts: set[str], missing: Sequence[str], minus_one: bool) -> dict[str, str]:
+    """Return the spelling of each text of a column; "" where it means no value."""
+    absent = {as_text(text) for text in missing}
+    numbers = {whole(text) for text in absent} - {None}
+    spelling = {
+        text: "" for text in texts if not text or text in absent or (numbers and whole(text) in numbers)
+    }
+    present = texts - spelling.keys()
+    if all(_WHOLE.fullmatch(text) for text in present):
+        spelling |= {text: str(whole(text)) for text in present}
+        if minus_one and all(int(name) >= -1 for name in spelling.values() if name):
+            spelling |= {text: "" for text, name in spelling.items() if name == "-1"}
+    elif all(_NUMBER.fullmatch(text) and number(text) is not None for text in present):
+        spelling |= {text: as_text(float(text)) for text in present}
+    elif all(text.lower() in ("true", "false") for text in present):
+        spelling |= {text: text.capitalize() for text in present}
+    else:
+        spelling |= {text: text for text in present}
+    return spelling
