@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import pool
+from data_pipeline.dataset import label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
 from data_pipeline.dataset_writer import staging
@@ -76,8 +77,10 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     except OSError as error:
         raise from_os_error(error, f"indexing into {dest}") from error
     without_image = sum(scan.without_image for scan in scans)
+    further = sum(scan.further_images for scan in scans)
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
-    return f"indexed: {_summary(dest)}{left_out}"
+    left_out += f"; {further} further images of the samples left out" if further else ""
+    return f"indexed: {_summary(dest, left_out)}"
 
 
 def _name(path: str, dest: Path) -> str:
@@ -93,7 +96,10 @@ def _name(path: str, dest: Path) -> str:
 def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule) -> str:
     """Return a hash of the tar files, class names and rule, which identifies what is to be indexed."""
     sizes = {name: tar.size for name, tar in tars.items()}
-    return hashlib.sha256(json.dumps([sizes, classes, asdict(rule)]).encode()).hexdigest()
+    read_as = asdict(rule)
+    if rule.missing is None:  # a field that data sets of earlier versions do not have in their hash
+        del read_as["missing"]
+    return hashlib.sha256(json.dumps([sizes, classes, read_as]).encode()).hexdigest()
 
 
 def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
@@ -230,7 +236,8 @@ def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
             raise UserError(
                 f"the sample {printable(key)} is in {tar_files.shown(tar)} "
                 f"and again in {tar_files.shown(other)}; "
-                "keys must differ, so leave out one of the tars or make it with other names"
+                "keys must differ: if these are different images, unpack each tar into a folder of its own "
+                "and make a data set of both with pack, which keeps all; if one is a copy, leave it out"
             )
 
 
@@ -279,10 +286,12 @@ def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
     )
 
 
-def _summary(dest: Path) -> str:
-    """Say in a sentence what the data set contains."""
+def _summary(dest: Path, left_out: str = "") -> str:
+    """Say in a sentence what the data set contains and what was left out, and in a line which labels."""
     dataset = Dataset(dest)
     skipped = dataset.description.skipped
-    return f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}" + (
-        f"; {skipped} images skipped, see {dest / SKIPPED}" if skipped else ""
+    return (
+        f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}"
+        + (f"; {skipped} images skipped, see {dest / SKIPPED}" if skipped else "")
+        + "\n".join([left_out, *label_counts.lines({"": dataset})])
     )

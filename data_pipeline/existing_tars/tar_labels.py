@@ -1,12 +1,17 @@
-"""Labels in tar files: a whole number is the index of a class, any other text is the name of a class."""
+"""Labels in tar files: a whole number is the index of a class, any other text is the name of a class.
+
+What a text means is decided by `data_pipeline.tables.cells`: 3.0 is the number 3, 03 is a name, NA is no
+label.
+"""
 
 import json
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.tables import cells
 from isotorus.errors import UserError, from_os_error
 from isotorus.names import nearest
 
@@ -30,16 +35,18 @@ class Labels:
     """The labels that are names, sorted, each once."""
 
 
-def parse_label(content: bytes, field: str | None) -> tuple[Label, list[str]]:
+def parse_label(
+    content: bytes, field: str | None, missing: Sequence[str] | None = None
+) -> tuple[Label, list[str]]:
     """Return the label in a `.cls` file, or in the `field` of a `.json` file, and the names of all its
     fields.
 
-    A missing or empty field means no label. Raises ValueError, with the reason in one line, if the content
-    cannot be read.
+    A missing or empty field, and what `missing` lists, means no label. Raises ValueError, with the reason in
+    one line, if the content cannot be read.
     """
     if field is None:
         try:
-            return _from_text(content.decode()), []
+            return _from_text(content.decode(), missing), []
         except UnicodeDecodeError:
             raise ValueError("is not text in UTF-8") from None
     try:
@@ -49,25 +56,30 @@ def parse_label(content: bytes, field: str | None) -> tuple[Label, list[str]]:
     if not isinstance(record, dict):
         raise ValueError("is not a JSON object of fields")
     value = record.get(field)
-    if value is not None and not isinstance(value, str | int):
+    members = value if isinstance(value, list) else [value]
+    if any(isinstance(member, list | dict) for member in members) or (
+        isinstance(value, float) and math.isfinite(value) and not value.is_integer()
+    ):
         raise ValueError(f"holds a {type(value).__name__} as {field!r}, expected a whole number or text")
-    return None if value is None else _from_text(str(value)), list(record)
+    if isinstance(value, list) and len(value) != 1:
+        return (cells.labels([value], missing)[0] or None), list(record)
+    return _from_text(cells.as_text(members[0]), missing), list(record)
 
 
-def _from_text(text: str) -> Label:
+def _from_text(text: str, missing: Sequence[str] | None) -> Label:
     """Return the label in a text; raise ValueError if it is too long, not printable or not a valid class
     number.
     """
-    text = text.strip()
+    text = cells.one_form(text.strip())
     if len(text) > _LONGEST:
         raise ValueError(f"holds {len(text)} characters, expected the number or name of a class")
     if not text.isprintable():
         raise ValueError("holds characters that cannot be printed, expected the number or name of a class")
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
-        return text or None
-    number = int(text)
-    if number == -1:  # many data sets write -1 for "no label"
+    if cells.is_missing(text, missing):
         return None
+    number = cells.whole(text)
+    if number is None:
+        return text
     if not 0 <= number < _MOST_CLASSES:
         raise ValueError(f"holds class {number}, expected a number from 0 to {_MOST_CLASSES - 1}")
     return number

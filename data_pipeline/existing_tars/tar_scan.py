@@ -31,6 +31,8 @@ class Rule:
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
+    missing: tuple[str, ...] | None = None
+    """Labels that mean "no label"; None: those that `data_pipeline.tables.cells` lists."""
 
     def __post_init__(self) -> None:
         if self.image_extension is not None and not _is_image(self.image_extension):
@@ -51,6 +53,8 @@ class Scan:
     labels: Labels
     without_image: int
     """Number of samples that have no image."""
+    further_images: int
+    """Number of images that were left out because `Rule.image_extension` chooses another of their sample."""
     fields: list[str]
     """Names of the fields in the first `.json` file that was read."""
 
@@ -91,7 +95,9 @@ class _Samples:
     def __init__(self, path: str, rule: Rule) -> None:
         self._path, self._rule = path, rule
         self._census = Census()
-        self._images: dict[str, str] = {}  # extension of the image of each key
+        self._images: dict[str, list[str]] = {}  # extensions of the images of each key
+        self._several = False  # whether a key has several images
+        self._further = 0
         self._labels: dict[str, Label] = {}
         self._indexed: list[str] = []  # keys, in the order of the index rows
         self._keys: set[str] = set()
@@ -109,6 +115,8 @@ class _Samples:
 
     def finish(self, tar: Tar, file: Path) -> Scan:
         """Write the index rows to `file` and return the result."""
+        if self._several:
+            raise self._several_images()
         part, rows = self._census.part(tar.size, tar.sha256)
         known = [self._labels.get(key) for key in self._indexed]
         names = sorted({label for label in known if isinstance(label, str)})
@@ -123,6 +131,7 @@ class _Samples:
             file,
             Labels(self._path, max(numbers, default=-1), names),
             without_image=len(self._keys - self._images.keys()),
+            further_images=self._further,
             fields=self._fields,
         )
 
@@ -131,24 +140,38 @@ class _Samples:
         self._keys.add(key)
         chosen = self._rule.image_extension
         if extension == chosen or (chosen is None and _is_image(extension)):
-            self._refuse_second_image(member, key, extension)
-            self._images[key] = extension
-            self._add_image(member, key, extension.rpartition(".")[2], content)
+            extensions = self._images.setdefault(key, [])
+            if extension in extensions:
+                raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
+            extensions.append(extension)
+            self._several = self._several or len(extensions) > 1
+            if not self._several:  # else the tar is read on only for what to advise
+                self._add_image(member, key, extension.rpartition(".")[2], content)
+        elif _is_image(extension):
+            self._further += 1
         elif extension == ("cls" if self._rule.label_field is None else "json"):
             if key in self._labels:
                 raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
             self._labels[key] = self._label(member, content)
 
-    def _refuse_second_image(self, member: Member, key: str, extension: str) -> None:
-        """Raise `UserError` if the sample has an image already."""
-        first = self._images.get(key)
-        if first == extension:
-            raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
-        if first is not None:
-            raise self._error(
-                f"holds several images of the sample {printable(key)}: {first}, {extension}; "
-                f"choose with --image-extension, e.g. --image-extension {first}"
+    def _several_images(self) -> UserError:
+        """Return the error for a tar with several images of one key.
+
+        They may be views of one sample only if their endings begin with letters. Else dots within names were
+        taken for the end of keys, and to choose one ending would lose nearly all images.
+        """
+        key, endings = next((key, found) for key, found in self._images.items() if len(found) > 1)
+        what = f"holds several images of the sample {printable(key)}: {_shown(endings)}"
+        views = ""
+        if all(ending[0].isalpha() for found in self._images.values() if len(found) > 1 for ending in found):
+            views = (
+                f"if they are views of one sample, choose one with --image-extension {endings[0]}, which "
+                "leaves the others out; if they are different samples, "
             )
+        return self._error(
+            f"{what}; {views}a key ends at the first dot of a file's name, so the dots within these names "
+            "are the cause: unpack the tar and make a data set of that folder with pack, which keeps all"
+        )
 
     def _add_image(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
         """Count an image, or skip it with a reason if it is a link, too large or cannot be decoded."""
@@ -174,7 +197,7 @@ class _Samples:
                 raise ValueError(f"is {_LINK}")
             if member.size > tar_labels.LARGEST:
                 raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
-            label, fields = tar_labels.parse_label(content(), self._rule.label_field)
+            label, fields = tar_labels.parse_label(content(), self._rule.label_field, self._rule.missing)
         except ValueError as error:
             raise self._error(f"gives no label: {printable(member.name)} {error}") from None
         self._fields = self._fields or fields
@@ -183,6 +206,11 @@ class _Samples:
     def _error(self, reason: str) -> UserError:
         """Return the error about this tar."""
         return UserError(f"the tar {tar_files.shown(self._path)} {reason}")
+
+
+def _shown(names: list[str], most: int = 3) -> str:
+    """Return names for messages, the first ones of many."""
+    return ", ".join(map(printable, names[:most])) + ", …" * (len(names) > most)
 
 
 def _is_image(extension: str) -> bool:

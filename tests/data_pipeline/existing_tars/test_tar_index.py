@@ -117,6 +117,42 @@ def test_statistics_are_those_of_the_pixels(tmp_path: Path, done: Run) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "names", ["slice_0.5mm_{}.png", "v1.2/scan.{}0.png", "{}/0.0.png", "0.{}.jpg", "a.b/x.{}y.tif"]
+)
+def test_dots_in_names_are_named_and_no_advice_loses_images(
+    names: str, tmp_path: Path, done: Run, refused: Run
+) -> None:
+    """What the refusal advises either keeps all images, or the set is made without one."""
+    files = {names.format(i): png(i) for i in range(3)}
+    if len({name.rpartition("/")[2].partition(".")[0] + name.rpartition("/")[0] for name in files}) == 3:
+        return done(write(tmp_path / "x.tar", files), tmp_path / "set") and None
+    line = refused(write(tmp_path / "x.tar", files), tmp_path / "set")
+    assert "dots within these names are the cause" in line and "--image-extension" not in line
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert main(["pack", str(tmp_path / "unpacked"), str(tmp_path / "set"), "--workers", "1"]) == 0
+    assert len(Dataset(tmp_path / "set")) == 3
+    return None
+
+
+def test_images_that_an_ending_leaves_out_are_counted(tmp_path: Path, done: Run) -> None:
+    files = {f"{i}.{side}.png": png(i) for i in range(3) for side in ("left", "right")}
+    line = done(write(tmp_path / "x.tar", files), tmp_path / "set", "--image-extension", "left.png")
+    assert "3 further images of the samples left out" in line
+
+
+def test_tars_of_equal_keys_are_refused_with_advice_that_keeps_all(tmp_path: Path, refused: Run) -> None:
+    tars = [write(tmp_path / f"{t}.tar", {f"{i}.png": png(2 * t + i) for i in range(2)}) for t in range(2)]
+    line = refused(*tars, tmp_path / "set")
+    assert "the sample 0 is in" in line and "pack, which keeps all" in line
+    for tar in tars:
+        with tarfile.open(tar) as file:
+            file.extractall(tmp_path / "unpacked" / tar.stem, filter="data")
+    assert main(["pack", str(tmp_path / "unpacked"), str(tmp_path / "set"), "--workers", "1"]) == 0
+    assert len(Dataset(tmp_path / "set")) == 4
+
+
 def test_several_images_in_a_sample(tmp_path: Path, done: Run, refused: Run) -> None:
     write(tmp_path / "x.tar", {"a.left.PNG": png(1), "a.right.png": png(2), "a.cls": "0"})
     line = refused(tmp_path / "x.tar", tmp_path / "set")

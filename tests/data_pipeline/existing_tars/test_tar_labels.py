@@ -69,7 +69,7 @@ def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run
     assert labels(Dataset(tmp_path / "set")) == {"0": "good", "1": None, "2": None, "3": "bad"}
     line = refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "stat")
     assert "fields are state, id" in line and "did you mean 'state'" in line
-    for content in ("{", "[1]", '{"state": [1]}', '{"state": 1.5}', "[" * 100_000, '{"state": "\\ud800"}'):
+    for content in ("{", "[1]", '{"state": [[1]]}', '{"state": 1.5}', "[" * 100_000, '{"state": "\\ud800"}'):
         write(tmp_path / "x.tar", {"a.png": png(0), "a.json": content})
         assert "a.json" in refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "state")
 
@@ -91,3 +91,36 @@ def test_labels_that_are_none(content: bytes, reason: str, tmp_path: Path, refus
     line = refused(tmp_path / "x.tar", tmp_path / "set")
     assert reason in line and "x.tar gives no label: a.cls" in line
     assert not (tmp_path / "set").exists()
+
+
+def test_a_label_means_the_same_in_every_form(tmp_path: Path, done: Run) -> None:
+    """Whole numbers as text, as float and in a list are one class; what means "no label" is none."""
+    records = [1, 1.0, "1", "1.0", [1], -1, -1.0, None, float("nan"), "NA", "?", "", []]
+    files: dict[str, bytes | str] = {}
+    for i, record in enumerate(records):
+        files |= {f"{i:02}.png": png(i), f"{i:02}.json": json.dumps({"state": record})}
+        if isinstance(record, str | int | float):
+            files[f"{i:02}.cls"] = str(record)
+    write(tmp_path / "x.tar", files)
+    for options in ([], ["--label-key", "state"]):
+        dest = tmp_path / f"set{len(options)}"
+        said = done(tmp_path / "x.tar", dest, *options)
+        found = list(labels(Dataset(dest)).values())
+        assert found == ["1", "1", "1", "1", "1" if options else None, *[None] * 8]
+        assert f"{13 - 4 - bool(options)} without a label" in said and "1 (" in said
+
+
+def test_lists_are_several_labels_in_any_order(tmp_path: Path, done: Run) -> None:
+    files: dict[str, bytes | str] = {}
+    for i, state in enumerate([["b", "a"], ["a", "b"], ["b", "a", "NA", "a"], ["a"], "a"]):
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps({"state": state})}
+    done(write(tmp_path / "x.tar", files), tmp_path / "set", "--label-key", "state")
+    assert list(labels(Dataset(tmp_path / "set")).values()) == ["a|b", "a|b", "a|b", "a", "a"]
+
+
+def test_what_means_no_label_can_be_chosen(tmp_path: Path, done: Run) -> None:
+    files: dict[str, bytes | str] = {}
+    for i, text in enumerate(["NA", "unsure", "good"]):
+        files |= {f"{i}.png": png(i), f"{i}.cls": text}
+    done(write(tmp_path / "x.tar", files), tmp_path / "set", "--missing", "unsure, other")
+    assert list(labels(Dataset(tmp_path / "set")).values()) == ["NA", None, "good"]
