@@ -11,6 +11,7 @@ from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.reader import is_remote
+from data_pipeline.tables.cells import MISSING, cell_list
 from data_pipeline.verifying.verify import unknown_tars, verify
 from isotorus.errors import ArgumentParser, UserError, exit_code
 
@@ -66,15 +67,20 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--labels", help=f"{labels} has a row for each image")
     paths = "column of the --labels file with the paths of the images, relative to SRC (default %(default)s)"
     add("--image-column", default="image", help=paths)
-    names = "column of the --labels file with class names; empty cells: no label (default %(default)s)"
+    names = "column of the --labels file with class names (default %(default)s)"
     add("--label-column", default="label", help=names)
     group = "images of one group, e.g. of a patient, go to the same side of the split"
     add("--group-column", help=f"column of the --labels file with the group of each image; {group}")
     pattern = "regular expression such as 'patient([0-9]+)': the text in parentheses is the image's group"
     add("--group-pattern", help=f"instead of --group-column, applied to the image's path: {pattern}")
+    sides = "column of the --labels file that says train, val or test for each image"
+    add("--split-column", help=f"{sides}; instead of the fractions")
     for name in ("val", "test"):
         share = f"fraction of the images (or groups) to put into DEST/{name} (default %(default)s)"
         add(f"--{name}-fraction", type=float, default=0.0, help=share)
+    alike = "divide each class in these fractions, as far as groups that stay whole allow"
+    add("--stratify", action="store_true", help=f"{alike} (default: by the hash of each group or image)")
+    _add_missing(parser)
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
     _add_channels(parser)
     add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
@@ -90,6 +96,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     key = "field of each sample's .json file that contains its label; default: the label is the .cls file"
     add("--label-key", help=key)
     add("--classes", type=Path, help="text file with one class name per line, for labels that are numbers")
+    _add_missing(parser)
     add("--image-extension", help="which image to use where samples contain several, e.g. left.png")
     _add_channels(parser)
     add("--append", action="store_true", help="add the tar files that the data set does not contain yet")
@@ -107,6 +114,12 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed that chooses the images to show (default %(default)s)")
     _add_workers(parser)
     add("--json", action="store_true", help="print the summary as JSON, for scripts")
+
+
+def _add_missing(parser: argparse.ArgumentParser) -> None:
+    text = f"labels that mean 'no label', besides empty ones (default: {','.join(MISSING)}, and -1 where "
+    text += "classes are whole numbers)"
+    parser.add_argument("--missing", metavar="A,B,…", type=cell_list, help=text)
 
 
 def _add_channels(parser: argparse.ArgumentParser) -> None:
@@ -144,27 +157,43 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _pack(args: argparse.Namespace) -> int:
-    # Imported here: the other commands do not need the image decoders.
-    """Run `pack`; raise `UserError` for options that contradict each other."""
-    from data_pipeline.packing.pack import Options, pack
-
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raise `UserError` for options of `pack` that contradict each other."""
     if min(args.val_fraction, args.test_fraction) < 0 or args.val_fraction + args.test_fraction >= 1:
         raise UserError(
             f"--val-fraction {args.val_fraction:g} --test-fraction {args.test_fraction:g}: "
             "expected shares from 0 that are less than 1 together"
         )
-    if args.group_column is not None and args.labels in (None, "folder"):
-        raise UserError("--group-column names a column of a table; give that with --labels FILE.csv")
+    if args.labels in (None, "folder"):
+        for option in ("group_column", "split_column", "missing"):
+            if getattr(args, option) is not None:
+                raise UserError(
+                    f"--{option.replace('_', '-')} is about a table; give that with --labels FILE.csv"
+                )
     if args.group_column is not None and args.group_pattern is not None:
         raise UserError("--group-column and --group-pattern both say what a group is; give one of them")
-    columns = Columns(args.image_column, args.label_column, args.group_column)
+    fractions = bool(args.val_fraction or args.test_fraction)
+    if args.split_column is not None and (fractions or args.stratify):
+        raise UserError("--split-column names the set of each image; leave out the fractions and --stratify")
+    if args.stratify and not args.append and (args.labels is None or not fractions):
+        raise UserError("--stratify divides classes; give --labels, and --val-fraction or --test-fraction")
+
+
+def _pack(args: argparse.Namespace) -> int:
+    # Imported here: the other commands do not need the image decoders.
+    """Run `pack`; raise `UserError` for options that contradict each other."""
+    from data_pipeline.packing.pack import Options, pack
+
+    _refuse_contradictions(args)
+    columns = Columns(args.image_column, args.label_column, args.group_column, args.split_column)
     options = Options(
         labels=args.labels,
         columns=columns,
+        missing=args.missing,
         group_pattern=args.group_pattern,
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
+        stratify=args.stratify,
         channels=args.channels,
         shard_size=args.shard_size,
         append=args.append,
@@ -182,7 +211,7 @@ def _index(args: argparse.Namespace) -> int:
 
     extension = args.image_extension and args.image_extension.lower().removeprefix(".")
     options = Options(
-        rule=Rule(extension, args.label_key, args.channels),
+        rule=Rule(extension, args.label_key, args.channels, args.missing),
         classes=args.classes,
         append=args.append,
         workers=args.workers,

@@ -41,6 +41,10 @@ class Split(Section):
     test_fraction: float
     grouped: bool
     """Whether images were divided by group; if not, each image was assigned by itself."""
+    by_column: bool = False
+    """Whether a column of the table named the set of each image; then the fractions are 0."""
+    stratified: bool = False
+    """Whether each class was divided in these fractions; if not, each group was assigned by its hash."""
 
 
 class Generation(Section):
@@ -80,6 +84,8 @@ class Generation(Section):
     `.cls` files."""
     split: Split | None
     """None if all images went into this set."""
+    groups: int | None = None
+    """Number of groups of samples, such as patients, which groups.npy lists; None if none are known."""
     plan: str
     """Hash of what was to be packed: files, sizes, labels and options."""
     fingerprint: str

@@ -3,6 +3,7 @@
 shard-000000.tar …   <key>.<ext> image bytes, <key>.cls class index, <key>.json other columns
 index.npy            one row per sample (`ROW`), memory-mapped, sorted by shard and offset
 shards.npy           one row per shard (`shard_row`), memory-mapped
+groups.npy           one number per sample, the `key_hash` of its group or 0; only if groups were named
 dataset.json         `description.Description`, with a record for each generation
 
 Opening a data set checks a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
@@ -27,6 +28,7 @@ from isotorus.errors import UserError, from_os_error
 
 INDEX = "index.npy"
 SHARDS = "shards.npy"
+GROUPS = "groups.npy"
 ROW = np.dtype(
     [
         ("shard", "<u4"),
@@ -127,6 +129,16 @@ class Dataset:
     def shards(self) -> NDArray[np.void]:
         """The table of shards, of dtype `shard_row`, mapped into memory."""
         return open_shards(self.path, self.description, self._cache)
+
+    @functools.cached_property
+    def groups(self) -> NDArray[np.uint64] | None:
+        """The group of every sample (n,) as the hash of its name, 0 for none; None if no groups are known."""
+        if self.description.groups is None:
+            return None
+        groups: NDArray[Any] = _open_table(join(self.path, GROUPS), len(self), self._cache)
+        if groups.dtype != np.dtype("<u8"):
+            raise _does_not_fit(join(self.path, GROUPS))
+        return groups
 
     @functools.cached_property
     def _reader(self) -> Reader:

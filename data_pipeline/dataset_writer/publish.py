@@ -15,7 +15,7 @@ from data_pipeline.dataset.description import (
     Split,
     describe,
 )
-from data_pipeline.dataset.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset_writer.part import Part
 from data_pipeline.storage.cache import CacheConfig
@@ -34,6 +34,8 @@ class FinishedShard:
     rows: Path
     """File (.npy) of the shard's index rows. Column `shard` is ignored, `kind` is an index into
     `part.extensions`."""
+    groups: NDArray[np.uint64] | None = None
+    """Hash of the group of each row, 0 for none; None if no groups are known."""
 
 
 def publish(
@@ -69,6 +71,10 @@ def publish(
             file.write(rows.tobytes())
     with atomic(folder / SHARDS) as file:
         np.save(file, table)
+    groups = _groups(shards, base)
+    if groups is not None:
+        with atomic(folder / GROUPS) as file:
+            np.save(file, groups)
     sync(folder)
 
     moments = _moments(shards, base, channels)
@@ -92,6 +98,7 @@ def publish(
         skipped=skipped,
         label_field=label_field,
         split=split,
+        groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         plan=plan,
         fingerprint=counts.fingerprint(classes, extensions, channels, depth, table),
     )
@@ -100,6 +107,16 @@ def publish(
         description = Description(generations=[*before, generation])
         file.write(description.model_dump_json(indent=1).encode())
     sync(folder)
+
+
+def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uint64] | None:
+    """Return the groups of the whole data set, 0 where a part of it knows none; None if no part does."""
+    if all(shard.groups is None for shard in shards) and (base is None or base.groups is None):
+        return None
+    parts = [np.zeros(s.part.samples, np.uint64) if s.groups is None else s.groups for s in shards]
+    if base is not None:
+        parts.insert(0, np.zeros(len(base), np.uint64) if base.groups is None else base.groups)
+    return np.concatenate(parts)
 
 
 def _moments(shards: list[FinishedShard], base: Dataset | None, channels: int) -> Moments:

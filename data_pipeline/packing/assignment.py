@@ -6,7 +6,7 @@ an interrupted run has finished can be kept.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from data_pipeline.dataset.description import Generation, Split
 from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing.division import Sides, divide, hashed
 from data_pipeline.packing.listing import Item, class_names
+from data_pipeline.tables import cells
 from isotorus.errors import UserError
 
 _OVERHEAD = 2048  # approximate bytes of tar headers and padding for an image and its label
@@ -42,12 +44,15 @@ class Assignment:
         return digest.hexdigest()
 
 
-def assign(items: list[Item], classes: list[str], split: Split | None, shard_size: int) -> Assignment:
+def assign(
+    items: list[Item], classes: list[str], split: Split | None, shard_size: int, sides: Sides | None = None
+) -> Assignment:
     """Split the images into sets, shuffle them, and divide each set into shards of about `shard_size` bytes.
 
-    A set may be empty. Raises `UserError` if two images have the same key.
+    Groups in `sides` stay in their set. A set may be empty. Raises `UserError` if two images have the same
+    key.
     """
-    sets = _divide(_shuffle(items), split)
+    sets = divide(_shuffle(items), split, sides)
     return Assignment({name: _cut(members, shard_size) for name, members in sets.items()}, classes, split)
 
 
@@ -64,21 +69,13 @@ def refuse_empty_sets(assignment: Assignment) -> None:
             )
 
 
-def _hash(text: str, purpose: str) -> int:
-    """Return a uniformly distributed 64-bit number; `purpose` makes the shuffle and the split independent."""
-    key = purpose.encode()
-    return int.from_bytes(
-        hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8, key=key).digest()
-    )
-
-
 def _shuffle(items: list[Item]) -> list[Item]:
     """Sort images by the hash of their keys, so that each shard mixes the classes and can be read in
     sequence.
 
     Raises `UserError` if two images have the same key.
     """
-    hashes = np.fromiter((_hash(item.key, "shuffle") for item in items), np.uint64, len(items))
+    hashes = np.fromiter((hashed(item.key, "shuffle") for item in items), np.uint64, len(items))
     order = np.argsort(hashes, kind="stable")
     for i in np.flatnonzero(np.diff(hashes[order]) == 0):
         one, other = sorted((items[order[i]], items[order[i + 1]]), key=lambda item: item.path)
@@ -88,26 +85,6 @@ def _shuffle(items: list[Item]) -> list[Item]:
                 "extension, with _ in place of each remaining dot; rename one, or list what to pack in a CSV"
             )
     return [items[i] for i in order]
-
-
-def _divide(items: list[Item], split: Split | None) -> dict[str, list[Item]]:
-    """Return the images of each set of the split.
-
-    The set depends only on the image's group, or on its key if it has no group. So adding images never moves
-    other images to another set.
-    """
-    if split is None:
-        return {"": items}
-    sets: dict[str, list[Item]] = {"train": []}
-    if split.val_fraction:
-        sets["val"] = []
-    if split.test_fraction:
-        sets["test"] = []
-    for item in items:
-        place = _hash(item.group or item.key, "split") / 2**64
-        in_test, in_val = place < split.test_fraction, place < split.test_fraction + split.val_fraction
-        sets["test" if in_test else "val" if in_val else "train"].append(item)
-    return sets
 
 
 def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
@@ -173,6 +150,15 @@ def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
     raise AssertionError(row)
 
 
+def with_packed_names(items: list[Item], sets: list[Dataset]) -> list[Item]:
+    """Return the images with labels spelled as in the sets, which may have been packed when 1 and 1.0, or
+    composed and decomposed accents, were different classes.
+    """
+    packed = cells.respelled(list(dict.fromkeys(name for dataset in sets for name in dataset.classes)))
+    changed = {new: old for new, old in packed.items() if new != old}
+    return [replace(i, label=changed[i.label]) if i.label in changed else i for i in items]
+
+
 def extended_classes(items: list[Item], sets: list[Dataset]) -> list[str]:
     """Return the classes of the sets, which keep their indices, followed by the new classes of `items`."""
     return list(dict.fromkeys([*(name for dataset in sets for name in dataset.classes), *class_names(items)]))
@@ -184,6 +170,10 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
     Raises `UserError` if the split `asked` for differs, or if images were grouped before and are not now, or
     the reverse.
     """
+    if packed is not None and packed.by_column and (asked is None or not asked.by_column):
+        raise UserError(
+            f"{dest} was split by a column of its table; name that of the new images with --split-column"
+        )
     if asked is not None and (packed is None or _shares(asked) != _shares(packed)):
         before = "without a split" if packed is None else f"with {_shares(packed)}"
         raise UserError(f"{dest} was packed {before}, not with {_shares(asked)}; leave these options out")
@@ -202,7 +192,20 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
 
 def _shares(split: Split) -> str:
     """Return the command-line options that give this split."""
-    return f"--val-fraction {split.val_fraction:g} --test-fraction {split.test_fraction:g}"
+    if split.by_column:
+        return "--split-column"
+    fractions = f"--val-fraction {split.val_fraction:g} --test-fraction {split.test_fraction:g}"
+    return fractions + " --stratify" * split.stratified
+
+
+def refuse_new_sets(dest: Path, assigned: Assignment, names: list[str]) -> None:
+    """Raise `UserError` if the new images would need a set that the data set in `dest` does not have."""
+    for name, shards in assigned.sets.items():
+        if name not in names:
+            raise UserError(
+                f"{dest} has no set {name}, only {', '.join(names)}, but {sum(map(len, shards))} new images "
+                "are for it; pack all images into another folder"
+            )
 
 
 def refuse_misfit(dest: Path, packed: Generation, asked: int | None) -> None:

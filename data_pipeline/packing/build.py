@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline import pool
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
-from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
+from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_hash
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
@@ -66,7 +69,7 @@ def build(
                 base=old.get(name),
             )
     for name in ("", *tasks):
-        sweep(dest / name, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
+        sweep(dest / name, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
 
@@ -163,8 +166,18 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         name = _name(number + len(shards))
         if task.target.exists():  # if not, an earlier call that was interrupted has moved it
             task.target.replace(folder / name)
-        shards.append(FinishedShard(name, part, task.target.with_suffix(".npy")))
+        rows = task.target.with_suffix(".npy")
+        shards.append(FinishedShard(name, part, rows, _groups(task, rows)))
     return shards
+
+
+def _groups(task: Task, rows: Path) -> NDArray[np.uint64] | None:
+    """Return the hash of each row's group, 0 for none; None if no image of the shard has a group."""
+    by_key = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
+    if not by_key:
+        return None
+    keys = np.load(rows, allow_pickle=False)["key"].tolist()
+    return np.array([by_key.get(key, 0) for key in keys], np.uint64)
 
 
 def _name(number: int) -> str:

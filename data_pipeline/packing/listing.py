@@ -1,8 +1,9 @@
 """List the images to pack, with their keys and labels; no image is decoded here."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from sys import intern
 
@@ -13,6 +14,7 @@ from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.packing import manifest
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import walk
+from data_pipeline.tables.cells import one_form
 from isotorus.errors import UserError, from_os_error
 
 
@@ -32,6 +34,8 @@ class Item:
     """The other columns of the image's row in the table, as JSON; "" if there are none."""
     group: str = ""
     """Name of the image's group; images of one group go to the same side of a split."""
+    split: str = ""
+    """Name of the image's set, where the table says it."""
 
     @property
     def key(self) -> str:
@@ -61,17 +65,23 @@ def from_folder(source: Path, labelled: bool) -> list[Item]:
     items = []
     for path in paths:
         size, modified = _stat(source, path)
-        items.append(Item(path, size, modified, intern(path.partition("/")[0]) if labelled else ""))
+        items.append(Item(path, size, modified, intern(one_form(path.partition("/")[0])) if labelled else ""))
     return items
 
 
-def from_manifest(source: Path, file: Path, columns: Columns) -> list[Item]:
+def from_manifest(
+    source: Path, file: Path, columns: Columns, missing: Sequence[str] | None = None
+) -> list[Item]:
     """Return the images that the rows of a CSV or Parquet file list, in their order.
+
+    A path may be spelled as another system writes it: with backslashes, blanks at its ends, or accents
+    composed otherwise. `missing` are the cells that mean "no label".
 
     Raises `UserError` if a column or a file is missing, or if a path leads out of `source`.
     """
     items, absent = [], []
-    for row in manifest.read(file, columns):
+    others = _OtherSpellings(source)
+    for row in manifest.read(file, columns, missing):
         if _leads_out(row.image):
             raise UserError(
                 f"{file} names {row.image!r} in column {columns.image!r}; "
@@ -81,15 +91,44 @@ def from_manifest(source: Path, file: Path, columns: Columns) -> list[Item]:
         try:
             size, modified = _stat(source, path)
         except (FileNotFoundError, NotADirectoryError):
-            absent.append(row.image)
-        else:
-            items.append(Item(path, size, modified, intern(row.label), row.extra, row.group))
+            other = others.find(row.image)
+            if other is None:
+                absent.append(row.image)
+                continue
+            path = other
+            size, modified = _stat(source, path)
+        items.append(Item(path, size, modified, row.label, row.extra, row.group, row.split))
     if absent:
         raise UserError(
             f"{len(absent)} of the {len(items) + len(absent)} files named by {file} are not in {source} "
             f"(first: {absent[0]}); correct the paths or the source folder"
         )
     return items
+
+
+class _OtherSpellings:
+    """Finds images in a folder by paths that are spelled otherwise; the folder is listed at first use."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+
+    @cached_property
+    def _paths(self) -> dict[str, list[str]]:
+        """The paths in the folder by their common spelling."""
+        paths: dict[str, list[str]] = {}
+        for path in _image_files(self._source):
+            paths.setdefault(_common(path), []).append(path)
+        return paths
+
+    def find(self, path: str) -> str | None:
+        """Return the only path that is spelled like this one; None if there is none or several."""
+        found = self._paths.get(_common(path), [])
+        return found[0] if len(found) == 1 else None
+
+
+def _common(path: str) -> str:
+    """Return the common spelling of paths that differ in slashes, blanks at their ends, or accents."""
+    return one_form(str(PurePosixPath(path.strip().replace("\\", "/"))))
 
 
 def grouped(items: list[Item], pattern: str) -> list[Item]:
@@ -116,7 +155,7 @@ def grouped(items: list[Item], pattern: str) -> list[Item]:
             f"--group-pattern {pattern!r} finds no group in {len(without)} of {len(items)} paths "
             f"(first: {without[0]}); change the expression, or take those images away"
         )
-    return [replace(item, group=intern(match[1])) for item, match in matches if match]
+    return [replace(item, group=intern(one_form(match[1]))) for item, match in matches if match]
 
 
 def class_names(items: list[Item]) -> list[str]:

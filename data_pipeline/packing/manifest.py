@@ -1,26 +1,38 @@
-"""Read a table that lists images, CSV or Parquet by the file's extension, one row at a time."""
+"""Read a table that lists images: one row for each, with its label and, optionally, its group and its set."""
 
-import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from sys import intern
 from typing import Any
 
-from isotorus.errors import UserError, from_os_error
-from isotorus.names import nearest
-
-_ROWS_AT_ONCE = 2**14
+from data_pipeline.tables import cells, split_names, table
+from isotorus.errors import UserError
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns for the image path, the label and, optionally, the group."""
+    """Names of the columns for the image path, the label and, optionally, the group and the set."""
 
     image: str = "image"
     label: str = "label"
     group: str | None = None
+    split: str | None = None
+    """Column that says for each image whether it is for train, val or test."""
+
+    @property
+    def by_option(self) -> dict[str, str]:
+        """The columns that a table must have, by the option that names each."""
+        options = {
+            "--image-column": self.image,
+            "--label-column": self.label,
+            "--group-column": self.group,
+            "--split-column": self.split,
+        }
+        return {option: name for option, name in options.items() if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,108 +43,83 @@ class Row:
     label: str
     """Class name; "" if the image has no label."""
     group: str
+    """Name of its group; "" if it has none."""
+    split: str
+    """Name of its set: train, val or test; "" without a split column."""
     extra: str
     """All columns except image and label, as JSON; "" if there are none."""
 
 
-def read(file: Path, columns: Columns) -> Iterator[Row]:
-    """Yield the rows of a table; an empty cell, a null or a NaN means no label and no group.
+def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> list[Row]:
+    """Return the rows of a table; `data_pipeline.tables.cells` says what a cell means.
 
-    In `extra`, numbers and booleans of a Parquet file keep their type; cells of a CSV file are text. Raises
-    `UserError` if the file cannot be read, lacks a column, or has no rows.
+    In `extra`, numbers and booleans of a Parquet file keep their type; cells of a CSV file are text. An image
+    that several rows name alike is returned once, with a note on stderr. Raises `UserError` if the file
+    cannot be read, lacks a column, has no rows, names no set for a row, or has rows that contradict each
+    other.
     """
-    rows = 0
-    for cells in (
-        _read_parquet(file, columns) if file.suffix.lower() == ".parquet" else _read_csv(file, columns)
-    ):
-        rows += 1
-        image, label = _text(cells.pop(columns.image)), _text(cells.pop(columns.label)).strip()
-        group = _text(cells[columns.group]).strip() if columns.group else ""
-        extra = json.dumps(_plain(cells), sort_keys=True, ensure_ascii=False, default=str) if cells else ""
-        yield Row(image, label, group, extra)
-    if not rows:
+    places, images, labels, groups, sides, extras = [], [], [], [], [], []
+    for place, row in table.read(file, columns.by_option):
+        image = row[columns.image]
+        places.append(place)
+        images.append("" if image is None else str(image))
+        labels.append(row[columns.label])
+        groups.append(row[columns.group] if columns.group else None)
+        sides.append(_side(file, place, columns.split, row) if columns.split else "")
+        for name in {columns.image, columns.label}:
+            del row[name]
+        extras.append(json.dumps(_plain(row), sort_keys=True, ensure_ascii=False, default=str) if row else "")
+    if not images:
         raise UserError(f"{file} lists no images; expected a row for each")
+    rows = [
+        Row(image, intern(label), intern(group), side, extra)
+        for image, label, group, side, extra in zip(
+            images, cells.labels(labels, missing), cells.values(groups, missing), sides, extras, strict=True
+        )
+    ]
+    return _each_once(file, rows, places)
 
 
-def _read_csv(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a CSV file by column name."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            rows = csv.reader(text, strict=True)
-            names = next(rows, [])
-            _check_columns(file, names, columns)
-            for number, cells in enumerate(rows, start=2):
-                if not cells:
-                    continue  # skip empty lines
-                if len(cells) != len(names):
-                    raise UserError(
-                        f"{file}, row {number}, has {len(cells)} cells, the first row {len(names)}; fix it"
-                    )
-                yield dict(zip(names, cells, strict=True))
-    except OSError as error:
-        raise from_os_error(error, f"reading the labels {file}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not a CSV in UTF-8 ({error}); save it as one") from None
+def _side(file: Path, place: str, column: str, row: dict[str, Any]) -> str:
+    """Return the set that a row names; raise `UserError` if it names none."""
+    name = split_names.side(row[column])
+    if name is None:
+        raise UserError(
+            f"{file}, {place}: {str(row[column])[:40]!r} in column {column!r} is no set of a split; expected "
+            f"one of {split_names.accepted()}"
+        )
+    return name
 
 
-def _read_parquet(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
-    # Imported here: pyarrow is slow to import, and only Parquet files need it.
-    """Yield the rows of a Parquet file by column name."""
-    import pyarrow
-    import pyarrow.parquet
+def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
+    """Return the rows without those that say again what an earlier row says of the same image.
 
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            schema = table.schema_arrow
-            _check_columns(file, schema.names, columns)
-            for field in schema:
-                if _holds_binary(field.type):
-                    raise UserError(
-                        f"{file}: column {field.name!r} holds binary data, which JSON cannot carry; "
-                        "leave that column out"
-                    )
-            for batch in table.iter_batches(_ROWS_AT_ONCE):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise from_os_error(error, f"reading the labels {file}") from error
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it again") from None
-
-
-def _holds_binary(kind: Any) -> bool:
-    """Return whether an Arrow type is binary or contains a binary type."""
-    inner = [kind.field(i).type for i in range(kind.num_fields)]
-    return "binary" in str(kind) if not inner else any(map(_holds_binary, inner))
-
-
-def _check_columns(file: Path, present: Sequence[str], columns: Columns) -> None:
-    """Raise `UserError` if a needed column is missing or two columns have the same name."""
-    options = {"--image-column": columns.image, "--label-column": columns.label}
-    if columns.group is not None:
-        options["--group-column"] = columns.group
-    for option, name in options.items():
-        if name not in present:
-            near = nearest(name, present, 0.4)
-            guess = f"; did you mean {near!r}?" if near else ""
-            raise UserError(
-                f"{file} has no column {name!r}, its columns are {', '.join(present)}{guess} "
-                f"Choose with {option}"
-            )
-    if len(set(present)) < len(present):
-        twice = next(name for name in present if present.count(name) > 1)
-        raise UserError(f"{file} has two columns {twice!r}; rename or remove one of them")
-
-
-def _text(value: Any) -> str:
-    """Return a cell as text; a float that is a whole number becomes an integer first.
-
-    Columns of integers with missing values are often stored as floats.
+    Raises `UserError` if two rows give one image different labels, groups or sets.
     """
-    value = _plain(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value)
+    first: dict[str, int] = {}
+    kept, again = [], []
+    for i, row in enumerate(rows):
+        name = cells.one_form(str(PurePosixPath(row.image.strip())))
+        earlier = first.setdefault(name, i)
+        if earlier == i:
+            kept.append(row)
+            continue
+        before = rows[earlier]
+        for what, ours, theirs in (
+            ("label", row.label, before.label),
+            ("group", row.group, before.group),
+            ("set", row.split, before.split),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"{file}: {places[earlier]} and {places[i]} both name {row.image!r}, with different "
+                    f"{what}s {theirs!r} and {ours!r}; keep the right one"
+                )
+        again.append(f"{places[i]} repeats {places[earlier]}, {row.image}")
+    if again:
+        more = f", and {len(again) - 1} more" if len(again) > 1 else ""
+        print(f"note: {file} names images twice, which are packed once: {again[0]}{more}", file=sys.stderr)
+    return kept
 
 
 def _plain(value: Any) -> Any:

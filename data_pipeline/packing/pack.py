@@ -7,14 +7,15 @@ set in the same way, and until the end the data set stays as it was.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data_pipeline.dataset import label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subsets
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
-from data_pipeline.packing import assignment, listing
+from data_pipeline.packing import assignment, division, listing
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
@@ -30,12 +31,16 @@ class Options:
     """None, "folder", or the path of a CSV or Parquet file that lists the images."""
     columns: Columns = field(default_factory=Columns)
     """Names of the columns in that file."""
+    missing: tuple[str, ...] | None = None
+    """Cells of that file that mean "no label"; None: those that `tables.cells` lists."""
     group_pattern: str | None = None
     """Regular expression whose first group, matched in an image's path, is the name of the image's group."""
     val_fraction: float = 0.0
     """Fraction of the images, or of their groups, that go to DEST/val."""
     test_fraction: float = 0.0
     """Fraction of the images, or of their groups, that go to DEST/test."""
+    stratify: bool = False
+    """Divide each class in these fractions, as far as groups that stay whole allow."""
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
@@ -56,9 +61,16 @@ class Options:
     @property
     def split(self) -> Split | None:
         """The split that was asked for; None if all images go into one set."""
-        if not self.val_fraction and not self.test_fraction:
+        by_column = self.columns.split is not None
+        if not by_column and not self.val_fraction and not self.test_fraction:
             return None
-        return Split(val_fraction=self.val_fraction, test_fraction=self.test_fraction, grouped=self.grouped)
+        return Split(
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            grouped=self.grouped,
+            by_column=by_column,
+            stratified=self.stratify,
+        )
 
 
 def pack(source: Path, dest: Path, options: Options) -> str:
@@ -80,8 +92,9 @@ def _list(source: Path, options: Options) -> list[Item]:
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
         items = listing.from_folder(source, labelled=options.labels == "folder")
+        division.refuse_split_folders(source, {item.path.partition("/")[0] for item in items if item.label})
     else:
-        items = listing.from_manifest(source, Path(options.labels), options.columns)
+        items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
     return items if options.group_pattern is None else listing.grouped(items, options.group_pattern)
 
 
@@ -131,10 +144,15 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
+        items = assignment.with_packed_names(items, sets)
         new, known = assignment.new_items(items, sets)
         if not new:
             return f"nothing new: {known}"
-        assigned = assignment.assign(new, assignment.extended_classes(new, sets), split, options.shard_size)
+        sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
+        classes = assignment.extended_classes(new, sets)
+        assigned = assignment.assign(new, classes, split, options.shard_size, sides)
+        assignment.refuse_new_sets(dest, assigned, names)
+        assigned = replace(assigned, sets=assigned.sets | {n: [] for n in names if n not in assigned.sets})
         added = _build(source, dest, folder, assigned, bases, options)
     if not added:
         return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
@@ -159,8 +177,9 @@ def _build(
 
 
 def _summary(dest: Path, assigned: Assignment) -> str:
-    """Say in a sentence what `dest` contains."""
-    sets = {name: Dataset(dest / name).description for name in assigned.sets}
+    """Say in a sentence what `dest` contains, and in a line for each set which labels and groups."""
+    opened = {name: Dataset(dest / name) for name in assigned.sets}
+    sets = {name: dataset.description for name, dataset in opened.items()}
     total = list(sets.values())
     images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)
     skipped = sum(s.skipped for s in total)
@@ -175,4 +194,5 @@ def _summary(dest: Path, assigned: Assignment) -> str:
             if sixteen_bit % images
             else ""
         )
+        + "".join(f"\n{line}" for line in label_counts.lines(opened))
     )
