@@ -10,9 +10,12 @@ A damaged image is replaced by another image, which is drawn from (seed, epoch, 
 images keep their places.
 """
 
+import os
+import shutil
 import signal
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +38,9 @@ _CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
 """The purposes of a sample's random numbers; each purpose has its own stream."""
 _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
+_BATCHES_OF_A_WORKER = 2
+"""How many batches a worker prepares ahead; they lie in shared memory."""
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Replaced(NamedTuple):
@@ -104,6 +110,13 @@ class _Batches(TorchDataset[Batch | UserError]):
     world_size: int
     ahead: int
     """How many steps before its use a batch is prefetched from remote storage; 0 for local data."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the views of this rank's largest batch."""
+        images = len(share(self.batch_size, self.rank, self.world_size))
+        values = sum(r.views * r.size**2 for r in self.views.resolutions())
+        return images * values * self.channels * self.sources.depth // 8
 
     def __getitem__(self, step: int) -> Batch | UserError:
         """Return the batch of a step, or the `UserError` that prevented it."""
@@ -251,13 +264,33 @@ class Loader:
                 for worker in steps._workers:
                     worker.kill()  # it may hang, for example in a read
 
+    def _check_shared_memory(self) -> None:
+        """Raise `UserError` if the batches of the workers do not fit into /dev/shm.
+
+        A worker that writes to a full /dev/shm dies of a bus error, or the training waits for it in vain.
+        """
+        if not self._workers or not _SHARED_MEMORY.is_dir():
+            return
+        batches = _BATCHES_OF_A_WORKER * self._workers + 1  # and the one that is trained on
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        need, free = ranks * batches * self._batches.nbytes, shutil.disk_usage(_SHARED_MEMORY).free
+        if need > free:
+            raise UserError(
+                f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but the batches of {ranks} x "
+                f"{self._workers} workers need up to {need / 2**20:.0f} MiB there; enlarge it (docker run "
+                "--shm-size=8g, in Kubernetes an emptyDir with medium: Memory), or set data.workers lower "
+                "(0 needs none)"
+            )
+
     def _steps(self) -> DataLoader[Batch | UserError]:
         """Return a `DataLoader` of this rank's batches from the next step on."""
+        self._check_shared_memory()
         return DataLoader(
             self._batches,
             batch_size=None,
             sampler=range(self._next_step, 2**62),
             num_workers=self._workers,
+            prefetch_factor=_BATCHES_OF_A_WORKER if self._workers else None,
             worker_init_fn=_ignore_signals,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # so that the global generator of torch is not advanced

@@ -12,6 +12,7 @@ from importlib import import_module
 from eval_suite.arguments import options, parse
 from isotorus.errors import exit_code
 from isotorus.processes import end_with_launcher
+from isotorus.scheduler import set_ranks
 
 SUBCOMMANDS = {
     "layers": "eval_suite.layers.command",
@@ -28,6 +29,7 @@ def main() -> int:
     if sys.argv[1:] and sys.argv[1] in SUBCOMMANDS:
         code: int = import_module(SUBCOMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
+    set_ranks()
     given = parse(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     chosen = options(given)

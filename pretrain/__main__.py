@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
 from isotorus.processes import end_with_launcher
+from isotorus.scheduler import is_task, set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 
@@ -38,16 +39,20 @@ USER_ERRORS = "isotorus/user_errors"
 
 def main() -> int:
     """Train one run, or hand on to another command; return the exit code (see docs/runs.md)."""
+    trains = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
+    ranks = set_ranks() if trains else None
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
         format="%(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+    if not trains:
         code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
     end_with_launcher()
+    if ranks:
+        logging.info(ranks)
     signals, start_up = Signals(), StartUp()
     signals.listen()
     start_up.mark("python")
@@ -157,12 +162,13 @@ def process_group(hang: float) -> Iterator[torch.device]:
 
     if torch.cuda.is_available():
         ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        if ranks > devices:
+        one_each = devices == 1 and is_task()  # the scheduler shows each task its own GPU alone
+        if ranks > devices and not one_each:
             raise UserError(
                 f"{ranks} processes on a node with {devices} GPU; use --nproc-per-node {devices}, or set "
                 "CUDA_VISIBLE_DEVICES= to train on CPUs"
             )
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", 0 if one_each else int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
 from typing import Any
 
@@ -23,6 +24,9 @@ from pretrain.monitoring import collapse, mlflow
 from pretrain.preflight import RunInputs
 
 log = logging.getLogger(__name__)
+
+LONGEST_SILENCE = 60.0
+"""Seconds after which a log has a line of progress at the latest."""
 
 
 class Recorder:
@@ -78,11 +82,12 @@ class Recorder:
 
 
 class Progress:
-    """A progress bar on a terminal, or a line for each logged step in a log."""
+    """A progress bar on a terminal; in a log, a line for each logged step, and one every minute between."""
 
     def __init__(self, name: str, start: int, steps: int) -> None:
-        self.name, self.steps = name, steps
+        self.name, self.steps, self.step = name, steps, start
         self.bar: Bar | None = None
+        self._shown_at, self._closed = time.monotonic(), threading.Event()
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -94,6 +99,8 @@ class Progress:
             self.bar = Bar(*columns, console=Console(stderr=True))
             self.task = self.bar.add_task(name, total=steps, completed=start, text="starting")
             self.bar.start()
+        else:
+            threading.Thread(target=self._show_life, name="progress", daemon=True).start()
 
     def show(self, row: dict[str, Any]) -> None:
         """Show a logged row."""
@@ -101,12 +108,21 @@ class Progress:
         if self.bar:
             self.bar.update(self.task, completed=row["step"], text=text)
         else:
-            line = f"{self.name} {row['step']}/{self.steps}  {text}  lr {row['lr']:.2e}"
-            with contextlib.suppress(OSError):  # a log on a full disk must not end the run
-                print(line, file=sys.stderr, flush=True)
+            self._print(f"{self.name} {row['step']}/{self.steps}  {text}  lr {row['lr']:.2e}")
+
+    def _show_life(self) -> None:
+        while not self._closed.wait(LONGEST_SILENCE / 4):
+            if time.monotonic() - self._shown_at > LONGEST_SILENCE * 3 / 4:
+                self._print(f"{self.name} {self.step}/{self.steps}")
+
+    def _print(self, line: str) -> None:
+        self._shown_at = time.monotonic()
+        with contextlib.suppress(OSError):  # a log on a full disk must not end the run
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """End the bar, if there is one."""
+        """End the bar, or the lines."""
+        self._closed.set()
         if self.bar:
             self.bar.stop()
 

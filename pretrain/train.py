@@ -43,6 +43,7 @@ def train(
         if run is None:
             return 0
         state, request = run.state, StopRequest.NONE
+        stopping.signals.training()
         while state.step < config.steps:
             # All ranks stop before the same step, because of a signal or a failed save.
             request = stopping.agree(run.saver.failed)
@@ -91,6 +92,8 @@ def update(run: Run) -> StepResult:
         features = result.embeddings[: config.views.global_views].mean(0)
         state.probe.learn(features, batch.labels.to(run.engine.device, non_blocking=True))
     state.step = step + 1
+    if run.recorder:
+        run.recorder.progress.step = state.step
     if run.start_up:
         result.parts["loss"].item()  # waits for the device: the step is done when its loss is there
         run.start_up.mark("first step")
@@ -158,10 +161,11 @@ def save(run: Run) -> None:
 
 def finish(run: Run, request: StopRequest) -> None:
     """Save what a stopped run has done since its newest checkpoint, and wait for the last save."""
-    if request in (StopRequest.STOP, StopRequest.REQUEUE):
-        log.info("stopped by a signal after %d of %d steps", run.state.step, run.config.steps)
+    if request in (StopRequest.STOP, StopRequest.REQUEUE, StopRequest.INTERRUPT):
         if run.state.step > run.saver.step and not run.state.guard.report():
             save(run)
+        progress = f"{run.state.step} of {run.config.steps} steps"
+        log.info("stopped by a signal after %s; the same command continues", progress)
     run.saver.wait()
     if run.recorder:
         run.recorder.status = "FINISHED" if run.state.step == run.config.steps else "KILLED"

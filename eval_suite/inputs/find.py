@@ -104,10 +104,6 @@ def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
         return []
     if not complete:
         raise UserError(f"{run} has no complete checkpoint yet; train it on to its first one")
-    latest = folder / "latest"
-    # `latest` is a symbolic link, which a copy of the run may have lost.
-    if every is None and latest.exists():
-        return [_checkpoint(latest.resolve() / WEIGHTS)]
     return [each for each in complete if each is complete[-1] or (every and each.step % every == 0)]
 
 

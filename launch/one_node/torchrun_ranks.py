@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -14,6 +15,8 @@ import psutil
 
 USER_ERROR = 2
 """Exit code of a rank that met an error the user can fix. A restart would meet the same error."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 TRY_AGAIN = 75
 """Exit code when the launchers of a run lost contact with each other (EX_TEMPFAIL of sysexits.h)."""
 LAST_CALL_SECONDS = 10
@@ -43,8 +46,8 @@ def default_ranks() -> int:
 def run(options: list[str], pretrain: list[str]) -> Failure | None:
     """Run `torchrun OPTIONS -m pretrain PRETRAIN` to its end. Return the first failure, or None.
 
-    SIGTERM and SIGUSR1 go to the ranks, which save and end by themselves. Alone, torchrun would give them 30
-    seconds and then always fail. A rank that ends with `USER_ERROR` is never restarted.
+    SIGINT, SIGTERM and SIGUSR1 go to the ranks, which save and end by themselves. Alone, torchrun would give
+    them 30 seconds and then always fail. A rank that ends with `USER_ERROR` is never restarted.
     """
     from torch.distributed import DistError
     from torch.distributed import run as torch_run
@@ -52,7 +55,7 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     arguments = torch_run.parse_args([*options, "-m", "pretrain", *pretrain])
-    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     fewest, most = torch_run.parse_min_max_nnodes(arguments.nnodes)
     ranks = torch_run.determine_local_world_size(arguments.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
@@ -64,8 +67,15 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
         # The store that the launchers share still holds the keys of earlier attempts, so ranks use their own.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         signal.signal(signal.SIGCHLD, _look_for_user_error)
-    signal.signal(signal.SIGTERM, _pass_on)
-    signal.signal(signal.SIGUSR1, _pass_on)
+    interrupts: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            interrupts.append(number)
+        _pass_on(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, pass_on)
     try:
         torch_run.run(arguments)
     except ChildFailedError as error:
@@ -89,14 +99,15 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
             f"error: the launchers of this run do not meet at {where}: {str(error) or type(error).__name__}"
         )
         return Failure(TRY_AGAIN, -1, 0.0, message)
-    return None
+    # The ranks have saved and ended well; the caller learns that the run is not complete.
+    return Failure(INTERRUPTED, -1, time.time(), "") if interrupts else None
 
 
 class _MetUserError(Exception):
     """A rank ended with a user error."""
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
+def _pass_on(number: int) -> None:
     ranks = psutil.Process().children()
     if not ranks:  # no rank has started yet
         sys.exit(128 + number)

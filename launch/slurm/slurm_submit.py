@@ -2,7 +2,9 @@
 
 import re
 import subprocess
+import sys
 import time
+from collections import Counter
 
 from isotorus.errors import UserError
 
@@ -18,6 +20,8 @@ ENDED = {
     "TIMEOUT",
 }
 POLL_SECONDS = 5
+LONGEST_SILENCE = 55.0
+"""Seconds after which the state is printed again."""
 
 
 def submit(command: list[str]) -> str:
@@ -38,9 +42,11 @@ def submit(command: list[str]) -> str:
 def follow(number: str) -> int:
     """Wait until the job, or all tasks of its array, have ended for good. Return the largest exit code.
 
+    A line on stderr says what state they are in when that changes, and every minute.
+
     `sbatch --wait` is not used because it returns when a job is only being queued again.
     """
-    seen = 0
+    seen, line, shown_at = 0, "", 0.0
     while seen < 2:  # twice, because a job that is queued again looks ended for a moment
         time.sleep(POLL_SECONDS)
         shown = subprocess.run(
@@ -50,6 +56,10 @@ def follow(number: str) -> int:
             raise UserError(f"Slurm no longer knows job {number}; sacct -j {number} may show how it ended")
         states = re.findall(r" JobState=(\w+)", shown.stdout)  # empty while the controller does not answer
         seen = seen + 1 if states and ENDED.issuperset(states) else 0
+        counts = ", ".join(f"{count} {state}" for state, count in Counter(states).items())
+        if states and (counts != line or time.monotonic() - shown_at > LONGEST_SILENCE):
+            line, shown_at = counts, time.monotonic()
+            print(f"job {number}: {counts}", file=sys.stderr, flush=True)
     codes = [
         int(code) or (128 + int(number) if int(number) else int(state != "COMPLETED"))
         for state, code, number in re.findall(r" JobState=(\w+).* ExitCode=(\d+):(\d+)", shown.stdout)

@@ -1,10 +1,10 @@
 """A run's checkpoints on disk: one DCP format for any engine and world size, published whole or not at all.
 
-A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then
-does `latest` point to it. Beside the DCP files lie `encoder.safetensors` and `encoder.json`, which are
-all that `timm.create_model(...).load_state_dict(strict=True)` needs (or, with winding attention,
-`pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation. COMPLETE lists the size
-and checksum of each file, so that damage is found before a checkpoint is loaded.
+A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then does
+`latest` point to it, where links can be made. Beside the DCP files lie `encoder.safetensors` and
+`encoder.json`, which are all that `timm.create_model(...).load_state_dict(strict=True)` needs (or, with
+winding attention, `pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation. COMPLETE
+lists the size and checksum of each file, so that damage is found before a checkpoint is loaded.
 """
 
 import contextlib
@@ -297,10 +297,18 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _point_latest_to(checkpoint: Path) -> None:
+    """Have the link `latest` point to a checkpoint; a convenience for people, which nothing here needs.
+
+    Where links cannot be made (exFAT, many network shares) there is none. A folder of that name, as a copy
+    of the run makes it, is left alone.
+    """
     link = checkpoint.parent / ".latest"
-    link.unlink(missing_ok=True)
-    link.symlink_to(checkpoint.name)
-    link.rename(checkpoint.parent / "latest")
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.name)
+        link.rename(checkpoint.parent / "latest")
+    with contextlib.suppress(OSError):
+        link.unlink(missing_ok=True)
     sync(checkpoint.parent)
 
 

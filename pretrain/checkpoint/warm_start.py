@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from isotorus.errors import UserError, from_os_error
+from pretrain.checkpoint.store import latest
 from pretrain.models.encoder import build_encoder, create
 
 State = dict[str, Tensor]
@@ -36,7 +37,7 @@ def find_weights(given: Path, asked: str) -> WarmStart:
 
     `asked` is how the user named it, for the error.
     """
-    folders = [given, given / "checkpoints/latest"]
+    folders = [given, latest(given / "checkpoints") or given]
     candidates = [given] if given.is_file() else [folder / name for folder in folders for name in NAMES]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
@@ -52,7 +53,7 @@ def find_weights(given: Path, asked: str) -> WarmStart:
         )
     try:
         with file.open("rb") as stream:
-            # Resolved, because `latest` will point to another checkpoint.
+            # Resolved, because the name may be a link that will point to another checkpoint.
             return WarmStart(str(file.resolve()), hashlib.file_digest(stream, "sha256").hexdigest())
     except OSError as error:
         raise from_os_error(error, "reading weights") from error

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat
 from isotorus.section import Section
 from pretrain.distributed import cpu_group
 from pretrain.run_control.lock import Lock
-from pretrain.run_control.signals import Signals, StopRequest
+from pretrain.run_control.signals import Signals, StopRequest, interrupted_code
 from pretrain.run_control.watchdog import Watchdog
 
 _SIGNAL_SECONDS = 10.0
@@ -21,8 +21,8 @@ _SIGNAL_SECONDS = 10.0
 
 class StoppingConfig(Section):
     grace: PositiveFloat = 120
-    """Seconds that a run has for saving and ending after SIGTERM or SIGUSR1; then it ends without, with exit
-    code 75. Choose less than what the scheduler gives before it kills."""
+    """Seconds that a run has for saving and ending after Ctrl-C, SIGTERM or SIGUSR1; then it ends without,
+    with exit code 75. Choose less than what the scheduler gives before it kills."""
     hang: PositiveFloat = 600
     """Seconds without a finished step (or save, or part of the start) after which every rank writes its
     stack to <runs>/<name>/stacks and ends with exit code 75."""
@@ -76,6 +76,8 @@ class Stopping:
         dist.barrier(self._group)
         if request == StopRequest.STOP and "ISOTORUS_ELASTIC" in os.environ:
             self._await_signal()
+        if request == StopRequest.INTERRUPT:
+            return interrupted_code()
         return self.config.requeue_code if request == StopRequest.REQUEUE else 0
 
     def _await_signal(self) -> None:

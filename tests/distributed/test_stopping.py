@@ -21,7 +21,8 @@ def checkpoints(folder: Path) -> list[str]:
 
 def worker(run: Run, rank: int) -> psutil.Process:
     """Return the process that loads a rank's data."""
-    (found,) = [c for c in run.rank(rank).children() if "resource_tracker" not in c.cmdline()[-1]]
+    process = psutil.Process(run.process.pid) if run.ranks == 1 else run.rank(rank)
+    (found,) = [c for c in process.children() if "resource_tracker" not in c.cmdline()[-1]]
     return found
 
 
@@ -51,6 +52,29 @@ def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: P
     assert checkpoints(folder)[-1] == f"step_{stopped:08d}"
     assert sorted(losses(folder)) == list(range(1, stopped + 1))
     assert not list(folder.glob("checkpoints/.*"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(recipe: Path, tmp_path: Path, ranks: int):
+    folder = tmp_path / "runs/tiny"
+    run = Run(ranks, recipe, folder, *LONG, "checkpoint.every=100000")
+    run.wait_for_step(3)
+    # A terminal sends it to all processes of the command, and a launcher sends it on to its ranks.
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.end() == 130, run.stderr
+    stopped = max(losses(folder))
+    assert f"stopped by a signal after {stopped} of 100000 steps" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert checkpoints(folder) == [f"step_{stopped:08d}"]
+
+    run = Run(ranks, recipe, folder, *LONG, "checkpoint.every=100000")
+    run.wait_for_step(stopped + 3)
+    worker(run, 0).suspend()  # no step is finished any more, so the first Ctrl-C waits
+    for _ in range(2):
+        os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(1.5)
+    assert run.end() == 130, run.stderr
+    assert checkpoints(folder) == [f"step_{stopped:08d}"] and "Traceback" not in run.stderr
 
 
 def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
