@@ -113,9 +113,10 @@ def ours(given: argparse.Namespace) -> None:
 def theirs(given: argparse.Namespace) -> None:
     import lightning  # type: ignore[import-not-found]
     import stable_pretraining as spt  # type: ignore[import-not-found]
-    from data import stable_pretraining_dataset
     from stable_pretraining.backbone import MLP  # type: ignore[import-not-found]
     from stable_pretraining.methods import LeJEPA  # type: ignore[import-not-found]
+
+    from data import stable_pretraining_dataset
 
     spt.set(verbose="ERROR", cache_dir=str(given.folder / "runs" / given.file.name))
     ranks = int(os.environ["WORLD_SIZE"])

@@ -178,6 +178,15 @@ def test_more_ranks_than_images_are_refused(packed: Dataset) -> None:
         loader(packed, batch_size=3, world_size=4)
 
 
+def test_more_batches_than_shared_memory_holds_are_refused(
+    packed: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100000000")  # each of them has as many batches
+    with pytest.raises(UserError, match=r"/dev/shm has .* MiB free.*data\.workers"):
+        take(packed, 1, workers=1)
+    take(packed, 1, workers=0)
+
+
 def damaged(packed: Dataset, folder: Path, samples: list[int]) -> Dataset:
     """A copy of the set with some bytes of these samples overwritten."""
     shutil.copytree(packed.path, folder)

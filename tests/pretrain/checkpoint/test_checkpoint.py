@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from eval_suite.inputs.find import find
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
@@ -20,6 +21,7 @@ from pretrain.assemble import build_engine
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver, share
+from pretrain.checkpoint.warm_start import find_weights
 from pretrain.config import Config, load_config
 from pretrain.guard import Guard
 from pretrain.preflight import check
@@ -161,3 +163,29 @@ def test_any_damage_is_found_and_the_checkpoint_before_offered(recipe: Path, tmp
             shutil.rmtree(newest)
             assert f"step_00000002 is damaged: {name}" in str(error.value) and said in str(error.value)
             assert str(error.value).endswith("remove that folder to continue from step_00000001")
+
+
+@pytest.mark.parametrize("disk", ["has no links", "has a folder in the way"])
+def test_a_run_needs_no_link_to_its_newest_checkpoint(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+):
+    config = load_config(str(recipe), ["checkpoint.every=2", "steps=2", "optimizer.final_lr_ratio=1"])
+    checkpoints = config.folder / "checkpoints"
+    if disk == "has no links":
+
+        def symlink(*names: object, **options: object) -> None:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr("os.symlink", symlink)
+    else:
+        (checkpoints / "latest").mkdir(parents=True)  # as a copy without links makes it
+        (checkpoints / "latest/encoder.json").write_text("{}")
+    for steps in (2, 4):
+        config = load_config(
+            str(recipe), ["checkpoint.every=2", f"steps={steps}", "optimizer.final_lr_ratio=1"]
+        )
+        train(config, check(config, 1), torch.device("cpu"))
+    newest = checkpoint.latest(checkpoints)
+    assert newest and newest.name == "step_00000004"
+    assert find_weights(config.folder, "encoder.weights").file == str(newest / "encoder.safetensors")
+    assert [each.folder for each in find([str(config.folder)])] == [newest]
