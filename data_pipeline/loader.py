@@ -173,7 +173,8 @@ class _Batches(TorchDataset[Batch | UserError]):
         sample = place.sample
         for attempt in range(_SUBSTITUTES):
             try:
-                cut(self._generator(place, _CROPS), dataset.read(sample), self.views, self._flips, out)
+                rng = self._generator(place, _CROPS)
+                cut(rng, dataset.read(sample), self.views, self._flips, out, dataset.pixel_rules)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample

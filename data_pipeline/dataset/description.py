@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from data_pipeline.dataset.moments import Moments
+from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import fetch, is_remote, join
 from isotorus.errors import UserError, from_os_error
@@ -82,6 +83,9 @@ class Generation(Section):
     label_field: str | None = None
     """Field of the samples' `.json` files that contains the labels of this generation; None: labels are in
     `.cls` files."""
+    pixel_rules: PixelRules = 1
+    """Version of the rules by which files become pixels, see `decoders.pixels`; sets from before these rules
+    had a number lack this key."""
     split: Split | None
     """None if all images went into this set."""
     groups: int | None = None
@@ -178,12 +182,19 @@ class IndexCounts:
         return _extent(self._heights)
 
     def fingerprint(
-        self, classes: list[str], extensions: list[str], channels: int, depth: int, shards: NDArray[np.void]
+        self,
+        classes: list[str],
+        extensions: list[str],
+        channels: int,
+        depth: int,
+        shards: NDArray[np.void],
+        pixel_rules: PixelRules,
     ) -> str:
-        """Return the fingerprint of the data set: a hash of the rows counted so far and of the `shards`
-        they refer to.
+        """Return the fingerprint of the data set: a hash of the rows counted so far, of the `shards` they
+        refer to, and of the rules by which these become pixels.
         """
         identity = [self._digest.hexdigest(), classes, extensions, channels, depth]
+        identity += [pixel_rules] if pixel_rules > 1 else []  # sets of rules 1 keep their fingerprints
         return hashlib.sha256(json.dumps(identity).encode() + shards["sha256"].tobytes()).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ index.npy            one row per sample (`ROW`), memory-mapped, sorted by shard 
 shards.npy           one row per shard (`shard_row`), memory-mapped
 groups.npy           one number per sample, the `key_hash` of its group or 0; only if groups were named
 dataset.json         `description.Description`, with a record for each generation
+modified.npy         optional: the time of each image file when it was packed (`dataset.modified`)
 
 Opening a data set checks a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import DESCRIPTION, Generation, describe
-from data_pipeline.decoders.pixels import LUMA, convertible
+from data_pipeline.decoders.pixels import LUMA, PixelRules, Pixels, convertible
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import Reader, fetch, is_remote, join, open_reader
 from data_pipeline.storage.tar_reader import LONGEST_HEADERS, key_and_extension, names_before
@@ -177,6 +178,11 @@ class Dataset:
         return self.description.depth
 
     @property
+    def pixel_rules(self) -> PixelRules:
+        """Version of the rules by which the image files become pixels."""
+        return self.description.pixel_rules
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Mean of all pixels in each channel, on the scale where white is 1."""
         return tuple(self.description.mean)
@@ -223,6 +229,18 @@ class Dataset:
                 return data
             self._reader.forget(name, offset, size)  # perhaps only the cached copy is damaged
         raise self._changed(i, name)
+
+    def pixels(
+        self, i: int, channels: int | None, depth: Literal[8, 16] | None, shrink: Literal[1, 2, 4, 8] = 1
+    ) -> Pixels:
+        """Return the pixels (H, W, C) of sample `i`, see `decoders.decode`, by the rules of this data set.
+
+        Raises ValueError if the image cannot be decoded, and errors as `read` does.
+        """
+        # Imported here: the commands that only look at tables do not need the image decoders.
+        from data_pipeline.decoders.decode import decode
+
+        return decode(self.read(i), channels, depth, shrink, self.pixel_rules)
 
     def extension(self, i: int) -> str:
         """Return the file extension of sample `i` without the dot, such as "jpg"."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_pipeline.dataset.description import Generation, describe
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.storage.cache import CacheConfig
 
 _CHANNELS = {1: "1 (greyscale)", 3: "3 (colour)"}
@@ -32,6 +33,7 @@ def as_text(folder: str) -> str:
         + "height {min}-{max}, median {median}".format(**facts.height.model_dump()),
         "channels": _CHANNELS.get(facts.channels, str(facts.channels)),
         "depth": _depth(facts),
+        "pixel rules": _rules(facts),
         "mean": " ".join(f"{x:.4f}" for x in facts.mean),
         "std": " ".join(f"{x:.4f}" for x in facts.std),
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
@@ -55,6 +57,13 @@ def _counts(names: list[str], counts: list[int], total: int) -> str:
     if each and total > sum(counts):
         each.append(f"without label {total - sum(counts)}")
     return ", ".join(each)
+
+
+def _rules(facts: Generation) -> str:
+    """Say by which rules files become pixels."""
+    return f"{facts.pixel_rules}" + (
+        "" if facts.pixel_rules == NEWEST_RULES else " (earlier ones, see docs/data.md)"
+    )
 
 
 def _depth(facts: Generation) -> str:

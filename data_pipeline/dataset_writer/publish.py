@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset import modified
 from data_pipeline.dataset.description import (
     DESCRIPTION,
     Description,
@@ -18,6 +19,7 @@ from data_pipeline.dataset.description import (
 from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset_writer.part import Part
+from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.files import atomic, sync
 
@@ -36,6 +38,8 @@ class FinishedShard:
     `part.extensions`."""
     groups: NDArray[np.uint64] | None = None
     """Hash of the group of each row, 0 for none; None if no groups are known."""
+    modified: NDArray[np.int64] | None = None
+    """When the image file of each row was last modified, in nanoseconds since the epoch; None if not known."""
 
 
 def publish(
@@ -48,6 +52,7 @@ def publish(
     split: Split | None,
     plan: str,
     skipped: int,
+    pixel_rules: PixelRules,
     label_field: str | None = None,
     base: Dataset | None = None,
 ) -> None:
@@ -75,6 +80,8 @@ def publish(
     if groups is not None:
         with atomic(folder / GROUPS) as file:
             np.save(file, groups)
+    if any(shard.modified is not None for shard in shards):
+        modified.write(folder, _times(shards, base))
     sync(folder)
 
     moments = _moments(shards, base, channels)
@@ -97,10 +104,11 @@ def publish(
         height=counts.height,
         skipped=skipped,
         label_field=label_field,
+        pixel_rules=pixel_rules,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         plan=plan,
-        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table),
+        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table, pixel_rules),
     )
     before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
     with atomic(folder / DESCRIPTION) as file:
@@ -117,6 +125,13 @@ def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uin
     if base is not None:
         parts.insert(0, np.zeros(len(base), np.uint64) if base.groups is None else base.groups)
     return np.concatenate(parts)
+
+
+def _times(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.int64]:
+    """Return the times of all image files, in the order of the index; 0 where a time is not known."""
+    times = [modified.read(Path(base.path), len(base))] if base else []
+    times += [np.zeros(s.part.samples, np.int64) if s.modified is None else s.modified for s in shards]
+    return np.concatenate(times)
 
 
 def _moments(shards: list[FinishedShard], base: Dataset | None, channels: int) -> Moments:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_pipeline.decoders.pixels import PixelRules
 from isotorus.errors import UserError
 from isotorus.files import atomic
 from isotorus.section import Section
@@ -41,6 +42,8 @@ class State(Section):
     """The sets that shards are added to, by name."""
     channels: int | None
     """The number of channels that was asked for."""
+    pixel_rules: PixelRules = 1
+    """Version of the rules by which files become pixels."""
     complete: bool = False
     """Whether all shards are finished and accepted, so that only publishing is left."""
 

@@ -1,6 +1,6 @@
 """Decode the bytes of one image file of any supported format.
 
-The first bytes of a file determine its format. Each format has a module of its own with the same functions:
+The first bytes of a file determine its format. Each format has a module of its own with the functions
 `matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile and
 numpy; these modules only choose between them, check sizes before decoding, and close the gaps that each
 module's docstring names.
@@ -8,18 +8,18 @@ module's docstring names.
 
 import contextlib
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decoders import jpeg, npy, pillow, png, tiff
-from data_pipeline.decoders.pixels import LUMA, Pixels, convertible
+from data_pipeline.decoders import jpeg, npy, orientation, pillow, png, tiff
+from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, PixelRules, Pixels, convertible
 
 _LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
+_JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"}
+EXTENSIONS = {*_JPEG, ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 """Extensions of image files, in lower case."""
 
 Shrink = Literal[1, 2, 4, 8]
@@ -28,26 +28,36 @@ Shrink = Literal[1, 2, 4, 8]
 
 @overload
 def decode(
-    data: bytes, channels: int | None = ..., depth: Literal[8] = ..., shrink: Shrink = ...
+    data: bytes,
+    channels: int | None = ...,
+    depth: Literal[8] = ...,
+    shrink: Shrink = ...,
+    rules: PixelRules = ...,
 ) -> NDArray[np.uint8]: ...
 @overload
 def decode(
-    data: bytes, channels: int | None, depth: Literal[8, 16] | None, shrink: Shrink = ...
+    data: bytes,
+    channels: int | None,
+    depth: Literal[8, 16] | None,
+    shrink: Shrink = ...,
+    rules: PixelRules = ...,
 ) -> Pixels: ...
 def decode(
     data: bytes,
     channels: int | None = None,
     depth: Literal[8, 16] | None = 8,
     shrink: Shrink = 1,
+    rules: PixelRules = NEWEST_RULES,
 ) -> Pixels:
     """Return the pixels (H, W, C) of an encoded image, uint8, or uint16 for depth 16; the largest value is
     white.
 
     C is `channels`, or the image's own number if that is None. 1 and 3 channels are converted into each
     other; any other number must be the image's own. For another depth, 8-bit values are multiplied by 257 and
-    16-bit values rounded; with depth None the image keeps its own. Transparency is dropped, and orientation
-    tags are not applied. If a file has several frames, only the first is read, except for TIFF files whose
-    pages have one channel each: these pages become the channels.
+    16-bit values rounded; with depth None the image keeps its own. Transparency is dropped. The
+    image is turned by its orientation tag, as people see it. Grey pages of a TIFF are channels; an animation,
+    or a TIFF of several pictures, is refused. `Dataset.pixels` reads the images of a data set by the `rules`
+    under which it was packed.
 
     A JPEG may be returned at 1/`shrink` of its size, rounded up, which takes less time.
 
@@ -55,8 +65,15 @@ def decode(
     format, or if the image is larger than `pixels.check_size` allows.
     """
     with _one_line():
-        reader = _reader(data)
-        pixels: Pixels = jpeg.read(data, channels, shrink) if reader is jpeg else reader.read(data)
+        if jpeg.matches(data):
+            pixels = jpeg.read(data, channels, shrink, rules)
+        elif png.matches(data):
+            pixels = png.read(data, rules)
+        elif tiff.matches(data):
+            pixels = tiff.read(data, rules)
+        else:
+            pixels = npy.read(data) if npy.matches(data) else pillow.read(data, rules)
+        pixels = orientation.upright(pixels, _tag(data, rules))
         return _to_depth(_to_channels(pixels, channels), depth)
 
 
@@ -66,18 +83,32 @@ def largest_shrink(limit: float) -> Shrink:
     return next((factor for factor in factors if factor <= limit), 1)
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return height and width from the header alone, without decoding pixels; raises ValueError as
-    `decode` does.
+def size(data: bytes, rules: PixelRules = NEWEST_RULES) -> tuple[int, int]:
+    """Return height and width of what `decode` returns, from the headers alone.
+
+    Under rules 1 they are those before a TIFF is turned. Raises ValueError as `decode` does.
     """
     with _one_line():
-        height, width = _reader(data).size(data)
-    return height, width
+        if jpeg.matches(data):
+            height, width = jpeg.size(data, rules)
+        elif png.matches(data):
+            height, width = png.size(data, rules)
+        elif tiff.matches(data):
+            height, width = tiff.size(data, rules)
+        else:
+            height, width = npy.size(data) if npy.matches(data) else pillow.size(data, rules)
+        return orientation.size_upright(height, width, _tag(data, rules))
 
 
-def _reader(data: bytes) -> ModuleType:
-    """Return the module that reads this file."""
-    return next((kind for kind in (jpeg, png, tiff, npy) if kind.matches(data)), pillow)
+def _tag(data: bytes, rules: PixelRules) -> int:
+    """Return the orientation tag by which the stored pixels are turned; `tiff` has turned its own."""
+    if rules == 1:
+        return 1
+    if jpeg.matches(data):
+        return orientation.of_jpeg(data)
+    if data[:4] == b"\x89PNG":
+        return orientation.of_png(data)
+    return orientation.of_webp(data) if data[:4] == b"RIFF" else 1
 
 
 @contextlib.contextmanager

@@ -1,10 +1,18 @@
 """The array type of decoded images, conversion rules for their channels, and limits for their size."""
 
+from typing import Final, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 """An image (H, W, C); the largest value of the type is white, 0 is black."""
+
+PixelRules = Literal[1, 2]
+"""Version of the rules by which a file becomes pixels. Under 1, only the TIFF files that Pillow reads are
+turned by their orientation tag, and pages that are no channels and frames of an animation are ignored."""
+NEWEST_RULES: Final = 2
+"""The rules by which files are read unless a data set was packed under earlier ones."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey: ITU-R BT.601, as in Pillow's conversion."""

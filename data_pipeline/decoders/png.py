@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.decoders import pillow
-from data_pipeline.decoders.pixels import Pixels
+from data_pipeline.decoders.pixels import PixelRules, Pixels
 
 _GREY, _GREY_ALPHA, _RGB = 0, 4, 2
 
@@ -18,27 +18,30 @@ def matches(data: bytes) -> bool:
     return data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and data[24:25] == b"\x10"
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return height and width."""
-    return pillow.size(data)
+def size(data: bytes, rules: PixelRules) -> tuple[int, int]:
+    """Return height and width, as they are stored."""
+    return pillow.size(data, rules)
 
 
-def read(data: bytes) -> Pixels:
-    """Return 16-bit pixels (H, W, 1) or (H, W, 3); transparency is dropped."""
+def read(data: bytes, rules: PixelRules) -> Pixels:
+    """Return 16-bit pixels as they are stored, (H, W, 1) or (H, W, 3); transparency is dropped."""
     colours = data[25]
     if colours == _GREY:
-        return np.array(pillow.open_image(data)).astype(np.uint16)[..., None]
+        return np.array(pillow.open_image(data, rules)).astype(np.uint16)[..., None]
     if colours == _GREY_ALPHA:
-        pixel = _unpack(data, "RGBA")  # its four bytes are two of grey, high byte first, and two of alpha
+        pixel = _unpack(
+            data, "RGBA", rules
+        )  # its four bytes are two of grey, high byte first, and two of alpha
         return _join(pixel[..., :1], pixel[..., 1:2])
     # Pillow keeps the high byte of each 16-bit number in the byte order named: B is big endian, L little.
     kind = "RGB" if colours == _RGB else "RGBA"
-    return _join(_unpack(data, f"{kind};16B")[..., :3], _unpack(data, f"{kind};16L")[..., :3])
+    high, low = (_unpack(data, f"{kind};16{order}", rules)[..., :3] for order in "BL")
+    return _join(high, low)
 
 
-def _unpack(data: bytes, raw_mode: str) -> NDArray[np.uint8]:
+def _unpack(data: bytes, raw_mode: str, rules: PixelRules) -> NDArray[np.uint8]:
     """Return the bytes (H, W, bands) that Pillow decodes if it is told that the data is in `raw_mode`."""
-    image = pillow.open_image(data)
+    image = pillow.open_image(data, rules)
     image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
     return np.array(image)
 

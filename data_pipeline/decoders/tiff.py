@@ -1,12 +1,10 @@
-"""Decode TIFF files of 8 or 16 bits and any number of bands; one-band pages become channels.
+"""Decode TIFF files of 8 or 16 bits and any number of bands, whose pixels tifffile or Pillow reads.
 
-tifffile decodes the pixels. It does not limit the size that compressed data expands to, so sizes are checked
-here first.
+tifffile does not limit the size that compressed data expands to, so sizes are checked here first.
 """
 
 import importlib.util
 import io
-import itertools
 import logging
 import math
 import zlib
@@ -14,13 +12,12 @@ import zlib
 import numpy as np
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
-from data_pipeline.decoders import pillow
-from data_pipeline.decoders.pixels import Pixels, check_size
+from data_pipeline.decoders import orientation, pillow
+from data_pipeline.decoders.pixels import PixelRules, Pixels, check_size
+from data_pipeline.decoders.tiff_pages import GREY, Image, image_before, image_of, tag_of
 
-_MOST_PAGES = 1024
 _DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
 _ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
-_GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings about unusual tags do not matter here
 
@@ -30,54 +27,46 @@ def matches(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return height and width of the first page."""
+def size(data: bytes, rules: PixelRules) -> tuple[int, int]:
+    """Return height and width of the image."""
     with TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        return page.imagelength, page.imagewidth
+        if rules == 1:
+            page = file.pages.first
+            return page.imagelength, page.imagewidth
+        page = image_of(file).pages[0]
+        return orientation.size_upright(page.imagelength, page.imagewidth, tag_of(page))
 
 
-def read(data: bytes) -> Pixels:
-    """Return pixels (H, W, C): all pages as channels if each has one band and the same size, else the first
-    page.
+def read(data: bytes, rules: PixelRules) -> Pixels:
+    """Return pixels (H, W, C), as people see the image; C is the number of bands, or of pages or planes of
+    one band.
 
     Raises ValueError for types, colour spaces and compressions that are not supported.
     """
     with TiffFile(io.BytesIO(data)) as file:
-        pages = _pages(file)
-        height, width = pages[0].imagelength, pages[0].imagewidth
-        check_size(height, width, len(pages) * pages[0].samplesperpixel)
-        if len(pages) == 1 and _is_plain(pages[0]):
-            return pillow.read(data)
-        return np.concatenate([_read(data, page) for page in pages], axis=2)
+        if rules == 1:  # Pillow turns what it reads, nothing else is turned
+            return _stored(data, image_before(file), rules)
+        image = image_of(file)
+        return orientation.upright(_stored(data, image, rules), tag_of(image.pages[0]))
 
 
-def _pages(file: TiffFile) -> list[TiffPage]:
-    """Return the pages that form the image: all of them if they are grey and alike, else the first."""
-    pages: list[TiffPage] = []
-    for page in itertools.islice(file.pages, _MOST_PAGES + 1):
-        assert isinstance(page, TiffPage)
-        pages.append(page)
-    if len(pages) > _MOST_PAGES:
-        raise ValueError(f"a TIFF of more than {_MOST_PAGES} pages")
-    if not pages:
-        raise ValueError("a TIFF without an image")
-    first = pages[0]
-    alike = all(
-        page.samplesperpixel == 1
-        and page.photometric in _GREY
-        and (page.imagelength, page.imagewidth, page.dtype)
-        == (first.imagelength, first.imagewidth, first.dtype)
-        for page in pages
-    )
-    return pages if alike else pages[:1]
+def _stored(data: bytes, image: Image, rules: PixelRules) -> Pixels:
+    """Return pixels (H, W, C) of an image as they are stored."""
+    first = image.pages[0]
+    height, width = first.imagelength, first.imagewidth
+    check_size(height, width, len(image.pages) * first.samplesperpixel * image.planes)
+    if image.planes > 1:
+        return _read_planes(data, first, image.planes)
+    if len(image.pages) == 1 and _is_plain(first):
+        return pillow.read(data, rules, first.index)
+    return np.concatenate([_read(data, page) for page in image.pages], axis=2)
 
 
 def _is_plain(page: TiffPage) -> bool:
     """Return whether Pillow reads the page exactly: up to 8 bits, grey or colour, perhaps with
     transparency.
     """
-    if page.photometric in (*_GREY, PHOTOMETRIC.PALETTE):
+    if page.photometric in (*GREY, PHOTOMETRIC.PALETTE):
         bands = 1
     else:
         bands = 4 if page.photometric == PHOTOMETRIC.SEPARATED else 3
@@ -89,12 +78,19 @@ def _bands(page: TiffPage) -> int:
     return page.samplesperpixel - sum(extra in _ALPHA for extra in page.extrasamples)
 
 
+def _check_type(page: TiffPage) -> None:
+    """Raise ValueError unless a pixel is an unsigned number of 8 or 16 bits in each band."""
+    bits = page.bitspersample
+    if page.dtype not in (np.uint8, np.uint16) or bits not in (8, 16):
+        whole = page.dtype is not None and page.dtype.itemsize * 8 == bits
+        kind = page.dtype if whole else f"{bits}-bit"
+        raise ValueError(f"a TIFF of {kind} pixels; expected 8 or 16 bits unsigned")
+
+
 def _read(data: bytes, page: TiffPage) -> Pixels:
     """Return pixels (H, W, bands) of a page."""
-    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in (8, 16):
-        kind = page.dtype or f"{page.bitspersample}-bit"
-        raise ValueError(f"a TIFF of {kind} pixels; expected 8 or 16 bits unsigned")
-    if page.photometric not in (*_GREY, PHOTOMETRIC.RGB):
+    _check_type(page)
+    if page.photometric not in (*GREY, PHOTOMETRIC.RGB):
         raise ValueError(f"a TIFF of {page.bitspersample}-bit {page.photometric!r}; expected grey or RGB")
     _check_pieces(data, page)
     planes, depth, height, width, bands = page.shaped
@@ -102,6 +98,20 @@ def _read(data: bytes, page: TiffPage) -> Pixels:
         raise ValueError("a TIFF of volumes; expected flat pages")
     pixels = page.asarray(squeeze=False, maxworkers=1).reshape(planes, height, width, bands)
     pixels = pixels.transpose(1, 2, 0, 3).reshape(height, width, planes * bands)[..., : _bands(page)]
+    return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
+
+
+def _read_planes(data: bytes, page: TiffPage, planes: int) -> Pixels:
+    """Return pixels (H, W, planes) of uncompressed planes that begin where the page's pixels do."""
+    _check_type(page)
+    assert page.dtype is not None
+    kind = page.dtype.newbyteorder(page.parent.byteorder)
+    shape = (planes, page.imagelength, page.imagewidth)
+    start, values = page.dataoffsets[0], math.prod(shape)
+    if start + values * kind.itemsize > len(data):
+        raise ValueError(f"a TIFF of {planes} planes that is cut off")
+    pixels = np.frombuffer(data, kind, values, start).reshape(shape).transpose(1, 2, 0)
+    pixels = pixels.astype(page.dtype.newbyteorder("="), order="C")
     return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
 
 

@@ -17,6 +17,7 @@ from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.decoders.decode import EXTENSIONS
+from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.existing_tars import tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
 from data_pipeline.storage import reader, tar_files
@@ -50,6 +51,7 @@ class _Task:
     path: str
     rule: Rule
     rows: Path
+    pixel_rules: PixelRules
 
 
 def index(sources: Sequence[str], target: str, options: Options) -> str:
@@ -141,10 +143,20 @@ def _rule(base: Dataset | None, options: Options) -> Rule:
     return replace(options.rule, label_field=base.description.label_field)
 
 
+def _pixel_rules(base: Dataset | None) -> PixelRules:
+    """Return the pixel rules for new tar files: those of the data set that they are added to, else the
+    newest.
+    """
+    return base.pixel_rules if base is not None else NEWEST_RULES
+
+
 def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: Options) -> list[Scan]:
     """Read all tar files, in several processes."""
     rule = _rule(base, options)
-    tasks = [_Task(tar.path, rule, folder / f"index-{number}.npy") for number, tar in enumerate(tars)]
+    tasks = [
+        _Task(tar.path, rule, folder / f"index-{number}.npy", _pixel_rules(base))
+        for number, tar in enumerate(tars)
+    ]
     megabytes = sum(tar.size // 10**6 for tar in tars)
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
@@ -154,7 +166,7 @@ def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: 
 
 def _scan(task: _Task) -> Scan:
     """Read one tar file; runs in a worker of `pool.run`."""
-    return tar_scan.scan(task.path, task.rule, task.rows)
+    return tar_scan.scan(task.path, task.rule, task.rows, task.pixel_rules)
 
 
 def _publish(
@@ -181,6 +193,7 @@ def _publish(
         split=None,
         plan=plan,
         skipped=len(skipped),
+        pixel_rules=_pixel_rules(base),
         label_field=_rule(base, options).label_field,
         base=base,
     )

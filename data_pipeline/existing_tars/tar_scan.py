@@ -10,6 +10,7 @@ from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.existing_tars.tar_labels import Label, Labels
 from data_pipeline.storage import tar_files
@@ -59,7 +60,7 @@ class Scan:
     """Names of the fields in the first `.json` file that was read."""
 
 
-def scan(path: str, rule: Rule, rows: Path) -> Scan:
+def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules) -> Scan:
     """Read a tar file, and write the index rows of its samples to the file `rows`.
 
     Runs in a worker of `pool.run` and reports megabytes to the progress bar. Raises `UserError`, which names
@@ -69,7 +70,7 @@ def scan(path: str, rule: Rule, rows: Path) -> Scan:
     try:
         with tar_files.open_stream(path) as stream:
             tar = Tar(stream, tar_files.size_of(path))
-            samples = _Samples(path, rule)
+            samples = _Samples(path, rule, pixel_rules)
             samples.read(tar)
         result = samples.finish(tar, rows)
         common_channels([result.part.contents])  # raises now, not only when all tars are read
@@ -92,8 +93,8 @@ def key_at(path: str, offset: int) -> str:
 class _Samples:
     """Collects the files of a tar by key; the files of one sample need not be next to each other."""
 
-    def __init__(self, path: str, rule: Rule) -> None:
-        self._path, self._rule = path, rule
+    def __init__(self, path: str, rule: Rule, pixel_rules: PixelRules) -> None:
+        self._path, self._rule, self._pixel_rules = path, rule, pixel_rules
         self._census = Census()
         self._images: dict[str, list[str]] = {}  # extensions of the images of each key
         self._several = False  # whether a key has several images
@@ -183,7 +184,7 @@ class _Samples:
         else:
             data = content()
             try:
-                pixels = decode(data, self._rule.channels, depth=None)
+                pixels = decode(data, self._rule.channels, depth=None, rules=self._pixel_rules)
             except ValueError as error:
                 self._census.skip(name, str(error))
                 return

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from data_pipeline import pool
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_hash
+from data_pipeline.dataset.modified import MODIFIED
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.dataset_writer.staging import Base, State
+from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.packing import shard
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.shard import Task
@@ -37,14 +39,13 @@ def build(
     has finished is kept. Raises `UserError` for errors that the user can correct; then nothing new is
     published, and finished shards stay in the staging folder.
     """
-    state = _begin(folder, assigned, bases, channels)
     old = {
         name: Dataset(dest / name, generation=base.generation)
         for name, base in bases.items()
         if base.generation
     }
-
-    tasks = _tasks(source, folder, assigned, channels)
+    state = _begin(folder, assigned, bases, channels, _rules(old))
+    tasks = _tasks(source, folder, assigned, channels, state.pixel_rules)
     parts = _write_shards(tasks, workers, check_sources=not state.complete)
     _report_skipped(dest, tasks, parts, strict, is_new=not old)
     contents = [*(part.contents for part in parts.values()), *(contents_of(base) for base in old.values())]
@@ -66,15 +67,23 @@ def build(
                 split=assigned.split,
                 plan=assigned.fingerprint,
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
+                pixel_rules=state.pixel_rules,
                 base=old.get(name),
             )
     for name in ("", *tasks):
-        sweep(dest / name, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
+        sweep(dest / name, (INDEX, SHARDS, GROUPS, MODIFIED, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
 
 
-def _begin(folder: Path, assigned: Assignment, bases: dict[str, Base], channels: int | None) -> State:
+def _rules(old: dict[str, Dataset]) -> PixelRules:
+    """Return the pixel rules for new images: those of the sets that they are added to, else the newest."""
+    return next((dataset.pixel_rules for dataset in old.values()), NEWEST_RULES)
+
+
+def _begin(
+    folder: Path, assigned: Assignment, bases: dict[str, Base], channels: int | None, rules: PixelRules
+) -> State:
     """Record in the staging folder what this packing is, and return the record.
 
     Raises `UserError` if the folder contains an unfinished packing of other images or options.
@@ -83,12 +92,20 @@ def _begin(folder: Path, assigned: Assignment, bases: dict[str, Base], channels:
     if begun and (begun.plan != assigned.fingerprint or (begun.complete and begun.channels != channels)):
         raise staging.other_packing(folder)
     complete = begun is not None and begun.complete
-    state = State(plan=assigned.fingerprint, bases=bases, channels=channels, complete=complete)
+    state = State(
+        plan=assigned.fingerprint,
+        bases=bases,
+        channels=channels,
+        pixel_rules=begun.pixel_rules if begun is not None and complete else rules,
+        complete=complete,
+    )
     staging.write(folder, state)
     return state
 
 
-def _tasks(source: Path, folder: Path, assigned: Assignment, channels: int | None) -> dict[str, list[Task]]:
+def _tasks(
+    source: Path, folder: Path, assigned: Assignment, channels: int | None, rules: PixelRules
+) -> dict[str, list[Task]]:
     """Return a task for each shard of every set."""
     number = {name: i for i, name in enumerate(assigned.classes)}
     return {
@@ -99,6 +116,7 @@ def _tasks(source: Path, folder: Path, assigned: Assignment, channels: int | Non
                 [number.get(item.label, -1) for item in items],
                 channels,
                 folder / name / _name(i),
+                rules,
             )
             for i, items in enumerate(shards)
         ]
@@ -167,7 +185,7 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         if task.target.exists():  # if not, an earlier call that was interrupted has moved it
             task.target.replace(folder / name)
         rows = task.target.with_suffix(".npy")
-        shards.append(FinishedShard(name, part, rows, _groups(task, rows)))
+        shards.append(FinishedShard(name, part, rows, _groups(task, rows), _times(task, rows)))
     return shards
 
 
@@ -178,6 +196,15 @@ def _groups(task: Task, rows: Path) -> NDArray[np.uint64] | None:
         return None
     keys = np.load(rows, allow_pickle=False)["key"].tolist()
     return np.array([by_key.get(key, 0) for key in keys], np.uint64)
+
+
+def _times(task: Task, rows: Path) -> NDArray[np.int64] | None:
+    """Return the time of each row's image file; None if they changed since an earlier call wrote the shard."""
+    if not shard.is_current(task):
+        return None
+    by_key = {key_hash(item.key): item.modified for item in task.items}
+    keys = np.load(rows, allow_pickle=False)["key"].tolist()
+    return np.array([by_key[key] for key in keys], np.int64)
 
 
 def _name(number: int) -> str:

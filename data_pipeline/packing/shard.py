@@ -14,6 +14,7 @@ from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.packing.listing import Item
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
@@ -34,6 +35,8 @@ class Task:
     number."""
     target: Path
     """The tar file to write; its index rows (.npy) and its `Staged` record (.json) are written beside it."""
+    pixel_rules: PixelRules
+    """Version of the rules by which files become pixels."""
 
     @property
     def sources(self) -> str:
@@ -49,6 +52,7 @@ class Staged(Section):
 
     sources: str
     channels: int | None
+    pixel_rules: PixelRules = 1
     part: Part
 
 
@@ -68,7 +72,9 @@ def write(task: Task) -> Part:
         with atomic(task.target.with_suffix(".npy")) as file:
             np.save(file, rows)
         with atomic(task.target.with_suffix(".json")) as file:
-            staged = Staged(sources=task.sources, channels=task.channels, part=part)
+            staged = Staged(
+                sources=task.sources, channels=task.channels, pixel_rules=task.pixel_rules, part=part
+            )
             file.write(staged.model_dump_json().encode())
     except OSError as error:
         raise from_os_error(error, f"writing {task.target}") from error
@@ -78,14 +84,27 @@ def write(task: Task) -> Part:
 
 def finished(task: Task, *, check_sources: bool = True) -> Part | None:
     """Return the counts of this shard if an earlier call has written it; None if it must be written."""
-    try:
-        staged = Staged.model_validate_json(task.target.with_suffix(".json").read_bytes())
-    except (FileNotFoundError, ValidationError):
+    staged = _staged(task)
+    if staged is None or staged.pixel_rules != task.pixel_rules:
         return None
     if check_sources and staged.sources != task.sources:
         return None
     fits = staged.channels is None and set(staged.part.contents) <= {task.channels}
     return staged.part if fits or staged.channels == task.channels else None
+
+
+def is_current(task: Task) -> bool:
+    """Return whether the shard was written from files that have the same times as those of the task."""
+    staged = _staged(task)
+    return staged is not None and staged.sources == task.sources
+
+
+def _staged(task: Task) -> Staged | None:
+    """Return the record of the shard; None if it is not written."""
+    try:
+        return Staged.model_validate_json(task.target.with_suffix(".json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def _write_tar(task: Task, file: BinaryIO) -> Census:
@@ -101,7 +120,7 @@ def _write_tar(task: Task, file: BinaryIO) -> Census:
                 if item.size > LARGEST_IMAGE:
                     raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
                 data = _read(task.source, item)
-                pixels = decode(data, task.channels, depth=None)
+                pixels = decode(data, task.channels, depth=None, rules=task.pixel_rules)
             except ValueError as error:
                 census.skip(item.path, str(error))
                 continue

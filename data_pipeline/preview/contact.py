@@ -95,7 +95,9 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     batch = next(iter(loader))
     dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
     data = dataset.read(index)
-    original = figures.unit_scale(decode(data, recipe.data.channels, sources.depth))
+    original = figures.unit_scale(
+        decode(data, recipe.data.channels, sources.depth, rules=dataset.pixel_rules)
+    )
     height, width, _ = original.shape
     limits = figures.display_range(original, sources.depth)
     # Mean 0 and deviation 1: views are shown without normalisation.

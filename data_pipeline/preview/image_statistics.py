@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline import pool
 from data_pipeline.dataset.index import Corrupt, Dataset
-from data_pipeline.decoders.decode import decode, largest_shrink
+from data_pipeline.decoders.decode import largest_shrink
 from data_pipeline.preview.duplicates import THUMBNAIL
 from isotorus.randomness import generator
 
@@ -125,7 +125,7 @@ def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list
         try:
             row = task.dataset.rows[index]
             shrink = largest_shrink(min(row["width"], row["height"]) / _SIDE)
-            image = decode(task.dataset.read(index), task.channels, task.depth, shrink)
+            image = task.dataset.pixels(index, task.channels, task.depth, shrink)
         except Corrupt as error:
             unreadable.append(str(error))
             continue

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from data_pipeline.dataset.index import Corrupt
-from data_pipeline.decoders.decode import decode
 from data_pipeline.preview import figures
 from data_pipeline.preview.contact import Card
 from data_pipeline.preview.figures import OUTLINE_BARS, Histogram, histogram, outlines
@@ -188,7 +187,7 @@ def _member(sets: Sets, number: int, index: int, pictured: bool) -> Member:
     try:
         uri = None
         if pictured:
-            image = figures.unit_scale(decode(dataset.read(index), dataset.channels, sets.depth))
+            image = figures.unit_scale(dataset.pixels(index, dataset.channels, sets.depth))
             uri = figures.data_uri(image, *figures.display_range(image, sets.depth), _THUMBNAIL)
         return Member(dataset.key(index), sets.place(number, index), uri)
     except (Corrupt, ValueError):  # damaged since it was packed; a warning says so

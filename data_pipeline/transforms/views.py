@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from data_pipeline.decoders.decode import Shrink, decode, largest_shrink, size
-from data_pipeline.decoders.pixels import Pixels
+from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules, Pixels
 from isotorus.section import Section
 
 Box = tuple[int, int, int, int]
@@ -136,18 +136,20 @@ def cut(
     config: ViewsConfig,
     flips: tuple[float, float],
     out: Sequence[Tensor],
+    rules: PixelRules = NEWEST_RULES,
 ) -> None:
     """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
     `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
-    to decode to, and the tensor's type, uint8 or uint16, the depth. The pixels depend on the arguments alone.
+    to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` are those of the data set. The
+    pixels depend on the arguments alone.
     Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
-    height, width = size(data)
+    height, width = size(data, rules)
     crops = draw(rng, height, width, config, flips)
     depth: Literal[8, 16] = 8 if out[0].dtype == torch.uint8 else 16
     shrink = _shrink(crops, config)
-    image = decode(data, out[0].shape[1], depth, shrink)
+    image = decode(data, out[0].shape[1], depth, shrink, rules)
     if image.shape[:2] == (height, width):  # only some formats can be decoded smaller
         shrink = 1
     for resolution, views, chosen in zip(config.resolutions(), out, crops, strict=True):
@@ -180,6 +182,10 @@ def resize(image: Pixels, box: Box, size: int) -> Tensor:
     """
     top, left, height, width = box
     pixels = image[top : top + height, left : left + width]
+    if not pixels.size:  # under pixel rules 1, crops of a turned TIFF are drawn for its stored size
+        raise ValueError(
+            "a crop outside the image, a TIFF packed before these were cropped as seen; pack again"
+        )
     deep = pixels.dtype == np.uint16
     # The memory layout stays (H, W, C), which is three times as fast as (C, H, W) and as Pillow.
     x = torch.from_numpy(pixels.astype(np.float32) if deep else pixels).permute(2, 0, 1).unsqueeze(0)

@@ -117,6 +117,7 @@ def _counts(generations: list[Generation], shards: NDArray[np.void], rows: NDArr
                 generation.channels,
                 generation.depth,
                 shards[: generation.shards],
+                generation.pixel_rules,
             ),
         }
         if any(differing.values()):

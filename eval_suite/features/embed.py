@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.decoders.decode import decode
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.views import center_view
 from eval_suite.features.feature_sets import FeatureSets
@@ -123,7 +122,7 @@ def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) ->
     Raises UserError for a sample that cannot be read.
     """
     try:
-        image = decode(dataset.read(i), channels, dataset.depth)
+        image = dataset.pixels(i, channels, dataset.depth)
     except ValueError as error:
         raise UserError(
             f"sample {i} of {dataset.path} cannot be decoded ({error}); pack the images again"

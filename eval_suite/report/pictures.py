@@ -12,7 +12,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
 from eval_suite.usefulness.neighbors import nearest
 from isotorus.randomness import generator
@@ -113,7 +112,7 @@ def _class(dataset: Dataset, i: int) -> str | None:
 
 def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
     """Return the centre crop of a sample as a JPEG in a data URI."""
-    image = center_view(decode(dataset.read(i), channels, dataset.depth), THUMBNAIL).float()
+    image = center_view(dataset.pixels(i, channels, dataset.depth), THUMBNAIL).float()
     if dataset.depth == 16:  # 16-bit values often use a small part of the range
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
     pixels = image.byte().permute(1, 2, 0).numpy()

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import numpy as np
+from PIL import Image
 
 from data_pipeline.decoders.decode import decode, size
 from data_pipeline.decoders.pixels import MOST_VALUES
@@ -17,6 +18,14 @@ from tests.data_pipeline.pictures import picture
 
 RGB = picture(1)
 DEEP = np.asarray(RGB).astype(np.uint16) * 257
+
+
+def exif_block() -> Image.Exif:
+    block = Image.Exif()
+    block[274] = 6
+    return block
+
+
 BANDS = np.concatenate([DEEP, DEEP], 2)[..., :5]
 FILES = [
     encoded(RGB, "jpeg"),
@@ -38,6 +47,10 @@ FILES = [
     tiff(BANDS, photometric="minisblack", planarconfig="contig", compression="zlib", predictor=True),
     tiff(BANDS, photometric="minisblack", planarconfig="contig", compression="zlib", tile=(16, 16)),
     tiff(BANDS.transpose(2, 0, 1), photometric="minisblack", bigtiff=True, byteorder=">"),
+    tiff(BANDS.transpose(2, 0, 1), imagej=True),
+    tiff(BANDS.transpose(2, 0, 1), ome=True),
+    encoded(RGB, "jpeg", exif=exif_block()),
+    encoded(RGB, "png", exif=exif_block()),
     npy(DEEP),
 ]
 

@@ -122,12 +122,50 @@ def test_bands_and_pages_of_a_tiff_are_channels(pixels: NDArray, options: dict) 
     np.testing.assert_array_equal(decode(data, 5, None), pixels)
 
 
-def test_of_pages_that_are_no_channels_the_first_is_read() -> None:
-    image = picture(1)
-    data = encoded(image, "tiff", save_all=True, append_images=[picture(2), picture(3, height=9)])
-    np.testing.assert_array_equal(decode(data, 3), RGB)
-    data = encoded(image.convert("L"), "tiff", save_all=True, append_images=[picture(2, 9, 9, "L")])
-    assert decode(data).shape == (40, 48, 1)
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_an_animation_is_refused_by_name_except_in_sets_of_the_first_rules(form: str) -> None:
+    options = {"lossless": True} if form == "webp" else {}
+    data = encoded(picture(1), form, save_all=True, append_images=[picture(2), picture(3)], **options)
+    for read in (decode, size):
+        with pytest.raises(ValueError, match=f"animated {form.upper()} of 3 frames"):
+            read(data)
+    np.testing.assert_array_equal(decode(data, 3, rules=1), RGB)
+
+
+NOISE = np.random.default_rng(0).bytes(10**6)
+TRAILERS = {
+    "noise": NOISE,
+    "zeros": bytes(5000),
+    "a film": b"\0\0\0\x18ftypmp42" + NOISE,
+    "many scans": 500 * b"\xff\xda\0\x02",
+    "a picture": encoded(picture(2), "jpeg"),
+    "text": b"AROT" * 99,
+}
+
+
+@pytest.mark.parametrize("trailer", TRAILERS)
+def test_what_follows_the_end_of_an_image_does_not_matter(trailer: str) -> None:
+    options = [("jpeg", {}), ("jpeg", {"progressive": True}), ("png", {})]
+    images = [encoded(picture(1), form, **more) for form, more in options]
+    images += [encoded(picture(1, mode="CMYK"), "jpeg"), deep_png(DEEP[..., :3])]
+    for data in images:
+        np.testing.assert_array_equal(decode(data + TRAILERS[trailer], None, None), decode(data, None, None))
+
+
+@pytest.mark.parametrize("trailer", ["zeros", "a picture", "text", "end marker"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:1:1"}])
+def test_a_truncated_jpeg_stays_damaged_whatever_follows(options: dict, trailer: str) -> None:
+    data = encoded(picture(1), "jpeg", quality=95, **options)
+    for lost in (2, 400):
+        if (lost, trailer) == (2, "end marker"):
+            continue  # a whole image
+        with pytest.raises(ValueError, match=r"truncated|broken|two SOI"):
+            decode(data[:-lost] + TRAILERS.get(trailer, b"\xff\xd9"))
+
+
+def test_a_cmyk_jpeg_without_its_end_is_damaged() -> None:
+    with pytest.raises(ValueError, match="truncated"):
+        decode(encoded(picture(1, mode="CMYK"), "jpeg", quality=95)[:-400] + bytes(5000))
 
 
 def huge_png() -> bytes:
