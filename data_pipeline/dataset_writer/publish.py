@@ -39,7 +39,7 @@ class FinishedShard:
     groups: NDArray[np.uint64] | None = None
     """Hash of the group of each row, 0 for none; None if no groups are known."""
     modified: NDArray[np.int64] | None = None
-    """When the image file of each row was last modified, in nanoseconds since the epoch; None if not known."""
+    """Time of each row's image file, see `dataset.modified`; None if it is not known."""
 
 
 def publish(

@@ -199,7 +199,7 @@ def _groups(task: Task, rows: Path) -> NDArray[np.uint64] | None:
 
 
 def _times(task: Task, rows: Path) -> NDArray[np.int64] | None:
-    """Return the time of each row's image file; None if they changed since an earlier call wrote the shard."""
+    """Return the time of each row's image file; None if it changed since an earlier call wrote the shard."""
     if not shard.is_current(task):
         return None
     by_key = {key_hash(item.key): item.modified for item in task.items}

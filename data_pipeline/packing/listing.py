@@ -1,6 +1,7 @@
 """List the images to pack, with their keys and labels; no image is decoded here."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from data_pipeline.dataset.description import DESCRIPTION
 from data_pipeline.dataset.index import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
-from data_pipeline.packing import manifest
+from data_pipeline.packing import manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import walk
 from data_pipeline.tables.cells import one_form
@@ -47,15 +48,20 @@ class Item:
         return f"{folder}{slash}{name.rpartition('.')[0] or name}".replace(".", "_")
 
 
-def from_folder(source: Path, labelled: bool) -> list[Item]:
-    """Return all images in `source` and its subfolders, sorted by path.
+def from_folder(source: Path, labelled: bool) -> tuple[list[Item], Counter[str]]:
+    """Return all images in `source` and its subfolders, sorted by path, and the number of other pictures
+    there by the ending of their names.
 
     With `labelled`, the class of an image is the first folder in its path. Raises `UserError` if there are no
     images, or if an image is in no class folder.
     """
-    paths = sorted(_image_files(source))
+    others: Counter[str] = Counter()
+    paths = sorted(_image_files(source, others))
     if not paths:
-        raise UserError(f"{source} holds no images; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+        but = f" but {other_pictures.summary(others)}" if others else ""
+        raise UserError(
+            f"{source} holds no images{but}; expected files ending in {', '.join(sorted(EXTENSIONS))}"
+        )
     loose = [path for path in paths if "/" not in path] if labelled else []
     if loose:
         raise UserError(
@@ -66,7 +72,7 @@ def from_folder(source: Path, labelled: bool) -> list[Item]:
     for path in paths:
         size, modified = _stat(source, path)
         items.append(Item(path, size, modified, intern(one_form(path.partition("/")[0])) if labelled else ""))
-    return items
+    return items, others
 
 
 def from_manifest(
@@ -171,8 +177,8 @@ def class_names(items: list[Item]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def _image_files(source: Path) -> Iterator[str]:
-    """Yield the image files in `source` and its subfolders, as paths relative to `source`.
+def _image_files(source: Path, others: Counter[str]) -> Iterator[str]:
+    """Yield the image files in `source` and its subfolders, as paths relative to `source`; count `others`.
 
     Folders that hold a packed data set are left out.
     """
@@ -182,7 +188,11 @@ def _image_files(source: Path) -> Iterator[str]:
                 subfolders.clear()  # a data set: the tables beside its shards are no images
                 continue
             relative = folder.relative_to(source)
-            yield from ((relative / n).as_posix() for n in names if Path(n).suffix.lower() in EXTENSIONS)
+            for name in names:
+                if Path(name).suffix.lower() in EXTENSIONS:
+                    yield (relative / name).as_posix()
+                elif ending := other_pictures.ending(folder / name):
+                    others[ending] += 1
     except OSError as error:
         raise from_os_error(error, f"reading the images in {source}") from error
 

@@ -7,6 +7,7 @@ set in the same way, and until the end the data set stays as it was.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subse
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
-from data_pipeline.packing import assignment, division, listing
+from data_pipeline.decoders.pixels import NEWEST_RULES
+from data_pipeline.packing import assignment, changes, division, listing, other_pictures
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
@@ -51,7 +53,7 @@ class Options:
     workers: int = 1
     """Number of processes."""
     strict: bool = False
-    """Publish nothing if any file has to be left out."""
+    """Publish nothing if any file has to be left out, or if the folder holds pictures that are not read."""
 
     @property
     def grouped(self) -> bool:
@@ -74,61 +76,91 @@ class Options:
 
 
 def pack(source: Path, dest: Path, options: Options) -> str:
-    """Pack the images in `source` into `dest`, and return a sentence that says what `dest` now contains.
+    """Pack the images in `source` into `dest`, and return what `dest` now contains, one fact a line.
 
     Raises `UserError` for errors that the user can correct; finished shards are then kept, and the same call
     continues from them.
     """
-    items = _list(source, options)
+    items, others = _list(source, options)
+    not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
+    advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
+    if others and options.strict:
+        raise UserError(f"{not_read}; {advice}, or leave out --strict")
     try:
-        return (_append if options.append else _pack_new)(source, dest, items, options)
+        contained = (_append if options.append else _pack_new)(source, dest, items, options)
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
+    return f"{contained}\nnot packed: {not_read}; {advice}" if others else contained
 
 
-def _list(source: Path, options: Options) -> list[Item]:
-    """Return the images to pack."""
+def _list(source: Path, options: Options) -> tuple[list[Item], Counter[str]]:
+    """Return the images to pack, and the number of other pictures in the folder by their ending."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
-        items = listing.from_folder(source, labelled=options.labels == "folder")
+        items, others = listing.from_folder(source, labelled=options.labels == "folder")
         division.refuse_split_folders(source, {item.path.partition("/")[0] for item in items if item.label})
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
-    return items if options.group_pattern is None else listing.grouped(items, options.group_pattern)
+        others = Counter()
+    if options.group_pattern is not None:
+        items = listing.grouped(items, options.group_pattern)
+    return items, others
 
 
 def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> str:
     """Pack into an empty folder, or continue a packing that was interrupted there."""
     assigned = assignment.assign(items, listing.class_names(items), options.split, options.shard_size)
     assignment.refuse_empty_sets(assigned)
-    if _is_packed(dest, assigned, options.channels) and not (dest / STAGING).exists():
-        return f"already packed: {_summary(dest, assigned)}"
+    if _is_packed(source, dest, assigned, options) and not (dest / STAGING).exists():
+        return _already_packed(source, dest, items, assigned, options)
     with staging.hold(dest) as folder:
         begun = staging.read(folder)
-        if _is_packed(dest, assigned, options.channels) and (
+        if _is_packed(source, dest, assigned, options) and (
             begun is None or begun.plan != assigned.fingerprint
         ):
-            return f"already packed: {_summary(dest, assigned)}"
+            return _already_packed(source, dest, items, assigned, options)
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
         _build(source, dest, folder, assigned, bases, options)
     return f"packed: {_summary(dest, assigned)}"
 
 
-def _is_packed(dest: Path, assigned: Assignment, channels: int | None) -> bool:
+def _already_packed(
+    source: Path, dest: Path, items: list[Item], assigned: Assignment, options: Options
+) -> str:
+    """Return a sentence that says what `dest` contains; raise `UserError` if files changed since."""
+    sets = [Dataset(dest / name) for name in assigned.sets]
+    since = changes.compare(source, dest, items, sets, options.workers)
+    changes.refuse_changed(dest, since)
+    lines = [f"already packed: {_summary(dest, assigned)}", changes.repaired_line(since)]
+    return "\n".join(filter(None, lines))
+
+
+def _is_packed(source: Path, dest: Path, assigned: Assignment, options: Options) -> bool:
     """Return whether `dest` is complete; raise `UserError` if it contains anything else than these images."""
     sets = [Dataset(dest / name) for name in assigned.sets if (dest / name / DESCRIPTION).exists()]
     for dataset in sets:
         first = Dataset(dataset.path, generation=1).description
-        if first.plan != assigned.fingerprint or channels not in (None, dataset.channels):
-            raise UserError(
-                f"{dest} already holds a data set of other images, labels or options; choose another "
-                "folder, or add what is new with --append"
-            )
+        if first.plan != assigned.fingerprint or options.channels not in (None, dataset.channels):
+            raise _other_data(source, dest, sets, assigned, options)
     unfinished = (dest / STAGING).exists()
     if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
         raise UserError(f"{dest} is not empty; choose another folder, or empty it")
     return len(sets) == len(assigned.sets)
+
+
+def _other_data(
+    source: Path, dest: Path, sets: list[Dataset], assigned: Assignment, options: Options
+) -> UserError:
+    """Return the error for a folder that contains a data set of other images, labels or options."""
+    items = [item for shards in assigned.sets.values() for shard in shards for item in shard]
+    since = changes.compare(source, dest, items, sets, options.workers)
+    differing = f" ({since})" if str(since) else ""
+    stays = " (--append replaces and removes nothing)" if since.changed or since.gone else ""
+    return UserError(
+        f"{dest} already holds a data set of other images, labels or options{differing}; choose another "
+        f"folder, or add what is new with --append{stays}"
+    )
 
 
 def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
@@ -144,6 +176,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
+        changes.refuse_changed(dest, changes.compare(source, dest, items, sets, options.workers))
         items = assignment.with_packed_names(items, sets)
         new, known = assignment.new_items(items, sets)
         if not new:
@@ -192,6 +225,11 @@ def _summary(dest: Path, assigned: Assignment) -> str:
         + (
             f"; {sixteen_bit} have 16 bits a channel, {images - sixteen_bit} have 8"
             if sixteen_bit % images
+            else ""
+        )
+        + (
+            f"; read by the pixel rules {total[0].pixel_rules} that {dest} began with"
+            if total[0].pixel_rules != NEWEST_RULES
             else ""
         )
         + "".join(f"\n{line}" for line in label_counts.lines(opened))

@@ -163,7 +163,7 @@ def test_another_image_of_a_known_name_is_refused(
     grow(source)
     picture(99, height=77).save(source / "d/02.png")
     assert run("--append", source, dest) == 2
-    assert "d/02.png has" in capsys.readouterr().err
+    assert "1 file changed (d/02.png)" in capsys.readouterr().err
     assert files_of(dest) == before
 
 

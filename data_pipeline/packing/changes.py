@@ -1,0 +1,183 @@
+"""Find the image files that were changed, added or removed since a data set was packed.
+
+A file is unchanged if its size and time of modification are those that the data set records. If only the time
+differs, or the data set records none, the file's CRC-32 is compared with that of the packed image: files that
+were only copied or touched are unchanged.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline import pool
+from data_pipeline.dataset import modified
+from data_pipeline.dataset.description import SKIPPED
+from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing.listing import Item
+from isotorus.errors import UserError, from_os_error, one_line
+
+_NAMED = 3  # files that a message names
+_AT_ONCE = 256  # files that a worker compares in one task
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Differences between the files in a folder and a data set that was packed from it."""
+
+    changed: list[str]
+    """Paths of packed files that have other bytes now."""
+    new: list[str]
+    """Paths of files that were neither packed nor left out."""
+    gone: int
+    """Number of packed images whose files are not listed now."""
+    first_gone: list[str]
+    """Keys of some of them."""
+    repaired: list[str]
+    """Paths of files that were left out, and modified after that."""
+
+    def __str__(self) -> str:
+        """Say in a phrase how many files differ, and name the first; "" if none do."""
+        phrases = [
+            _phrase(len(self.changed), "changed", self.changed),
+            _phrase(self.gone, "no longer there", self.first_gone),
+            _phrase(len(self.new), "new", self.new),
+        ]
+        return ", ".join(filter(None, phrases))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Files to compare with the checksums of packed images."""
+
+    source: Path
+    items: list[Item]
+    checksums: list[int]
+
+
+def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], workers: int) -> Changes:
+    """Compare the files `items` in `source` with the data sets `sets` in `dest`.
+
+    The times of files that turn out to be unchanged are recorded, so that the next comparison is quick.
+    Raises `UserError` if a file cannot be read.
+    """
+    keys, sizes, checksums = (
+        np.concatenate([dataset.rows[name] for dataset in sets]) for name in ("key", "size", "checksum")
+    )
+    times = np.concatenate([modified.read(Path(dataset.path), len(dataset)) for dataset in sets])
+    hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
+    order = np.argsort(keys)
+    rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
+    known = keys[rows] == hashes
+
+    changed, doubtful = [], []
+    for place in np.flatnonzero(known).tolist():
+        item, row = items[place], int(rows[place])
+        if item.size != sizes[row]:
+            changed.append(item.path)
+        elif item.modified != times[row]:
+            doubtful.append((item, row))
+    differing = set(_other_bytes(source, doubtful, checksums, workers))
+    _record(sets, times, [(item, row) for item, row in doubtful if item.path not in differing])
+
+    gone = np.setdiff1d(np.arange(len(keys)), rows[known])
+    left_out, when = _left_out(dest)
+    unknown = [item for item, found in zip(items, known.tolist(), strict=True) if not found]
+    return Changes(
+        changed=sorted([*changed, *differing]),
+        new=[item.path for item in unknown if one_line(item.path) not in left_out],
+        gone=len(gone),
+        first_gone=[_key(sets, row) for row in gone[:_NAMED].tolist()],
+        repaired=[i.path for i in unknown if one_line(i.path) in left_out and i.modified > when],
+    )
+
+
+def refuse_changed(dest: Path, changes: Changes) -> None:
+    """Raise `UserError` if packed files have other bytes now."""
+    if changes.changed:
+        which = _phrase(len(changes.changed), "changed", changes.changed)
+        raise UserError(
+            f"{which} since they were packed into {dest}; "
+            "packed images are never replaced, also not with --append: pack into another folder, or bring "
+            "the old files back"
+        )
+
+
+def repaired_line(changes: Changes) -> str:
+    """Return a line about files that were left out and have changed since; "" if there are none."""
+    if not changes.repaired:
+        return ""
+    which = _phrase(len(changes.repaired), "changed", changes.repaired)
+    return f"{which} after being left out; to try them again: the same command with --append"
+
+
+def _phrase(count: int, what: str, first: list[str]) -> str:
+    """Return a phrase such as "5 files changed (a.png, b.png, c.png and 2 more)"; "" for no files."""
+    if not count:
+        return ""
+    named = ", ".join(map(one_line, first[:_NAMED]))
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    verb = "" if what == "changed" else ("is " if count == 1 else "are ")
+    return f"{count} file{'s' * (count > 1)} {verb}{what} ({named}{more})"
+
+
+def _other_bytes(
+    source: Path, doubtful: list[tuple[Item, int]], checksums: NDArray[np.uint32], workers: int
+) -> Iterator[str]:
+    """Yield the paths of files whose bytes are not those of the rows beside them."""
+    tasks = []
+    for start in range(0, len(doubtful), _AT_ONCE):
+        some = doubtful[start : start + _AT_ONCE]
+        tasks.append(_Task(source, [i for i, _ in some], [int(checksums[row]) for _, row in some]))
+    if tasks:
+        for paths in pool.run(_differing, tasks, workers, "comparing", len(doubtful)):
+            yield from paths
+
+
+def _differing(task: _Task) -> list[str]:
+    """Return the paths of files that have another checksum; runs in a worker of `pool.run`."""
+    differing = []
+    for item, checksum in zip(task.items, task.checksums, strict=True):
+        pool.count()
+        try:
+            data = (task.source / item.path).read_bytes()
+        except OSError as error:
+            raise from_os_error(error, "comparing the images with the packed ones") from error
+        if zlib.crc32(data) != checksum:
+            differing.append(item.path)
+    return differing
+
+
+def _record(sets: list[Dataset], times: NDArray[np.int64], unchanged: list[tuple[Item, int]]) -> None:
+    """Record the times of unchanged files, if the newest generation is open and its folder can be written."""
+    if not unchanged or any(dataset.generation < len(dataset.generations) for dataset in sets):
+        return
+    for item, row in unchanged:
+        times[row] = item.modified
+    start = 0
+    for dataset in sets:
+        try:
+            modified.write(Path(dataset.path), times[start : start + len(dataset)])
+        except OSError:  # the record only saves time
+            return
+        start += len(dataset)
+
+
+def _left_out(dest: Path) -> tuple[set[str], int]:
+    """Return the paths in skipped.txt, and when it was written, in nanoseconds since the epoch."""
+    file = dest / SKIPPED
+    if not file.exists():
+        return set(), 0
+    return {line.partition("\t")[0] for line in file.read_text().splitlines()}, file.stat().st_mtime_ns
+
+
+def _key(sets: list[Dataset], row: int) -> str:
+    """Return the key of a sample, which is its path without the extension; `row` counts over all sets."""
+    for dataset in sets:
+        if row < len(dataset):
+            return dataset.key(row)
+        row -= len(dataset)
+    raise AssertionError(row)
