@@ -8,8 +8,6 @@ and columns exchanged. Any other value counts as 1.
 import struct
 from typing import Final
 
-import numpy as np
-
 from data_pipeline.decoders.pixels import Pixels
 
 TAG: Final = 274
@@ -95,5 +93,4 @@ def upright(pixels: Pixels, tag: int) -> Pixels:
         pixels = pixels[::-1]
     if tag in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    turned: Pixels = np.ascontiguousarray(pixels)
-    return turned
+    return pixels.copy(order="C")

@@ -122,7 +122,7 @@ class _OtherSpellings:
     def _paths(self) -> dict[str, list[str]]:
         """The paths in the folder by their common spelling."""
         paths: dict[str, list[str]] = {}
-        for path in _image_files(self._source):
+        for path in _image_files(self._source, Counter()):
             paths.setdefault(_common(path), []).append(path)
         return paths
 
