@@ -96,7 +96,7 @@ def _begin(
         plan=assigned.fingerprint,
         bases=bases,
         channels=channels,
-        pixel_rules=begun.pixel_rules if begun is not None and complete else rules,
+        pixel_rules=begun.pixel_rules if begun else rules,
         complete=complete,
     )
     staging.write(folder, state)

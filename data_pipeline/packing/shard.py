@@ -52,7 +52,6 @@ class Staged(Section):
 
     sources: str
     channels: int | None
-    pixel_rules: PixelRules = 1
     part: Part
 
 
@@ -72,9 +71,7 @@ def write(task: Task) -> Part:
         with atomic(task.target.with_suffix(".npy")) as file:
             np.save(file, rows)
         with atomic(task.target.with_suffix(".json")) as file:
-            staged = Staged(
-                sources=task.sources, channels=task.channels, pixel_rules=task.pixel_rules, part=part
-            )
+            staged = Staged(sources=task.sources, channels=task.channels, part=part)
             file.write(staged.model_dump_json().encode())
     except OSError as error:
         raise from_os_error(error, f"writing {task.target}") from error
@@ -85,9 +82,7 @@ def write(task: Task) -> Part:
 def finished(task: Task, *, check_sources: bool = True) -> Part | None:
     """Return the counts of this shard if an earlier call has written it; None if it must be written."""
     staged = _staged(task)
-    if staged is None or staged.pixel_rules != task.pixel_rules:
-        return None
-    if check_sources and staged.sources != task.sources:
+    if staged is None or (check_sources and staged.sources != task.sources):
         return None
     fits = staged.channels is None and set(staged.part.contents) <= {task.channels}
     return staged.part if fits or staged.channels == task.channels else None

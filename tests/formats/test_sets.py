@@ -75,7 +75,7 @@ def test_samples_and_pixels_are_those_that_were_packed(name: str):
     assert [data.key(i) for i in samples] == written["keys"]
     assert [data.extension(i) for i in samples] == written["extensions"]
     assert data.labels.tolist() == written["labels"]
-    assert [digest(decode(data.read(i), None, None)) for i in samples] == written["pixels"]
+    assert [digest(data.pixels(i, None, None)) for i in samples] == written["pixels"]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "windowed"])
@@ -131,7 +131,7 @@ def test_images_are_added_to_a_set(tmp_path: Path):
         before = len(written["keys"])
         assert data.classes == ["cracked", "whole", "odd"]
         assert [data.key(i) for i in range(before)] == written["keys"]
-        assert [digest(decode(data.read(i), None, None)) for i in range(before)] == written["pixels"]
+        assert [digest(data.pixels(i, None, None)) for i in range(before)] == written["pixels"]
         assert data.labels[:before].tolist() == written["labels"]
         added += len(data) - before
     assert added == 4
