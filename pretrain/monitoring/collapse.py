@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pretrain.engines.step import StepResult
 from pretrain.methods import TorusHead
-from pretrain.objectives.batch import covariance
+from pretrain.objectives.batch import covariance, in_float32
 from pretrain.objectives.sigreg import SIGReg, aliased_share
 
 # Below these an embedding is as useless as a point or a line.
@@ -38,15 +38,21 @@ def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
     if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
         measured["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
         if sigreg.test == "epps_pulley":
-            z = result.projections
-            directions = sigreg.directions(z.shape[-1], step).to(z)
-            measured["aliased"] = aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
+            measured["aliased"] = _aliased(result.projections, sigreg, step)
     if isinstance(head, TorusHead):
         _, weights = head.frequencies(step)
         measured["uniformity_over_null"] = result.parts["uniformity"] / weights.sum()
     return {name: value.item() for name, value in measured.items()}
 
 
+@in_float32
+def _aliased(z: Tensor, sigreg: SIGReg, step: int) -> Tensor:
+    """Return the share of the projections `z` (V, N, K) that are beyond SIGReg's grid in a step."""
+    directions = sigreg.directions(z.shape[-1], step).to(z)
+    return aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
+
+
+@in_float32
 def effective_rank(matrix: Tensor) -> Tensor:
     """Return exp H(λ/Σλ) of a covariance matrix (D, D); 0 without variance, NaN if it holds NaN."""
     if not matrix.isfinite().all():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pretrain.distributed import sum_over_ranks, world_size
 from pretrain.engines.optimizer import optimizer_state
 from pretrain.models.batch_norm import GlobalBatchNorm
+from pretrain.objectives.batch import in_float32
 
 
 class OnlineProbe(nn.Module):
@@ -28,6 +29,7 @@ class OnlineProbe(nn.Module):
         self._right = torch.zeros(classes, device=device)
         self._seen = torch.zeros(classes, device=device)
 
+    @in_float32
     def learn(self, features: Tensor, labels: Tensor) -> None:
         """Train on this rank's features (N, D) and labels (N,); any split into ranks gives the same probe."""
         labelled = labels >= 0

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from isotorus.errors import UserError
 from pretrain.distributed import sum_over_ranks
-from pretrain.objectives.batch import as_statistic_dtype, sample_count
+from pretrain.objectives.batch import in_float32, sample_count
 from pretrain.objectives.sigreg import SIGReg
 
 Center = Literal["global", "all"]
 
 
+@in_float32
 def lejepa_loss(
     z: Tensor,
     n_global: int,
@@ -32,7 +33,6 @@ def lejepa_loss(
     scalars `loss`, `prediction` and `sigreg`, equal on all ranks. Raises `UserError` for an impossible
     `n_global` or `center`.
     """
-    z = as_statistic_dtype(z)
     prediction = prediction_error(z, n_global, center)
     statistic = sigreg(z, step, directions)
     return {
@@ -42,6 +42,7 @@ def lejepa_loss(
     }
 
 
+@in_float32
 def prediction_error(z: Tensor, n_global: int, center: Center = "global") -> Tensor:
     """Return the mean squared distance of views `z` (V, N, K) of all ranks to the centre of their image."""
     views, _, width = z.shape

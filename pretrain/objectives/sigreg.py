@@ -18,13 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from isotorus.errors import UserError
 from pretrain.distributed import count_over_ranks, sum_over_ranks
 from pretrain.objectives import draws, univariate
-from pretrain.objectives.batch import as_statistic_dtype, sample_count
+from pretrain.objectives.batch import in_float32, sample_count
 from pretrain.objectives.characteristic_sums import Implementation, characteristic_sums
 
 # Elements of the projections that are computed at once, 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
 
 
+@in_float32
 def epps_pulley(
     x: Tensor, t_max: float = 3.0, knots: int = 17, implementation: Implementation = "auto"
 ) -> Tensor:
@@ -37,7 +38,6 @@ def epps_pulley(
     check_grid(t_max, knots)
     if x.ndim != 2:
         raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
-    x = as_statistic_dtype(x)
     sums = characteristic_sums(x.T, t_max / (knots - 1), knots, implementation)
     return statistic_from_sums(sum_over_ranks(sums), sample_count(x), t_max, knots)
 
@@ -76,6 +76,7 @@ class SIGReg(nn.Module):
         self.implementation: Implementation = implementation
         self.test = test
 
+    @in_float32
     def forward(self, z: Tensor, step: int, directions: Tensor | None = None) -> Tensor:
         """Return the statistic of `z` (V views, N images, K dimensions) as a scalar, the same on all ranks.
 
@@ -90,13 +91,11 @@ class SIGReg(nn.Module):
             raise ValueError(f"directions must be ({z.shape[2]}, slices), not {tuple(directions.shape)}")
         count = sample_count(z, 1)
         # In bfloat16 the statistic of a slice is wrong by up to 2.4 %.
-        with torch.autocast(z.device.type, enabled=False):
-            z = as_statistic_dtype(z)
-            directions = directions.to(z.device, z.dtype, non_blocking=True)
-            if self.test == "epps_pulley":
-                sums = sum_over_ranks(self._sums(z, directions))
-                return statistic_from_sums(sums, count, self.t_max, self.knots).mean()
-            return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
+        directions = directions.to(z.device, z.dtype, non_blocking=True)
+        if self.test == "epps_pulley":
+            sums = sum_over_ranks(self._sums(z, directions))
+            return statistic_from_sums(sums, count, self.t_max, self.knots).mean()
+        return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
 
     def directions(self, width: int, step: int) -> Tensor:
         """Return the directions of a step, (width, num_slices), on the CPU."""

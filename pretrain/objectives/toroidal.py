@@ -14,7 +14,7 @@ from torch import Tensor
 from isotorus.errors import UserError
 from pretrain.distributed import sum_over_ranks
 from pretrain.geometry import torus
-from pretrain.objectives.batch import as_statistic_dtype, covariance, sample_count
+from pretrain.objectives.batch import covariance, in_float32, sample_count
 
 Weighting = Literal["distance", "laplacian", "heat"]
 
@@ -22,6 +22,7 @@ Weighting = Literal["distance", "laplacian", "heat"]
 SHORTEST_PAIR = 1e-6
 
 
+@in_float32
 def toroidal_covariance(
     z: Tensor, grid_size: int, weighting: Weighting = "distance", time: float = 1.0
 ) -> Tensor:
@@ -75,6 +76,7 @@ def _goal(
     return (matrix if weighting == "heat" else matrix.fill_diagonal_(0)).to(device, dtype)
 
 
+@in_float32
 def angles_from_pairs(pairs: Tensor) -> Tensor:
     """Return the angles (…, m) in (-π, π] of the pairs (…, m, 2), in float32 (float64 stays).
 
@@ -82,11 +84,12 @@ def angles_from_pairs(pairs: Tensor) -> Tensor:
     """
     if pairs.ndim < 2 or pairs.shape[-1] != 2:
         raise ValueError(f"pairs must be (…, m, 2), not {tuple(pairs.shape)}")
-    x, y = as_statistic_dtype(pairs).unbind(-1)
+    x, y = pairs.unbind(-1)
     directionless = x**2 + y**2 < SHORTEST_PAIR**2
     return torch.atan2(y.masked_fill(directionless, 0.0), x.masked_fill(directionless, 1.0))
 
 
+@in_float32
 def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
     """Return U = N Σ_k w_k |mean_j e^{i k·θ_j}|² for the angles (N, m) of all ranks.
 
@@ -100,6 +103,7 @@ def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Te
     return _uniformity(angles.unsqueeze(0), frequencies, weights)
 
 
+@in_float32
 def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     """Return the mean over views and images of Σ_i (1 - cos(θ_i - μ_i)) for `angles` (V, N, m).
 
@@ -110,7 +114,6 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     views = angles.shape[0]
     if not 1 <= n_global <= views:
         raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")
-    angles = as_statistic_dtype(angles)
     points = torch.stack([angles.cos(), angles.sin()])
     center = points[:, :n_global].mean(1)
     square = center.square().sum(0)
@@ -121,6 +124,7 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     return sum_over_ranks(error.sum()) / (sample_count(angles, 1) * views)
 
 
+@in_float32
 def toroidal_lejepa(
     angles: Tensor, n_global: int, weight: float, frequencies: Tensor, weights: Tensor
 ) -> dict[str, Tensor]:
@@ -151,9 +155,7 @@ def _uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
     if frequencies.device.type == "cpu" and not frequencies.any(dim=1).all():
         raise ValueError("a frequency is all zeros: its coefficient is 1 whatever the angles; leave it out")
     count = sample_count(angles, 1)
-    with torch.autocast(angles.device.type, enabled=False):
-        angles = as_statistic_dtype(angles)
-        phase = angles @ frequencies.to(angles).T
-        sums = sum_over_ranks(torch.stack([phase.cos().sum(1), phase.sin().sum(1)]))
+    phase = angles @ frequencies.to(angles).T
+    sums = sum_over_ranks(torch.stack([phase.cos().sum(1), phase.sin().sum(1)]))
     coefficients = sums.square().sum(0) / count
     return (coefficients @ weights.to(coefficients)).mean()

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from pretrain.distributed import gather_over_ranks, sum_over_ranks
-from pretrain.objectives.batch import as_statistic_dtype, sample_count
+from pretrain.objectives.batch import in_float32, sample_count
 
 # A smaller variance is taken to be 0.
 SMALLEST_VARIANCE = 1e-12
 
 
+@in_float32
 def anderson_darling(x: Tensor) -> Tensor:
     """Return A² = -N - (1/N) Σ_i (2i - 1) [log Φ(x_(i)) + log(1 - Φ(x_(N+1-i)))].
 
@@ -32,17 +33,20 @@ def anderson_darling(x: Tensor) -> Tensor:
     return -count - (odd * (log_below + log_above)).sum(0) / count
 
 
+@in_float32
 def cramer_von_mises(x: Tensor) -> Tensor:
     """Return W² = 1/(12N) + Σ_i ((2i - 1)/(2N) - Φ(x_(i)))² (Cramér 1928, von Mises 1931)."""
     return _distance_to_normal(_sorted(x))
 
 
+@in_float32
 def watson(x: Tensor) -> Tensor:
     """Return U² = W² - N (mean Φ(x) - 1/2)², where W² is `cramer_von_mises` (Watson 1961)."""
     x = _sorted(x)
     return _distance_to_normal(x) - len(x) * (torch.special.ndtr(x).mean(0) - 0.5).square()
 
 
+@in_float32
 def shapiro_wilk(x: Tensor) -> Tensor:
     """Return N(1 - W) with W = (Σ_i a_i x_(i))² / Σ_i (x_i - x̄)² (Shapiro & Wilk 1965).
 
@@ -61,6 +65,7 @@ def shapiro_wilk(x: Tensor) -> Tensor:
     return count * (1 - w.masked_fill(constant, 0.0))
 
 
+@in_float32
 def jarque_bera(x: Tensor) -> Tensor:
     """Return N/6 · (g² + (κ - 3)²/4), with the sample's skewness g and kurtosis κ (Jarque & Bera 1980).
 
@@ -73,6 +78,7 @@ def jarque_bera(x: Tensor) -> Tensor:
     return count * (skewness.square() + (kurtosis - 3).square() / 4) / 6
 
 
+@in_float32
 def extended_jarque_bera(x: Tensor) -> Tensor:
     """Return Jarque-Bera + N x̄² + (N - 1)(s² - 1)²/2, which also tests for mean 0 and variance 1.
 
@@ -83,10 +89,10 @@ def extended_jarque_bera(x: Tensor) -> Tensor:
     return jarque_bera(x) + count * mean.square() + (count - 1) * (unbiased - 1).square() / 2
 
 
+@in_float32
 def moments(x: Tensor) -> Tensor:
     """Return N Σ_{k=1}^4 (mean xᵏ - E Zᵏ)² / Var Zᵏ for Z ~ N(0, 1); each of the four terms has mean 1."""
     count = sample_count(x)
-    x = as_statistic_dtype(x)
     means = sum_over_ranks(torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)])) / count
     expected = torch.tensor([[0.0], [1.0], [0.0], [3.0]]).to(x)
     variance = torch.tensor([[1.0], [2.0], [15.0], [96.0]]).to(x)
@@ -133,7 +139,7 @@ def null_mean(test: str, samples: int) -> float:
 def _sorted(x: Tensor) -> Tensor:
     """Return the rows of all ranks, each column sorted."""
     sample_count(x)
-    return gather_over_ranks(as_statistic_dtype(x)).sort(dim=0).values
+    return gather_over_ranks(x).sort(dim=0).values
 
 
 def _distance_to_normal(x: Tensor) -> Tensor:
@@ -150,7 +156,6 @@ def _ranks(x: Tensor) -> Tensor:
 def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return count, mean and the central moments 2, 3 and 4, divided by N, of the rows of all ranks."""
     count = sample_count(x)
-    x = as_statistic_dtype(x)
     mean = sum_over_ranks(x.sum(0)) / count
     centered = x - mean
     powers = torch.stack([(centered**k).sum(0) for k in (2, 3, 4)])

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from pretrain.distributed import sum_over_ranks
-from pretrain.objectives.batch import as_statistic_dtype, covariance, sample_count
+from pretrain.objectives.batch import covariance, in_float32, sample_count
 
 
+@in_float32
 def vicreg_loss(
     prediction: Tensor,
     target: Tensor,
@@ -37,21 +38,24 @@ def vicreg_loss(
     }
 
 
+@in_float32
 def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean of (prediction - target)² over all ranks' rows and dimensions; `target` is constant."""
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
         )
-    error = as_statistic_dtype(prediction) - as_statistic_dtype(target.detach())
+    error = prediction - target.detach()
     return sum_over_ranks(error.square().sum()) / (sample_count(prediction) * error.shape[1])
 
 
+@in_float32
 def variance_hinge(matrix: Tensor) -> Tensor:
     """Return mean_d relu(1 - √(C_dd + 1e-4)) of a covariance matrix (D, D): 0 once each variance is 1."""
     return torch.relu(1 - (matrix.diagonal() + 1e-4).sqrt()).mean()
 
 
+@in_float32
 def covariance_penalty(matrix: Tensor) -> Tensor:
     """Return Σ_{i≠j} C_ij² / (D(D - 1)) of a covariance matrix (D, D); 0 for D = 1."""
     width = len(matrix)
