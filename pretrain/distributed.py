@@ -39,9 +39,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        # Not in place, so that the gradient has a gradient too.
+        return sum_over_ranks(grads[0])
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
@@ -74,9 +73,7 @@ class _GatherOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.count], None
+        return sum_over_ranks(grads[0])[ctx.start : ctx.start + ctx.count], None
 
 
 def gather_over_ranks(x: Tensor) -> Tensor:

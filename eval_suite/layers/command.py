@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=args.json)
     started = time.monotonic()
     measured: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "inputs": {
             "data": str(args.data),
             "data_fingerprint": dataset.fingerprint,

@@ -28,7 +28,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,11 @@ def _choose(x: Tensor, implementation: Implementation) -> _Path:
 
 
 class _CharacteristicSums(torch.autograd.Function):
-    """The sums as one operation for autograd, which saves x alone. A second derivative is not supported."""
+    """The sums as one operation for autograd, which saves x alone.
+
+    Where the gradient itself is to be differentiated, it is computed in plain torch, which every
+    implementation shares and which holds knots times as many numbers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, spacing: float, knots: int, path: _Path) -> Tensor:
@@ -107,10 +110,11 @@ class _CharacteristicSums(torch.autograd.Function):
         return path.forward(x, spacing, knots)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        return ctx.path.backward(x, gradients[0], ctx.spacing), None, None, None
+        # Autograd enables gradients here only for create_graph=True.
+        backward = _gradient if torch.is_grad_enabled() else ctx.path.backward
+        return backward(x, gradients[0], ctx.spacing), None, None, None
 
 
 def _angle_forward(x: Tensor, spacing: float, knots: int) -> Tensor:
@@ -176,7 +180,7 @@ def _sums(x: Tensor, spacing: float, knots: int) -> Tensor:
 
 
 def _gradient(x: Tensor, gradient: Tensor, spacing: float) -> Tensor:
-    """Compute the gradient of x by Horner's rule, in a form that torch.compile fuses into one loop."""
+    """Compute the gradient of x by Horner's rule, in a form that autograd and torch.compile understand."""
     cos1, sin1 = torch.cos(spacing * x), torch.sin(spacing * x)
     real, imaginary = torch.zeros_like(x), torch.zeros_like(x)
     for k in range(gradient.shape[1], 0, -1):

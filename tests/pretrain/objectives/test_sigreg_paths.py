@@ -21,6 +21,15 @@ def sums_and_gradient(implementation, x, knots=17, device="cpu"):
     return sums.detach() / x.shape[1], x.grad
 
 
+def curvature(implementation, x, knots=9, chunk=None):
+    """Return the product of the Hessian of SIGReg with a fixed vector, at embeddings `x` (views, N, K)."""
+    x = x.clone().requires_grad_()
+    loss = SIGReg(16, knots=knots, chunk=chunk, implementation=implementation)(x, 0)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    vector = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    return torch.autograd.grad((gradient * vector).sum(), x)[0]
+
+
 def inputs():
     generator = torch.Generator().manual_seed(0)
     # Partial tiles, several tiles, and an input whose samples are not contiguous.
@@ -43,6 +52,20 @@ def test_compiled_equals_the_plain_form():
         sums_and_gradient("compiled", x, 5), sums_and_gradient("eager", x, 5), rtol=1e-5, atol=1e-5
     )
     assert not paths._compiler_broken
+
+
+@pytest.mark.parametrize("implementation", ["eager", "angle", "compiled", "auto"])
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_second_derivatives_are_those_of_finite_differences(implementation, chunk):
+    x = torch.randn(2, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vector = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+
+    def gradient(z):
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(SIGReg(16, knots=9, implementation="eager")(z, 0), z)[0]
+
+    differences = (gradient(x + 1e-5 * vector) - gradient(x - 1e-5 * vector)) / 2e-5
+    torch.testing.assert_close(curvature(implementation, x, chunk=chunk), differences, rtol=1e-6, atol=1e-8)
 
 
 def test_without_a_compiler_the_angle_path_takes_over_with_one_line(monkeypatch, caplog):
@@ -86,10 +109,14 @@ def test_memory_does_not_hold_samples_by_slices_by_knots():
 
 TRITON_CHECK = """
 import torch
-from tests.pretrain.objectives.test_sigreg_paths import characteristic_sums, inputs, sums_and_gradient
+from tests.pretrain.objectives.test_sigreg_paths import (
+    characteristic_sums, curvature, inputs, sums_and_gradient,
+)
 for x in inputs():
     torch.testing.assert_close(
         sums_and_gradient("triton", x, 9), sums_and_gradient("eager", x, 9), rtol=1e-5, atol=1e-5)
+z = torch.randn(2, 7, 3)
+torch.testing.assert_close(curvature("triton", z), curvature("eager", z), rtol=1e-4, atol=1e-5)
 assert characteristic_sums(torch.zeros(3, 0), 0.1, 5, "triton").abs().sum() == 0
 try:
     sums_and_gradient("triton", torch.zeros(2, 3, dtype=torch.float64))
