@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.tables.cells import MISSING, cell_list
 from eval_suite.metrics import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.names import nearest
@@ -46,6 +47,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_key_column(parser)
     kinds = ["multiclass", "multilabel", "regression"]
     add("--target-kind", choices=kinds, help="how to read the targets (default: decided by their values)")
+    empty = f"values that mean 'none', besides empty ones (default: {','.join(MISSING)}, and -1 for classes "
+    add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}that are whole numbers)")
+    square = "a file of features that is symmetric with zeros on its diagonal is features, not distances"
+    add("--not-distances", action="store_true", help=square)
     add("--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)")
     add("--watch", action="store_true", help="evaluate new checkpoints until the runs have finished")
     wait = "with --watch: time between two looks at the run folders (default %(default)g)"
@@ -173,7 +178,10 @@ def pass_on(given: argparse.Namespace) -> list[str]:
     passed += " samples landmarks draws seed batch_size workers"
     values = {name: getattr(given, name) for name in passed.split()}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
-    return [*arguments, "--json", *(["--force"] if given.force else [])]
+    if given.missing is not None:
+        arguments.append(f"--missing={','.join(given.missing)}")
+    flags = [f"--{name.replace('_', '-')}" for name in ("force", "not_distances") if getattr(given, name)]
+    return [*arguments, "--json", *flags]
 
 
 def names(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:

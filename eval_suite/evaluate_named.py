@@ -96,8 +96,9 @@ class _Command:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
         given, state = self.given, self.state
         if vectors.is_vectors(task.given):
-            file = vectors.read(task.given)
-            results = suite.evaluate_vectors(file, self.options, task.out, state, force=given.force)
+            file = vectors.read(task.given, not_distances=given.not_distances)
+            labels = {"kind": given.target_kind, "missing": given.missing}
+            results = suite.evaluate_vectors(file, self.options, task.out, state, **labels, force=given.force)
         else:
             assert self.splits is not None
             (checkpoint,) = find.find([task.given])
@@ -120,10 +121,19 @@ def _data(given: argparse.Namespace) -> tuple[Splits | None, dict[str, Targets]]
         raise UserError(
             f"--watch: {given.names[0]} is neither a run nor a folder of runs (no checkpoints/); name one"
         )
+    files = [name for name in given.names if vectors.is_vectors(name)]
+    if given.targets and files:
+        raise UserError(
+            f"--targets names samples of packed data sets, which {files[0]} does not have; put the labels "
+            "into that file, and evaluate it without --targets"
+        )
+    if given.missing is not None and not given.targets and not files:
+        raise UserError("--missing is about a table; packed labels have none, give one with --targets")
     if splits is None:
         return None, {}
     columns = [name.strip() for name in (given.target_columns or "").split(",") if name.strip()]
-    return splits, targets_of(splits, given.targets, given.key_column, columns, given.target_kind)
+    of = given.targets, given.key_column, columns, given.target_kind, given.missing
+    return splits, targets_of(splits, *of)
 
 
 def _checkpoints(given: argparse.Namespace) -> list[str]:

@@ -3,6 +3,7 @@
 docs/results.md lists what the results hold.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +20,15 @@ from eval_suite.features import augmented, embed
 from eval_suite.geometry import rank
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
-from eval_suite.inputs.targets import Targets, fingerprint, of_vectors
+from eval_suite.inputs.target_values import Kind
+from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
 from eval_suite.options import Options
 from eval_suite.usefulness import neighbors, scores
 from eval_suite.usefulness.selection import standardiser
 from isotorus.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 MOST_JOBS = 4
 """Largest number of processes that compute persistent homology."""
@@ -104,14 +108,26 @@ def evaluate(
 
 
 def evaluate_vectors(
-    vectors: Vectors, options: Options, out: Path, state: PartialState, *, force: bool = False
+    vectors: Vectors,
+    options: Options,
+    out: Path,
+    state: PartialState,
+    *,
+    kind: Kind | None = None,
+    missing: Sequence[str] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate features that were made elsewhere; without images there are no baselines and no views."""
+    """Evaluate features that were made elsewhere; without images there are no baselines and no views.
+
+    `kind` and `missing` say how to read the labels, as in `inputs.target_values.encode`.
+    """
     inputs = {
         "format": results.FORMAT,
         "file_sha256": vectors.sha256,
         "options": options.stored(),
     }
+    read_as = {"target_kind": kind, "missing": None if missing is None else list(missing)}
+    inputs |= {name: value for name, value in read_as.items() if value is not None}
     if not state.is_main_process:
         return {}
     results.make_folder(out)
@@ -121,7 +137,7 @@ def evaluate_vectors(
     if "train" not in splits:
         raise UserError(f"{vectors.file} has no rows of the split train, on which the geometry is measured")
     features = {"pretrained": {"embedding": {split: vectors.x[vectors.rows(split)] for split in splits}}}
-    targets = {split: of_vectors(vectors, split) for split in splits}
+    targets = {split: of_vectors(vectors, split, kind, missing) for split in splits}
     written = {
         "format": results.FORMAT,
         "inputs": inputs,
@@ -145,6 +161,10 @@ def measure(
     features: Features, targets: Mapping[str, Targets], options: Options, state: PartialState
 ) -> dict[str, Any]:
     """Measure what needs only features: the usefulness of each representation, and each cloud's geometry."""
+    reported = "test" if "test" in targets else "val"
+    if reported in targets and (missed := missed_classes(targets, reported)):
+        some = ", ".join(missed[:5]) + ", …" * (len(missed) > 5)
+        _log.warning("note: train has no samples of %s, which count as missed in %s", some, reported)
     representations: dict[str, dict[str, Any]] = {}
     samples: dict[tuple[str, str], usefulness.Samples] = {}
     for name, sets in features.items():

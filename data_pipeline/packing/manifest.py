@@ -24,15 +24,15 @@ class Columns:
     """Column that says for each image whether it is for train, val or test."""
 
     @property
-    def by_option(self) -> dict[str, str]:
-        """The columns that a table must have, by the option that names each."""
+    def needed(self) -> dict[str, str]:
+        """The columns that a table must have, with the option that names each."""
         options = {
-            "--image-column": self.image,
-            "--label-column": self.label,
-            "--group-column": self.group,
-            "--split-column": self.split,
+            self.image: "--image-column",
+            self.label: "--label-column",
+            self.group: "--group-column",
+            self.split: "--split-column",
         }
-        return {option: name for option, name in options.items() if name is not None}
+        return {name: option for name, option in options.items() if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
     other.
     """
     places, images, labels, groups, sides, extras = [], [], [], [], [], []
-    for place, row in table.read(file, columns.by_option):
+    for place, row in table.read(file, columns.needed):
         image = row[columns.image]
         places.append(place)
         images.append("" if image is None else str(image))

@@ -78,6 +78,11 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is spelled as a number; 007 is not, and inf is."""
+    return bool(_NUMBER.fullmatch(text)) or text.lstrip("+-").lower() in ("inf", "infinity")
+
+
 def whole(text: str) -> int | None:
     """Return the whole number in a text, such as 3 in "3.0"; None if there is none or it begins with 0."""
     return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None

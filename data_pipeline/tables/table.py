@@ -36,8 +36,8 @@ _NO_TEXT = {
 def read(file: Path, wanted: Mapping[str, str], *, only: bool = False) -> Iterator[Row]:
     """Yield the rows of a table; rows whose cells are all empty are left out.
 
-    `wanted` are the columns that must be there, by the option that names each. With `only`, other columns are
-    not returned. Cells of a CSV are text; those of a Parquet file have their type, None for null. Raises
+    `wanted` are the columns that must be there, with the option that names each. With `only`, other columns
+    are not returned. Cells of a CSV are text; those of a Parquet file have their type, None for null. Raises
     `UserError` if the file cannot be read, lacks a column, or has one of its names twice.
     """
     return (_read_parquet if file.suffix.lower() == ".parquet" else _read_csv)(file, wanted, only)
@@ -54,7 +54,7 @@ def _read_csv(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row
                 raise UserError(f"{file} is {what}")
         encoding = next((name for mark, name in _ENCODINGS.items() if start.startswith(mark)), "utf-8")
         with file.open(newline="", encoding=encoding) as text:
-            separator, lines, line = _separator(file, text, wanted.values())
+            separator, lines, line = _separator(file, text, wanted)
             rows = csv.reader(_without_nul(file, lines), delimiter=separator, strict=True)
             header = next(rows, [])
             names = _names(file, header, wanted, separator)
@@ -71,7 +71,7 @@ def _read_csv(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row
                         f"separated by {_SEPARATORS.get(separator, repr(separator))}); fix it"
                     )
                 found = {name: cells[i] for name, i in names.items()}
-                yield f"line {here}", {name: found[name] for name in wanted.values()} if only else found
+                yield f"line {here}", {name: found[name] for name in wanted} if only else found
     except OSError as error:
         raise from_os_error(error, f"reading the table {file}") from error
     except UnicodeError as error:
@@ -125,7 +125,7 @@ def _names(file: Path, header: Sequence[str], wanted: Mapping[str, str], separat
     drop = set(unnamed) if len(unnamed) > 1 else set()
     kept = [(i, name) for i, name in enumerate(header) if i not in drop]
     exact = {name for _, name in kept}
-    named = [(i, name if name in exact & set(wanted.values()) else _bare(name, wanted)) for i, name in kept]
+    named = [(i, name if name in exact & set(wanted) else _bare(name, wanted)) for i, name in kept]
     apart = "" if separator == "," else f" (separated by {_SEPARATORS.get(separator, repr(separator))})"
     check_columns(file, [name for _, name in named], wanted, apart)
     return {name: i for i, name in named}
@@ -133,7 +133,7 @@ def _names(file: Path, header: Sequence[str], wanted: Mapping[str, str], separat
 
 def _bare(name: str, wanted: Mapping[str, str]) -> str:
     """Return a column's name without blanks around it if that is one of the wanted names."""
-    return name.strip() if name.strip() in wanted.values() else name
+    return name.strip() if name.strip() in wanted else name
 
 
 def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row]:
@@ -147,12 +147,12 @@ def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator
             schema = table.schema_arrow
             check_columns(file, schema.names, wanted)
             for field in schema:
-                if _holds_binary(field.type) and not (only and field.name not in wanted.values()):
+                if _holds_binary(field.type) and not (only and field.name not in wanted):
                     raise UserError(
                         f"{file}: column {field.name!r} holds binary data, which JSON cannot carry; "
                         "leave that column out"
                     )
-            columns = list(dict.fromkeys(wanted.values())) if only else None
+            columns = list(wanted) if only else None
             number = 0
             for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 for cells in batch.to_pylist():
@@ -174,7 +174,7 @@ def _holds_binary(kind: Any) -> bool:
 
 def check_columns(file: Path, present: Sequence[str], wanted: Mapping[str, str], apart: str = "") -> None:
     """Raise `UserError` if a needed column is missing or two columns have the same name."""
-    for option, name in wanted.items():
+    for name, option in wanted.items():
         if name not in present:
             near = nearest(name, present, 0.4)
             guess = f"; did you mean {near!r}?" if near else ";"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.inputs.targets import Kind, Targets, load_targets, of_labels
+from eval_suite.inputs.target_values import Kind
+from eval_suite.inputs.targets import Targets, aligned, load_targets, of_labels
 from isotorus.errors import UserError
 
 
@@ -28,30 +29,44 @@ class Splits:
 
 
 def targets_of(
-    splits: Splits, file: str | None, key_column: str, columns: Sequence[str], kind: Kind | None
+    splits: Splits,
+    file: str | None,
+    key_column: str,
+    columns: Sequence[str],
+    kind: Kind | None,
+    missing: Sequence[str] | None = None,
 ) -> dict[str, Targets]:
-    """Return the targets of each split: columns of a file, or without one the packed labels."""
+    """Return the targets of each split: columns of a file, or without one the packed labels.
+
+    Classes are the same in all splits, joined by name. Raises UserError if the labelled samples of a split
+    have no class in common with those of train.
+    """
     if file is None:
-        return {name: of_labels(data) for name, data in splits.items().items()}
-    return {
-        name: load_targets(data, file, key_column, columns, kind) for name, data in splits.items().items()
-    }
+        targets = {name: of_labels(data, kind) for name, data in splits.items().items()}
+    else:
+        targets = {
+            name: load_targets(data, file, key_column, columns, kind, missing)
+            for name, data in splits.items().items()
+        }
+    try:
+        joined = aligned(targets)
+    except ValueError as error:
+        raise UserError(f"{error}; give the kind with --target-kind, or labels with --targets") from None
+    train = targets["train"]
+    for name, of in targets.items():
+        if train.kind == "multiclass" and train.names and of.names and not set(of.names) & set(train.names):
+            raise UserError(
+                f"train and {name} have different classes, none in common ({_some(train.names)}; "
+                f"{_some(of.names)}); name data sets with the same labels"
+            )
+    return joined
 
 
 def open_splits(train: str, val: str, test: str | None) -> Splits:
-    """Open the data sets; raises UserError if one cannot be opened or their classes differ."""
-    splits = Splits(Dataset(train), Dataset(val), Dataset(test) if test else None)
-    labelled = {name: data for name, data in splits.items().items() if data.classes}
-    for name, data in labelled.items():
-        first, reference = next(iter(labelled.items()))
-        if data.classes != reference.classes:
-            odd = sorted(set(data.classes) ^ set(reference.classes)) or data.classes
-            raise UserError(
-                f"{first} and {name} have different classes ({reference.path}, {data.path}: {_some(odd)}); "
-                "pack both with the same labels"
-            )
-    return splits
+    """Open the data sets; raises UserError if one cannot be opened."""
+    return Splits(Dataset(train), Dataset(val), Dataset(test) if test else None)
 
 
 def _some(names: Sequence[str], limit: int = 4) -> str:
+    """Return the first names, as one text."""
     return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")

@@ -1,6 +1,8 @@
 """A file of features that were made elsewhere, with their labels and splits if it has them."""
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_pipeline.dataset.index import key_hash
+from data_pipeline.tables import cells, split_names
 from isotorus.errors import UserError, from_os_error
 
 SUFFIXES = (".npy", ".npz", ".parquet")
-SPLITS = ("train", "val", "test")
+SPLITS = split_names.SIDES
+_COLUMNS = {"labels": ("labels", "label"), "split": ("split", "splits"), "groups": ("groups", "group")}
+"""What a file may call its columns that are no features."""
+_INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_\d+")
+"""Names that pandas gives to the index of a table, or to what was one before it was saved and read again."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,12 @@ class Vectors:
     file: Path
     x: NDArray[np.float32]
     """Features (n, d), all finite."""
-    labels: NDArray[Any] | None
-    """Class names or numbers (n,), or None."""
+    labels: list[Any] | None
+    """Label of each row, as the file has it; None if there are none."""
     split: NDArray[np.str_]
     """Split of each row (n,): train, val or test."""
+    groups: NDArray[np.uint64] | None = None
+    """Hash of the group of each row (n,), 0 for none; None if the file names no groups."""
 
     @cached_property
     def sha256(self) -> str:
@@ -50,13 +60,14 @@ def is_vectors(name: str) -> bool:
     return Path(name).suffix in SUFFIXES
 
 
-def read(given: str) -> Vectors:
+def read(given: str, *, not_distances: bool = False) -> Vectors:
     """Read a features file.
 
-    `.npy` holds an array (n, d). `.npz` holds `features` (n, d), and optionally `labels` (n,) and `split`
-    (n,). Parquet has a column `features` of lists or a number column for each dimension, and optionally
-    `label` and `split`. Splits are named train, val and test. Raises UserError for anything else; pickles are
-    not opened.
+    `.npy` holds an array (n, d). `.npz` holds `features` (n, d). Parquet has a column `features` of lists or
+    a number column for each dimension. Both may have `labels`, `split` and `groups`, which may also be called
+    `label`, `splits` and `group`. Splits are named train, val and test, or a synonym of these. Raises
+    UserError for anything else, and unless `not_distances` for a matrix that looks like distances between the
+    samples; pickles are not opened.
     """
     file = Path(given)
     try:
@@ -67,25 +78,71 @@ def read(given: str) -> Vectors:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
         raise UserError(message) from None
-    x = columns["features"]
+    x = np.asarray(columns.pop("features"))
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or min(x.shape) == 0:
         raise UserError(
             f"{file}: features of shape {x.shape} and type {x.dtype}; expected numbers (n, d), a row an image"
         )
     if broken := int((~np.isfinite(x).all(axis=1)).sum()):
         raise UserError(f"{file}: {broken} of {len(x)} rows have NaN or infinite values; remove them")
-    labels, split = columns.get("labels"), columns.get("split")
-    for name, column in (("labels", labels), ("split", split)):
-        if column is not None and column.shape != (len(x),):
-            raise UserError(f"{file}: {name} of shape {column.shape} beside features of {x.shape}; one a row")
-    split = np.full(len(x), "train") if split is None else split.astype(str)
-    if unknown := sorted(set(split) - set(SPLITS)):
-        raise UserError(f"{file}: split '{unknown[0]}' is not one of {', '.join(SPLITS)}; rename it")
-    return Vectors(file.resolve(), np.ascontiguousarray(x, dtype=np.float32), labels, split)
+    for name, column in columns.items():
+        if np.ndim(column) > 1 or len(column) != len(x):
+            shape = np.shape(column) if isinstance(column, np.ndarray) else (len(column),)
+            raise UserError(f"{file}: {name} of shape {shape} beside features of {x.shape}; one a row")
+    if not not_distances and _looks_like_distances(x):
+        raise UserError(
+            f"{file}: features of shape {x.shape} are symmetric with zeros on the diagonal, which looks like "
+            "distances between the samples; give the features themselves, or say that these are features "
+            "with --not-distances"
+        )
+    labels, groups = columns.get("labels"), columns.get("groups")
+    return Vectors(
+        file.resolve(),
+        np.ascontiguousarray(x, dtype=np.float32),
+        None if labels is None else list(labels),
+        _splits(file, columns.get("split"), len(x)),
+        None
+        if groups is None
+        else np.array([key_hash(g) if g else 0 for g in cells.values(groups)], np.uint64),
+    )
 
 
-def _columns(file: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays `features` and, where they exist, `labels` and `split`."""
+def _splits(file: Path, column: Any, rows: int) -> NDArray[np.str_]:
+    """Return the split of each row; all are train without a column."""
+    if column is None:
+        return np.full(rows, "train")
+    sides = [split_names.side(cell) for cell in column]
+    if None in sides:
+        i = sides.index(None)
+        raise UserError(
+            f"{file}: split {str(column[i])[:40]!r} of row {i + 1} is not one of {split_names.accepted()}; "
+            "rename it"
+        )
+    return np.array(sides, dtype=str)
+
+
+def _looks_like_distances(x: NDArray[Any]) -> bool:
+    """Say whether a matrix could hold the distances between its rows' samples."""
+    if x.shape[0] != x.shape[1] or len(x) < 3 or not x.any():
+        return False
+    scale = 1e-6 * float(np.abs(x).max())
+    return bool((np.abs(x.diagonal()) <= scale).all() and (np.abs(x - x.T) <= scale).all())
+
+
+def _named(file: Path, present: Iterable[str]) -> dict[str, str]:
+    """Return what the file calls the labels, the split and the groups, where it has them."""
+    names = {}
+    for what, spellings in _COLUMNS.items():
+        found = [name for name in spellings if name in present]
+        if len(found) > 1:
+            raise UserError(f"{file} has both {found[0]} and {found[1]}; remove one of them")
+        if found:
+            names[what] = found[0]
+    return names
+
+
+def _columns(file: Path) -> dict[str, Any]:
+    """Read `features` and, where they exist, `labels`, `split` and `groups`."""
     if file.suffix == ".parquet":
         return _parquet(file)
     loaded = np.load(file, allow_pickle=False)
@@ -94,22 +151,29 @@ def _columns(file: Path) -> dict[str, NDArray[Any]]:
     with loaded:
         if "features" not in loaded.files:
             raise UserError(f"{file} has arrays {', '.join(loaded.files)}, but none called features; add it")
-        return {name: loaded[name] for name in ("features", "labels", "split") if name in loaded.files}
+        names = _named(file, loaded.files)
+        columns = {what: loaded[name] for what, name in names.items()}
+        columns = {what: c.tolist() if c.ndim == 1 else c for what, c in columns.items()}
+        return {"features": loaded["features"], **columns}
 
 
-def _parquet(file: Path) -> dict[str, NDArray[Any]]:
+def _parquet(file: Path) -> dict[str, Any]:
+    """Read a Parquet file; what pandas keeps as the index of a table is no feature."""
     table = pq.read_table(file)
-    names = {"labels": "label", "split": "split"}
-    present = {k: c for k, c in names.items() if c in table.column_names}
-    columns = {k: table[c].to_numpy(zero_copy_only=False) for k, c in present.items()}
+    names = _named(file, table.column_names)
+    columns: dict[str, Any] = {what: table[name].to_pylist() for what, name in names.items()}
     if "features" in table.column_names:
         # np.stack raises ValueError for lists of different lengths.
         return {**columns, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}
+    index = {
+        name for name in (table.schema.pandas_metadata or {}).get("index_columns", []) if str(name) == name
+    }
     numbers = [
         field.name
         for field in table.schema
         if (pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
-        and field.name not in names.values()
+        and field.name not in {*names.values(), *index}
+        and not (pa.types.is_integer(field.type) and _INDEX.fullmatch(field.name))
     ]
     if not numbers:
         raise UserError(f"{file} has neither a column features nor number columns; add one of them")

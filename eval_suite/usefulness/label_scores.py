@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite.usefulness.areas import Counts, areas, once
-from isotorus.randomness import generator
+from eval_suite.usefulness.resampling import Groups, over_all
 
 Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
@@ -32,23 +32,15 @@ def per_column(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
 
 
 def bootstrap(
-    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0
+    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0, groups: Groups = None
 ) -> dict[str, NDArray[np.float64]]:
     """Return both scores on `resamples` test sets drawn with replacement, (resamples,) each.
 
-    The draws depend only on the number of samples and the seed, so the values of two representations are
-    paired.
+    Samples of one of the `groups` (n,) are drawn together. The draws depend only on the number of samples,
+    the groups and the seed, so the values of two representations are paired.
     """
-    counts = resampled(len(labels), resamples, seed)
+    counts = over_all(len(labels), resamples, seed, groups)
     return _means(labels, scores, counts)
-
-
-def resampled(n: int, resamples: int, seed: int) -> Counts:
-    """Draw `n` of `n` samples with replacement, `resamples` times; return how often each is drawn."""
-    counts = np.empty((resamples, n), dtype=np.uint16)
-    for b in range(resamples):
-        counts[b] = np.bincount(generator(seed, b).integers(n, size=n), minlength=n)
-    return counts
 
 
 def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from eval_suite.inputs.targets import Targets, aligned
+from eval_suite.inputs.targets import Targets, aligned, missed_classes
 from eval_suite.metrics import USEFULNESS
 from eval_suite.results import json_safe
 from eval_suite.usefulness import angle_retrieval, neighbors, scores
@@ -20,6 +20,7 @@ from eval_suite.usefulness.few_shot import few_shot
 from eval_suite.usefulness.minibatch_probe import Protocol, minibatch_probe
 from eval_suite.usefulness.probe import L2_GRID, linear_probe
 from eval_suite.usefulness.regression import ridge_probe
+from eval_suite.usefulness.resampling import Groups, units
 from eval_suite.usefulness.retrieval import retrieval
 from eval_suite.usefulness.selection import JUDGES, Unmeasurable
 from isotorus.section import Section
@@ -114,6 +115,12 @@ def measure_paired(
     kind, names = usable["train"].kind, usable["train"].names
     widths = {name: x.shape[1] for name, x in data.train_x.items()}
     results |= {"kind": kind, "names": names, "widths": widths}
+    results["missed_classes"] = missed_classes(usable, reported)
+    groups = usable[reported].groups
+    groups = None if groups is None else groups[usable[reported].known]
+    results["intervals"] = {"drawn": "samples" if groups is None else "groups"}
+    if groups is not None:
+        results["intervals"]["groups"] = int(units(groups).max()) + 1
     for metric in options.metrics:
         try:
             measured = _METHODS[metric](data, kind, len(names), options, device)
@@ -121,7 +128,7 @@ def measure_paired(
             left_out.append({"metric": metric, "reason": str(reason)})
             continue
         if "test_scores" in measured:
-            measured, samples[metric] = _judged(measured, data.test_y, kind, names, options)
+            measured, samples[metric] = _judged(measured, data.test_y, groups, kind, names, options)
             if kind == "multiclass" and "confusion" not in measured:
                 too_many = f"more than {MOST_CLASSES} classes"
                 left_out.append({"metric": f"{metric}.confusion", "reason": too_many})
@@ -130,14 +137,14 @@ def measure_paired(
 
 
 def _judged(
-    measured: dict[str, Any], y: NDArray[Any], kind: str, names: list[str], options: Options
+    measured: dict[str, Any], y: NDArray[Any], groups: Groups, kind: str, names: list[str], options: Options
 ) -> tuple[dict[str, Any], Samples]:
     """Replace the predictions in `measured` by intervals, a row for each class or column, and the confusion.
 
     Also returns the bootstrap samples of the scores.
     """
     judge, predicted = JUDGES[kind], measured["test_scores"]
-    drawn = judge.bootstrap(y, predicted, resamples=options.resamples, seed=options.seed)
+    drawn = judge.bootstrap(y, predicted, resamples=options.resamples, seed=options.seed, groups=groups)
     judged = {key.removeprefix("test_"): of for key, of in measured.items() if key != "test_scores"}
     judged |= {f"{score}_interval": scores.interval(values) for score, values in drawn.items()}
     rows = zip(names, judge.per_column(y, predicted), strict=True)

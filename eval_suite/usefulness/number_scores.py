@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.usefulness.label_scores import mean_over_columns, resampled
+from eval_suite.usefulness.label_scores import mean_over_columns
+from eval_suite.usefulness.resampling import Groups, over_all
 
 Array = NDArray[np.floating]
 
@@ -26,14 +27,14 @@ def per_column(y: Array, predicted: Array) -> list[dict[str, float]]:
 
 
 def bootstrap(
-    y: Array, predicted: Array, *, resamples: int = 1000, seed: int = 0
+    y: Array, predicted: Array, *, resamples: int = 1000, seed: int = 0, groups: Groups = None
 ) -> dict[str, NDArray[np.float64]]:
     """Return the scores on `resamples` test sets drawn with replacement, (resamples,) each.
 
-    The draws depend only on the number of samples and the seed, so the values of two representations are
-    paired.
+    Samples of one of the `groups` (n,) are drawn together. The draws depend only on the number of samples,
+    the groups and the seed, so the values of two representations are paired.
     """
-    counts = resampled(len(y), resamples, seed)
+    counts = over_all(len(y), resamples, seed, groups)
     chunk = max(1, 5_000_000 // len(y))
     parts = [_scores(y, predicted, counts[i : i + chunk]) for i in range(0, resamples, chunk)]
     return {

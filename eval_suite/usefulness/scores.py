@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite.usefulness.areas import Counts, areas, once
-from isotorus.randomness import generator
+from eval_suite.usefulness.label_scores import mean_over_columns
+from eval_suite.usefulness.resampling import Groups, within_classes
 
 Labels = NDArray[np.integer]
 Scores = NDArray[np.floating]
@@ -76,18 +77,19 @@ def confusion(labels: Labels, scores: Scores) -> NDArray[np.int64]:
 
 
 def bootstrap(
-    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0
+    labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0, groups: Groups = None
 ) -> dict[str, NDArray[np.float64]]:
     """Return both scores on `resamples` test sets drawn with replacement within each class.
 
-    The draws depend only on labels and seed, so the values of two classifiers are paired. Above `WORK` there
-    are fewer resamples, but at least 200.
+    Samples of one of the `groups` (n,) are drawn together; a test set may then lack a class, which its mean
+    leaves out. The draws depend only on labels, groups and seed, so the values of two classifiers are paired.
+    Above `WORK` there are fewer resamples, but at least 200.
     """
     resamples = int(np.clip(WORK // max(scores.size, 1), min(200, resamples), resamples))
     chunk = max(1, 5_000_000 // len(labels))
     parts = []
     for start in range(0, resamples, chunk):
-        counts = _resample(labels, min(chunk, resamples - start), seed, start)
+        counts = within_classes(labels, min(chunk, resamples - start), seed, start, groups)
         parts.append((_balanced_accuracy(labels, scores, counts), _auroc(labels, scores, counts)))
     balanced, area = zip(*parts, strict=True)
     return {"balanced_accuracy": np.concatenate(balanced), "auroc": np.concatenate(area)}
@@ -102,27 +104,15 @@ def interval(values: NDArray[np.float64], coverage: float = 0.95) -> list[float]
     return [float(value) for value in np.percentile(known, [tail, 100 - tail])]
 
 
-def _resample(labels: Labels, resamples: int, seed: int, start: int) -> Counts:
-    """Return how often each sample is drawn, (resamples, n); each class keeps its number of samples."""
-    counts = np.zeros((resamples, len(labels)), dtype=np.uint16)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        random = generator(seed, int(label), (0, 0, 0, start))
-        draws = random.integers(len(members), size=(resamples, len(members)))
-        flat = draws + np.arange(resamples)[:, None] * len(members)
-        drawn = np.bincount(flat.ravel(), minlength=resamples * len(members))
-        counts[:, members] = drawn.reshape(resamples, len(members))
-    return counts
-
-
 def _balanced_accuracy(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
     """Return the score (resamples,); `counts` (resamples, n) is how often each sample is drawn."""
     right = scores.argmax(axis=1) == labels
-    recalls = [
-        counts[:, of & right].sum(axis=1) / counts[:, of].sum(axis=1)
-        for of in (labels == label for label in np.unique(labels))
-    ]
-    return np.mean(recalls, axis=0)
+    with np.errstate(invalid="ignore"):
+        recalls = [
+            counts[:, of & right].sum(axis=1) / counts[:, of].sum(axis=1)
+            for of in (labels == label for label in np.unique(labels))
+        ]
+    return _mean_over_classes(np.array(recalls))
 
 
 def _auroc(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64]:
@@ -131,4 +121,9 @@ def _auroc(labels: Labels, scores: Scores, counts: Counts) -> NDArray[np.float64
     if len(present) < 2:
         return np.full(len(counts), np.nan)
     judged = np.array([1]) if scores.shape[1] == 2 else present
-    return areas(labels[:, None] == judged, scores[:, judged], counts)[0].mean(axis=0)
+    return _mean_over_classes(areas(labels[:, None] == judged, scores[:, judged], counts)[0])
+
+
+def _mean_over_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean (resamples,) of values (classes, resamples) over the classes that a resample has."""
+    return mean_over_columns(values) if np.isnan(values).any() else np.mean(values, axis=0)

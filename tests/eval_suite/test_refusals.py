@@ -116,7 +116,7 @@ def test_a_pickle_is_refused_and_not_opened(refused, checkpoint: Path, data, tmp
 
 
 def test_splits_with_different_classes(refused, checkpoint: Path, data, tmp_path: Path):
-    odd = pack(tmp_path / "odd", [CLASSES[0], "other"] * 3, seed=3)
+    odd = pack(tmp_path / "odd", ["another", "other"] * 3, seed=3)
     line = refused(checkpoint, *data[:2], "--val", odd)
     assert "different classes" in line
     assert "other" in line

@@ -8,8 +8,10 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.inputs.targets import Targets, aligned, load_targets, of_labels
+from eval_suite.inputs.splits import open_splits, targets_of
+from eval_suite.inputs.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from isotorus.errors import UserError
+from tests.eval_suite.eval_samples import pack
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,11 @@ def test_samples_without_row_or_value_are_counted(dataset, table):
         ({"a": ["1.0", "2.0", ""]}, "multiclass", ["1", "2"]),
         ({"a": ["True", "False", "True"]}, "multiclass", ["False", "True"]),
         ({"a": ["30", "41", "57"]}, "regression", ["a"]),
+        ({"a": ["0", "-1", "1"]}, "multiclass", ["0", "1"]),
+        ({"a": ["2.5", "NA", "?"]}, "regression", ["a"]),
+        ({"a": ["0", "NULL", "1.0"]}, "multiclass", ["0", "1"]),
+        ({"a": ["01", "1", "2"]}, "multiclass", ["01", "1", "2"]),
+        ({"a": ['"[""x"", ""y""]"', '"[""y"",""x""]"', "x"]}, "multilabel", ["x", "y"]),
         ({"a": ["0.1", "1", "2"]}, "regression", ["a"]),
         ({"a": ["0", "1", "1"], "b": ["false", "TRUE", "1.0"]}, "multilabel", ["a", "b"]),
         ({"a": ["0", "1", "1"], "b": ["-1", "0", "1"]}, "regression", ["a", "b"]),
@@ -100,19 +107,19 @@ def test_parquet_with_types_and_nulls_reads_as_the_csv_does(dataset, table, tmp_
 @pytest.mark.parametrize(
     ("header", "rows", "columns", "kind", "message"),
     [
-        ("id,age", ["0,1"], ["aeg"], None, "no column 'aeg'; did you mean 'age'"),
-        ("key,age", ["0,1"], ["age"], None, "no column 'id'; its columns are key, age"),
+        ("id,age", ["0,1"], ["aeg"], None, "no column 'aeg', its columns are id, age; did you mean 'age'"),
+        ("key,age", ["0,1"], ["age"], None, "no column 'id', its columns are key, age"),
         ("id,age,age", ["0,1,2"], ["age"], None, "two columns 'age'"),
         ("id,age", ["x,1", "y,2"], ["age"], None, r"none of the 2 keys in column 'id' \(the first: 'x'\)"),
         ("id,age", [], ["age"], None, "none of the 0 keys"),
-        ("id,age", ["0,1", "1,2", "0.png,3"], ["age"], None, "rows 1 and 3 of the data both name"),
-        ("id,age", ["0,1", "1,old"], ["age"], "regression", "row 2 of the data: 'old' in column 'age'"),
+        ("id,age", ["0,1", "1,2", "0.png,3"], ["age"], None, "line 2 and line 4 both name"),
+        ("id,age", ["0,1", "1,old"], ["age"], "regression", "line 3: 'old' in column 'age'"),
         ("id,age", ["0,1", "1,inf"], ["age"], "regression", "expected a finite number"),
         ("id,a,b", ["0,1,0", "1,0,2"], ["a", "b"], "multilabel", "'2' in column 'b', expected 0 or 1"),
         ("id,a,b", ["0,1,0", "1,0,x"], ["a", "b"], None, "'x' in column 'b', expected a finite number"),
         ("id,a,b", ["0,1,0"], ["a", "b"], "multiclass", "2 columns a, b as multiclass"),
         ("id,age", ["0,1"], ["age"], "classes", "kind 'classes'; expected one of multiclass"),
-        ("id,age", ["0,1", "1,2,3"], ["age"], None, "not a CSV in UTF-8 that can be read"),
+        ("id,age", ["0,1", "1,2,3"], ["age"], None, "row 3, has 3 cells, the first row 2"),
         ("id,age", ["0,1"], [], None, "no target columns"),
     ],
 )
@@ -128,14 +135,11 @@ def test_files_that_are_none_are_refused(dataset, table, tmp_path: Path):
     with pytest.raises(UserError, match="not a CSV in UTF-8"):
         load_targets(dataset, table("id,a", ["0,é"], "latin-1"), "id", ["a"])
     (tmp_path / "empty.csv").touch()
-    with pytest.raises(UserError, match="not a CSV"):
+    with pytest.raises(UserError, match="is empty"):
         load_targets(dataset, tmp_path / "empty.csv", "id", ["a"])
     (tmp_path / "text.parquet").write_text("id,a")
     with pytest.raises(UserError, match="not a Parquet file"):
         load_targets(dataset, tmp_path / "text.parquet", "id", ["a"])
-    pa.parquet.write_table(pa.table({"id": ["0"], "a": [[1, 2]]}), tmp_path / "list.parquet")
-    with pytest.raises(UserError, match="not a Parquet file that can be read"):
-        load_targets(dataset, tmp_path / "list.parquet", "id", ["a"])
 
 
 def test_labels_of_the_data_set_itself(splits):
@@ -156,3 +160,54 @@ def test_splits_are_brought_to_the_same_classes():
     numbers = Targets("regression", ["age"], np.zeros((3, 1)), known)
     with pytest.raises(ValueError, match="train are multiclass, of val regression"):
         aligned({"train": train, "val": numbers})
+
+
+def test_rows_that_say_the_same_again_count_once(dataset, table):
+    found = load_targets(dataset, table("id,age", ["0,1.5", "0.png,1.50", "1,2.5"]), "id", ["age"])
+    assert int(found.known.sum()) == 2
+
+
+def test_what_means_no_value_can_be_chosen(dataset, table):
+    file = table("id,age", ["0,1.5", "1,-9", "2,NA"])
+    with pytest.raises(UserError, match="'NA' in column 'age'"):
+        load_targets(dataset, file, "id", ["age"], "regression", missing=["-9.0"])
+    found = load_targets(dataset, file, "id", ["age"], "regression", missing=["-9.0", "NA"])
+    assert int(found.known.sum()) == 1 and found.without_value == 2
+
+
+def test_lists_of_labels_are_labels_that_occur_together(dataset, tmp_path: Path):
+    lists = [["b", "a"], ["a"], [], None, ["a", "b"]]
+    pa.parquet.write_table(pa.table({"id": list("01234"), "a": lists}), tmp_path / "list.parquet")
+    found = load_targets(dataset, tmp_path / "list.parquet", "id", ["a"])
+    assert (found.kind, found.names) == ("multilabel", ["a", "b"])
+    rows = {n: found.values[i].tolist() for i, n in enumerate(number(dataset)) if found.known[i]}
+    assert rows == {0: [1, 1], 1: [1, 0], 4: [1, 1]}
+
+
+def test_packed_labels_of_another_kind(tmp_path: Path):
+    data = Dataset(pack(tmp_path / "joint", ["a|b", "b", "", "a"], seed=0))
+    found = of_labels(data, "multilabel")
+    assert found.names == ["a", "b"] and sorted(found.values[found.known].tolist()) == [
+        [0, 1],
+        [1, 0],
+        [1, 1],
+    ]
+    ages = Dataset(pack(tmp_path / "ages", ["30", "41.0", ""], seed=0))
+    found = of_labels(ages, "regression")
+    assert sorted(found.values[found.known, 0].tolist()) == [30, 41]
+    with pytest.raises(UserError, match="expected a finite number"):
+        of_labels(data, "regression")
+
+
+def test_classes_of_splits_are_joined_by_name(tmp_path: Path):
+    """Val lacks a class of train, and test has one more: neither is refused, and the latter is named."""
+    paths = [
+        pack(tmp_path / name, labels, seed=0)
+        for name, labels in (("train", ["a", "b", "c"]), ("val", ["b", "c"]), ("test", ["c", "d", "a"]))
+    ]
+    targets = targets_of(open_splits(*map(str, paths)), None, "key", [], None)
+    assert all(of.names == ["a", "b", "c", "d"] for of in targets.values())
+    for of, path in zip(targets.values(), paths, strict=True):
+        data = Dataset(path)
+        assert [of.names[i] for i in of.values] == [data.classes[i] for i in data.labels]
+    assert missed_classes(targets, "test") == ["d"] and missed_classes(targets, "val") == []

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.dataset.index import key_hash
 from eval_suite.inputs import vectors
+from eval_suite.inputs.targets import of_vectors
 from isotorus.errors import UserError
 from tests.eval_suite.eval_samples import run_command
 
@@ -27,8 +29,116 @@ def test_each_kind_of_file_is_read(tmp_path: Path):
         np.testing.assert_array_equal(found.x, X)
         assert found.x.dtype == np.float32
     assert a.labels is None and a.rows("train").all()
-    assert b.labels is not None and b.labels.tolist() == list("xxyy")
+    assert b.labels == list("xxyy")
     assert c.rows("val").tolist() == d.rows("val").tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_columns_may_be_called_in_the_singular_or_plural(tmp_path: Path, kind: str):
+    for label, split, group in (("label", "split", "group"), ("labels", "splits", "groups")):
+        file = tmp_path / f"{label}.{kind}"
+        columns = {
+            label: [1, 0, 1, 0],
+            split: ["Training", "train", "dev", "testing"],
+            group: [7.0, 7.0, 8.0, 0.0],
+        }
+        if kind == "npz":
+            np.savez(file, features=X, **{name: np.array(values) for name, values in columns.items()})
+        else:
+            pq.write_table(pa.table({"f0": X[:, 0], "f1": X[:, 1], "f2": X[:, 2], **columns}), file)
+        found = vectors.read(str(file))
+        assert found.labels == [1, 0, 1, 0] and found.x.shape == (4, 3)
+        assert found.split.tolist() == ["train", "train", "val", "test"]
+        assert found.groups is not None and found.groups.tolist() == [
+            *[key_hash("7")] * 2,
+            key_hash("8"),
+            key_hash("0"),
+        ]
+
+
+@pytest.mark.parametrize("index", ["__index_level_0__", "Unnamed: 0", "index", "case"])
+def test_the_index_of_a_pandas_table_is_no_feature(tmp_path: Path, index: str):
+    table = pa.table({"f0": X[:, 0], "f1": X[:, 1], index: [3, 1, 0, 2]})
+    if index == "case":
+        about = {"index_columns": [index], "columns": [], "pandas_version": "2"}
+        table = table.replace_schema_metadata({"pandas": json.dumps(about)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    np.testing.assert_array_equal(vectors.read(str(tmp_path / "x.parquet")).x, X[:, :2])
+
+
+def test_square_features_are_read_where_they_are_said_to_be_features(tmp_path: Path):
+    square = np.abs(np.subtract.outer(X[:, 0], X[:, 0]))
+    np.save(tmp_path / "x.npy", square)
+    np.testing.assert_array_equal(vectors.read(str(tmp_path / "x.npy"), not_distances=True).x, square)
+
+
+NUMBERS = [0, 1, 2, None]
+LABELS = {
+    "int": np.array([0, 1, 2, -1]),
+    "float": np.array([0, 1, 2, np.nan]),
+    "text": np.array(["0", "1.0", "2", "NA"]),
+    "bytes": np.array([b"0", b"1", b"2", b""]),
+    "nullable": pa.array(NUMBERS),
+    "nullable float": pa.array(NUMBERS, pa.float64()),
+    "dictionary": pa.array(["0", "1", "2", None]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_labels_are_the_same_classes_in_every_form(tmp_path: Path, form: str):
+    labels = LABELS[form]
+    if isinstance(labels, np.ndarray):
+        file = tmp_path / "x.npz"
+        np.savez(file, features=X, labels=labels)
+    else:
+        file = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"features": X.tolist(), "label": labels}), file)
+    found = of_vectors(vectors.read(str(file)), "train")
+    assert (found.kind, found.names, found.values.tolist()) == ("multiclass", ["0", "1", "2"], [0, 1, 2, -1])
+    assert found.known.tolist() == [True, True, True, False] and found.without_value == 1
+
+
+def test_the_kind_of_labels_can_be_given_or_follows_from_fractions(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", features=X, labels=np.array([20, 35, 61, -1]))
+    found = of_vectors(vectors.read(str(tmp_path / "x.npz")), "train", "regression")
+    assert found.kind == "regression" and found.values[:, 0].tolist() == [20, 35, 61, -1]
+    assert of_vectors(vectors.read(str(tmp_path / "x.npz")), "train").names == ["20", "35", "61"]
+    np.savez(tmp_path / "x.npz", features=X, labels=np.array([2.5, 3, np.nan, 1]))
+    found = of_vectors(vectors.read(str(tmp_path / "x.npz")), "train")
+    assert found.kind == "regression" and found.known.tolist() == [True, True, False, True]
+
+
+def test_targets_for_a_file_of_features_are_refused(tmp_path: Path):
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "t.csv").write_text("key,a\n0,1\n")
+    outcome = run_command(tmp_path / "x.npy", "--targets", tmp_path / "t.csv", "--target-columns", "a")
+    assert outcome.code == 2 and "put the labels into that file" in outcome.err
+
+
+def test_intervals_of_a_file_with_groups_draw_whole_groups(tmp_path: Path, caplog):
+    """The same rows with and without groups: results say which were drawn, and name a class without train."""
+    random = np.random.default_rng(0)
+    split = np.repeat(["train", "val", "test"], [200, 60, 60])
+    labels = np.tile([0, 1], 160)
+    labels[-3:] = 7
+    x = random.normal(size=(320, 4)) + labels[:, None] * 0.7
+    groups = np.arange(320) // 10
+    np.savez(tmp_path / "with.npz", features=x, labels=labels, split=split, groups=groups)
+    np.savez(tmp_path / "without.npz", features=x, labels=labels, split=split)
+    found = {}
+    for name in ("with", "without"):
+        caplog.clear()
+        outcome = run_command(tmp_path / f"{name}.npz", "--metrics", "probe", "--json")
+        assert outcome.code == 0, outcome.err
+        assert "train has no samples of 7, which count as missed in test" in caplog.text
+        found[name] = json.loads(outcome.out)["representations"]["pretrained"]
+    assert found["with"]["intervals"] == {"drawn": "groups", "groups": 6}
+    assert found["without"]["intervals"] == {"drawn": "samples"}
+    assert found["with"]["missed_classes"] == ["7"]
+    probe, other = found["with"]["probe"], found["without"]["probe"]
+    assert probe["balanced_accuracy"] == other["balanced_accuracy"] <= 2 / 3
+    assert probe["per_class"][2]["recall"] == 0 and probe["per_class"][2]["support"] == 3
+    assert probe["balanced_accuracy_interval"] != other["balanced_accuracy_interval"]
 
 
 class Bomb:
@@ -44,7 +154,9 @@ class Bomb:
         ({"features": np.array([["a", "b"]])}, "expected numbers"),
         ({"features": np.where(X == 5, np.nan, X)}, "1 of 4 rows have NaN"),
         ({"features": X, "labels": np.arange(3)}, r"labels of shape \(3,\)"),
-        ({"features": X, "split": np.array(["train", "dev", "val", "test"])}, "split 'dev'"),
+        ({"features": X, "split": np.array(["train", "deploy", "val", "test"])}, "split 'deploy' of row 2"),
+        ({"features": X, "labels": np.arange(4), "label": np.arange(4)}, "both labels and label"),
+        ({"features": np.abs(np.subtract.outer(X[:, 0], X[:, 0]))}, "--not-distances"),
         ({"vectors": X}, "none called features"),
         ({"features": np.array([[Bomb()]], dtype=object)}, "allow_pickle"),
     ],
