@@ -268,7 +268,7 @@ class Loader:
     def _check_shared_memory(self) -> None:
         """Raise `UserError` if the batches of the workers do not fit into /dev/shm.
 
-        A worker that writes to a full /dev/shm dies of a bus error, or the training waits for it in vain.
+        A worker that writes to a full /dev/shm dies of a bus error, or the training waits for it forever.
         """
         if not self._workers or not _SHARED_MEMORY.is_dir():
             return

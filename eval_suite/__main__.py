@@ -24,7 +24,7 @@ SUBCOMMANDS = {
 
 
 def main() -> int:
-    """Run the command; returns exit code 0, 2 for what the user can mend, 1 if some of several failed."""
+    """Run the command; returns exit code 0, 2 for user errors, 1 if some of several failed."""
     end_with_launcher()
     if sys.argv[1:] and sys.argv[1] in SUBCOMMANDS:
         code: int = import_module(SUBCOMMANDS[sys.argv[1]]).main(sys.argv[2:])

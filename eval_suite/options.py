@@ -16,11 +16,11 @@ class Options(Section):
     useful: UsefulnessOptions = UsefulnessOptions()
     """What is measured against labels, and how."""
     geometry: GeometryOptions = GeometryOptions()
-    """What is measured of a cloud of embeddings without labels, and how."""
+    """What is measured on a cloud of embeddings without labels, and how."""
     baselines: tuple[str, ...] = BASELINES
     """Names from `metrics.BASELINES`: what the pretrained encoder is compared with."""
     features: tuple[str, ...] | None = None
-    """Feature sets beside the embedding; None takes all that the encoder has."""
+    """Feature sets besides the embedding; None takes all that the encoder has."""
     pixel_size: PositiveInt = 32
     """Side of the images that the raw pixels are read from."""
     objects: PositiveInt = 256

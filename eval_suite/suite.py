@@ -53,7 +53,7 @@ def evaluate(
 
     Results that are there already are returned unless they depend on something that has changed, or with
     `force`. All processes must call this; the first one returns the results, the others an empty dict.
-    Raises UserError for what the user can mend.
+    Raises UserError for errors that the user can fix.
     """
     _check_neighbours(options.useful.k, targets["train"])
     inputs = {
@@ -263,7 +263,7 @@ def _differences(
 
 
 def _about_split(path: str | Path, fingerprint: str, targets: Targets) -> dict[str, Any]:
-    """Return what results.json says of a split."""
+    """Return the entry about a split in results.json."""
     return {
         "path": str(path),
         "fingerprint": fingerprint,

@@ -8,8 +8,8 @@ MASK = "***"
 _NAMES = "KEY|TOKEN|SECRET|PASSW|CREDENTIAL|SIGNATURE"
 _NAME = re.compile(_NAMES, re.IGNORECASE)
 _SUSPICIOUS_NAMES = f"{_NAMES}|PASS|AUTH|COOKIE"
-"""A longer list than `_NAMES`, for variables that travel to other hosts: there a false alarm does no harm.
-`masked` looks for the values of secret variables in any text; the value of AUTHOR stays readable there."""
+"""A longer list than `_NAMES`, for variables that are sent to other hosts, where a false alarm does no harm.
+`masked` uses the shorter list, so that the value of a variable such as AUTHOR stays readable in any text."""
 _SUSPICIOUS_NAME = re.compile(_SUSPICIOUS_NAMES, re.IGNORECASE)
 # user:password@ in a URL of any kind. In an HTTP URL also user@ alone, because the user can be a token.
 _USER = re.compile(r"(https?://|[A-Za-z][\w+.-]*://(?=[^/\s'\"@]*:))[^/\s'\"]+@", re.IGNORECASE)

@@ -92,7 +92,7 @@ def parse(arguments: list[str]) -> Config:
 
 
 def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signals, start_up: StartUp) -> int:
-    """Train; print a user error once, however many ranks meet it or wait in vain because of it."""
+    """Train; print a user error once, however many ranks meet it or wait for a rank that met it."""
     import torch.distributed as dist
 
     from pretrain.cost.out_of_memory import is_out_of_memory

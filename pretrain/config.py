@@ -42,7 +42,7 @@ class Config(Section):
     accept: list[Literal["batch_size", "data", "objective", "seed"]] = []
     """Intended differences from the checkpoint that the run continues from: [data] when images were added,
     [objective] for another weight. Step t reads from image t · data.batch_size on, in the order that data
-    and seed give; if one of the three changes, some images come again early and some late."""
+    and seed give; if one of the three changes, some images are seen again too early, others late."""
     log_every: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
     online_probe: bool = True

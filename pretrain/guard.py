@@ -33,8 +33,7 @@ class GuardConfig(Section):
     median of the last `window` accepted updates (with 10: at least half above the median). null refuses only
     NaN and infinity."""
     window: PositiveInt = 100
-    """Number of accepted updates that define a spike; until there are so many, only NaN and infinity are
-    refused."""
+    """Number of accepted updates that define a spike; with fewer, only NaN and infinity are refused."""
     patience: PositiveInt = 3
     """Number of refused updates in a row after which the run returns to its newest checkpoint and skips the
     data up to the last of them."""
@@ -56,7 +55,7 @@ class _Step(NamedTuple):
 
 
 class Guard:
-    """Decide on updates with `limit`, note them with `watch`, and record the refused ones with `report`."""
+    """Decides which updates are refused (`limit`), and notes and records them (`watch`, `report`)."""
 
     def __init__(self, config: GuardConfig, folder: Path, networks: nn.Module, device: torch.device) -> None:
         self.config, self.path = config, folder / "skipped.jsonl"
@@ -188,7 +187,7 @@ class Guard:
             log.warning("rolled back to step %d, skipping the data up to batch %d", step, self._last + 1)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the guard; call it after `report`."""
+        """Return the guard's part of a checkpoint; call it after `report`."""
         assert not self._steps
         count, window = int(self._accepted), self.config.window
         oldest_first = self._history.roll(-(count % window), 1) if count > window else self._history
@@ -213,7 +212,7 @@ class Guard:
         self.refused = max(self.refused, state["skipped"])
 
     def trim(self, step: int) -> None:
-        """Drop rows of skipped.jsonl about batches that come again after `step`; only rank 0 calls it."""
+        """Drop rows of skipped.jsonl about batches after `step`, which are repeated; only rank 0 calls it."""
         kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.skipped_batches]
         if self.path.exists():
             jsonl.replace(self.path, kept)

@@ -28,7 +28,7 @@ class RunInputs:
     """Arguments of `pretrain.models.encoder.create`."""
     embedding_width: int
     mean: tuple[float, ...]
-    """Mean of the pixels, a number a channel."""
+    """Mean of the pixels in each channel."""
     std: tuple[float, ...]
     warm_start: WarmStart | None = None
     """The file that the first weights came from; None where they were random."""

@@ -30,10 +30,10 @@ LONGEST_SILENCE = 60.0
 
 
 class Recorder:
-    """Write the resolved configuration at once, then a row for each logged step."""
+    """Writes the resolved configuration at once, then a row for each logged step."""
 
     def __init__(self, config: Config, inputs: RunInputs, start: int, device: torch.device) -> None:
-        """Continue the records after step `start`; drop later rows, because these steps come again."""
+        """Continue the records after step `start`; drop later rows, because these steps are repeated."""
         self.config, self.images = config, len(inputs.sources)
         self.status = "FAILED"
         """How the run ended, in MLflow's words: FINISHED, KILLED (asked to stop) or FAILED."""
@@ -64,11 +64,11 @@ class Recorder:
             log.warning(warning)
 
     def sync(self) -> None:
-        """Have the rows reach the disk; call it before a save, so that no checkpoint lacks its rows."""
+        """Force the rows to the disk; call it before a save, so that no checkpoint lacks its rows."""
         self.file.sync()
 
     def rollback(self, step: int) -> None:
-        """Drop the rows of metrics.jsonl after `step`, because these steps come again."""
+        """Drop the rows of metrics.jsonl after `step`, because these steps are repeated."""
         self.file = StepLog(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
             self.mirror.read_again()
@@ -128,7 +128,7 @@ class Progress:
 
 
 def catch_up(config: Config) -> None:
-    """Send what MLflow misses of a finished run, because its store did not answer then."""
+    """Send the rows of a finished run that MLflow lacks because its store did not answer during the run."""
     if not mlflow.known(config.folder).get("complete") and (mirror := _start_mirror(config)):
         mirror.finish("FINISHED")
 

@@ -12,7 +12,7 @@ _MOST_SHOWN = 10
 
 
 def lines(sets: Mapping[str, Dataset]) -> list[str]:
-    """Return a line for each set, by its name ("" for an only set), and one about rare classes of a split."""
+    """Return a line for each set, by its name ("" without a split), and one about a split's rare classes."""
     found = [f"  {name + ': ' if name else ''}{_labels(dataset)}" for name, dataset in sets.items()]
     return found + (_rare(sets) if len(sets) > 1 else [])
 

@@ -82,7 +82,7 @@ def hold(dest: Path) -> Iterator[Path]:
 
 
 def read(folder: Path) -> State | None:
-    """Return the record of the packing that an earlier call has begun in `folder`; None if there is none.
+    """Return the record of the packing that an earlier call has begun in `folder`; None if no call has.
 
     Raises `UserError` if the record is of another version.
     """

@@ -78,7 +78,7 @@ def decode(
 
 
 def largest_shrink(limit: float) -> Shrink:
-    """Return the largest factor for a smaller JPEG that is at most `limit`; 1 if there is none."""
+    """Return the largest factor for a smaller JPEG that is at most `limit`; 1 if no factor is."""
     factors: tuple[Shrink, ...] = (8, 4, 2)
     return next((factor for factor in factors if factor <= limit), 1)
 
@@ -101,7 +101,7 @@ def size(data: bytes, rules: PixelRules = NEWEST_RULES) -> tuple[int, int]:
 
 
 def _tag(data: bytes, rules: PixelRules) -> int:
-    """Return the orientation tag by which the stored pixels are turned; `tiff` has turned its own."""
+    """Return the orientation tag by which the stored pixels are turned; 1 for a TIFF, which `tiff` turns."""
     if rules == 1:
         return 1
     if jpeg.matches(data):

@@ -40,7 +40,7 @@ def read(data: bytes, rules: PixelRules) -> Pixels:
 
 
 def _unpack(data: bytes, raw_mode: str, rules: PixelRules) -> NDArray[np.uint8]:
-    """Return the bytes (H, W, bands) that Pillow decodes if it is told that the data is in `raw_mode`."""
+    """Return the bytes (H, W, bands) that Pillow decodes when it reads the data as `raw_mode`."""
     image = pillow.open_image(data, rules)
     image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
     return np.array(image)

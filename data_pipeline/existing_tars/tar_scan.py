@@ -158,8 +158,8 @@ class _Samples:
     def _several_images(self) -> UserError:
         """Return the error for a tar with several images of one key.
 
-        They may be views of one sample only if their endings begin with letters. Else dots within names were
-        taken for the end of keys, and to choose one ending would lose nearly all images.
+        They may be views of one sample only if their endings begin with letters. Otherwise dots inside names
+        were read as the end of keys, and choosing one ending would lose nearly all images.
         """
         key, endings = next((key, found) for key, found in self._images.items() if len(found) > 1)
         what = f"holds several images of the sample {printable(key)}: {_shown(endings)}"
@@ -192,7 +192,7 @@ class _Samples:
             self._indexed.append(key)
 
     def _label(self, member: Member, content: Callable[[], bytes]) -> Label:
-        """Return the label in a file of the tar; raise `UserError` if there is none that can be read."""
+        """Return the label in a file of the tar; raise `UserError` if it cannot be read."""
         try:
             if member.link:
                 raise ValueError(f"is {_LINK}")

@@ -122,7 +122,7 @@ def sides_of(items: list[Item], sets: Mapping[str, Dataset]) -> dict[str, str]:
 
 
 def refuse_split_folders(source: Path, folders: Iterable[str]) -> None:
-    """Raise `UserError` if the folders that would be classes are the sets of a split."""
+    """Raise `UserError` if the folders to be used as classes have names of sets, such as train and val."""
     found = {name: side for name in sorted(set(folders)) if (side := split_names.side(name))}
     if not found or (len(set(found.values())) < 2 and len(found) < len(set(folders))):
         return

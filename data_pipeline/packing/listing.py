@@ -127,7 +127,7 @@ class _OtherSpellings:
         return paths
 
     def find(self, path: str) -> str | None:
-        """Return the only path that is spelled like this one; None if there is none or several."""
+        """Return the path that is spelled like this one; None unless exactly one is."""
         found = self._paths.get(_common(path), [])
         return found[0] if len(found) == 1 else None
 

@@ -54,7 +54,7 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
     """Return the rows of a table; `data_pipeline.tables.cells` says what a cell means.
 
     In `extra`, numbers and booleans of a Parquet file keep their type; cells of a CSV file are text. An image
-    that several rows name alike is returned once, with a note on stderr. Raises `UserError` if the file
+    that several equal rows name is returned once, with a note on stderr. Raises `UserError` if the file
     cannot be read, lacks a column, has no rows, names no set for a row, or has rows that contradict each
     other.
     """
@@ -92,7 +92,7 @@ def _side(file: Path, place: str, column: str, row: dict[str, Any]) -> str:
 
 
 def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
-    """Return the rows without those that say again what an earlier row says of the same image.
+    """Return the rows; of several rows that agree about one image, only the first.
 
     Raises `UserError` if two rows give one image different labels, groups or sets.
     """

@@ -246,7 +246,7 @@ def _digest(key: str) -> str:
 
 
 def _remove(path: str) -> bool:
-    """Delete an entry unless it is pinned or being written; return whether it is gone."""
+    """Delete an entry unless it is pinned or being written; return whether it no longer exists."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -61,7 +61,7 @@ def open_stream(path: str) -> io.BufferedReader:
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file in bytes. Raises `UserError` or OSError if there is none."""
+    """Return the size of a file in bytes. Raises `UserError` or OSError if the file does not exist."""
     if reader.is_remote(path):
         return remote.version(path, _PATIENCE).size
     return Path(path).stat().st_size

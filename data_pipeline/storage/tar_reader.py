@@ -1,6 +1,6 @@
 """Read a tar file from beginning to end: the place of every file in it, and the SHA-256 of the whole.
 
-Python's `tarfile` is not used for this because it takes a damaged header for the end of the archive and so
+Python's `tarfile` is not used for this because it treats a damaged header as the end of the archive and so
 loses the rest without an error. Here every byte must belong to something, and anything that cannot be read up
 to the end marker raises `Damaged`. `tarfile` still decodes single headers. Nothing is extracted.
 """

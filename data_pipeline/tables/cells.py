@@ -70,7 +70,7 @@ def one_form(text: str) -> str:
 
 
 def number(text: str) -> float | None:
-    """Return the finite number in a text; None if there is none."""
+    """Return a text as a finite number; None if it is not one."""
     try:
         value = float(text)
     except ValueError:
@@ -84,7 +84,7 @@ def is_number(text: str) -> bool:
 
 
 def whole(text: str) -> int | None:
-    """Return the whole number in a text, such as 3 in "3.0"; None if there is none or it begins with 0."""
+    """Return the whole number in a text, such as 3 in "3.0"; None if it is not one or begins with 0."""
     return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
 
 

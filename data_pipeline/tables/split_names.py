@@ -14,7 +14,7 @@ _SIDE = {name: side for side, names in SYNONYMS.items() for name in names}
 
 
 def side(cell: Any) -> str | None:
-    """Return train, val or test for a name of it in any case; None for anything else."""
+    """Return which of train, val and test a name means, in upper or lower case; None for other names."""
     return _SIDE.get(as_text(cell).lower())
 
 

@@ -83,10 +83,10 @@ def _read_csv(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row
 
 
 def _separator(file: Path, text: TextIO, wanted: Iterable[str]) -> tuple[str, Iterator[str], int]:
-    """Return what separates the cells, all lines from the header on, and the number of lines before it.
+    """Return the separator of the cells, all lines from the header on, and the number of lines before it.
 
-    The first of ',', ';', tab and '|' under which the header holds all `wanted` columns; else that under
-    which it holds most of them, or most columns at all.
+    The separator is the first of ',', ';', tab and '|' with which the header has all `wanted` columns;
+    otherwise the one with which it has most of them, or most columns at all.
     """
     head, before = text.readline(_LONGEST_HEADER), 0
     if not head.strip():
@@ -118,8 +118,9 @@ def _without_nul(file: Path, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _names(file: Path, header: Sequence[str], wanted: Mapping[str, str], separator: str) -> dict[str, int]:
-    """Return the place of each column by its name; those of `wanted` also where the header has blanks around
-    them, and none of several columns without a name.
+    """Return the position of each column by its name.
+
+    Blanks around the names in `wanted` are ignored. If several columns have no name, they are left out.
     """
     unnamed = [i for i, name in enumerate(header) if not name.strip()]
     drop = set(unnamed) if len(unnamed) > 1 else set()

@@ -2,7 +2,7 @@
 cache.
 
 Results equal those of `augment_torch` except for rounding. This replaces torchvision's v2 transforms, which
-allocate and pass over memory once for each operator; that costs more than the arithmetic. From shards to
+allocate memory and go through it once for each operator; that costs more than the arithmetic. From shards to
 augmented views, one core makes 182 images a second with this module, and 21 with webdataset and torchvision
 ("Data path" in benchmarks/RESULTS.md).
 """

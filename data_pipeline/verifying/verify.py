@@ -20,7 +20,8 @@ _ROWS_AT_ONCE = 2**20
 
 
 def verify(path: str, workers: int) -> list[str]:
-    """Return a line for each damage in a data set, in any of its generations; an empty list if there is none.
+    """Return a line for each damage in a data set, in any of its generations; an empty list if nothing is
+    damaged.
 
     Raises `UserError` if `path` is not a data set.
     """

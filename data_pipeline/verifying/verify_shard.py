@@ -42,7 +42,8 @@ class Task:
 
 
 def verify_shard(task: Task) -> list[str]:
-    """Return a list with one line about the damage of a shard or of its table rows; empty if there is none.
+    """Return a list with one line about the damage of a shard or of its table rows; empty if neither is
+    damaged.
 
     Runs in a worker of `pool.run` and reports samples to the progress bar.
     """

@@ -42,7 +42,7 @@ class Representation:
     width: int
     """Width of the embedding."""
     sets: tuple[str, ...] | None
-    """Feature sets to keep beside the embedding; None keeps all."""
+    """Feature sets to keep besides the embedding; None keeps all."""
     size: int
     """Side of the images, in pixels."""
     channels: int

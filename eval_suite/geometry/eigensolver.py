@@ -78,7 +78,8 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
 def _filtered(matrix: scipy.sparse.csr_array, block: Block, top: Block, edge: float, upper: float) -> Block:
     """Multiply `block` (n, m) by the Chebyshev polynomial of the matrix that is within ±1 on [-1, edge].
 
-    `upper` is an upper bound of the wanted eigenvalues; it decides the degree. `top` is kept out.
+    `upper` is an upper bound of the wanted eigenvalues; it decides the degree. The direction `top` is
+    removed.
     """
     half, middle = (edge + 1) / 2, (edge - 1) / 2
     rate = math.acosh(max((upper - middle) / half, 1 + 1e-9))

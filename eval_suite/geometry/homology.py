@@ -305,7 +305,7 @@ def _lengths(bars: NDArray[np.float64], threshold: float, dimension: int) -> NDA
 
 
 def _p_values(lengths: NDArray[np.float64], null_longest: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return for each length the share of null draws, the data counted in, whose longest bar reaches it."""
+    """Return for each length the share of draws whose longest bar reaches it: null draws and the data."""
     reached = (null_longest[None, :] >= lengths[:, None]).sum(axis=1)
     return (1 + reached) / (1 + len(null_longest))
 

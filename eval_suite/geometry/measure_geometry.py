@@ -24,7 +24,7 @@ MOST_CIRCLES = 2
 
 
 class Options(Section):
-    """What is measured of a cloud of features, and how."""
+    """Which geometry of a cloud of features is measured, and how."""
 
     metrics: tuple[str, ...] = GEOMETRY
     """Names from `metrics.GEOMETRY`; homology includes the verdict."""

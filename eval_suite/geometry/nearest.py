@@ -38,7 +38,7 @@ class Neighbours(NamedTuple):
     """The nearest neighbours of n rows."""
 
     ids: NDArray[np.int64]
-    """(n, k) row indices, nearest first; -1 where there is none."""
+    """(n, k) row indices, nearest first; -1 where a neighbour is missing."""
     recall: float
     """Share of the true neighbours that were found; 1.0 for an exact search."""
 

@@ -74,7 +74,7 @@ class ErrorRate(NamedTuple):
     draws: int
     """Clouds of the shape."""
     wrong: int
-    """Clouds of other spaces that were taken for the shape."""
+    """Clouds of other spaces that were mistaken for the shape."""
     others: int
     """Clouds of other spaces."""
 
@@ -112,7 +112,7 @@ class Verdict:
 
 
 class Shape(NamedTuple):
-    """What is known of a closed manifold: Betti numbers, dimension, and spectrum of its Laplacian."""
+    """Known properties of a closed manifold: Betti numbers, dimension, and spectrum of its Laplacian."""
 
     betti: tuple[int, int, int]
     """Betti numbers in dimensions 0, 1 and 2."""

@@ -179,7 +179,7 @@ def _rows(
     places: list[str],
     encoded: Encoded,
 ) -> NDArray[np.int64]:
-    """Return the row of the table for each sample (n,), -1 where there is none.
+    """Return the row of the table for each sample (n,), -1 where the table has no such row.
 
     Keys are compared by their hashes, which are in the index, so that the shards need not be read.
     """

@@ -18,7 +18,7 @@ Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
 @dataclass
 class Observed:
-    """What is kept of a block's outputs for n images."""
+    """Measurements of a block's outputs for n images."""
 
     vectors: NDArray[np.float64]
     """A vector for each image, (n, d): class token or mean over tokens or pixels, as the encoder does."""

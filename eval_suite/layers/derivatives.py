@@ -1,4 +1,4 @@
-"""Derivatives of a block, and of a loss by the block's weights.
+"""Derivatives of a block, and of a loss with respect to the block's weights.
 
 A block is a map f from tokens or feature maps (N, …) to the same shape that treats its N samples separately;
 measures of it have shape (N,). The products with derivatives are taken here and not by
@@ -61,7 +61,7 @@ def stability(f: Map, x: Tensor, *, relative: float = 1e-3, draws: int = 4, seed
 def curvatures(
     loss: Callable[[], Tensor], parameters: Sequence[Tensor], *, iterations: int = 12, seed: int = 0
 ) -> Curvatures:
-    """Return bounds of the smallest and largest eigenvalue of the Hessian of `loss()` by `parameters`.
+    """Return bounds of the smallest and largest eigenvalue of the Hessian of `loss()` in `parameters`.
 
     After `iterations` Lanczos steps the smallest is an upper bound and the largest a lower bound; with as
     many steps as parameters both are exact. Memory is `iterations` times the parameters, and the loss's

@@ -51,7 +51,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is kept of a checkpoint to compare the next one of the run with it, by block."""
+    """The parts of a checkpoint that the run's next checkpoint is compared with, by block."""
 
     positive: list[NDArray[np.bool_] | None]
     """Signs (n, units) of the activations; None for a block without a nonlinearity."""
@@ -94,7 +94,7 @@ def measure(subject: Subject, chosen: tuple[str, ...], before: Trace | None) -> 
 
 
 def _of_maps(subject: Subject, chosen: tuple[str, ...]) -> dict[str, Row]:
-    """Measure the quantities that take a block as a map, on the first few images."""
+    """Measure contraction, stability and holonomy, which apply each block again, on the first few images."""
     wanted = [name for name in ("contraction", "stability", "holonomy") if name in chosen]
     if not wanted:
         return {}
@@ -180,7 +180,7 @@ def _drift(before: Trace, trace: Trace) -> Row:
 
 
 def _curvature(subject: Subject) -> Row:
-    """Return the smallest eigenvalue of the Hessian of LeJEPA's loss by each block's weights, from above.
+    """Return upper bounds of the smallest Hessian eigenvalue of LeJEPA's loss in each block's weights.
 
     The loss weighs SIGReg by 0.05 and is taken on the embeddings of `subject.views`.
     """

@@ -51,7 +51,7 @@ def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
 
 
 def _matrix(run: Mapping[str, Any], name: str) -> NDArray[np.float64]:
-    """Return the values of a quantity, (checkpoints, blocks), with nan where there is none."""
+    """Return the values of a quantity, (checkpoints, blocks), with nan where it has no value."""
     rows = [c["values"].get(name, [None] * len(run["blocks"])) for c in run["checkpoints"]]
     return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
 

@@ -1,4 +1,5 @@
-"""What can be measured of each block: names and texts for the page, and rough costs for the time estimate.
+"""The quantities that can be measured for each block: names and texts for the page, and rough costs for the
+time estimate.
 
 `measure.measure` computes the quantities.
 """

@@ -1,4 +1,4 @@
-"""What the report shows of images: maps of the embedding, and images beside their nearest neighbours."""
+"""Pictures in the report: maps of the embedding, and images beside their nearest neighbours."""
 
 import base64
 import io

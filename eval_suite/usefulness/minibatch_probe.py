@@ -56,7 +56,7 @@ class Protocol(Section):
     """Seed of the minibatches; heads start at 0."""
 
     def steps(self, samples: int) -> int:
-        """Return the number of optimizer steps for so many train samples."""
+        """Return the number of optimizer steps for this number of train samples."""
         return max(self.min_steps, self.epochs * samples // self.batch_size)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def nonce(folder: Path) -> Iterator[str]:
     """Write a file by which the other hosts recognise the folder, and yield its name. Remove it afterwards.
 
-    Folders that had to be created are removed too. If the file cannot be written, there is none.
+    Folders that had to be created are removed too. If the file cannot be written, the name is yielded anyway.
     """
     name = f".doctor-{uuid.uuid4().hex}"
     made = _make(folder)

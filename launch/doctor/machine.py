@@ -58,7 +58,7 @@ def judge_versions(facts: ByHost) -> list[Finding]:
 
 
 def measure() -> Facts:
-    """Return what this node offers its processes."""
+    """Return the resources that this node offers its processes."""
     shared = Path("/dev/shm")
     return {
         "shared": shutil.disk_usage(shared).free if shared.is_dir() else 0,
@@ -69,7 +69,7 @@ def measure() -> Facts:
 
 
 def judge(facts: ByHost, ranks: dict[str, int], workers: int) -> list[Finding]:
-    """Judge what the nodes offer; `ranks` by host, `workers` is the number of loader workers of each rank."""
+    """Judge the nodes' resources; `ranks` by host, `workers` is the number of loader workers of each rank."""
     return [*_shared(facts, ranks, workers), *_files(facts), *_cpus(facts, ranks, workers)]
 
 

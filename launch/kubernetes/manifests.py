@@ -66,8 +66,9 @@ def recipe_path(name: str) -> str:
 def job(pods: Pods) -> list[Manifest]:
     """Return an indexed Job, and a Service that gives pod 0 the name by which the others find it.
 
-    Exit code 2 fails the Job at once. A pod that was evicted, or whose node is gone, is replaced, and this is
-    not counted as a failure. After any other failure the pod is replaced, until there are too many failures.
+    Exit code 2 fails the Job at once. A pod that was evicted, or whose node was lost, is replaced, and this
+    is not counted as a failure. After any other failure the pod is replaced, until there are too many
+    failures.
     """
     service = {
         "apiVersion": "v1",

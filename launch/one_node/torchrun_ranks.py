@@ -16,7 +16,7 @@ import psutil
 USER_ERROR = 2
 """Exit code of a rank that met an error the user can fix. A restart would meet the same error."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 TRY_AGAIN = 75
 """Exit code when the launchers of a run lost contact with each other (EX_TEMPFAIL of sysexits.h)."""
 LAST_CALL_SECONDS = 10

@@ -232,7 +232,7 @@ class Launch:
     def _fail(self) -> int:
         """Print the message of the first rank that failed, unless it was shown already. Return its exit code.
 
-        A rank whose peers are gone ends with code 1, so any other code is taken for the earlier failure,
+        A rank that has lost its peers ends with code 1, so any other code counts as the earlier failure,
         whatever the clocks say.
         """
         order = {

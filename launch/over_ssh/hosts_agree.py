@@ -17,7 +17,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the properties of this host that a run depends on.
 
     They are versions, digests of code and recipe, whether the address "meet" resolves, and a port where hosts
-    can meet, or an error message if there is none.
+    can meet, or an error message if no port is free.
     """
     properties: dict[str, Any] = {
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
 """The part of a launch that runs on each host: `python -m launch.over_ssh.node`, controlled through stdin.
 
 The first line of stdin is a request in JSON, so that its secrets are in no process list. Each further line is
-the name of a signal, or an empty sign of life. If stdin ends or stays silent, the launching command is gone;
-the ranks are then asked to save and end, and killed if they do not end.
+the name of a signal, or empty, which shows that the launching command is alive. If stdin ends or stays
+silent, that command has ended; the ranks are then asked to save and end, and killed if they do not end.
 """
 
 import contextlib

@@ -59,7 +59,7 @@ class Remote:
         self.send(json.dumps(request))
 
     def send(self, word: str = "") -> None:
-        """Send a line to the host: the name of a signal, KILL, or an empty sign of life."""
+        """Send the host a signal's name, KILL, or an empty line, which shows that this process is alive."""
         assert self._process.stdin
         with contextlib.suppress(OSError):  # the connection is gone; `ended` will be true
             self._process.stdin.write(f"{word}\n".encode())

@@ -50,7 +50,7 @@ class RunState:
         self.guard.skip_batches(self.step)
 
     def resume(self, checkpoints: Path, on_damage: OnDamage) -> Path | None:
-        """Continue from the newest checkpoint and return its path; None if there is none.
+        """Continue from the newest checkpoint and return its path; None if no checkpoint exists.
 
         All ranks call it and take the same decision. Raises UserError if the checkpoint is damaged and
         `on_damage` is "refuse" or no earlier one exists.

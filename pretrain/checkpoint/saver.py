@@ -19,13 +19,13 @@ from pretrain.distributed import cpu_group, rank, world_size
 
 
 class Saver:
-    """Publish checkpoints in a folder, one at a time; all ranks make the same calls."""
+    """Publishes checkpoints in a folder, one at a time; all ranks make the same calls."""
 
     def __init__(self, checkpoints: Path, config: CheckpointConfig, step: int) -> None:
-        """Continue after the newest checkpoint, that of `step`; 0 if there is none."""
+        """Continue after the newest checkpoint, that of `step`, or begin at step 0."""
         self.checkpoints, self.config = checkpoints, config
         self.step = step
-        """The step of the newest checkpoint, which may still be in the course of being written."""
+        """The step of the newest checkpoint, of which not all may be written yet."""
         # In effect without timeout: a lost rank breaks connections at once, and a slow disk takes its time.
         self._group = cpu_group(timedelta(days=1))
         self._copies: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ class _Writing(threading.Thread):
 
 
 def share(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
-    """Return what one rank writes of a nested state: its shards and its share of the whole tensors.
+    """Return the part of a nested state that one rank writes: its shards, its share of the whole tensors.
 
     Whole tensors are equal on all ranks, and each rank writes about 1 / `world_size` of their bytes. Rank 0
     writes what is not a tensor.

@@ -252,7 +252,7 @@ def _damages(folder: Path, part: int, parts: int) -> list[str]:
 
 
 def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str:
-    """Return how the first misfit of a nested state differs from what is stored; "" if all fits."""
+    """Describe the first value of a nested state that does not fit what is stored; "" if all fit."""
     for key, value in state.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -266,7 +266,7 @@ def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> 
 
 
 def tidy(checkpoints: Path) -> None:
-    """Remove what a killed save left behind, and have `latest` point to the newest checkpoint.
+    """Remove what a killed save left behind, and point `latest` to the newest checkpoint.
 
     One rank calls it, before any save.
     """
@@ -297,9 +297,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _point_latest_to(checkpoint: Path) -> None:
-    """Have the link `latest` point to a checkpoint; a convenience for people, which nothing here needs.
+    """Point the link `latest` to a checkpoint; it is for people, and nothing here needs it.
 
-    Where links cannot be made (exFAT, many network shares) there is none. A folder of that name, as a copy
+    Where links cannot be made (exFAT, many network shares) it is left out. A folder of that name, as a copy
     of the run makes it, is left alone.
     """
     link = checkpoint.parent / ".latest"

@@ -1,4 +1,4 @@
-"""Measure the memory that a step needs beside the model's state, on tensors with shapes but no bytes.
+"""Measure the memory that a step needs besides the model's state, on tensors with shapes but no bytes.
 
 The encoder runs forward and backward on fake tensors, with its precision, activation checkpointing and
 micro-batch, while every storage is followed from its creation to its end. So nothing about timm and autograd
@@ -32,7 +32,7 @@ CAST = torch.ops.aten._to_copy.default
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of storages that are created inside this mode: alive now, and at each phase's peak.
+    """Counts the bytes of storages created inside this mode: alive now, and at each phase's peak.
 
     Storages that existed before have to be named, as views of them are not new.
     """
@@ -122,7 +122,7 @@ def gathers_in_bf16(engine: EngineConfig) -> bool:
 
 
 class _Setting(NamedTuple):
-    """Everything beside the encoder that the memory of a pass depends on."""
+    """Everything besides the encoder that the memory of a pass depends on."""
 
     views: tuple[tuple[int, int], ...]
     channels: int

@@ -32,7 +32,7 @@ def by_depth(
 
 
 def _depth(name: str, kwargs: dict[str, Any]) -> int | None:
-    """Return the number of blocks, if the encoder repeats one block so many times; otherwise None."""
+    """Return the number of blocks if the encoder repeats one kind of block; otherwise None."""
     whole = _on_meta(name, kwargs)
     blocks = getattr(whole, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList):

@@ -74,7 +74,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Request:
-    """Assumptions of an estimate, beside the configuration."""
+    """Assumptions of an estimate, besides the configuration."""
 
     gpus: int
     gpu: str
@@ -87,7 +87,7 @@ class Request:
 
 
 def estimate(config: Config, request: Request) -> Estimate:
-    """Return the figures of a run; raise `UserError` for what the run itself would refuse, data aside."""
+    """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data."""
     model = check_model(config, request.gpus)
     config = _on(config, request.gpus)
     parameters = count_parameters(config, model)

@@ -133,7 +133,7 @@ class EngineConfig(Section):
 
 
 def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target: bool) -> None:
-    """Raise `UserError` if the engine cannot run on so many ranks, or with this encoder.
+    """Raise `UserError` if the engine cannot run on this number of ranks, or with this encoder.
 
     The encoder is on the meta device.
     """

@@ -16,7 +16,7 @@ from pretrain.engines.torch_engine import TorchEngine
 
 
 class DDPEngine(TorchEngine):
-    """An engine that wraps encoder and head apart, because with accumulation the head runs once a step."""
+    """An engine that wraps encoder and head separately: with accumulation the head runs once a step."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class DeepSpeedEngine:
         return norm
 
     def _judge(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Refuse an update before the optimizer makes it, on all ranks alike, by the global gradient norm.
+        """Refuse an update before the optimizer makes it. All ranks see the same global gradient norm.
 
         DeepSpeed itself skips a step whose norm is not finite, so such a norm does not arrive here.
         """
@@ -143,7 +143,8 @@ def _settings(config: EngineConfig, clip_grad: float, device: torch.device) -> d
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        # `step` ends the accumulation; DeepSpeed cannot, as the passes of a step reach different parameters.
+        # `step` ends the accumulation. DeepSpeed cannot tell where it ends, because the backward passes of a
+        # step reach different parameters.
         "managed_gradient_accumulation": False,
         "gradient_clipping": clip_grad if config.zero_stage else 0.0,
         "steps_per_print": None,

@@ -21,7 +21,7 @@ def be_deterministic() -> None:
 
 
 class Resize(TorchFunctionMode):
-    """Resize images by matrix products while this mode is active.
+    """Resizes images by matrix products while this mode is active.
 
     A ViT resizes its position embeddings for views of another size, and on GPUs the gradient of torch's own
     function is a sum in random order.

@@ -22,7 +22,7 @@ from pretrain.engines.torch_engine import TorchEngine
 
 
 class FSDPEngine(TorchEngine):
-    """An engine that shards encoder, head and target apart, as each is called by itself."""
+    """An engine that shards encoder, head and target separately, because each is called by itself."""
 
     def __init__(
         self,
@@ -35,7 +35,8 @@ class FSDPEngine(TorchEngine):
         mesh = _mesh(config, device)
         bf16 = uses_bf16(config, device)
         for copy in networks.encoders():
-            # What the forward pass leaves gathered, the backward pass shards again. The target has none.
+            # Parameters that stay gathered after the forward pass are sharded again by the backward pass. The
+            # target has no backward pass, so its parameters are always sharded after the forward pass.
             trained = copy is networks.encoder
             for block in blocks(copy.get_submodule("encoder")):
                 _shard(block, mesh, config.reshard_after_forward or not trained, bf16)
@@ -61,8 +62,8 @@ class FSDPEngine(TorchEngine):
             assert isinstance(module, FSDPModule)
             module.set_is_last_backward(sync)
             if self.config.reshard_after_forward:
-                # To save memory, gradients are sharded at once; only the sum over replicas waits for the
-                # last.
+                # To save memory, each micro-batch's gradients are summed into shards at once; only the sum
+                # over replicas waits for the last micro-batch.
                 module.set_requires_all_reduce(sync)
             else:
                 module.set_requires_gradient_sync(sync)

@@ -51,7 +51,7 @@ def build_optimizer(
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Return whether a parameter has two dimensions or more; ZeRO-3 flattens it and keeps its shape apart."""
+    """Return whether a parameter has two or more dimensions; under ZeRO-3, `ds_shape` holds its shape."""
     return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
 
 

@@ -1,7 +1,7 @@
 """Convert ZeRO's state to tensors under the networks' own names, and back.
 
-So no partition of DeepSpeed's is in a checkpoint. The conversion goes parameter by parameter: no rank holds
-more than one whole tensor beside its share, which lies in CPU memory as an even shard, as FSDP's would.
+So a checkpoint contains none of DeepSpeed's partitions. Parameters are converted one by one: no rank holds
+more than one whole tensor besides its share, which lies in CPU memory as an even shard, as FSDP's would.
 """
 
 from typing import Any

@@ -58,7 +58,7 @@ class Address(NamedTuple):
 
 
 class WindingMemory:
-    """Store items by their angles, in `bins` bins on each of `angles` circles.
+    """Stores items by their angles, in `bins` bins on each of `angles` circles.
 
     Raises `UserError` for less than one angle or bin, more than 256 bins, or more than 2⁶³ cells.
     """

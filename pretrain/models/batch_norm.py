@@ -17,7 +17,7 @@ from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
 
 
 class GlobalBatchNorm(nn.Module):
-    """Normalise each feature of (…, D) by the mean and variance of the rows of all ranks."""
+    """Normalises each feature of (…, D) by the mean and variance of the rows of all ranks."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -100,7 +100,7 @@ def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], m
     """Normalise `x` by mean and standard deviation over `dims` and all ranks; update running statistics."""
     count = count_over_ranks(math.prod(x.shape[dim] for dim in dims), x.device)
     mean = sum_over_ranks(x.sum(dims, keepdim=True)) / count
-    # E[x²] − E[x]² would cancel in float32, hence a second sum, over centred values.
+    # E[x²] − E[x]² would cancel in float32, so the variance is a second sum, over centred values.
     centred = x - mean
     variance = sum_over_ranks(centred.square().sum(dims, keepdim=True)) / count
     with torch.no_grad():

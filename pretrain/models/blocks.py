@@ -7,7 +7,7 @@ from torch import nn
 
 from isotorus.errors import UserError
 
-# What timm calls the containers of a ViT's, ConvNeXt's, Swin's or ResNet's blocks.
+# timm's names for the containers of blocks in a ViT, ConvNeXt, Swin or ResNet.
 CONTAINERS = ("blocks", "stages", "layers", *(f"layer{i}" for i in range(1, 9)))
 
 

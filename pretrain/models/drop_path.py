@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class KeyedDropPath(nn.Module):
-    """Drop a residual branch for whole samples with `probability`; scale it up for the others.
+    """Drops a residual branch for whole samples with `probability`, and scales it up for the others.
 
     Scaling keeps the mean (Huang et al. 2016, arXiv:1603.09382). `draw_masks` sets `scale` before each
     forward pass: a factor for each sample (N,), or for each token (1, T) where samples are packed into one

@@ -134,7 +134,7 @@ def patch_size(encoder: nn.Module) -> int:
 
 
 class ViewEncoder(nn.Module):
-    """Encode views of several sizes in one call, as DDP and FSDP require."""
+    """Encodes views of several sizes in one call, as DDP and FSDP require."""
 
     def __init__(self, encoder: nn.Module, packed: bool = False) -> None:
         """Wrap `encoder` in place; with `packed`, all sizes pass through it as one sequence of tokens."""

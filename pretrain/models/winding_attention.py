@@ -60,7 +60,7 @@ def wind(encoder: nn.Module, classes: int) -> None:
 
 
 class Address(nn.Linear):
-    """Map tokens (N, T, D) to their addresses, in float32 under autocast too."""
+    """Maps tokens (N, T, D) to their addresses, in float32 under autocast too."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__(width, 3)

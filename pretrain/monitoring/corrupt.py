@@ -19,7 +19,7 @@ _FREE = 10
 
 
 class CorruptSamples:
-    """Collect the replacements in this rank's batches; ranks exchange them at logged steps.
+    """Collects the replacements in this rank's batches; ranks exchange them at logged steps.
 
     corrupt.jsonl has a line for each replacement: the step, the sample's index and name, and the reason.
     """
@@ -39,7 +39,7 @@ class CorruptSamples:
         self._new += [{"step": batch.step + 1, **replaced._asdict()} for replaced in batch.replaced]
 
     def rollback(self, start: int) -> None:
-        """Forget unreported replacements in batches after the first `start`: these batches come again."""
+        """Forget unreported replacements after the first `start` batches: later batches are repeated."""
         self._new = [row for row in self._new if row["step"] <= start]
 
     def report(self, step: int) -> int:

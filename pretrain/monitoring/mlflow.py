@@ -128,7 +128,7 @@ class Mirror(threading.Thread):
     def read_again(self) -> None:
         """Read metrics.jsonl from its start, because its last rows were dropped.
 
-        MLflow keeps the first values of steps that come again.
+        MLflow keeps the first values of repeated steps.
         """
         self._cut_short.set()
 

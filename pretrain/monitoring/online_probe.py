@@ -13,7 +13,7 @@ from pretrain.objectives.batch import in_float32
 
 
 class OnlineProbe(nn.Module):
-    """Predict classes from standardised features, by cross-entropy, with an AdamW of its own (lr 1e-3).
+    """Predicts classes from standardised features; trained by cross-entropy with its own AdamW (lr 1e-3).
 
     Its input is the mean embedding of an image's global views. Samples without a label (-1) are left out.
     """

@@ -21,7 +21,7 @@ class ProfileConfig(Section):
 
 
 class Profiler:
-    """Trace steps [start, start + steps) of a run; only rank 0 uses it."""
+    """Traces steps [start, start + steps) of a run; only rank 0 uses it."""
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
         self.config, self.folder = config, folder

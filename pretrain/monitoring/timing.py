@@ -29,7 +29,7 @@ ALONE = ("data", "augment", "forward")
 
 
 class StepTimer:
-    """Add up the seconds of each part of the steps since the last report."""
+    """Adds up the seconds of each part of the steps since the last report."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"

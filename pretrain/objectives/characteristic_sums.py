@@ -42,7 +42,7 @@ COMPILE_ELEMENTS = 2**20
 CPU_TILE = 2**14
 DEVICE_TILE = 2**24
 
-# True once a C++ compiler that is installed turned out not to work.
+# True after compiling has failed although a C++ compiler is installed.
 _compiler_broken = False
 
 
@@ -118,7 +118,7 @@ class _CharacteristicSums(torch.autograd.Function):
 
 
 def _angle_forward(x: Tensor, spacing: float, knots: int) -> Tensor:
-    """Compute the sums by `angle`; see `_Path`."""
+    """Compute the sums in plain torch, tile by tile; arguments and result are those of `_Path.forward`."""
     sums = x.new_empty(2, knots - 1, len(x))
     for rows in _tiles(x):
         unit = _unit(x[rows], spacing)

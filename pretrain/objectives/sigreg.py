@@ -43,7 +43,7 @@ def epps_pulley(
 
 
 class SIGReg(nn.Module):
-    """Compute the mean of the Epps-Pulley statistic T over random directions, for each view by itself.
+    """Computes the mean of the Epps-Pulley statistic T over random directions, for each view by itself.
 
     `num_slices` directions are drawn anew for every step from (seed, step), the same on all ranks. `chunk` is
     the number of slices projected at once: a smaller one needs less memory and one more forward pass. None

@@ -23,7 +23,8 @@ from typing import Any
 from isotorus.errors import UserError
 
 STALE_SECONDS = 30.0
-"""Time without a renewal after which a holder on another machine counts as dead; the watchdog renews."""
+"""Time without a renewal after which a holder on another machine counts as dead; the watchdog renews the
+lock."""
 _PATIENCE_SECONDS = 10.0
 """How long to wait for a holder on this machine: a killed process may take a while to disappear."""
 _POLL_SECONDS = 0.5

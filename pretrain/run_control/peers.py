@@ -40,7 +40,7 @@ class Peers(threading.Thread):
         self.reason = ""
         """Why this rank should give up; empty while it should not."""
         self.error_reported = False
-        """Whether a rank has printed a user error and ended, so that waiting for it is in vain."""
+        """Whether a rank has printed a user error and ended, so that waiting for it is useless."""
         # New connections, because the process's own may be in use by the call that hangs.
         store = dist.distributed_c10d._get_default_store()
         self._store, self._last = store.clone(), store.clone()
@@ -82,7 +82,7 @@ class Peers(threading.Thread):
         return self.reason
 
     def give_up(self) -> bool:
-        """Have the other ranks give up too; return whether this rank is the first, as far as it can know."""
+        """Tell the others to give up too; return whether this rank is the first, as far as it can know."""
         first = _ask(lambda: self._last.add(_GIVEN_UP, 1) == 1)
         return first is None or first
 

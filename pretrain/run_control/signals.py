@@ -50,7 +50,7 @@ _REQUESTS = {
     signal.SIGINT: StopRequest.INTERRUPT,
 }
 INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, as shells have it: 128 + SIGINT."""
+"""Exit code of a process that Ctrl-C ended, as in shells: 128 + SIGINT."""
 _SAME_KEY = 1.0
 """Seconds within which two SIGINT are one Ctrl-C: the terminal sends one, and so does a launcher."""
 

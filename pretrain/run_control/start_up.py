@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class StartUp:
-    """A stopwatch that runs from the start of this process, on a clock that nobody sets."""
+    """A stopwatch that runs from the start of this process, on a clock that is never reset."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -25,7 +25,7 @@ class StartUp:
 
 
 def _age() -> float:
-    """Return how many seconds ago this process started; 0 where only the wall clock could say."""
+    """Return how many seconds ago this process started; 0 where the system does not record it."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[19])  # proc(5): starttime, the 22nd field

@@ -21,13 +21,13 @@ _SIGNAL_SECONDS = 10.0
 
 class StoppingConfig(Section):
     grace: PositiveFloat = 120
-    """Seconds that a run has for saving and ending after Ctrl-C, SIGTERM or SIGUSR1; then it ends without,
-    with exit code 75. Choose less than what the scheduler gives before it kills."""
+    """Seconds that a run has for saving and ending after Ctrl-C, SIGTERM or SIGUSR1; then it ends without
+    saving, with exit code 75. Choose less than the time that the scheduler waits before it kills."""
     hang: PositiveFloat = 600
     """Seconds without a finished step (or save, or part of the start) after which every rank writes its
     stack to <runs>/<name>/stacks and ends with exit code 75."""
     lost: PositiveFloat = 60
-    """Seconds without a heartbeat from a rank after which the others take it, or its host, for lost and end
+    """Seconds without a heartbeat from a rank after which the others count it, or its host, as lost and end
     with exit code 75, so that the launcher starts them again."""
     requeue_code: int = Field(0, ge=0, le=125)
     """Exit code after SIGUSR1 and a save, by which a batch script knows to queue the job again. After SIGTERM
@@ -35,16 +35,16 @@ class StoppingConfig(Section):
 
 
 class Stopping:
-    """Make all ranks stop at the same step; inside a `with` block the watchdog runs as well.
+    """Makes all ranks stop at the same step; inside a `with` block the watchdog runs as well.
 
-    `agree` is called once a step. It hands on this rank's request and returns the largest request that any
-    rank handed on at the previous call: the maximum over ranks is computed between CPUs during the step.
+    `agree` is called once a step. It sends this rank's request and returns the largest request that any rank
+    sent at the previous call: the maximum over ranks is computed between CPUs during the step.
     """
 
     def __init__(
         self, config: StoppingConfig, folder: Path, signals: Signals | None = None, lock: Lock | None = None
     ) -> None:
-        """Prepare for the run in `folder`; the rank that holds its `lock` passes it, to have it renewed."""
+        """Prepare for the run in `folder`; the rank that holds the run's `lock` passes it for renewal."""
         self.config, self.signals = config, signals or Signals()
         self.watchdog = Watchdog(
             folder / "stacks", config.hang, config.grace, config.lost, self.signals, lock
@@ -83,8 +83,8 @@ class Stopping:
     def _await_signal(self) -> None:
         """Wait for the launcher's own signal where another rank asked to stop.
 
-        When a host joins, the launchers stop their ranks in order to start more. A launcher whose ranks ended
-        well before it heard of the host takes the run for finished.
+        When a host joins, the launchers stop their ranks in order to start more. A launcher whose ranks end
+        without an error before it hears of the host treats the run as finished.
         """
         deadline = time.monotonic() + _SIGNAL_SECONDS
         while self.signals.request == StopRequest.NONE and time.monotonic() < deadline:

@@ -77,7 +77,7 @@ class Watchdog(threading.Thread):
         return self._peers.silence() if self._peers else ""
 
     def _give_up(self, reason: str) -> None:
-        """Write this rank's stack, have the others write theirs, and end the process."""
+        """Write this rank's stack, make the other ranks write theirs, and end the process."""
         first = self._peers is None or self._peers.give_up()
         with contextlib.suppress(OSError):  # a full disk must not keep the process alive
             self.path.parent.mkdir(parents=True, exist_ok=True)

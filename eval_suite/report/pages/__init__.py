@@ -23,7 +23,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def _dig(values: Any, path: str) -> Any:
-    """Return the entry at a path such as "shape/hubness/skewness"; None if there is none."""
+    """Return the entry at a path such as "shape/hubness/skewness"; None if there is no such entry."""
     for key in path.split("/"):
         values = values.get(key) if isinstance(values, dict) else None
     return values

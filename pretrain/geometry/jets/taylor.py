@@ -6,7 +6,7 @@ constant almost everywhere, such as comparisons and argmax, return an ordinary t
 derivative is torch's own.
 
 The one library of this kind that was found for torch, jet-for-pytorch, calls itself a research prototype with
-gaps and is not on PyPI, hence these rules; `jets.jets` says how fast they are.
+gaps and is not on PyPI, so the rules are written here; `jets.jets` says how fast they are.
 """
 
 import math

@@ -220,7 +220,7 @@ def _soft_centre(near: Tensor, point: Tensor) -> Tensor:
 def _rotation(source: Tensor, target: Tensor, subspace: int) -> Tensor:
     """Return the rotation R of column vectors with R·source ≈ target.
 
-    It fixes all directions but the principal ones.
+    Directions outside the leading principal ones of both sets of points stay unchanged.
     """
     both = torch.cat([source, target])
     _, _, vt = torch.linalg.svd(both - both.mean(0), full_matrices=False)
