@@ -140,6 +140,6 @@ def _meeting_host(names: _Names, size: int, local_size: int) -> str:
 
 
 def _port(names: _Names, environment: Mapping[str, str] = os.environ) -> int:
-    """Return a port that all tasks of a job step choose alike, and that differs between most jobs."""
+    """Return a port that is equal for all tasks of a job step, and differs between most jobs."""
     step = f"{environment.get(names.job, '')}.{environment.get('SLURM_STEP_ID', '')}"
     return _LOWEST_PORT + zlib.crc32(step.encode()) % _PORTS

@@ -84,8 +84,8 @@ class Generation(Section):
     """Field of the samples' `.json` files that contains the labels of this generation; None: labels are in
     `.cls` files."""
     pixel_rules: PixelRules = 1
-    """Version of the rules by which files become pixels, see `decoders.pixels`; sets from before these rules
-    had a number lack this key."""
+    """Version of the rules by which files become pixels, see `decoders.pixels`; sets that are older than the
+    first number lack this key."""
     split: Split | None
     """None if all images went into this set."""
     groups: int | None = None

@@ -53,8 +53,8 @@ class Mixture:
         """Return the source of each position `places` of its lane, and the position within that source.
 
         Both arrays have the shape of `places`, which are not negative; `lane` is a number or has the same
-        shape. Each source uses its positions 0, 1, 2, … in order; with L lanes, lane l uses those that are l
-        modulo L. The computation is fast if the places fall into few periods, as in a batch.
+        shape. Each source uses its positions 0, 1, 2, … in order; with L lanes, lane l uses the positions p
+        with p mod L = l. The computation is fast if the places fall into few periods, as in a batch.
         """
         if len(self.slots) == 1:
             return np.zeros_like(places), places * self._lanes + lane

@@ -5,7 +5,7 @@ P(T(position)), where T determines which rank reads which part of the epoch and 
 the number of ranks, and both are exact permutations of [0, n) in closed form.
 
 T is a transposition. The columns of a global batch are divided into `lanes` groups of equal width, and a rank
-takes the same columns of every batch (`order.Order`). Lane l uses the positions that are l modulo `lanes`; T
+takes the same columns of every batch (`order.Order`). Lane l uses the positions p with p mod `lanes` = l; T
 puts these next to each other, so that a lane, and with it a rank, walks through contiguous addresses.
 
 P shuffles blocks and windows. `block` consecutive samples form a block: rows of the index are sorted by shard

@@ -1,4 +1,4 @@
-"""Divide images into the sets of a split: by hash, by a column of their table, or alike in every class."""
+"""Divide images into the sets of a split: by hash, by a column of their table, or class by class."""
 
 import hashlib
 import math

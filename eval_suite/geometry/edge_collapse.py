@@ -76,7 +76,8 @@ def _undominated(values, common, arrival, start):  # type: ignore[no-untyped-def
     now = start
     present = np.searchsorted(arrival, now, side="right")
     while True:
-        # A vertex that dominates now does so until a vertex arrives that is not its neighbour by then.
+        # A vertex that dominates now stays dominating until a vertex arrives that is not its neighbour by
+        # then.
         reach = present
         dominated = False
         for i in range(present):

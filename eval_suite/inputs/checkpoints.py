@@ -150,7 +150,7 @@ class Checkpoint:
         except (TypeError, RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
                 f"{self.description}: timm cannot build {described.name!r} with its arguments "
-                f"({_first_line(error)}); install the timm version that trained it, or mend the file"
+                f"({_first_line(error)}); install the timm version that trained it, or correct the file"
             ) from None
 
 
@@ -177,7 +177,7 @@ def describe(file: Path) -> EncoderDescription:
     if not len(described.mean) == len(described.std) == described.channels:
         raise UserError(
             f"{file}: {described.channels} channels need as many numbers in mean and std, found "
-            f"{len(described.mean)} and {len(described.std)}; mend the file"
+            f"{len(described.mean)} and {len(described.std)}; correct the file"
         )
     return described
 

@@ -66,7 +66,7 @@ def encode(
                 expected = "0 or 1" if kind == "multilabel" else "a finite number"
                 raise UserError(
                     f"{file}, {places[r]}: {text[:40]!r} in column {name!r}, expected {expected} for {kind} "
-                    "targets; mend it, choose another kind or column, or name it in --missing"
+                    "targets; correct it, choose another kind or column, or name it in --missing"
                 )
             values[r, c] = value or 0
     filled = np.array([all(row) for row in zip(*texts.values(), strict=True)], dtype=bool)
@@ -110,7 +110,7 @@ def _classes(labels: list[str]) -> Encoded:
 
 
 def _label_sets(lists: list[tuple[str, ...]]) -> Encoded:
-    """Return a column for each label that occurs; also the labels in the name of a joint class are apart."""
+    """Return a column for each label that occurs; the name of a joint class is split into its labels."""
     apart = [{part for name in several for part in name.split(cells.JOINT)} for several in lists]
     names = in_order(set().union(*apart))
     values = np.array([[name in labels for name in names] for labels in apart], dtype=np.int64)

@@ -163,7 +163,7 @@ def aligned(targets: Mapping[str, Targets]) -> dict[str, Targets]:
 
 
 def missed_classes(targets: Mapping[str, Targets], reported: str) -> list[str]:
-    """Return the classes that samples of the reported split have and none of train; they cannot be found."""
+    """Return the classes of the reported split without a train sample; they are never predicted."""
     of = targets[reported]
     if of.kind != "multiclass" or targets["train"].kind != "multiclass":
         return []

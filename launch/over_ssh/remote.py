@@ -61,7 +61,7 @@ class Remote:
     def send(self, word: str = "") -> None:
         """Send the host a signal's name, KILL, or an empty line, which shows that this process is alive."""
         assert self._process.stdin
-        with contextlib.suppress(OSError):  # the connection is gone; `ended` will be true
+        with contextlib.suppress(OSError):  # the connection is closed; `ended` will be true
             self._process.stdin.write(f"{word}\n".encode())
             self._process.stdin.flush()
 

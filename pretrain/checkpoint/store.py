@@ -89,7 +89,7 @@ def latest_described(checkpoints: Path, on_damage: OnDamage) -> Path | None:
 
 
 def agreed_latest(checkpoints: Path) -> Path | None:
-    """Return what rank 0 sees as `latest`, on all ranks: a file server may show each another state."""
+    """Return on all ranks what rank 0 sees as `latest`; a file server may show another state to each rank."""
     newest = [latest(checkpoints) if rank() == 0 else None]
     dist.broadcast_object_list(newest)
     return newest[0]

@@ -1,4 +1,4 @@
-"""Measure a deep encoder by two shallow ones: a ViT's blocks are alike, so every quantity is linear in depth.
+"""Measure a deep encoder from two shallow ones: a ViT's blocks are alike, so quantities are linear in depth.
 
 This takes a small part of the time that the whole encoder would take.
 """

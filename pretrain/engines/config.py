@@ -87,9 +87,9 @@ class EngineConfig(Section):
     def passes(self, batch_size: int, world_size: int) -> int:
         """Return the number of micro-batches in a step, equal on all ranks, as they communicate in each.
 
-        With `micro_batch`, that is as many as the largest share of the batch needs. With micro_batch=1 and
-        shares that differ by one image, it would be one more than the smallest share has images; the largest
-        share then has one micro-batch of two images.
+        With `micro_batch`, that is as many as the largest share of the batch needs. If micro_batch=1 and the
+        shares differ by one image, that would be more micro-batches than the smallest share has images; then
+        the largest share has one micro-batch of two images.
         """
         if self.micro_batch is None:
             return self.accumulation

@@ -64,7 +64,7 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Ten
     """Clip gradients, update parameters and clear gradients; return the norm before clipping, a scalar.
 
     Tensors may be whole or sharded. A norm that is not finite, or above `limit`, refuses the update:
-    parameters and moments stay as they are. The norm is global, so all ranks decide alike without
+    parameters and moments stay as they are. The norm is global, so all ranks decide the same without
     communicating.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
