@@ -95,6 +95,8 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("dest", metavar="DEST", help="local folder to write the index to; may be that of the tar files")
     key = "field of each sample's .json file that contains its label; default: the label is the .cls file"
     add("--label-key", help=key)
+    patient = "field of each sample's .json file with its group, such as a patient"
+    add("--group-key", help=f"{patient}; the intervals of an evaluation draw whole groups")
     add("--classes", type=Path, help="text file with one class name per line, for labels that are numbers")
     _add_missing(parser)
     add("--image-extension", help="which image to use where samples contain several, e.g. left.png")
@@ -211,7 +213,7 @@ def _index(args: argparse.Namespace) -> int:
 
     extension = args.image_extension and args.image_extension.lower().removeprefix(".")
     options = Options(
-        rule=Rule(extension, args.label_key, args.channels, args.missing),
+        rule=Rule(extension, args.label_key, args.channels, args.group_key, args.missing),
         classes=args.classes,
         append=args.append,
         workers=args.workers,

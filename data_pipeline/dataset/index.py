@@ -134,12 +134,7 @@ class Dataset:
     @functools.cached_property
     def groups(self) -> NDArray[np.uint64] | None:
         """The group of every sample (n,) as the hash of its name, 0 for none; None if no groups are known."""
-        if self.description.groups is None:
-            return None
-        groups: NDArray[Any] = _open_table(join(self.path, GROUPS), len(self), self._cache)
-        if groups.dtype != np.dtype("<u8"):
-            raise _does_not_fit(join(self.path, GROUPS))
-        return groups
+        return open_groups(self.path, self.description, self._cache)
 
     @functools.cached_property
     def _reader(self) -> Reader:
@@ -355,6 +350,18 @@ def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArra
     if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
         raise _does_not_fit(join(path, SHARDS))
     return shards
+
+
+def open_groups(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.uint64] | None:
+    """Map the groups (n,) into memory, None if none are known; raise `UserError` if they do not fit
+    dataset.json.
+    """
+    if generation.groups is None:
+        return None
+    groups: NDArray[Any] = _open_table(join(path, GROUPS), generation.count, cache)
+    if groups.dtype != np.dtype("<u8"):
+        raise _does_not_fit(join(path, GROUPS))
+    return groups
 
 
 def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:

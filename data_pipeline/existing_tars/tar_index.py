@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline import pool
 from data_pipeline.dataset import label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
-from data_pipeline.dataset.index import INDEX, SHARDS, Dataset
+from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
@@ -99,8 +99,9 @@ def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule
     """Return a hash of the tar files, class names and rule, which identifies what is to be indexed."""
     sizes = {name: tar.size for name, tar in tars.items()}
     read_as = asdict(rule)
-    if rule.missing is None:  # a field that data sets of earlier versions do not have in their hash
-        del read_as["missing"]
+    for later in ("missing", "group_field"):  # which hashes of earlier versions do not have
+        if read_as[later] is None:
+            del read_as[later]
     return hashlib.sha256(json.dumps([sizes, classes, read_as]).encode()).hexdigest()
 
 
@@ -161,6 +162,13 @@ def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: 
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
     _refuse_unknown_field(scans, options.rule)
+    if options.rule.group_field is not None and not any(
+        s.groups is not None and s.groups.any() for s in scans
+    ):
+        raise UserError(
+            f"no sample has a group in the field {options.rule.group_field!r} of its .json; choose with "
+            "--group-key"
+        )
     return scans
 
 
@@ -186,7 +194,11 @@ def _publish(
     _report_skipped(dest, skipped, options.strict)
     publish(
         dest,
-        [FinishedShard(_name(scan.path, dest), scan.part, scan.rows) for scan in scans if scan.part.samples],
+        [
+            FinishedShard(_name(scan.path, dest), scan.part, scan.rows, scan.groups)
+            for scan in scans
+            if scan.part.samples
+        ],
         classes=classes,
         channels=channels,
         depth=16 if sixteen_bit else 8,
@@ -197,7 +209,7 @@ def _publish(
         label_field=_rule(base, options).label_field,
         base=base,
     )
-    sweep(dest, (INDEX, SHARDS, DESCRIPTION, SKIPPED))
+    sweep(dest, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
 
 
 def _classes(scans: list[Scan], names: list[str] | None, base: Dataset | None) -> list[str]:

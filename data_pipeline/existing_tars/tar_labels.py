@@ -49,12 +49,7 @@ def parse_label(
             return _from_text(content.decode(), missing), []
         except UnicodeDecodeError:
             raise ValueError("is not text in UTF-8") from None
-    try:
-        record: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ValueError("is not JSON") from None
-    if not isinstance(record, dict):
-        raise ValueError("is not a JSON object of fields")
+    record = _record(content)
     value = record.get(field)
     members = value if isinstance(value, list) else [value]
     if any(isinstance(member, list | dict) for member in members) or (
@@ -64,6 +59,22 @@ def parse_label(
     if isinstance(value, list) and len(value) != 1:
         return (cells.labels([value], missing)[0] or None), list(record)
     return _from_text(cells.as_text(members[0]), missing), list(record)
+
+
+def parse_group(content: bytes, field: str) -> str:
+    """Return the group in the `field` of a `.json` file, "" for none; raise ValueError if it is not JSON."""
+    return cells.values([_record(content).get(field)])[0]
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    """Return the fields of a `.json` file; raise ValueError with the reason if there are none."""
+    try:
+        record: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("is not a JSON object of fields")
+    return record
 
 
 def _from_text(text: str, missing: Sequence[str] | None) -> Label:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline import pool
-from data_pipeline.dataset.index import LARGEST_IMAGE
+from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
@@ -32,6 +33,8 @@ class Rule:
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
+    group_field: str | None = None
+    """Field of the sample's `.json` file that names its group, such as a patient; None: no groups."""
     missing: tuple[str, ...] | None = None
     """Labels that mean "no label"; None: those that `data_pipeline.tables.cells` lists."""
 
@@ -58,6 +61,8 @@ class Scan:
     """Number of images that were left out because `Rule.image_extension` chooses another of their sample."""
     fields: list[str]
     """Names of the fields in the first `.json` file that was read."""
+    groups: NDArray[np.uint64] | None
+    """Hash of the group of each row, 0 for none; None without `Rule.group_field`."""
 
 
 def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules) -> Scan:
@@ -100,6 +105,7 @@ class _Samples:
         self._several = False  # whether a key has several images
         self._further = 0
         self._labels: dict[str, Label] = {}
+        self._groups: dict[str, int] = {}  # hash of the group of each key that has one
         self._indexed: list[str] = []  # keys, in the order of the index rows
         self._keys: set[str] = set()
         self._fields: list[str] = []
@@ -134,6 +140,9 @@ class _Samples:
             without_image=len(self._keys - self._images.keys()),
             further_images=self._further,
             fields=self._fields,
+            groups=None
+            if self._rule.group_field is None
+            else np.array([self._groups.get(key, 0) for key in self._indexed], np.uint64),
         )
 
     def _add(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
@@ -154,6 +163,10 @@ class _Samples:
             if key in self._labels:
                 raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
             self._labels[key] = self._label(member, content)
+        if extension == "json" and self._rule.group_field is not None:
+            group = self._group(member, content, self._rule.group_field)
+            if group:
+                self._groups[key] = key_hash(group)
 
     def _several_images(self) -> UserError:
         """Return the error for a tar with several images of one key.
@@ -203,6 +216,17 @@ class _Samples:
             raise self._error(f"gives no label: {printable(member.name)} {error}") from None
         self._fields = self._fields or fields
         return label
+
+    def _group(self, member: Member, content: Callable[[], bytes], field: str) -> str:
+        """Return the group in a file of the tar, "" for none; raise `UserError` if it cannot be read."""
+        try:
+            if member.link:
+                raise ValueError(f"is {_LINK}")
+            if member.size > tar_labels.LARGEST:
+                raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
+            return tar_labels.parse_group(content(), field)
+        except ValueError as error:
+            raise self._error(f"gives no group: {printable(member.name)} {error}") from None
 
     def _error(self, reason: str) -> UserError:
         """Return the error about this tar."""

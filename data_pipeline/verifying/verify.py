@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
-from data_pipeline.dataset.index import INDEX, SHARDS, open_rows, open_shards
+from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
 from data_pipeline.dataset_writer.publish import statistics
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import is_remote
@@ -42,6 +42,7 @@ def verify(path: str, workers: int) -> list[str]:
     except UserError as error:
         return [*damage, str(error)]
     damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
+    damage += _groups(path, generations, cache)
     tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
     for lines in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
         damage += lines
@@ -75,6 +76,18 @@ def _tables(
             yield f"{DESCRIPTION}: mean and std of generation {number} are not those of its moments"
     if rows is not None:
         yield from _counts(generations, shards, rows)
+
+
+def _groups(path: str, generations: list[Generation], cache: CacheConfig) -> Iterator[str]:
+    """Yield what is wrong with the groups of the samples."""
+    for number, generation in enumerate(generations, start=1):
+        try:
+            groups = open_groups(path, generation, cache)
+        except UserError as error:
+            yield str(error)
+            return
+        if groups is not None and (np.unique(groups) != 0).sum() != generation.groups:
+            yield f"{path}: {GROUPS} has another number of groups than generation {number} in {DESCRIPTION}"
 
 
 def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.verifying.verify import verify
 from tests.data_pipeline.pictures import png
 from tests.data_pipeline.tar_index import Run, labels, write
 
@@ -124,3 +126,21 @@ def test_what_means_no_label_can_be_chosen(tmp_path: Path, done: Run) -> None:
         files |= {f"{i}.png": png(i), f"{i}.cls": text}
     done(write(tmp_path / "x.tar", files), tmp_path / "set", "--missing", "unsure, other")
     assert list(labels(Dataset(tmp_path / "set")).values()) == ["NA", None, "good"]
+
+
+def test_groups_of_packed_shards_come_back_from_their_json(tmp_path: Path, done: Run, refused: Run) -> None:
+    files: dict[str, bytes | str] = {}
+    for i, record in enumerate([{"p": 12}, {"p": "12.0"}, {"p": None}, {"p": "B"}, {}]):
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(record), f"{i}.cls": "0"}
+    write(tmp_path / "x.tar", files)
+    said = done(tmp_path / "x.tar", tmp_path / "set", "--group-key", "p")
+    assert "2 groups, and 2 images without one, each by itself" in said
+    dataset = Dataset(tmp_path / "set")
+    assert dataset.groups is not None
+    assert dataset.groups.tolist() == [*[key_hash("12")] * 2, 0, key_hash("B"), 0]
+    assert verify(str(tmp_path / "set"), 1) == []
+    assert "--group-key" in refused(tmp_path / "x.tar", tmp_path / "other", "--group-key", "q")
+    np.save(tmp_path / "set/groups.npy", np.zeros(5, np.uint64))
+    assert "another number of groups" in verify(str(tmp_path / "set"), 1)[0]
+    (tmp_path / "set/groups.npy").unlink()
+    assert "groups.npy" in verify(str(tmp_path / "set"), 1)[0]
