@@ -15,7 +15,7 @@ def test_wheel_works_outside_the_repository(tmp_path: Path):
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in tracked.stdout.rstrip("\0").split("\0"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / "source" / name)
+        shutil.copy(ROOT / name, tmp_path / "source" / name, follow_symlinks=False)
     source = tmp_path / "source"
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, source]
     done = subprocess.run(build, capture_output=True, text=True)
