@@ -6,9 +6,11 @@ images.
 """
 
 import logging
+import os
 import sys
 from importlib import import_module
 
+from eval_suite import progress
 from eval_suite.arguments import options, parse
 from isotorus.errors import exit_code
 from isotorus.processes import end_with_launcher
@@ -26,6 +28,12 @@ SUBCOMMANDS = {
 def main() -> int:
     """Run the command; returns exit code 0, 2 for user errors, 1 if some of several failed."""
     end_with_launcher()
+    with progress.shown(enabled=os.environ.get("RANK", "0") == "0"):
+        return _run()
+
+
+def _run() -> int:
+    """Run the evaluation or a sub-command; returns its exit code."""
     if sys.argv[1:] and sys.argv[1] in SUBCOMMANDS:
         code: int = import_module(SUBCOMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from eval_suite import progress
+from eval_suite.attempts import reason
 from isotorus.errors import UserError
 from isotorus.processes import usable_cores
 
@@ -51,7 +53,8 @@ def one_by_one(
     A task may fail with any exception if this process is `alone`. Under torchrun only a UserError is caught,
     because all processes raise it together; after another exception they would wait for each other.
     """
-    for task in tasks:
+    for number, task in enumerate(tasks, start=1):
+        progress.evaluating(f"{task.title} ({number} of {len(tasks)})")
         try:
             yield Outcome(task, evaluate(task))
         except UserError as error:
@@ -59,8 +62,8 @@ def one_by_one(
         except Exception as error:  # whatever it is, the other tasks can still succeed
             if not alone:
                 raise
-            first_line = (str(error).splitlines() or [""])[0]
-            yield _crashed(task, f"{type(error).__name__}: {first_line}", traceback.format_exc())
+            yield _crashed(task, reason(error), traceback.format_exc())
+    progress.evaluating("")
 
 
 def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> Iterator[Outcome]:
@@ -76,6 +79,9 @@ def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> 
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+            if done.returncode < 0:
+                ended = f"ended by {signal.Signals(-done.returncode).name}; its last line was: {said[-1]}"
+                return _crashed(task, ended, done.stderr)
             if done.returncode == 2:
                 return Outcome(task, None, said[-1].removeprefix("error: "))
             return _crashed(task, said[-1], done.stderr)
@@ -83,8 +89,11 @@ def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> 
 
     with ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(run, number, task) for number, task in enumerate(tasks)]
-        for finished in as_completed(running):
+        progress.evaluating(f"{jobs} evaluations at a time")
+        for number, finished in enumerate(as_completed(running), start=1):
+            progress.doing(f"{number} of {len(tasks)} have ended")
             yield finished.result()
+    progress.evaluating("")
 
 
 def _crashed(task: Task, message: str, details: str) -> Outcome:
@@ -97,17 +106,13 @@ def _crashed(task: Task, message: str, details: str) -> Outcome:
 
 
 def follow(outcomes: Iterator[Outcome], total: int, *, quiet: bool) -> list[Outcome]:
-    """Collect the outcomes under a progress bar, and print failures as they happen."""
+    """Collect the outcomes, and print failures as they happen."""
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     collected = []
-    with Progress(*columns, console=console, disable=quiet or total < 2, transient=True) as progress:
-        bar = progress.add_task("evaluating", total=total)
-        for outcome in outcomes:
-            collected.append(outcome)
-            progress.advance(bar)
-            if outcome.failure and not quiet and total > 1:
-                console.print(f"{outcome.task.title}: {outcome.failure}", style="red", markup=False)
+    for outcome in outcomes:
+        collected.append(outcome)
+        if outcome.failure and not quiet and total > 1:
+            console.print(f"{outcome.task.title}: {outcome.failure}", style="red", markup=False)
     return collected
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from eval_suite import batch, suite, terminal, tracking
+from eval_suite import batch, progress, suite, terminal, tracking
 from eval_suite.arguments import pass_on
 from eval_suite.inputs import find, vectors
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
@@ -87,6 +87,7 @@ class _Command:
         if given.jobs > 1 and len(tasks) > 1:
             outcomes = batch.side_by_side(tasks, pass_on(given), given.jobs)
         elif len(tasks) == 1 and not given.watch:
+            progress.evaluating(tasks[0].title)
             outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0]))])
         else:
             outcomes = batch.one_by_one(tasks, self.evaluate, alone=self.state.num_processes == 1)

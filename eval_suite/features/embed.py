@@ -4,16 +4,16 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.views import center_view
+from eval_suite import progress
 from eval_suite.features.feature_sets import FeatureSets
 from eval_suite.features.images import normalise, unit_range
 from eval_suite.inputs.checkpoints import Checkpoint, state_sha256
@@ -30,6 +31,16 @@ from isotorus.files import atomic
 Features = dict[str, NDArray[np.float32]]
 """Features (n, width) by the name of the feature set, see `eval_suite.features.feature_sets`."""
 
+FORMAT = 3
+"""Version of cached features; it increases when this code computes other features from the same inputs."""
+
+
+def made_by(device: torch.device) -> dict[str, Any]:
+    """Return what features depend on beside the encoder and the images: versions and precision."""
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    versions = {"torch": str(torch.__version__), "timm": timm.__version__}
+    return {"format": FORMAT, "precision": precision, **versions}
+
 
 @dataclass(frozen=True)
 class Representation:
@@ -37,6 +48,8 @@ class Representation:
 
     name: str
     model: FeatureSets
+    described: dict[str, Any]
+    """What the model is built from: the encoder's name and arguments, and the projector."""
     weights: str
     """Hash of the model's weights."""
     width: int
@@ -50,11 +63,11 @@ class Representation:
     """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[float, ...]
 
-    @property
-    def key(self) -> str:
-        """Hash of everything that the features depend on, except the images."""
-        parts = [2, self.weights, self.width, self.sets, self.size, self.channels, self.mean, self.std]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    def key(self, device: torch.device) -> str:
+        """Return a hash of everything that the features depend on, except the images."""
+        parts = [self.described, self.weights, self.width, self.sets, self.size, self.channels]
+        parts += [self.mean, self.std, made_by(device)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 vectors by feature set for uint8 or uint16 images (N, C, size, size)."""
@@ -87,7 +100,7 @@ def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
     channels = checkpoint.encoder.channels
     blank, unit = (0.0,) * channels, (1.0,) * channels
     width, model = channels * size**2, FeatureSets(nn.Flatten())
-    return Representation("pixels", model, "none", width, None, size, channels, blank, unit)
+    return Representation("pixels", model, {}, "none", width, None, size, channels, blank, unit)
 
 
 def _encoder(
@@ -97,6 +110,11 @@ def _encoder(
     return Representation(
         name=name,
         model=model.eval(),
+        described={
+            "name": described.name,
+            "kwargs": described.kwargs,
+            "projector": asdict(described.projector) if described.projector else None,
+        },
         weights=weights,
         width=described.embedding_width,
         sets=sets,
@@ -138,18 +156,20 @@ def extract(
     *,
     batch_size: int = 64,
     workers: int = 0,
+    force: bool = False,
 ) -> dict[str, Features]:
     """Return the features of all samples, in order, by name of the representation.
 
-    The folder `cache` keeps them by weights and data, and what is there is not computed again. All processes
-    must call this: each embeds its share of the samples once, and all return the features of all samples
-    (cached ones only the first process). Raises UserError on all processes for unreadable images and for
-    features that are not finite.
+    The folder `cache` keeps them by `Representation.key` and data, and what is there is not computed again
+    except with `force`. All processes must call this: each embeds its share of the samples once, and all
+    return the features of all samples (cached ones only the first process). Raises UserError on all processes
+    for unreadable images, and for features that are not finite: the pretrained embedding, and sets that were
+    named. Other sets are returned as they are.
     """
     check_channels(representations[0].channels, dataset)
-    files = {r.name: cache / f"{r.key}-{dataset.fingerprint}.npz" for r in representations}
+    files = {r.name: cache / f"{r.key(state.device)}-{dataset.fingerprint}.npz" for r in representations}
     features = {}
-    if state.is_main_process:
+    if state.is_main_process and not force:
         features = {name: x for name, file in files.items() if (x := _load(file, len(dataset))) is not None}
     known: list[set[str]] = [set(features)]
     broadcast_object_list(known)
@@ -184,10 +204,11 @@ def _compute(
             padded = gather(pad_across_processes(rows))
             whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
             broken = int((~whole.isfinite().all(dim=1)).sum())
-            if broken:
+            if broken and r.name == "pretrained" and (name == "embedding" or r.sets is not None):
                 raise UserError(
-                    f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features with "
-                    f"the {r.name} encoder; evaluate a checkpoint from before its training diverged"
+                    f"{broken} of {len(whole)} images of {dataset.path} give NaN or infinite features "
+                    f"({name}) with the {r.name} encoder; evaluate a checkpoint from before its training "
+                    "diverged"
                 )
             features[r.name][name] = whole.cpu().numpy()
     return features
@@ -215,18 +236,17 @@ def _embed(
             shape = tuple(blank["embedding"].shape[1:])
             return {}, f"the encoder gives vectors of {shape}, its description says {r.width}"
         parts[r.name] = {name: [x[:0]] for name, x in blank.items()}
-    with Progress(
-        transient=True, disable=not state.is_main_process, console=Console(stderr=True)
-    ) as progress:
-        task = progress.add_task(f"embedding {Path(dataset.path).name}", total=len(indices))
-        for batch in loader:
-            if isinstance(batch, str):
-                return {}, batch
-            views = {s: x.to(state.device, non_blocking=True) for s, x in zip(sizes, batch, strict=True)}
-            for r in representations:
-                for name, x in r.embed(views[r.size]).items():
-                    parts[r.name][name].append(x)
-            progress.advance(task, len(batch[0]))
+    title, share = f"embedding {Path(dataset.path).name}", " of a process" * (state.num_processes > 1)
+    finished = 0
+    for batch in loader:
+        if isinstance(batch, str):
+            return {}, batch
+        progress.doing(f"{title}, {finished:,} of {len(indices):,} images{share}")
+        views = {s: x.to(state.device, non_blocking=True) for s, x in zip(sizes, batch, strict=True)}
+        for r in representations:
+            for name, x in r.embed(views[r.size]).items():
+                parts[r.name][name].append(x)
+        finished += len(batch[0])
     return {r: {name: torch.cat(rows) for name, rows in sets.items()} for r, sets in parts.items()}, ""
 
 
