@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from eval_suite import attempts
 from eval_suite.geometry import circular, dimension, landmarks, normality, rank, shape, spectral_gap, verdict
 from eval_suite.metrics import GEOMETRY
 from isotorus import randomness
-from isotorus.errors import UserError
 from isotorus.section import Section
 
 Array = NDArray[np.floating]
@@ -64,14 +64,10 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
     measured: dict[str, Any] = {"samples": len(x), "width": x.shape[1], "left_out": {}}
 
     def attempt(name: str, compute: Callable[[], T]) -> T | None:
-        try:
-            return compute()
-        except (UserError, np.linalg.LinAlgError) as error:  # the other metrics are still measured
-            measured["left_out"][name] = str(error)
-            return None
+        return attempts.attempt(name, compute, measured["left_out"])
 
     if "rank" in options.metrics:
-        measured["rank"] = rank.summary(x)
+        measured["rank"] = attempt("rank", lambda: rank.summary(x))
     if "shape" in options.metrics:
         measured["dimension"] = attempt("dimension", lambda: dimension.summary(x))
         measured["shape"] = attempt("shape", lambda: shape.summary(x, seed=options.seed))
@@ -97,7 +93,8 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
             measured["homology"] = evidence.homology.to_json()
             if loops := min(numbers[1] for numbers in evidence.homology.betti.values()):
                 samples = chosen[landmarks.distinct(x, options.seed)]
-                measured["circular"] = _circular(evidence.cloud, samples, min(loops, MOST_CIRCLES))
+                count, cloud = min(loops, MOST_CIRCLES), evidence.cloud
+                measured["circular"] = attempt("circular", lambda: _circular(cloud, samples, count))
     return {name: value for name, value in measured.items() if value is not None}
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
+from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness import scores
-from eval_suite.usefulness.selection import Unmeasurable
+from eval_suite.usefulness.neighbors import unit
 from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
@@ -45,7 +46,7 @@ def few_shot(
     if np.bincount(y).min() < shots:
         raise Unmeasurable(f"a class of train has {np.bincount(y).min()} samples, fewer than {shots} shots")
     mean = train_x.mean(axis=0, dtype=np.float64)
-    train, test = _unit(train_x - mean), _unit(test_x - mean)
+    train, test = unit(train_x - mean), unit(test_x - mean)
     classes = int(max(present[-1], test_y.max())) + 1
     values: dict[str, list[float]] = {"accuracy": [], "balanced_accuracy": []}
     for chosen in draw(y, shots, draws, seed):
@@ -72,7 +73,3 @@ def draw(y: Labels, shots: int, draws: int, seed: int) -> Iterator[NDArray[np.in
         shuffled = generator(seed, number).permutation(len(y))
         by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
         yield by_class[starts[:, None] + np.arange(shots)]
-
-
-def _unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,7 @@
 """How useful one representation is: probes, neighbours, few-shot and retrieval against its targets.
 
 Every setting, also the feature set, is chosen on val; each method looks at test once. A method that cannot be
-computed is left out with a reason.
+computed, or that fails, is left out with a reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from eval_suite import progress
+from eval_suite.attempts import Unmeasurable, attempt
 from eval_suite.inputs.targets import Targets, aligned, missed_classes
-from eval_suite.metrics import USEFULNESS
+from eval_suite.metrics import METHODS, USEFULNESS
 from eval_suite.results import json_safe
 from eval_suite.usefulness import angle_retrieval, neighbors, scores
 from eval_suite.usefulness.few_shot import few_shot
@@ -22,7 +24,8 @@ from eval_suite.usefulness.probe import L2_GRID, linear_probe
 from eval_suite.usefulness.regression import ridge_probe
 from eval_suite.usefulness.resampling import Groups, units
 from eval_suite.usefulness.retrieval import retrieval
-from eval_suite.usefulness.selection import JUDGES, Unmeasurable
+from eval_suite.usefulness.selection import JUDGES
+from isotorus.errors import UserError
 from isotorus.section import Section
 
 Array = NDArray[np.floating]
@@ -91,8 +94,11 @@ def measure_paired(
     options: Options | None = None,
     *,
     device: str | torch.device = "cpu",
+    name: str = "features",
 ) -> tuple[dict[str, Any], dict[str, Samples]]:
     """Do the same as `measure`, and also return the bootstrap samples of the scores by method.
+
+    `name` is what progress calls the representation.
 
     The test sets depend only on targets and seed. So the samples of two representations are paired, and their
     difference is a sample of the difference of the scores.
@@ -121,18 +127,24 @@ def measure_paired(
     results["intervals"] = {"drawn": "samples" if groups is None else "groups"}
     if groups is not None:
         results["intervals"]["groups"] = int(units(groups).max()) + 1
+    failed: dict[str, str] = {}
     for metric in options.metrics:
-        try:
+        progress.doing(f"{METHODS[metric].label} of {name}")
+
+        def compute(metric: str = metric) -> tuple[dict[str, Any], Samples | None]:
             measured = _METHODS[metric](data, kind, len(names), options, device)
-        except Unmeasurable as reason:
-            left_out.append({"metric": metric, "reason": str(reason)})
+            if "test_scores" in measured:
+                return _judged(measured, data.test_y, groups, kind, names, options)
+            return measured, None
+
+        if (judged := attempt(metric, compute, failed)) is None:
             continue
-        if "test_scores" in measured:
-            measured, samples[metric] = _judged(measured, data.test_y, groups, kind, names, options)
-            if kind == "multiclass" and "confusion" not in measured:
-                too_many = f"more than {MOST_CLASSES} classes"
-                left_out.append({"metric": f"{metric}.confusion", "reason": too_many})
-        results[metric] = measured
+        results[metric], drawn = judged
+        if drawn is not None:
+            samples[metric] = drawn
+            if kind == "multiclass" and "confusion" not in results[metric]:
+                failed[f"{metric}.confusion"] = f"more than {MOST_CLASSES} classes"
+    left_out += [{"metric": metric, "reason": reason} for metric, reason in failed.items()]
     return json_safe(results), samples
 
 
@@ -225,6 +237,7 @@ def _knn(data: _Data, kind: str, classes: int, options: Options, device: Any) ->
     k = [count for count in options.k if count <= len(data.train_y)]
     if not k:
         raise Unmeasurable(f"train has {len(data.train_y)} samples, fewer than {min(options.k)} neighbours")
+    data = _with_directions(data)
     return neighbors.evaluate(*data, k=k, temperature=options.temperature, classes=classes)
 
 
@@ -247,11 +260,16 @@ def _few_shot(data: _Data, kind: str, classes: int, options: Options, device: An
 
 
 def _retrieval(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
+    """Measure retrieval by cosine, and that of a torus head's angles also with a memory as the index."""
     _only_classes(kind)
+    data = _with_directions(data)
     measured = _best_feature_set(data, lambda *rows: retrieval(*rows, seed=options.seed), "map")
     if "angles" in data.train_x:
         gallery, queries = data.train_x["angles"], data.test_x["angles"]
-        measured["memory"] = angle_retrieval.retrieval(gallery, data.train_y, queries, data.test_y)
+        try:
+            measured["memory"] = angle_retrieval.retrieval(gallery, data.train_y, queries, data.test_y)
+        except UserError as error:  # too many angles for a memory
+            measured["left_out"] = {"memory": str(error)}
     return measured
 
 
@@ -262,6 +280,23 @@ _METHODS = {
     "few_shot": _few_shot,
     "retrieval": _retrieval,
 }
+
+
+def _with_directions(data: _Data) -> _Data:
+    """Keep the feature sets whose cosines differ; raises Unmeasurable if there are none."""
+    reasons: dict[str, str] = {}
+    for name, x in data.train_x.items():
+        try:
+            neighbors.require_directions(x)
+        except Unmeasurable as reason:
+            reasons[name] = str(reason)
+    if len(reasons) == len(data.train_x):
+        raise Unmeasurable(next(iter(reasons.values())))
+    kept: dict[str, Any] = {
+        field: {name: x for name, x in getattr(data, field).items() if name not in reasons}
+        for field in ("train_x", "val_x", "test_x")
+    }
+    return data._replace(**kept)
 
 
 def _best_feature_set(data: _Data, score: Callable[..., dict[str, Any]], by: str) -> dict[str, Any]:

@@ -12,11 +12,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features.constant import is_constant
 from eval_suite.usefulness import selection
 from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
 
 K_GRID = (10, 20, 100, 200)
 """Numbers of neighbours to choose from."""
+SAME_DIRECTION = 2.0**-20
+"""Mean of 1 − cosine over all pairs, below which float32 does not tell cosines apart."""
+SMALLEST = float(np.finfo(np.float64).tiny)
 _MOST_ON_GPU = 2048
 """Largest number of neighbours that FAISS can search for on a GPU."""
 
@@ -107,9 +112,32 @@ def evaluate(
 
 def normalised(x: Array) -> NDArray[np.float32]:
     """Scale the rows of `x` (n, d) to length 1; a zero row stays zero."""
+    return np.ascontiguousarray(unit(x), dtype=np.float32)
+
+
+def unit(x: Array) -> NDArray[np.float64]:
+    """Scale the rows of `x` (n, d) to length 1 in float64, whatever their size; a zero row stays zero."""
     x = np.asarray(x, dtype=np.float64)
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.ascontiguousarray(x / np.maximum(norm, 1e-12), dtype=np.float32)
+    # Squares of the largest and smallest float64 numbers overflow, those of numbers up to 1 do not.
+    x = x / np.maximum(np.abs(x).max(axis=1, keepdims=True), SMALLEST)
+    result: NDArray[np.float64] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), SMALLEST)
+    return result
+
+
+def require_directions(x: Array) -> None:
+    """Raise Unmeasurable if all rows of `x` (n, d) point the same way, but are not all the same.
+
+    Cosine similarity depends on the origin: moving features far away from it leaves no differences that
+    float32 can hold.
+    """
+    mean = unit(x).mean(axis=0)
+    if 1 - float(mean @ mean) < SAME_DIRECTION and not is_constant(x):
+        offset = float(np.linalg.norm(x.mean(axis=0, dtype=np.float64)))
+        spread = float(np.sqrt(x.var(axis=0, dtype=np.float64).sum()))
+        raise Unmeasurable(
+            f"the features lie {offset / max(spread, SMALLEST):.1e} times their spread away from the origin, "
+            "so all cosines are 1; subtract the mean of train before"
+        )
 
 
 def _votes(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness.neighbors import normalised
-from eval_suite.usefulness.selection import Unmeasurable
 from isotorus.randomness import generator
 
 Array = NDArray[np.floating]

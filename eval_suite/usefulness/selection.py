@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features.constant import rounding
 from eval_suite.metrics import headlines
 from eval_suite.usefulness import label_scores, number_scores, scores
 
@@ -20,10 +22,6 @@ JUDGES: Mapping[str, Any] = {
 """The module that scores predictions, by the kind of targets; each has summary, per_column and bootstrap."""
 
 _Value = TypeVar("_Value")
-
-
-class Unmeasurable(ValueError):
-    """The data are not enough for a method; the message says what is missing, for the report."""
 
 
 class Candidate(NamedTuple):
@@ -89,9 +87,10 @@ def require_two_classes(train_y: NDArray[np.integer]) -> None:
 def standardiser(train_x: Array) -> Callable[[Array], NDArray[np.float64]]:
     """Return a function that subtracts the mean of `train_x` (n, d) and divides by its standard deviation.
 
-    A dimension whose deviation is below a millionth of the largest one is constant up to rounding; it is
-    only centred.
+    A dimension whose deviation is below a millionth of the largest one, or within the rounding of its values,
+    is constant; it is only centred.
     """
     mean, std = train_x.mean(axis=0, dtype=np.float64), train_x.std(axis=0, dtype=np.float64)
-    std[std < 1e-6 * max(float(std.max()), 1e-30)] = 1.0
+    size = np.maximum(train_x.max(axis=0), -train_x.min(axis=0)).astype(np.float64)
+    std[(std < 1e-6 * std.max()) | (std <= 4 * rounding(train_x) * size)] = 1.0
     return lambda x: (x - mean) / std

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestCentroid
 
+from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness import few_shot
-from eval_suite.usefulness.selection import Unmeasurable
 
 
 @pytest.fixture(scope="module")

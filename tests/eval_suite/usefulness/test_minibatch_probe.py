@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from data_pipeline.order import sample_index
+from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness.minibatch_probe import Protocol, minibatch_probe, train
-from eval_suite.usefulness.selection import Unmeasurable
 
 N, D, CLASSES = 300, 20, 4
 SHORT = Protocol(learning_rates=(1e-3, 1e-2, 0.3), batch_size=64, epochs=1, min_steps=30, weight_decay=0.1)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness.retrieval import retrieval
-from eval_suite.usefulness.selection import Unmeasurable
 
 
 def blobs(n: int, m: int) -> tuple[np.ndarray, ...]:

@@ -232,3 +232,34 @@ def test_the_confusion_matrix_is_that_of_the_predictions():
     assert found["knn"]["confusion"] == confusion_matrix(rows[3], predicted).tolist()
     assert found["knn"]["accuracy"] == accuracy_score(rows[3], predicted)
     assert len(samples["knn"]["auroc"]) == 100
+
+
+def test_a_method_that_fails_does_not_lose_the_others(found):
+    broken = measured(*classes(), l2=())
+    (entry,) = broken["left_out"]
+    assert entry["metric"] == "probe" and entry["reason"].startswith("ZeroDivisionError: ")
+    assert "probe" not in broken
+    assert all(broken[method] == found[method] for method in set(USEFULNESS) - {"probe"})
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e39, 1e120])
+def test_the_size_of_features_changes_nothing(found, scale: float):
+    features, targets = classes()
+    scaled = {name: {s: scale * x.astype(np.float64) for s, x in of.items()} for name, of in features.items()}
+    other = measured(scaled, targets)
+    for method in ("probe", "minibatch_probe", "knn"):
+        assert other[method]["auroc"] == pytest.approx(found[method]["auroc"], abs=0.01)
+    assert other["few_shot"]["10"]["accuracy"] == pytest.approx(found["few_shot"]["10"]["accuracy"], abs=0.01)
+    assert other["retrieval"]["map"] == pytest.approx(found["retrieval"]["map"], abs=0.01)
+
+
+def test_an_offset_changes_nothing_or_is_named(found):
+    features, targets = classes()
+    moved = {name: {s: 4.2e6 + x.astype(np.float64) for s, x in of.items()} for name, of in features.items()}
+    other = measured(moved, targets)
+    for method in ("probe", "minibatch_probe"):
+        assert other[method]["auroc"] == pytest.approx(found[method]["auroc"], abs=0.01)
+    assert other["few_shot"]["10"]["accuracy"] == pytest.approx(found["few_shot"]["10"]["accuracy"], abs=0.01)
+    # Cosine depends on the origin.
+    assert set(reasons(other)) == {"knn", "retrieval"}
+    assert all("times their spread away from the origin" in reason for reason in reasons(other).values())
