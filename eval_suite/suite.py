@@ -3,9 +3,11 @@
 docs/results.md lists what the results hold.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from eval_suite import geometry, report, results, usefulness
+from eval_suite import geometry, progress, report, results, usefulness
+from eval_suite.attempts import attempt, reason
 from eval_suite.features import augmented, embed
+from eval_suite.features.constant import is_constant
 from eval_suite.geometry import rank
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.target_values import Kind
 from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
+from eval_suite.metrics import BASELINES
 from eval_suite.options import Options
 from eval_suite.usefulness import neighbors, scores
 from eval_suite.usefulness.selection import standardiser
@@ -32,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 MOST_JOBS = 4
 """Largest number of processes that compute persistent homology."""
+HEAD = geometry.CLOUDS[1:]
+"""Feature sets behind the encoder; each is a representation of its own, since nobody uses them downstream."""
 
 Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
 """(n, d) by representation, feature set and split."""
@@ -60,10 +67,14 @@ def evaluate(
         "format": results.FORMAT,
         "weights_sha256": checkpoint.weights_sha256,
         "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
+        "features": embed.made_by(state.device),
         "data": {name: data.fingerprint for name, data in splits.items().items()},
         "targets": {name: fingerprint(of) for name, of in targets.items()},
         "options": options.stored(),
     }
+    if "views" in options.geometry.metrics:
+        inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
+    inputs = results.json_safe(inputs)
     if state.is_main_process:
         results.make_folder(out)
     finished = None if force else results.finished(out, inputs)
@@ -73,18 +84,33 @@ def evaluate(
         return finished or {}
 
     representations = _representations(checkpoint, options)
-    features = _extract(representations, splits, out / "features", state, batch_size, workers)
+    features = _extract(representations, splits, out / "features", state, batch_size, workers, force)
     if not state.is_main_process:
         return {}
+    features, left_out = _finite(features)
+    for name in options.features or ():
+        if name not in features["pretrained"]:
+            missing = "the checkpoint has no such features"
+            left_out.setdefault(f"feature set {name}", missing)
     measured = measure(features, targets, options, state)
+    measured["left_out"] += [{"metric": metric, "reason": why} for metric, why in left_out.items()]
     if "views" in options.geometry.metrics:
         drawn: dict[str, Any] = {"seed": options.geometry.seed, "device": state.device}
+        drawn |= {"objects": options.objects, "views": options.views}
         for r in representations:
-            if r.name != "pixels":
-                views = augmented.embed_views(
-                    r, checkpoint.encoder, splits.train, objects=options.objects, views=options.views, **drawn
-                )
-                measured["representations"][r.name]["views"] = geometry.of_views(views)
+            if r.name == "pixels" or r.name not in features:
+                continue
+            progress.doing(f"augmented views, {r.name}")
+
+            def compute(r: embed.Representation = r) -> dict[str, float]:
+                views = augmented.embed_views(r, checkpoint.encoder, splits.train, **drawn)
+                return geometry.of_views(views)
+
+            failed: dict[str, str] = {}
+            if (found := attempt("views", compute, failed)) is not None:
+                measured["representations"][r.name]["views"] = found
+            place = "views" if r.name == "pretrained" else f"{r.name}/views"
+            measured["left_out"] += [{"metric": place, "reason": why} for why in failed.values()]
     written = {
         "format": results.FORMAT,
         "inputs": inputs,
@@ -167,14 +193,18 @@ def measure(
         _log.warning("note: train has no samples of %s, which count as missed in %s", some, reported)
     representations: dict[str, dict[str, Any]] = {}
     samples: dict[tuple[str, str], usefulness.Samples] = {}
-    for name, sets in features.items():
-        scored = {key: x for key, x in sets.items() if key not in geometry.CLOUDS[1:]}
-        useful, drawn = usefulness.measure_paired(scored, targets, options.useful, device=state.device)
+    for name, sets in _by_row(features).items():
+        useful, drawn = usefulness.measure_paired(
+            sets, targets, options.useful, device=state.device, name=name
+        )
         samples |= {(name, method): values for method, values in drawn.items()}
-        train = sets["embedding"]["train"]
-        representations[name] = {"width": train.shape[1], **useful}
+        train = next(iter(sets.values()))["train"]
+        representations[name] = {"width": train.shape[1], "collapsed": is_constant(train), **useful}
         if "rank" in options.geometry.metrics:
-            representations[name]["rank"] = rank.summary(train)
+            failed: dict[str, str] = {}
+            if (found := attempt("rank", partial(rank.summary, train), failed)) is not None:
+                representations[name]["rank"] = found
+            representations[name]["left_out"] += [{"metric": m, "reason": why} for m, why in failed.items()]
     pretrained = representations["pretrained"]
     labels = targets["train"].class_indices()
     # Homology computes its null draws in processes that share the cores.
@@ -186,11 +216,57 @@ def measure(
         "representations": representations,
         "differences": _differences(representations, samples),
         "geometry": {
-            name: geometry.measure(x, labels if (labels >= 0).any() else None, options.geometry, jobs)
+            name: _geometry(name, x, labels if (labels >= 0).any() else None, options, jobs)
             for name, x in geometry.clouds(features).items()
         },
-        "left_out": pretrained["left_out"],
+        "left_out": _left_out(representations),
     }
+
+
+def _by_row(features: Features) -> Features:
+    """Return the feature sets that each representation chooses from; what a head gives is one of its own."""
+    rows = {name: {key: x for key, x in sets.items() if key not in HEAD} for name, sets in features.items()}
+    return rows | {key: {key: x} for key, x in features["pretrained"].items() if key in HEAD}
+
+
+def _geometry(
+    name: str, x: NDArray[np.floating], labels: NDArray[np.integer] | None, options: Options, jobs: int
+) -> dict[str, Any]:
+    """Measure the geometry of one cloud; a failure does not lose the others."""
+    progress.doing(f"geometry of {name}")
+    failed: dict[str, str] = {}
+    found = attempt("geometry", lambda: geometry.measure(x, labels, options.geometry, jobs), failed)
+    return {"samples": len(x), "width": x.shape[1], "left_out": failed} if found is None else found
+
+
+def _left_out(representations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return what was left out of the pretrained encoder, then what only others lack, as <name>/<metric>."""
+    pretrained = list(representations["pretrained"]["left_out"])
+    others = [
+        {"metric": f"{name}/{entry['metric']}", "reason": entry["reason"]}
+        for name, of in representations.items()
+        for entry in of["left_out"]
+        if entry not in pretrained
+    ]
+    return pretrained + others
+
+
+def _finite(features: Features) -> tuple[Features, dict[str, str]]:
+    """Return the feature sets that are finite, and why the others are left out."""
+    sound: dict[str, dict[str, Mapping[str, NDArray[np.float32]]]] = {}
+    left_out: dict[str, str] = {}
+    for name, sets in features.items():
+        for key, by_split in sets.items():
+            broken = sum(int((~np.isfinite(x).all(axis=1)).sum()) for x in by_split.values())
+            if broken:
+                images = sum(map(len, by_split.values()))
+                place = f"feature set {key}" if name == "pretrained" else f"{name}/feature set {key}"
+                left_out[place] = f"{broken} of {images} images give NaN or infinite features"
+            else:
+                sound.setdefault(name, {})[key] = by_split
+        if "embedding" not in sound.get(name, {}):  # a baseline without its embedding
+            sound.pop(name, None)
+    return sound, left_out
 
 
 def _representations(checkpoint: Checkpoint, options: Options) -> list[embed.Representation]:
@@ -210,14 +286,15 @@ def _extract(
     state: PartialState,
     batch_size: int,
     workers: int,
-) -> dict[str, dict[str, dict[str, NDArray[np.float32]]]]:
+    force: bool,
+) -> Features:
     """Return features by representation, feature set and split; raw pixels are standardised by train."""
-    loading = {"batch_size": batch_size, "workers": workers}
+    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "force": force}
     by_split = {
         split: embed.extract(representations, data, cache, state, **loading)
         for split, data in splits.items().items()
     }
-    features = {
+    features: dict[str, dict[str, dict[str, NDArray[np.float32]]]] = {
         r.name: {
             name: {split: of[r.name][name] for split, of in by_split.items()}
             for name in by_split["train"][r.name]
@@ -247,7 +324,7 @@ def _differences(
     """Return pretrained minus baseline, by baseline, method and score, on the same resampled test sets."""
     differences: dict[str, Any] = {}
     for (name, method), theirs in samples.items():
-        if name == "pretrained" or ("pretrained", method) not in samples:
+        if name not in BASELINES or ("pretrained", method) not in samples:
             continue
         ours = samples["pretrained", method]
         pair = representations["pretrained"][method], representations[name][method]
@@ -281,9 +358,20 @@ def _write(
     checkpoint: Checkpoint | None,
     splits: Splits | None,
 ) -> dict[str, Any]:
-    """Write report.html, then results.json, which marks the evaluation as finished; returns the results."""
+    """Write results.json, then report.html, which marks the evaluation as finished; returns the results.
+
+    Whatever happens while pictures are drawn, the results are on disk.
+    """
     written = results.json_safe(written)
-    page = report.render(written, features, targets, options.geometry.seed, checkpoint, splits)
-    results.write(out / "report.html", page)
+    with contextlib.suppress(OSError):
+        (out / "report.html").unlink()  # one of earlier results
     results.write(out / "results.json", results.as_json(written))
+    progress.doing("drawing the report")
+    try:
+        page = report.render(written, features, targets, options.geometry.seed, checkpoint, splits)
+    except Exception as error:  # the numbers are worth more than the page
+        _log.warning("warning: no report.html (%s); %s has the results", reason(error), out / "results.json")
+        _log.debug("report", exc_info=True)
+        return written
+    results.write(out / "report.html", page)
     return written

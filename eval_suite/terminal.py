@@ -32,7 +32,9 @@ def show(outcomes: Sequence[Outcome], published: Sequence[str], *, quiet: bool) 
             console.print(_table(results))
             sentences = f"{about_usefulness(results)} {about_geometry(results)}"
             console.print(sentences, markup=False, highlight=False)
-        tell(f"report: {outcome.task.out / 'report.html'} (open it in a browser)", quiet=quiet)
+        page = outcome.task.out / "report.html"
+        said = f"report: {page} (open it in a browser)" if page.exists() else f"results: {page.parent}"
+        tell(said, quiet=quiet)
     for line in filter(None, dict.fromkeys(published)):
         tell(line, quiet=quiet)
 
@@ -65,7 +67,7 @@ def _table(results: dict[str, Any]) -> Table:
         table.add_column("eff.\nrank", justify="right")
     for name, of in measured.items():
         cells = [_cell(of.get(method, {}), score) for method in methods for score in scores]
-        rank = [f"{of['rank']['effective_rank']:.1f}"] if ranked else []
+        rank = [_rank(of)] if ranked else []
         table.add_row(name, *cells, *rank)
     return table
 
@@ -79,15 +81,23 @@ def _rows(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         assert outcome.results is not None
         checkpoint, of = outcome.results["checkpoint"], outcome.results["representations"]["pretrained"]
-        scores = [f"{100 * of[m]['balanced_accuracy']:.1f}" if m in of else "–" for m in SUMMARISED]
-        rank = f"{of['rank']['effective_rank']:.1f}" if "rank" in of else "–"
+        balanced = [of.get(method, {}).get("balanced_accuracy") for method in SUMMARISED]
+        scores = ["–" if score is None else f"{100 * score:.1f}" for score in balanced]
+        rank = _rank(of)
         verdict = outcome.results["geometry"].get("embedding", {}).get("verdict", {}).get("name", "–")
+        verdict = "collapsed" if of.get("collapsed") else verdict
         table.add_row(checkpoint["name"], str(checkpoint["step"]), *scores, rank, verdict)
     return table
+
+
+def _rank(of: dict[str, Any]) -> str:
+    value = of.get("rank", {}).get("effective_rank")
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _cell(of: dict[str, Any], score: str) -> str:
     if of.get(score) is None:
         return "–"
     low, high = of[f"{score}_interval"]
-    return f"{100 * of[score]:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+    interval = "" if low is None else f" ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * of[score]:.1f}{interval}"

@@ -21,7 +21,10 @@ matplotlib.use("Agg")
 
 INK = "#010203"
 """Placeholder for the text colour of the page, replaced when the SVG is written."""
-COLOURS = {"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"}
+COLOURS = {
+    **{"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"},
+    **{"projector": "#2f9e78", "angles": "#d9577a"},
+}
 """Colour of each representation, with enough contrast on white and on near-black."""
 CLASS_COLOURS = [
     *("#3f7fd9", "#e0703c", "#2f9e78", "#b65fb8", "#c9973f"),

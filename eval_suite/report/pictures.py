@@ -13,6 +13,8 @@ from sklearn.manifold import TSNE
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.transforms.views import center_view
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features.constant import is_constant
 from eval_suite.usefulness.neighbors import nearest
 from isotorus.randomness import generator
 
@@ -35,20 +37,43 @@ class Picture:
 
 
 def pca_map(x: Array) -> NDArray[np.float64]:
-    """Return the first two principal components (n, 2) of `x` (n, d)."""
-    components = min(2, *x.shape)
-    points = PCA(components, svd_solver="full").fit_transform(x.astype(np.float64))
-    return np.pad(points, ((0, 0), (0, 2 - components)))
+    """Return the first two principal components (n, 2) of `x` (n, d), divided by the spread of the first.
+
+    Raises Unmeasurable where nothing varies.
+    """
+    points = _components(x, 2)
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
 
 
 def tsne_map(x: Array) -> NDArray[np.float64]:
-    """Return t-SNE (van der Maaten & Hinton 2008) of `x` (n, d) as (n, 2), or PCA for n < 8."""
-    if len(x) < 8 or np.allclose(x.var(axis=0), 0):
+    """Return t-SNE (van der Maaten & Hinton 2008) of `x` (n, d) as (n, 2), or PCA for n < 8 or d = 1.
+
+    Raises Unmeasurable where nothing varies.
+    """
+    if len(x) < 8 or x.shape[1] < 2:
         return pca_map(x)
     # Fifty components keep almost all of the distances and make the search much cheaper.
-    reduced = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x.astype(np.float64))
+    reduced = _components(x, 50)
     perplexity = min(30.0, (len(x) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(reduced)
+
+
+def _components(x: Array, most: int) -> NDArray[np.float64]:
+    """Return at most `most` principal components of `x` (n, d), divided by the deviation of the first.
+
+    scikit-learn's t-SNE ends the process by a segmentation fault where its start is not finite, as it is when
+    nothing varies; so that is found here, relative to the size of the features.
+    """
+    if len(x) < 2:
+        raise Unmeasurable(f"{len(x)} sample; a map needs two or more")
+    if is_constant(x):
+        raise Unmeasurable("all samples have the same vector, up to rounding")
+    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    centred /= np.abs(centred).max()
+    points = PCA(min(most, *x.shape), svd_solver="full").fit_transform(centred)
+    points /= points[:, 0].std()
+    assert np.isfinite(points).all()
+    return points
 
 
 def neighbour_rows(

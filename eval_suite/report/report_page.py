@@ -1,8 +1,9 @@
 """report.html: the results of one evaluation as a single file that loads nothing from the network."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from eval_suite.attempts import attempt
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.targets import Targets
@@ -24,6 +26,8 @@ REPRESENTATIONS = {
     "pretrained": "pretrained encoder",
     "untrained": "same encoder, untrained",
     "pixels": "raw pixels",
+    "projector": "projector's output",
+    "angles": "torus head's angles",
 }
 CURVES = {
     "loss": "loss",
@@ -37,6 +41,8 @@ NOT_CURVES = {"step", "samples", "epoch", "time", "memory_gib", "skipped_steps"}
 LEGEND = 12
 """Largest number of classes in the legend."""
 Sets = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
+Undrawn = dict[str, str]
+"""Titles of the pictures that could not be drawn, with the reasons."""
 
 
 def render(
@@ -50,8 +56,10 @@ def render(
     """Return the page for `results` as HTML.
 
     `features` (n, d) by representation, feature set and split are drawn as maps. Features that were made
-    elsewhere have no checkpoint and no splits: then the page has neither curves nor images.
+    elsewhere have no checkpoint and no splits: then the page has neither curves nor images. A picture that
+    cannot be drawn is left out, and the page says why.
     """
+    undrawn: Undrawn = {}
     embeddings = {name: sets["embedding"] for name, sets in features.items()}
     reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
     encoders = [name for name in ("pretrained", "untrained") if name in features]
@@ -71,54 +79,95 @@ def render(
         colours=figures.COLOURS,
         about_usefulness=about_usefulness(results),
         about_geometry=about_geometry(results),
-        geometry=[_cloud(name, of, splits, channels) for name, of in results["geometry"].items()],
-        intervals=_intervals(results),
-        curves=_curves(checkpoint) if checkpoint else [],
-        maps=[
-            (
-                f"{kind}, {REPRESENTATIONS[name]}",
-                Markup(figures.scatter(points(embeddings[name][reported][shown]), labels, colours)),
-            )
-            for kind, points in (("PCA", pictures.pca_map), ("t-SNE", pictures.tsne_map))
-            for name in encoders
-        ],
+        geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
+        intervals=_intervals(results, undrawn),
+        curves=_curves(checkpoint, undrawn) if checkpoint else [],
+        maps=_maps({name: embeddings[name][reported][shown] for name in encoders}, labels, colours, undrawn),
         mapped=len(shown),
         legend=list(zip(results["classes"], colours, strict=True))[:LEGEND],
         more_classes=max(0, len(results["classes"]) - LEGEND),
         unlabelled=figures.UNLABELLED if (labels < 0).any() else "",
-        neighbours=pictures.neighbour_rows(
-            splits.train,
-            embeddings["pretrained"]["train"],
-            splits.items()[reported],
-            embeddings["pretrained"][reported],
-            channels,
-            seed,
-        )
-        if splits
-        else [],
-        spectrum=_spectrum(results, encoders),
+        neighbours=_neighbours(splits, embeddings["pretrained"], reported, channels, seed, undrawn),
+        spectrum=_spectrum(results, encoders, undrawn),
         representation_metrics=REPRESENTATION if "rank" in measured or "views" in measured else (),
         configuration=_configuration(checkpoint) if checkpoint else "",
         options=json.dumps(results["inputs"]["options"], indent=2),
+        undrawn=undrawn,
     )
 
 
-def _cloud(name: str, measured: Mapping[str, Any], splits: Splits | None, channels: int) -> dict[str, Any]:
+def _drawn(title: str, draw: Callable[[], str], undrawn: Undrawn) -> list[tuple[str, Markup]]:
+    """Return the title and the figure that `draw` returns as SVG; [] if it fails, which `undrawn` keeps."""
+    drawn = attempt(title, draw, undrawn)
+    return [] if drawn is None else [(title, Markup(drawn))]
+
+
+def _maps(
+    points: Mapping[str, NDArray[np.floating]],
+    labels: NDArray[np.integer],
+    colours: list[str],
+    undrawn: Undrawn,
+) -> list[tuple[str, Markup]]:
+    """Draw the samples (n, d) of each encoder in two dimensions, in the colours of their labels."""
+    maps = []
+    for kind, project in (("PCA", pictures.pca_map), ("t-SNE", pictures.tsne_map)):
+        for name, x in points.items():
+
+            def draw(project: Any = project, x: Any = x) -> str:
+                return figures.scatter(project(x), labels, colours)
+
+            maps += _drawn(f"{kind}, {REPRESENTATIONS[name]}", draw, undrawn)
+    return maps
+
+
+def _neighbours(
+    splits: Splits | None,
+    embedding: Mapping[str, NDArray[np.floating]],
+    reported: str,
+    channels: int,
+    seed: int,
+    undrawn: Undrawn,
+) -> list[tuple[pictures.Picture, list[pictures.Picture]]]:
+    """Return some images of the reported split beside the train images that are most similar to them."""
+    if splits is None:
+        return []
+    train, queries = splits.train, splits.items()[reported]
+    found = attempt(
+        "nearest neighbours",
+        lambda: pictures.neighbour_rows(
+            train, embedding["train"], queries, embedding[reported], channels, seed
+        ),
+        undrawn,
+    )
+    return found or []
+
+
+def _cloud(
+    name: str, measured: Mapping[str, Any], splits: Splits | None, channels: int, undrawn: Undrawn
+) -> dict[str, Any]:
     """Collect what the page shows of one cloud: its numbers, its figures, and images along its loops."""
-    figures: list[tuple[str, str]] = []
+    shown: list[tuple[str, Markup]] = []
     turns = []
+
+    def add(title: str, draw: Callable[..., str], *values: Any) -> None:
+        failed: Undrawn = {}
+        shown.extend(_drawn(title, partial(draw, *values), failed))
+        undrawn.update({f"{CLOUDS[name]}, {what}": why for what, why in failed.items()})
+
     if "circular" in measured:
         circular = measured["circular"]
         for number, angles in enumerate(circular["angles"], start=1):
-            drawn = geometry_figures.circle_map(np.array(circular["map"]), np.array(angles))
-            figures.append((f"landmarks by angle along loop {number}", drawn))
+            title = f"landmarks by angle along loop {number}"
+            add(title, geometry_figures.circle_map, np.array(circular["map"]), np.array(angles))
             if splits and circular["samples"]:
-                turns.append((number, pictures.turn(splits.train, circular["samples"], angles, channels)))
+                along = partial(pictures.turn, splits.train, circular["samples"], angles, channels)
+                if images := attempt(f"{CLOUDS[name]}, images along loop {number}", along, undrawn):
+                    turns.append((number, images))
     if "homology" in measured:
         homology = measured["homology"]
         bars = homology["bars"]["2"], homology["null_longest"], homology["threshold"]
-        figures.append(("holes: when they appear and fill", geometry_figures.diagram(*bars)))
-        figures.append(("the longest bars, over the null's", geometry_figures.barcode(*bars)))
+        add("holes: when they appear and fill", geometry_figures.diagram, *bars)
+        add("the longest bars, over the null's", geometry_figures.barcode, *bars)
     if "graph" in measured:
         graph = measured["graph"]
         spectra = {
@@ -126,30 +175,28 @@ def _cloud(name: str, measured: Mapping[str, Any], splits: Splits | None, channe
             "flat torus": graph["torus"],
             "Gaussian": graph["gaussian"],
         }
-        drawn = geometry_figures.eigenvalues(spectra)
-        figures.append(("smallest eigenvalues of the k-NN graph", drawn))
-    shown = [(title, Markup(figure)) for title, figure in figures]
+        add("smallest eigenvalues of the k-NN graph", geometry_figures.eigenvalues, spectra)
     return {"name": CLOUDS[name], "found": measured, "figures": shown, "turns": turns}
 
 
-def _intervals(results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+def _intervals(results: Mapping[str, Any], undrawn: Undrawn) -> list[tuple[str, Markup]]:
     """Draw every headline score of every method with its interval, one figure each with its title."""
-    panels = []
+    panels: list[tuple[str, Markup]] = []
     for method, described in METHODS.items():
         for score in (SCORES[path] for path in headlines(results["kind"]) if described.predicts):
             rows = [
                 (name, measured[method][score.path], measured[method][f"{score.path}_interval"])
                 for name, measured in results["representations"].items()
-                if method in measured and measured[method][score.path] is not None
+                if method in measured and None not in measured[method][f"{score.path}_interval"]
             ]
             if rows:
                 chance = 1 / max(len(results["classes"]), 1) if score.chance is None else score.chance
-                drawn = figures.intervals(rows, chance, f"{score.label}, %")
-                panels.append((f"{score.label}, {described.label}", Markup(drawn)))
+                draw = partial(figures.intervals, rows, chance, f"{score.label}, %")
+                panels += _drawn(f"{score.label}, {described.label}", draw, undrawn)
     return panels
 
 
-def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
+def _curves(checkpoint: Checkpoint, undrawn: Undrawn) -> list[tuple[str, Markup]]:
     """Draw what the run logged: the loss, its parts in the order of the log, then the other known curves.
 
     A quantity without a label in `CURVES` that never changes is left out.
@@ -157,22 +204,23 @@ def _curves(checkpoint: Checkpoint) -> list[tuple[str, Markup]]:
     rows = logged(checkpoint.run) if checkpoint.run else []
     keys = [key for key in {key: None for row in rows for key in row} if key not in NOT_CURVES]
     parts = [key for key in keys if key not in CURVES]
-    curves = []
+    curves: list[tuple[str, Markup]] = []
     for key in ("loss", *parts, *[key for key in CURVES if key != "loss"]):
         points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
         if not points or (key not in CURVES and len({value for _, value in points}) == 1 < len(points)):
             continue
         steps, values = zip(*points, strict=True)
-        figure = figures.curve(steps, values, checkpoint.step)
-        curves.append((CURVES.get(key, key.replace("_", " ")), Markup(figure)))
+        draw = partial(figures.curve, steps, values, checkpoint.step)
+        curves += _drawn(CURVES.get(key, key.replace("_", " ")), draw, undrawn)
     return curves
 
 
-def _spectrum(results: Mapping[str, Any], encoders: list[str]) -> Markup | None:
+def _spectrum(results: Mapping[str, Any], encoders: list[str], undrawn: Undrawn) -> Markup | None:
     """Draw the eigenvalues of the encoders' covariances; None if rank was not measured."""
     measured = results["representations"]
     values = {name: measured[name]["rank"]["eigenspectrum"] for name in encoders if "rank" in measured[name]}
-    return Markup(figures.spectrum(values)) if values else None
+    drawn = _drawn("eigenvalues", partial(figures.spectrum, values), undrawn) if values else []
+    return drawn[0][1] if drawn else None
 
 
 def _configuration(checkpoint: Checkpoint) -> str:

@@ -15,7 +15,24 @@ CLOUDS = {
 
 
 def about_usefulness(results: Mapping[str, Any]) -> str:
-    """Say how well the pretrained encoder scores, and whether it is better than its baselines."""
+    """Say how well the pretrained encoder scores, and whether it is better than its baselines.
+
+    A collapsed encoder, or baseline, is named before anything else.
+    """
+    return about_collapse(results) + _about_scores(results)
+
+
+def about_collapse(results: Mapping[str, Any]) -> str:
+    """Say which representations give every train image the same vector; an empty string if none does."""
+    named = {**CLOUDS, "pretrained": "the pretrained encoder", **BASELINES}
+    collapsed = [named[name] for name, of in results["representations"].items() if of.get("collapsed")]
+    if not collapsed:
+        return ""
+    return f"Collapsed: every train image has the same vector, up to rounding, in {', '.join(collapsed)}. "
+
+
+def _about_scores(results: Mapping[str, Any]) -> str:
+    """Say how the pretrained encoder scores, alone and compared with the baselines."""
     measured = results["representations"]["pretrained"]
     methods = [name for name, method in METHODS.items() if method.summarised and name in measured]
     if not methods:

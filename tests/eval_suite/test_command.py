@@ -116,8 +116,11 @@ def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path
     # Change the cached features, so that the next metric shows whether it reads them.
     train = next(f for f in stored if first["data"]["train"]["fingerprint"] in f.name)
     np.savez(train.with_suffix(""), embedding=np.zeros((44, 24), np.float32))
-    stale = json.loads(command(checkpoint, *options, "--force").out)
+    again = [*options, "--metrics", "rank,shape"]
+    stale = json.loads(command(checkpoint, *again).out)
     assert stale["representations"]["pretrained"]["rank"]["effective_rank"] == 0
+    forced = json.loads(command(checkpoint, *again, "--force").out)
+    assert forced["representations"] == first["representations"]
     weights = load_file(checkpoint / "encoder.safetensors")
     weights["norm.weight"] *= 2
     save_file(weights, checkpoint / "encoder.safetensors")
@@ -132,8 +135,17 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
     projector = build_mlp(24, MLPConfig(hidden=16, layers=2), 4, seed=3).eval()
     projector[1].running_mean.fill_(0.1)
     save_file(projector.state_dict(), folder / "projector.safetensors")
-    options = ["--metrics", "probe,rank,graph", "--baselines", "untrained", "--json"]
+    options = ["--metrics", "probe,retrieval,rank,graph", "--baselines", "untrained", "--json"]
     results = json.loads(command(folder, *data, *options).out)
+    # What a head gives is a representation of its own, with the memory where there are angles.
+    rows = results["representations"]
+    assert list(rows) == ["pretrained", "untrained", "projector", "angles"]
+    assert [rows[name]["width"] for name in rows] == [24, 24, 4, 4]
+    assert 0 <= rows["angles"]["retrieval"]["memory"]["found_at_10"] <= 1
+    assert all("memory" not in rows[name]["retrieval"] for name in ("pretrained", "untrained", "projector"))
+    assert list(results["differences"]) == ["untrained"]
+    page = (folder / "eval/7/report.html").read_text()
+    assert "projector&#39;s output" in page and "torus head&#39;s angles" in page
     geometry = results["geometry"]
     assert {name: found["width"] for name, found in geometry.items()} == {
         "embedding": 24,
