@@ -8,19 +8,19 @@ import time
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from isotorus.files import atomic
+from isotorus import jsonl
 from isotorus.jsonl import StepLog
+from pretrain import config_history
 from pretrain.config import Config, flatten
 from pretrain.cost import accelerators
 from pretrain.cost.flops import flops_per_image
 from pretrain.distributed import world_size
 from pretrain.engines.networks import uses_bf16
-from pretrain.monitoring import collapse, mlflow
+from pretrain.monitoring import collapse, mlflow, mlflow_run
 from pretrain.preflight import RunInputs
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,10 @@ class Recorder:
         self.status = "FAILED"
         """How the run ended, in MLflow's words: FINISHED, KILLED (asked to stop) or FAILED."""
         config.folder.mkdir(parents=True, exist_ok=True)
-        resolved = config.model_dump(mode="json")
-        with atomic(config.folder / "config.yaml") as file:
-            file.write(yaml.safe_dump(resolved, sort_keys=False).encode())
+        config_history.record(config.folder, config.model_dump(mode="json"), start)
         self.file = StepLog(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
-        self.mirror = _start_mirror(config)
+        self.mirror = _start_mirror(config, start) if config.tracking.enabled else None
         self._seconds_at_peak = _seconds_at_peak(config, inputs, device)
 
     def write(self, step: int, measured: dict[str, float]) -> None:
@@ -71,14 +69,17 @@ class Recorder:
         """Drop the rows of metrics.jsonl after `step`, because these steps are repeated."""
         self.file = StepLog(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
-            self.mirror.read_again()
+            self.mirror.read_again(step)
 
     def close(self) -> None:
         """Send the remaining rows and `status` to MLflow, and end the progress bar."""
         self.progress.close()
         if self.mirror:
             # A failed run has an error to report, for which others wait.
-            self.mirror.finish(self.status, timeout=10.0 if self.status == "FAILED" else 60.0)
+            again = "run the same command again"
+            if self.config.resume == "never" and self.status != "FINISHED":
+                again += " with resume=auto"
+            self.mirror.finish(self.status, 10.0 if self.status == "FAILED" else 60.0, again)
 
 
 class Progress:
@@ -128,16 +129,23 @@ class Progress:
 
 
 def catch_up(config: Config) -> None:
-    """Send the rows of a finished run that MLflow lacks because its store did not answer during the run."""
-    if not mlflow.known(config.folder).get("complete") and (mirror := _start_mirror(config)):
-        mirror.finish("FINISHED")
-
-
-def _start_mirror(config: Config) -> mlflow.Mirror | None:
+    """Send the rows of a finished run that MLflow lacks: its store did not answer, or is another one now."""
     if not config.tracking.enabled:
-        return None
-    parameters = flatten(config.model_dump(mode="json"))
-    mirror = mlflow.Mirror(config.folder, config.name, config.tracking, parameters)
+        return
+    # What the run was trained with, which need not be what the present command says.
+    trained = config_history.present(config.folder)
+    steps = max((row["step"] for row in jsonl.read(config.folder / "metrics.jsonl")), default=0)
+    if steps and not mlflow_run.is_complete(config.folder, config.name, config.tracking):
+        _start_mirror(config, steps, trained).finish("FINISHED", timeout=300.0)
+
+
+def _start_mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow.Mirror:
+    """Start to send the rows to MLflow, with the parameters in `trained` or else those of `config`."""
+    values = trained or flatten(config.model_dump(mode="json"))
+    # Where MLflow is says nothing about the run, and may change when the store is moved.
+    parameters = {name: x for name, x in values.items() if not name.startswith("tracking.")}
+    changes = [x for x in config_history.changes(config.folder) if not x.name.startswith("tracking.")]
+    mirror = mlflow.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)
     mirror.start()
     return mirror
 

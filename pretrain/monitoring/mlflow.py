@@ -4,237 +4,189 @@ Training writes the file. The mirror sends the lines that the MLflow store does 
 loses nothing, because they are sent when it is back, and a resumed run logs no step twice.
 """
 
-import json
 import logging
-import os
 import threading
-import uuid
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isotorus import jsonl
-from isotorus.files import atomic
+from isotorus import jsonl, mlflow_store
 from isotorus.secrets import masked
-from isotorus.section import Section
+from pretrain.monitoring import mlflow_run
+from pretrain.monitoring.mlflow_run import TrackedRun, TrackingConfig
 
 log = logging.getLogger(__name__)
 
-_KEY = "isotorus.key"
-"""Tag of an MLflow run that names the run folder it belongs to."""
-_LONGEST_TAG = 5000  # characters that every MLflow store accepts
-_LARGEST_BATCH = 1000  # metrics that it accepts at once
-_MOST_PARAMETERS = 100  # parameters that it accepts at once
-
-
-class TrackingConfig(Section):
-    enabled: bool = True
-    """Send metrics to MLflow; metrics.jsonl is written in any case."""
-    uri: str | None = None
-    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the present folder.
-    Addresses with a password are refused: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
-    experiment: str = "isotorus"
-    """Name of the MLflow experiment that the run belongs to."""
-    parent: str | None = None
-    """Id of the MLflow run that this run is nested under, as in a sweep."""
-
-    def store(self) -> str:
-        """Return the store's address, made absolute if it is a local file, so that it works from anywhere."""
-        uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        path = uri.removeprefix("sqlite:///")
-        return uri if path in (uri, "") or ":memory:" in uri else f"sqlite:///{Path(path).resolve()}"
-
-
-def known(folder: Path) -> dict[str, Any]:
-    """Read a run's mlflow.json: where its MLflow run is, and whether it is complete; {} without one."""
-    path = folder / "mlflow.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
 
 def start_family(config: TrackingConfig, name: str) -> str:
-    """Create the parent run of a sweep and return its id; raises what MLflow raises."""
-    client, experiment = _client(config)
+    """Create the parent run of a sweep and return its id; raises StoreProblem or what MLflow raises."""
+    client = mlflow_store.connect(config.store())
+    experiment = mlflow_store.experiment_id(client, config.experiment)
     return client.create_run(experiment, run_name=name).info.run_id
 
 
 def end_family(config: TrackingConfig, run_id: str, status: str) -> None:
     """Close the parent run; if the store does not answer, warn and leave it open."""
     try:
-        _client(config)[0].set_terminated(run_id, status)
+        mlflow_store.connect(config.store()).set_terminated(run_id, status)
     except Exception as error:  # the runs themselves have ended
         log.warning("MLflow does not answer, the sweep's run stays open: %s", reason(error))
 
 
-def _client(config: TrackingConfig) -> tuple[Any, str]:
-    """Return a client of the store, and the id of the experiment in it."""
-    # A slow server is waited for, but a dead one must not hold up the end of a run for MLflow's default of
-    # minutes. Only the mirror repeats requests: if the client did, it could create a run twice.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # The import takes seconds, which training need not wait for.
-    from mlflow import MlflowClient
-
-    client = MlflowClient(config.store())
-    known = client.get_experiment_by_name(config.experiment)
-    return client, known.experiment_id if known else client.create_experiment(config.experiment)
-
-
 def reason(error: Exception) -> str:
     """Return an error's first line, without secrets."""
-    return masked((str(error).splitlines() or [type(error).__name__])[0])
+    return mlflow_store.reason(error)
 
 
 class Mirror(threading.Thread):
-    """A thread that sends <folder>/metrics.jsonl to MLflow until `finish`; only rank 0 has one."""
+    """A thread that sends <folder>/metrics.jsonl to MLflow until `finish`; only rank 0 has one.
+
+    `start` is the number of steps that were done before, and `changes` are those of the parameters on earlier
+    and this start: the step, the name, the value before and after.
+    """
 
     POLL_SECONDS = 2.0
     RETRY_SECONDS = 15.0
+    BUSY_SECONDS = 1.0
+    """Pause before a database that other processes were writing to is tried again."""
 
-    def __init__(self, folder: Path, name: str, config: TrackingConfig, parameters: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        config: TrackingConfig,
+        parameters: dict[str, Any],
+        start: int = 0,
+        changes: Sequence[tuple[int, str, str]] = (),
+    ) -> None:
         super().__init__(name="mlflow-mirror", daemon=True)
-        self.folder, self.run_name, self.config, self.parameters = folder, name, config, parameters
-        self.uri = config.store()
-        self._client: Any = None
-        self._run_id = ""
-        self._experiment = ""
-        self._key = ""
-        self._unsure = False
-        """Whether the server may have created more than one run for this folder."""
-        self._sent = -1
+        self.folder, self.run_name, self.config = folder, name, config
+        self.parameters, self.changes = parameters, changes
+        self.uri = mlflow_run.choose_store(config, mlflow_run.known(folder))
+        if self.uri != config.store():
+            log.info("MLflow: %s, where this run began", masked(self.uri))
+        self._start_step = start
+        self._run: TrackedRun | None = None
+        self._system: Any = None
+        self._begun = time.time()
         self._offset = 0
         self._corrupt_bytes = 0
+        self._problem = ""
+        """What the last attempt failed of, as it was said."""
         self._status: str | None = None
+        self._deadline = float("inf")
         self._closed = False
         self._stop_asked = threading.Event()
         self._cut_short = threading.Event()
 
     def run(self) -> None:
-        warned = False
+        """Send until `finish`, and try again after failures."""
         while True:
             last_round = self._stop_asked.is_set()
+            busy = False
             try:
                 self._send()
-                warned = False
+                self._problem = ""
             except Exception as error:  # any failure of a server must leave training alone
-                if not warned:
-                    shown = masked(self.uri)
-                    log.warning("MLflow at %s does not answer, will try again: %s", shown, reason(error))
-                warned, self._client = True, None
+                busy = mlflow_store.is_busy(error)
+                self._say(mlflow_store.explain(error, self.uri))
+                self._run = None
             if last_round:
-                return
-            self._stop_asked.wait(self.RETRY_SECONDS if warned else self.POLL_SECONDS)
+                if not busy or time.monotonic() > self._deadline:
+                    return
+                time.sleep(self.BUSY_SECONDS)
+            elif busy:
+                self._stop_asked.wait(self.BUSY_SECONDS)
+            else:
+                self._stop_asked.wait(self.RETRY_SECONDS if self._problem else self.POLL_SECONDS)
 
-    def read_again(self) -> None:
-        """Read metrics.jsonl from its start, because its last rows were dropped.
-
-        MLflow keeps the first values of repeated steps.
-        """
+    def read_again(self, step: int) -> None:
+        """Read metrics.jsonl from its start, because the rows after `step` were dropped."""
+        self._start_step = step
         self._cut_short.set()
 
-    def finish(self, status: str, timeout: float = 60.0) -> None:
-        """Send the remaining rows and close the MLflow run with this status, within `timeout` seconds."""
-        self._status = status
+    def finish(self, status: str, timeout: float = 60.0, again: str = "run the same command again") -> None:
+        """Send the remaining rows and close the MLflow run with this status, within `timeout` seconds.
+
+        `again` says how the user has the rest sent, if some remains.
+        """
+        self._status, self._deadline = status, time.monotonic() + timeout
         self._stop_asked.set()
         self.join(timeout)
         if not self._closed:
+            when = ", for the reason above: when it is mended, " if self._problem else ": "
             log.warning(
-                "MLflow at %s has not taken everything; run the same command again to send the rest",
-                masked(self.uri),
+                "MLflow at %s has not taken everything%s%s to send the rest", masked(self.uri), when, again
             )
 
-    def _send(self) -> None:
-        if self._client is None:
-            self._connect()
-        from mlflow.entities import Metric
+    def _say(self, problem: str) -> None:
+        """Warn of a problem, once as long as it is of the same kind."""
+        kind = problem.partition(":")[0]
+        if kind != self._problem:
+            log.warning("MLflow at %s %s", masked(self.uri), problem)
+        self._problem = kind
 
+    def _send(self) -> None:
+        if self._run is None:
+            parameters = dict(self.parameters)
+            start = self._start_step
+            run = TrackedRun(self.folder, self.run_name, self.config, parameters, start, self.changes)
+            self._start_over()
+            self._run = run
+        run = self._run
         if self._cut_short.is_set():
             self._cut_short.clear()
             self._offset = 0
         written, offset = jsonl.read_from(self.folder / "metrics.jsonl", self._offset)
-        rows = [row for row in written if row["step"] > self._sent]
-        # A row is never split: the last step in the store shows where an earlier attempt broke off.
-        for some in _at_once(rows):
-            batch = [
-                Metric(key, float(value), int(row["time"] * 1000), row["step"])
-                for row in some
-                for key, value in row.items()
-                if key not in ("step", "time") and isinstance(value, (int, float))
-            ]
-            self._client.log_batch(self._run_id, metrics=batch)
-            self._sent = some[-1]["step"]
+        if any(run.contradicts(row) for row in written):
+            run.start = self._start_step
+            run.replace()
+            self._start_over()
+            written, offset = jsonl.read_from(self.folder / "metrics.jsonl", 0)
+        rows = [row for row in written if run.lacks(row)]
+        for some in mlflow_run.portions(rows):
+            began = time.monotonic()
+            run.send(some)
+            # Sending a long history costs this process, too: leave training most of the time.
+            self._stop_asked.wait(time.monotonic() - began)
         self._offset = offset
-        self._name_corrupt()
+        self._name_corrupt(run)
+        if self.config.system_metrics:
+            self._send_system(run, rows)
+        run.settle()
         if self._status:
-            self._keep_one()
-            self._client.set_terminated(self._run_id, self._status)
-            self._record(complete=self._status == "FINISHED")
+            run.end(self._status)
             self._closed = True
 
-    def _name_corrupt(self) -> None:
+    def _start_over(self) -> None:
+        """Forget what was sent to an MLflow run."""
+        self._offset = self._corrupt_bytes = 0
+
+    def _name_corrupt(self, run: TrackedRun) -> None:
         """Set a tag of the MLflow run to the names of the damaged images that were replaced."""
         path = self.folder / "corrupt.jsonl"
         size = path.stat().st_size if path.exists() else 0
         if size != self._corrupt_bytes:
             names = ", ".join(str(row["name"]) for row in jsonl.read(path))
-            self._client.set_tag(self._run_id, "corrupt_samples", names[:_LONGEST_TAG])
+            run.client.set_tag(run.run_id, mlflow_run.CORRUPT, names[: mlflow_run.LONGEST_TAG])
             self._corrupt_bytes = size
 
-    def _connect(self) -> None:
-        """Find the folder's MLflow run, or create it, and send the parameters that it lacks."""
-        client, self._experiment = _client(self.config)
-        from mlflow.entities import Param
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+    def _send_system(self, run: TrackedRun, rows: list[dict[str, Any]]) -> None:
+        """Log this machine's state at the newest step, as the mean since the row before."""
+        from mlflow.entities import Metric
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        record = known(self.folder)
-        self._key = record.get("key") or uuid.uuid4().hex
-        self._run_id = record.get("run_id") or ""
-        if record and not self._run_id:
-            # After a kill or a timeout nobody knows whether the server created the run: look for its key.
-            self._unsure = True
-            self._run_id = next(iter(self._runs_by_key(client)), "")
-        if self._run_id:
-            client.update_run(self._run_id, status="RUNNING")
-            history = client.get_metric_history(self._run_id, "loss")
-            self._sent = max((point.step for point in history), default=-1)
-        else:
-            tags = {MLFLOW_PARENT_RUN_ID: self.config.parent} if self.config.parent else {}
-            self._record(complete=False)
-            tags[_KEY] = self._key
-            self._run_id = client.create_run(self._experiment, run_name=self.run_name, tags=tags).info.run_id
-        self._record(complete=False)
-        sent = client.get_run(self._run_id).data.params
-        new = [Param(key, str(x)[:500]) for key, x in self.parameters.items() if key not in sent]
-        for start in range(0, len(new), _MOST_PARAMETERS):
-            client.log_batch(self._run_id, params=new[start : start + _MOST_PARAMETERS])
-        self._client = client
-
-    def _runs_by_key(self, client: Any) -> list[str]:
-        """Return the ids of the runs that attempts have created, oldest first."""
-        runs = client.search_runs([self._experiment], f"tags.`{_KEY}` = '{self._key}'")
-        return [run.info.run_id for run in sorted(runs, key=lambda run: run.info.start_time)]
-
-    def _keep_one(self) -> None:
-        """Delete the other runs that a server created although its answer never came."""
-        if self._unsure:
-            for run_id in self._runs_by_key(self._client):
-                if run_id != self._run_id:
-                    self._client.delete_run(run_id)
-
-    def _record(self, complete: bool) -> None:
-        values = {
-            "uri": masked(self.uri),
-            "experiment": self.config.experiment,
-            "run_id": self._run_id or None,
-        }
-        text = json.dumps(values | {"key": self._key, "complete": complete}) + "\n"
-        # Replaced whole: without the key in it, a start after a kill would create another MLflow run.
-        with atomic(self.folder / "mlflow.json") as file:
-            file.write(text.encode())
-
-
-def _at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows in portions that a store accepts in one request."""
-    size = max(1, _LARGEST_BATCH // max((len(row) for row in rows), default=1))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+        if self._system is None:
+            # Its own thread would end for good at the first request that fails, and count its own steps.
+            self._system = SystemMetricsMonitor(run.run_id, tracking_uri=run.uri)
+        self._system.collect_metrics()
+        if not rows or rows[-1]["time"] < self._begun:
+            return  # steps of an earlier start, perhaps on another machine
+        when, step = int(rows[-1]["time"] * 1000), rows[-1]["step"]
+        values = self._system.aggregate_metrics()
+        for monitor in self._system.monitors:
+            monitor.clear_metrics()
+        run.client.log_batch(
+            run.run_id, metrics=[Metric(f"system/{key}", float(x), when, step) for key, x in values.items()]
+        )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from isotorus import jsonl
 from tests.distributed.runs import ENVIRONMENT, ROOT, Run, losses, rows, train
@@ -58,7 +59,7 @@ def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path, mounted: Mount):
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_full_disk_while_logging(recipe: Path, tmp_path: Path, mounted: Mount):
-    """The run folder is full, its checkpoints are elsewhere; afterwards the MLflow run is the same."""
+    """The run folder is full, its checkpoints are elsewhere; afterwards there is one MLflow run."""
     folder = mounted(tmp_path / "runs/tiny", "-t", "tmpfs", "-o", "size=16m", "tmpfs")
     (tmp_path / "elsewhere").mkdir()
     (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
@@ -84,7 +85,11 @@ def test_a_full_disk_while_logging(recipe: Path, tmp_path: Path, mounted: Mount)
     assert done.returncode == 0 and f"continuing {folder} from {newest}" in done.stderr, done.stderr
     assert [row["step"] for row in rows(folder)] == list(range(1, step + 4))
     record = json.loads((folder / "mlflow.json").read_text())
-    assert record["run_id"] == known and record["complete"]
+    # Another number of steps is another parameter, so the MLflow run was replaced.
+    assert record["run_id"] != known and record["complete"]
+    client = MlflowClient(record["uri"])
+    (shown,) = client.search_runs([client.get_experiment_by_name("isotorus").experiment_id])
+    assert shown.info.run_id == record["run_id"]
 
 
 @pytest.mark.nightly

@@ -8,7 +8,7 @@ import pytest
 from isotorus.errors import UserError
 from isotorus.secrets import masked
 from pretrain.config import load_config
-from pretrain.monitoring.mlflow import known
+from pretrain.monitoring.mlflow_run import known
 from tests.distributed.runs import Run, train
 
 CANARY = "c4n4ryInTheMine"
