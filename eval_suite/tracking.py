@@ -3,22 +3,31 @@
 import json
 import logging
 import os
+import re
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from eval_suite.report import results_table
+from isotorus import mlflow_store
 from isotorus.secrets import masked
 
 log = logging.getLogger(__name__)
+
+_CONSTANT = re.compile(
+    r"(^|/)(widths|targets)/|/(alpha|draws|k|landmarks|objects|queries|rows|samples|shots|views|width)$"
+)
+"""Names of numbers that describe how something was measured, not what was found."""
 
 
 def publish(results: dict[str, Any], out: Path) -> str:
     """Send the numbers and files of an evaluation to the MLflow run of its training.
 
-    Every number gets the name that it has in results.csv, below "eval/". Returns a line that says how to see
-    them; an empty string if the training keeps no MLflow run or it cannot be reached.
+    Every number gets the name that it has in results.csv, below "eval/". What was found becomes a metric at
+    the step of the checkpoint, and how it was measured (number of samples, k, widths) a parameter. Returns a
+    line that says how to see them; an empty string if the training keeps no MLflow run or it cannot be
+    reached.
     """
     run = results["checkpoint"]["run"]
     record = store(Path(run)) if run else None
@@ -37,12 +46,16 @@ def where(record: dict[str, str]) -> str:
 
 
 def store(run: Path) -> dict[str, str] | None:
-    """Read mlflow.json of a run folder: uri, experiment and run_id; None if the run keeps no MLflow run."""
+    """Read mlflow.json of a run folder: uri, experiment, run_id, and the path of the file.
+
+    None if the run keeps no MLflow run.
+    """
     try:
         record = json.loads((run / "mlflow.json").read_text())
         if not record["run_id"]:  # the MLflow run has not been created yet
             return None
         record = {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
+        record["file"] = str(run / "mlflow.json")
         # The record never holds a password; the environment may have the same address with its password.
         here = os.environ.get("MLFLOW_TRACKING_URI", "")
         return record | {"uri": here} if masked(here) == record["uri"] else record
@@ -61,40 +74,67 @@ def send(record: dict[str, str], step: int, values: dict[str, float], files: lis
     """
     uri = record["uri"]
     try:
-        _require_database(uri)
-        # By default MLflow retries an unreachable server for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # Imported here because it takes seconds, and many runs do not use MLflow.
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
-
-        client = MlflowClient(uri)
-        run_id, now = record["run_id"], int(time.time() * 1000)
-        known = client.get_run(run_id).data.metrics
-        fresh = [
-            Metric(name, value, now, step)
-            for name, value in sorted(values.items())
-            if name not in known
-            or (step, value) not in {(m.step, m.value) for m in client.get_metric_history(run_id, name)}
-        ]
-        for start in range(0, len(fresh), 1000):
-            client.log_batch(run_id, metrics=fresh[start : start + 1000])
+        _require_store(uri)
+        client = mlflow_store.connect(uri, timeout=10, retries=1)
+        run = mlflow_store.find_run(client, record["run_id"])
+        if run is None:
+            raise mlflow_store.StoreProblem(
+                f"does not have the MLflow run {record['run_id']} any more; remove {record['file']} and give "
+                "the training's command again to have everything sent to a new one"
+            )
+        mlflow_store.require_active(client, run, Path(record["file"]).parent)
+        constants = {name: value for name, value in values.items() if _CONSTANT.search(name)}
+        _send_constants(client, run, step, constants)
+        _send_metrics(client, run, step, {k: v for k, v in values.items() if k not in constants})
         for file in files:
-            client.log_artifact(run_id, str(file), artifact_path=folder)
+            client.log_artifact(record["run_id"], str(file), artifact_path=folder)
     except Exception as error:  # the results are on disk already, so no error of the store may end this
-        reason = masked((str(error).splitlines() or [type(error).__name__])[0])[:200]
         log.warning(
-            "warning: MLflow at %s did not accept the results (%s); they are in %s",
+            "warning: MLflow at %s %s; the results are in %s",
             masked(uri),
-            reason,
+            mlflow_store.explain(error, uri).replace(", will try again", ""),
             files[0] if files else "their files",
         )
         return False
     return True
 
 
-def _require_database(uri: str) -> None:
-    """Raise FileNotFoundError for a missing sqlite file, which MLflow would create without the run in it."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise FileNotFoundError(f"no file {uri.removeprefix('sqlite:///')} seen from {Path.cwd()}")
+def _send_metrics(client: Any, run: Any, step: int, values: dict[str, float]) -> None:
+    """Log the metrics that the store does not have at this step."""
+    from mlflow.entities import Metric
+
+    run_id, now = run.info.run_id, int(time.time() * 1000)
+    fresh = [
+        Metric(name, value, now, step)
+        for name, value in sorted(values.items())
+        if name not in run.data.metrics
+        or (step, value) not in {(m.step, m.value) for m in client.get_metric_history(run_id, name)}
+    ]
+    for start in range(0, len(fresh), 1000):
+        client.log_batch(run_id, metrics=fresh[start : start + 1000])
+
+
+def _send_constants(client: Any, run: Any, step: int, values: dict[str, float]) -> None:
+    """Log parameters; where an earlier evaluation had another value, a tag says which holds at this step."""
+    from mlflow.entities import Param, RunTag
+
+    # Evaluations before this rule have logged them as metrics, which then have no need of a second place.
+    texts = {name: f"{value:.12g}" for name, value in values.items() if name not in run.data.metrics}
+    known = run.data.params
+    fresh = [Param(name, text) for name, text in sorted(texts.items()) if name not in known]
+    for start in range(0, len(fresh), 100):
+        client.log_batch(run.info.run_id, params=fresh[start : start + 100])
+    others = [
+        RunTag(f"{name} at step {step}", text)
+        for name, text in sorted(texts.items())
+        if known.get(name, text) != text
+    ]
+    for start in range(0, len(others), 100):
+        client.log_batch(run.info.run_id, tags=others[start : start + 100])
+
+
+def _require_store(uri: str) -> None:
+    """Raise StoreProblem for a missing local store, which MLflow would create without the run in it."""
+    path = mlflow_store.local_path(mlflow_store.absolute(uri))
+    if path is not None and not path.exists():
+        raise mlflow_store.StoreProblem(f"cannot be reached: there is no {path}, as seen from {Path.cwd()}")
