@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import lsqr
 from scipy.spatial.distance import pdist, squareform
 
-from eval_suite.geometry import homology
+from eval_suite.geometry import centring, homology
 
 Array = NDArray[np.floating]
 
@@ -40,7 +40,10 @@ def circular_coordinates(points: Array, count: int = 2) -> Coordinates:
     change of basis. Fewer than `count` angles come back when a loop has no integer cocycle or is still there
     at the enclosing radius. Whether a bar is significant is not tested here; see `homology.betti`.
     """
-    distances = squareform(pdist(np.asarray(points, dtype=np.float64)))
+    points = centring.centred(points)
+    # ripser computes in float32. A power of two changes no digit, and no angle.
+    exponent = int(np.frexp(np.abs(points).max())[1])
+    distances = squareform(pdist(np.ldexp(points, -exponent)))
     radius = homology.enclosing_radius(distances)
     angles: list[NDArray[np.float64]] = []
     bars: list[NDArray[np.float64]] = []
@@ -61,7 +64,9 @@ def circular_coordinates(points: Array, count: int = 2) -> Coordinates:
                 angles.append(angle)
                 bars.append(bar)
                 break
-    return Coordinates(np.array(angles).reshape(-1, len(distances)).T, np.array(bars).reshape(-1, 2))
+    return Coordinates(
+        np.array(angles).reshape(-1, len(distances)).T, np.ldexp(np.array(bars).reshape(-1, 2), exponent)
+    )
 
 
 def joint_coverage(angles: Array, cells: int = CELLS) -> float:

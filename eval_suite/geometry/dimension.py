@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.geometry import nearest
+from eval_suite.geometry import centring, nearest
 from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
@@ -50,12 +50,16 @@ def local(x: Array, k: int = 20) -> NDArray[np.float64]:
 
 
 def summary(x: Array, k: int = 20) -> dict[str, Any]:
-    """Return all dimension estimates of `x` (n, d), from one neighbour search and ready for JSON."""
+    """Return all dimension estimates of `x` (n, d), from one neighbour search and ready for JSON.
+
+    `within_rounding` counts distinct samples so near to another one that their estimates say nothing.
+    """
     distances = neighbour_distances(x, k)
     around = np.percentile(_local(distances), QUANTILES)
     return {
         "samples": len(x),
         "distinct": len(distances),
+        "within_rounding": within_rounding(x, distances),
         "k": k,
         "two_nn": _two_nn(distances[:, :2], 0.1),
         "mle": _mle(distances),
@@ -71,13 +75,11 @@ def neighbour_distances(x: Array, k: int) -> NDArray[np.float64]:
     """
     if k < 2:
         raise UserError(f"k = {k} neighbours: an estimate of dimension needs two or more")
-    nearest.prepared(x, 1)
-    x = np.unique(np.asarray(x, dtype=np.float64), axis=0)
+    x = np.unique(centring.centred(x), axis=0)
     if len(x) <= k:
         raise UserError(
             f"{len(x)} distinct samples: {k} neighbours need at least {k + 1}; add samples or lower k"
         )
-    x -= x.mean(axis=0)
     ids = nearest.neighbours(x, k).ids
     distances = np.empty(ids.shape)
     chunk = max(1, 2**24 // (k * x.shape[1]))
@@ -86,6 +88,16 @@ def neighbour_distances(x: Array, k: int) -> NDArray[np.float64]:
         distances[rows] = np.linalg.norm(x[ids[rows]] - x[rows, None], axis=2)
     distances.sort(axis=1)
     return distances
+
+
+def within_rounding(x: Array, distances: NDArray[np.float64]) -> int:
+    """Return how many distinct rows of `x` (n, d) lie within rounding of another one.
+
+    `distances` (m, k) are those of `neighbour_distances`. The ratios of these rows' distances depend on the
+    precision that the features were stored in; `centring.rounding` is that of one feature.
+    """
+    x = centring.checked(x)
+    return int((distances[:, 0] <= centring.rounding(x) * np.sqrt(x.shape[1])).sum())
 
 
 def _two_nn(distances: NDArray[np.float64], discard: float) -> float:

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.geometry import centring
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 
@@ -64,23 +65,15 @@ def prepared(x: Array, k: int) -> NDArray[np.float32]:
     """Check `x` (n, d), centre it, scale it to a largest value of 1, and return it as contiguous float32.
 
     FAISS computes distances from squared norms, which lose digits in float32 for a cloud far from the origin
-    and overflow or vanish for very large or small values. Raises UserError for an array without two axes,
-    `k` outside 1 … n - 1, values that are not finite, and rows that are all equal.
+    and overflow or vanish for very large or small values. Raises UserError as `centring.centred` does, and
+    for `k` outside 1 … n - 1.
     """
-    if x.ndim != 2:
-        raise UserError(f"features of shape {x.shape}: expected (samples, dimensions)")
-    n = len(x)
-    if not 1 <= k < n:
-        raise UserError(f"k = {k} neighbours of {n} samples: k lies in 1 … n - 1; lower k or add samples")
-    x = x.astype(np.float64)
-    if not np.isfinite(x).all():
-        bad = int((~np.isfinite(x)).any(axis=1).sum())
-        raise UserError(f"{bad} of {n} samples have NaN or infinite features; leave them out")
-    x -= x.mean(axis=0)
-    scale = np.abs(x).max()
-    if scale == 0:
-        raise UserError(f"all {n} samples have the same features: there are no nearest neighbours")
-    return np.ascontiguousarray(x / scale, dtype=np.float32)
+    x = centring.centred(x)
+    if not 1 <= k < len(x):
+        raise UserError(
+            f"k = {k} neighbours of {len(x)} samples: k lies in 1 … n - 1; lower k or add samples"
+        )
+    return np.ascontiguousarray(x / np.abs(x).max(), dtype=np.float32)
 
 
 def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | None:

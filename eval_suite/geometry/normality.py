@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval_suite.geometry import centring
 from isotorus import randomness
 from isotorus.randomness import generator
 from pretrain.objectives.characteristic_sums import characteristic_sums
@@ -90,14 +91,15 @@ def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
     - `shape`: with each direction standardised on its own, over that of Gaussian draws, so shape alone;
     - `henze_zirkler` and its `p_value`, from `rows` (at most 2,000) and the leading `components`.
 
-    For a constant embedding all but the first are None.
+    All but the first are None for fewer than three rows and for rows that are equal up to rounding. Raises
+    UserError as `centring.checked` does.
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = centring.checked(x)
     measured: dict[str, Any] = {"samples": len(x), "sigreg": sigreg(x, seed=seed)}
-    centred = x - x.mean(axis=0)
-    scale = math.sqrt((centred**2).mean())
-    if scale <= 1e-12 * np.abs(x).max() or len(x) < 3:
+    if len(x) < 3 or centring.collapsed(x):
         return measured | dict.fromkeys(["isotropy", "shape", "henze_zirkler", "p_value"])
+    centred = centring.centred(x)
+    scale = math.sqrt((centred**2).mean())
     projected = _projected(centred / scale, SLICES, seed)
     draws = generator(seed, 1).standard_normal((len(x), SLICES))
     draws -= draws.mean(axis=0)

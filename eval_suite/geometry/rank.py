@@ -1,10 +1,13 @@
 """Rank measures: how many directions an embedding uses, from the eigenvalues of its covariance.
 
-All functions take float32 or float64 arrays and compute in float64.
+All functions take float32 or float64 arrays and compute in float64. They raise UserError as
+`centring.checked` does.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eval_suite.geometry import centring
 
 Array = NDArray[np.floating]
 
@@ -13,9 +16,14 @@ ALPHA_RANGE = (11, 500)
 
 
 def eigenspectrum(x: Array) -> NDArray[np.float64]:
-    """Return the eigenvalues (d,) of the covariance of `x` (n, d), descending."""
-    x = np.asarray(x, dtype=np.float64)
-    values = _squared_singular_values(x - x.mean(axis=0)) / max(len(x) - 1, 1)
+    """Return the eigenvalues (d,) of the covariance of `x` (n, d), descending.
+
+    All are 0 if the rows are equal up to rounding, whose directions mean nothing.
+    """
+    x = centring.checked(x)
+    if centring.collapsed(x):
+        return np.zeros(x.shape[1])
+    values = _squared_singular_values(centring.centred(x)) / max(len(x) - 1, 1)
     return np.pad(values, (0, x.shape[1] - len(values)))
 
 
@@ -43,9 +51,9 @@ def rankme(x: Array, *, centred: bool = False, epsilon: float = 1e-7) -> float:
     It is exp of the entropy of p = σ / Σσ + ε, with the singular values σ of `x`. The paper does not centre
     `x`, so a large mean vector lowers it; `centred` subtracts the mean first.
     """
-    x = np.asarray(x, dtype=np.float64)
     if centred:
-        x = x - x.mean(axis=0)
+        return exp_entropy(np.sqrt(eigenspectrum(x)[: min(x.shape)]), epsilon)
+    x = centring.checked(x).astype(np.float64)
     return exp_entropy(np.sqrt(_squared_singular_values(x)), epsilon)
 
 
@@ -64,12 +72,15 @@ def lidar(x: Array, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
 
     Thilak et al. 2024, arXiv:2312.04000: exp of the entropy of the eigenvalues of Σ_w^{-½} Σ_b Σ_w^{-½}. Σ_b
     is the covariance of the images' mean vectors, and Σ_w the mean covariance of one image's views plus δI.
-    Raises ValueError for fewer than two images or views.
+    It is 0 if all vectors are equal up to rounding. Raises ValueError for fewer than two images or views.
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = np.asarray(x)
     if x.ndim != 3 or x.shape[0] < 2 or x.shape[1] < 2:
         raise ValueError(f"lidar takes (objects, views, d) with two or more of the first two, not {x.shape}")
     objects, views, width = x.shape
+    if centring.collapsed(centring.checked(x.reshape(-1, width))):
+        return 0.0
+    x = centring.centred(x.reshape(-1, width)).reshape(x.shape)
     means = x.mean(axis=1)
     within = (x - means[:, None]).reshape(-1, width)
     between = means - means.mean(axis=0)

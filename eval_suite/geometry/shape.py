@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 
-from eval_suite.geometry import nearest
+from eval_suite.geometry import centring, nearest
 from isotorus import randomness
 from isotorus.errors import UserError
 from pretrain.geometry.hyperbolic import gromov_delta
@@ -77,8 +77,8 @@ def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float
     """Return the share of pairs from different classes that are nearer than the median pair of one class.
 
     `x` is (n, d), `labels` (n,); rows with a negative label are left out. It is ½ if distances do not depend
-    on the classes, and 0 if the classes are well separated. Raises UserError for fewer than two classes and
-    if no class has two rows.
+    on the classes, and 0 if the classes are well separated. Raises UserError for fewer than two classes,
+    if no class has two rows, and as `centring.centred` does.
     """
     labelled = np.flatnonzero(labels >= 0)
     rows = labelled[randomness.rows(len(labelled), ROWS, seed)]
@@ -90,7 +90,7 @@ def collisions(x: Array, labels: NDArray[np.integer], *, seed: int = 0) -> float
             f"{len(np.unique(labels))} classes among {len(rows)} labelled samples: collisions need two "
             "classes or more, and one with two samples"
         )
-    distance = pdist(np.asarray(x[rows], dtype=np.float64))
+    distance = pdist(centring.centred(x[rows]))
     return float((distance[~same] < np.median(distance[same])).mean())
 
 
@@ -105,6 +105,7 @@ def summary(x: Array, *, k: int = 10, seed: int = 0) -> dict[str, Any]:
 
 def _unit(x: Array) -> NDArray[np.float64]:
     """Scale the last axis to length 1; a zero vector stays zero."""
-    x = np.asarray(x, dtype=np.float64)
-    result: NDArray[np.float64] = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    x = centring.checked(x).astype(np.float64)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    result: NDArray[np.float64] = x / np.where(length > 0, length, 1)
     return result

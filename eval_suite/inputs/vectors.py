@@ -19,6 +19,8 @@ from isotorus.errors import UserError, from_os_error
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 SPLITS = split_names.SIDES
+LARGEST = 1e18
+"""Largest absolute value of a feature; the squares of larger ones overflow in float32."""
 _COLUMNS = {"labels": ("labels", "label"), "split": ("split", "splits"), "groups": ("groups", "group")}
 """What a file may call its columns that are no features."""
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_\d+")
@@ -30,8 +32,11 @@ class Vectors:
     """The features in one file; without splits all rows are train."""
 
     file: Path
-    x: NDArray[np.float32]
-    """Features (n, d), all finite."""
+    x: NDArray[np.floating]
+    """Features (n, d), all finite: float64 if the file holds numbers of eight bytes, else float32.
+
+    Features far from the origin lose their differences in float32, so they stay as they are until centred.
+    """
     labels: list[Any] | None
     """Label of each row, as the file has it; None if there are none."""
     split: NDArray[np.str_]
@@ -85,6 +90,12 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
         )
     if broken := int((~np.isfinite(x).all(axis=1)).sum()):
         raise UserError(f"{file}: {broken} of {len(x)} rows have NaN or infinite values; remove them")
+    kept = np.float64 if x.dtype.itemsize > 4 else np.float32
+    if (largest := float(np.abs(x.astype(kept)).max())) > LARGEST:
+        raise UserError(
+            f"{file}: features as large as {largest:.1e}, but sums of squares need {LARGEST:.0e} or less; "
+            "divide them by a constant"
+        )
     for name, column in columns.items():
         if np.ndim(column) > 1 or len(column) != len(x):
             shape = np.shape(column) if isinstance(column, np.ndarray) else (len(column),)
@@ -98,7 +109,7 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     labels, groups = columns.get("labels"), columns.get("groups")
     return Vectors(
         file.resolve(),
-        np.ascontiguousarray(x, dtype=np.float32),
+        np.ascontiguousarray(x, dtype=kept),
         None if labels is None else list(labels),
         _splits(file, columns.get("split"), len(x)),
         None
@@ -177,5 +188,5 @@ def _parquet(file: Path) -> dict[str, Any]:
     ]
     if not numbers:
         raise UserError(f"{file} has neither a column features nor number columns; add one of them")
-    x = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
-    return {**columns, "features": np.stack(x, axis=1).astype(np.float32)}
+    values = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
+    return {**columns, "features": np.stack(values, axis=1)}

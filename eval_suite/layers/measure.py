@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval_suite.geometry import dimension, normality, rank
+from eval_suite.geometry import centring, dimension, normality, rank
 from eval_suite.layers import derivatives, quantities, rings, units, weights
 from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
 from eval_suite.layers.images import turned
@@ -217,7 +217,9 @@ _OF_FEATURES: dict[str, Callable[[Observed, int], float | None]] = {
     "dimension": lambda x, _: dimension.two_nn(x.vectors),
     "rank": lambda x, _: rank.effective_rank(x.vectors),
     "sigreg": lambda x, seed: normality.summary(x.vectors, seed=seed)["isotropy"],
-    "hyperbolicity": lambda x, seed: gromov_delta(x.vectors, subsamples=10, seed=seed).relative,
+    "hyperbolicity": lambda x, seed: (
+        gromov_delta(centring.centred(x.vectors), subsamples=10, seed=seed).relative
+    ),
     "residual": lambda x, _: x.residual,
     "dormant": lambda x, _: None if x.magnitude is None else units.dormant(x.magnitude),
     "patterns": lambda x, seed: None if x.positive is None else units.patterns(x.positive, seed=seed),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.geometry import centring
 from isotorus.randomness import generator
 
 Array = NDArray[np.floating]
@@ -34,10 +35,12 @@ class Ring(NamedTuple):
 def most_ring_like(x: Array) -> Ring:
     """Return the indices of the plane of two successive principal components of `x` (n, d) most like a ring.
 
-    That is the one with the highest separability index. Both are nan if `x` has fewer than two components.
+    That is the one with the highest separability index. Both are nan if `x` has fewer than two components,
+    for rows that are equal up to rounding, and for values that are not finite.
     """
-    x = np.asarray(x, dtype=np.float64)
-    centred = x - x.mean(axis=0)
+    if not np.isfinite(x).all() or centring.collapsed(x):
+        return Ring(float("nan"), float("nan"))
+    centred = centring.centred(x)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
     usable = int((scale > scale[0] * 1e-6).sum()) if scale[0] > 0 else 0
     if usable < 2:

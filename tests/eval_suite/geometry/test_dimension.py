@@ -67,6 +67,16 @@ def test_copies_count_once():
     assert dimension.mle(doubled) == pytest.approx(dimension.mle(x), rel=1e-12)
 
 
+def test_samples_within_rounding_of_another_are_counted():
+    x = embedded("cube", 500)
+    assert dimension.summary(x)["within_rounding"] == 0
+    near = np.concatenate([x, x[:30] * (1 + 2e-16)])
+    found = dimension.summary(near)
+    assert found["distinct"] == 530 and found["within_rounding"] == 60
+    single = np.concatenate([x, x[:30] * (1 + 1e-7)]).astype(np.float32)
+    assert dimension.summary(single)["within_rounding"] > 20
+
+
 def test_float32_features_far_from_the_origin():
     x = embedded("torus", 1000)
     far = (x + 200).astype(np.float32)

@@ -81,7 +81,7 @@ def test_scale_and_constant_features_do_not_matter():
         (np.zeros((10, 3)), 2, "the same features"),
         (np.eye(5), 5, "k = 5 neighbours of 5 samples"),
         (np.eye(5), 0, "k = 0"),
-        (np.zeros((0, 3)), 2, "0 samples"),
+        (np.zeros((0, 3)), 2, "shape (0, 3)"),
         (np.where(np.eye(6) > 0, np.nan, 1.0), 2, "6 of 6 samples have NaN"),
         (np.array([[np.inf, 1], [0, 1], [2, 3]]), 1, "1 of 3 samples"),
         (np.zeros((4, 3, 2)), 1, "shape (4, 3, 2)"),

@@ -27,10 +27,18 @@ def test_each_kind_of_file_is_read(tmp_path: Path):
     a, b, c, d = (vectors.read(str(tmp_path / name)) for name in ("a.npy", "b.npz", "c.parquet", "d.parquet"))
     for found in (a, b, c, d):
         np.testing.assert_array_equal(found.x, X)
-        assert found.x.dtype == np.float32
+        assert found.x.dtype == (np.float64 if found is c else np.float32)
     assert a.labels is None and a.rows("train").all()
     assert b.labels == list("xxyy")
     assert c.rows("val").tolist() == d.rows("val").tolist() == [False, False, True, False]
+
+
+def test_numbers_of_eight_bytes_keep_their_digits(tmp_path: Path):
+    far = X.astype(np.float64) / 1000 + 4.2e6
+    np.save(tmp_path / "far.npy", far)
+    pq.write_table(pa.table({f"f{i}": far[:, i] for i in range(3)}), tmp_path / "far.parquet")
+    for name in ("far.npy", "far.parquet"):
+        np.testing.assert_array_equal(vectors.read(str(tmp_path / name)).x, far)
 
 
 @pytest.mark.parametrize("kind", ["npz", "parquet"])
@@ -158,6 +166,7 @@ class Bomb:
         ({"features": X, "labels": np.arange(4), "label": np.arange(4)}, "both labels and label"),
         ({"features": np.abs(np.subtract.outer(X[:, 0], X[:, 0]))}, "--not-distances"),
         ({"vectors": X}, "none called features"),
+        ({"features": X.astype(np.float64) * 1e39}, "as large as 1.1e"),
         ({"features": np.array([[Bomb()]], dtype=object)}, "allow_pickle"),
     ],
 )
