@@ -61,7 +61,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
     add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
     add("--samples", type=at_least(1), default=10_000, help="samples for the geometry (default %(default)s)")
-    add("--landmarks", type=at_least(1), default=500, help="points for homology (default %(default)s)")
+    tenth = "points for homology (default: a tenth of the samples, 100 to 300)"
+    add("--landmarks", type=at_least(1), help=tenth)
     add("--draws", type=at_least(1), default=20, help="null samples for homology (default %(default)s)")
     add_seed(parser)
     add("--json", action="store_true", help="print the results as JSON instead of a table")

@@ -16,7 +16,7 @@ from ripser import ripser
 from scipy.sparse import coo_array
 from scipy.spatial.distance import pdist, squareform
 
-from eval_suite.geometry import landmarks
+from eval_suite.geometry import centring, landmarks
 from eval_suite.geometry.edge_collapse import collapse
 from isotorus.errors import UserError
 
@@ -38,6 +38,13 @@ It excludes the short-lived 2-spheres that the complex of a circle has near √3
 """
 JOINED = 0.9
 """Landmarks count as joined at the distance at which this share of their components has merged."""
+GAPS = 1.45
+"""A hole that closes before this many times `Homology.joined` + `Homology.gap_radius` is a gap.
+
+The largest gap of a flat torus closed at 1.05 to 1.41 times that sum, in 96 draws of 300 to 3,000 samples
+with 100 to 300 landmarks. Its two loops closed at 1.8 to 3.3 times from 1,000 samples on; with 300 samples at
+1.5 to 1.7 times, under noise of 0.15 in 768 dimensions at 1.2.
+"""
 SHOWN = 8
 """Number of longest bars in each dimension whose p-values are kept."""
 
@@ -68,7 +75,11 @@ class Homology:
     threshold: float
     """Largest distance of the filtration; holes that are born later are not seen."""
     resolution: float
-    """Twice the distance at which landmarks join; holes that close earlier are gaps between landmarks."""
+    """Holes that close up to this distance are gaps: `GAPS` times the sum of `joined` and `gap_radius`."""
+    joined: float
+    """Distance at which the share `JOINED` of the landmarks' components has merged."""
+    gap_radius: float
+    """Radius of the largest gap that chance leaves between samples; see `landmarks.gap_radius`."""
     landmarks: int
     """Number of landmarks."""
     samples: int
@@ -97,6 +108,8 @@ class Homology:
             "alpha": self.alpha,
             "threshold": self.threshold,
             "resolution": self.resolution,
+            "joined": self.joined,
+            "gap_radius": self.gap_radius,
             "landmarks": self.landmarks,
             "samples": self.samples,
         }
@@ -110,13 +123,11 @@ def barcodes(
     Homology is over Z/`coeff`, for a prime, and up to the distance `threshold`. The default is the enclosing
     radius min_i max_j |x_i − x_j|, beyond which the complex is a cone and has no holes. The death of a bar
     that is alive at the threshold is infinite; bars of length zero are left out. Computed by ripser (Bauer
-    2021) on the edges that `edge_collapse.collapse` keeps. Raises UserError for points that are not finite
-    and when the estimated memory exceeds `memory` bytes.
+    2021) on the edges that `edge_collapse.collapse` keeps. Raises UserError as `centring.checked`
+    does and when the estimated memory exceeds `memory` bytes.
     """
-    x = np.asarray(x, dtype=np.float64)
-    if x.ndim != 2 or not len(x) or not np.isfinite(x).all():
-        raise UserError(f"barcodes of an array of shape {x.shape}; give finite points, (n, d) with n ≥ 1")
-    distances = squareform(pdist(x))
+    x = centring.checked(x).astype(np.float64)
+    distances = squareform(pdist(x - x[0]))
     return _barcodes(distances, max_dim, coeff, enclosing_radius(distances, threshold), memory)
 
 
@@ -124,7 +135,7 @@ def betti(
     x: Array | landmarks.Cloud,
     max_dim: int = 2,
     *,
-    count: int = 500,
+    count: int | None = None,
     components: int = landmarks.COMPONENTS,
     draws: int = 20,
     alpha: float = 0.05,
@@ -136,11 +147,12 @@ def betti(
 ) -> Homology:
     """Return the Betti numbers of the cloud `x` (n, d) over several fields, with p-values.
 
-    `x` is reduced to `components` principal components and denoised, and `count` landmarks are chosen; a
-    cloud that `landmarks.cloud` prepared is used as it is. Each of the `draws` null draws permutes every
-    reduced column on its own and repeats all that follows. If `threshold` is None, `last_death` chooses one
-    for each cloud. `jobs` processes share `memory` bytes. Raises UserError for clouds that `landmarks.reduce`
-    refuses, for too much memory, and for too few `draws` to reach the significance level `alpha`.
+    `x` is reduced to `components` principal components and denoised, and `count` landmarks are chosen; if
+    that is None, `landmarks.default_count` says how many. A cloud that `landmarks.cloud` prepared is used as
+    it is. Each of the `draws` null draws permutes every reduced column on its own and repeats all that
+    follows. If `threshold` is None, `last_death` chooses one for each cloud. `jobs` processes share `memory`
+    bytes. Raises UserError for clouds that `landmarks.reduce` refuses, for too much memory, and for too few
+    `draws` to reach the significance level `alpha`.
     """
     if isinstance(x, landmarks.Cloud):
         cloud = x
@@ -155,11 +167,12 @@ def betti(
     distances = squareform(pdist(cloud.denoised[cloud.landmarks]))
     limit = _limit(distances, max_dim, threshold, memory)
     bars = {field: _barcodes(distances, max_dim, field, limit, memory) for field in fields}
-    joined = bars[fields[0]][0][1:, 1]
-    joined = joined[np.isfinite(joined)]
-    if not len(joined):
+    merged = bars[fields[0]][0][1:, 1]
+    merged = merged[np.isfinite(merged)]
+    if not len(merged):
         raise UserError(f"threshold = {threshold} joins none of {count} landmarks; raise it or leave it out")
-    resolution = 2 * float(np.quantile(joined, JOINED))
+    joined, gap_radius = float(np.quantile(merged, JOINED)), landmarks.gap_radius(cloud.denoised)
+    resolution = GAPS * (joined + gap_radius)
     share = memory // effective_n_jobs(jobs)
     null = Parallel(n_jobs=jobs)(
         delayed(_null_longest)(cloud.reduced, count, max_dim, threshold, share, seed, draw)
@@ -188,6 +201,8 @@ def betti(
         alpha=alpha,
         threshold=limit,
         resolution=resolution,
+        joined=joined,
+        gap_radius=gap_radius,
         landmarks=count,
         samples=len(cloud.reduced),
     )
@@ -233,10 +248,12 @@ def _barcodes(
         raise UserError(f"homology in dimension {max_dim}; dimensions 0, 1 and 2 can be had")
     if coeff < 2 or any(coeff % divisor == 0 for divisor in range(2, isqrt(coeff) + 1)):
         raise UserError(f"homology over Z/{coeff}, which is no field; give a prime, such as 2 or 3")
-    edges = collapse(distances, threshold)
+    # ripser computes in float32, which very large and small distances leave. A power of two changes no digit.
+    exponent = int(np.frexp(distances.max())[1])
+    edges = collapse(np.ldexp(distances, -exponent), float(np.ldexp(threshold, -exponent)))
     if max_dim > 1:
-        _refuse_memory(edges, threshold, memory)
-    rows = _rips(edges, max_dim, coeff)
+        _refuse_memory(edges, threshold, exponent, memory)
+    rows = [np.ldexp(bars, exponent) for bars in _rips(edges, max_dim, coeff)]
     return [bars[np.argsort(bars[:, 0] - bars[:, 1], kind="stable")] for bars in rows]
 
 
@@ -252,8 +269,12 @@ def _rips(edges: coo_array, max_dim: int, coeff: int) -> Barcodes:
     return ripser_parallel(edges, maxdim=max_dim, coeff=coeff, metric="precomputed")["dgms"]
 
 
-def _refuse_memory(edges: coo_array, threshold: float, memory: int) -> None:
-    """Raise UserError, with a threshold that fits, if homology of these edges would exceed `memory` bytes."""
+def _refuse_memory(edges: coo_array, threshold: float, exponent: int, memory: int) -> None:
+    """Raise UserError, with a threshold that fits, if homology of these edges would exceed `memory` bytes.
+
+    The lengths of `edges` are the distances divided by 2^`exponent`; `threshold` is not divided.
+    """
+    edges = coo_array((np.ldexp(edges.data.astype(np.float64), exponent), edges.coords), shape=edges.shape)
     need = BYTES_PER_TRIANGLE * _triangles(edges, threshold)
     if need <= memory:
         return
@@ -311,5 +332,7 @@ def _p_values(lengths: NDArray[np.float64], null_longest: NDArray[np.float64]) -
 
 
 def _largest_gap(lengths: NDArray[np.float64]) -> int:
-    """Return how many of the descending `lengths` come before the largest drop between two of them."""
-    return int(np.argmax(-np.diff(lengths, append=0))) + 1 if len(lengths) else 0
+    """Return how many of the longest `lengths` come before the largest drop between two of them."""
+    # A bar that is alive at the threshold comes first, even if it is short by then.
+    descending = -np.sort(-lengths)
+    return int(np.argmax(-np.diff(descending, append=0))) + 1 if len(lengths) else 0

@@ -18,11 +18,12 @@ def sample(
 ) -> Points:
     """Draw `n` points (n, d) of the space `name`, a key of `SPACES`, in a random position in R^`ambient`.
 
-    d is `ambient` or, if that is larger, the dimension that the space needs. Gaussian noise of standard
-    deviation `noise` is added to each coordinate.
+    d is `ambient` or, if that is larger, the dimension that the space needs. The Gaussian fills R^`ambient`,
+    since it is isotropic in no larger space; without `ambient` d is 64. Gaussian noise of standard deviation
+    `noise` is added to each coordinate.
     """
     rng = np.random.default_rng(seed)
-    points = SPACES[name](n, rng)
+    points = rng.normal(size=(n, ambient)) if name == "Gaussian" and ambient else SPACES[name](n, rng)
     ambient = max(ambient, points.shape[1])
     frame, _ = np.linalg.qr(rng.normal(size=(ambient, points.shape[1])))
     return points @ frame.T + noise * rng.normal(size=(n, ambient))

@@ -1,11 +1,13 @@
 """Prepare an embedding for homology: centre, reduce by PCA, denoise, and choose a few landmarks."""
 
+import math
 from typing import NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite.geometry import centring
 from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
@@ -16,6 +18,10 @@ NEIGHBOURS = 50
 """Number of nearest points whose mean replaces a point in `denoise`."""
 MOST = 5_000
 """Largest number of points that are used; of more points, this many are drawn at random."""
+SHARE = 10
+"""Number of points for each landmark by default, within `BOUNDS`."""
+BOUNDS = (100, 300)
+"""Smallest and largest number of landmarks by default: a torus needs the first, the last takes time."""
 
 
 class Cloud(NamedTuple):
@@ -32,16 +38,10 @@ class Cloud(NamedTuple):
 def distinct(x: Array, seed: int = 0) -> NDArray[np.int64]:
     """Return ascending indices of distinct rows of `x` (n, d), among at most `MOST` rows drawn by `seed`.
 
-    Of equal rows the first is kept. Raises UserError for an array without two axes, values that are not
-    finite, and fewer than three distinct rows.
+    Of equal rows the first is kept. Raises UserError as `centring.centred` does, and for fewer than three
+    distinct rows.
     """
-    if x.ndim != 2 or not x.shape[1]:
-        raise UserError(f"the embedding has shape {x.shape}; give (samples, width)")
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"{(~finite).sum()} of {len(x)} embeddings hold NaN or infinity; leave those samples out"
-        )
+    centring.centred(x)
     rows = np.arange(len(x))
     if len(x) > MOST:
         rows = np.sort(np.random.default_rng(seed).choice(len(x), MOST, replace=False))
@@ -60,8 +60,7 @@ def reduce(x: Array, components: int = COMPONENTS, seed: int = 0) -> NDArray[np.
     would destroy the shape of a torus of revolution. Raises UserError as `distinct` does.
     """
     x = np.asarray(x)
-    rows = x[distinct(x, seed)].astype(np.float64)
-    rows -= rows.mean(axis=0)
+    rows = centring.centred(x[distinct(x, seed)])
     values, vectors = np.linalg.eigh(rows.T @ rows) if rows.shape[1] <= len(rows) else _dual(rows)
     kept = np.argsort(-values)[: min(components, int((values > values.max() * 1e-12).sum()))]
     return rows @ vectors[:, kept]
@@ -69,9 +68,8 @@ def reduce(x: Array, components: int = COMPONENTS, seed: int = 0) -> NDArray[np.
 
 def denoise(x: NDArray[np.float64], k: int = NEIGHBOURS) -> NDArray[np.float64]:
     """Replace each row of `x` (n, d) by the mean of its nearest rows and itself: `k` rows, at most n / 20."""
-    k = min(k, max(len(x) // 20, 1))
-    rows = np.ascontiguousarray(x, dtype=np.float32)
-    _, nearest = faiss.knn(rows, rows, k)
+    rows, _ = _single(x)
+    _, nearest = faiss.knn(rows, rows, _averaged(len(x), k))
     return x[nearest].mean(axis=1)
 
 
@@ -96,10 +94,35 @@ def farthest_points(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     return chosen
 
 
-def cloud(reduced: NDArray[np.float64], landmarks: int) -> Cloud:
-    """Denoise the points that `reduce` returned and choose `landmarks` of them, or all if there are fewer."""
+def default_count(points: int) -> int:
+    """Return the number of landmarks of a cloud of `points` distinct points: a tenth, within `BOUNDS`."""
+    few, many = BOUNDS
+    return min(max(points // SHARE, few), many, points)
+
+
+def cloud(reduced: NDArray[np.float64], landmarks: int | None = None) -> Cloud:
+    """Denoise the points that `reduce` returned and choose `landmarks` of them, or all if there are fewer.
+
+    If `landmarks` is None, `default_count` chooses how many.
+    """
     denoised = denoise(reduced)
-    return Cloud(reduced, denoised, farthest_points(denoised, min(landmarks, len(denoised))))
+    count = default_count(len(denoised)) if landmarks is None else min(landmarks, len(denoised))
+    return Cloud(reduced, denoised, farthest_points(denoised, count))
+
+
+def gap_radius(denoised: NDArray[np.float64]) -> float:
+    """Return the radius of the largest gap that chance leaves between the points (n, d) of `denoise`.
+
+    Among n uniform points of a surface, the largest empty disc has the area in which log n points are
+    expected. Its radius is √(log n / k) times the median distance to the k-th nearest point; k is the number
+    of rows that `denoise` averages. On a curve the largest gap is smaller.
+    """
+    n = len(denoised)
+    k = _averaged(n)
+    rows, scale = _single(denoised)
+    squares, _ = faiss.knn(rows, rows, min(k + 1, n))
+    radius = float(np.sqrt(np.median(np.maximum(squares[:, -1], 0)))) * scale
+    return math.sqrt(math.log(n) / k) * radius
 
 
 def shuffled(reduced: NDArray[np.float64], seed: int, draw: int) -> NDArray[np.float64]:
@@ -109,6 +132,21 @@ def shuffled(reduced: NDArray[np.float64], seed: int, draw: int) -> NDArray[np.f
     """
     rng = np.random.default_rng((seed, draw))
     return rng.permuted(reduced, axis=0)
+
+
+def _averaged(points: int, k: int = NEIGHBOURS) -> int:
+    """Return the number of rows that `denoise` averages in a cloud of `points` points."""
+    return min(k, max(points // 20, 1))
+
+
+def _single(x: NDArray[np.float64]) -> tuple[NDArray[np.float32], float]:
+    """Return the centred rows `x` (n, d) in float32, divided by a power of two, and that power.
+
+    The largest value becomes 0.5 to 1: FAISS squares distances in float32, where those of very large or small
+    values overflow or vanish.
+    """
+    scale = math.ldexp(1.0, math.frexp(float(np.abs(x).max()))[1])
+    return np.ascontiguousarray(x / scale, dtype=np.float32), scale
 
 
 def _dual(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -32,8 +32,8 @@ class Options(Section):
     """Largest number of samples of the training split that is measured."""
     neighbours: PositiveInt = 15
     """k of the k-nearest-neighbour graph."""
-    landmarks: PositiveInt = 500
-    """Number of points that persistent homology is computed on."""
+    landmarks: PositiveInt | None = None
+    """Number of points that persistent homology is computed on; None takes a tenth of them, 100 to 300."""
     draws: PositiveInt = 20
     """Number of shuffled clouds that the bars of homology are compared with."""
     seed: int = 0

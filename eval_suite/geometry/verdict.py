@@ -1,16 +1,18 @@
 """The verdict on a cloud of embeddings: flat torus, circle, sphere, isotropic Gaussian, or none of these.
 
 A shape is the verdict if each of a few measured quantities lies in its range (`RULES`). docs/verdict.md lists
-how often the verdict is wrong on spaces of known shape.
+how often the verdict is wrong on spaces of known shape, and `error_rates` has these counts.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.geometry import dimension, graph, homology, landmarks, normality, rank
+from eval_suite.geometry import centring, dimension, error_rates, graph, homology, landmarks, normality, rank
+from eval_suite.geometry.error_rates import ErrorRate
 from isotorus.errors import UserError
 
 Array = NDArray[np.floating]
@@ -21,6 +23,8 @@ NEIGHBOURS = 15
 """Number of neighbours of each sample in the graph whose spectrum is used."""
 EIGENVALUES = 10
 """Number of eigenvalues of that graph."""
+NULL_DRAWS = 20
+"""Number of shuffled clouds that the bars of homology are compared with."""
 FEWEST = 200
 """Smallest number of distinct samples for a verdict."""
 
@@ -35,6 +39,8 @@ class Measured:
     """Number of features of a sample."""
     landmarks: int
     """Number of landmarks that homology was computed on."""
+    null_draws: int
+    """Number of shuffled clouds that the bars of homology were compared with."""
     betti: dict[str, list[int]]
     """Betti numbers in dimensions 0, 1 and 2, over the fields "2" (Z/2) and "3" (Z/3)."""
     components: int
@@ -66,28 +72,6 @@ class Criterion(NamedTuple):
     """Whether the value is in that range."""
 
 
-class ErrorRate(NamedTuple):
-    """Counts from the calibration in docs/verdict.md, which states samples, landmarks and noise."""
-
-    found: int
-    """Clouds of the shape that were recognised."""
-    draws: int
-    """Clouds of the shape."""
-    wrong: int
-    """Clouds of other spaces that were mistaken for the shape."""
-    others: int
-    """Clouds of other spaces."""
-
-
-CALIBRATION = {
-    "flat torus T²": ErrorRate(132, 132, 0, 440),
-    "circle": ErrorRate(41, 44, 0, 528),
-    "sphere": ErrorRate(44, 44, 0, 528),
-    GAUSSIAN: ErrorRate(44, 44, 0, 528),
-}
-"""Error rates by verdict, from the table in docs/verdict.md."""
-
-
 @dataclass(frozen=True)
 class Verdict:
     """The name of a shape, with the criteria that led to it."""
@@ -99,16 +83,20 @@ class Verdict:
     topology: str
     """Spaces that have these Betti numbers, such as a torus that need not be flat; empty if none is known."""
 
-    @property
-    def error_rate(self) -> ErrorRate | None:
-        """The error rate of this verdict; None for `NONE`."""
-        return CALIBRATION.get(self.name)
+    error_rate: ErrorRate | None
+    """Its error rate at the calibrated setting nearest to this cloud's; None if none is near."""
+    calibration: str
+    """That setting, or why the error rate is None, as text; empty for `NONE`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict, its error rate and its evidence for JSON."""
-        evidence = {shape: [row._asdict() for row in rows] for shape, rows in self.evidence.items()}
-        rate = self.error_rate._asdict() if self.error_rate else None
-        return {"name": self.name, "topology": self.topology, "error_rate": rate, "evidence": evidence}
+        return {
+            "name": self.name,
+            "topology": self.topology,
+            "error_rate": self.error_rate.to_json() if self.error_rate else None,
+            "calibration": self.calibration,
+            "evidence": {shape: [row._asdict() for row in rows] for shape, rows in self.evidence.items()},
+        }
 
 
 class Shape(NamedTuple):
@@ -125,13 +113,17 @@ class Shape(NamedTuple):
 
 
 RULES = {
-    "flat torus T²": Shape((1, 2, 1), (1.4, 2.4), (4, 4), 2.0),
+    "flat torus T²": Shape((1, 2, 1), (1.2, 2.4), (4, 4), 2.0),
     "circle": Shape((1, 1, 0), (0.6, 1.65), (2, 2), 4.0),
-    "sphere": Shape((1, 0, 1), (1.4, 2.4), (3, 5), 3.0),
+    "sphere": Shape((1, 0, 1), (1.2, 2.4), (3, 5), 3.0),
 }
 """The manifolds that can be a verdict."""
 SPREAD = 1.6
-"""Largest allowed ratio of two eigenvalues that are equal on the manifold."""
+"""Largest allowed ratio of two eigenvalues that are equal on the manifold, from `SPREAD_SAMPLES` samples on.
+
+Sampling splits them by an amount like 1/√n, so fewer samples are allowed more; see `_spread`.
+"""
+SPREAD_SAMPLES = 1_000
 RATIO_TOLERANCE = 0.2
 """Allowed relative error of `Shape.ratio`."""
 ISOTROPY = (0.95, 1.05)
@@ -153,16 +145,16 @@ class Evidence(NamedTuple):
 def measure(
     x: Array,
     *,
-    count: int = 500,
-    draws: int = 20,
+    count: int | None = None,
+    draws: int = NULL_DRAWS,
     memory: int = homology.MEMORY,
     jobs: int = 1,
     seed: int = 0,
 ) -> Evidence:
     """Measure all quantities of the cloud `x` (n, d) that `decide` needs.
 
-    `count` is the number of landmarks; `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`.
-    Raises UserError as that function does, and for fewer than `FEWEST` distinct rows.
+    `count`, `draws`, `memory`, `jobs` and `seed` are those of `homology.betti`. Raises UserError as that
+    function does, and for fewer than `FEWEST` distinct rows.
     """
     reduced = landmarks.reduce(x, seed=seed)
     if len(reduced) < FEWEST:
@@ -170,11 +162,12 @@ def measure(
     cloud = landmarks.cloud(reduced, count)
     holes = homology.betti(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
     spectrum = graph.laplacian_spectrum(graph.knn_graph(reduced, NEIGHBOURS), EIGENVALUES)
-    isotropy, radial = _second_moments(np.asarray(x, dtype=np.float64))
+    isotropy, radial = _second_moments(centring.centred(x))
     measured = Measured(
         samples=len(reduced),
         width=np.shape(x)[1],
         landmarks=len(cloud.landmarks),
+        null_draws=draws,
         betti={str(field): numbers for field, numbers in holes.betti.items()},
         components=spectrum.components,
         eigenvalues=spectrum.eigenvalues.tolist(),
@@ -193,22 +186,45 @@ def decide(measured: Measured) -> Verdict:
     evidence[GAUSSIAN] = _gaussian(measured)
     names = [name for name, rows in evidence.items() if all(row.met for row in rows)]
     assert len(names) < 2, names
-    return Verdict(names[0] if names else NONE, evidence, _topology(measured))
+    name = names[0] if names else NONE
+    return Verdict(name, evidence, _topology(measured), *_calibration(name, measured))
+
+
+def _calibration(name: str, measured: Measured) -> tuple[ErrorRate | None, str]:
+    """Return the error rate of the verdict `name` near the settings of `measured`, and words for the two."""
+    if name == NONE:
+        return None, ""
+    usual = landmarks.default_count(measured.samples), NULL_DRAWS
+    if (measured.landmarks, measured.null_draws) != usual:
+        return None, (
+            f"not calibrated for {measured.landmarks} landmarks and {measured.null_draws} null draws; "
+            f"the default of these samples is {usual[0]} and {usual[1]}"
+        )
+    rate = error_rates.nearest(name, measured.samples, measured.width)
+    if rate is None:
+        return None, f"not calibrated near {measured.samples:,} samples with {measured.width} features"
+    return rate, f"calibrated with {rate.samples:,} samples and {rate.width} features"
 
 
 def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
     """Return the criteria of a closed manifold."""
     first, second = _bands(measured.eigenvalues, shape.bands)
     ratio = float(second.mean() / first.mean())
+    spread = _spread(measured.samples)
     low, high = (shape.ratio * (1 + sign * RATIO_TOLERANCE) for sign in (-1, 1))
     return [
         *_betti(measured, shape.betti),
         _within("intrinsic dimension", measured.dimension, shape.dimension),
         Criterion("components of the graph", measured.components, "1", measured.components == 1),
-        _within(f"spread of λ₁…λ{shape.bands[0]}", float(first.max() / first.min()), (1, SPREAD)),
-        _within(f"spread of the next {shape.bands[1]}", float(second.max() / second.min()), (1, SPREAD)),
+        _within(f"spread of λ₁…λ{shape.bands[0]}", float(first.max() / first.min()), (1, spread)),
+        _within(f"spread of the next {shape.bands[1]}", float(second.max() / second.min()), (1, spread)),
         _within("ratio of these bands", ratio, (low, high)),
     ]
+
+
+def _spread(samples: int) -> float:
+    """Return the largest allowed ratio of two eigenvalues that are equal on the manifold."""
+    return 1 + (SPREAD - 1) * max(1.0, math.sqrt(SPREAD_SAMPLES / samples))
 
 
 def _gaussian(measured: Measured) -> list[Criterion]:
@@ -232,7 +248,7 @@ def _betti(measured: Measured, expected: tuple[int, int, int]) -> list[Criterion
 def _within(quantity: str, value: float, limits: tuple[float, float]) -> Criterion:
     """Return the criterion that a value lies within limits, both included."""
     low, high = limits
-    return Criterion(quantity, value, f"{low:g} to {high:g}", bool(low <= value <= high))
+    return Criterion(quantity, value, f"{low:.3g} to {high:.3g}", bool(low <= value <= high))
 
 
 def _topology(measured: Measured) -> str:
@@ -261,9 +277,9 @@ def _dimension(denoised: NDArray[np.float64]) -> float:
 
 
 def _second_moments(x: NDArray[np.float64]) -> tuple[float, float]:
-    """Return `Measured.isotropy` and `Measured.radial` of `x` (n, d)."""
+    """Return `Measured.isotropy` and `Measured.radial` of the centred rows `x` (n, d)."""
     n, d = x.shape
-    squared_radius = np.square(x - x.mean(axis=0)).sum(axis=1)
+    squared_radius = np.square(x).sum(axis=1)
     isotropy = rank.participation_ratio(x) * (1 / d + 1 / n)
     return isotropy, float(squared_radius.var() * d / (2 * squared_radius.mean() ** 2))
 

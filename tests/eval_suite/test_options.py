@@ -9,7 +9,7 @@ STORED = {
     "pixel_size": 32,
     "samples": 10_000,
     "neighbours": 15,
-    "landmarks": 500,
+    "landmarks": None,
     "draws": 20,
     "objects": 256,
     "views": 8,

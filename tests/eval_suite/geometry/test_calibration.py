@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scipy.stats import binomtest
+import pytest
+
+from benchmarks import calibration
+from eval_suite.geometry import error_rates
 
 ROOT = Path(__file__).parents[3]
 MEASURED = {
-    "samples": 1500,
-    "width": 64,
-    "landmarks": 120,
+    "samples": 300,
+    "width": 4,
+    "landmarks": 100,
+    "null_draws": 20,
     "betti": {"2": [1, 2, 1], "3": [1, 2, 1]},
     "components": 1,
     "eigenvalues": [1.0, 1.0, 1.1, 1.1, 1.9, 2.0, 2.1, 2.2, 3.7, 3.8],
@@ -23,42 +27,52 @@ MEASURED = {
 }
 
 
-def row(index: int, space: str, **changed: object) -> str:
-    return json.dumps(
-        {"index": index, "space": space, "ambient": 4, "noise": 0.1, "measured": MEASURED | changed}
-    )
+def row(draw: calibration.Draw, **changed: object) -> str:
+    return json.dumps(draw._asdict() | {"measured": MEASURED | changed})
 
 
-def run(*arguments: object) -> None:
-    command = [sys.executable, "-m", "benchmarks.calibration", *map(str, arguments)]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=200)
+def test_a_round_holds_each_space_in_each_setting():
+    first, second = (calibration.plan(2)[part] for part in (slice(156), slice(156, None)))
+    assert [draw.index for draw in first + second] == list(range(312))
+    assert [draw._replace(index=0, noise=0) for draw in first] == [
+        draw._replace(index=0, noise=0) for draw in second
+    ]
+    tori = {(draw.samples, draw.ambient, draw.noise) for draw in first if draw.space == "flat torus"}
+    assert len(tori) == 4 * 3 * 3
+    assert {draw.space for draw in first} == set(calibration.OTHERS) | {"flat torus"}
 
 
 def test_a_cut_line_is_drawn_again_and_the_others_are_not(tmp_path):
     file = tmp_path / "draws.jsonl"
-    # Of the 13 rows of the table all but the circle's (4) are there; the kill came while that was written.
-    kept = [row(index, "donut") for index in range(13) if index != 4]
-    file.write_text("\n".join([*kept, row(4, "circle")[:60]]))
-    run(file, "--rounds", 1)
+    small = [draw for draw in calibration.plan(1) if draw.samples == 300]
+    cut = next(draw for draw in small if draw.space == "circle")
+    # All draws of 300 samples but one are there; the kill came while that was written.
+    kept = [row(draw) for draw in small if draw != cut]
+    file.write_text("\n".join([*kept, row(cut)[:60]]))
+    command = [sys.executable, "-m", "benchmarks.calibration", str(file), "--rounds", "1", "--samples", "300"]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=200)
     lines = file.read_text().splitlines()
-    assert lines[:12] == kept and len(lines) == 14
-    drawn = json.loads(lines[13])
-    assert (drawn["index"], drawn["space"]) == (4, "circle")
+    assert lines[: len(kept)] == kept and len(lines) == len(kept) + 2
+    drawn = json.loads(lines[-1])
+    assert calibration.Draw(*(drawn[name] for name in calibration.Draw._fields)) == cut
     assert drawn["measured"]["betti"]["2"] == [1, 1, 0]
 
 
-def test_table_gives_counts_and_exact_intervals(tmp_path):
+def test_page_and_rates_give_the_recorded_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(error_rates, "FILE", tmp_path / "rates.json")
     file, page = tmp_path / "draws.jsonl", tmp_path / "page.md"
-    found = [row(index, "flat torus") for index in range(39)]
-    found.append(row(39, "flat torus", betti={"2": [1, 2, 1], "3": [1, 1, 0]}))
-    file.write_text("\n".join([*found, row(40, "donut"), row(41, "donut", dimension=3.0)]) + "\n")
+    torus = calibration.Draw(0, 300, 4, "flat torus", 0.0)
+    donut = calibration.Draw(0, 300, 4, "donut", 0.0)
+    found = [row(torus)] * 9 + [row(torus, betti={"2": [1, 2, 1], "3": [1, 1, 0]})]
+    file.write_text("\n".join([*found, row(donut), row(donut, dimension=3.0)]) + "\n")
     page.write_text("before\n<!-- calibration -->\nold\n<!-- end -->\nafter\n")
-    run(file, "--table", page)
+    calibration.publish(file, page)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
-    assert "| flat torus in R^4 | 40 | 39 |  |  |  | 1 |" in text
+    assert "| flat torus | 10 | 9 |  |  |  | 1 |" in text
     assert "| donut | 2 | 1 |  |  |  | 1 |" in text
-    low, high = binomtest(39, 40).proportion_ci(method="exact")
-    assert f"39 of 40 draws, 97.5 % ({100 * low:.1f} to {100 * high:.1f})" in text
-    low, high = binomtest(1, 2).proportion_ci(method="exact")
-    assert f"1 of 2, 50.0 % ({100 * low:.1f} to {100 * high:.1f})" in text
+    assert "| 300 | 9 of 10, 1 of 2 | 0 of 0, 0 of 0 |" in text
+    rates = [error_rates.ErrorRate(**rate) for rate in json.loads((tmp_path / "rates.json").read_text())]
+    torus_rate = next(rate for rate in rates if rate.name == "flat torus T²" and rate.draws)
+    assert torus_rate[1:] == (300, 4, 9, 10, 1, 2)
+    assert torus_rate.to_json()["found_interval"] == pytest.approx((0.554984, 0.997471), abs=1e-5)

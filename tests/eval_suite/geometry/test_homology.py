@@ -60,6 +60,28 @@ def test_betti_numbers_of_known_spaces(name, over_2, over_3):
     assert found.betti == {2: over_2, 3: over_3}
 
 
+@pytest.mark.parametrize("count", [None, pytest.param(500, marks=pytest.mark.nightly)])
+def test_gaps_between_samples_are_no_holes(count):
+    """With 500 landmarks such tori had up to six loops, and such circles up to eleven components."""
+    for name, numbers in (("flat torus", [1, 2]), ("circle", [1, 1])):
+        for samples in (500, 2000):
+            x = known_spaces.sample(name, samples, 4, seed=21)
+            assert homology.betti(x, 1, count=count, fields=(2,)).agreed == numbers
+
+
+def test_landmarks_follow_from_the_number_of_samples():
+    assert [landmarks.default_count(n) for n in (60, 300, 1500, 2000, 5000)] == [60, 100, 150, 200, 300]
+    found = homology.betti(known_spaces.sample("circle", 1200, noise=0.05), 1)
+    assert (found.samples, found.landmarks) == (1200, 120)
+
+
+def test_gap_radius_is_that_of_uniform_points():
+    # In a square of area 1, a disc that holds log n of n uniform points on average has this radius.
+    x = np.random.default_rng(0).uniform(size=(4000, 2))
+    expected = np.sqrt(np.log(4000) / (4000 * np.pi))
+    assert landmarks.gap_radius(x) == pytest.approx(expected, rel=0.05)
+
+
 def test_a_perfect_grid_on_the_torus_has_no_thousand_holes():
     angle = 2 * np.pi * np.arange(32) / 32
     u, v = (a.ravel() for a in np.meshgrid(angle, angle))
@@ -116,7 +138,7 @@ def test_copies_constant_features_and_fewer_points_than_landmarks_change_nothing
     ("x", "said"),
     [
         (np.full((50, 4), 2.0), "collapsed"),
-        (np.array([[1.0, np.nan], [0, 1], [2, 3]]), "1 of 3 embeddings hold NaN"),
+        (np.array([[1.0, np.nan], [0, 1], [2, 3]]), "1 of 3 samples have NaN"),
         (np.zeros(9), r"shape \(9,\)"),
     ],
 )

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
-from eval_suite.geometry import known_spaces, verdict
+from benchmarks import calibration
+from eval_suite.geometry import error_rates, known_spaces, verdict
 from isotorus.errors import UserError
+
+ROOT = Path(__file__).parents[3]
 
 TORUS = verdict.Measured(
     samples=1500,
     width=64,
-    landmarks=120,
+    landmarks=150,
+    null_draws=20,
     betti={"2": [1, 2, 1], "3": [1, 2, 1]},
     components=1,
     eigenvalues=[1.0, 1.0, 1.1, 1.1, 1.9, 2.0, 2.1, 2.2, 3.7, 3.8],
@@ -40,7 +45,7 @@ TORUS = verdict.Measured(
 )
 def test_verdicts_on_known_spaces(name, width, expected, topology):
     x = known_spaces.sample(name, 1500, width, 0.05, seed=6)
-    evidence = verdict.measure(x, count=120)
+    evidence = verdict.measure(x)
     found = verdict.decide(evidence.measured)
     assert found.name == expected
     assert found.topology.startswith(topology)
@@ -55,7 +60,7 @@ def test_verdicts_on_known_spaces(name, width, expected, topology):
         {"betti": {"2": [1, 2, 0], "3": [1, 2, 0]}},
         {"components": 2},
         {"dimension": 2.9},
-        {"dimension": 1.2},
+        {"dimension": 1.1},
         {"eigenvalues": [1.0, 1.0, 3.0, 3.1, 4.0, 4.2, 5.0, 5.1, 6.0, 6.1]},
         {"eigenvalues": [1.0, 1.0, 1.0, 1.0, 1.1, 1.1, 1.2, 1.2, 1.3, 1.3]},
         {"eigenvalues": [0.0] * 10},
@@ -68,19 +73,40 @@ def test_each_criterion_of_a_torus_is_needed(changed):
     assert sum(not row.met for row in found.evidence["flat torus T²"]) >= 1
 
 
-def test_error_rates_are_those_of_the_published_table():
-    page = (Path(__file__).parents[3] / "docs" / "verdict.md").read_text()
-    lines = page.split("<!-- calibration -->")[1].split("<!-- end -->")[0].splitlines()
-    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|")
-    own = {"flat torus T²": "flat torus", "isotropic Gaussian": "Gaussian"}
-    for name, rate in verdict.CALIBRATION.items():
-        column = header.index(name)
-        called = {True: [0, 0], False: [0, 0]}
-        for row in rows:
-            mine = row[0].startswith(own.get(name, name))
-            called[mine][0] += int(row[column] or 0)
-            called[mine][1] += int(row[1])
-        assert (*called[True], *called[False]) == rate
+def test_the_error_rate_is_that_of_the_nearest_calibrated_setting():
+    found = verdict.decide(replace(TORUS, samples=1100, landmarks=110, width=128))
+    assert (found.error_rate.samples, found.error_rate.width) == (1000, 64)
+    assert found.calibration == "calibrated with 1,000 samples and 64 features"
+    rate = found.to_json()["error_rate"]
+    low, high = binomtest(rate["found"], rate["draws"]).proportion_ci(method="exact")
+    assert rate["found_interval"] == pytest.approx((low, high))
+    low, high = binomtest(rate["wrong"], rate["others"]).proportion_ci(method="exact")
+    assert rate["wrong_interval"] == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"landmarks": 500}, "500 landmarks and 20 null draws; the default of these samples is 150 and 20"),
+        ({"null_draws": 99}, "150 landmarks and 99 null draws"),
+        ({"samples": 550, "landmarks": 100}, "near 550 samples with 64 features"),
+        ({"width": 4096}, "near 1,500 samples with 4096 features"),
+    ],
+)
+def test_settings_without_a_calibration_have_no_error_rate(changed, said):
+    found = verdict.decide(replace(TORUS, **changed))
+    assert found.name == "flat torus T²" and found.error_rate is None
+    assert found.calibration.startswith("not calibrated") and said in found.calibration
+
+
+def test_error_rates_are_those_of_the_recorded_draws_and_of_the_page():
+    counts = calibration.count(ROOT / "studies" / "verdict" / "calibration.jsonl.xz")
+    assert list(error_rates.calibrated()) == calibration.rates(counts)
+    page = (ROOT / "docs" / "verdict.md").read_text()
+    assert calibration.tables(counts) in page
+    tori = [rate for rate in error_rates.calibrated() if rate.name == "flat torus T²" and rate.samples > 300]
+    assert sum(rate.found for rate in tori) >= 0.9 * sum(rate.draws for rate in tori) > 0
+    assert sum(rate.wrong for rate in tori) == 0
 
 
 def test_scale_place_and_order_of_an_embedding_do_not_matter():
