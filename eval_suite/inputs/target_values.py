@@ -12,6 +12,8 @@ from data_pipeline.tables import cells
 from isotorus.errors import UserError
 
 Kind = Literal["multiclass", "multilabel", "regression"]
+_MANY_NUMBERS = 8
+"""Different numbers in a column from which texts among them are taken for mistakes, not for classes."""
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 
@@ -49,7 +51,10 @@ def encode(
     if len(columns) == 1:
         (name, column), *_ = columns.items()
         lists, labels = cells.label_lists(column, missing), cells.labels(column, missing)
-        kind = kind or _kind_of_one(labels, lists, texts[name], whole_numbers_are_classes)
+        if kind is None:
+            kind = _kind_of_one(labels, lists, texts[name], whole_numbers_are_classes)
+            if kind == "multiclass":
+                _refuse_nearly_numbers(file, name, texts[name], places, whole_numbers_are_classes)
         if kind == "multiclass":
             return _classes(labels)
         if kind == "multilabel" and not all(_truth(text) is not None for text in texts[name] if text):
@@ -94,6 +99,29 @@ def _kind_of_one(
         return "regression" if names else "multiclass"
     counts_up = 0 <= min(whole) <= 1 and max(whole) - min(whole) == len(whole) - 1
     return "multiclass" if counts_up or whole_numbers_are_classes else "regression"
+
+
+def _refuse_nearly_numbers(
+    file: str, name: str, texts: list[str], places: Sequence[str], whole_numbers_are_classes: bool
+) -> None:
+    """Raise UserError if most values are numbers to predict, but a few other ones, such as "<5", would make
+    a class of each number; also if the numbers have decimal commas.
+    """
+    values = set(texts) - {""}
+    with_point = {text: text.replace(",", ".") for text in values}
+    numbers = [with_point[text] for text in values if cells.is_number(with_point[text])]
+    texts_too = len(numbers) < len(values)
+    if 2 * len(numbers) <= len(values) or (texts_too and len(numbers) < _MANY_NUMBERS):
+        return
+    labels = cells.labels(numbers)
+    lists: list[tuple[str, ...]] = [(label,) for label in labels]
+    if _kind_of_one(labels, lists, numbers, whole_numbers_are_classes) != "regression":
+        return
+    first = next(i for i, text in enumerate(texts) if text and not cells.is_number(text))
+    raise UserError(
+        f"{file}, {places[first]}: {texts[first][:40]!r} in column {name!r}, where most values are numbers; "
+        "correct it (decimals need a point), name it in --missing, or say --target-kind multiclass"
+    )
 
 
 def _truth(text: str) -> int | None:

@@ -210,11 +210,13 @@ def _rows(
 def _hashes(keys: list[str], samples: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the hash of each key; of its spellings the first that is a sample, else any."""
     hashes = np.zeros(len(keys), np.uint64)
-    for form in ("NFC", "NFD"):
-        spelled = [key if key.isascii() else unicodedata.normalize(form, key) for key in keys]
-        for spelling in (spelled, [Item(key, 0).key for key in spelled]):
-            other = np.array([key_hash(key) for key in spelling], dtype=np.uint64)
-            hashes = np.where(np.isin(hashes, samples), hashes, other)
-        if all(map(str.isascii, keys)):
-            break
+    paths = [cells.one_path(key) for key in keys]
+    for written in (keys, paths) if paths != keys else (keys,):
+        for form in ("NFC", "NFD"):
+            spelled = [key if key.isascii() else unicodedata.normalize(form, key) for key in written]
+            for spelling in (spelled, [Item(key, 0).key for key in spelled]):
+                other = np.array([key_hash(key) for key in spelling], dtype=np.uint64)
+                hashes = np.where(np.isin(hashes, samples), hashes, other)
+            if all(map(str.isascii, written)):
+                break
     return hashes

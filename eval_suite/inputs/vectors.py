@@ -1,8 +1,11 @@
 """A file of features that were made elsewhere, with their labels and splits if it has them."""
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +26,7 @@ LARGEST = 1e18
 """Largest absolute value of a feature; the squares of larger ones overflow in float32."""
 _COLUMNS = {"labels": ("labels", "label"), "split": ("split", "splits"), "groups": ("groups", "group")}
 """What a file may call its columns that are no features."""
+_log = logging.getLogger(__name__)
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_\d+")
 """Names that pandas gives to the index of a table, or to what was one before it was saved and read again."""
 
@@ -79,12 +83,13 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
         columns = _columns(file)
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
         raise UserError(message) from None
     x = np.asarray(columns.pop("features"))
-    if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or min(x.shape) == 0:
+    real = np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)
+    if x.ndim != 2 or not real or min(x.shape) == 0:
         raise UserError(
             f"{file}: features of shape {x.shape} and type {x.dtype}; expected numbers (n, d), a row an image"
         )
@@ -97,8 +102,8 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
             "divide them by a constant"
         )
     for name, column in columns.items():
-        if np.ndim(column) > 1 or len(column) != len(x):
-            shape = np.shape(column) if isinstance(column, np.ndarray) else (len(column),)
+        shape = np.shape(column) if isinstance(column, np.ndarray) else (len(column),)
+        if shape != (len(x),):
             raise UserError(f"{file}: {name} of shape {shape} beside features of {x.shape}; one a row")
     if not not_distances and _looks_like_distances(x):
         raise UserError(
@@ -114,7 +119,7 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
         _splits(file, columns.get("split"), len(x)),
         None
         if groups is None
-        else np.array([key_hash(g) if g else 0 for g in cells.values(groups)], np.uint64),
+        else np.array([key_hash(g) if g else 0 for g in cells.groups(groups)], np.uint64),
     )
 
 
@@ -140,11 +145,11 @@ def _looks_like_distances(x: NDArray[Any]) -> bool:
     return bool((np.abs(x.diagonal()) <= scale).all() and (np.abs(x - x.T) <= scale).all())
 
 
-def _named(file: Path, present: Iterable[str]) -> dict[str, str]:
-    """Return what the file calls the labels, the split and the groups, where it has them."""
+def _named(file: Path, present: Sequence[str]) -> dict[str, str]:
+    """Return what the file calls the labels, the split and the groups, where it has them, in any case."""
     names = {}
     for what, spellings in _COLUMNS.items():
-        found = [name for name in spellings if name in present]
+        found = [name for name in present if name.strip().lower() in spellings]
         if len(found) > 1:
             raise UserError(f"{file} has both {found[0]} and {found[1]}; remove one of them")
         if found:
@@ -188,5 +193,19 @@ def _parquet(file: Path) -> dict[str, Any]:
     ]
     if not numbers:
         raise UserError(f"{file} has neither a column features nor number columns; add one of them")
+    _note_doubtful(file, table.schema, numbers)
     values = [table[name].to_numpy(zero_copy_only=False) for name in numbers]
     return {**columns, "features": np.stack(values, axis=1)}
+
+
+def _note_doubtful(file: Path, schema: pa.Schema, features: Sequence[str]) -> None:
+    """Name the whole-number columns that count as features beside others with fractions: perhaps they are
+    numbers of patients or classes.
+    """
+    whole = [name for name in features if pa.types.is_integer(schema.field(name).type)]
+    if whole and len(whole) < len(features):
+        some = ", ".join(whole[:5]) + ", …" * (len(whole) > 5)
+        _log.warning(
+            "note: %s: %d of %d features are columns of whole numbers (%s); remove those that are none",
+            *(file, len(whole), len(features), some),
+        )

@@ -211,3 +211,31 @@ def test_classes_of_splits_are_joined_by_name(tmp_path: Path):
         data = Dataset(path)
         assert [of.names[i] for i in of.values] == [data.classes[i] for i in data.labels]
     assert missed_classes(targets, "test") == ["d"] and missed_classes(targets, "val") == []
+
+
+@pytest.mark.parametrize("other", ["<5", "abc", "5,5", "n.a."])
+def test_a_few_texts_among_numbers_are_asked_about(dataset, table, other: str):
+    rows = [f'{i},"{other if i == 3 else i + 0.5}"' for i in range(20)]
+    with pytest.raises(UserError, match="most values are numbers") as refusal:
+        load_targets(dataset, table("id,size", rows), "id", ["size"])
+    assert "line 5" in str(refusal.value)
+    file = table("id,size", rows)
+    assert load_targets(dataset, file, "id", ["size"], kind="multiclass").kind == "multiclass"
+    if other != "5,5":
+        read = load_targets(dataset, file, "id", ["size"], missing=(other,))
+        assert read.kind == "regression" and read.without_value == 1
+
+
+def test_decimal_commas_are_asked_about_and_names_of_classes_are_not(dataset, table):
+    with pytest.raises(UserError, match="decimals need a point"):
+        load_targets(dataset, table("id;size", [f"{i};{i},5" for i in range(20)]), "id", ["size"])
+    for grades in (["1", "2", "3a", "3b"], ["0", "1", "2", "?x"], ["1,2", "a", "b", "c"]):
+        rows = [f'{i},"{grades[i % 4]}"' for i in range(20)]
+        assert load_targets(dataset, table("id,grade", rows), "id", ["grade"]).kind == "multiclass"
+
+
+@pytest.mark.parametrize("spelling", ["./{}.png", " {}.png ", "{}", ".\\{}.png", ".//{}"])
+def test_keys_are_found_in_the_spellings_that_pack_takes(dataset, table, spelling: str):
+    rows = [f"{spelling.format(i)},{i}.5" for i in range(20)]
+    found = load_targets(dataset, table("id,age", rows), "id", ["age"])
+    assert found.known.all() and found.values[:, 0].tolist() == [n + 0.5 for n in number(dataset)]

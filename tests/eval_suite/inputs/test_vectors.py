@@ -236,3 +236,60 @@ def test_what_cannot_be_measured_is_left_out_with_a_reason(tmp_path: Path, x: np
     assert set(found["left_out"]) == left_out and all(found["left_out"].values())
     assert "effective_rank" in found["rank"]
     assert "verdict" not in found
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "parquet"])
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str):
+    whole = tmp_path / f"whole.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"features": X.tolist()}), whole)
+    else:
+        (np.save if suffix == "npy" else lambda file, x: np.savez(file, features=x))(whole, X)
+    data = whole.read_bytes()
+    for i, damaged in enumerate([b"", data[:10], data[: len(data) // 2], data[:-1], b"PK\3\4" + bytes(90)]):
+        file = tmp_path / f"{i}.{suffix}"
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"cannot be read as .{suffix}") as refusal:
+            vectors.read(str(file))
+        assert "\n" not in str(refusal.value)
+    if suffix == "npz":
+        flipped = bytearray(data)
+        flipped[data.index(X.tobytes()) + 5] ^= 0xFF
+        (tmp_path / "flipped.npz").write_bytes(flipped)
+        with pytest.raises(UserError, match="cannot be read"):
+            vectors.read(str(tmp_path / "flipped.npz"))
+
+
+def test_lists_in_parquet_are_labels_that_occur_together(tmp_path: Path):
+    for name, column in {
+        "ragged": [["b", "a"], ["a"], [], None],
+        "equal": [["b", "a"], ["a", "b"], ["a", "c"], ["c", "b"]],
+    }.items():
+        pq.write_table(pa.table({"features": X.tolist(), "label": column}), tmp_path / f"{name}.parquet")
+        targets = of_vectors(vectors.read(str(tmp_path / f"{name}.parquet")), "train")
+        assert targets.kind == "multilabel"
+        assert [
+            {targets.names[i] for i in np.flatnonzero(row)} if known else set()
+            for row, known in zip(targets.values, targets.known, strict=True)
+        ] == [set(labels or []) for labels in column]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 1), (4, 2)])
+def test_labels_of_other_shapes_are_refused(tmp_path: Path, shape: tuple[int, ...]):
+    np.savez(tmp_path / "a.npz", features=X, labels=np.zeros(shape, int))
+    with pytest.raises(UserError, match="labels of shape"):
+        vectors.read(str(tmp_path / "a.npz"))
+    np.save(tmp_path / "c.npy", X.astype(complex))
+    with pytest.raises(UserError, match="complex"):
+        vectors.read(str(tmp_path / "c.npy"))
+
+
+def test_columns_that_are_perhaps_no_features_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    columns = {"f0": X[:, 0], "f1": X[:, 1], "Label": [0, 1, 0, 1], " SPLIT": SPLIT}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = vectors.read(str(tmp_path / "a.parquet"))
+    assert found.x.shape == (4, 2) and found.labels == [0, 1, 0, 1] and found.split.tolist() == SPLIT.tolist()
+    assert not caplog.records
+    pq.write_table(pa.table(columns | {"patient": [7, 7, 8, 8]}), tmp_path / "b.parquet")
+    assert vectors.read(str(tmp_path / "b.parquet")).x.shape == (4, 3)
+    assert "(patient)" in caplog.text
