@@ -83,6 +83,8 @@ class Generation(Section):
     label_field: str | None = None
     """Field of the samples' `.json` files that contains the labels of this generation; None: labels are in
     `.cls` files."""
+    missing: list[str] | None = None
+    """Cells of those files that mean "no label"; None: those that `tables.cells` lists."""
     pixel_rules: PixelRules = 1
     """Version of the rules by which files become pixels, see `decoders.pixels`; sets that are older than the
     first number lack this key."""

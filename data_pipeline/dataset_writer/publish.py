@@ -1,6 +1,6 @@
 """Publish finished shards as a data set, or as a further generation of one: completely or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def publish(
     skipped: int,
     pixel_rules: PixelRules,
     label_field: str | None = None,
+    missing: Sequence[str] | None = None,
     base: Dataset | None = None,
 ) -> None:
     """Write index.npy, shards.npy and at last dataset.json of a data set with these shards.
@@ -104,6 +105,7 @@ def publish(
         height=counts.height,
         skipped=skipped,
         label_field=label_field,
+        missing=None if missing is None else list(missing),
         pixel_rules=pixel_rules,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),

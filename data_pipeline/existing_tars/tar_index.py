@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.existing_tars import tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
+from data_pipeline.packing import other_pictures
 from data_pipeline.storage import reader, tar_files
 from data_pipeline.storage.tar_files import TarFile
 from data_pipeline.storage.tar_reader import printable
@@ -67,7 +69,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
     plan = _fingerprint(tars, classes, options.rule)
     base = _base(dest, plan, options.append)
-    new = tars if base is None else _added(tars, base, options.append)
+    new = tars if base is None else _added(tars, base)
     if not new:
         return f"already indexed: {_summary(dest)}"
     try:
@@ -75,6 +77,12 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
             if staging.read(folder) is not None:
                 raise staging.other_packing(folder)
             scans = _scan_all(list(new.values()), folder, base, options)
+            others = sum((scan.others for scan in scans), Counter[str]())
+            if others and options.strict:
+                raise UserError(
+                    f"{other_pictures.summary(others)} in the tars; convert them to PNG or TIFF, or leave "
+                    "out --strict"
+                )
             _publish(dest, scans, classes, plan, base, options)
     except OSError as error:
         raise from_os_error(error, f"indexing into {dest}") from error
@@ -82,7 +90,8 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     further = sum(scan.further_images for scan in scans)
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
     left_out += f"; {further} further images of the samples left out" if further else ""
-    return f"indexed: {_summary(dest, left_out)}"
+    not_read = f"\nnot indexed: {other_pictures.summary(others)}" if others else ""
+    return f"indexed: {_summary(dest, left_out)}{not_read}"
 
 
 def _name(path: str, dest: Path) -> str:
@@ -120,28 +129,52 @@ def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
     return base
 
 
-def _added(tars: dict[str, TarFile], base: Dataset, append: bool) -> dict[str, TarFile]:
+def _added(tars: dict[str, TarFile], base: Dataset) -> dict[str, TarFile]:
     """Return the tar files that the data set does not contain; raise `UserError` if another one has
     changed.
     """
-    if not append:
-        return {}
-    names = map(base.shard_name, range(len(base.shards)))
-    sizes = dict(zip(names, base.shards["bytes"].tolist(), strict=True))
-    for name, tar in tars.items():
-        if sizes.get(name, tar.size) != tar.size:
+    shards = {base.shard_name(i): base.shards[i] for i in range(len(base.shards))}
+    indexed = (Path(base.path) / DESCRIPTION).stat().st_mtime_ns
+    for name in tars.keys() & shards.keys():
+        tar, shard = tars[name], shards[name]
+        advice = "bring the old one back, or index all tars into another folder"
+        if tar.size != shard["bytes"]:
             raise UserError(
-                f"{tar_files.shown(tar.path)} has {tar.size} bytes, {sizes[name]} when it was indexed; "
-                "bring the old one back, or index all tars into another folder"
+                f"{tar_files.shown(tar.path)} has {tar.size} bytes, {shard['bytes']} when it was indexed; "
+                f"{advice}"
             )
-    return {name: tar for name, tar in tars.items() if name not in sizes}
+        if _is_newer(tar.path, indexed) and _sha256(tar.path) != shard["sha256"].decode():
+            raise UserError(f"{tar_files.shown(tar.path)} has other bytes than when it was indexed; {advice}")
+    return {name: tar for name, tar in tars.items() if name not in shards}
+
+
+def _is_newer(path: str, time: int) -> bool:
+    """Return whether a local file was modified after a time in nanoseconds since the epoch."""
+    return not reader.is_remote(path) and Path(path).stat().st_mtime_ns > time
+
+
+def _sha256(path: str) -> str:
+    """Return the SHA-256 of a local file in hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _rule(base: Dataset | None, options: Options) -> Rule:
-    """Return the rule for new tar files; without --label-key they use the label field of the data set."""
-    if base is None or options.rule.label_field is not None:
-        return options.rule
-    return replace(options.rule, label_field=base.description.label_field)
+    """Return the rule for new tar files; what is not given is as in the data set.
+
+    Raises `UserError` if the data set has groups, and nothing says which group the new images are in.
+    """
+    rule = options.rule
+    if base is None:
+        return rule
+    if base.groups is not None and rule.group_field is None:
+        raise UserError(
+            f"{base.path} knows the groups of its images; name the field with those of the new ones with "
+            "--group-key"
+        )
+    if rule.missing is None and base.description.missing is not None:
+        rule = replace(rule, missing=tuple(base.description.missing))
+    return replace(rule, label_field=rule.label_field or base.description.label_field)
 
 
 def _pixel_rules(base: Dataset | None) -> PixelRules:
@@ -181,6 +214,7 @@ def _publish(
     dest: Path, scans: list[Scan], names: list[str] | None, plan: str, base: Dataset | None, options: Options
 ) -> None:
     """Check that the tar files fit together, and publish them as a generation."""
+    scans = _respelled(scans, names or (base.classes if base else []))
     classes = _classes(scans, names, base)
     for scan in scans:
         _number_labels(scan, classes)
@@ -207,6 +241,7 @@ def _publish(
         skipped=len(skipped),
         pixel_rules=_pixel_rules(base),
         label_field=_rule(base, options).label_field,
+        missing=_rule(base, options).missing,
         base=base,
     )
     sweep(dest, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
@@ -221,6 +256,18 @@ def _classes(scans: list[Scan], names: list[str] | None, base: Dataset | None) -
             "keep them in their order and add new ones at the end"
         )
     return tar_labels.classes_of([scan.labels for scan in scans], names or known, complete=names is not None)
+
+
+def _respelled(scans: list[Scan], known: list[str]) -> list[Scan]:
+    """Return the scans with equal names for equal labels of all tars, such as True for TRUE and true."""
+    names = sorted({name for scan in scans for name in scan.labels.names})
+    if not names or any(scan.labels.largest >= 0 for scan in scans):
+        return scans
+    spelled = tar_labels.respelled(names, known)
+    return [
+        replace(scan, labels=replace(scan.labels, names=[spelled[name] for name in scan.labels.names]))
+        for scan in scans
+    ]
 
 
 def _number_labels(scan: Scan, classes: list[str]) -> None:

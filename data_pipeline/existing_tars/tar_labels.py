@@ -61,9 +61,20 @@ def parse_label(
     return _from_text(cells.as_text(members[0]), missing), list(record)
 
 
-def parse_group(content: bytes, field: str) -> str:
+def parse_group(content: bytes, field: str, missing: Sequence[str] | None = None) -> str:
     """Return the group in the `field` of a `.json` file, "" for none; raise ValueError if it is not JSON."""
-    return cells.values([_record(content).get(field)])[0]
+    return cells.groups([_record(content).get(field)], missing)[0]
+
+
+def respelled(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Return the class of each label that is a name, as `data_pipeline.tables.cells` spells it.
+
+    TRUE and true are one class, and so are 0.5 and 0.50. Names among the `known` classes stay as they are,
+    and others take their spelling.
+    """
+    by_rule = cells.respelled(known)
+    spelled = zip(names, cells.values(names, missing=()), strict=True)
+    return {name: name if name in by_rule else by_rule.get(other, other) for name, other in spelled}
 
 
 def _record(content: bytes) -> dict[str, Any]:

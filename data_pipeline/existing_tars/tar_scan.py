@@ -1,5 +1,6 @@
 """Read one existing tar file: index rows of its samples, their labels, and whatever is wrong with it."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.existing_tars.tar_labels import Label, Labels
+from data_pipeline.packing import other_pictures
 from data_pipeline.storage import tar_files
-from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
+from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable, stem
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
 
@@ -59,6 +61,8 @@ class Scan:
     """Number of samples that have no image."""
     further_images: int
     """Number of images that were left out because `Rule.image_extension` chooses another of their sample."""
+    others: Counter[str]
+    """Number of samples that have only a picture of a format that is not read, by its ending."""
     fields: list[str]
     """Names of the fields in the first `.json` file that was read."""
     groups: NDArray[np.uint64] | None
@@ -104,9 +108,10 @@ class _Samples:
         self._images: dict[str, list[str]] = {}  # extensions of the images of each key
         self._several = False  # whether a key has several images
         self._further = 0
-        self._labels: dict[str, Label] = {}
-        self._groups: dict[str, int] = {}  # hash of the group of each key that has one
-        self._indexed: list[str] = []  # keys, in the order of the index rows
+        self._others: dict[str, str] = {}  # ending of a picture that is not read, by key
+        self._labels: dict[str, Label] = {}  # by key, or by the longer stem of the file's name
+        self._groups: dict[str, int] = {}  # hash of each group, by key or stem as well
+        self._indexed: list[tuple[str, str]] = []  # key and stem of the images, in the order of the rows
         self._keys: set[str] = set()
         self._fields: list[str] = []
 
@@ -125,7 +130,7 @@ class _Samples:
         if self._several:
             raise self._several_images()
         part, rows = self._census.part(tar.size, tar.sha256)
-        known = [self._labels.get(key) for key in self._indexed]
+        known = [self._labels.get(key, self._labels.get(longer)) for key, longer in self._indexed]
         names = sorted({label for label in known if isinstance(label, str)})
         numbers = [label for label in known if isinstance(label, int)]
         place = {name: -2 - i for i, name in enumerate(names)}
@@ -139,10 +144,14 @@ class _Samples:
             Labels(self._path, max(numbers, default=-1), names),
             without_image=len(self._keys - self._images.keys()),
             further_images=self._further,
+            others=Counter(end for key, end in self._others.items() if key not in self._images),
             fields=self._fields,
             groups=None
             if self._rule.group_field is None
-            else np.array([self._groups.get(key, 0) for key in self._indexed], np.uint64),
+            else np.array(
+                [self._groups.get(key, self._groups.get(longer, 0)) for key, longer in self._indexed],
+                np.uint64,
+            ),
         )
 
     def _add(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
@@ -156,17 +165,13 @@ class _Samples:
             extensions.append(extension)
             self._several = self._several or len(extensions) > 1
             if not self._several:  # else the tar is read on only for what to advise
-                self._add_image(member, key, extension.rpartition(".")[2], content)
+                self._add_image(member, key, extension, content)
         elif _is_image(extension):
             self._further += 1
-        elif extension == ("cls" if self._rule.label_field is None else "json"):
-            if key in self._labels:
-                raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
-            self._labels[key] = self._label(member, content)
-        if extension == "json" and self._rule.group_field is not None:
-            group = self._group(member, content, self._rule.group_field)
-            if group:
-                self._groups[key] = key_hash(group)
+        elif ending := other_pictures.known_ending(member.name):
+            self._others[key] = ending
+        else:
+            self._add_facts(member, stem(key, extension), extension.rpartition(".")[2], content)
 
     def _several_images(self) -> UserError:
         """Return the error for a tar with several images of one key.
@@ -187,6 +192,35 @@ class _Samples:
             "are the cause: unpack the tar and make a data set of that folder with pack, which keeps all"
         )
 
+    def _add_facts(self, member: Member, name: str, kind: str, content: Callable[[], bytes]) -> None:
+        """Take the label and the group of a sample from a file, which is read once, if it holds them.
+
+        The file `a.left.cls` labels the image `a.left.png` unless there is a file `a.cls`. Raises `UserError`
+        if the file cannot be read.
+        """
+        rule = self._rule
+        for_label = kind == ("cls" if rule.label_field is None else "json")
+        group_field = rule.group_field if kind == "json" else None
+        if not for_label and group_field is None:
+            return
+        if for_label and name in self._labels:
+            raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
+        what = "label" if for_label else "group"
+        try:
+            if member.link:
+                raise ValueError(f"is {_LINK}")
+            if member.size > tar_labels.LARGEST:
+                raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
+            text = content()
+            if for_label:
+                self._labels[name], fields = tar_labels.parse_label(text, rule.label_field, rule.missing)
+                self._fields = self._fields or fields
+            what = "group"
+            if group_field is not None and (group := tar_labels.parse_group(text, group_field, rule.missing)):
+                self._groups[name] = key_hash(group)
+        except ValueError as error:
+            raise self._error(f"gives no {what}: {printable(member.name)} {error}") from None
+
     def _add_image(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
         """Count an image, or skip it with a reason if it is a link, too large or cannot be decoded."""
         name = f"{tar_files.shown(self._path)}/{printable(member.name)}"
@@ -201,32 +235,9 @@ class _Samples:
             except ValueError as error:
                 self._census.skip(name, str(error))
                 return
-            self._census.add(name, key, extension, -1, member.offset, data, pixels)
-            self._indexed.append(key)
-
-    def _label(self, member: Member, content: Callable[[], bytes]) -> Label:
-        """Return the label in a file of the tar; raise `UserError` if it cannot be read."""
-        try:
-            if member.link:
-                raise ValueError(f"is {_LINK}")
-            if member.size > tar_labels.LARGEST:
-                raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
-            label, fields = tar_labels.parse_label(content(), self._rule.label_field, self._rule.missing)
-        except ValueError as error:
-            raise self._error(f"gives no label: {printable(member.name)} {error}") from None
-        self._fields = self._fields or fields
-        return label
-
-    def _group(self, member: Member, content: Callable[[], bytes], field: str) -> str:
-        """Return the group in a file of the tar, "" for none; raise `UserError` if it cannot be read."""
-        try:
-            if member.link:
-                raise ValueError(f"is {_LINK}")
-            if member.size > tar_labels.LARGEST:
-                raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
-            return tar_labels.parse_group(content(), field)
-        except ValueError as error:
-            raise self._error(f"gives no group: {printable(member.name)} {error}") from None
+            last = extension.rpartition(".")[2]
+            self._census.add(name, key, last, -1, member.offset, data, pixels)
+            self._indexed.append((key, stem(key, extension)))
 
     def _error(self, reason: str) -> UserError:
         """Return the error about this tar."""

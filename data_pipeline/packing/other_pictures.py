@@ -49,18 +49,26 @@ _FIRST_BYTES = re.compile(
 )
 
 
+def known_ending(name: str) -> str | None:
+    """Return the ending of a name, in lower case, if it is that of a picture that no decoder here reads."""
+    name = name.lower()
+    suffix = ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+    return suffix if suffix in _PICTURES else None
+
+
 def ending(file: Path) -> str | None:
     """Return the ending of a picture's name, in lower case, if it is one that no decoder here reads.
 
     Files whose ending says nothing are recognised by their first bytes; "without ending" stands for those
     without an ending. Returns None for other files, for hidden ones, and for files that cannot be read.
     """
-    name = file.name.lower()
-    suffix = ".nii.gz" if name.endswith(".nii.gz") else file.suffix.lower()
-    if name.startswith(".") or suffix in _NOT_LOOKED_INTO:
+    suffix = file.suffix.lower()
+    if file.name.startswith("."):
         return None
-    if suffix in _PICTURES:
-        return suffix
+    if by_name := known_ending(file.name):
+        return by_name
+    if suffix in _NOT_LOOKED_INTO:
+        return None
     try:
         with file.open("rb") as stream:
             known = _FIRST_BYTES.match(stream.read(132))

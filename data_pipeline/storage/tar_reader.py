@@ -180,6 +180,11 @@ def key_and_extension(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, extension.lower()) if stem and dot else None
 
 
+def stem(key: str, extension: str) -> str:
+    """Return a file's name without what follows its last dot: "a.left" for the key a and "left.png"."""
+    return ".".join(filter(None, (key, extension.rpartition(".")[0])))
+
+
 def printable(name: str) -> str:
     """Return a name or key for messages: on one line, and cut if it is very long."""
     return one_line(name[:_LONGEST_SHOWN]) + "…" * (len(name) > _LONGEST_SHOWN)

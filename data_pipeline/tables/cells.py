@@ -16,6 +16,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 MISSING = (
@@ -53,6 +54,18 @@ def values(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[s
     return [JOINT.join(found) for found in _spelled(cells, MISSING if missing is None else missing)]
 
 
+def groups(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[str]:
+    """Return the group that each cell names, "" for none.
+
+    Each cell is spelled by itself: 12 and 12.0 are one patient whatever other patients are called, in this
+    table or in the next.
+    """
+    members = [_members(cell) for cell in cells]
+    absent = MISSING if missing is None else missing
+    spelled = {texts: JOINT.join(_spelled([texts], absent)[0]) for texts in set(members)}
+    return [spelled[texts] for texts in members]
+
+
 def respelled(names: Sequence[str]) -> dict[str, str]:
     """Return the class names of a data set by their spelling under the rule of this module.
 
@@ -67,6 +80,11 @@ def respelled(names: Sequence[str]) -> dict[str, str]:
 def one_form(text: str) -> str:
     """Return text with its accents composed (Unicode NFC), as most systems write names of files."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def one_path(path: str) -> str:
+    """Return the common spelling of paths that differ in slashes, blanks at their ends, or accents."""
+    return one_form(str(PurePosixPath(path.strip().replace("\\", "/"))))
 
 
 def number(text: str) -> float | None:
@@ -143,6 +161,12 @@ def _spelled(cells: Iterable[Any], missing: Sequence[str], minus_one: bool = Fal
     return [known[found] for found in members]
 
 
+def _exact(text: str) -> str:
+    """Return the spelling of a number; whole numbers keep all their digits."""
+    integer = whole(text)
+    return as_text(float(text)) if integer is None else str(integer)
+
+
 def _spelling(texts: set[str], missing: Sequence[str], minus_one: bool) -> dict[str, str]:
     """Return the spelling of each text of a column; "" where it means no value."""
     absent = {as_text(text) for text in missing}
@@ -156,7 +180,7 @@ def _spelling(texts: set[str], missing: Sequence[str], minus_one: bool) -> dict[
         if minus_one and all(int(name) >= -1 for name in spelling.values() if name):
             spelling |= {text: "" for text, name in spelling.items() if name == "-1"}
     elif all(_NUMBER.fullmatch(text) and number(text) is not None for text in present):
-        spelling |= {text: as_text(float(text)) for text in present}
+        spelling |= {text: _exact(text) for text in present}
     elif all(text.lower() in ("true", "false") for text in present):
         spelling |= {text: text.capitalize() for text in present}
     else:

@@ -16,7 +16,7 @@ from data_pipeline.existing_tars import tar_labels
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import join
-from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable
+from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable, stem
 from isotorus.errors import UserError
 
 _NAMED = 3  # images that a message names
@@ -52,8 +52,8 @@ def verify_shard(task: Task) -> list[str]:
     file = join(task.path, bytes(shard["name"]).decode(errors="surrogateescape"))
     first, samples = int(shard["first"]), int(shard["samples"])
     rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
-    label_field = next(g.label_field for g in generations if task.number < g.shards)
-    comparison = _Comparison(rows, first, generations[-1], label_field)
+    packed_in = next(g for g in generations if task.number < g.shards)
+    comparison = _Comparison(rows, first, generations[-1], packed_in.label_field, packed_in.missing)
     if "\0" in file:
         return [f"{join(task.path, SHARDS)} names a shard that can be none: {tar_files.shown(file)}"]
     try:
@@ -113,15 +113,21 @@ class _Comparison:
     """Compares the rows of a shard in the index with the files in the tar, and collects the differences."""
 
     def __init__(
-        self, rows: NDArray[np.void], first: int, generation: Generation, label_field: str | None
+        self,
+        rows: NDArray[np.void],
+        first: int,
+        generation: Generation,
+        label_field: str | None,
+        missing: list[str] | None,
     ) -> None:
         self.counted = 0
         """Samples that were reported to the progress bar."""
         self._rows, self._first, self._generation = rows, first, generation
-        self._label_field = label_field
+        self._label_field, self._missing = label_field, missing
         self._row_at = {offset: i for i, offset in enumerate(rows["offset"].tolist())}
         self._keys: dict[int, str] = {}  # by row, for the images that were read
-        self._labels: dict[str, int | None] = {}  # class index by key; None: not one of the classes
+        self._labels: dict[str, int | None] = {}  # class index by stem of the name; None: no known class
+        self._stems: dict[str, str] = {}  # of images, by key, where it is longer than the key
         self._wrong: dict[str, list[str]] = {}  # names of samples by kind of damage
 
     def walk(self, tar: Tar) -> None:
@@ -134,10 +140,10 @@ class _Comparison:
             i = self._row_at.get(member.offset)
             if i is not None and member.size == self._rows["size"][i] and not member.link:
                 self._compare(i, *split, tar.read())
-            elif split[1] == ("cls" if self._label_field is None else "json"):
-                self._labels[split[0]] = self._label(member, tar, number)
+            elif split[1].rpartition(".")[2] == ("cls" if self._label_field is None else "json"):
+                self._labels[stem(*split)] = self._label(member, tar, number)
         for i, key in self._keys.items():
-            if self._labels.get(key, -1) != self._rows["label"][i]:
+            if not self._is_label(key, int(self._rows["label"][i])):
                 self._add(_LABEL, printable(key))
         for i in range(len(self._rows)):
             if i not in self._keys:
@@ -172,6 +178,8 @@ class _Comparison:
         self._count()
         row = self._rows[i]
         self._keys[i] = key
+        if "." in extension:
+            self._stems[key] = stem(key, extension)
         if zlib.crc32(data) != row["checksum"]:
             self._add(_CHECKSUM, printable(key))
         if key_hash(key) != row["key"]:
@@ -180,15 +188,26 @@ class _Comparison:
         if row["kind"] >= len(extensions) or extensions[row["kind"]] != extension.rpartition(".")[2]:
             self._add(_KIND, printable(key))
 
+    def _is_label(self, key: str, label: int) -> bool:
+        """Return whether a class index is that of a sample, by its file `key.cls` or else `key.left.cls`."""
+        if key in self._labels or key not in self._stems:
+            return self._labels.get(key, -1) == label
+        # Earlier versions took no label from files of longer names.
+        return label in (-1, self._labels.get(self._stems[key], -1))
+
     def _label(self, member: Member, tar: Tar, number: dict[str, int]) -> int | None:
         """Return the class index in a label file: -1 for no label, None if it is not one of the classes."""
         if member.size > tar_labels.LARGEST:
             return None
         try:
-            label = tar_labels.parse_label(tar.read(), self._label_field)[0]
+            label = tar_labels.parse_label(tar.read(), self._label_field, self._missing)[0]
         except ValueError:
             return None
-        return number.get(label) if isinstance(label, str) else -1 if label is None else label
+        if not isinstance(label, str):
+            return -1 if label is None else label
+        if label not in number and (name := tar_labels.respelled([label], list(number))[label]) in number:
+            number[label] = number[name]
+        return number.get(label)
 
     def _name(self, i: int, stream: io.BufferedReader) -> str:
         """Return the key of row `i` if it can be read from the headers before the image, else the row's

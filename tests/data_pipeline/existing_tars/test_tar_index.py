@@ -325,3 +325,27 @@ def test_killed_at_any_time_it_leaves_no_half_data_set(tmp_path: Path, done: Run
     assert not (tmp_path / "set/dataset.json").exists()
     done(tmp_path / "in", tmp_path / "set")
     assert len(Dataset(tmp_path / "set")) == 16 and not (tmp_path / "set/.packing").exists()
+
+
+def test_a_tar_of_other_bytes_is_not_called_indexed(tmp_path: Path, done: Run, refused: Run) -> None:
+    tar = write(tmp_path / "x.tar", {"a.png": png(0), "a.cls": "0"})
+    done(tar, tmp_path / "set")
+    os.utime(tar, ns=(2 * 10**18,) * 2)
+    assert "already indexed" in done(tar, tmp_path / "set")
+    write(tar, {"a.png": png(0), "a.cls": "1"})
+    os.utime(tar, ns=(2 * 10**18,) * 2)
+    for more in ([], ["--append"]):
+        assert "other bytes than when it was indexed" in refused(tar, tmp_path / "set", *more)
+
+
+def test_samples_of_other_formats_are_counted_by_ending(tmp_path: Path, done: Run, refused: Run) -> None:
+    files: dict[str, bytes | str] = {
+        "a.png": png(0),
+        "a.mask.gif": b"x",
+        "b.HEIC": b"x",
+        "c.nii.gz": b"x",
+    }
+    write(tmp_path / "x.tar", files)
+    counted = "2 pictures of formats or names that are not read (.heic 1, .nii.gz 1)"
+    assert counted in refused(tmp_path / "x.tar", tmp_path / "set", "--strict")
+    assert counted in done(tmp_path / "x.tar", tmp_path / "set")

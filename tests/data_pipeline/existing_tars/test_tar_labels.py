@@ -144,3 +144,57 @@ def test_groups_of_packed_shards_come_back_from_their_json(tmp_path: Path, done:
     assert "another number of groups" in verify(str(tmp_path / "set"), 1)[0]
     (tmp_path / "set/groups.npy").unlink()
     assert "groups.npy" in verify(str(tmp_path / "set"), 1)[0]
+
+
+def test_one_json_gives_the_label_and_the_group(tmp_path: Path, done: Run) -> None:
+    files: dict[str, bytes | str] = {}
+    for i, record in enumerate([{"l": "a", "p": 7}, {"l": "b", "p": "7.0"}, {"l": None, "p": "unsure"}]):
+        files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(record)}
+    write(tmp_path / "x.tar", files)
+    command = (tmp_path / "set", "--label-key", "l", "--group-key", "p", "--missing", "unsure")
+    assert "1 groups, and 1 images without one" in done(tmp_path / "x.tar", *command)
+    dataset = Dataset(tmp_path / "set")
+    assert labels(dataset) == {"0": "a", "1": "b", "2": None}
+    assert dataset.groups is not None and dataset.groups.tolist() == [key_hash("7")] * 2 + [0]
+
+
+def test_labels_and_groups_of_images_with_dots_in_their_names(tmp_path: Path, done: Run) -> None:
+    files: dict[str, bytes | str] = {"plain.left.png": png(8), "plain.cls": "a", "plain.left.cls": "b"}
+    for i, name in enumerate(["v1.0_x", "v2.5_y.z"]):
+        files |= {f"{name}.png": png(i), f"{name}.cls": "ab"[i], f"{name}.json": json.dumps({"p": i})}
+    write(tmp_path / "x.tar", files)
+    done(tmp_path / "x.tar", tmp_path / "set", "--group-key", "p")
+    dataset = Dataset(tmp_path / "set")
+    assert labels(dataset) == {"plain": "a", "v1": "a", "v2": "b"}
+    assert dataset.groups is not None and dataset.groups.tolist() == [0, key_hash("0"), key_hash("1")]
+    assert verify(str(tmp_path / "set"), 1) == []
+
+
+@pytest.mark.parametrize(
+    "texts, expected",
+    [
+        (["TRUE", "true", "False"], ["True", "True", "False"]),
+        (["0.5", ".5", "0.50"], ["0.5"] * 3),
+        (["true", "maybe"], ["true", "maybe"]),
+        (['["b", "a"]', "['a', 'b']"], ["a|b"] * 2),
+    ],
+)
+def test_names_of_classes_are_spelled_as_in_tables(
+    texts: list[str], expected: list[str], tmp_path: Path, done: Run
+) -> None:
+    for i, text in enumerate(texts):  # in tars of their own, as all of them are one column
+        write(tmp_path / f"tars/{i}.tar", {f"{i}.png": png(i), f"{i}.cls": text})
+    done(tmp_path / "tars", tmp_path / "set")
+    assert list(labels(Dataset(tmp_path / "set")).values()) == expected
+    assert verify(str(tmp_path / "set"), 1) == []
+
+
+def test_what_means_no_label_is_remembered(tmp_path: Path, done: Run, refused: Run) -> None:
+    for i, text in enumerate(["NA", "unsure", "good", "unsure"]):
+        write(tmp_path / f"{i // 3}/{i}.tar", {f"{i}.png": png(i), f"{i}.cls": text, f"{i}.json": '{"p": 1}'})
+    done(tmp_path / "0", tmp_path / "set", "--missing", "unsure", "--group-key", "p")
+    assert verify(str(tmp_path / "set"), 1) == []
+    assert "--group-key" in refused(tmp_path / "1", tmp_path / "set", "--append")
+    done(tmp_path / "1", tmp_path / "set", "--append", "--group-key", "p")
+    assert list(labels(Dataset(tmp_path / "set")).values()) == ["NA", None, "good", None]
+    assert verify(str(tmp_path / "set"), 1) == []
