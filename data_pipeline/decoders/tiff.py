@@ -63,14 +63,17 @@ def _stored(data: bytes, image: Image, rules: PixelRules) -> Pixels:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Return whether Pillow reads the page exactly: up to 8 bits, grey or colour, perhaps with
-    transparency.
+    """Return whether Pillow reads the page exactly: 8 bits, or up to 4 in one band, grey or colour, perhaps
+    with transparency. Pillow reads no big-endian BigTIFF.
     """
+    if page.parent.is_bigtiff and page.parent.byteorder == ">":
+        return False
     if page.photometric in (*GREY, PHOTOMETRIC.PALETTE):
         bands = 1
     else:
         bands = 4 if page.photometric == PHOTOMETRIC.SEPARATED else 3
-    return page.bitspersample <= 8 and _bands(page) == bands and page.sampleformat == SAMPLEFORMAT.UINT
+    known = page.bitspersample == 8 or (page.bitspersample in (1, 2, 4) and page.samplesperpixel == 1)
+    return known and _bands(page) == bands and page.sampleformat == SAMPLEFORMAT.UINT
 
 
 def _bands(page: TiffPage) -> int:

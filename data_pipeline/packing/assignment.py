@@ -152,9 +152,13 @@ def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
 
 def with_packed_names(items: list[Item], sets: list[Dataset]) -> list[Item]:
     """Return the images with labels spelled as in the sets, which may have been packed when 1 and 1.0, or
-    composed and decomposed accents, were different classes.
+    composed and decomposed accents, were different classes, or from a table in which 1.0 is text.
     """
     packed = cells.respelled(list(dict.fromkeys(name for dataset in sets for name in dataset.classes)))
+    for label in {item.label for item in items} - packed.keys() - {""}:
+        alone = cells.values([label], missing=())[0]  # by itself, not beside the labels of this table
+        if alone in packed:
+            packed[label] = packed[alone]
     changed = {new: old for new, old in packed.items() if new != old}
     return [replace(i, label=changed[i.label]) if i.label in changed else i for i in items]
 

@@ -106,6 +106,14 @@ def refuse_changed(dest: Path, changes: Changes) -> None:
         )
 
 
+def gone_line(changes: Changes) -> str:
+    """Return a line about packed images whose files are not there now; "" if there are none."""
+    if not changes.gone:
+        return ""
+    which = _phrase(changes.gone, "no longer there", changes.first_gone)
+    return f"note: {which}; the packed images stay, also where a file was renamed and is packed again"
+
+
 def repaired_line(changes: Changes) -> str:
     """Return a line about files that were left out and have changed since; "" if there are none."""
     if not changes.repaired:

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -121,10 +121,27 @@ def sides_of(items: list[Item], sets: Mapping[str, Dataset]) -> dict[str, str]:
     return sides
 
 
-def refuse_split_folders(source: Path, folders: Iterable[str]) -> None:
-    """Raise `UserError` if the folders to be used as classes have names of sets, such as train and val."""
-    found = {name: side for name in sorted(set(folders)) if (side := split_names.side(name))}
-    if not found or (len(set(found.values())) < 2 and len(found) < len(set(folders))):
+def refuse_split_folders(source: Path, paths: Iterable[str]) -> None:
+    """Raise `UserError` if the folders to be used as classes have names of sets, such as train and val.
+
+    `paths` are those of the images. Folders that hold a single folder each, such as `imagenet/` around
+    `train/` and `val/`, are looked into.
+    """
+    folders, nested = {PurePosixPath(path).parent.parts for path in paths}, False
+    while len({parts[:1] for parts in folders}) == 1 and all(len(parts) > 1 for parts in folders):
+        first = next(iter(folders))[0]
+        if split_names.side(first):
+            break
+        source, folders, nested = source / first, {parts[1:] for parts in folders}, True
+    _refuse_sets(source, {parts[0] for parts in folders if parts}, nested)
+
+
+def _refuse_sets(source: Path, folders: set[str], nested: bool) -> None:
+    """Raise `UserError` if the names of the folders in `source` are those of sets, of at least two if the
+    folders are `nested` in one that could be a class.
+    """
+    found = {name: side for name in sorted(folders) if (side := split_names.side(name))}
+    if not found or (len(set(found.values())) < 2 and (nested or len(found) < len(folders))):
         return
     each = "; ".join(
         f"isotorus pack {source / name} DEST/{side} --labels folder" for name, side in found.items()

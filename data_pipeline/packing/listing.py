@@ -15,7 +15,7 @@ from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.packing import manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import walk
-from data_pipeline.tables.cells import one_form
+from data_pipeline.tables.cells import one_form, one_path
 from isotorus.errors import UserError, from_os_error
 
 
@@ -123,18 +123,13 @@ class _OtherSpellings:
         """The paths in the folder by their common spelling."""
         paths: dict[str, list[str]] = {}
         for path in _image_files(self._source, Counter()):
-            paths.setdefault(_common(path), []).append(path)
+            paths.setdefault(one_path(path), []).append(path)
         return paths
 
     def find(self, path: str) -> str | None:
         """Return the path that is spelled like this one; None unless exactly one is."""
-        found = self._paths.get(_common(path), [])
+        found = self._paths.get(one_path(path), [])
         return found[0] if len(found) == 1 else None
-
-
-def _common(path: str) -> str:
-    """Return the common spelling of paths that differ in slashes, blanks at their ends, or accents."""
-    return one_form(str(PurePosixPath(path.strip().replace("\\", "/"))))
 
 
 def grouped(items: list[Item], pattern: str) -> list[Item]:

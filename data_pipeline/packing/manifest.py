@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from sys import intern
 from typing import Any
 
@@ -74,7 +74,7 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
     rows = [
         Row(image, intern(label), intern(group), side, extra)
         for image, label, group, side, extra in zip(
-            images, cells.labels(labels, missing), cells.values(groups, missing), sides, extras, strict=True
+            images, cells.labels(labels, missing), cells.groups(groups, missing), sides, extras, strict=True
         )
     ]
     return _each_once(file, rows, places)
@@ -99,7 +99,7 @@ def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
     first: dict[str, int] = {}
     kept, again = [], []
     for i, row in enumerate(rows):
-        name = cells.one_form(str(PurePosixPath(row.image.strip())))
+        name = cells.one_path(row.image)
         earlier = first.setdefault(name, i)
         if earlier == i:
             kept.append(row)

@@ -99,7 +99,7 @@ def _list(source: Path, options: Options) -> tuple[list[Item], Counter[str]]:
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
         items, others = listing.from_folder(source, labelled=options.labels == "folder")
-        division.refuse_split_folders(source, {item.path.partition("/")[0] for item in items if item.label})
+        division.refuse_split_folders(source, (item.path for item in items if item.label))
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
         others = Counter()
@@ -176,11 +176,13 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
-        changes.refuse_changed(dest, changes.compare(source, dest, items, sets, options.workers))
+        since = changes.compare(source, dest, items, sets, options.workers)
+        changes.refuse_changed(dest, since)
         items = assignment.with_packed_names(items, sets)
         new, known = assignment.new_items(items, sets)
+        gone = f"\n{changes.gone_line(since)}" if known.images and since.gone else ""
         if not new:
-            return f"nothing new: {known}"
+            return f"nothing new: {known}{gone}"
         sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
         classes = assignment.extended_classes(new, sets)
         assigned = assignment.assign(new, classes, split, options.shard_size, sides)
@@ -189,7 +191,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         added = _build(source, dest, folder, assigned, bases, options)
     if not added:
         return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
-    return f"added {added} images, {known}; now {_summary(dest, assigned)}"
+    return f"added {added} images, {known}; now {_summary(dest, assigned)}{gone}"
 
 
 def _base(folder: Path) -> Base:

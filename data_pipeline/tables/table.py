@@ -89,11 +89,13 @@ def _separator(file: Path, text: TextIO, wanted: Iterable[str]) -> tuple[str, It
     otherwise the one with which it has most of them, or most columns at all.
     """
     head, before = text.readline(_LONGEST_HEADER), 0
-    if not head.strip():
+    while head and not head.strip():
+        head, before = text.readline(_LONGEST_HEADER), before + 1
+    if not head:
         raise UserError(f"{file} is empty; expected a first row with the names of the columns")
     chosen = re.fullmatch(r"sep=(.)\s*", head)
     if chosen:
-        head, before = text.readline(_LONGEST_HEADER), 1
+        head, before = text.readline(_LONGEST_HEADER), before + 1
 
     def fit(separator: str) -> tuple[int, int]:
         try:

@@ -150,3 +150,14 @@ def packed_bits(bits: int, kind: int = 1) -> bytes:
 def test_other_types_are_called_what_they_are(bits: int, kind: int, name: str) -> None:
     with pytest.raises(ValueError, match=rf"a TIFF of {name} pixels; expected 8 or 16 bits"):
         decode(packed_bits(bits, kind))
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("byteorder", "<>")
+def test_bigtiff_in_either_byte_order(byteorder: str, tile: tuple[int, int] | None) -> None:
+    for array in (RGB, RGB[..., 0].copy(), PLANES[0]):
+        options = {"photometric": "rgb" if array.ndim == 3 else "minisblack", "tile": tile}
+        data = tiff(array, bigtiff=True, byteorder=byteorder, extratags=[(274, 3, 1, 6, True)], **options)
+        turned = np.rot90(array.reshape(*array.shape[:2], -1), -1)
+        np.testing.assert_array_equal(decode(data, None, None), turned)
+        assert size(data) == turned.shape[:2]

@@ -293,3 +293,31 @@ def test_a_generation_that_is_not_there(source: Path, tmp_path: Path, generation
     pack(source, tmp_path / "set", Options(append=True))
     with pytest.raises(UserError, match="expected 1 to 2"):
         Dataset(tmp_path / "set", generation=generation)
+
+
+def test_labels_and_groups_are_those_of_the_set_whatever_else_is_added(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "images", [f"{i}.png" for i in range(40)])
+
+    def run(rows: list[str], *more: str) -> None:
+        (tmp_path / "t.csv").write_text("\n".join(["image,label,patient", *rows, ""]))
+        command = ["pack", tmp_path / "images", tmp_path / "set", "--labels", tmp_path / "t.csv"]
+        options = ["--group-column", "patient", "--workers", "1"]
+        assert main([*map(str, command), *options, *more]) == 0
+
+    run([f"{i}.png,{i % 2},{i}" for i in range(20)], "--val-fraction", "0.4")
+    added = [f"{i}.png,{i % 2}.0,{i - 20}.0" for i in range(20, 39)]
+    run([*added, "39.png,x,B"], "--append")
+    side = {key: name for name in ("train", "val") for key in keys(Dataset(tmp_path / "set" / name))}
+    assert len(side) == 40 and {side[str(i)] for i in range(20)} == {"train", "val"}
+    assert all(side[str(i)] == side[str(i + 20)] for i in range(19))
+    assert Dataset(tmp_path / "set/train").classes == ["0", "1", "x"]
+
+
+def test_renamed_and_removed_files_are_named(source: Path, tmp_path: Path, capsys) -> None:
+    assert run("", source, tmp_path / "set") == 0
+    first, second, *_ = sorted(path for path in source.rglob("*.*") if path.is_file())
+    first.rename(first.with_stem("another"))
+    second.unlink()
+    capsys.readouterr()
+    assert main(["pack", str(source), str(tmp_path / "set"), "--append", "--workers", "1"]) == 0
+    assert "note: 2 files are no longer there" in capsys.readouterr().out

@@ -240,3 +240,24 @@ def test_stratify_without_classes_is_refused(
     assert "give --labels" in refused(capsys, images, tmp_path / "set", "--stratify", "--val-fraction", ".2")
     with pytest.raises(UserError):
         main(["pack", str(images), str(tmp_path / "set"), "--missing", "x"])
+
+
+@pytest.mark.parametrize(
+    ("names", "sets"),
+    [
+        (["TRAIN/cat/1.png", "Val/cat/2.png"], "TRAIN, Val"),
+        (["imagenet/train/cat/1.png", "imagenet/val/cat/2.png"], "train, val"),
+        (["a/b/Training/1.png", "a/b/dev/2.png", "a/b/test/3.png"], "Training, dev, test"),
+        (["cat/test/1.png", "cat/2.png"], ""),
+        (["cat/test/1.png"], ""),
+        (["train/1.png", "bus/2.png"], ""),
+    ],
+)
+def test_folders_of_sets_are_no_classes(tmp_path: Path, capsys, names: list[str], sets: str) -> None:
+    save_pictures(tmp_path / "root", names)
+    command = tmp_path / "root", tmp_path / "set", "--labels", "folder"
+    if sets:
+        assert f"holds the sets of a split ({sets})" in refused(capsys, *command)
+    else:
+        pack(*command)
+        assert Dataset(tmp_path / "set").classes == sorted({name.partition("/")[0] for name in names})

@@ -23,6 +23,10 @@ from data_pipeline.tables import cells
         (["1", "1.0", "+1", " 1 ", "1."], ["1"] * 5),
         (["01", "1", "1.0"], ["01", "1", "1.0"]),
         (["007", "012"], ["007", "012"]),
+        (
+            ["12345678901234567", "12345678901234568.0", "1e3", "0.5"],
+            ["12345678901234567", "12345678901234568", "1000", "0.5"],
+        ),
         (["1.0", "A1"], ["1.0", "A1"]),
         (["0.5", "0.50", "1.0", "5e-1"], ["0.5", "0.5", "1", "0.5"]),
         (["true", "False", "TRUE"], ["True", "False", "True"]),
@@ -96,3 +100,10 @@ def test_a_csv_and_a_parquet_of_one_column_give_the_same_labels(kind: str, tmp_p
     both = [[row.label for row in read(tmp_path / f"t.{end}", Columns())] for end in ("csv", "parquet")]
     assert both[0] == both[1]
     assert len(set(both[0]) - {""}) == len({json.dumps(v) for v in values} - {"null", '"NA"'})
+
+
+def test_groups_do_not_depend_on_the_other_groups() -> None:
+    column = ["12", "12.0", 12.0, " 12", "A7", "012", None, "NA", "-1", ["b", "a"]]
+    expected = ["12"] * 4 + ["A7", "012", "", "", "-1", "a|b"]
+    assert cells.groups(column) == expected
+    assert [cells.groups([cell])[0] for cell in column] == expected

@@ -40,7 +40,8 @@ def test_the_first_line_of_a_spreadsheet_names_the_separator(tmp_path: Path, sep
     ("text", "message"),
     [
         (b"", "is empty"),
-        (b"\n\nimage,label\n", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"\n\nimage,label\n", "lists no images"),
         (b"image,label\n", "lists no images"),
         (b"image,label\n,\n", "lists no images"),
         (b"image,label,label\n1.png,a,b\n", "two columns 'label'"),
@@ -91,3 +92,19 @@ def test_a_split_column_and_its_synonyms(tmp_path: Path) -> None:
     for bad in ("tarin", "", "1", "NA"):
         with pytest.raises(UserError, match=r"line 10: '.*' in column 'set' is no set of a split"):
             rows(tmp_path / "t.csv", text + f"9.png,a,{bad}\n", split="set")
+
+
+def test_blank_lines_before_the_header(tmp_path: Path) -> None:
+    found = rows(tmp_path / "t.csv", "\n \nimage,label\n1.png,a\n")
+    assert [(row.image, row.label) for row in found] == [("1.png", "a")]
+    with pytest.raises(UserError, match="line 4 and line 5 both name"):
+        rows(tmp_path / "t.csv", "\n\nimage,label\n1.png,a\n1.png,b\n")
+
+
+@pytest.mark.parametrize("again", ["a\\1.png", " a/1.png", "./a//1.png"])
+def test_a_path_that_comes_again_in_another_spelling(tmp_path: Path, capsys, again: str) -> None:
+    found = rows(tmp_path / "t.csv", f"image,label\na/1.png,1\n{again},1.0\n")
+    assert [row.image for row in found] == ["a/1.png"]
+    assert "line 3 repeats line 2" in capsys.readouterr().err
+    with pytest.raises(UserError, match="different labels"):
+        rows(tmp_path / "t.csv", f"image,label\n{again},1\na/1.png,2\n")
