@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +203,23 @@ def test_draws_have_the_configured_ranges_and_probabilities() -> None:
     for probability, events in happened.items():
         assert abs(events.mean() - probability) < 0.03
     assert abs((columns["solarize"] == 0.5).mean() - 0.2) < 0.03
+
+
+ROUNDING = """
+import sys
+import numpy as np, torch
+from data_pipeline.transforms import augment_cpu
+random = np.random.default_rng(0)
+for kind in ("uint8", "uint16"):
+    images = random.integers(0, np.iinfo(kind).max, (8, 3, 40, 44)).astype(kind)
+    table = random.uniform(0.6, 1.4, (8, 7)) * [1, 1, 1, 0.1, 0, 1, 0.6]
+    out = augment_cpu.apply(torch.from_numpy(images), torch.from_numpy(table), [0.4] * 3, [0.2] * 3)
+    sys.stdout.write(str(hash(out.numpy().tobytes())))
+"""
+
+
+def test_the_process_that_compiles_rounds_like_those_that_load_the_cache(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-c", ROUNDING]
+    first, second = (subprocess.check_output(command, env=environment, text=True) for _ in range(2))
+    assert list(tmp_path.rglob("*.nbc")) and first == second
