@@ -11,9 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from isotorus.errors import UserError
 from pretrain.models.blocks import Block
 
-Observer = Callable[[nn.Module, tuple[Any, ...], Any], None]
+Observer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A block as it was called in a forward pass: a map from its first argument to its first output.
+
+    Some blocks take more, such as the size of the feature map that their tokens are, and return that too.
+    """
+
+    module: nn.Module
+    x: Tensor
+    """The first argument."""
+    others: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the first output for another first argument."""
+        return first(self.module(x, *self.others, **self.named))
 
 
 @dataclass
@@ -39,9 +58,11 @@ class Places:
         self.channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
 
     def vector(self, x: Tensor) -> Tensor:
-        """Reduce tokens (N, T, d) or feature maps (N, d, H, W) to one vector for each image, (N, d)."""
+        """Reduce tokens (N, T, d) or feature maps (N, d, H, W) to a vector for each image; keep (N, d)."""
         if x.ndim == 3:
             return x[:, 0] if self.class_token else x[:, self.prefix :].mean(1)
+        if x.ndim == 2:
+            return x
         return x.mean((1, 2)) if self.channels_last else x.mean((2, 3))
 
     def middle(self, x: Tensor, channels_last: bool) -> Tensor:
@@ -68,16 +89,45 @@ def observe(encoder: nn.Module, blocks: list[Block], batches: Iterator[Tensor]) 
 
 
 @torch.no_grad()
-def inputs_of(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[Tensor]:
-    """Return the input of each block for a batch of normalised `images`."""
-    seen: dict[nn.Module, Tensor] = {}
+def calls_of(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[Call]:
+    """Return how each block is called for a batch of normalised `images`."""
+    seen: dict[nn.Module, Call] = {}
 
-    def see(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        seen[module] = inputs[0].clone()
+    def see(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        seen[module] = Call(module, inputs[0].clone(), inputs[1:], named)
 
     with hooked([(block.module, see) for block in blocks]):
         encoder(images)
     return [seen[block.module] for block in blocks]
+
+
+@torch.no_grad()
+def measurable(encoder: nn.Module, blocks: list[Block], images: Tensor) -> list[Block]:
+    """Return the blocks that are called once in a forward pass and give features of each image.
+
+    `images` are two or more, normalised. Raises UserError if there is no such block.
+    """
+    calls: dict[nn.Module, list[bool]] = {block.module: [] for block in blocks}
+
+    def see(module: nn.Module, inputs: tuple[Any, ...], _: dict[str, Any], out: Any) -> None:
+        out = first(out)
+        of_images = isinstance(out, Tensor) and out.ndim in (2, 3, 4) and len(out) == len(images)
+        calls[module].append(of_images and bool(inputs) and isinstance(inputs[0], Tensor))
+
+    with hooked([(block.module, see) for block in blocks]):
+        encoder(images)
+    kept = [block for block in blocks if calls[block.module] == [True]]
+    if not kept:
+        raise UserError(
+            f"{type(encoder).__name__} has no block that maps features of an image to features of the same "
+            "image; name checkpoints of a ViT, ConvNeXt, ResNet or the like"
+        )
+    return kept
+
+
+def first(out: Any) -> Any:
+    """Return a module's output, or the first of several."""
+    return out[0] if isinstance(out, tuple | list) and out else out
 
 
 def nonlinear(block: Block) -> list[tuple[nn.Module, bool]]:
@@ -96,11 +146,11 @@ def nonlinear(block: Block) -> list[tuple[nn.Module, bool]]:
 
 @contextmanager
 def hooked(observers: list[tuple[nn.Module, Observer]]) -> Iterator[None]:
-    """Within a `with`, call each module's observer with (module, inputs, output) after each forward pass."""
+    """Within a `with`, call each module's observer with (module, inputs, named inputs, output)."""
     handles: list[RemovableHandle] = []
     try:
         for module, observer in observers:
-            handles.append(module.register_forward_hook(observer))
+            handles.append(module.register_forward_hook(observer, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -116,9 +166,9 @@ class _Kept:
         self.residuals: list[Tensor] = []
         self.units: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
-    def see(self, _: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+    def see(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
         """Keep the vectors and residuals of a batch; the observer of the block itself."""
-        x = inputs[0]
+        x, out = inputs[0], first(out)
         self.vectors.append(self.places.vector(out).double().cpu())
         if x.shape == out.shape:
             change = (out - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-30)
@@ -127,7 +177,9 @@ class _Kept:
     def see_units(self, channels_last: bool) -> Observer:
         """Return the observer of an activation function, which keeps sizes and signs of its units."""
 
-        def see(module: nn.Module, _: tuple[Any, ...], out: Tensor) -> None:
+        def see(module: nn.Module, _: tuple[Any, ...], __: dict[str, Any], out: Tensor) -> None:
+            if out.ndim not in (2, 3, 4):
+                return
             features = 1 if out.ndim == 4 and not channels_last else out.ndim - 1
             others = [d for d in range(1, out.ndim) if d != features]
             size = out.abs().mean(others) if others else out.abs()
@@ -140,9 +192,11 @@ class _Kept:
         """Combine the batches."""
         vectors = torch.cat(self.vectors).numpy()
         residual = float(torch.cat(self.residuals).mean()) if self.residuals else None
-        if not self.units:
+        # Some nonlinearities work on windows of images, or on positions alone: they have no row an image.
+        units = [x for x in self.units.values() if sum(len(sign) for _, sign in x) == len(vectors)]
+        if not units:
             return Observed(vectors, residual, None, None)
-        sizes = [torch.stack([size for size, _ in seen]).sum(0) for seen in self.units.values()]
-        signs = [torch.cat([sign for _, sign in seen]) for seen in self.units.values()]
+        sizes = [torch.stack([size for size, _ in seen]).sum(0) for seen in units]
+        signs = [torch.cat([sign for _, sign in seen]) for seen in units]
         magnitude = torch.cat(sizes).numpy() / len(vectors)
         return Observed(vectors, residual, magnitude, torch.cat(signs, dim=1).numpy())

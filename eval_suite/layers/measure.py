@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eval_suite.geometry import centring, dimension, normality, rank
 from eval_suite.layers import derivatives, quantities, rings, units, weights
-from eval_suite.layers.blocks import Block, Observed, inputs_of, observe
+from eval_suite.layers.blocks import Block, Call, Observed, calls_of, observe
 from eval_suite.layers.images import turned
 from isotorus.errors import UserError
 from isotorus.randomness import generator
@@ -100,28 +100,37 @@ def _of_maps(subject: Subject, chosen: tuple[str, ...]) -> dict[str, Row]:
         return {}
     seed = subject.seed
     images = subject.images[: subject.few].to(subject.device)
-    inputs = inputs_of(subject.encoder, subject.blocks, images)
-    values: dict[str, Row] = {name: [] for name in wanted}
-    for block, x in zip(subject.blocks, inputs, strict=True):
-        if "contraction" in wanted:
-            norm = derivatives.spectral_norm(
-                block.module, x, iterations=quantities.POWER_ITERATIONS, seed=seed
-            )
-            values["contraction"].append(float(norm.mean()))
-        if "stability" in wanted:
-            response = derivatives.stability(block.module, x, draws=quantities.NOISE_DRAWS, seed=seed)
-            values["stability"].append(float(response.mean()))
-        if "holonomy" in wanted:
-            values["holonomy"].append(_holonomy(subject, block, x))
-    return values
+    calls = calls_of(subject.encoder, subject.blocks, images)
+    of_one: dict[str, Callable[[Call], float | None]] = {
+        "contraction": lambda f: float(
+            derivatives.spectral_norm(f, f.x, iterations=quantities.POWER_ITERATIONS, seed=seed).mean()
+        ),
+        "stability": lambda f: float(
+            derivatives.stability(f, f.x, draws=quantities.NOISE_DRAWS, seed=seed).mean()
+        ),
+        "holonomy": lambda f: _holonomy(subject, f),
+    }
+    return {name: [_defined(of_one[name], call) for call in calls] for name in wanted}
 
 
-def _holonomy(subject: Subject, block: Block, x: Tensor) -> float | None:
+def _defined(measure_one: Callable[[Call], float | None], call: Call) -> float | None:
+    """Measure a block as a map; None where torch has no derivative of one of its operations."""
+    try:
+        value = measure_one(call)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError, UserError):
+        return None
+    return None if value is None else _finite(value)
+
+
+def _holonomy(subject: Subject, block: Call) -> float | None:
     """Return the mean defect ‖H − I‖/√d of random triangles of patch tokens; None for fewer than 3 tokens.
 
-    `x` is the block's input. The result is None for feature maps too, and if no defect is finite.
+    The result is None for feature maps too, and if no defect is finite.
     """
     prefix = int(getattr(subject.encoder, "num_prefix_tokens", 0))
+    x = block.x
     if x.ndim != 3 or x.shape[1] - prefix < 3:
         return None
     defects = []
@@ -129,7 +138,7 @@ def _holonomy(subject: Subject, block: Block, x: Tensor) -> float | None:
         random = generator(subject.seed, number)
         for _ in range(quantities.TRIANGLES):
             loop = prefix + random.permutation(len(tokens) - prefix)[:3]
-            defects.append(float(transport.holonomy(block.module, tokens, loop.tolist()).defect))
+            defects.append(float(transport.holonomy(block, tokens, loop.tolist()).defect))
     finite = [defect for defect in defects if np.isfinite(defect)]  # nan if the carried vector vanishes
     return float(np.mean(finite)) if finite else None
 
@@ -140,9 +149,9 @@ def holonomy_maps(subject: Subject) -> list[list[list[float | None]]]:
     A value is the mean defect of the triangles around one patch; the patches are evenly spread over the
     image. There are no maps if the block's tokens are not a square of patches.
     """
-    block = subject.blocks[-1]
     images = subject.images[: quantities.HOLONOMY_IMAGES].to(subject.device)
-    (x,) = inputs_of(subject.encoder, [block], images)
+    (block,) = calls_of(subject.encoder, subject.blocks[-1:], images)
+    x = block.x
     prefix = int(getattr(subject.encoder, "num_prefix_tokens", 0))
     side = round((x.shape[1] - prefix) ** 0.5) if x.ndim == 3 else 0
     if side < 2 or side**2 != x.shape[1] - prefix:
@@ -151,7 +160,7 @@ def holonomy_maps(subject: Subject) -> list[list[list[float | None]]]:
         np.linspace(0, side - 1, min(side, round(quantities.MAPPED_PLACES**0.5))).round().astype(int)
     )
     places = [(int(row), int(column)) for row in along for column in along]
-    maps = [transport.holonomy_map(block.module, tokens, (side, side), places) for tokens in x]
+    maps = [transport.holonomy_map(block, tokens, (side, side), places) for tokens in x]
     return [[[_finite(float(v)) for v in row] for row in defects[along][:, along]] for defects in maps]
 
 

@@ -22,6 +22,7 @@ from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
 from eval_suite.inputs.targets import load_targets
 from eval_suite.layers import quantities
+from eval_suite.layers.blocks import measurable
 from eval_suite.layers.images import load
 from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
 from eval_suite.report import pictures
@@ -122,13 +123,14 @@ class Survey:
     def subject(self, checkpoint: Checkpoint) -> Subject:
         """Load a checkpoint's encoder, onto the GPU if there is one, and the images as it takes them."""
         described = checkpoint.encoder
-        encoder = checkpoint.pretrained().eval()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = checkpoint.pretrained().eval().to(device)
         rows = self.rows()
+        images = load(self.dataset, rows, described)
         return Subject(
-            encoder=encoder.to(device),
-            blocks=depth_blocks(encoder),
-            images=load(self.dataset, rows, described),
+            encoder=encoder,
+            blocks=measurable(encoder, depth_blocks(encoder), images[:2].to(device)),
+            images=images,
             labels=None if self.labels is None else self.labels[rows],
             views=self._views(described),
             few=self.few,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eval_suite.layers import derivatives, rings, units, weights
-from eval_suite.layers.blocks import inputs_of, observe
+from eval_suite.layers.blocks import calls_of, measurable, observe
 from eval_suite.layers.images import turned
 from isotorus.errors import UserError
 from pretrain.models.blocks import depth_blocks
@@ -214,6 +214,37 @@ class TestBlocks:
             assert len(x.vectors) == 8 and np.isfinite(x.vectors).all(), block.name
             assert x.positive is None or x.positive.shape == (8, len(x.magnitude))
 
+    @pytest.mark.parametrize(
+        ("name", "kwargs"),
+        [
+            ("pvt_v2_b0", {}),  # blocks take the size of the map
+            ("twins_svt_small", {"img_size": 64}),
+            ("mvitv2_tiny", {"img_size": 64}),  # and return it too
+            ("mobilevit_xxs", {}),
+            (
+                "swinv2_tiny_window8_256",  # a nonlinearity of positions alone
+                {"img_size": 64, "embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2)},
+            ),
+        ],
+    )
+    def test_blocks_that_take_and_give_more_than_features(self, name: str, kwargs: dict):
+        torch.manual_seed(0)
+        encoder = timm.create_model(name, num_classes=0, **kwargs).eval()
+        images = torch.randn(5, 3, 64, 64)
+        blocks = measurable(encoder, depth_blocks(encoder), images[:2])
+        seen = observe(encoder, blocks, iter(images.split(2)))
+        calls = calls_of(encoder, blocks, images)
+        for block, x, call in zip(blocks, seen, calls, strict=True):
+            assert len(x.vectors) == 5 and np.isfinite(x.vectors).all(), block.name
+            assert x.positive is None or x.positive.shape == (5, len(x.magnitude)), block.name
+            with torch.no_grad():
+                out = call(call.x)
+            if out.shape == call.x.shape:
+                change = (out - call.x).flatten(1).norm(dim=1) / call.x.flatten(1).norm(dim=1)
+                assert x.residual == pytest.approx(float(change.mean()), rel=1e-3), block.name
+        assert any(x.positive is not None for x in seen)
+        assert derivatives.spectral_norm(calls[-1], calls[-1].x[:1], iterations=2).isfinite().all()
+
     def test_an_encoder_without_blocks_is_refused(self):
         with pytest.raises(UserError, match="keeps its blocks in none of"):
             depth_blocks(nn.Sequential(nn.Linear(3, 3)))
@@ -223,7 +254,7 @@ class TestBlocks:
         encoder = timm.create_model("test_vit", num_classes=0, global_pool="avg").eval()
         blocks, images = depth_blocks(encoder), torch.randn(5, 3, 160, 160)
         seen = observe(encoder, blocks, iter(images.split(2)))
-        inputs = inputs_of(encoder, blocks, images)
+        inputs = [call.x for call in calls_of(encoder, blocks, images)]
         with torch.no_grad():
             for block, x, found in zip(blocks, inputs, seen, strict=True):
                 out = block.module(x)
