@@ -1,5 +1,6 @@
 """Recipes: YAML files of a run's configuration, the user's own or those packaged in `configs/`."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,28 @@ def read_recipe_file(path: str) -> dict[str, Any]:
     Raises `UserError` if there is neither, if the text is not YAML, or if it is not a mapping.
     """
     try:
-        values = yaml.safe_load(_text(path))
+        values = read_yaml(_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected keys and values, found {type(values).__name__}")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without code, with the numbers of YAML 1.2: PyYAML follows 1.1, where 1e-5 is text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Return the value of a recipe or of an override in YAML; raises `yaml.YAMLError`."""
+    return yaml.load(text, _Loader)
 
 
 def _text(path: str) -> str:

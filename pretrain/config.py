@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ByteSize, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -14,7 +13,7 @@ from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
-from isotorus.recipe import read_recipe_file
+from isotorus.recipe import read_recipe_file, read_yaml
 from isotorus.secrets import holds_password
 from isotorus.section import Section
 from pretrain.checkpoint import CheckpointConfig
@@ -78,7 +77,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
             raise UserError(
                 f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
             )
-        _assign(values, key.split("."), yaml.safe_load(text) if text else "", override)
+        _assign(values, key.split("."), read_yaml(text) if text else "", override)
     _refuse_passwords(values)
     try:
         return Config.model_validate(values)

@@ -1,5 +1,6 @@
 """The feature sets of an encoder: its embedding, other layers and tokens, and its projector."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,9 +27,8 @@ class FeatureSets(nn.Module):
         super().__init__()
         self.encoder: Any = encoder
         self.projector, self.angles = projector, angles
-        blocks = getattr(encoder, "blocks", None)
-        tokens = hasattr(encoder, "forward_intermediates") and hasattr(encoder, "num_prefix_tokens")
-        self.depth = len(blocks) if tokens and isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
+        blocks = getattr(encoder, "blocks", None) if _gives_tokens(encoder) else None
+        self.depth = len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return float32 vectors (N, width) by name."""
@@ -43,7 +43,7 @@ class FeatureSets(nn.Module):
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:
         """Return the sets that need the tokens of the last blocks of a ViT."""
         encoder, prefix = self.encoder, self.encoder.num_prefix_tokens
-        _, layers = encoder.forward_intermediates(
+        last, layers = encoder.forward_intermediates(
             images,
             indices=min(LAYERS, self.depth),
             return_prefix_tokens=prefix > 0,
@@ -52,10 +52,16 @@ class FeatureSets(nn.Module):
         )
         tokens = [torch.cat([x[1], x[0]], dim=1) if prefix else x for x in layers]
         vectors = [encoder.forward_head(x) for x in tokens]
-        sets = {"embedding": vectors[-1]}
+        sets = {"embedding": encoder.forward_head(last)}
         if getattr(encoder, "global_pool", "") == "token":
             sets["patch_mean"] = tokens[-1][:, prefix:].mean(1)
         for count in (2, LAYERS):
             if len(vectors) >= count:
                 sets[f"last{count}"] = torch.cat(vectors[-count:], dim=1)
         return sets
+
+
+def _gives_tokens(encoder: nn.Module) -> bool:
+    """Return whether the encoder's class can give all tokens of its last blocks, as timm's ViTs do."""
+    forward = getattr(encoder, "forward_intermediates", None)
+    return forward is not None and "return_prefix_tokens" in inspect.signature(forward).parameters

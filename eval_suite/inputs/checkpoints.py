@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from isotorus.errors import UserError, from_os_error
-from pretrain.models.encoder import build_encoder
+from pretrain.models.encoder import build_encoder, create, embedding_width
 from pretrain.models.projector import MLPConfig, build_mlp
 
 WEIGHTS, DESCRIPTION, PROJECTOR = "encoder.safetensors", "encoder.json", "projector.safetensors"
@@ -147,10 +146,9 @@ class Checkpoint:
         described = self.encoder
         try:
             return build_encoder(described.name, described.kwargs, described.seed)
-        except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        except UserError as error:
             raise UserError(
-                f"{self.description}: timm cannot build {described.name!r} with its arguments "
-                f"({_first_line(error)}); install the timm version that trained it, or correct the file"
+                f"{self.description}: {error}; install the timm version that trained it, or correct the file"
             ) from None
 
 
@@ -172,7 +170,9 @@ def describe(file: Path) -> EncoderDescription:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(f"{file} does not describe an encoder ({what}); save the checkpoint again") from None
-    except ValueError as error:
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON ({_first_line(error)}); save the checkpoint again") from None
     if not len(described.mean) == len(described.std) == described.channels:
         raise UserError(
@@ -185,15 +185,15 @@ def describe(file: Path) -> EncoderDescription:
 def _from_timm(values: dict[str, Any]) -> dict[str, Any]:
     """Convert the config.json of a timm model folder to the content of an encoder.json."""
     pretrained = values["pretrained_cfg"]
-    channels, size, _ = pretrained["input_size"]
+    name, (channels, size, _) = values["architecture"], pretrained["input_size"]
     kwargs = {**(values.get("model_args") or {}), "num_classes": 0, "in_chans": channels}
     if values.get("global_pool"):
         kwargs["global_pool"] = values["global_pool"]
     with torch.device("meta"):
-        width = timm.create_model(values["architecture"], **kwargs).num_features
+        width = embedding_width(create(name, kwargs), name, channels, [size])
     return {
         "format": 1,
-        "name": values["architecture"],
+        "name": name,
         "kwargs": kwargs,
         "embedding_width": values.get("isotorus", {}).get("embedding_width", width),
         "image_size": size,

@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from isotorus.files import sync
 from pretrain.checkpoint import store
 from pretrain.checkpoint.dinov2 import dinov2_config, dinov2_state
 from pretrain.checkpoint.warm_start import find_weights, load_exactly
+from pretrain.models.encoder import create
 
 Format = Literal["timm", "transformers"]
 
@@ -65,7 +65,7 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
     # Drop-path only acts in training.
     kwargs = {key: value for key, value in described["kwargs"].items() if key != "drop_path_rate"}
     with torch.device("meta"):
-        encoder: Any = timm.create_model(described["name"], **kwargs)
+        encoder: Any = create(described["name"], kwargs)
     state = load_exactly(weights.file, encoder, described["name"])
     origin = {
         "vector": _vector(encoder, format),

@@ -1,12 +1,15 @@
 """The encoder: any timm model that maps an image to one vector."""
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 from pydantic import PositiveInt
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
@@ -16,6 +19,9 @@ from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import draw_masks, key_drop_paths
 from pretrain.models.packed import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
+
+WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+"""Arguments by which `timm.create_model` would open a file or an address with weights."""
 
 
 class EncoderConfig(Section):
@@ -43,29 +49,26 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
     Models that have an image size get the size of the global views, and accept other sizes for local views.
     Raises `UserError` for an unknown name and for arguments that the model does not take.
     """
-    if not timm.is_model(config.name):
-        near = nearest(config.name, timm.list_models())
-        hint = f"did you mean {near}?" if near else "see timm.list_models()"
-        raise UserError(f"encoder.name: timm has no model '{config.name}'; {hint}")
     if "in_chans" in config.kwargs:
         raise UserError(
             "encoder.kwargs.in_chans: the images decide how many channels there are; set data.channels"
         )
     common = {"in_chans": channels, "num_classes": 0, **config.kwargs}
     fixed = {"img_size": image_size, **common}
-    sized = {"dynamic_img_size": True, **fixed}
-    failure = ""
-    for kwargs in (sized, fixed, common):
-        try:
-            with torch.device("meta"):
-                encoder = timm.create_model(config.name, **kwargs)
-        except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-            failure = failure or str(error).splitlines()[0]
-        else:
-            return kwargs | _winding(config, encoder)
-    raise UserError(
-        f"encoder: timm cannot build {config.name} with {sized}: {failure}; change encoder.kwargs"
-    )
+    for kwargs in ({"dynamic_img_size": True, **fixed}, fixed):
+        with suppress(UserError):
+            encoder = _on_meta(config.name, kwargs)
+            break
+    else:  # an error now lies in what the user gave
+        kwargs, encoder = common, _on_meta(config.name, common)
+    return kwargs | _winding(config, encoder)
+
+
+def _on_meta(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build an encoder without memory."""
+    with torch.device("meta"):
+        encoder: nn.Module = create(name, kwargs)
+    return encoder
 
 
 def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
@@ -84,9 +87,29 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 
 
 def create(name: str, kwargs: dict[str, Any]) -> Any:
-    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding."""
+    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding.
+
+    Nothing but names and numbers is taken from the arguments, which may be a stranger's: no file is opened
+    and no address asked. Raises `UserError`, in one line, for whatever timm cannot build.
+    """
+    if not timm.is_model(name):
+        near = nearest(name, timm.list_models())
+        hint = f"did you mean {near}?" if near else "see timm.list_models()"
+        raise UserError(f"encoder.name: timm {timm.__version__} has no model '{name}'; {hint}")
+    if reading := [key for key in WEIGHTS if kwargs.get(key)]:
+        raise UserError(
+            f"encoder.kwargs.{reading[0]} would make timm read weights from elsewhere; leave it out, and to "
+            "start from weights set encoder.weights to a .safetensors file or a folder"
+        )
     of_timm = {key: x for key, x in kwargs.items() if key != "winding_classes"}
-    encoder = timm.create_model(name, **of_timm)
+    try:
+        encoder = timm.create_model(name, **of_timm)
+    except Exception as error:
+        if isinstance(error, MemoryError) or re.search("allocate|(out of|enough) memory", str(error)):
+            raise
+        raise UserError(
+            f"timm cannot build {name} with {of_timm} ({_reason(error)}); change encoder.kwargs"
+        ) from None
     if "winding_classes" in kwargs:
         wind(encoder, kwargs["winding_classes"])
     return encoder
@@ -110,11 +133,10 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
         try:
             with torch.no_grad():
                 out = encoder(torch.empty(2, channels, size, size, device="meta"))
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+        except Exception as error:
             remedy = f"set views.local_size={first}, or " if first else ""
             raise UserError(
-                f"encoder.name={name} does not take images of {size}² ({reason}); {remedy}"
+                f"encoder.name={name} does not take images of {size}² ({_reason(error)}); {remedy}"
                 "use an encoder that takes any size, such as a ViT, ConvNeXt or ResNet"
             ) from None
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -128,9 +150,18 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
 
 
 def patch_size(encoder: nn.Module) -> int:
-    """Return the side in pixels that divides every image size: a ViT's patch size, otherwise 1."""
-    size = getattr(getattr(encoder, "patch_embed", None), "patch_size", 1)
-    return int(size[0] if isinstance(size, (tuple, list)) else size)
+    """Return the side in pixels that divides every image size: a ViT's patch size, otherwise 1.
+
+    Patches that overlap, as PVT's do, or that are padded fit into images of any size.
+    """
+    embed = getattr(encoder, "patch_embed", None)
+    return embed.patch_size[0] if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad else 1
+
+
+def _reason(error: Exception) -> str:
+    """Return the kind and the first line of an error of timm."""
+    said = " ".join(str(error).split("\n", 1)[0].split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 class ViewEncoder(nn.Module):

@@ -42,8 +42,17 @@ def test_a_vit_that_averages_its_tokens():
 
 @torch.no_grad()
 def test_encoders_without_tokens_give_their_embedding():
-    for name in ("resnet18", "convnext_atto"):
-        model, x = of(name, num_classes=0)
+    shallow = {"depth": 2, "num_classes": 0}
+    for name, kwargs in (
+        ("resnet18", {"num_classes": 0}),
+        ("convnext_atto", {"num_classes": 0}),
+        ("mobilenetv3_small_050", {"num_classes": 0}),
+        # Their classes have tokens but cannot give them all.
+        ("cait_xxs24_224", {"img_size": 32, **shallow}),
+        ("xcit_nano_12_p16_224", {"img_size": 32, **shallow}),
+        ("convit_tiny", {"img_size": 32, **shallow}),
+    ):
+        model, x = of(name, **kwargs)
         found = FeatureSets(model)(x)
         assert list(found) == ["embedding"]
         torch.testing.assert_close(found["embedding"], model(x))
