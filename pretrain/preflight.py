@@ -1,6 +1,7 @@
 """Refuse, before any process group starts, every run that is known not to work."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,16 @@ from data_pipeline.storage.remote import ONE_ATTEMPT
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
-from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights
+from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
 from pretrain.engines.fp8 import check_fp8
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
+from pretrain.rehearsal import rehearse
+from pretrain.schedule import learning_rate
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ def check(config: Config, world_size: int) -> RunInputs:
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)
     newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
+    _warn(config, newest)
     if newest is not None:
         _check_resume(config, inputs, newest)
         record = checkpoint.describe(newest).get("warm_start")
@@ -65,6 +71,8 @@ def check(config: Config, world_size: int) -> RunInputs:
         return inputs
     warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
     check_fit(config.encoder.name, encoder, warm_start.file)
+    if difference := silent_difference(encoder, warm_start.file):
+        log.warning("encoder.weights=%s fit in shape only: %s", config.encoder.weights, difference)
     return dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
 
 
@@ -114,7 +122,38 @@ def check_model(config: Config, world_size: int) -> Model:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
     width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
+    rehearse(config, kwargs, width, world_size)
     return Model(kwargs, encoder, width)
+
+
+def _warn(config: Config, newest: Path | None) -> None:
+    """Log a line for each setting of the learning rate that is possible and hardly meant."""
+    optimizer = config.optimizer.model_dump()
+    if optimizer["warmup_steps"] >= config.steps:
+        log.warning(
+            "optimizer.warmup_steps=%d is no less than steps=%d: the learning rate only rises, to %.2g where "
+            "optimizer.lr is %.2g; set fewer warm-up steps, such as %d",
+            optimizer["warmup_steps"], config.steps, _rate(config.steps - 1, config.steps, optimizer),
+            optimizer["lr"], config.steps // 10,
+        )  # fmt: skip
+    if newest is None:
+        return
+    saved = checkpoint.describe(newest)
+    step, steps = saved["step"], saved["config"]["steps"]
+    before = _rate(min(step, steps - 1), steps, saved["config"]["optimizer"])
+    now = _rate(step, config.steps, optimizer)
+    if config.steps > step > 0 and steps != config.steps and now > 2 * before:
+        log.warning(
+            "the learning rate rises from %.2g to %.2g at step %d, because the schedule now has %d steps "
+            "and had %d; to go on at a low rate instead, lower optimizer.lr and set "
+            "optimizer.warmup_steps=0",
+            before, now, step, config.steps, steps,
+        )  # fmt: skip
+
+
+def _rate(step: int, steps: int, optimizer: dict[str, Any]) -> float:
+    """Return the learning rate by the fields of `OptimizerConfig`."""
+    return learning_rate(step, steps, optimizer["lr"], optimizer["warmup_steps"], optimizer["final_lr_ratio"])
 
 
 def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:

@@ -6,6 +6,7 @@ fit. Nothing is random, so all ranks and engines get the same weights.
 """
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,38 @@ def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | N
 def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
     """Raise UserError unless the file fits `encoder`; reads only names and shapes."""
     fit(_read(weights, "meta"), encoder, name, weights)
+
+
+def silent_difference(encoder: nn.Module, weights: str) -> str:
+    """Say how `encoder` differs from the one that made the weights, where no tensor's shape shows it.
+
+    Compares the heads and activations that both have, by the description beside the file. Returns an empty
+    string where all agree, and without a description that timm can build.
+    """
+    try:
+        files = [Path(weights).with_name(name) for name in ("encoder.json", "config.json")]
+        file = next(file for file in files if file.is_file())
+        described = json.loads(file.read_text())
+        name = described.get("name") or described["architecture"]
+        with torch.device("meta"):
+            source = create(name, described.get("kwargs") or described.get("model_args") or {})
+    except (StopIteration, OSError, ValueError, KeyError, AttributeError, TypeError, UserError):
+        return ""
+    theirs = _traits(source)
+    for place, trait in _traits(encoder).items():
+        if place in theirs and theirs[place] != trait:
+            return (
+                f"{place} has {trait}, and {theirs[place]} in the encoder that they come from ({file}); use "
+                "the same encoder.kwargs to continue what was learnt"
+            )
+    return ""
+
+
+def _traits(encoder: nn.Module) -> dict[str, str]:
+    """Return what attention and activations compute with the same weights, by module."""
+    heads = {n: f"num_heads={m.num_heads}" for n, m in encoder.named_modules() if hasattr(m, "num_heads")}
+    kinds = {n: type(m).__name__ for n, m in encoder.named_modules() if n.rpartition(".")[2] == "act"}
+    return heads | kinds
 
 
 def load_exactly(file: str, encoder: nn.Module, name: str) -> State:

@@ -1,6 +1,6 @@
 """Settings of engines and precision, and the combinations that are refused."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveInt, model_validator
 from torch import nn
@@ -164,14 +164,3 @@ def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target
             f"the encoder's {names[0]} is a {kind}, whose statistics would be of one rank's images alone on "
             f"{world_size} ranks; use one process, or an encoder with BatchNorm2d or without batch norm"
         )
-    if drawn := [name for name, module in encoder.named_modules() if _is_random(module)]:
-        raise UserError(
-            f"the encoder's dropout ({drawn[0]}) draws from a generator's state, so that no step could be "
-            "repeated; use drop_path_rate in encoder.kwargs instead"
-        )
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Return whether a module is an active dropout; drop-path does not count, as it is drawn from keys."""
-    probability: Any = getattr(module, "p", getattr(module, "prob", 0))
-    return "Drop" in type(module).__name__ and "Path" not in type(module).__name__ and bool(probability)

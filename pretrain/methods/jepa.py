@@ -86,6 +86,8 @@ class JEPAHead(nn.Module):
         z = self.projector(embeddings).float()
         predicted = self.predictor(z).float()
         pairs = [(v, g) for v in range(len(z)) for g in range(len(target)) if v != g]
+        if not pairs:
+            raise ValueError("a view is predicted from another one, so at least 2 views are needed")
         views, goals = zip(*pairs, strict=True)
         prediction = mean_squared_error(
             predicted[list(views)].flatten(0, 1), target[list(goals)].float().flatten(0, 1)

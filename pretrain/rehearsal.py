@@ -1,0 +1,121 @@
+"""Rehearse a training step before any process starts: refuse sizes that cannot work, and random encoders.
+
+The encoder runs once in training mode without memory or arithmetic, on torch's meta device. The head runs on
+a few images of zeros.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from isotorus.errors import UserError
+from pretrain.config import Config
+from pretrain.methods import build_head
+from pretrain.models.encoder import ViewEncoder, create
+
+ENOUGH = 8
+"""Number of images from which on a batch can do all that a larger one can."""
+
+
+def rehearse(config: Config, kwargs: dict[str, Any], width: int, world_size: int) -> None:
+    """Raise `UserError` if the encoder, built with `kwargs`, or the loss cannot be computed in training.
+
+    The numbers of images and views are those of a step, up to `ENOUGH`; `width` is the embedding's.
+    """
+    name, engine = config.encoder.name, config.engine
+    passes = engine.passes(config.data.batch_size, world_size)
+    together = world_size * (config.data.batch_size // world_size // passes)  # images of all ranks in a pass
+    try:
+        draws = _draws(config, kwargs, together)
+    except Exception as error:
+        raise UserError(
+            f"{name} cannot be trained on {together} images at once ({_first_line(error)}); use a larger "
+            "data.batch_size, less engine.accumulation, or more views"
+        ) from None
+    if draws:
+        raise UserError(
+            f"{name} draws random numbers from a generator's state ({draws}), as dropout does, so no step "
+            f"could be repeated; {_remedy(config, kwargs, together)}; drop_path_rate may stay"
+        )
+    images = config.data.batch_size if engine.accumulate == "exact" else together
+    views, n_global = sum(r.views for r in config.views.resolutions()), config.views.global_views
+    try:
+        if images < 2:
+            raise ValueError("statistics over the batch need at least 2 images")
+        _lose(config, width, views, min(images, ENOUGH))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"objective.kind={config.objective.kind} cannot be trained on {images} images in {views} views, "
+            f"{n_global} of them global: {_first_line(error)}; change data.batch_size, views or the objective"
+        ) from None
+
+
+def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
+    """Run the encoder in training mode; return the random operation that it used, or an empty string.
+
+    Drop-path does not count, as its masks follow from seed, step and sample. Operations are observed instead
+    of modules, because timm calls dropout as a function too.
+    """
+    with torch.device("meta"):
+        encoder = ViewEncoder(create(config.encoder.name, kwargs)).train()
+        views = [
+            torch.empty(r.views, min(images, ENOUGH), config.data.channels, r.size, r.size)
+            for r in config.views.resolutions()
+        ]
+        keys = torch.zeros(sum(len(x) for x in views), views[0].shape[1], dtype=torch.int64)
+    with torch.no_grad(), _Observed() as observed:
+        encoder(views, keys)
+    return observed.random
+
+
+class _Observed(TorchDispatchMode):
+    """Notes the name of the last random operation that torch runs."""
+
+    random = ""
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            self.random = str(operation)
+        return operation(*arguments, **(options or {}))
+
+
+def _remedy(config: Config, kwargs: dict[str, Any], images: int) -> str:
+    """Name the argument without which the encoder is not random."""
+    for remedy, changed in _changes(config.encoder.kwargs, kwargs):
+        try:
+            if not _draws(config, changed, images):
+                return remedy
+        except UserError:  # timm has no such argument for this encoder
+            continue
+    return "use another encoder"
+
+
+def _changes(given: dict[str, Any], kwargs: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield changes of an encoder's arguments, in words and as arguments."""
+    for key, value in given.items():
+        yield f"leave out encoder.kwargs.{key}={value}", {k: x for k, x in kwargs.items() if k != key}
+    rates = {key: 0.0 for key in given if "drop" in key and "path" not in key}
+    if len(rates) > 1:
+        yield f"leave out {' and '.join(f'encoder.kwargs.{key}' for key in rates)}", kwargs | rates
+    yield "set encoder.kwargs.drop_rate=0", kwargs | {"drop_rate": 0.0}
+
+
+def _lose(config: Config, width: int, views: int, images: int) -> None:
+    """Compute the loss of embeddings of zeros."""
+    n_global = config.views.global_views
+    head = build_head(config.objective, width, n_global, config.seed)
+    inputs: list[Tensor] = [torch.zeros(views, images, width)]
+    if config.objective.kind == "jepa":
+        inputs.append(torch.zeros(n_global, images, config.objective.projector.width))
+    with torch.no_grad():
+        head(inputs[0], 0, *inputs[1:])
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error."""
+    return str(error).split("\n", 1)[0] or type(error).__name__
