@@ -11,13 +11,13 @@ from data_pipeline.transforms import augment
 from pretrain.assemble import Run, assemble, load_batches
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
-from pretrain.encoder_json import encoder_json
 from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse
 from pretrain.monitoring.timing import compare_ranks
 from pretrain.preflight import RunInputs
+from pretrain.recording.encoder_json import encoder_json
 from pretrain.run_control.signals import StopRequest
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain import config_history
 from pretrain.config import load_config
+from pretrain.recording import config_history
 
 
 def resolved(recipe: Path, *overrides: str) -> dict:

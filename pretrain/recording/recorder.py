@@ -14,7 +14,6 @@ from rich.progress import Progress as Bar
 
 from isotorus import jsonl
 from isotorus.jsonl import StepLog
-from pretrain import config_history
 from pretrain.config import Config, flatten
 from pretrain.cost import accelerators
 from pretrain.cost.flops import flops_per_image
@@ -22,6 +21,7 @@ from pretrain.distributed import world_size
 from pretrain.engines.networks import uses_bf16
 from pretrain.monitoring import collapse, mlflow, mlflow_run
 from pretrain.preflight import RunInputs
+from pretrain.recording import config_history
 
 log = logging.getLogger(__name__)
 
