@@ -180,15 +180,22 @@ def tables(counts: Counts) -> str:
     header = " | ".join(f"R^{width}" for width in WIDTHS)
     for name in error_rates.SPACES:
         lines += ["", f"{name}: found, and others taken for it", ""]
-        lines += [f"| samples | {header} |", "|---|" + "---|" * len(WIDTHS)]
+        lines += [f"| samples | {header} | all, with intervals |", "|---|" + "---|" * (len(WIDTHS) + 1)]
         for n in SAMPLES:
-            cells = " | ".join(
-                f"{rate.found} of {rate.draws}, {rate.wrong} of {rate.others}"
-                for rate in rates(counts)
-                if rate.name == name and rate.samples == n
+            row = [rate for rate in rates(counts) if rate.name == name and rate.samples == n]
+            cells = [f"{rate.found} of {rate.draws}, {rate.wrong} of {rate.others}" for rate in row]
+            found, draws, wrong, others = (
+                sum(column) for column in zip(*(rate[3:] for rate in row), strict=True)
             )
-            lines.append(f"| {n:,} | {cells} |")
+            cells.append(f"{percent(found, draws)}, {percent(wrong, others)}")
+            lines.append(f"| {n:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def percent(hits: int, draws: int) -> str:
+    """Write the 95 % interval of a share in percent."""
+    low, high = error_rates.interval(hits, draws)
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
 def _short(value: Any) -> Any:

@@ -50,12 +50,14 @@ def collapsed(x: Array) -> bool:
 def centred(x: ArrayLike) -> NDArray[np.float64]:
     """Return `x` (n, d) minus its mean, in float64.
 
-    Raises UserError as `checked` does, for an array without two axes, for rows that are equal up to rounding,
-    and for a spread whose powers are below the range of float64.
+    Raises UserError as `checked` does, for an array without two axes, for a single row, for rows that are
+    equal up to rounding, and for a spread whose powers are below the range of float64.
     """
     x = checked(x)
     if x.ndim != 2:
         raise UserError(f"features of shape {x.shape}: expected (samples, dimensions)")
+    if len(x) < 2:
+        raise UserError("1 sample has no geometry; give 2 or more")
     if collapsed(x):
         raise UserError(
             f"the embedding has collapsed: all {len(x)} samples have the same features up to rounding (they "

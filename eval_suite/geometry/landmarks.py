@@ -48,7 +48,7 @@ def distinct(x: Array, seed: int = 0) -> NDArray[np.int64]:
     _, first = np.unique(x[rows], axis=0, return_index=True)
     if len(first) < 3:
         raise UserError(
-            f"the embedding has collapsed: {len(first)} distinct rows have no shape; train it again"
+            f"{len(first)} distinct samples of {len(rows)} have no shape; add samples, or train again"
         )
     return rows[np.sort(first)]
 

@@ -36,8 +36,10 @@ def uniformity(x: Array, *, t: float = 2.0, seed: int = 0) -> float:
     """Return log mean_{i<j} exp(-t‖x_i - x_j‖²) of the rows of `x` (n, d), scaled to the unit sphere.
 
     Wang & Isola 2020, arXiv:2005.10242. It is 0 if all rows are equal and lower if they are spread: near -2t
-    for a uniform distribution on a sphere of many dimensions.
+    for a uniform distribution on a sphere of many dimensions. Raises UserError for a single row.
     """
+    if len(x) < 2:
+        raise UserError("1 sample has no pairs to compare; give 2 or more")
     x = _unit(x[randomness.rows(len(x), ROWS, seed)])
     return float(np.log(np.exp(-t * pdist(x, "sqeuclidean")).mean()))
 
