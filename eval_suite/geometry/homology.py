@@ -45,6 +45,12 @@ The largest gap of a flat torus closed at 1.05 to 1.41 times that sum, in 96 dra
 with 100 to 300 landmarks. Its two loops closed at 1.8 to 3.3 times from 1,000 samples on; with 300 samples at
 1.5 to 1.7 times, under noise of 0.15 in 768 dimensions at 1.2.
 """
+CLOSED = 2 * 3**0.5
+"""A hole that closes before this many times `Homology.gap_radius` is a gap, for any number of landmarks.
+
+A hole of radius r closes in the Rips complex when an inscribed triangle has its sides, √3 r. Denoising moves
+the points around a gap away from it and at most doubles its radius.
+"""
 SHOWN = 8
 """Number of longest bars in each dimension whose p-values are kept."""
 
@@ -75,7 +81,10 @@ class Homology:
     threshold: float
     """Largest distance of the filtration; holes that are born later are not seen."""
     resolution: float
-    """Holes that close up to this distance are gaps: `GAPS` times the sum of `joined` and `gap_radius`."""
+    """Holes that close up to this distance are gaps.
+
+    It is `GAPS` times the sum of `joined` and `gap_radius`, but at least `CLOSED` times `gap_radius`.
+    """
     joined: float
     """Distance at which the share `JOINED` of the landmarks' components has merged."""
     gap_radius: float
@@ -172,7 +181,7 @@ def betti(
     if not len(merged):
         raise UserError(f"threshold = {threshold} joins none of {count} landmarks; raise it or leave it out")
     joined, gap_radius = float(np.quantile(merged, JOINED)), landmarks.gap_radius(cloud.denoised)
-    resolution = GAPS * (joined + gap_radius)
+    resolution = max(GAPS * (joined + gap_radius), CLOSED * gap_radius)
     share = memory // effective_n_jobs(jobs)
     null = Parallel(n_jobs=jobs)(
         delayed(_null_longest)(cloud.reduced, count, max_dim, threshold, share, seed, draw)

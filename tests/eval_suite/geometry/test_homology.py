@@ -88,7 +88,10 @@ def test_a_perfect_grid_on_the_torus_has_no_thousand_holes():
     x = np.stack([np.cos(u), np.sin(u), np.cos(v), np.sin(v)], axis=1)
     found = homology.betti(x, count=120)
     assert found.agreed == [1, 2, 1]
-    assert found.p_values[2][1][1] == pytest.approx(1 / 21) and found.p_values[2][1][2] > 1 / 21
+    assert found.p_values[2][1][1] == pytest.approx(1 / 21)
+    loops = found.bars[2][1]
+    # Ties between neighbours leave gaps in the denoised grid; their bars close early.
+    assert loops[2, 1] < found.resolution < loops[1, 1]
 
 
 def test_a_gaussian_has_a_significant_hole_as_often_as_the_level_says():
