@@ -69,6 +69,8 @@ def connect(uri: str, timeout: int = 30, retries: int = 0) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # MLflow would print the address of each run that ends, with a password that is in it.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith(_SQLITE) and (path := local_path(uri)):
         _check_database(path)
         if not path.exists():

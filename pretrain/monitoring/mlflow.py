@@ -86,7 +86,7 @@ class Mirror(threading.Thread):
             last_round = self._stop_asked.is_set()
             busy = False
             try:
-                self._send()
+                self._send(last_round)
                 self._problem = ""
             except Exception as error:  # any failure of a server must leave training alone
                 busy = mlflow_store.is_busy(error)
@@ -127,7 +127,7 @@ class Mirror(threading.Thread):
             log.warning("MLflow at %s %s", masked(self.uri), problem)
         self._problem = kind
 
-    def _send(self) -> None:
+    def _send(self, last_round: bool) -> None:
         if self._run is None:
             parameters = dict(self.parameters)
             start = self._start_step
@@ -148,6 +148,7 @@ class Mirror(threading.Thread):
         for some in mlflow_run.portions(rows):
             began = time.monotonic()
             run.send(some)
+            self._problem = ""  # another failure while much is sent is another problem
             # Sending a long history costs this process, too: leave training most of the time.
             self._stop_asked.wait(time.monotonic() - began)
         self._offset = offset
@@ -155,7 +156,7 @@ class Mirror(threading.Thread):
         if self.config.system_metrics:
             self._send_system(run, rows)
         run.settle()
-        if self._status:
+        if last_round and self._status:
             run.end(self._status)
             self._closed = True
 
