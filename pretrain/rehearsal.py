@@ -66,7 +66,8 @@ def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
             for r in config.views.resolutions()
         ]
         keys = torch.zeros(sum(len(x) for x in views), views[0].shape[1], dtype=torch.int64)
-    with torch.no_grad(), _Observed() as observed:
+    # In inference mode torch would show dropout of rate 0 as well.
+    with torch.inference_mode(False), torch.no_grad(), _Observed() as observed:
         encoder(views, keys)
     return observed.random
 

@@ -38,7 +38,8 @@ def find_weights(given: Path, asked: str) -> WarmStart:
 
     `asked` is how the user named it, for the error.
     """
-    folders = [given, latest(given / "checkpoints") or given]
+    checkpoints = given / "checkpoints"
+    folders = [given, latest(checkpoints) or checkpoints / "latest"]
     candidates = [given] if given.is_file() else [folder / name for folder in folders for name in NAMES]
     file = next((path for path in candidates if path.is_file()), None)
     if file is None:
