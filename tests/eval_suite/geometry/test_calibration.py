@@ -60,6 +60,7 @@ def test_a_cut_line_is_drawn_again_and_the_others_are_not(tmp_path):
 
 def test_page_and_rates_give_the_recorded_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(error_rates, "FILE", tmp_path / "rates.json")
+    monkeypatch.setattr(error_rates, "calibrated", tuple)  # as before the first calibration
     file, page = tmp_path / "draws.jsonl", tmp_path / "page.md"
     torus = calibration.Draw(0, 300, 4, "flat torus", 0.0)
     donut = calibration.Draw(0, 300, 4, "donut", 0.0)
