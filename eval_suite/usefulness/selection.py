@@ -87,10 +87,12 @@ def require_two_classes(train_y: NDArray[np.integer]) -> None:
 def standardiser(train_x: Array) -> Callable[[Array], NDArray[np.float64]]:
     """Return a function that subtracts the mean of `train_x` (n, d) and divides by its standard deviation.
 
-    A dimension whose deviation is below a millionth of the largest one, or within the rounding of its values,
-    is constant; it is only centred.
+    A dimension whose deviation is below a millionth of the largest one is only centred; one whose deviation
+    lies within the rounding of its values becomes 0.
     """
     mean, std = train_x.mean(axis=0, dtype=np.float64), train_x.std(axis=0, dtype=np.float64)
     size = np.maximum(train_x.max(axis=0), -train_x.min(axis=0)).astype(np.float64)
-    std[(std < 1e-6 * std.max()) | (std <= 4 * rounding(train_x) * size)] = 1.0
+    constant = std <= 16 * rounding(train_x) * size  # the mean is rounded as well
+    std[std < 1e-6 * std.max()] = 1.0
+    std[constant] = np.inf  # what is left of such a value is rounding, which must not decide a class
     return lambda x: (x - mean) / std

@@ -38,9 +38,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def crash(checkpoint: Path) -> None:
-    """Damage a checkpoint so that its evaluation fails with an unexpected exception."""
+    """Damage a checkpoint so that its evaluation fails with an unexpected exception.
+
+    timm raises KeyError, which is passed on because it reads like a lack of memory.
+    """
     described = json.loads((checkpoint / "encoder.json").read_text())
-    described["kwargs"]["act_layer"] = "no such layer"
+    described["kwargs"]["act_layer"] = "allocate a layer"
     (checkpoint / "encoder.json").write_text(json.dumps(described))
 
 
@@ -80,7 +83,7 @@ def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: 
     outcome = run_command(run, *data, *QUICK, "--every", "2")
     left = run / "eval/2/error.txt"
     assert outcome.code == 1 and results_of(run) == [4]
-    assert f"failed: a, step 2: KeyError: 'no such layer'; see {left}" in outcome.err
+    assert f"failed: a, step 2: KeyError: 'allocate a layer'; see {left}" in outcome.err
     assert "Traceback" in left.read_text() and "build_encoder" in left.read_text()
     (run / "checkpoints/step_00000002/encoder.json").write_text(sound)
     assert run_command(run, *data, *QUICK, "--every", "2").code == 0
@@ -104,7 +107,7 @@ def test_evaluations_side_by_side(run: Path, data: list[object]):
     outcome = run_command(run, *data, *QUICK, "--every", "1", "--jobs", "2", "--json")
     assert outcome.code == 1, outcome.err
     left = run / "eval/3/error.txt"
-    assert f"failed: a, step 3: KeyError: 'no such layer'; see {left}" in outcome.err
+    assert f"failed: a, step 3: KeyError: 'allocate a layer'; see {left}" in outcome.err
     assert "build_encoder" in left.read_text()
     found = json.loads(outcome.out)
     assert sorted(each["checkpoint"]["step"] for each in found) == [2, 4]
