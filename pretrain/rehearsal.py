@@ -37,8 +37,8 @@ def rehearse(config: Config, kwargs: dict[str, Any], width: int, world_size: int
         ) from None
     if draws:
         raise UserError(
-            f"{name} draws random numbers from a generator's state ({draws}), as dropout does, so no step "
-            f"could be repeated; {_remedy(config, kwargs, together)}; drop_path_rate may stay"
+            f"{name} draws random numbers from a generator's state ({draws}), as dropout does, "
+            f"so no step could be repeated; {_remedy(config, kwargs, together)}"
         )
     images = config.data.batch_size if engine.accumulate == "exact" else together
     views, n_global = sum(r.views for r in config.views.resolutions()), config.views.global_views

@@ -53,7 +53,7 @@ def refusal(ranks: int = 1, **sections: Any) -> str:
         (
             "vit_tiny_patch16_224",
             VIT | {"pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "drop_path_rate": 0.1},
-            "leave out encoder.kwargs.pos_drop_rate and encoder.kwargs.proj_drop_rate;",
+            "leave out encoder.kwargs.pos_drop_rate and encoder.kwargs.proj_drop_rate",
         ),
         ("ghostnet_050", {}, "set encoder.kwargs.drop_rate=0"),
     ],
