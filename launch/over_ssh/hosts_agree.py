@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import isotorus
 from isotorus.errors import UserError
 
-PACKAGES = ("data_pipeline", "isotorus", "launch", "pretrain")
+PACKAGES = ("configs", "data_pipeline", "isotorus", "launch", "pretrain")
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,10 +76,11 @@ def installed(package: str) -> str | None:
 
 
 def code_digest() -> str:
-    """Return a digest of all source files that a run uses."""
-    root = Path(__file__).parents[1]
+    """Return a digest of all source files and packaged recipes that a run uses."""
+    root = Path(isotorus.__file__).parents[1]
+    files = (path for folder in PACKAGES for path in (root / folder).rglob("*"))
     digest = hashlib.sha256()
-    for path in sorted(path for folder in PACKAGES for path in (root / folder).rglob("*.py")):
+    for path in sorted(path for path in files if path.suffix in (".py", ".yaml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
