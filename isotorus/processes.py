@@ -1,4 +1,4 @@
-"""End the processes of a launcher when the launcher itself is killed."""
+"""The launcher of this process, and the CPU cores that it may use."""
 
 import ctypes
 import os
@@ -11,6 +11,11 @@ Slurm needs none: it ends the tasks of a step itself."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def has_launcher() -> bool:
+    """Return whether torchrun, accelerate or DeepSpeed's launcher started this process."""
+    return any(name in os.environ for name in _LAUNCHERS)
+
+
 def end_with_launcher() -> None:
     """Ask the Linux kernel to send SIGTERM to this process when its launcher ends.
 
@@ -18,7 +23,7 @@ def end_with_launcher() -> None:
     receives SIGTERM saves and exits. A process that was started by hand is not affected, because it may be
     meant to outlive its shell.
     """
-    if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHERS):
+    if sys.platform == "linux" and has_launcher():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -9,10 +9,10 @@ import re
 import shutil
 import subprocess
 import zlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from isotorus.errors import UserError
+from isotorus.processes import has_launcher
 
 
 class _Names(NamedTuple):
@@ -58,26 +58,35 @@ def set_ranks() -> str | None:
     Does nothing under a launcher, which has set RANK, and for a single task. Raises UserError if the tasks
     run on several nodes and it is unknown where they can meet.
     """
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or (names := _scheduler()) is None:
         return None
-    for names in _SCHEDULERS:
-        rank, size = _number(names.rank), _number(names.size)
-        if rank is None or size is None or size < 2:
-            continue
-        local_size = _local_size(names, size)
-        os.environ.setdefault("MASTER_ADDR", _meeting_host(names, size, local_size))
-        os.environ.setdefault("MASTER_PORT", str(_port(names)))
-        local_rank = _number(names.local_rank)
-        os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)
-        os.environ["LOCAL_RANK"] = str(rank % local_size if local_rank is None else local_rank)
-        os.environ["LOCAL_WORLD_SIZE"] = str(local_size)
-        return f"RANK and WORLD_SIZE come from {names.rank} and {names.size}: {size} ranks"
-    return None
+    rank, size = int(os.environ[names.rank]), int(os.environ[names.size])
+    local_size = _local_size(names, size)
+    os.environ.setdefault("MASTER_ADDR", _meeting_host(names, size, local_size))
+    os.environ.setdefault("MASTER_PORT", str(_port(names)))
+    local_rank = _number(names.local_rank)
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)
+    os.environ["LOCAL_RANK"] = str(rank % local_size if local_rank is None else local_rank)
+    os.environ["LOCAL_WORLD_SIZE"] = str(local_size)
+    return f"RANK and WORLD_SIZE come from {names.rank} and {names.size}: {size} ranks"
 
 
 def is_task() -> bool:
-    """Return whether `srun` or `mpirun` started this process itself, as one of several tasks."""
-    return any((_number(names.size) or 0) > 1 and _number(names.rank) is not None for names in _SCHEDULERS)
+    """Return whether `srun` or `mpirun` started this process itself, as one of several tasks.
+
+    The ranks of torchrun on a node inherit the variables of the one task that started torchrun.
+    """
+    return not has_launcher() and _scheduler() is not None
+
+
+def step_hosts() -> list[str]:
+    """Return the hosts of this Slurm job step in their order, or an empty list outside Slurm."""
+    listed = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    if listed and shutil.which("scontrol"):  # most containers have none
+        shown = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True)
+        if shown.returncode == 0 and shown.stdout.split():
+            return shown.stdout.split()
+    return expand_hosts(listed)
 
 
 def expand_hosts(names: str) -> list[str]:
@@ -93,6 +102,14 @@ def expand_hosts(names: str) -> list[str]:
                 for number in range(int(first), int(last or first) + 1)
             ]
     return hosts
+
+
+def _scheduler() -> _Names | None:
+    """Return the variables of the scheduler whose task this is, or None if there are not several tasks."""
+    for names in _SCHEDULERS:
+        if _number(names.rank) is not None and (_number(names.size) or 0) > 1:
+            return names
+    return None
 
 
 def _number(name: str) -> int | None:
@@ -124,22 +141,15 @@ def _meeting_host(names: _Names, size: int, local_size: int) -> str:
     """Return the host of rank 0, where all ranks meet."""
     if local_size >= size:
         return "localhost"
-    listed = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
-    if names.rank == "SLURM_PROCID" and listed:
-        if shutil.which("scontrol"):
-            shown = subprocess.run(
-                ["scontrol", "show", "hostnames", listed], capture_output=True, text=True, check=False
-            )
-            if shown.returncode == 0 and shown.stdout.split():
-                return shown.stdout.split()[0]
-        return expand_hosts(listed)[0]
+    if names.rank == "SLURM_PROCID" and (hosts := step_hosts()):
+        return hosts[0]
     raise UserError(
         f"{names.rank} says that this is one of {size} tasks on several nodes, but not where they can meet; "
         "set MASTER_ADDR to the first node's name for all tasks, or start with torchrun or `isotorus launch`"
     )
 
 
-def _port(names: _Names, environment: Mapping[str, str] = os.environ) -> int:
+def _port(names: _Names) -> int:
     """Return a port that is equal for all tasks of a job step, and differs between most jobs."""
-    step = f"{environment.get(names.job, '')}.{environment.get('SLURM_STEP_ID', '')}"
+    step = f"{os.environ.get(names.job, '')}.{os.environ.get('SLURM_STEP_ID', '')}"
     return _LOWEST_PORT + zlib.crc32(step.encode()) % _PORTS

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError
+from isotorus.scheduler import step_hosts
 from launch.one_node.torchrun_ranks import default_ranks
 from launch.over_ssh.hosts import add_file_options, add_ssh_options, read_hosts
 
@@ -83,7 +84,7 @@ def _request(args: argparse.Namespace) -> "tuple[Request, int]":
     nodes, node, endpoint = args.nnodes, args.node_rank, args.rdzv_endpoint
     if nodes is None and int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
         nodes, node = int(os.environ["SLURM_STEP_NUM_NODES"]), int(os.environ["SLURM_NODEID"])
-        names = _slurm_hosts()
+        names = step_hosts()
         return Request(names, [own] * nodes, names[0], args.port, *common), node
     if nodes in (None, 1):
         return Request([socket.gethostname()], [own], "localhost", _free_port(), *common), 0
@@ -128,15 +129,6 @@ def _print(results: "list[Finding]", request: "Request", as_json: bool) -> None:
         )
     else:
         findings.show(results, request.hosts, sum(request.ranks))
-
-
-def _slurm_hosts() -> list[str]:
-    """Return the names of the nodes of this Slurm step."""
-    listed = os.environ.get("SLURM_STEP_NODELIST", "")
-    scontrol = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True)
-    if scontrol.returncode:
-        raise UserError(f"scontrol show hostnames {listed}: {scontrol.stderr.strip() or 'failed'}")
-    return scontrol.stdout.split()
 
 
 def _free_port() -> int:
