@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_pipeline.storage.reader import is_remote
 from data_pipeline.tables.cells import MISSING, cell_list
 from data_pipeline.verifying.verify import unknown_tars, verify
 from isotorus.errors import ArgumentParser, UserError, exit_code
+from isotorus.processes import usable_cores
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -130,9 +130,8 @@ def _add_channels(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = "number of processes (default: the number of CPU cores, here %(default)s)"
-    parser.add_argument("--workers", type=_positive, default=cores, help=text)
+    parser.add_argument("--workers", type=_positive, default=usable_cores(), help=text)
 
 
 def _folder(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix, and the exit code of a command that raises it."""
+"""The exception for errors that the user can fix, and the exit codes of commands."""
 
 import argparse
 import errno
@@ -8,6 +8,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from isotorus.secrets import masked
+
+USER_ERROR = 2
+"""Exit code after a `UserError`. The same command would meet the same error again."""
+TRY_AGAIN = 75
+"""Exit code of a run that did not save and can be started again (EX_TEMPFAIL of sysexits.h)."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 
 
 def one_line(text: str) -> str:
@@ -58,6 +65,6 @@ def exit_code(main: Callable[[], int]) -> int:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        return USER_ERROR
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED

@@ -5,7 +5,7 @@ import shlex
 import socket
 import sys
 
-from isotorus.errors import UserError
+from isotorus.errors import INTERRUPTED, UserError
 from isotorus.secrets import masked_command
 from launch.deepspeed import pdsh
 from launch.one_node import deepspeed_ranks
@@ -137,7 +137,7 @@ def _run_here(job: Job, dry_run: bool) -> int:
     failure = deepspeed_ranks.run(job.arguments(host, meet, properties["port"], True), job.pretrain)
     if failure is None:
         return 0
-    if not failure.message.startswith("error: ") and failure.code not in (job.requeue_code, 130):
+    if not failure.message.startswith("error: ") and failure.code not in (job.requeue_code, INTERRUPTED):
         ending = f"signal {failure.code - 128}" if failure.code > 128 else f"exit code {failure.code}"
         print(f"error: rank {failure.rank}, on host {here}, ended with {ending}", file=sys.stderr)
     return failure.code

@@ -18,10 +18,9 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from isotorus.errors import UserError
+from isotorus.errors import INTERRUPTED, TRY_AGAIN, UserError
 from isotorus.secrets import holds_secret, masked_command, may_be_secret
 from launch.one_node.deepspeed_ranks import shell_code
-from launch.one_node.torchrun_ranks import TRY_AGAIN
 from launch.over_ssh import cluster, ssh
 from launch.over_ssh.job import Job
 from launch.over_ssh.remote import node_command
@@ -138,7 +137,7 @@ def _follow(job: Job, runner: list[str], environment: dict[str, str]) -> int:
         time.sleep(0.1)
     if process.returncode == ssh.OWN_FAILURE:
         return TRY_AGAIN
-    return 130 if signal.SIGINT in received else shell_code(process.returncode)
+    return INTERRUPTED if signal.SIGINT in received else shell_code(process.returncode)
 
 
 def _send_signal(job: Job, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from isotorus.processes import usable_cores
 from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok, span
 from launch.over_ssh import hosts_agree
 
@@ -63,7 +64,7 @@ def measure() -> Facts:
     return {
         "shared": shutil.disk_usage(shared).free if shared.is_dir() else 0,
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "load": os.getloadavg()[0],
     }
 

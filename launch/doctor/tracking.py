@@ -1,8 +1,8 @@
 """Check that the MLflow server answers the first rank."""
 
-import os
 from typing import TYPE_CHECKING
 
+from isotorus import mlflow_store
 from isotorus.secrets import masked_command
 from launch.doctor.findings import Facts, Finding, Status, ok, skipped
 
@@ -15,15 +15,11 @@ def measure(tracking: "TrackingConfig") -> Facts:
     uri = tracking.store()
     if not tracking.enabled or "://" not in uri or uri.startswith(("sqlite:", "file:")):
         return {"uri": uri, "asked": False}
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from mlflow import MlflowClient
-
     try:
-        MlflowClient(uri).get_experiment_by_name(tracking.experiment)
+        mlflow_store.connect(uri, timeout=10).get_experiment_by_name(tracking.experiment)
     except Exception as error:  # a server, a proxy or a library can raise anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        return {"uri": masked_command(uri), "asked": True, "error": masked_command(lines[0])}
+        reason = masked_command(mlflow_store.reason(error))
+        return {"uri": masked_command(uri), "asked": True, "error": reason}
     return {"uri": masked_command(uri), "asked": True}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from isotorus.errors import USER_ERROR
+
 PORT = 29400
 KEPT = 7 * 24 * 3600
 """Seconds after which a finished Job is deleted."""
@@ -22,8 +24,6 @@ RECIPES = "/etc/isotorus"
 LABEL = "app.kubernetes.io/instance"
 DIED_TOO_OFTEN = 10
 """How often each pod may fail before the run is given up. A lost node does not count."""
-BAD_INPUT = 2
-"""Exit code of a rank that met an error only the user can fix."""
 
 Manifest = dict[str, Any]
 
@@ -83,7 +83,7 @@ def job(pods: Pods) -> list[Manifest]:
     rules = [
         {
             "action": "FailJob",
-            "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [BAD_INPUT]},
+            "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [USER_ERROR]},
         },
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]

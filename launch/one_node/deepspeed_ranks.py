@@ -22,6 +22,7 @@ from typing import IO
 
 import psutil
 
+from isotorus.processes import usable_cores
 from launch.one_node.torchrun_ranks import Failure
 
 LAUNCH = "ISOTORUS_LAUNCH"
@@ -58,7 +59,7 @@ def run(options: Sequence[str], pretrain: Sequence[str], logs: Path | None = Non
     (world,) = [option.partition("=")[2] for option in options if option.startswith("--world_info=")]
     (node,) = [int(option.partition("=")[2]) for option in options if option.startswith("--node_rank=")]
     count = len([*json.loads(base64.urlsafe_b64decode(world)).values()][node])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     os.environ["LOCAL_WORLD_SIZE"] = str(count)
     if logs:
         logs.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,9 @@ from typing import NamedTuple
 
 import psutil
 
-USER_ERROR = 2
-"""Exit code of a rank that met an error the user can fix. A restart would meet the same error."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
-TRY_AGAIN = 75
-"""Exit code when the launchers of a run lost contact with each other (EX_TEMPFAIL of sysexits.h)."""
+from isotorus.errors import INTERRUPTED, TRY_AGAIN, USER_ERROR
+from isotorus.processes import usable_cores
+
 LAST_CALL_SECONDS = 10
 """How long an elastic run waits for more hosts when enough hosts are ready."""
 
@@ -58,7 +55,7 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
     arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     fewest, most = torch_run.parse_min_max_nnodes(arguments.nnodes)
     ranks = torch_run.determine_local_world_size(arguments.nproc_per_node)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     if fewest < most:
         os.environ["ISOTORUS_ELASTIC"] = "1"
         if arguments.rdzv_conf == "":
@@ -67,11 +64,10 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
         # The store that the launchers share still holds the keys of earlier attempts, so ranks use their own.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         signal.signal(signal.SIGCHLD, _look_for_user_error)
-    interrupts: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            interrupts.append(number)
+        received.append(number)
         _pass_on(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -99,8 +95,8 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
             f"error: the launchers of this run do not meet at {where}: {str(error) or type(error).__name__}"
         )
         return Failure(TRY_AGAIN, -1, 0.0, message)
-    # The ranks have saved and ended well; the caller learns that the run is not complete.
-    return Failure(INTERRUPTED, -1, time.time(), "") if interrupts else None
+    # The ranks have ended with code 0, because torchrun would start them again after any other one.
+    return Failure(INTERRUPTED, -1, time.time(), "") if signal.SIGINT in received else None
 
 
 class _MetUserError(Exception):

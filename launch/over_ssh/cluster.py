@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-from isotorus.errors import UserError
-from launch.one_node.torchrun_ranks import TRY_AGAIN, USER_ERROR
+from isotorus.errors import INTERRUPTED, TRY_AGAIN, USER_ERROR, UserError
 from launch.over_ssh import hosts_agree, ssh
 from launch.over_ssh.hosts import Host
 from launch.over_ssh.job import Job, read_job, show
@@ -66,7 +65,7 @@ class Launch:
                     return TRY_AGAIN
                 code = self._run_once(present) if present else None
                 if code is not None:
-                    return 130 if self.interrupted else code
+                    return INTERRUPTED if self.interrupted else code
                 first = False
                 time.sleep(self.job.patience / 3)
         finally:

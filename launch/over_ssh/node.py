@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from isotorus.errors import TRY_AGAIN
 from launch.one_node import deepspeed_ranks, torchrun_ranks
 from launch.over_ssh import hosts_agree
 
@@ -38,7 +39,7 @@ def main() -> int:
     lock = _lock(request["id"])
     if lock is None:
         report: dict[str, Any] = {
-            "code": torchrun_ranks.TRY_AGAIN,
+            "code": TRY_AGAIN,
             "rank": -1,
             "message": "the previous start of this launch has not ended yet",
         }
@@ -78,7 +79,7 @@ def end() -> None:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    os._exit(torchrun_ranks.TRY_AGAIN)
+    os._exit(TRY_AGAIN)
 
 
 def _lock(launch: str) -> socket.socket | None:

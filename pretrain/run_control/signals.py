@@ -29,6 +29,8 @@ import time
 from enum import IntEnum
 from types import FrameType
 
+from isotorus.errors import INTERRUPTED
+
 
 class StopRequest(IntEnum):
     """What one rank asks all ranks to do; of several requests the largest is followed."""
@@ -49,8 +51,6 @@ _REQUESTS = {
     signal.SIGUSR1: StopRequest.REQUEUE,
     signal.SIGINT: StopRequest.INTERRUPT,
 }
-INTERRUPTED = 130
-"""Exit code of a process that Ctrl-C ended, as in shells: 128 + SIGINT."""
 _SAME_KEY = 1.0
 """Seconds within which two SIGINT are one Ctrl-C: the terminal sends one, and so does a launcher."""
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from isotorus.errors import TRY_AGAIN
 from pretrain.distributed import rank, world_size
 from pretrain.run_control.lock import Lock
 from pretrain.run_control.peers import Peers
 from pretrain.run_control.signals import Signals
-
-EX_TEMPFAIL = 75
-"""Exit code that means "try again" (sysexits.h)."""
 
 _POLL_SECONDS = 2.0
 _LINGER_SECONDS = 10.0
@@ -100,7 +98,7 @@ class Watchdog(threading.Thread):
             if first and (missing := self._peers.without_stack()):
                 text = f"no stack came from {missing}: stopped, or cut off from the others"
                 print(text, file=sys.stderr, flush=True)
-        os._exit(EX_TEMPFAIL)
+        os._exit(TRY_AGAIN)
 
     def _call_last_words(self) -> None:
         if self.last_words:
