@@ -58,7 +58,7 @@ PUBLIC = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of the product by its dotted name; a package stands for its __init__.py."""
+    """Return every module of the product by its dotted name; a package stands for its __init__.py."""
     files = itertools.chain.from_iterable((ROOT / package).rglob("*.py") for package in MAY_IMPORT)
     return {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -68,7 +68,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports_of(name: str) -> list[tuple[str, int, bool]]:
-    """The modules of the product that a module imports: (name, line, whether the import runs at the head)."""
+    """Return what a module imports of the product: (name, line, whether the import is at the head)."""
     tree = ast.parse(modules()[name].read_text())
     late = {
         id(inner)
@@ -109,7 +109,7 @@ def test_packages_import_only_the_packages_before_them() -> None:
 
 @pytest.mark.parametrize("depth", [2, 3, 9], ids=["rooms", "rooms in rooms", "modules"])
 def test_no_import_circle(depth: int) -> None:
-    """Neither between rooms (folders, and modules beside them) nor between single modules."""
+    """There is no circle between rooms (folders, and modules beside them), nor between single modules."""
     graph: dict[str, dict[str, str]] = defaultdict(dict)
     for source in modules():
         for target, line, at_head in imports_of(source):
@@ -121,7 +121,7 @@ def test_no_import_circle(depth: int) -> None:
 
 
 def _circle(graph: dict[str, dict[str, str]]) -> list[str]:
-    """The arrows of one circle, or an empty list."""
+    """Return the imports of one circle, or an empty list."""
     finished: set[str] = set()
 
     def walk(node: str, path: list[str]) -> list[str]:
@@ -183,7 +183,7 @@ def test_make_test_runs_every_test_file() -> None:
 
 
 def page_entries() -> Iterator[tuple[Path, str]]:
-    """What the tree of the page names: (folder, name of a file or of a room in it)."""
+    """Yield what the tree of the page names: (folder, name of a file or of a room in it)."""
     page = (ROOT / "docs/architecture.md").read_text()
     top = room = ROOT
     for line in page.split("```")[1].splitlines():

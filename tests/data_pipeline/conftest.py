@@ -51,7 +51,7 @@ def s3_process(objects: dict[str, bytes], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """A real S3 server, and what its user sets; nothing of what this machine may have set."""
+    """Set the environment of a user of the S3 server, without the AWS variables of this machine."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     values = {
@@ -70,13 +70,13 @@ def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> CacheConfig:
-    """Smaller than the shards of the S3 server together."""
+    """Return the settings of a cache that is smaller than all shards of the S3 server together."""
     return CacheConfig(folder=tmp_path / "cache", size="64MB", patience=30)
 
 
 @pytest.fixture
 def done(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `index`, which must succeed; returns its line."""
+    """Return a function that runs `index`, which must succeed, and returns its line."""
 
     def run(*arguments: object) -> str:
         assert main(["index", *map(str, arguments), "--workers", "1"]) == 0
@@ -87,7 +87,7 @@ def done(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `index`, which must be refused in one line; returns that."""
+    """Return a function that runs `index`, which must be refused, and returns the one line of the refusal."""
 
     def run(*arguments: object) -> str:
         assert exit_code(lambda: main(["index", *map(str, arguments), "--workers", "1"])) == 2

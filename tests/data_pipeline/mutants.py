@@ -1,7 +1,7 @@
-"""Decode mutated files of every kind, alone: `python -m tests.data_pipeline.mutants SEED COUNT`.
+"""Decode mutated files of every kind: `python -m tests.data_pipeline.mutants SEED COUNT`.
 
-Dies of whatever the decoder does wrong: a crash, another exception than ValueError, more than 10 s of CPU
-for an image or more memory than the largest allowed image takes.
+The process fails if the decoder crashes, raises another exception than ValueError, needs more than 10 s of
+CPU for an image, or more memory than the largest allowed image takes.
 """
 
 import resource

@@ -52,7 +52,7 @@ class S3Server:
         self._process.wait()
 
     def requests(self, method: str, key: str) -> int:
-        """How many requests for an object it has answered."""
+        """Return how many requests for an object the server has answered."""
         return len(re.findall(rf"{method} /\S*{re.escape(key)} ", self._log.read_text()))
 
 

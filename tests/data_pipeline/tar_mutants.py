@@ -1,9 +1,8 @@
-"""Indexes, reads and verifies mutated tars: `python -m tests.data_pipeline.tar_mutants SEED COUNT FOLDER`.
+"""Index, read and verify mutated tars: `python -m tests.data_pipeline.tar_mutants SEED COUNT FOLDER`.
 
-Dies of whatever is done wrong: another exception than UserError, a worker that crashes, a file made or
-changed outside of the data set's folder, an image other than that in the tar, damage that `verify` misses,
-a case that takes more than 60 s or a process that takes more than 3 GiB of addresses.
-The tar it was at lies in FOLDER/deep/er/scratch/in.
+The process fails at another exception than UserError, a worker that crashes, a file made or changed outside
+of the data set's folder, an image other than that in the tar, damage that `verify` misses, a case that takes
+more than 60 s, or more than 3 GiB of address space. The tar that failed is in FOLDER/deep/er/scratch/in.
 """
 
 import io
@@ -33,14 +32,14 @@ WRITTEN = {"dataset.json", "index.npy", "shards.npy", "skipped.txt"}
 
 
 class Pwned:
-    """Unpickled, it leaves a file behind."""
+    """An object that makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return os.mkdir, ("unpickled",)
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A small PNG that says it is of that size."""
+    """Return a small PNG whose header claims this size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6), 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -136,7 +135,7 @@ def a_tar(rng: np.random.Generator) -> bytes:
 
 
 def headers(data: bytes) -> list[int]:
-    """Where there is a block that may be a header."""
+    """Return the offsets of the blocks that may be headers."""
     return [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"] or [0]
 
 
@@ -146,7 +145,7 @@ def with_checksum(block: bytes) -> bytes:
 
 
 def with_field(rng: np.random.Generator, data: bytes) -> bytes:
-    """With a field of a header changed, and its checksum right."""
+    """Return the tar with a changed field of a header, whose checksum is right."""
     at = int(rng.choice(headers(data)))
     block = data[at : at + 512]
     name, size = NAMES[rng.integers(len(NAMES))], SIZES[rng.integers(len(SIZES))]
@@ -199,7 +198,7 @@ def mutant_of(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def tried(action: Callable[[], object]) -> bool:
-    """Whether it was done; refused otherwise, and with a clear reason."""
+    """Return whether the action succeeded; if not, check that the refusal has a clear reason."""
     try:
         action()
     except UserError as error:
@@ -224,7 +223,7 @@ def check_images(folder: Path, tar: Path) -> None:
 
 
 def same_table(file: Path, before: bytes) -> bool:
-    """Whether it is only the header that is written in another way."""
+    """Return whether the table is equal, though its header may be written in another way."""
     try:
         one, other = np.load(file), np.load(io.BytesIO(before))
         return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
@@ -233,7 +232,7 @@ def same_table(file: Path, before: bytes) -> bool:
 
 
 def check_damaged(rng: np.random.Generator, folder: Path, tar: Path) -> None:
-    """After the index was made a file changes: `verify` finds it, and no other bytes are given out."""
+    """Change a file after the index was made: `verify` finds it, and wrong bytes are never returned."""
     dataset = Dataset(folder)
     whole = [dataset.read(i) for i in range(len(dataset))]
     file = [tar, folder / "index.npy", folder / "shards.npy", folder / "dataset.json"][rng.integers(4)]

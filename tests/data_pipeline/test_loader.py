@@ -108,7 +108,7 @@ def test_every_epoch_has_every_sample_once(packed: Dataset, order: str) -> None:
     np.testing.assert_array_equal(np.concatenate([b.epochs for b in batches]), np.repeat(np.arange(8), n))
 
 
-def test_sources_are_mixed_by_weight_and_told_by_class_name(mixed: Sources) -> None:
+def test_sources_are_mixed_by_weight_and_share_classes_by_name(mixed: Sources) -> None:
     batches = take(mixed, 20, views=SMALL)
     indices = np.concatenate([b.indices for b in batches])
     labels = np.concatenate([b.labels.numpy() for b in batches])
@@ -130,7 +130,7 @@ def test_it_carries_on_from_any_step(packed: Dataset, stop: int, workers: int) -
     reference = take(packed, 7)
     first = loader(packed, workers=workers)
     before = list(islice(first, stop))
-    assert first.state == stop  # of the steps consumed, whatever the workers have prepared
+    assert first.state == stop  # the steps consumed, not those that workers have prepared
     after = take(packed, 7 - stop, start_step=first.state, world_size=1, workers=workers)
     for ours, expected in zip(before + after, reference, strict=True):
         assert_same(ours, expected)
@@ -257,7 +257,7 @@ def test_workers_end_when_the_batches_are_closed(packed: Dataset) -> None:
     next(batches)
     children = torch.multiprocessing.active_children()
     assert len(children) >= 2
-    os.kill(children[0].pid, signal.SIGSTOP)  # as one that hangs
+    os.kill(children[0].pid, signal.SIGSTOP)  # like a worker that hangs
     batches.close()
     for child in children:
         child.join(10)

@@ -45,7 +45,7 @@ def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
 
     done = train(1, recipe, f"data.path={bands}/train", "data.channels=5", "steps=2")
     assert done.returncode == 0, done.stderr
-    # Values fill a sixteenth of the scale: were they cut to 8 bit or not standardised, all views were alike.
+    # Values fill a sixteenth of the scale: cut to 8 bits, or not standardised, all views would look the same.
     assert all(np.isfinite(list(losses(tmp_path / "runs/tiny").values())))
 
     refused = train(1, recipe, f"data.path={bands}/train", "data.channels=3")

@@ -1,4 +1,4 @@
-"""Encoders of all families, also with batch norm, train alike on one and two ranks with any engine."""
+"""Encoders of all families, also with batch norm, train the same on one and two ranks in any engine."""
 
 import itertools
 from pathlib import Path
@@ -27,7 +27,7 @@ IMAGES, STEPS = 4, 2
 WINDING = "vit_tiny_patch16_224"
 Options = dict[str, Any]
 
-# As their names build them, but thin and shallow.
+# The encoders of these names, made thin and shallow.
 ENCODERS: dict[str, Options] = {
     "resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 8},
     "resnetv2_18": {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_chs": 8},

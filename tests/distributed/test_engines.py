@@ -76,8 +76,8 @@ WRITERS_OF_TWO: dict[str, Options] = {
 WRITERS_OF_FOUR: dict[str, Options] = {"fsdp 4": FSDP, "hsdp 4": FSDP | {"shard": 2}}
 WRITERS = [*WRITERS_OF_TWO, *WRITERS_OF_FOUR]
 
-# What every run of the tests takes: each kind of engine, each option somewhere, each checkpoint read by its
-# own engine and by another. The nightly one takes them all.
+# These run every time: each kind of engine, each option somewhere, each checkpoint read by its own engine
+# and by another. All of them run nightly.
 QUICK = {
     "ddp accumulating, checkpointing",
     "fsdp",
@@ -91,7 +91,7 @@ QUICK = {
 }
 QUICK_REFUSALS = {"ddp", "fsdp", "zero-3"}
 PAIRS = list(itertools.product(WRITERS, WRITERS))
-"""Reader and writer."""
+"""Pairs of a reader and a writer."""
 QUICK_PAIRS = {*zip(WRITERS, WRITERS, strict=True), *zip(WRITERS, [*WRITERS[1:], WRITERS[0]], strict=True)}
 
 
@@ -165,8 +165,10 @@ def read(folder: Path, options: Options, writers: list[str]) -> dict[str, Curve]
 
 
 def refuse(options: Options) -> tuple[list[str], Curve]:
-    """What steps changed that had to be refused, for a NaN on the last rank and for a limit that loss or
-    gradient norm pass; and the steps after them."""
+    """Return what refused steps have changed, and the losses and gradient norms of two steps after them.
+
+    The steps have a NaN on the last rank, or a loss or gradient norm above its limit.
+    """
     engine = build(options | {"accumulation": 2}, "jepa")
     train(engine, 0, 2)
     before = snapshot(engine)
@@ -295,9 +297,10 @@ def test_refused_steps_change_nothing(found, name):
 
 
 def test_bf16_stays_near(found, truth):
-    """Of bf16's 2⁻⁸, with fp32 masters and statistics, this much is left in ten steps.
+    """With fp32 masters and statistics, ten steps in bf16 (rounding 2⁻⁸) stay near those in fp32.
 
-    It is rounding: over batches of 8, 9 and 16 of four data each the loss was off by 0.06 to 0.66 %.
+    The bounds are for rounding: with batches of 8, 9 and 16, on four data sets each, the loss differed by
+    0.06 to 0.66 %.
     """
     for name in ("ddp", "fsdp", "zero-3"):
         loss, norm = deviation(found[f"{name} bf16"], truth["lejepa"])

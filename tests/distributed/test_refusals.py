@@ -1,4 +1,4 @@
-"""What a run refuses: one line on stderr, exit code 2, once however many ranks, and no work lost."""
+"""What a run refuses: one line on stderr, exit code 2, once for all ranks, and no work lost."""
 
 import json
 import os

@@ -85,7 +85,7 @@ def compare(found: Found, truth: Found) -> None:
     assert found.keys() == truth.keys()
     largest = max(g.abs().max().item() for name, g in truth.items() if name.startswith("grad"))
     for name, value in truth.items():
-        # Adam's first update has the size lr whatever the gradient's, so it magnifies rounding.
+        # Adam's first update has the size lr for a gradient of any size, so it magnifies rounding.
         relative = {"part": 1e-5, "later": 2e-3}.get(name.split()[0], 1e-4)
         floor = 1e-5 * largest if name.startswith("grad") else 1e-6
         torch.testing.assert_close(

@@ -81,7 +81,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     run = Run(2, recipe, folder, *LONG, "stopping.hang=12")
     run.wait_for_step(3)
-    # Rank 1 waits for its worker and rank 0 for rank 1, as with a file server that answers no more.
+    # Rank 1 waits for its worker and rank 0 for rank 1, as when a file server stops answering.
     stuck = worker(run, 1)
     stuck.suspend()
     try:

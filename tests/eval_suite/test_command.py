@@ -137,7 +137,7 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
     save_file(projector.state_dict(), folder / "projector.safetensors")
     options = ["--metrics", "probe,retrieval,rank,graph", "--baselines", "untrained", "--json"]
     results = json.loads(command(folder, *data, *options).out)
-    # What a head gives is a representation of its own, with the memory where there are angles.
+    # The outputs of a head are further representations; angles have retrieval by the winding memory too.
     rows = results["representations"]
     assert list(rows) == ["pretrained", "untrained", "projector", "angles"]
     assert [rows[name]["width"] for name in rows] == [24, 24, 4, 4]

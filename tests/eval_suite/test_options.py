@@ -15,7 +15,7 @@ STORED = {
     "views": 8,
     "seed": 0,
 }
-"""Options of results.json, format 2, but for `useful`."""
+"""Options in results.json of format 2, without `useful`."""
 
 
 def test_stored_options_are_those_of_earlier_results():

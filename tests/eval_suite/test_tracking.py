@@ -1,4 +1,4 @@
-"""Results in a training's MLflow run: what was found is a metric, how it was measured a parameter."""
+"""Results in the MLflow run of a training: scores are metrics, and settings of the scores parameters."""
 
 import json
 import logging
@@ -48,6 +48,6 @@ def test_a_deleted_run_is_named_with_the_way_to_restore_it(run: Path, caplog: py
     assert f"mlflow runs restore --run-id {record['run_id']}" in line and "\n" not in line
     client.restore_run(record["run_id"])
     assert tracking.send(record, 100, VALUES, [], "eval")
-    # A run that the store does not have can only be begun again.
+    # For a run that the store does not have, the remedy is to create it again.
     assert not tracking.send(record | {"run_id": "0" * 32}, 100, VALUES, [], "eval")
     assert f"remove {run / 'mlflow.json'}" in caplog.text

@@ -16,13 +16,13 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.status: int | None = None
-        """What every request is answered with, in place of the server."""
+        """Status of all answers; if None, the server answers."""
         self.loses: str | None = None
-        """The server does what it is asked, but its answers for paths with this in them are lost."""
+        """The server handles requests whose path has this text, but its answers are lost."""
         self.delay = 0.0
         """Seconds before a request reaches the server."""
         self.waiting = 0
-        """Requests that are delayed just now."""
+        """Number of requests that are being delayed."""
         self.asked: list[str] = []
         """Method and path of every request."""
 
@@ -55,7 +55,7 @@ class Proxy:
                 try:
                     url = proxy.upstream + self.path
                     found = requests.request(self.command, url, headers=dict(self.headers), data=body)
-                except requests.ConnectionError:  # nobody is there: nobody answers
+                except requests.ConnectionError:  # there is no server, and so no answer
                     self.close_connection = True
                     return
                 if proxy.loses is not None and proxy.loses in self.path:

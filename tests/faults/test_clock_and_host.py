@@ -14,7 +14,7 @@ from tests.recipe import write_recipe
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_the_run_goes_on_whatever_the_clock_and_the_host(recipe: Path, shards: Path, tmp_path: Path):
+def test_the_run_continues_after_changes_of_clock_and_host(recipe: Path, shards: Path, tmp_path: Path):
     if shutil.which("faketime") is None:
         pytest.skip("there is no faketime (Debian: faketime)")
     command_or_skip("unshare", "--uts", "true")

@@ -44,7 +44,7 @@ def test_the_run_goes_on_from_the_newest_whole_checkpoint(
     assert "step_00000006 is damaged: __1_0.distcp has another checksum" in done.stderr
     assert "; continuing from step_00000004" in done.stderr
     assert losses(folder) == whole
-    # Nothing is lost that was there.
+    # Nothing is lost.
     aside = checkpoints / "damaged_step_00000006"
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == kept
     assert names(checkpoints) == [

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or at their quota: one line, whole files, and the run goes on afterwards.
+"""Disks that are full, read-only or at their quota: one line, whole files, and the run continues afterwards.
 
 A full disk under checkpoints: tests/distributed/test_refusals.py; under a packing: test_pack_refusals.py.
 """

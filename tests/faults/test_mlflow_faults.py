@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 
 
 class Server:
-    """`mlflow server` over a database in a folder; once killed it can be started again."""
+    """`mlflow server` with a database in a folder; after a kill it can be started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -128,7 +128,7 @@ def test_a_run_is_created_once_though_the_answer_is_lost(recipe: Path, tmp_path:
         assert run.end() == 0, run.stderr
         _one_run_with_everything(client, folder, "KILLED")
         end = max(losses(folder)) + 5
-        # A server that is away at the end, and back for the same command.
+        # The server fails at the end of the run, and answers when the same command runs again.
         proxy.status = 500
         done = train(1, recipe, *tracked, f"steps={end}", "optimizer.final_lr_ratio=1", "data.workers=1")
         assert done.returncode == 0 and "has not taken everything" in done.stderr, done.stderr
@@ -141,7 +141,7 @@ def test_a_run_is_created_once_though_the_answer_is_lost(recipe: Path, tmp_path:
 
 def _newest(client: MlflowClient) -> int:
     """Return the last step whose loss the server has; 0 while there is none."""
-    time.sleep(0.5)  # who asks all the time is a burden
+    time.sleep(0.5)  # frequent requests would slow the server
     experiment = client.get_experiment_by_name("isotorus")
     found = client.search_runs([experiment.experiment_id]) if experiment else []
     return max((p.step for r in found for p in client.get_metric_history(r.info.run_id, "loss")), default=0)

@@ -87,7 +87,7 @@ def test_killed_in_an_evaluation(recipe: Path, shards: Path, tmp_path: Path):
         assert process.returncode != 0
         _, alive = psutil.wait_procs(everyone, 60)
         finished = (out / "results.json").exists()
-        # Who outlives its launcher by a moment may come to the end in it.
+        # A process that outlives its launcher by a moment may finish in that time.
         assert not alive and (not finished or whom == "os.getppid()")
         if finished:
             assert json.loads((out / "results.json").read_text()) and (out / "report.html").exists()

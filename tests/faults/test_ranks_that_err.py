@@ -81,7 +81,7 @@ def test_nan_in_the_gradient_of_one_rank(recipe: Path, tmp_path: Path):
     assert len(row["samples"]) == 8, "those of both ranks"
     found = rows(folder)
     assert [row["skipped_steps"] for row in found] == [int(step >= REFUSED) for step in range(1, STEPS + 1)]
-    # That the replicas are alike afterwards, and that it was one update: the losses are those of all ranks.
+    # A loss is that of all ranks, so equal losses show equal replicas, and that one update was left out.
     expected = without_update(load_config(str(recipe), [f"steps={STEPS}"]), REFUSED)
     assert losses(folder) == pytest.approx(expected, rel=1e-3)
     everything = without_update(load_config(str(recipe), [f"steps={STEPS}"]), 0)

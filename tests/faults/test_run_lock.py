@@ -44,7 +44,7 @@ def test_the_second_is_refused_and_a_killed_holder_is_none(tmp_path: Path, monke
     assert "wait for it or stop it, or choose another name" in said and "\n" not in said
     first.kill()
     first.wait()
-    # Whatever that process's id is now, and whatever this host is called.
+    # The folder is free, even if another process has that id now, and this host another name.
     (record := json.loads((tmp_path / "lock").read_text())).update(pid=os.getpid(), host="renamed")
     (tmp_path / "lock").write_text(json.dumps(record))
     with hold(tmp_path) as held:

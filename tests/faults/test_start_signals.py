@@ -47,7 +47,7 @@ def test_at_any_time_of_the_start_on_two_ranks(whole: dict[int, float], recipe: 
         run = Run(2, recipe, folder, *STEPS, "stopping.requeue_code=85")
         run.wait_for(lambda run=run: len(psutil.Process(run.process.pid).children()) == 2)
         run.wait_for(lambda run=run, moment=moment: moment(run))
-        # To one rank alone: the other one hears of it.
+        # Only one rank gets the signal, and both stop.
         run.rank(1).send_signal(signal.SIGUSR1)
         assert run.end() == 85, run.stderr
         assert "stopped by a signal after " in run.stderr and "Traceback" not in run.stderr

@@ -1,4 +1,4 @@
-"""Compare what an earlier version wrote with what today's code says, which may hold more."""
+"""Compare what an earlier version wrote with what today's code gives, which may have more keys."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ import pytest
 
 
 def assert_contains(found: Any, written: Any, but: tuple[str, ...] = (), place: str = "") -> None:
-    """Assert that `found` has all keys and values of `written`, numbers to rounding, but the keys `but`."""
+    """Assert that `found` has all keys and values of `written`.
+
+    Numbers may differ by rounding. The keys `but` must be there, with any value.
+    """
     if isinstance(written, dict):
         for key, value in written.items():
             assert key in found, f"{place}.{key} is gone"

@@ -83,7 +83,7 @@ def run(*words: object, folder: Path, environment: dict[str, str] | None = None,
 
 
 def kill_at(folder: Path, when: str) -> dict[str, str]:
-    """An environment in which the process ends by SIGKILL when it opens or renames what `when` says."""
+    """Return an environment in which a process gets SIGKILL before it opens or renames what `when` says."""
     folder.mkdir(parents=True)
     (folder / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
@@ -312,8 +312,8 @@ def recipe(folder: Path, name: str, objective: dict[str, Any]) -> Path:
 def runs(folder: Path) -> None:
     """folder/runs: two runs killed in the save of step 9, whose newest checkpoint is that of step 6.
 
-    folder/whole/lejepa.jsonl is the log of the same run in one process that nothing befell, and
-    folder/whole/torus.jsonl how the run of two processes went on in one.
+    folder/whole/lejepa.jsonl is the log of the same run, undisturbed, in one process, and
+    folder/whole/torus.jsonl is that of the run of two processes, continued in one.
     """
     (folder / "whole").mkdir()
     small = {"sigreg": {"num_slices": 32}}

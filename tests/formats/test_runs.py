@@ -24,7 +24,7 @@ KILLED_AT, STEPS = 6, 12
 
 
 def copy(name: str, tmp_path: Path) -> list[str]:
-    """Copy a run; returns the command line that continues the copy."""
+    """Copy a run; return the command line that continues the copy."""
     shutil.copytree(HERE / "runs" / name, tmp_path / "runs" / name, symlinks=True)
     return [
         "--config",
@@ -67,7 +67,7 @@ def test_a_run_continues_with_the_losses_of_the_earlier_version(name: str, tmp_p
 
 
 def values(config: dict[str, Any]) -> set[tuple[str, str]]:
-    """Fields and values of a configuration, but for the paths that a copy changes."""
+    """Return the fields and values of a configuration, without the paths that a copy changes."""
     flat = {
         (f"{section}.{key}", str(value))
         for section, fields in config.items()

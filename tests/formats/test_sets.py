@@ -47,7 +47,7 @@ def digest(*arrays: NDArray[Any]) -> str:
 
 
 def run(*arguments: object) -> str:
-    """What a command of `isotorus` on data prints; it must succeed."""
+    """Run a command of `isotorus` on data, which must succeed; return what it prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main([str(argument) for argument in arguments]) == 0
@@ -64,8 +64,8 @@ def test_every_kind_of_set_is_here():
 @pytest.mark.parametrize("name", sorted({*SETS} - {FIRST_GENERATION}))
 def test_info_says_what_it_said(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(HERE)
-    told = json.loads(run("info", name, "--json"))
-    assert_contains(told, WRITTEN["sets"][name]["info"])
+    shown = json.loads(run("info", name, "--json"))
+    assert_contains(shown, WRITTEN["sets"][name]["info"])
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -137,7 +137,9 @@ def test_images_are_added_to_a_set(tmp_path: Path):
     assert added == 4
 
 
-def test_a_packing_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_packing_that_was_killed_continues_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.copytree(HERE / "killed", tmp_path / "killed")
     monkeypatch.chdir(tmp_path / "killed")
     for image in Path("images").rglob("*.jpg"):

@@ -9,11 +9,11 @@ from kubeflow.training import KubeflowOrgV1PyTorchJob
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 OLDEST, NEWEST = "1.31", "1.37"
-"""podFailurePolicy is stable since the first."""
+"""Versions of Kubernetes; podFailurePolicy is stable since the first."""
 
 
 def check(manifest: dict[str, Any]) -> None:
-    """Raises kubernetes_validate.ValidationError, ValueError or AssertionError."""
+    """Raise ValidationError (of kubernetes_validate), ValueError or AssertionError if it is not valid."""
     if manifest["kind"] == "TrainJob":
         _check_train_job(manifest)
     elif manifest["kind"] == "PyTorchJob":
@@ -29,14 +29,14 @@ def check(manifest: dict[str, Any]) -> None:
 
 
 def _check_train_job(manifest: dict[str, Any]) -> None:
-    """Its models ignore fields that they do not know, so that these are missing afterwards."""
+    """Read a TrainJob and write it again: unknown fields, which its models ignore, are then missing."""
     read = TrainerV1alpha1TrainJob.from_dict(manifest)
     assert read is not None
     assert read.to_dict() == manifest, f"{manifest} is read as {read.to_dict()}"
 
 
 def _check_model(value: Any, model: type, where: str) -> None:
-    """By the types that a generated model declares, as far as they are Kubeflow's own."""
+    """Compare a value with the types that a generated model of Kubeflow declares."""
     types: dict[str, str] = model.openapi_types  # type: ignore[attr-defined]
     names: dict[str, str] = model.attribute_map  # type: ignore[attr-defined]
     declared = {names[field]: kind for field, kind in types.items()}

@@ -40,7 +40,7 @@ class Launched:
         return self.process.wait(SECONDS)
 
     def wait_for(self, happened: Callable[[], object], alive: bool = True) -> float:
-        """Seconds until it has happened."""
+        """Wait until `happened()` is true; return the seconds."""
         began = time.monotonic()
         while not happened():
             assert not alive or self.process.poll() is None, self.said
@@ -49,7 +49,7 @@ class Launched:
         return time.monotonic() - began
 
     def ranks(self, number: int) -> list[psutil.Process]:
-        """Those on a node."""
+        """Return the training processes on a node."""
         return [p for p in self.nodes.processes(number) if _command(p)[3:4] == ["pretrain"]]
 
     def nothing_is_left(self) -> bool:
@@ -59,7 +59,7 @@ class Launched:
 
 
 def _command(process: psutil.Process) -> list[str]:
-    """Empty of a process that is gone."""
+    """Return the command line of a process, which is empty if the process has ended."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:

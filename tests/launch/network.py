@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 class Node(NamedTuple):
     name: str
-    """What it calls itself and what the others reach it by."""
+    """The host name, which is also the address of the node for the others."""
     address: str
     namespace: str
 
@@ -45,22 +45,21 @@ class Network:
         return path
 
     def on(self, number: int, *command: str) -> list[str]:
-        """The command that runs `command` on a node (the first is 1), in the caller's directory; its process
-        becomes that command."""
+        """Return a command that becomes `command` on a node (the first is 1), in the caller's directory."""
         node = self.nodes[number - 1]
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', node.name]
         return ["ip", "netns", "exec", node.namespace, *named, *command]
 
     def cut(self, number: int) -> None:
-        """Take a node off the network; its processes go on."""
+        """Disconnect a node from the network; its processes continue."""
         _do("ip", "-n", self._switch, "link", "set", f"port{number}", "down")
 
     def join(self, number: int) -> None:
-        """Put it back."""
+        """Connect a node again."""
         _do("ip", "-n", self._switch, "link", "set", f"port{number}", "up")
 
     def processes(self, number: int) -> list[psutil.Process]:
-        """All of a node's processes but its sshd."""
+        """Return all processes of a node but its sshd."""
         pids = _do("ip", "netns", "pids", self.nodes[number - 1].namespace).split()
         found = []
         for pid in map(int, pids):
@@ -98,7 +97,7 @@ class Network:
             self.start_sshd(number)
 
     def _write_etc(self, node: Node) -> None:
-        """What `ip netns exec` puts in the place of the machine's own files under /etc."""
+        """Write the files that `ip netns exec` shows instead of those of the machine under /etc."""
         etc = _etc(node.namespace)
         (etc / "ssh").mkdir(parents=True)
         names = "".join(f"{n.address} {n.name}\n" for n in self.nodes)
@@ -122,7 +121,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(folder: Path, count: int) -> Iterator[Network]:
-    """`count` nodes, whose keys lie in `folder`; skips the test where the machine does not allow it."""
+    """Make `count` nodes, whose keys are in `folder`; skip the test if this machine does not allow it."""
     reason = missing()
     if reason:
         pytest.skip(reason)
@@ -136,7 +135,7 @@ def network(folder: Path, count: int) -> Iterator[Network]:
 
 
 def missing() -> str:
-    """What this machine lacks for it; nothing if it lacks nothing."""
+    """Return what this machine lacks for a network; an empty text if it lacks nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool, package in {
@@ -169,7 +168,7 @@ def _remove(namespace: str) -> None:
 
 
 def _remove_left_over() -> None:
-    """What tests have left that were killed."""
+    """Remove what killed tests have left."""
     for namespace in (line.split()[0] for line in _do("ip", "netns", "list").splitlines()):
         made_by = re.fullmatch(r"iso(\d+)-\d+-\w+", namespace)
         if made_by and not psutil.pid_exists(int(made_by[1])):
@@ -177,7 +176,7 @@ def _remove_left_over() -> None:
 
 
 def _end(namespace: str) -> None:
-    """Kill what runs in a namespace until nothing does."""
+    """Kill processes in a namespace until there are none."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         listed: Any = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)

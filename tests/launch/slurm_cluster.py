@@ -56,7 +56,7 @@ PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2
 
 
 class Cluster:
-    """Slurm's commands, which SLURM_CONF leads to this cluster."""
+    """Runs Slurm's commands, which find this cluster by SLURM_CONF."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,12 +67,12 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says."""
+        """Return the fields of `scontrol show job`."""
         shown = self.call("scontrol", "show", "--oneliner", "job", number)
         return dict(pair.partition("=")[::2] for pair in shown.splitlines()[0].split())
 
     def wait_for(self, number: str, happened: Callable[[], object], log: Path | None = None) -> None:
-        """Until it `happened`; a job that was queued again is started without the two minutes' delay."""
+        """Wait until `happened()` is true; start a job that was queued again without its delay."""
         deadline = time.monotonic() + 400
         while not happened():
             job = self.job(number)
@@ -88,7 +88,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """Started and, with all that it ran, taken down; skips where that is not possible."""
+    """Start a cluster, and stop it with its jobs at the end; skip the test where that is not possible."""
     for program in ("munged", "slurmctld", "slurmd", "sbatch"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program}; Debian's slurm-wlm and munge have it")
@@ -119,7 +119,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def _just_ended(job: dict[str, str]) -> bool:
-    """Whether it was queued again seconds ago: slurmd takes a new start for the one it has just killed."""
+    """Return whether a job was queued again seconds ago; slurmd would mistake a new start for the old one."""
     return datetime.now() - datetime.fromisoformat(job["SubmitTime"]) < timedelta(seconds=5)
 
 

@@ -1,4 +1,4 @@
-"""What healthy runs do is not refused, and what spikes do is.
+"""No update of a healthy run is refused, and every spike is.
 
 `healthy_runs.npz` has loss and gradient norm of every update of runs of 600 steps, of all objectives, on
 images of 32² with a ViT of two blocks or a small ResNet, all recorded with guard.spike=null.

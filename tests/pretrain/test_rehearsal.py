@@ -1,4 +1,4 @@
-"""What cannot train is refused in one line before a run begins, and what is hardly meant is said in one."""
+"""Recipes that cannot train are refused in one line before a run begins; likely mistakes get a warning."""
 
 import json
 import logging

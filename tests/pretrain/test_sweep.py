@@ -21,7 +21,7 @@ def test_grid_is_the_product_and_brackets_hold_together():
         expand(["seed"])
 
 
-def test_sweep_makes_a_family_and_goes_on(
+def test_sweep_makes_a_family_and_continues(
     recipe: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

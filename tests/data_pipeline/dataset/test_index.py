@@ -1,4 +1,4 @@
-"""Whatever is packed comes back: through the index, and through readers that know nothing of it."""
+"""All that is packed can be read again, through the index and by readers that do not know the index."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Images are turned as people see them, whatever their format, and the index knows the size that is seen."""
+"""Images of all formats are turned as their orientation tag says, and the index has the size after that."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ TURNS = {
 
 
 def seen(pixels: NDArray, tag: int) -> NDArray:
-    """The pixels as they are seen, by Pillow's operations on one channel after another."""
+    """Return the turned pixels, by Pillow's operations on one channel after another."""
     if tag not in TURNS:
         return pixels
     turned = [
@@ -99,7 +99,7 @@ MAKERS: dict[str, Callable[[int], bytes]] = {
     ),
 }
 TURNED_BEFORE = {"tiff", "grey tiff", "lzw tiff", "jpeg in tiff", "palette tiff", "fax tiff", "cmyk tiff"}
-"""What rules 1 turned, too."""
+"""Formats that rules 1 turned, too."""
 
 
 def thumbnail_first(tag: int) -> bytes:

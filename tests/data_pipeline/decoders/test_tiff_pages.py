@@ -1,4 +1,4 @@
-"""What a TIFF holds beyond its first page is read as channels, known as a smaller copy, or refused."""
+"""The pages of a TIFF after the first are channels, smaller copies that are left out, or refused."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def written(*pages: tuple[NDArray, dict]) -> bytes:
 
 
 def one_directory(array: NDArray, **options: object) -> bytes:
-    """A file whose planes lie one behind the other, with a directory for the first alone."""
+    """Write a TIFF of several planes, one after another, in which only the first has a directory."""
     stream = io.BytesIO()
     kinds = {k: options.pop(k) for k in ("imagej", "byteorder") if k in options}
     with tifffile.TiffWriter(stream, **kinds) as writer:

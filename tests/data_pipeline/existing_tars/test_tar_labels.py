@@ -96,7 +96,7 @@ def test_labels_that_are_none(content: bytes, reason: str, tmp_path: Path, refus
 
 
 def test_a_label_means_the_same_in_every_form(tmp_path: Path, done: Run) -> None:
-    """Whole numbers as text, as float and in a list are one class; what means "no label" is none."""
+    """A whole number is the same class as text, as float and in a list; words for "no label" give none."""
     records = [1, 1.0, "1", "1.0", [1], -1, -1.0, None, float("nan"), "NA", "?", "", []]
     files: dict[str, bytes | str] = {}
     for i, record in enumerate(records):
@@ -182,7 +182,7 @@ def test_labels_and_groups_of_images_with_dots_in_their_names(tmp_path: Path, do
 def test_names_of_classes_are_spelled_as_in_tables(
     texts: list[str], expected: list[str], tmp_path: Path, done: Run
 ) -> None:
-    for i, text in enumerate(texts):  # in tars of their own, as all of them are one column
+    for i, text in enumerate(texts):  # one tar for each text; the labels of a run of `index` are one column
         write(tmp_path / f"tars/{i}.tar", {f"{i}.png": png(i), f"{i}.cls": text})
     done(tmp_path / "tars", tmp_path / "set")
     assert list(labels(Dataset(tmp_path / "set")).values()) == expected

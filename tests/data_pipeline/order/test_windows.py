@@ -97,7 +97,7 @@ def test_a_lane_is_shuffled_inside_its_windows_and_by_blocks() -> None:
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.35
 
 
-def test_blocks_and_their_samples_are_shuffled_anew_each_epoch() -> None:
+def test_blocks_and_their_samples_have_another_order_in_each_epoch() -> None:
     n, block = 40_000, 100
     first, second = windowed_index(np.arange(2 * n), n, 6, Layout(1, block, window=4)).reshape(2, n)
     apart = (second - first) % n  # blocks in the same order would be one distance apart

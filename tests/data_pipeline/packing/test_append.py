@@ -150,7 +150,7 @@ def test_unreadable_files_alone_make_no_generation(source: Path, tmp_path: Path)
     assert Dataset(dest).generation == 1 and not (dest / ".packing").exists()
     listed = [line.split("\t")[0] for line in (dest / "skipped.txt").read_text().splitlines()]
     assert listed == ["more.png", "text.png"]
-    picture(1).save(source / "text.png")  # mended
+    picture(1).save(source / "text.png")  # repaired
     assert pack(source, dest, Options(append=True)).startswith("added 1 images")
 
 
@@ -211,7 +211,7 @@ def test_a_set_that_gets_none_of_the_new_images_gets_the_new_classes(tmp_path: P
 
 
 def crash_at(write: int, work: Callable[[], object]) -> bool:
-    """Do `work` in a process that dies at its nth renaming of a file; whether it came so far."""
+    """Do `work` in a process that is ended at its nth renaming of a file; return whether it was reached."""
     child = os.fork()
     if child == 0:
         replace, left = os.replace, multiprocessing.Value("i", write)  # counted over all processes

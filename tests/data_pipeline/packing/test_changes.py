@@ -1,4 +1,4 @@
-"""A data set says which of its files are others now, and never calls changed files packed."""
+"""`pack` names the files that changed after they were packed, and never calls them packed already."""
 
 import json
 import os

@@ -130,7 +130,7 @@ def test_stratified_groups_stay_whole_and_classes_stay_balanced() -> None:
 
 
 def test_the_default_split_is_that_of_earlier_versions() -> None:
-    """No version may move images: those that are appended go where their groups are."""
+    """No version may divide otherwise, because appended images go to the set that has their group."""
     items = [Item(f"{i}.png", 1, group=f"p{i // 3}" if i % 2 else "") for i in range(60)]
     sets = divide(items, Split(val_fraction=0.2, test_fraction=0.1, grouped=True))
     assert {name: [int(item.path[:-4]) for item in members] for name, members in sets.items()} == EARLIER

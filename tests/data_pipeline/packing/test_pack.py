@@ -214,7 +214,7 @@ def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> Non
 
 
 def alive(group: int) -> bool:
-    """Whether a process of this group still runs."""
+    """Return whether a process of this group still runs."""
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, its_group = file.read_text().rpartition(")")[2].split()[:3]
@@ -232,7 +232,7 @@ def test_a_killed_packing_continues_and_ends_in_the_same_bytes(
     images, dest = tmp_path / "images", tmp_path / "set"
     save_pictures(images, [f"{i:02d}.png" for i in range(30)])
     stuck = images / "stuck.png"
-    os.mkfifo(stuck)  # whoever reads it waits for ever
+    os.mkfifo(stuck)  # reading it never ends
     arguments = ["pack", str(images), str(dest), "--shard-size", "30KB", "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "data_pipeline", *arguments],
@@ -265,7 +265,7 @@ def test_a_killed_packing_continues_and_ends_in_the_same_bytes(
     assert contents(dest) == contents(tmp_path / "reference")
 
 
-def test_a_file_replaced_by_one_of_equal_size_is_packed_anew(tmp_path: Path) -> None:
+def test_a_file_replaced_by_one_of_equal_size_is_packed_again(tmp_path: Path) -> None:
     images, dest = tmp_path / "images", tmp_path / "set"
     images.mkdir()
     for i in range(6):
@@ -284,7 +284,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_packed_anew(tmp_path: Path) -> 
 def test_a_second_packing_into_the_same_folder_is_refused_while_the_first_runs(tmp_path: Path) -> None:
     images, dest = tmp_path / "images", tmp_path / "set"
     save_pictures(images, [f"{i}.png" for i in range(4)])
-    os.mkfifo(images / "stuck.png")  # whoever reads it waits for ever
+    os.mkfifo(images / "stuck.png")  # reading it never ends
     arguments = ["pack", str(images), str(dest), "--workers", "1"]
     process = subprocess.Popen([sys.executable, "-m", "data_pipeline", *arguments], start_new_session=True)
     try:

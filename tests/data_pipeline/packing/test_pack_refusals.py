@@ -19,7 +19,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must be refused; returns its one line."""
+    """Return a function that runs a command, which must be refused, and returns its one line."""
 
     def run(*arguments: object) -> str:
         assert exit_code(lambda: main([str(argument) for argument in arguments])) == 2

@@ -1,4 +1,4 @@
-"""Copies: none missed, none invented, whatever the sets, the order and the size of the groups."""
+"""All copies are found and nothing else, in any sets, in any order and in groups of any size."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def test_exact_copies_are_those_with_equal_bytes(tmp_path: Path, monkeypatch: py
 
 
 def with_checksum(data: bytes, size: int, checksum: int) -> bytes:
-    """`data` filled up to `size` with bytes that make its CRC-32 the one asked for."""
+    """Return `data` filled up to `size` with bytes that give it the CRC-32 `checksum`."""
     padded = data + bytes(size - len(data) - 4)
     base = zlib.crc32(padded + bytes(4))
     # The CRC is affine in the last 32 bits: solve for them over GF(2), by elimination.
@@ -83,7 +83,7 @@ def test_equal_checksums_are_no_proof(tmp_path: Path) -> None:
     assert groups(copies, [dataset]) == {frozenset({(0, "000"), (0, "002")})}
 
 
-def test_large_groups_are_told_by_checksum_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_groups_are_found_by_checksum_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "COMPARED", 5)
     files = [jpeg(0)] * 6 + [jpeg(1)] * 3 + [jpeg(2)] * 2 + [jpeg(3)]
     dataset = packed(tmp_path, "set", files)

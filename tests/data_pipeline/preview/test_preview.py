@@ -1,4 +1,4 @@
-"""The preview: the views of the page are those of the loader, and what is wrong with the data is said."""
+"""The preview shows the views that the loader gives, and names what is wrong with the data."""
 
 import base64
 import io
@@ -196,7 +196,7 @@ def keys_and_hashes(path: Path) -> tuple[list[str], list[int]]:
 
 
 def test_sixteen_bits_are_stretched_to_what_can_be_seen(tmp_path: Path) -> None:
-    """As from a microscope whose camera fills 12 of the 16 bits, with a few hot pixels; one image is of 8."""
+    """Images of a camera that fills 12 of 16 bits, with a few hot pixels, and one image of 8 bits."""
     (tmp_path / "source").mkdir()
     for i in range(6):
         pixels = np.asarray(picture(i, 40, 48, "L")).astype(np.uint16) * 16
@@ -332,7 +332,7 @@ def test_it_opens_in_a_browser_at_both_widths(page: Page, tmp_path: Path) -> Non
     if browser is None:
         pytest.skip("no Chromium to open the page in")
     (tmp_path / "page.html").write_text(page.html)
-    # Chromium's narrowest window is 500 pixels: frames stand for a phone and a screen.
+    # Chromium's narrowest window has 500 pixels, so the pages of a phone and a screen are in frames.
     script = (
         "onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => {"
         "const d = frame.contentDocument, page = d.documentElement;"

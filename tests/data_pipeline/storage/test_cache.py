@@ -1,4 +1,4 @@
-"""The node's cache: whole entries, a bound, the least recently wanted go first, nobody is in the way."""
+"""The node's cache: entries are whole, the least recently used are removed first, processes share it."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def age(folder: Path) -> None:
-    """As if all that is there had last been wanted a while ago, in the order of the files' times."""
+    """Make all entries look as if they were last used long ago, in the order of the files' times."""
     for file in files(folder):
         status = file.stat()
         os.utime(file, ns=(0, status.st_mtime_ns - 10**13))
@@ -66,7 +66,7 @@ def test_an_entry_is_there_whole_or_not_at_all(cache: Cache) -> None:
     assert cache.load("a") is None and cache.pin("a", 7) is None
 
 
-def test_what_was_wanted_least_recently_makes_room(cache: Cache) -> None:
+def test_the_least_recently_used_entries_make_room(cache: Cache) -> None:
     for number in range(7):
         put(cache, f"{number}", bytes([number]) * 9 * MB)
     assert len(files(cache.folder)) == 7
@@ -74,7 +74,7 @@ def test_what_was_wanted_least_recently_makes_room(cache: Cache) -> None:
     assert cache.read("0", 9 * MB, 0, 1) == b"\0"
     put(cache, "new", bytes(9 * MB))
     there = [number for number in range(7) if cache.read(f"{number}", 9 * MB, 0, 1) == bytes([number])]
-    assert there == [0, 3, 4, 5, 6]  # one more than needed went, so that not every entry has to look
+    assert there == [0, 3, 4, 5, 6]  # one more than needed, so that not every write has to remove one
 
 
 def test_a_pinned_entry_stays(cache: Cache) -> None:
@@ -126,7 +126,7 @@ def test_a_killed_process_leaves_neither_lock_nor_half_an_entry(cache: Cache) ->
 
 
 def test_a_process_forked_under_a_lock_does_not_keep_it(cache: Cache) -> None:
-    """Not even if the one that held it was killed: the other has the same open file."""
+    """The fork has the same open file, and must not keep the lock when its holder is killed."""
     ready = FORK.Event()
 
     def hold_and_fork() -> None:
@@ -150,7 +150,7 @@ def test_a_process_forked_under_a_lock_does_not_keep_it(cache: Cache) -> None:
     assert held
 
 
-def test_a_damaged_or_missing_ledger_is_made_anew(cache: Cache) -> None:
+def test_a_damaged_or_missing_ledger_is_made_again(cache: Cache) -> None:
     for number in range(7):
         put(cache, f"{number}", bytes(9 * MB))
     for damage in (b"", b"\xff" * 40, b"-5"):

@@ -226,7 +226,7 @@ def test_a_packed_set_in_a_bucket_is_that_on_the_disk(
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    # As in a process that was spawned, which has nothing of its parent's.
+    # As in a spawned process, which inherits nothing of its parent.
     program = (
         "import pickle, sys; dataset = pickle.load(sys.stdin.buffer); "
         "pickle.dump([dataset.read(i) for i in range(len(dataset))], sys.stdout.buffer)"
@@ -257,7 +257,7 @@ def test_batches_from_a_bucket_are_those_from_the_disk(
     assert s3.requests("GET", ".tar") - before == len(packed.shards)  # of one chunk each, in both workers
 
 
-def test_damage_in_the_cache_is_mended_and_damage_in_the_bucket_named(
+def test_damage_in_the_cache_is_repaired_and_damage_in_the_bucket_named(
     s3: S3Server, remote_set: str, packed: Dataset, cache: CacheConfig
 ) -> None:
     dataset = Dataset(remote_set, cache=cache)

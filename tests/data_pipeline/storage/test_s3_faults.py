@@ -1,4 +1,4 @@
-"""An S3 store that fails in the ways they do: what passes is waited for, the rest is said in one line."""
+"""An S3 store with the faults of real ones: passing ones are waited for, the others end in one line."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ Answers = list[tuple[int, str] | None]
 
 @pytest.fixture
 def bucket(s3: S3Server) -> str:
-    """One of its own: a process keeps its connections to those that it knows."""
+    """Make a new bucket for each test, because a process keeps its connections to known buckets."""
     name = f"bucket-{time.monotonic_ns()}"
     s3.client.create_bucket(Bucket=name)
     s3.put(f"{name}/a.tar", b"some bytes")
@@ -32,7 +32,10 @@ def bucket(s3: S3Server) -> str:
 
 @pytest.fixture
 def answers(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
-    """Status and error code of the endpoint's next answers; for None, and at the end, the server's own."""
+    """Put a proxy before the server, and return its list of next answers (status, error code).
+
+    For None, and when the list is empty, the server itself answers.
+    """
     answers: Answers = []
 
     class Proxy(BaseHTTPRequestHandler):
@@ -101,10 +104,10 @@ def test_refused_credentials_are_one_line_without_secrets(
 ) -> None:
     answers += [(status, code)] * 10
     expected = rf"^s3://{bucket}/a.tar: access is denied .*{code}.*expired[^\n]*$"
-    with pytest.raises(UserError, match=expected) as told:
+    with pytest.raises(UserError, match=expected) as refused:
         read(f"s3://{bucket}/a.tar", cache)
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(told.value)
-    assert len(answers) > 5  # asked at most once more, for the reason that a HEAD does not tell
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(refused.value)
+    assert len(answers) > 5  # one more request at most, for the reason, which no answer to HEAD has
 
 
 def test_credentials_that_expire_while_reading(answers: Answers, bucket: str, cache: CacheConfig) -> None:

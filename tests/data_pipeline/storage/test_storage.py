@@ -123,7 +123,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_web_server_without_ranges_is_told_apart(tmp_path: Path, config: CacheConfig) -> None:
+def test_a_web_server_without_ranges_is_recognised(tmp_path: Path, config: CacheConfig) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(9_000_000))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path))) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()

@@ -34,7 +34,7 @@ def damage(data: bytes) -> str:
 
 
 def rechecked(data: bytearray, at: int = 0) -> bytes:
-    """With the checksum of the header at a byte set right."""
+    """Return the tar with the right checksum of the header at a byte."""
     data[at + 148 : at + 156] = b" " * 8
     data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
     return bytes(data)

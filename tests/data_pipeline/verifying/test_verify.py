@@ -26,7 +26,7 @@ def copy(packed: Dataset, tmp_path: Path) -> Path:
 
 
 def damage(folder: object) -> str:
-    """The one line that there must be."""
+    """Return what `verify` finds, which must be one line."""
     (line,) = verify(str(folder), workers=1)
     assert "\n" not in line
     return line
@@ -70,7 +70,7 @@ def test_a_whole_data_set(copy: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_flipped_bit_anywhere(copy: Path) -> None:
-    """In every field of a header, in an image, a label, padding, and after the end marker."""
+    """The bits are in every field of a header, in an image, a label, padding, and after the end marker."""
     shard, offset = place(copy, 1)
     data = shard.read_bytes()
     key = Dataset(copy).key(1)
@@ -94,7 +94,7 @@ def test_a_flipped_bit_anywhere(copy: Path) -> None:
     flip(shard, offset - 512)
     assert f"no readable header at byte {offset - 512} " in damage(copy)
     assert f"after the sample {Dataset(copy).key(0)}" in damage(copy)
-    assert "images" not in damage(copy)  # they are whole
+    assert "images" not in damage(copy)  # the images are whole
 
 
 def test_a_truncated_shard(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_a_truncated_shard(copy: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def place_of(folder: Path, sample: int) -> str:
-    """Name of a sample's shard, by the tables alone."""
+    """Return the name of a sample's shard, from the tables alone."""
     shard = np.load(folder / "index.npy")["shard"][sample]
     return np.load(folder / "shards.npy")["name"][shard].decode()
 

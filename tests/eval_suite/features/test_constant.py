@@ -1,4 +1,4 @@
-"""A collapsed cloud is told by the rounding of its type, whatever its size."""
+"""Features that differ only by the rounding of their type count as constant, at every magnitude."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CLOUD = RANDOM.normal(size=(50, 16))
 
 @pytest.mark.parametrize("size", [1e-18, 1.0, 1e3, 1e18])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_one_vector_computed_again_and_again_is_constant_at_every_size(size: float, kind: type):
+def test_a_vector_that_varies_by_rounding_is_constant_at_every_size(size: float, kind: type):
     noise = 1 + np.finfo(kind).eps * RANDOM.uniform(-2, 2, (50, 16))
     assert is_constant((size * POINT * noise).astype(kind))
     assert not is_constant((size * (POINT + 1e-3 * CLOUD)).astype(kind))

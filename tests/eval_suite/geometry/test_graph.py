@@ -54,7 +54,7 @@ def test_search_by_cells_has_the_recall_it_states(monkeypatch, kind, recall):
     assert exact.recall == 1
     assert found.recall == pytest.approx(np.mean(hits) / 10, abs=0.01)
     assert recall - 0.02 < found.recall <= 1
-    assert (recall > 0.9) or found.recall < 0.99  # it looked no farther than it had to
+    assert (recall > 0.9) or found.recall < 0.99  # it searched no further than necessary
     assert (found.ids != np.arange(8000)[:, None]).all()
 
 
@@ -191,7 +191,7 @@ def test_reference_approaches_the_closed_form():
     )
 
 
-def test_summary_tells_a_sphere_a_circle_and_noise_from_a_torus():
+def test_summary_separates_a_sphere_a_circle_and_noise_from_a_torus():
     random = np.random.default_rng(0)
     sphere = random.normal(size=(2000, 3))
     sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)

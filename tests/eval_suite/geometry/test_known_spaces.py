@@ -38,7 +38,7 @@ def test_wedge_is_a_sphere_and_two_circles_that_share_one_point():
         assert np.delete(x[on_circle] - pole, [plane.start, plane.start + 1], axis=1) == pytest.approx(0)
 
 
-def test_klein_bottle_does_not_tell_identified_angles_apart():
+def test_identified_angles_give_the_same_point_of_the_klein_bottle():
     u, v = np.random.default_rng(1).uniform(0, 2 * np.pi, (2, 50))
 
     class Angles:

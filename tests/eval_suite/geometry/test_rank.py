@@ -64,7 +64,7 @@ def test_collapsed_data_has_no_rank_and_no_warning():
         assert rank.summary(x)["effective_rank"] == 0
 
 
-def test_lidar_counts_the_directions_that_tell_objects_apart():
+def test_lidar_counts_the_directions_that_separate_objects():
     objects = np.zeros((300, 16))
     objects[:, :5] = with_spectrum(np.ones(5), 300)
     views = objects[:, None] + 0.01 * normal(300, 8, 16)

@@ -33,7 +33,7 @@ def test_sigreg_is_one_for_the_target_and_more_for_anything_else():
     assert normality.sigreg(2 * x) > 10 and normality.sigreg(x + 1) > 10 and normality.sigreg(0 * x) > 10
 
 
-def test_summary_tells_scale_isotropy_and_shape_apart():
+def test_summary_separates_scale_isotropy_and_shape():
     gaussian = normality.summary(3 * normal(2000, 8) + 5)
     assert gaussian["sigreg"] > 5
     assert gaussian["isotropy"] == pytest.approx(1, abs=0.3) == gaussian["shape"]

@@ -194,7 +194,7 @@ def test_files_that_are_none(tmp_path: Path):
             vectors.read(str(tmp_path / name))
 
 
-def test_a_torus_from_elsewhere_is_told(tmp_path: Path):
+def test_a_torus_from_elsewhere_is_recognised(tmp_path: Path):
     random = np.random.default_rng(0)
     angles = random.uniform(0, 2 * np.pi, (900, 2))
     points = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) + 0.02 * random.normal(size=(900, 4))

@@ -108,7 +108,7 @@ def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, comman
         ([-0.1, -0.02], "Pretraining hurts"),
     ],
 )
-def test_the_sentences_claims_what_the_interval_allows(interval: list[float], verdict: str):
+def test_sentences_claim_what_the_interval_allows(interval: list[float], verdict: str):
     results = {
         "representations": {"pretrained": {"probe": {"balanced_accuracy": 0.7, "auroc": 0.8}}},
         "differences": {
@@ -125,7 +125,7 @@ def test_the_sentences_claims_what_the_interval_allows(interval: list[float], ve
     assert about_usefulness(results).startswith(f"{verdict} (AUROC). ")
 
 
-def test_the_sentences_does_not_hide_the_method_that_disagrees():
+def test_sentences_do_not_hide_the_method_that_disagrees():
     effect = {"probe": [0.02, 0.1], "knn": [-0.1, 0.04]}
     results = {
         "representations": {

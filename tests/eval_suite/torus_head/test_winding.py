@@ -95,7 +95,7 @@ def test_paths_are_closed_and_are_what_they_say():
     torch.testing.assert_close(white, torch.ones(1, 3, 32, 32))
 
 
-def test_a_summary_tells_agreement_ambiguity_and_multiples():
+def test_a_summary_counts_agreement_ambiguity_and_multiples():
     t = torch.arange(24) / 24
     turns = torch.tensor([[2, 0, -4], [2, 0, -4], [1, 0, 0]])
     path = 2 * math.pi * t[:, None] * turns[:, None] + 0.3

@@ -70,7 +70,7 @@ def test_a_head_is_what_torch_trains(sets, optimizer: str, labels: bool):
         torch.testing.assert_close(ours[i], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_val_chooses_feature_set_and_rate_whatever_the_widths(sets):
+def test_val_chooses_feature_set_and_rate_for_any_widths(sets):
     y = sets[1].numpy()
     random = np.random.default_rng(0)
     good = sets[0][0].numpy().astype(np.float32)
@@ -90,7 +90,7 @@ def test_val_chooses_feature_set_and_rate_whatever_the_widths(sets):
     assert any(row["balanced_accuracy"] == best and row.items() >= chosen.items() for row in found["val"])
     assert found["test_accuracy"] > 0.8
     np.testing.assert_allclose(found["test_scores"].sum(axis=1), 1, atol=1e-6)
-    rows[-1] = (rows[-1] + 1) % CLASSES  # whatever test's labels are, the choice is the same
+    rows[-1] = (rows[-1] + 1) % CLASSES  # the choice does not depend on the labels of test
     assert minibatch_probe(*rows, protocol=SHORT)["val"] == found["val"]
     rows[1] = 0 * rows[1]
     with pytest.raises(Unmeasurable, match="two classes"):

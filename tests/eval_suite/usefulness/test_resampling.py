@@ -38,7 +38,7 @@ def test_each_class_keeps_its_number_of_groups():
 
 @pytest.mark.parametrize("size", [1, 4, 25])
 def test_intervals_are_those_of_independent_groups(size: int):
-    """All samples of a group are right or wrong together: the deviation is that of as many groups."""
+    """All samples of a group are right or wrong together, so groups count, not samples."""
     number = 400 // size
     groups = np.repeat(np.arange(1, 2 * number + 1, dtype=np.uint64), size)
     labels = np.repeat([0, 1], 400)

@@ -21,7 +21,7 @@ Features = dict[str, dict[str, np.ndarray]]
 
 
 def classes() -> tuple[Features, dict[str, Targets]]:
-    """Make two feature sets of different widths; only `good` tells the three classes apart."""
+    """Make two feature sets of different widths; only `good` separates the three classes."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(3, 8))
     features: Features = {"noise": {}, "good": {}}

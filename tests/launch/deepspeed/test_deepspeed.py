@@ -42,7 +42,7 @@ def ended() -> Iterator[None]:
 
 
 class Launched:
-    """The one command: on node 1, or on this machine."""
+    """The running command, on node 1 or on this machine."""
 
     def __init__(self, nodes: Network | None, folder: Path, *arguments: str, **environment: str) -> None:
         self.nodes, self._said = nodes, folder / f"said{time.monotonic_ns()}"
@@ -60,7 +60,7 @@ class Launched:
         started.append(self)
 
     def end_all(self) -> None:
-        """What a failed test would leave on this machine; hosts end with their network."""
+        """Kill what a failed test would leave on this machine; processes on nodes end with their network."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 process.kill()
@@ -86,7 +86,7 @@ class Launched:
             time.sleep(0.1)
 
     def ranks(self) -> dict[int, psutil.Process]:
-        """The processes that train; those that read their data are not among them."""
+        """Return the processes that train, by rank, without their loaders of data."""
         if self.nodes:
             processes = [p for i in (1, 2) for p in self.nodes.processes(i)]
         else:
@@ -108,7 +108,7 @@ Here = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The command in this process: its exit code, and what it said."""
+    """Return a function that runs the command in this process: its exit code, stdout and stderr."""
 
     def launch(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["launch", "deepspeed", *map(str, arguments)])
@@ -223,7 +223,7 @@ def test_two_hosts_train_save_stop_and_resume(nodes: Network, recipe: Path, tmp_
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("launcher", ["ssh", "pdsh"])
-def test_two_hosts_are_one_and_a_killed_rank_is_told(
+def test_two_hosts_are_one_and_a_killed_rank_is_named(
     nodes: Network, recipe: Path, tmp_path: Path, launcher: str
 ):
     if not shutil.which(launcher):

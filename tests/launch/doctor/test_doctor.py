@@ -1,4 +1,4 @@
-"""The check-up: nothing to say of what is well, and each fault by the name of the host that has it."""
+"""`launch doctor` finds no fault on sound hosts, and names each fault with the host that has it."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ DOCTOR = [sys.executable, "-m", "launch", "doctor", "--json"]
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, list[dict[str, Any]]]:
-    """The findings by check."""
+    """Return the findings by check."""
     assert done.stdout, done.stderr
     found: dict[str, list[dict[str, Any]]] = {}
     for row in json.loads(done.stdout)["checks"]:
@@ -32,7 +32,7 @@ def rows(done: subprocess.CompletedProcess[str]) -> dict[str, list[dict[str, Any
 
 
 def failed(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-    """The hosts of each check that failed."""
+    """Return the hosts of each check that failed."""
     bad = [row for each in found.values() for row in each if row["status"] == "failed"]
     return {row["check"]: row["hosts"] for row in bad}
 
@@ -57,7 +57,7 @@ def test_all_is_well_on_one_node(recipe: Path):
 
 
 def test_every_fault_is_a_row(recipe: Path, tmp_path: Path):
-    """Several at once: no message hides another."""
+    """There are several faults at once, and no message hides another."""
     shards = tmp_path / "damaged"
     shutil.copytree(_shards(recipe), shards)
     first = min(shards.glob("*.tar"))
@@ -109,11 +109,11 @@ def test_each_host_is_named(recipe: Path, tmp_path: Path):
 
 @pytest.mark.nightly
 def test_hosts_that_are_not_there_are_rows(recipe: Path, tmp_path: Path):
-    """One that is cut off and one whose ranks die: the others are looked at, and nothing is a traceback."""
+    """One host is cut off and the ranks of one fail: the others are checked, and there is no traceback."""
     with network(tmp_path, 3) as net:
         options = ["--hosts", str(net.hostfile()), "--config", str(recipe), "--patience", "30"]
         done = run(net.on(1, *DOCTOR, *options))
-        # Cores that others use too make links of any speed.
+        # The measured speed of links varies, because other processes use the same cores.
         assert failed(rows(done)).keys() <= {"links"}, done.stdout
 
         broken = tmp_path / "rank.py"
@@ -203,7 +203,7 @@ def test_gpus(changes: dict[str, str], processes: list[dict[str, str]], status: 
     assert gpus.judge({"a": well}, {"a": 2})[0].status == Status.FAILED
 
 
-def test_a_slow_host_and_a_slow_pair_are_told_apart():
+def test_a_slow_host_and_a_slow_pair_are_distinguished():
     def facts(pairs: dict[tuple[str, str], float], ahead: float = 0.0) -> dict[str, Any]:
         hosts = sorted({host for pair in pairs for host in pair})
         rates = {**pairs, **{(b, a): rate for (a, b), rate in pairs.items()}}
@@ -253,7 +253,7 @@ def _shards(recipe: Path) -> Path:
 
 
 def _restart(net: Network, number: int, prepare: str) -> None:
-    """A node's sshd once more, in which `prepare` was done first: mounts and limits are its own."""
+    """Restart a node's sshd after the command `prepare`, whose mounts and limits are for this sshd only."""
     net.crash(number)
     net.join(number)
     etc = f"/etc/netns/{net.nodes[number - 1].namespace}/ssh/sshd_config"

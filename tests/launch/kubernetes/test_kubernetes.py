@@ -28,7 +28,7 @@ COMMON += ["--node-selector", "pool=gpu", "--env", "MLFLOW_TRACKING_URI=http://m
 
 
 def launch(*options: str, image: str = "isotorus:1", pretrain: list[Any]) -> int:
-    """`python -m launch kubernetes` in this process."""
+    """Run `python -m launch kubernetes` in this process; return its exit code."""
     sys.argv = ["launch", "kubernetes", "--name", "cells", "--image", image, *options]
     sys.argv += ["--", *map(str, pretrain)] if pretrain else []
     return exit_code(launcher.main)
@@ -89,14 +89,14 @@ def test_numbers_that_are_text_stay_text(recipe: Path, pods: list[str], capsys: 
 
 
 def _is_free(section: dict[str, Any]) -> bool:
-    """Whether it holds what users name: labels, quantities, replicas."""
+    """Return whether users choose the keys of a section: labels, quantities, replicas."""
     return any("/" in key or key in ("cpu", "memory", "pool", "Worker", "Master") for key in section) or (
         section == {}
     )
 
 
 def test_two_pods_of_a_job_train_one_run(recipe: Path, pods: list[str], tmp_path: Path, capsys: Any):
-    """The command and the environment of the manifest, with the pod's name replaced by an address."""
+    """Run the command of the manifest in its environment, with the pod's name replaced by an address."""
     options = ["--nodes", "2", *pods, "--env", "GREETING=$(HOME)"]
     launch(*options, pretrain=["--config", recipe, "encoder.weights=null"])
     config_map, service, job = manifests(capsys)
@@ -138,7 +138,7 @@ def test_two_pods_of_a_job_train_one_run(recipe: Path, pods: list[str], tmp_path
 
 
 def test_exit_code_of_bad_input_fails_the_job(recipe: Path, pods: list[str], capsys: Any):
-    """What a rank ends with on bad input is what podFailurePolicy looks for; what it dies of is not."""
+    """podFailurePolicy fails the job for the exit code of bad input, and not for a disruption."""
     bad = launch(*pods, pretrain=["--config", "nowhere"])
     capsys.readouterr()
     launch(*pods, pretrain=["--config", recipe])

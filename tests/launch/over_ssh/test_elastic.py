@@ -42,7 +42,7 @@ def test_a_killed_rank_is_started_again_on_two_hosts(nodes: Network, recipe: Pat
 
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-def test_one_command_a_node_goes_on_alone_and_takes_the_other_back(
+def test_one_command_a_node_continues_alone_and_adds_the_other_again(
     nodes: Network, recipe: Path, tmp_path: Path
 ):
     folder = tmp_path / "runs/tiny"
@@ -55,7 +55,7 @@ def test_one_command_a_node_goes_on_alone_and_takes_the_other_back(
         before = max(losses(folder), default=0)
         first.wait_for(lambda: max(losses(folder), default=0) > before + 2)
 
-    first.wait_for(lambda: second.ranks(2))  # perhaps the first has begun alone
+    first.wait_for(lambda: second.ranks(2))  # the first may have started alone
     goes_on()
     nodes.crash(2)
     goes_on()
@@ -66,7 +66,7 @@ def test_one_command_a_node_goes_on_alone_and_takes_the_other_back(
     second = Launched(nodes, tmp_path, *options, node=2)
     first.wait_for(lambda: first.said.count("continuing") > before and second.ranks(2))
     goes_on()
-    second.process.terminate()  # of one of them, all stop
+    second.process.terminate()  # the signal stops all
     assert (second.end(), first.end()) == (0, 0), first.said + second.said
     assert list(losses(folder)) == list(range(1, max(losses(folder)) + 1))
     assert (folder / f"checkpoints/step_{max(losses(folder)):08d}/COMPLETE").exists()

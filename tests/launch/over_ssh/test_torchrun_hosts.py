@@ -33,7 +33,7 @@ Here = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The command in this process: its exit code, and what it said."""
+    """Return a function that runs the command in this process: its exit code, stdout and stderr."""
 
     def launch(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["launch", "torchrun", *map(str, arguments)])

@@ -58,7 +58,7 @@ class Job:
         return self.slurm.job(self.number)
 
     def end(self) -> int:
-        """The exit code of the command."""
+        """Wait for the end; return the exit code of the command."""
         return self.process.wait(120)
 
     def checkpoints(self) -> list[int]:
@@ -82,7 +82,7 @@ def submit(slurm: Cluster, recipe: Path) -> Iterator[Callable[..., Job]]:
 
 
 def ranks(folder: Path) -> list[psutil.Process]:
-    """The processes that train the run of this folder."""
+    """Return the processes that train the run of this folder."""
     recipe = str(folder.parents[1] / "recipe.yaml")
     found = []
     for process in psutil.process_iter(["cmdline", "environ"]):
@@ -101,7 +101,7 @@ def test_saved_when_asked_and_queued_again_to_the_end(
     arguments = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert len(ranks(job.folder)) == 2
     assert {rank.environ()["MLFLOW_TRACKING_PASSWORD"] for rank in ranks(job.folder)} == {PASSWORD}
-    # What --signal does at the time it was given, to the same processes.
+    # The same signal, to the same processes, as --signal sends before the time limit.
     slurm.call("scancel", "--signal=USR1", job.number)
     job.wait_for_state("PENDING")
     (saved,) = job.checkpoints()
@@ -123,7 +123,7 @@ def test_saved_when_asked_and_queued_again_to_the_end(
 
 @pytest.mark.nightly
 def test_its_time_ends(submit: Callable[..., Job]):
-    # Slurm counts in minutes, and may send the signal up to one earlier than it was asked to.
+    # Slurm counts in minutes, and may send the signal up to a minute before the time that was given.
     job = submit(*ENDLESS, options="--nodes 2 --ranks-per-node 1 --time 2 --signal-before 20")
     job.wait_for(lambda: len(job.checkpoints()) == 1)
     job.wait_for_state("PENDING")
@@ -131,7 +131,7 @@ def test_its_time_ends(submit: Callable[..., Job]):
     assert "saved before the end of its time" in job.log.read_text()
     job.wait_for_step(job.checkpoints()[0] + 5)
 
-    # And then someone takes it away, in KillWait's 20 seconds.
+    # Then the job is cancelled, which leaves it KillWait's 20 seconds.
     job.slurm.call("scancel", job.number)
     job.wait_for(lambda: not ranks(job.folder))
     assert job.wait_for_state("CANCELLED", "PENDING")["JobState"] == "CANCELLED"
@@ -158,7 +158,7 @@ def test_a_node_goes_down(submit: Callable[..., Job], slurm: Cluster, recipe: Pa
 
 
 @pytest.mark.nightly
-def test_a_killed_rank_is_tried_again_so_many_times(submit: Callable[..., Job]):
+def test_a_killed_rank_is_restarted_a_limited_number_of_times(submit: Callable[..., Job]):
     job = submit(*ENDLESS, options="--nodes 2 --ranks-per-node 1 --time 30 --task-per gpu --max-requeues 1")
     for start in (1, 2):
         job.wait_for(lambda n=start: job.log.exists() and job.log.read_text().count("the first step") == n)

@@ -130,7 +130,7 @@ def test_old_checkpoints_are_removed_but_for_some(recipe: Path):
     assert [row["step"] for row in rows if row["seconds_checkpoint"] > 0] == [3, 5, 7, 9, 11]
 
 
-def test_a_checkpoint_of_other_tensors_is_refused_and_another_probe_begins_anew(recipe: Path, caplog):
+def test_a_checkpoint_of_other_tensors_is_refused_and_another_probe_is_reset(recipe: Path, caplog):
     run(recipe, "steps=2", "online_probe=false")
     with pytest.raises(UserError, match=r"is of another model: model\.head\..* there and \(12, 32\) here"):
         run(recipe, "steps=3", "accept=[objective]", "objective.projector.width=12")

@@ -1,4 +1,4 @@
-"""Codes and what is counted of them: by hand, by simulation, and where a published claim about them fails."""
+"""Codes and their counts against small cases and simulation, and published claims about them that fail."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_published_code_is_blind_to_order_and_fills_up():
     assert codes.stability(codes.published_winding_code, x, 0.01, seed=0) < 0.05
 
 
-def test_published_code_does_not_tell_classes_apart_where_bins_do():
+def test_published_code_does_not_separate_classes_where_bins_do():
     labels = torch.arange(600) % 4
     angles = labels[:, None] * TURN / 4 + 0.7 + 0.2 * normal(600, 2).clamp(-3, 3)
     features = torch.cat([angles.cos(), angles.sin()], 1)

@@ -73,7 +73,7 @@ def test_more_cells_find_more():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=40), st.integers(1, 4))
-def test_layers_tell_apart_what_shares_a_cell(steps: list[tuple[bool, int]], bins: int):
+def test_layers_separate_what_shares_a_cell(steps: list[tuple[bool, int]], bins: int):
     """Against a dictionary of addresses, through any sequence of adding and deleting."""
     memory, known = WindingMemory(1, bins), {}
     for adds, item in steps:

@@ -148,7 +148,10 @@ def test_poincare_bounds_variance_from_above_by_energy(size):
 
 
 def pivots(matrix: list[list[Fraction]]) -> list[Fraction]:
-    """Of symmetric elimination: all ≥ 0, with zero rows where a pivot is 0, iff positive semidefinite."""
+    """Return the pivots of symmetric elimination: all ≥ 0 iff the matrix is positive semidefinite.
+
+    A pivot of 0 whose row is not 0 is given as -1.
+    """
     rows, found = [list(row) for row in matrix], []
     for k in range(len(rows)):
         pivot = rows[k][k]

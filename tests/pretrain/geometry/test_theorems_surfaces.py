@@ -89,7 +89,7 @@ def walk(size: int, word: list[tuple[int, int]]) -> np.ndarray:
 
 
 def test_random_loops_with_winding_zero_are_boundaries():
-    """By integer elimination, and the others are not."""
+    """Integer elimination shows it; loops with another winding number are no boundaries."""
     size, random = 4, np.random.default_rng(0)
     complex_, seams = cells.torus(size), crossings(size)
     filled = cells.smith_diagonal(complex_.boundary_2)
@@ -106,7 +106,7 @@ def test_random_loops_with_winding_zero_are_boundaries():
 
 
 def straight(p: int, q: int, offset: tuple[Fraction, Fraction]):
-    """The closed line offset + t(p, q), cut where it leaves the unit square: (begin, end) pairs in it."""
+    """Return the closed line offset + t(p, q) as (begin, end) pairs, cut where it leaves the unit square."""
     cuts = {Fraction(0), Fraction(1)}
     for speed, start in ((p, offset[0]), (q, offset[1])):
         if speed:
@@ -124,7 +124,7 @@ def straight(p: int, q: int, offset: tuple[Fraction, Fraction]):
 
 
 def crossing_signs(first, second) -> list[int]:
-    """Of two families of segments, where they cross, +1 or -1, in fractions."""
+    """Return +1 or -1 for each crossing of two families of segments, computed in fractions."""
     found = []
     for ((ax, ay), (bx, by)), ((cx, cy), (dx, dy)) in itertools.product(first, second):
         ux, uy, vx, vy = bx - ax, by - ay, dx - cx, dy - cy

@@ -136,7 +136,7 @@ def test_paths_without_a_step_are_refused(shape):
 
 
 def test_a_sigmoid_head_never_winds():
-    """Whatever closed path the logits take, 2π·sigmoid moves back over the numbers that it came by."""
+    """On any closed path of the logits, 2π·sigmoid returns through the values that it came through."""
     around = torch.stack([CIRCLE.cos(), CIRCLE.sin()], -1)
     logits = around @ torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     path = TURN * torch.sigmoid(logits)

@@ -82,7 +82,7 @@ def test_scale_is_no_turn_and_polar_factors_are_unique():
 
 
 def test_gauge_invariance(vit: nn.Module, tokens: Tensor):
-    """An orthonormal basis of one's own in each token changes neither defect nor angles."""
+    """Another orthonormal basis in each token changes neither defect nor angles."""
     g = orthogonal(17, 12)
     block = vit.blocks[1]
 
@@ -124,12 +124,12 @@ def test_zero_for_every_affine_map_is_not_so():
 
 
 def test_causal_attention_cuts_every_loop(vit: nn.Module, tokens: Tensor):
-    """Against the order nothing comes through: H is exactly 0, which is no flatness, and said to be cut."""
+    """No token depends on later ones, so H is exactly 0; the loop is reported as cut, not as flat."""
     for loop in ([0, 1, 2], [2, 1, 0], [3, 9, 5, 14]):
         found = holonomy(lambda x: vit.blocks[0](x, is_causal=True), tokens, loop)
         assert not found.matrix.any() and math.isnan(found.defect) and found.rank == 0
         i, j = found.cut
-        assert i < j, "out_i hears of in_j only up to i"
+        assert i < j, "out_i depends on in_j only up to i"
     heat = holonomy_map(lambda x: vit.blocks[0](x, is_causal=True), tokens, (4, 4), places=[(1, 1)])
     assert heat.isnan().all()
 

@@ -50,7 +50,7 @@ def test_named_encoders_take_both_view_sizes(
     kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=kwargs), 224, 3)
     encoder = on_meta(name, kwargs)
     assert sum(p.numel() for p in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
-    # Two blocks tell as much about shapes as 48.
+    # Two blocks show the shapes as well as 48 do.
     shallow = on_meta(name, kwargs | {"depth": 2}) if name.startswith("vit") else encoder
     assert embedding_width(shallow, name, 3, [224, local]) == width
 

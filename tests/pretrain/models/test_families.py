@@ -1,6 +1,6 @@
-"""One small model of every family of timm is refused in one line, or trains, is evaluated.
+"""The smallest model of every family of timm trains and is evaluated, or is refused in one line.
 
-The families are timm's modules, and the model is the smallest of each: a new timm brings its new ones.
+The families are timm's modules, so that a new version of timm adds its new families.
 """
 
 import functools
@@ -20,13 +20,13 @@ from pretrain.models.encoder import ViewEncoder, build_encoder
 from pretrain.preflight import Model, check_model
 
 LARGEST = 40e6
-"""Parameters of the largest model that is tried."""
+"""Number of parameters of the largest model that is tried."""
 SIZES = (64, 224)
 
 
 @functools.cache
 def smallest(family: str) -> tuple[str, float]:
-    """Return the smallest model of one of timm's modules, and its parameters."""
+    """Return the smallest model of one of timm's modules, and its number of parameters."""
     sizes = {}
     for name in timm.list_models(module=family):
         with torch.device("meta"):
@@ -44,7 +44,7 @@ def accepted(name: str, size: int, **encoder: object) -> Model:
 
 
 def refused_or_accepted(name: str) -> Model | str:
-    """Return the accepted model at the smallest size that it takes, else why it is refused."""
+    """Return the accepted model at the smallest size that fits it, or the reason of the refusal."""
     said = ""
     for size in SIZES:
         for kwargs in ({}, {"drop_rate": 0.0}):
@@ -77,7 +77,7 @@ def test_every_family_trains_and_is_evaluated_or_is_refused_in_one_line(family: 
 
 
 def learns(encoder: nn.Module, size: int, width: int) -> None:
-    """Take the gradient of one batch, twice the same."""
+    """Compute the gradient of one batch; the embeddings must not depend on the state of the generator."""
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -82,7 +82,7 @@ def test_packed_blocks_are_recomputed_and_compiled(mode: str, monkeypatch: pytes
 
 
 def test_on_a_gpu_attention_is_one_call():
-    """Traced without one: shapes, types and devices of the forward pass fit."""
+    """The trace needs no GPU: it checks shapes, types and devices of the forward pass."""
     calls = CountCalls()
     with FakeTensorMode(), torch.device("cuda"), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         attention = timm.layers.Attention(32, 2, qk_norm=True, norm_layer=nn.LayerNorm, dtype=torch.bfloat16)
@@ -95,7 +95,7 @@ def test_on_a_gpu_attention_is_one_call():
 
 
 class CountCalls(TorchDispatchMode):
-    """How often each operator is called within it."""
+    """Count the calls of each operator inside a `with` block."""
 
     def __init__(self) -> None:
         super().__init__()

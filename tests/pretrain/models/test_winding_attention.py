@@ -39,7 +39,7 @@ NAME = "vit_tiny_patch16_224"
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, a: Addresses) -> Tensor:
-    """(N, T, heads, d), by a mask and a bias on all pairs."""
+    """Return the attention (N, T, heads, d), by a mask and a bias on all pairs."""
     bias = a.membership[:, None, :] - (a.layers[:, :, None] - a.layers[:, None, :]).abs()
     bias = bias.masked_fill(a.classes[:, :, None] != a.classes[:, None, :], -torch.inf)
     weights = (torch.einsum("nihd,njhd->nhij", q, k) + bias[:, None]).softmax(-1)
@@ -47,7 +47,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, a: Addresses) -> Tensor:
 
 
 def addressed(images: int, tokens: int, classes: int, skew: float = 0.0) -> tuple[Tensor, Address]:
-    """Tokens, and a map to addresses whose classes are the less equally full the larger `skew` is."""
+    """Return tokens, and a map to addresses; a larger `skew` fills their classes less equally."""
     torch.manual_seed(tokens)
     address = Address(8, classes).double()
     with torch.no_grad():

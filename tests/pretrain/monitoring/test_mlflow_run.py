@@ -1,4 +1,4 @@
-"""MLflow shows of a run what is true after any restart, and what is wrong with a store is said."""
+"""After any restart MLflow shows the true losses and parameters of a run; faults of a store are named."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(empty_store: Path, tmp_path: Path) -> TrackingConfig:
-    """A store of its own for each test."""
+    """Return the settings of a new store for each test."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
 
@@ -94,7 +94,7 @@ def test_the_same_start_again_keeps_the_run(config: TrackingConfig, tmp_path: Pa
 def test_a_restart_before_the_first_checkpoint_replaces(
     config: TrackingConfig, tmp_path: Path, parameters: dict[str, Any]
 ):
-    """The data may have changed, or the parameters."""
+    """The losses are replaced in one MLflow run, whether data or parameters have changed."""
     start(tmp_path / "a", config, [9.0, 8.0, 7.0], status="FAILED")
     changes = [(0, "optimizer.lr", "0.001 → 0.0001")] if parameters is LOWER else []
     start(tmp_path / "a", config, [3.0, 2.0], parameters, changes=changes)
@@ -126,7 +126,7 @@ def test_a_kill_while_a_run_is_replaced_leaves_one(config: TrackingConfig, tmp_p
     old = start(folder, config, [3.0, 2.0])["run_id"]
     new = start(folder, config, [3.0, 2.0], LOWER, start=2)
     MlflowClient(config.store()).restore_run(old)
-    # As if it had ended after the new run was created, whose id the answer would have given.
+    # As if the process had ended after it created the new run, before it knew the id of that.
     interrupted = new | {"run_id": None, "replaces": [old], "complete": False}
     (folder / "mlflow.json").write_text(json.dumps(interrupted))
     start(folder, config, [3.0, 2.0], LOWER, start=2)
@@ -182,7 +182,7 @@ def test_a_relative_store_is_that_of_the_first_start(
 def test_another_store_gets_the_whole_run(
     config: TrackingConfig, empty_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Whether the old one was moved, lost, or only the address has changed."""
+    """The old store may have been moved or lost, or only its address has changed."""
     first = start(tmp_path / "a", config, [3.0])
     shutil.copy(empty_store, tmp_path / "new.db")
     new = TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db")
@@ -232,7 +232,7 @@ def test_another_experiment_may_be_chosen(config: TrackingConfig, tmp_path: Path
     assert [losses for _, losses in shown(third)] == [[3.0]]
 
 
-def test_a_run_that_is_gone_for_good_begins_anew(config: TrackingConfig, tmp_path: Path):
+def test_a_run_that_is_gone_for_good_is_created_again(config: TrackingConfig, tmp_path: Path):
     first = start(tmp_path / "a", config, [3.0])
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("delete from runs where run_uuid = ?", [first["run_id"]])

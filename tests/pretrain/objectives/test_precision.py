@@ -1,4 +1,4 @@
-"""Statistics are float32 to their last line: under autocast they are, bit by bit, those without it."""
+"""Statistics are computed in float32 throughout: under autocast they have the same bits as without it."""
 
 from collections.abc import Callable
 
@@ -76,7 +76,7 @@ def test_uniformity_of_angles():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_losses(name: str):
-    # Embeddings are float32 whatever the engine computes in.
+    # Embeddings are float32 in every precision of the engine.
     both(head_parts(name), torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The ways of computing SIGReg's sums mean the same."""
+"""All ways of computing SIGReg's sums give the same values and derivatives."""
 
 import logging
 import os
@@ -46,7 +46,7 @@ def test_angle_addition_equals_the_plain_form():
 
 
 def test_compiled_equals_the_plain_form():
-    # Few knots: compiling costs seconds a knot, and they are all made alike.
+    # Few knots: compiling takes seconds for each, and all have the same code.
     x = next(inputs())
     torch.testing.assert_close(
         sums_and_gradient("compiled", x, 5), sums_and_gradient("eager", x, 5), rtol=1e-5, atol=1e-5
