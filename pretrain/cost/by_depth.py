@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from isotorus.errors import UserError
 from pretrain.models.encoder import create
 
 SHALLOW = (4, 8)
@@ -39,7 +40,7 @@ def _depth(name: str, kwargs: dict[str, Any]) -> int | None:
         return None
     try:
         sizes = [_size(_on_meta(name, kwargs | {"depth": d})) for d in SHALLOW]
-    except (TypeError, RuntimeError, ValueError, AssertionError, IndexError):
+    except UserError:  # its builder takes no such depth
         return None
     few, more = SHALLOW
     predicted = sizes[1] + (len(blocks) - more) * (sizes[1] - sizes[0]) / (more - few)

@@ -112,6 +112,19 @@ def test_a_deep_encoder_is_measured_on_shallow_ones(changes: dict, monkeypatch: 
     assert extrapolated == pytest.approx(peak(), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["test_efficientnet", "mixer_s32_224"])
+def test_an_encoder_with_blocks_and_no_depth_is_measured_as_it_is(name: str):
+    kwargs = timm_kwargs(EncoderConfig(name=name), 224, 3)
+    seen: list[dict] = []
+
+    def measure(kwargs: dict) -> dict[str, float]:
+        seen.append(kwargs)
+        return {"": 1.0}
+
+    assert by_depth.by_depth(measure, name, kwargs) == {"": 1.0}
+    assert seen == [kwargs]
+
+
 def test_activations_of_a_linear_layer_are_those_that_autograd_keeps():
     layer = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
     x = torch.randn(10, 8)
