@@ -91,7 +91,7 @@ def _remedy(config: Config, kwargs: dict[str, Any], images: int) -> str:
         try:
             if not _draws(config, changed, images):
                 return remedy
-        except UserError:  # timm has no such argument for this encoder
+        except Exception:  # an encoder that cannot be built or run with the change
             continue
     return "use another encoder"
 

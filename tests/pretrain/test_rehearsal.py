@@ -63,6 +63,13 @@ def test_random_encoders_are_refused_with_what_makes_them_so(name: str, kwargs: 
     assert "draws random numbers" in said and remedy in said
 
 
+def test_arguments_that_the_views_need_are_no_remedy_for_randomness():
+    kwargs = {"patch_size": 8} | VIT | {"attn_drop_rate": 0.1}
+    views = {"global_size": 40, "local_size": 24}  # no multiples of the patch of 16 that timm would choose
+    said = refusal(encoder={"name": "vit_tiny_patch16_224", "kwargs": kwargs}, views=views)
+    assert "leave out encoder.kwargs.attn_drop_rate=0.1" in said
+
+
 @pytest.mark.parametrize("name", ["test_convnext", "swin_tiny_patch4_window7_224", "pvt_v2_b0"])
 def test_drop_path_is_no_such_randomness(name: str):
     kwargs = {"drop_path_rate": 0.3}
