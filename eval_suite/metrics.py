@@ -117,7 +117,7 @@ GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 METRICS = (*USEFULNESS, *GEOMETRY)
 BASELINES = ("untrained", "pixels")
 """What the pretrained encoder is compared with."""
-FEATURE_SETS = ("embedding", "patch_mean", "last2", "last4", "projector", "angles")
+FEATURE_SETS = ("embedding", "patch_mean", "last2", "last4", "stages", "projector", "angles")
 
 
 def headlines(task: str | None) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from isotorus.files import atomic
 Features = dict[str, NDArray[np.float32]]
 """Features (n, width) by the name of the feature set, see `eval_suite.features.feature_sets`."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of cached features; it increases when this code computes other features from the same inputs."""
 
 
@@ -231,7 +231,8 @@ def _embed(
     for r in representations:
         r.model.to(state.device)
         # A process without samples must also know which feature sets the others gather.
-        blank = r.embed(torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=state.device))
+        ramp = torch.arange(r.channels * r.size**2, device=state.device).remainder(256).to(torch.uint8)
+        blank = r.embed(ramp.view(1, r.channels, r.size, r.size))
         if blank["embedding"].shape[1:] != (r.width,):
             shape = tuple(blank["embedding"].shape[1:])
             return {}, f"the encoder gives vectors of {shape}, its description says {r.width}"
