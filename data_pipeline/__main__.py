@@ -95,11 +95,14 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("dest", metavar="DEST", help="local folder to write the index to; may be that of the tar files")
     key = "field of each sample's .json file that contains its label; default: the label is the .cls file"
     add("--label-key", help=key)
+    ending = "what the names of the files with labels end in, e.g. txt (default: cls; json with --label-key)"
+    add("--label-extension", metavar="EXT", type=_ending, help=ending)
     patient = "field of each sample's .json file with its group, such as a patient"
     add("--group-key", help=f"{patient}; the intervals of an evaluation draw whole groups")
     add("--classes", type=Path, help="text file with one class name per line, for labels that are numbers")
     _add_missing(parser)
-    add("--image-extension", help="which image to use where samples contain several, e.g. left.png")
+    several = "which image to use where samples contain several, e.g. left.png"
+    add("--image-extension", type=_ending, help=several)
     _add_channels(parser)
     add("--append", action="store_true", help="add the tar files that the data set does not contain yet")
     _add_workers(parser)
@@ -149,6 +152,11 @@ def _size(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
     return max(int(float(match[1]) * _UNITS[match[2]]), 1)
+
+
+def _ending(text: str) -> str:
+    """Read the ending of a name from the command line, with or without its first dot."""
+    return text.lower().removeprefix(".")
 
 
 def _positive(text: str) -> int:
@@ -210,9 +218,16 @@ def _index(args: argparse.Namespace) -> int:
     from data_pipeline.existing_tars.tar_index import Options, index
     from data_pipeline.existing_tars.tar_scan import Rule
 
-    extension = args.image_extension and args.image_extension.lower().removeprefix(".")
+    rule = Rule(
+        image_extension=args.image_extension,
+        label_field=args.label_key,
+        channels=args.channels,
+        group_field=args.group_key,
+        missing=args.missing,
+        label_extension=args.label_extension,
+    )
     options = Options(
-        rule=Rule(extension, args.label_key, args.channels, args.group_key, args.missing),
+        rule=rule,
         classes=args.classes,
         append=args.append,
         workers=args.workers,

@@ -81,8 +81,11 @@ class Generation(Section):
     skipped: int
     """Number of files that this generation's packing left out; skipped.txt lists them."""
     label_field: str | None = None
-    """Field of the samples' `.json` files that contains the labels of this generation; None: labels are in
-    `.cls` files."""
+    """Field of the samples' JSON files that contains the labels of this generation; None: a label is the
+    whole text of a file."""
+    label_extension: str | None = None
+    """What the names of the files with the labels end in; None: `.json` if there is a `label_field`, else
+    `.cls`."""
     missing: list[str] | None = None
     """Cells of those files that mean "no label"; None: those that `tables.cells` lists."""
     pixel_rules: PixelRules = 1

@@ -54,6 +54,7 @@ def publish(
     skipped: int,
     pixel_rules: PixelRules,
     label_field: str | None = None,
+    label_extension: str | None = None,
     missing: Sequence[str] | None = None,
     base: Dataset | None = None,
 ) -> None:
@@ -105,6 +106,7 @@ def publish(
         height=counts.height,
         skipped=skipped,
         label_field=label_field,
+        label_extension=label_extension,
         missing=None if missing is None else list(missing),
         pixel_rules=pixel_rules,
         split=split,

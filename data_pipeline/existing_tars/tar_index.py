@@ -19,7 +19,7 @@ from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
-from data_pipeline.existing_tars import tar_labels, tar_scan
+from data_pipeline.existing_tars import label_places, tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
 from data_pipeline.packing import other_pictures
 from data_pipeline.storage import reader, tar_files
@@ -27,7 +27,6 @@ from data_pipeline.storage.tar_files import TarFile
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic, sweep
-from isotorus.names import nearest
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
     left_out += f"; {further} further images of the samples left out" if further else ""
     not_read = f"\nnot indexed: {other_pictures.summary(others)}" if others else ""
-    return f"indexed: {_summary(dest, left_out)}{not_read}"
+    return f"indexed: {_summary(dest, left_out)}{not_read}{label_places.hint(scans, options.rule)}"
 
 
 def _name(path: str, dest: Path) -> str:
@@ -108,7 +107,11 @@ def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule
     """Return a hash of the tar files, class names and rule, which identifies what is to be indexed."""
     sizes = {name: tar.size for name, tar in tars.items()}
     read_as = asdict(rule)
-    for later in ("missing", "group_field"):  # which hashes of earlier versions do not have
+    for later in (
+        "missing",
+        "group_field",
+        "label_extension",
+    ):  # which hashes of earlier versions do not have
         if read_as[later] is None:
             del read_as[later]
     return hashlib.sha256(json.dumps([sizes, classes, read_as]).encode()).hexdigest()
@@ -174,7 +177,10 @@ def _rule(base: Dataset | None, options: Options) -> Rule:
         )
     if rule.missing is None and base.description.missing is not None:
         rule = replace(rule, missing=tuple(base.description.missing))
-    return replace(rule, label_field=rule.label_field or base.description.label_field)
+    if rule.label_field is None and rule.label_extension is None:
+        before = base.description
+        rule = replace(rule, label_field=before.label_field, label_extension=before.label_extension)
+    return rule
 
 
 def _pixel_rules(base: Dataset | None) -> PixelRules:
@@ -194,7 +200,7 @@ def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: 
     megabytes = sum(tar.size // 10**6 for tar in tars)
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
-    _refuse_unknown_field(scans, options.rule)
+    label_places.refuse_unknown_place(scans, options.rule)
     if options.rule.group_field is not None and not any(
         s.groups is not None and s.groups.any() for s in scans
     ):
@@ -214,7 +220,7 @@ def _publish(
     dest: Path, scans: list[Scan], names: list[str] | None, plan: str, base: Dataset | None, options: Options
 ) -> None:
     """Check that the tar files fit together, and publish them as a generation."""
-    scans = _respelled(scans, names or (base.classes if base else []))
+    scans = _respelled(scans, names or (base.classes if base else []), complete=names is not None)
     classes = _classes(scans, names, base)
     for scan in scans:
         _number_labels(scan, classes)
@@ -226,6 +232,7 @@ def _publish(
     sixteen_bit = any(scan.part.sixteen_bit for scan in scans) or (base is not None and base.depth == 16)
     skipped = sorted(entry for scan in scans for entry in scan.part.skipped)
     _report_skipped(dest, skipped, options.strict)
+    rule = _rule(base, options)
     publish(
         dest,
         [
@@ -240,8 +247,9 @@ def _publish(
         plan=plan,
         skipped=len(skipped),
         pixel_rules=_pixel_rules(base),
-        label_field=_rule(base, options).label_field,
-        missing=_rule(base, options).missing,
+        label_field=rule.label_field,
+        label_extension=rule.label_extension,
+        missing=rule.missing,
         base=base,
     )
     sweep(dest, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
@@ -258,9 +266,16 @@ def _classes(scans: list[Scan], names: list[str] | None, base: Dataset | None) -
     return tar_labels.classes_of([scan.labels for scan in scans], names or known, complete=names is not None)
 
 
-def _respelled(scans: list[Scan], known: list[str]) -> list[Scan]:
-    """Return the scans with equal names for equal labels of all tars, such as True for TRUE and true."""
+def _respelled(scans: list[Scan], known: list[str], complete: bool) -> list[Scan]:
+    """Return the scans with equal names for equal labels of all tars, such as True for TRUE and true.
+
+    Where some labels are fractions, whole numbers are names as well, unless the `known` classes are
+    `complete`.
+    """
     names = sorted({name for scan in scans for name in scan.labels.names})
+    if not complete and tar_labels.are_values([*names, *known]):
+        scans = [_with_numbers_as_names(scan) for scan in scans]
+        names = sorted({name for scan in scans for name in scan.labels.names})
     if not names or any(scan.labels.largest >= 0 for scan in scans):
         return scans
     spelled = tar_labels.respelled(names, known)
@@ -268,6 +283,18 @@ def _respelled(scans: list[Scan], known: list[str]) -> list[Scan]:
         replace(scan, labels=replace(scan.labels, names=[spelled[name] for name in scan.labels.names]))
         for scan in scans
     ]
+
+
+def _with_numbers_as_names(scan: Scan) -> Scan:
+    """Return a scan with the names of its whole numbers, after changing its index rows in the same way."""
+    rows = np.load(scan.rows, allow_pickle=False)
+    numbers = rows["label"] >= 0
+    names = [*scan.labels.names, *map(str, np.unique(rows["label"][numbers]))]
+    place = {name: -2 - i for i, name in enumerate(names)}
+    rows["label"][numbers] = [place[str(number)] for number in rows["label"][numbers]]
+    with atomic(scan.rows) as file:
+        np.save(file, rows)
+    return replace(scan, labels=replace(scan.labels, largest=-1, names=names))
 
 
 def _number_labels(scan: Scan, classes: list[str]) -> None:
@@ -341,20 +368,6 @@ def _refuse_no_images(scans: list[Scan]) -> None:
     raise UserError(
         f"no image in {len(scans)} tars; expected members called KEY.EXTENSION "
         f"with an extension of {', '.join(sorted(EXTENSIONS))}"
-    )
-
-
-def _refuse_unknown_field(scans: list[Scan], rule: Rule) -> None:
-    """Raise `UserError` if no sample has a label in the label field: its name is probably mistyped."""
-    if rule.label_field is None or any(s.labels.names or s.labels.largest >= 0 for s in scans):
-        return
-    fields = list(dict.fromkeys(name for scan in scans for name in scan.fields))
-    near = nearest(rule.label_field, fields, 0.4)
-    guess = f"; did you mean {near!r}?" if near else ";"
-    there = f"the fields are {', '.join(fields)}" if fields else "there is no .json"
-    raise UserError(
-        f"no sample has a label in the field {rule.label_field!r} of its .json, {there}{guess} "
-        "choose with --label-key"
     )
 
 

@@ -5,8 +5,7 @@ label.
 """
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,30 +34,24 @@ class Labels:
     """The labels that are names, sorted, each once."""
 
 
-def parse_label(
-    content: bytes, field: str | None, missing: Sequence[str] | None = None
-) -> tuple[Label, list[str]]:
-    """Return the label in a `.cls` file, or in the `field` of a `.json` file, and the names of all its
-    fields.
+def parse_label(content: bytes, field: str | None, missing: Sequence[str] | None = None) -> Label:
+    """Return the label in a text file, or in the `field` of a JSON file.
 
     A missing or empty field, and what `missing` lists, means no label. Raises ValueError, with the reason in
     one line, if the content cannot be read.
     """
     if field is None:
         try:
-            return _from_text(content.decode(), missing), []
+            return _from_text(content.decode(), missing)
         except UnicodeDecodeError:
             raise ValueError("is not text in UTF-8") from None
-    record = _record(content)
-    value = record.get(field)
+    value = _record(content).get(field)
     members = value if isinstance(value, list) else [value]
-    if any(isinstance(member, list | dict) for member in members) or (
-        isinstance(value, float) and math.isfinite(value) and not value.is_integer()
-    ):
-        raise ValueError(f"holds a {type(value).__name__} as {field!r}, expected a whole number or text")
+    if any(isinstance(member, list | dict) for member in members):
+        raise ValueError(f"holds a {type(value).__name__} as {field!r}, expected a number or text")
     if isinstance(value, list) and len(value) != 1:
-        return (cells.labels([value], missing)[0] or None), list(record)
-    return _from_text(cells.as_text(members[0]), missing), list(record)
+        return cells.labels([value], missing)[0] or None
+    return _from_text(cells.as_text(members[0]), missing)
 
 
 def parse_group(content: bytes, field: str, missing: Sequence[str] | None = None) -> str:
@@ -75,6 +68,37 @@ def respelled(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     by_rule = cells.respelled(known)
     spelled = zip(names, cells.values(names, missing=()), strict=True)
     return {name: name if name in by_rule else by_rule.get(other, other) for name, other in spelled}
+
+
+def ending_of(field: str | None, extension: str | None) -> str:
+    """Return what the names of files with labels end in, given the options --label-key and
+    --label-extension.
+    """
+    return extension or ("cls" if field is None else "json")
+
+
+def label_stem(key: str, extension: str, ending: str) -> str | None:
+    """Return the key that a file labels, None if its extension is not the `ending` of label files.
+
+    With the ending "cls", `a.cls` labels a, and `a.left.cls` labels a.left.
+    """
+    if extension == ending:
+        return key
+    return f"{key}.{extension.removesuffix('.' + ending)}" if extension.endswith("." + ending) else None
+
+
+def fields(content: bytes) -> list[str]:
+    """Return the names of the fields of a `.json` file; none if it has no fields."""
+    try:
+        return list(_record(content))
+    except ValueError:
+        return []
+
+
+def are_values(names: Iterable[str]) -> bool:
+    """Return whether labels are numbers of which some have fractions; then whole ones are no indices."""
+    known = list(names)
+    return all(map(cells.is_number, known)) and any(cells.whole(name) is None for name in known)
 
 
 def _record(content: bytes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Rule:
     image_extension: str | None = None
     """Everything after the first dot of the image's file name; None: any known image extension."""
     label_field: str | None = None
-    """Field of the sample's `.json` file that contains its label; None: the label is in the `.cls` file."""
+    """Field of the sample's JSON file that contains its label; None: the label is the text of a file."""
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
@@ -39,8 +39,23 @@ class Rule:
     """Field of the sample's `.json` file that names its group, such as a patient; None: no groups."""
     missing: tuple[str, ...] | None = None
     """Labels that mean "no label"; None: those that `data_pipeline.tables.cells` lists."""
+    label_extension: str | None = None
+    """What the names of the files with the labels end in, such as "txt"; None: `.json` if there is a
+    `label_field`, else `.cls`."""
+
+    @property
+    def label_ending(self) -> str:
+        """What the names of the files with the labels end in, without the first dot."""
+        return tar_labels.ending_of(self.label_field, self.label_extension)
 
     def __post_init__(self) -> None:
+        if self.label_extension is not None and _is_image(self.label_extension):
+            raise UserError(
+                f"--label-extension {self.label_extension!r} is of an image; give the ending of the files "
+                "that hold the labels, such as txt"
+            )
+        if self.label_extension == "json" and self.label_field is None:
+            raise UserError("--label-extension json: name the field with the label as well, with --label-key")
         if self.image_extension is not None and not _is_image(self.image_extension):
             raise UserError(
                 f"--image-extension {self.image_extension!r} is of no image; expected one that ends in "
@@ -63,8 +78,10 @@ class Scan:
     """Number of images that were left out because `Rule.image_extension` chooses another of their sample."""
     others: Counter[str]
     """Number of samples that have only a picture of a format that is not read, by its ending."""
+    unread: Counter[str]
+    """Number of files that are neither images nor labels, by what follows the last dot of their names."""
     fields: list[str]
-    """Names of the fields in the first `.json` file that was read."""
+    """Names of the fields in the first `.json` file."""
     groups: NDArray[np.uint64] | None
     """Hash of the group of each row, 0 for none; None without `Rule.group_field`."""
 
@@ -113,7 +130,8 @@ class _Samples:
         self._groups: dict[str, int] = {}  # hash of each group, by key or stem as well
         self._indexed: list[tuple[str, str]] = []  # key and stem of the images, in the order of the rows
         self._keys: set[str] = set()
-        self._fields: list[str] = []
+        self._unread: Counter[str] = Counter()
+        self._fields: list[str] | None = None  # of the first .json
 
     def read(self, tar: Tar) -> None:
         """Read all files of the tar."""
@@ -145,7 +163,8 @@ class _Samples:
             without_image=len(self._keys - self._images.keys()),
             further_images=self._further,
             others=Counter(end for key, end in self._others.items() if key not in self._images),
-            fields=self._fields,
+            unread=self._unread,
+            fields=self._fields or [],
             groups=None
             if self._rule.group_field is None
             else np.array(
@@ -171,7 +190,7 @@ class _Samples:
         elif ending := other_pictures.known_ending(member.name):
             self._others[key] = ending
         else:
-            self._add_facts(member, stem(key, extension), extension.rpartition(".")[2], content)
+            self._add_facts(member, key, extension, content)
 
     def _several_images(self) -> UserError:
         """Return the error for a tar with several images of one key.
@@ -192,16 +211,23 @@ class _Samples:
             "are the cause: unpack the tar and make a data set of that folder with pack, which keeps all"
         )
 
-    def _add_facts(self, member: Member, name: str, kind: str, content: Callable[[], bytes]) -> None:
+    def _add_facts(self, member: Member, key: str, extension: str, content: Callable[[], bytes]) -> None:
         """Take the label and the group of a sample from a file, which is read once, if it holds them.
 
         The file `a.left.cls` labels the image `a.left.png` unless there is a file `a.cls`. Raises `UserError`
         if the file cannot be read.
         """
         rule = self._rule
-        for_label = kind == ("cls" if rule.label_field is None else "json")
+        kind = extension.rpartition(".")[2]
+        labelled = tar_labels.label_stem(key, extension, rule.label_ending)
+        for_label = labelled is not None
+        name = stem(key, extension) if labelled is None else labelled
         group_field = rule.group_field if kind == "json" else None
+        if not for_label:
+            self._unread[kind] += 1
         if not for_label and group_field is None:
+            if kind == "json" and self._fields is None and member.size <= tar_labels.LARGEST:
+                self._fields = tar_labels.fields(content())
             return
         if for_label and name in self._labels:
             raise self._error(f"holds {printable(member.name)} twice; leave out one of them")
@@ -212,9 +238,10 @@ class _Samples:
             if member.size > tar_labels.LARGEST:
                 raise ValueError(f"has {member.size} bytes; at most {tar_labels.LARGEST} are supported")
             text = content()
+            if self._fields is None and (rule.label_field or group_field):
+                self._fields = tar_labels.fields(text)
             if for_label:
-                self._labels[name], fields = tar_labels.parse_label(text, rule.label_field, rule.missing)
-                self._fields = self._fields or fields
+                self._labels[name] = tar_labels.parse_label(text, rule.label_field, rule.missing)
             what = "group"
             if group_field is not None and (group := tar_labels.parse_group(text, group_field, rule.missing)):
                 self._groups[name] = key_hash(group)

@@ -216,10 +216,13 @@ def refuse_misfit(dest: Path, packed: Generation, asked: int | None) -> None:
     """Raise `UserError` if new image files, with `asked` channels, cannot be added to the data set
     `packed`.
     """
-    if packed.label_field is not None:
+    if packed.label_field is not None or packed.label_extension is not None:
+        place = f"the field {packed.label_field!r} of the samples' .json"
+        if packed.label_field is None:
+            place = f"the samples' .{packed.label_extension}"
         raise UserError(
-            f"{dest} takes labels from the field {packed.label_field!r} of the samples' .json, as no packed "
-            "shard does; pack into another folder, and train on both"
+            f"{dest} takes labels from {place}, as no packed shard does; pack into another folder, and train "
+            "on both"
         )
     if asked not in (None, packed.channels) and (packed.channels, asked) != (1, 3):
         raise UserError(

@@ -53,7 +53,7 @@ def verify_shard(task: Task) -> list[str]:
     first, samples = int(shard["first"]), int(shard["samples"])
     rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
     packed_in = next(g for g in generations if task.number < g.shards)
-    comparison = _Comparison(rows, first, generations[-1], packed_in.label_field, packed_in.missing)
+    comparison = _Comparison(rows, first, generations[-1], packed_in)
     if "\0" in file:
         return [f"{join(task.path, SHARDS)} names a shard that can be none: {tar_files.shown(file)}"]
     try:
@@ -117,13 +117,14 @@ class _Comparison:
         rows: NDArray[np.void],
         first: int,
         generation: Generation,
-        label_field: str | None,
-        missing: list[str] | None,
+        packed_in: Generation,
     ) -> None:
         self.counted = 0
         """Samples that were reported to the progress bar."""
         self._rows, self._first, self._generation = rows, first, generation
-        self._label_field, self._missing = label_field, missing
+        self._label_field, self._missing = packed_in.label_field, packed_in.missing
+        self._label_ending = tar_labels.ending_of(packed_in.label_field, packed_in.label_extension)
+        self._are_values = tar_labels.are_values(generation.classes)
         self._row_at = {offset: i for i, offset in enumerate(rows["offset"].tolist())}
         self._keys: dict[int, str] = {}  # by row, for the images that were read
         self._labels: dict[str, int | None] = {}  # class index by stem of the name; None: no known class
@@ -140,8 +141,8 @@ class _Comparison:
             i = self._row_at.get(member.offset)
             if i is not None and member.size == self._rows["size"][i] and not member.link:
                 self._compare(i, *split, tar.read())
-            elif split[1].rpartition(".")[2] == ("cls" if self._label_field is None else "json"):
-                self._labels[stem(*split)] = self._label(member, tar, number)
+            elif (labelled := tar_labels.label_stem(*split, self._label_ending)) is not None:
+                self._labels[labelled] = self._label(member, tar, number)
         for i, key in self._keys.items():
             if not self._is_label(key, int(self._rows["label"][i])):
                 self._add(_LABEL, printable(key))
@@ -200,11 +201,12 @@ class _Comparison:
         if member.size > tar_labels.LARGEST:
             return None
         try:
-            label = tar_labels.parse_label(tar.read(), self._label_field, self._missing)[0]
+            label = tar_labels.parse_label(tar.read(), self._label_field, self._missing)
         except ValueError:
             return None
         if not isinstance(label, str):
-            return -1 if label is None else label
+            known = number.get(str(label)) if self._are_values else None
+            return -1 if label is None else label if known is None else known
         if label not in number and (name := tar_labels.respelled([label], list(number))[label]) in number:
             number[label] = number[name]
         return number.get(label)

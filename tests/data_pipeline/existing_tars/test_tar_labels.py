@@ -71,7 +71,7 @@ def test_labels_from_a_field_of_the_json(tmp_path: Path, done: Run, refused: Run
     assert labels(Dataset(tmp_path / "set")) == {"0": "good", "1": None, "2": None, "3": "bad"}
     line = refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "stat")
     assert "fields are state, id" in line and "did you mean 'state'" in line
-    for content in ("{", "[1]", '{"state": [[1]]}', '{"state": 1.5}', "[" * 100_000, '{"state": "\\ud800"}'):
+    for content in ("{", "[1]", '{"state": [[1]]}', '{"state": {}}', "[" * 100_000, '{"state": "\\ud800"}'):
         write(tmp_path / "x.tar", {"a.png": png(0), "a.json": content})
         assert "a.json" in refused(tmp_path / "x.tar", tmp_path / "other", "--label-key", "state")
 
@@ -197,4 +197,55 @@ def test_what_means_no_label_is_remembered(tmp_path: Path, done: Run, refused: R
     assert "--group-key" in refused(tmp_path / "1", tmp_path / "set", "--append")
     done(tmp_path / "1", tmp_path / "set", "--append", "--group-key", "p")
     assert list(labels(Dataset(tmp_path / "set")).values()) == ["NA", None, "good", None]
+    assert verify(str(tmp_path / "set"), 1) == []
+
+
+def test_labels_from_files_of_another_ending(tmp_path: Path, done: Run, refused: Run) -> None:
+    files: dict[str, bytes | str] = {}
+    for i, text in enumerate(["cat", " dog\n", "NA", "cat"]):
+        files |= {f"{i}.png": png(i), f"{i}.TXT": text, f"{i}.caption.txt": f"a picture of {i}"}
+    tar = write(tmp_path / "x.tar", files)
+    said = done(tar, tmp_path / "none")
+    assert "no labels (4 images)" in said and "the text of the 8 .txt with --label-extension txt" in said
+    for option in ("txt", ".txt"):
+        dest = tmp_path / f"set{option}"
+        said = done(tar, dest, "--label-extension", option)
+        assert (
+            list(labels(Dataset(dest)).values()) == ["cat", "dog", None, "cat"] and "other files" not in said
+        )
+        assert verify(str(dest), 1) == []
+    captions = tmp_path / "captions"
+    done(tar, captions, "--label-extension", "caption.txt")
+    assert Dataset(captions).classes == [f"a picture of {i}" for i in range(4)]
+    assert verify(str(captions), 1) == []
+    write(tmp_path / "y.tar", {"a.png": png(9), "a.txt": "cow"})
+    done(tmp_path / "y.tar", tar, tmp_path / "set.txt", "--append")
+    assert labels(Dataset(tmp_path / "set.txt"))["a"] == "cow" and verify(str(tmp_path / "set.txt"), 1) == []
+    assert "other files end in .txt;" in refused(tar, tmp_path / "other", "--label-extension", "text")
+    assert "is of an image" in refused(tar, tmp_path / "other", "--label-extension", "png")
+    assert "--label-key" in refused(tar, tmp_path / "other", "--label-extension", "json")
+
+
+def test_files_that_may_hold_labels_are_named(tmp_path: Path, done: Run) -> None:
+    tar = write(tmp_path / "x.tar", {"a.png": png(0), "a.json": '{"state": "good", "id": 1}'})
+    line = "a field of the 1 .json (state, id) with --label-key FIELD"
+    assert line in done(tar, tmp_path / "set")
+    assert "other files" not in done(tar, tmp_path / "labelled", "--label-key", "state")
+    tar = write(tmp_path / "meta.tar", {"a.png": png(0), "a.meta.json": '{"state": "good"}'})
+    done(tar, tmp_path / "meta", "--label-key", "state", "--label-extension", "meta.json")
+    assert Dataset(tmp_path / "meta").classes == ["good"]
+
+
+@pytest.mark.parametrize("options", [[], ["--label-key", "grade"]], ids=["cls", "json"])
+def test_whole_numbers_beside_fractions_are_names(options: list[str], tmp_path: Path, done: Run) -> None:
+    for tar, grades in {"x": [0, 0.5, 1], "y": [1.0, 0.5, 2]}.items():
+        files: dict[str, bytes | str] = {}
+        for i, grade in enumerate(grades):
+            key = f"{tar}{i}"
+            files |= {f"{key}.png": png(i), f"{key}.cls": str(grade), f"{key}.json": f'{{"grade": {grade}}}'}
+        write(tmp_path / f"{tar}.tar", files)
+    first = done(tmp_path / "x.tar", tmp_path / "set", *options)
+    assert "3 classes: 0 (1), 0.5 (1), 1 (1)" in first
+    done(tmp_path / "x.tar", tmp_path / "y.tar", tmp_path / "set", "--append", *options)
+    assert list(labels(Dataset(tmp_path / "set")).values()) == ["0", "0.5", "1", "1", "0.5", "2"]
     assert verify(str(tmp_path / "set"), 1) == []
