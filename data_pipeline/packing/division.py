@@ -136,6 +136,16 @@ def refuse_split_folders(source: Path, paths: Iterable[str]) -> None:
     _refuse_sets(source, {parts[0] for parts in folders if parts}, nested)
 
 
+def sets_within_classes(paths: Iterable[str]) -> list[str]:
+    """Return the folders with names of sets, such as train and test, that lie directly in folders of
+    classes, if these hold the images of at least two sets and no others.
+    """
+    folders = (PurePosixPath(path).parent.parts for path in paths)
+    inner = {parts[1] if len(parts) > 1 else "" for parts in folders}
+    sides = set(map(split_names.side, inner))
+    return sorted(inner) if len(sides) > 1 and None not in sides else []
+
+
 def _refuse_sets(source: Path, folders: set[str], nested: bool) -> None:
     """Raise `UserError` if the names of the folders in `source` are those of sets, of at least two if the
     folders are `nested` in one that could be a class.

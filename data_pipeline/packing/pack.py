@@ -7,6 +7,7 @@ set in the same way, and until the end the data set stays as it was.
 """
 
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +100,14 @@ def _list(source: Path, options: Options) -> tuple[list[Item], Counter[str]]:
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
         items, others = listing.from_folder(source, labelled=options.labels == "folder")
-        division.refuse_split_folders(source, (item.path for item in items if item.label))
+        labelled = [item.path for item in items if item.label]
+        division.refuse_split_folders(source, labelled)
+        if within := division.sets_within_classes(labelled):
+            print(
+                f"note: the classes in {source} hold sets of a split ({', '.join(within)}), which are packed "
+                "together; to keep them apart, list the images in a table with a --split-column",
+                file=sys.stderr,
+            )
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
         others = Counter()

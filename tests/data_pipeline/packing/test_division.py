@@ -261,3 +261,13 @@ def test_folders_of_sets_are_no_classes(tmp_path: Path, capsys, names: list[str]
     else:
         pack(*command)
         assert Dataset(tmp_path / "set").classes == sorted({name.partition("/")[0] for name in names})
+
+
+def test_sets_within_folders_of_classes_are_named(tmp_path: Path, capsys) -> None:
+    save_pictures(tmp_path / "root", ["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"])
+    pack(tmp_path / "root", tmp_path / "set", "--labels", "folder")
+    assert "hold sets of a split (test, train), which are packed together" in capsys.readouterr().err
+    assert Dataset(tmp_path / "set").classes == ["cat", "dog"]
+    save_pictures(tmp_path / "root", ["dog/4.png"])
+    pack(tmp_path / "root", tmp_path / "other", "--labels", "folder")
+    assert "sets of a split" not in capsys.readouterr().err
