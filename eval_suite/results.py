@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def write(file: Path, text: str) -> None:
 def as_json(results: dict[str, Any]) -> str:
     """Return JSON text; raises ValueError for NaN, which `json_safe` removes."""
     return json.dumps(results, indent=1, allow_nan=False) + "\n"
+
+
+def dig(values: Any, path: str) -> Any:
+    """Return the entry at a path such as "probe/auroc"; None if there is no such entry."""
+    for key in path.split("/"):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
 def json_safe(value: Any) -> Any:

@@ -1,16 +1,19 @@
 """What an evaluation prints: tables of scores, the results in sentences, and where the files are."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from eval_suite.batch import Outcome
 from eval_suite.metrics import METHODS, SCORES, headlines
-from eval_suite.report.sentences import about_geometry, about_usefulness
+from eval_suite.report import sentences
+from eval_suite.report.standing import leaders
 
 SHOWN = 3
 """Largest number of evaluations that are printed as a table each; more are printed as a row each."""
@@ -20,23 +23,50 @@ SUMMARISED = {name: method for name, method in METHODS.items() if method.summari
 def show(outcomes: Sequence[Outcome], published: Sequence[str], *, quiet: bool) -> None:
     """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
-    If `quiet`, when standard output is for JSON, print only the last two, to standard error.
+    One evaluation ends with five lines: what was done, the gain, the report, MLflow, and what to do with
+    other images. If `quiet`, when standard output is for JSON, print only the last two, to standard error.
     """
-    console = Console(stderr=quiet)
     if not quiet and len(outcomes) > SHOWN:
-        console.print(_rows(outcomes))
+        _print_whole(_rows(outcomes))
     for outcome in outcomes:
         results = outcome.results
         assert results is not None
         if not quiet and len(outcomes) <= SHOWN:
-            console.print(_table(results))
-            sentences = f"{about_usefulness(results)} {about_geometry(results)}"
-            console.print(sentences, markup=False, highlight=False)
+            _print_whole(_table(results))
+            said = [sentences.about_geometry(results)]
+            said += _done_and_found(results) if len(outcomes) == 1 else [sentences.about_usefulness(results)]
+            for line in filter(None, said):
+                tell(line, quiet=quiet)
         page = outcome.task.out / "report.html"
-        said = f"report: {page} (open it in a browser)" if page.exists() else f"results: {page.parent}"
-        tell(said, quiet=quiet)
+        where = f"{page} (open it in a browser)" if page.exists() else f"{page.parent} (results.json)"
+        tell(f"Report: {where}", quiet=quiet)
     for line in filter(None, dict.fromkeys(published)):
         tell(line, quiet=quiet)
+    runs = [outcome.results["checkpoint"]["run"] for outcome in outcomes if outcome.results]
+    if not quiet and len(runs) == 1 and runs[0]:
+        tell(_own_images(Path(runs[0])), quiet=quiet)
+
+
+def _done_and_found(results: dict[str, Any]) -> list[str]:
+    """Return a line that says what was done, and a line with the gain and what to do next."""
+    checkpoint, data, reported = results["checkpoint"], results["data"], results["reported_on"]
+    trained = f"trained for {checkpoint['step']} steps without labels" if checkpoint["run"] else "evaluated"
+    scored = ""
+    if results["kind"]:
+        splits = [name for name in ("train", "val") if name in data] if reported == "folds" else [reported]
+        labelled = sum(data[name]["labelled"] for name in splits)
+        scored = f", scored on {sentences.SPLITS[reported]} ({labelled} labelled images)"
+    headline = " ".join(filter(None, (sentences.headline(results), sentences.what_next(results))))
+    found = f"{sentences.about_collapse(results)} {headline or sentences.about_usefulness(results)}".strip()
+    return [f"Done: {checkpoint['name']}, {trained}{scored}.", f"Result: {found}"]
+
+
+def _own_images(run: Path) -> str:
+    """Return the line that says how to use the recipe of a run for other images."""
+    return (
+        "Your own images: isotorus pack photos/ shards/ --val-fraction 0.1; "
+        f"isotorus train --config {run / 'config.yaml'} name=mine data.path=shards/train"
+    )
 
 
 def tell(line: str, *, quiet: bool) -> None:
@@ -44,8 +74,18 @@ def tell(line: str, *, quiet: bool) -> None:
     Console(stderr=quiet).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_whole(table: Table) -> None:
+    """Print a table as wide as its contents are, because names must not be cut in a narrow terminal."""
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(needed, console.width)).print(table, crop=False)
+
+
 def _table(results: dict[str, Any]) -> Table:
-    """Return the scores and effective ranks of one evaluation, one row for each representation."""
+    """Return the scores and effective ranks of one evaluation, one row for each representation.
+
+    Bold is what is best, or level with the best.
+    """
     checkpoint, measured = results["checkpoint"], results["representations"]
     split = f" on {results['reported_on']}" if results["reported_on"] else ""
     table = Table(
@@ -65,8 +105,13 @@ def _table(results: dict[str, Any]) -> Table:
     ranked = "rank" in measured["pretrained"]
     if ranked:
         table.add_column("eff.\nrank", justify="right")
+    best = {(m, score): leaders(results, f"{m}/{score}") for m in methods for score in scores}
     for name, of in measured.items():
-        cells = [_cell(of.get(method, {}), score) for method in methods for score in scores]
+        cells = [
+            Text(_cell(of.get(m, {}), score), "bold" if name in best[m, score] else "")
+            for m in methods
+            for score in scores
+        ]
         rank = [_rank(of)] if ranked else []
         table.add_row(name, *cells, *rank)
     return table

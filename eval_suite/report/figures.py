@@ -5,6 +5,7 @@ They contain no words that come from users; the page shows those beside the figu
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,14 +24,16 @@ INK = "#010203"
 """Placeholder for the text colour of the page, replaced when the SVG is written."""
 COLOURS = {
     **{"pretrained": "#3f7fd9", "untrained": "#9a8fb5", "pixels": "#c9973f"},
-    **{"projector": "#2f9e78", "angles": "#d9577a"},
+    **{"projector": "#2f9e78", "angles": "#d9577a", "handmade": "#8a9a3b"},
 }
-"""Colour of each representation, with enough contrast on white and on near-black."""
+"""Colours of the usual representations, with enough contrast on white and on near-black."""
 CLASS_COLOURS = [
     *("#3f7fd9", "#e0703c", "#2f9e78", "#b65fb8", "#c9973f"),
     *("#d9577a", "#5aa9c9", "#8a9a3b", "#9a7a63", "#7b83d6"),
 ]
 """Colours of up to ten classes."""
+_OTHERS = ("#e0703c", "#b65fb8", "#5aa9c9", "#9a7a63", "#7b83d6")
+"""Colours of further representations."""
 UNLABELLED = "#8d8d8d"
 """Colour of samples without a class."""
 POINTS = 400
@@ -53,6 +56,12 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor"], INK),
     **dict.fromkeys(["xtick.color", "ytick.color", "grid.color"], INK),
 }
+
+
+def colour(representation: str) -> str:
+    """Return the colour of a representation; that of a name given by a user depends on the name alone."""
+    usual = COLOURS.get(representation) or COLOURS.get(re.sub(r"-\d+$", "", representation))
+    return usual or _OTHERS[zlib.crc32(representation.encode()) % len(_OTHERS)]
 
 
 def class_colours(count: int) -> list[str]:
@@ -105,10 +114,10 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
 
     def draw(axes: Axes) -> None:
         for place, (name, value, (low, high)) in enumerate(rows):
-            colour = COLOURS[name]
+            of_row = colour(name)
             line: dict[str, Any] = {"linewidth": 5, "alpha": 0.35, "solid_capstyle": "round"}
-            axes.plot([100 * low, 100 * high], [place, place], color=colour, **line)
-            axes.plot(100 * value, place, "o", color=colour, markersize=7)
+            axes.plot([100 * low, 100 * high], [place, place], color=of_row, **line)
+            axes.plot(100 * value, place, "o", color=of_row, markersize=7)
         axes.axvline(100 * chance, **DASHED)
         axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -145,7 +154,7 @@ def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
         for name, values in eigenvalues.items():
             share = np.asarray(values) / (np.sum(values) or 1)
             share = share[share > 1e-9]
-            axes.loglog(np.arange(1, len(share) + 1), share, color=COLOURS[name], linewidth=1.6)
+            axes.loglog(np.arange(1, len(share) + 1), share, color=colour(name), linewidth=1.6)
         axes.set_xlabel("direction")
         axes.set_ylabel("share of the variance")
 

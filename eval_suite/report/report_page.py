@@ -16,19 +16,13 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.targets import Targets
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
-from eval_suite.report import figures, geometry_figures, pictures
+from eval_suite.report import figures, geometry_figures, names, pictures
 from eval_suite.report.pages import template
-from eval_suite.report.sentences import CLOUDS, about_geometry, about_usefulness
+from eval_suite.report.sentences import CLOUDS, SPLITS, about_geometry, about_usefulness
+from eval_suite.report.standing import baselines, lead, leaders, standings
 from eval_suite.report.training_log import logged
 from isotorus import randomness
 
-REPRESENTATIONS = {
-    "pretrained": "pretrained encoder",
-    "untrained": "same encoder, untrained",
-    "pixels": "raw pixels",
-    "projector": "projector's output",
-    "angles": "torus head's angles",
-}
 CURVES = {
     "loss": "loss",
     "lr": "learning rate",
@@ -73,10 +67,13 @@ def render(
         reported=reported,
         methods={m: method.label for m, method in METHODS.items() if method.predicts and m in measured},
         headlines=headlines(results["kind"]),
+        leaders=partial(leaders, results),
+        leads=_leads(results),
+        split=SPLITS.get(results["reported_on"], ""),
         scores=SCORES,
-        names=REPRESENTATIONS,
+        names={name: names.title(name) for name in results["representations"]},
         cloud_metrics=CLOUD,
-        colours=figures.COLOURS,
+        colours={name: figures.colour(name) for name in results["representations"]},
         about_usefulness=about_usefulness(results),
         about_geometry=about_geometry(results),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
@@ -94,6 +91,16 @@ def render(
         options=json.dumps(results["inputs"]["options"], indent=2),
         undrawn=undrawn,
     )
+
+
+def _leads(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the column of leads shows: its method, its score, and a lead for each baseline."""
+    found = standings(results)
+    if not found:
+        return {}
+    method, score = found[0].method, found[0].score
+    over = {name: lead(results, f"{method}/{score}", name) for name in baselines(results)}
+    return {"method": METHODS[method].label, "score": SCORES[score].label, "over": over}
 
 
 def _drawn(title: str, draw: Callable[[], str], undrawn: Undrawn) -> list[tuple[str, Markup]]:
@@ -116,7 +123,7 @@ def _maps(
             def draw(project: Any = project, x: Any = x) -> str:
                 return figures.scatter(project(x), labels, colours)
 
-            maps += _drawn(f"{kind}, {REPRESENTATIONS[name]}", draw, undrawn)
+            maps += _drawn(f"{kind}, {names.title(name)}", draw, undrawn)
     return maps
 
 

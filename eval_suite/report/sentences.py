@@ -1,63 +1,153 @@
 """The results in sentences, with no more certainty than the intervals and error rates allow."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from eval_suite.metrics import METHODS, SCORES, headlines
+from eval_suite.report import names
+from eval_suite.report.standing import Lead, Standing, standings
 
-BASELINES = {"untrained": "the untrained encoder", "pixels": "raw pixels"}
 CLOUDS = {
     "embedding": "the embedding",
-    "projector": "the projector's output",
-    "angles": "the torus head's angles",
+    **names.HEADS,
     "untrained": "the untrained encoder's embedding",
 }
+SPLITS = {"test": "the test split", "val": "the validation split", "folds": "images outside the fold"}
+"""What the scores are reported on."""
+Results = Mapping[str, Any]
 
 
-def about_usefulness(results: Mapping[str, Any]) -> str:
-    """Say how well the pretrained encoder scores, and whether it is better than its baselines.
+def about_usefulness(results: Results) -> str:
+    """Say whether pretraining helps, what to do next, and how well the pretrained encoder scores.
 
     A collapsed encoder, or baseline, is named before anything else.
     """
-    return about_collapse(results) + _about_scores(results)
+    said = (about_collapse(results), headline(results), what_next(results), _about_scores(results))
+    return " ".join(filter(None, said))
 
 
-def about_collapse(results: Mapping[str, Any]) -> str:
+def about_collapse(results: Results) -> str:
     """Say which representations give every train image the same vector; an empty string if none does."""
-    named = {**CLOUDS, "pretrained": "the pretrained encoder", **BASELINES}
-    collapsed = [named[name] for name, of in results["representations"].items() if of.get("collapsed")]
+    collapsed = [
+        CLOUDS.get(name, names.phrase(name))
+        for name, of in results["representations"].items()
+        if of.get("collapsed")
+    ]
     if not collapsed:
         return ""
-    return f"Collapsed: every train image has the same vector, up to rounding, in {', '.join(collapsed)}. "
+    return f"Collapsed: every train image has the same vector, up to rounding, in {', '.join(collapsed)}."
 
 
-def _about_scores(results: Mapping[str, Any]) -> str:
-    """Say how the pretrained encoder scores, alone and compared with the baselines."""
+def headline(results: Results) -> str:
+    """Say whether pretraining helps, judged against the best baseline; an empty string without baselines.
+
+    The linear probe decides. k-NN is named if it disagrees, and so are baselines that could not be compared.
+    """
+    found = standings(results)
+    if not found:
+        return ""
+    first, *others = found
+    said = [_verdict(first)]
+    said += [
+        f"{METHODS[other.method].label} disagrees: {_briefly(other)}."
+        for other in others
+        if other.outcome != first.outcome
+    ]
+    if first.without:
+        missing = ", ".join(map(names.phrase, first.without))
+        said.append(f"Not compared, for want of a {METHODS[first.method].label} score: {missing}.")
+    return " ".join(said)
+
+
+def what_next(results: Results) -> str:
+    """Say in one sentence what to do after this outcome; an empty string without baselines."""
+    found = standings(results)
+    if not found:
+        return ""
+    standing, checkpoint = found[0], results["checkpoint"]
+    run, folder, step = checkpoint["run"], checkpoint["folder"], checkpoint["step"]
+    longer = f"train longer (steps={2 * step})"
+    if standing.outcome == "ahead":
+        return f"Next: use it: isotorus export {folder} encoder/" if run else "Next: use it as it is."
+    if not run:
+        return f"Next: pretrain it on these images (encoder.weights={folder})."
+    if standing.outcome == "ahead of untrained":
+        if standing.best.baseline in ("pixels", "handmade"):
+            return f"Next: {longer}, with crops that show more of each image (views.global_scale=[0.5,1.0])."
+        return f"Next: {longer}, or start from those weights (encoder.weights=FOLDER)."
+    if standing.outcome == "unclear":
+        finer = " or, to see half the effect, label four times as many images"
+        if results["reported_on"] != "folds":
+            finer = f"{finer} for {SPLITS[results['reported_on']]}"
+        return f"Next: {longer}{finer}."
+    if results["representations"]["pretrained"].get("collapsed"):
+        return "Next: train with a larger objective.weight, which prevents a collapse."
+    sweep = f"isotorus sweep --config {Path(run) / 'config.yaml'} optimizer.lr=3e-4,1e-3,3e-3"
+    return f"Next: try other learning rates: {sweep}"
+
+
+def _verdict(standing: Standing) -> str:
+    """Say one of the four outcomes, with the interval of the lead over the best baseline."""
+    best, by = standing.best, f"{METHODS[standing.method].label}, {SCORES[standing.score].label}"
+    rival = names.phrase(best.baseline)
+    over = rival if names.is_untrained(best.baseline) else f"the best baseline, {rival}"
+    if standing.outcome == "ahead":
+        return f"Pretraining helps: {_points(best.value)} ahead of {over} ({_interval(best)}; {by})."
+    if standing.outcome == "behind":
+        word = "Pretraining hurts" if names.is_untrained(best.baseline) else "Behind"
+        return f"{word}: {rival} {names.are(best.baseline)} {_behind(best)}; {by})."
+    if standing.outcome == "unclear":
+        smallest = standing.smallest
+        if smallest is None:
+            return (
+                f"No effect can be claimed: {_signed(best.value)} points against {over}, no interval ({by})."
+            )
+        said = f"No effect seen: {_signed(best.value)} points against {over} ({_interval(best)}; {by})."
+        return f"{said} Effects below about {_points(smallest)} cannot be seen on this set."
+    assert standing.untrained is not None
+    untrained = standing.untrained
+    gain = f"{_points(untrained.value)} ahead of {names.phrase(untrained.baseline)} ({_interval(untrained)})"
+    if best.sign < 0:
+        said = f"Not yet: {rival} {names.are(best.baseline)} {_behind(best)}; {by})."
+        return f"{said} The pretrained encoder is {gain}."
+    return (
+        f"Better than untrained, but not clearly than {rival}: {_signed(best.value)} points "
+        f"({_interval(best)}; {by}). The pretrained encoder is {gain}."
+    )
+
+
+def _briefly(standing: Standing) -> str:
+    """Say a standing in a few words, for the method that disagrees."""
+    best, rival = standing.best, names.phrase(standing.best.baseline)
+    if best.sign < 0:
+        return f"{rival} {names.are(best.baseline)} {_behind(best)})"
+    if best.sign > 0:
+        return f"{_points(best.value)} ahead of {rival} ({_interval(best)})"
+    return f"{_signed(best.value)} points against {rival} ({_interval(best)})"
+
+
+def _about_scores(results: Results) -> str:
+    """Say how the pretrained encoder scores; the tables have its baselines."""
     measured = results["representations"]["pretrained"]
     methods = [name for name, method in METHODS.items() if method.summarised and name in measured]
     if not methods:
         reasons = {e["reason"] for e in results["left_out"] if e["metric"] in METHODS}
         return f"No scores against labels: {', '.join(sorted(reasons)) or 'they were not requested'}."
-    scores = headlines(results["kind"])
     parts = []
     for method in methods:
-        for score in reversed(scores):
-            if measured[method][score] is None:
-                continue
-            compared = [
-                _compared(name, difference[method][score])
-                for name, difference in results["differences"].items()
-                if score in difference.get(method, {})
-            ]
-            value = f"{SCORES[score].label} {100 * measured[method][score]:.1f}\u00a0%"
-            parts.append(", ".join([f"{METHODS[method].label} {value}", *compared]))
-    decisive = next(score for score in scores if SCORES[score].decides)
-    effect = _effect(results["differences"].get("untrained", {}), methods, decisive)
-    split = "the test split" if results["reported_on"] == "test" else "the validation split"
-    return f"{effect}The pretrained encoder on {split}, with 95\u00a0% intervals: {'; '.join(parts)}."
+        values = [
+            f"{SCORES[score].label} {100 * measured[method][score]:.1f}\u00a0%"
+            for score in reversed(headlines(results["kind"]))
+            if measured[method].get(score) is not None
+        ]
+        if values:
+            parts.append(f"{METHODS[method].label} {', '.join(values)}")
+    split = SPLITS[results["reported_on"]]
+    return f"The pretrained encoder on {split}: {'; '.join(parts)}." if parts else ""
 
 
-def about_geometry(results: Mapping[str, Any]) -> str:
+def about_geometry(results: Results) -> str:
     """Say which shape each cloud has; an empty string where no verdict was asked for."""
     verdicts = [
         f"{CLOUDS[name]}: {measured['verdict']['name']}"
@@ -67,30 +157,19 @@ def about_geometry(results: Mapping[str, Any]) -> str:
     return f"Geometry of {'; of '.join(verdicts)}." if verdicts else ""
 
 
-def _effect(differences: Mapping[str, Any], methods: list[str], score: str) -> str:
-    """Say whether pretraining helps, judged by pretrained minus untrained in one score.
-
-    The score needs no threshold, so it detects smaller differences than balanced accuracy does. Methods that
-    disagree get a sentence each.
-    """
-    effects: dict[str, list[str]] = {}
-    label = SCORES[score].label
-    for method in methods:
-        if score in differences.get(method, {}):
-            low, high = differences[method][score]["interval"]
-            effect = "No clear effect of pretraining"
-            if low > 0 or high < 0:
-                effect = f"Pretraining {'helps' if (low > 0) == SCORES[score].higher_is_better else 'hurts'}"
-            effects.setdefault(effect, []).append(METHODS[method].label)
-    if len(effects) == 1:
-        return f"{next(iter(effects))} ({label}). "
-    return "".join(f"{effect} ({', '.join([*by, label])}). " for effect, by in effects.items())
+def _behind(lead: Lead) -> str:
+    """Say by how much a baseline is ahead; the bracket stays open for more."""
+    turned = Lead(lead.baseline, -lead.value, -lead.high, -lead.low)
+    return f"{_points(turned.value)} ahead ({_interval(turned)}"
 
 
-def _compared(name: str, difference: Mapping[str, Any]) -> str:
-    low, high = (_signed(100 * bound) for bound in difference["interval"])
-    return f"{_signed(100 * difference['value'])} points relative to {BASELINES[name]} ({low} to {high})"
+def _interval(lead: Lead) -> str:
+    return f"95\u00a0% interval {_signed(lead.low)} to {_signed(lead.high)}"
 
 
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
+def _points(value: float) -> str:
+    return f"{100 * value:.1f} points"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")

@@ -1,9 +1,10 @@
 """The templates of the pages and the formats of their numbers."""
 
 from importlib.resources import files
-from typing import Any
 
 import jinja2
+
+from eval_suite.results import dig
 
 
 def template(name: str) -> jinja2.Template:
@@ -17,13 +18,7 @@ def template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f}".replace("-", "−")
     environment.filters["number"] = lambda value: "–" if value is None else f"{value:.4g}"
-    environment.filters["dig"] = _dig
+    environment.filters["dig"] = dig
     return environment.get_template(f"{name}.html.j2")
-
-
-def _dig(values: Any, path: str) -> Any:
-    """Return the entry at a path such as "shape/hubness/skewness"; None if there is no such entry."""
-    for key in path.split("/"):
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
