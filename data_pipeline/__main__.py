@@ -102,6 +102,8 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--classes", type=Path, help="text file with one class name per line, for labels that are numbers")
     _add_missing(parser)
     several = "which image to use where samples contain several, e.g. left.png"
+    alike = "put the name of its tar before each key, for tars whose samples are numbered alike"
+    add("--tar-names-in-keys", action="store_true", help=alike)
     add("--image-extension", type=_ending, help=several)
     _add_channels(parser)
     add("--append", action="store_true", help="add the tar files that the data set does not contain yet")
@@ -225,6 +227,7 @@ def _index(args: argparse.Namespace) -> int:
         group_field=args.group_key,
         missing=args.missing,
         label_extension=args.label_extension,
+        tar_names_in_keys=args.tar_names_in_keys,
     )
     options = Options(
         rule=rule,

@@ -86,6 +86,8 @@ class Generation(Section):
     label_extension: str | None = None
     """What the names of the files with the labels end in; None: `.json` if there is a `label_field`, else
     `.cls`."""
+    tar_names_in_keys: bool = False
+    """Whether keys begin with the names of their tars; the same in all generations."""
     missing: list[str] | None = None
     """Cells of those files that mean "no label"; None: those that `tables.cells` lists."""
     pixel_rules: PixelRules = 1

@@ -81,12 +81,17 @@ def key_hash(key: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def key_before(headers: bytes, hashed: int) -> str | None:
+def key_prefix(tar_names_in_keys: bool, shard: str) -> str:
+    """Return what comes before the names in a shard to make the keys of its samples."""
+    return f"{shard.removesuffix('.tar')}/" if tar_names_in_keys else ""
+
+
+def key_before(headers: bytes, hashed: int, prefix: str) -> str | None:
     """Return the key of the image that follows the tar headers `headers`; None if no key there has this
-    hash.
+    hash. `prefix` is that of the shard's keys.
     """
     for name in names_before(headers):
-        key, _ = key_and_extension(name) or (name, "")
+        key = prefix + (key_and_extension(name) or (name, ""))[0]
         if key_hash(key) == hashed:
             return key
     return None
@@ -246,13 +251,13 @@ class Dataset:
 
     def key(self, i: int) -> str:
         """Return the WebDataset key of sample `i`: its path in the source folder or the tar, without the
-        extension.
+        extension; if the tars' names are in the keys, it begins with that of its tar.
         """
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
         for reach in (HEADERS, LONGEST_HEADERS):
             headers = self._read(i, max(offset - reach, 0), min(offset, reach))
-            key = key_before(headers, int(row["key"]))
+            key = key_before(headers, int(row["key"]), self._prefix(shard))
             if key is not None:
                 return key
         raise self._changed(i, shard)
@@ -283,6 +288,10 @@ class Dataset:
         """
         ((name, offset, size),) = self.ranges(np.array([i]))
         self._reader.prefetch(name, offset, size)
+
+    def _prefix(self, shard: str) -> str:
+        """Return what comes before the names in a shard to make keys."""
+        return key_prefix(self.description.tar_names_in_keys, shard)
 
     def shard_name(self, number: int) -> str:
         """Return the name of a shard: relative to the data set, or an absolute path or URL."""

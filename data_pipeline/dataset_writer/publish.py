@@ -55,6 +55,7 @@ def publish(
     pixel_rules: PixelRules,
     label_field: str | None = None,
     label_extension: str | None = None,
+    tar_names_in_keys: bool = False,
     missing: Sequence[str] | None = None,
     base: Dataset | None = None,
 ) -> None:
@@ -107,6 +108,7 @@ def publish(
         skipped=skipped,
         label_field=label_field,
         label_extension=label_extension,
+        tar_names_in_keys=tar_names_in_keys,
         missing=None if missing is None else list(missing),
         pixel_rules=pixel_rules,
         split=split,

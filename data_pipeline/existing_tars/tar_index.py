@@ -13,18 +13,17 @@ import numpy as np
 from data_pipeline import pool
 from data_pipeline.dataset import label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
-from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset
+from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_prefix
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
-from data_pipeline.existing_tars import label_places, tar_labels, tar_scan
+from data_pipeline.existing_tars import equal_keys, label_places, tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
 from data_pipeline.packing import other_pictures
 from data_pipeline.storage import reader, tar_files
 from data_pipeline.storage.tar_files import TarFile
-from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic, sweep
 
@@ -53,6 +52,7 @@ class _Task:
     rule: Rule
     rows: Path
     pixel_rules: PixelRules
+    prefix: str
 
 
 def index(sources: Sequence[str], target: str, options: Options) -> str:
@@ -75,7 +75,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
         with staging.hold(dest) as folder:
             if staging.read(folder) is not None:
                 raise staging.other_packing(folder)
-            scans = _scan_all(list(new.values()), folder, base, options)
+            scans = _scan_all(list(new.values()), folder, dest, base, options)
             others = sum((scan.others for scan in scans), Counter[str]())
             if others and options.strict:
                 raise UserError(
@@ -112,7 +112,7 @@ def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule
         "group_field",
         "label_extension",
     ):  # which hashes of earlier versions do not have
-        if read_as[later] is None:
+        if read_as[later] in (None, False):
             del read_as[later]
     return hashlib.sha256(json.dumps([sizes, classes, read_as]).encode()).hexdigest()
 
@@ -175,6 +175,12 @@ def _rule(base: Dataset | None, options: Options) -> Rule:
             f"{base.path} knows the groups of its images; name the field with those of the new ones with "
             "--group-key"
         )
+    if rule.tar_names_in_keys and not base.description.tar_names_in_keys:
+        raise UserError(
+            f"the keys in {base.path} do not begin with the names of tars; leave out --tar-names-in-keys, or "
+            "index all tars into another folder"
+        )
+    rule = replace(rule, tar_names_in_keys=base.description.tar_names_in_keys)
     if rule.missing is None and base.description.missing is not None:
         rule = replace(rule, missing=tuple(base.description.missing))
     if rule.label_field is None and rule.label_extension is None:
@@ -190,13 +196,15 @@ def _pixel_rules(base: Dataset | None) -> PixelRules:
     return base.pixel_rules if base is not None else NEWEST_RULES
 
 
-def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: Options) -> list[Scan]:
+def _scan_all(
+    tars: list[TarFile], folder: Path, dest: Path, base: Dataset | None, options: Options
+) -> list[Scan]:
     """Read all tar files, in several processes."""
     rule = _rule(base, options)
-    tasks = [
-        _Task(tar.path, rule, folder / f"index-{number}.npy", _pixel_rules(base))
-        for number, tar in enumerate(tars)
-    ]
+    tasks = []
+    for number, tar in enumerate(tars):
+        prefix = key_prefix(rule.tar_names_in_keys, _name(tar.path, dest))
+        tasks.append(_Task(tar.path, rule, folder / f"index-{number}.npy", _pixel_rules(base), prefix))
     megabytes = sum(tar.size // 10**6 for tar in tars)
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
@@ -213,7 +221,7 @@ def _scan_all(tars: list[TarFile], folder: Path, base: Dataset | None, options: 
 
 def _scan(task: _Task) -> Scan:
     """Read one tar file; runs in a worker of `pool.run`."""
-    return tar_scan.scan(task.path, task.rule, task.rows, task.pixel_rules)
+    return tar_scan.scan(task.path, task.rule, task.rows, task.pixel_rules, task.prefix)
 
 
 def _publish(
@@ -224,7 +232,7 @@ def _publish(
     classes = _classes(scans, names, base)
     for scan in scans:
         _number_labels(scan, classes)
-    _refuse_equal_keys(scans, base)
+    equal_keys.refuse(scans, base)
     contents = [scan.part.contents for scan in scans]
     if base is not None:
         contents.append(contents_of(base))
@@ -249,6 +257,7 @@ def _publish(
         pixel_rules=_pixel_rules(base),
         label_field=rule.label_field,
         label_extension=rule.label_extension,
+        tar_names_in_keys=rule.tar_names_in_keys,
         missing=rule.missing,
         base=base,
     )
@@ -307,37 +316,6 @@ def _number_labels(scan: Scan, classes: list[str]) -> None:
     rows["label"][named] = np.array([number[name] for name in scan.labels.names])[-2 - rows["label"][named]]
     with atomic(scan.rows) as file:
         np.save(file, rows)
-
-
-def _refuse_equal_keys(scans: list[Scan], base: Dataset | None) -> None:
-    """Raise `UserError` if two samples have the same key.
-
-    Equal hashes in the index show candidates; their keys are then read from the tar files and compared.
-    """
-    new = [np.load(scan.rows, allow_pickle=False)["key"].copy() for scan in scans]
-    hashes = np.concatenate([base.rows["key"], *new] if base else new)
-    order = np.argsort(hashes, kind="stable")
-    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    held = len(base) if base else 0
-    ends = held + np.cumsum([len(keys) for keys in new])
-
-    def sample(i: int) -> tuple[str, str]:
-        """Key and tar of a row."""
-        if base is not None and i < held:
-            return base.key(i), reader.join(base.path, base.shard_name(int(base.rows["shard"][i])))
-        tar = int(np.searchsorted(ends, i, side="right"))
-        offset = int(np.load(scans[tar].rows)["offset"][i - ends[tar]])
-        return tar_scan.key_at(scans[tar].path, offset), scans[tar].path
-
-    for place in again:
-        (key, tar), (same, other) = (sample(int(order[place + k])) for k in (0, 1))
-        if key == same:
-            raise UserError(
-                f"the sample {printable(key)} is in {tar_files.shown(tar)} "
-                f"and again in {tar_files.shown(other)}; "
-                "keys must differ: if these are different images, unpack each tar into a folder of its own "
-                "and make a data set of both with pack, which keeps all; if one is a copy, leave it out"
-            )
 
 
 def _report_skipped(dest: Path, skipped: list[tuple[str, str]], strict: bool) -> None:

@@ -42,6 +42,8 @@ class Rule:
     label_extension: str | None = None
     """What the names of the files with the labels end in, such as "txt"; None: `.json` if there is a
     `label_field`, else `.cls`."""
+    tar_names_in_keys: bool = False
+    """Whether keys begin with the names of their tars, for tars whose samples are numbered alike."""
 
     @property
     def label_ending(self) -> str:
@@ -69,6 +71,8 @@ class Scan:
 
     path: str
     part: Part
+    prefix: str
+    """What comes before the names in the tar to make keys."""
     rows: Path
     """File (.npy) of its index rows; the label -2-i stands for the name `labels.names[i]`."""
     labels: Labels
@@ -86,8 +90,8 @@ class Scan:
     """Hash of the group of each row, 0 for none; None without `Rule.group_field`."""
 
 
-def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules) -> Scan:
-    """Read a tar file, and write the index rows of its samples to the file `rows`.
+def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules, prefix: str = "") -> Scan:
+    """Read a tar file, and write the index rows of its samples to the file `rows`; `prefix` is that of keys.
 
     Runs in a worker of `pool.run` and reports megabytes to the progress bar. Raises `UserError`, which names
     the tar, if it is damaged, contains two files of one name, has several images for a sample, or an invalid
@@ -96,7 +100,7 @@ def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules) -> Scan:
     try:
         with tar_files.open_stream(path) as stream:
             tar = Tar(stream, tar_files.size_of(path))
-            samples = _Samples(path, rule, pixel_rules)
+            samples = _Samples(path, rule, pixel_rules, prefix)
             samples.read(tar)
         result = samples.finish(tar, rows)
         common_channels([result.part.contents])  # raises now, not only when all tars are read
@@ -119,8 +123,8 @@ def key_at(path: str, offset: int) -> str:
 class _Samples:
     """Collects the files of a tar by key; the files of one sample need not be next to each other."""
 
-    def __init__(self, path: str, rule: Rule, pixel_rules: PixelRules) -> None:
-        self._path, self._rule, self._pixel_rules = path, rule, pixel_rules
+    def __init__(self, path: str, rule: Rule, pixel_rules: PixelRules, prefix: str) -> None:
+        self._path, self._rule, self._pixel_rules, self._prefix = path, rule, pixel_rules, prefix
         self._census = Census()
         self._images: dict[str, list[str]] = {}  # extensions of the images of each key
         self._several = False  # whether a key has several images
@@ -158,6 +162,7 @@ class _Samples:
         return Scan(
             self._path,
             part,
+            self._prefix,
             file,
             Labels(self._path, max(numbers, default=-1), names),
             without_image=len(self._keys - self._images.keys()),
@@ -263,7 +268,7 @@ class _Samples:
                 self._census.skip(name, str(error))
                 return
             last = extension.rpartition(".")[2]
-            self._census.add(name, key, last, -1, member.offset, data, pixels)
+            self._census.add(name, self._prefix + key, last, -1, member.offset, data, pixels)
             self._indexed.append((key, stem(key, extension)))
 
     def _error(self, reason: str) -> UserError:

@@ -216,6 +216,11 @@ def refuse_misfit(dest: Path, packed: Generation, asked: int | None) -> None:
     """Raise `UserError` if new image files, with `asked` channels, cannot be added to the data set
     `packed`.
     """
+    if packed.tar_names_in_keys:
+        raise UserError(
+            f"the keys in {dest} begin with the names of tars, which those of images do not; pack into "
+            "another folder, and train on both"
+        )
     if packed.label_field is not None or packed.label_extension is not None:
         place = f"the field {packed.label_field!r} of the samples' .json"
         if packed.label_field is None:

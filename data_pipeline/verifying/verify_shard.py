@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import Generation, describe
-from data_pipeline.dataset.index import HEADERS, ROW, SHARDS, key_before, key_hash, open_rows, open_shards
+from data_pipeline.dataset.index import (
+    HEADERS,
+    ROW,
+    SHARDS,
+    key_before,
+    key_hash,
+    key_prefix,
+    open_rows,
+    open_shards,
+)
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig
@@ -49,11 +58,14 @@ def verify_shard(task: Task) -> list[str]:
     """
     generations, shards = _opened(task.path)
     shard = shards[task.number]
-    file = join(task.path, bytes(shard["name"]).decode(errors="surrogateescape"))
+    name = bytes(shard["name"]).decode(errors="surrogateescape")
+    file = join(task.path, name)
     first, samples = int(shard["first"]), int(shard["samples"])
     rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
     packed_in = next(g for g in generations if task.number < g.shards)
-    comparison = _Comparison(rows, first, generations[-1], packed_in)
+    comparison = _Comparison(
+        rows, first, generations[-1], packed_in, key_prefix(packed_in.tar_names_in_keys, name)
+    )
     if "\0" in file:
         return [f"{join(task.path, SHARDS)} names a shard that can be none: {tar_files.shown(file)}"]
     try:
@@ -118,12 +130,14 @@ class _Comparison:
         first: int,
         generation: Generation,
         packed_in: Generation,
+        prefix: str,
     ) -> None:
         self.counted = 0
         """Samples that were reported to the progress bar."""
         self._rows, self._first, self._generation = rows, first, generation
         self._label_field, self._missing = packed_in.label_field, packed_in.missing
         self._label_ending = tar_labels.ending_of(packed_in.label_field, packed_in.label_extension)
+        self._prefix = prefix
         self._are_values = tar_labels.are_values(generation.classes)
         self._row_at = {offset: i for i, offset in enumerate(rows["offset"].tolist())}
         self._keys: dict[int, str] = {}  # by row, for the images that were read
@@ -183,7 +197,7 @@ class _Comparison:
             self._stems[key] = stem(key, extension)
         if zlib.crc32(data) != row["checksum"]:
             self._add(_CHECKSUM, printable(key))
-        if key_hash(key) != row["key"]:
+        if key_hash(self._prefix + key) != row["key"]:
             self._add(_KEY, printable(key))
         extensions = self._generation.extensions
         if row["kind"] >= len(extensions) or extensions[row["kind"]] != extension.rpartition(".")[2]:
@@ -218,7 +232,7 @@ class _Comparison:
         offset = int(self._rows["offset"][i])
         start = max(offset - HEADERS, 0)
         stream.seek(start)
-        key = key_before(stream.read(offset - start), int(self._rows["key"][i]))
+        key = key_before(stream.read(offset - start), int(self._rows["key"][i]), self._prefix)
         return f"row {self._first + i}" if key is None else printable(key)
 
     def _add(self, what: str, name: str) -> None:

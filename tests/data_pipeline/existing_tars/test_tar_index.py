@@ -19,6 +19,8 @@ from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.packing.pack import Options, pack
+from data_pipeline.verifying.verify import verify
+from isotorus.errors import UserError
 from tests.data_pipeline.pictures import picture, png
 from tests.data_pipeline.tar_index import Run, labels, write
 from tests.data_pipeline.tar_makers import LONG_NAMES, MAKERS, parse
@@ -142,15 +144,31 @@ def test_images_that_an_ending_leaves_out_are_counted(tmp_path: Path, done: Run)
     assert "3 further images of the samples left out" in line
 
 
-def test_tars_of_equal_keys_are_refused_with_advice_that_keeps_all(tmp_path: Path, refused: Run) -> None:
-    tars = [write(tmp_path / f"{t}.tar", {f"{i}.png": png(2 * t + i) for i in range(2)}) for t in range(2)]
+def test_tars_of_equal_keys_are_refused_or_have_their_names_in_the_keys(
+    tmp_path: Path, done: Run, refused: Run
+) -> None:
+    tars = []
+    for number, name in enumerate("ab"):
+        files: dict[str, bytes | str] = {f"{i}.png": png(2 * number + i) for i in range(2)}
+        tars.append(write(tmp_path / f"{name}.tar", files | {f"{i}.cls": name for i in range(2)}))
     line = refused(*tars, tmp_path / "set")
-    assert "the sample 0 is in" in line and "pack, which keeps all" in line
-    for tar in tars:
-        with tarfile.open(tar) as file:
-            file.extractall(tmp_path / "unpacked" / tar.stem, filter="data")
-    assert main(["pack", str(tmp_path / "unpacked"), str(tmp_path / "set"), "--workers", "1"]) == 0
-    assert len(Dataset(tmp_path / "set")) == 4
+    assert "the sample 0 is in" in line and "--tar-names-in-keys" in line
+    done(*tars, tmp_path, "--tar-names-in-keys")
+    expected = {"a/0": "a", "a/1": "a", "b/0": "b", "b/1": "b"}
+    assert labels(Dataset(tmp_path)) == expected and verify(str(tmp_path), 1) == []
+    write(tmp_path / "c.tar", {"0.png": png(9), "0.cls": "c"})
+    done(tmp_path, tmp_path, "--append")
+    assert labels(Dataset(tmp_path)) == expected | {"c/0": "c"} and verify(str(tmp_path), 1) == []
+    elsewhere = tmp_path / "elsewhere"
+    done(*tars, elsewhere, "--tar-names-in-keys")
+    assert list(labels(Dataset(elsewhere))) == [str(tmp_path / key) for key in expected]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.png").write_bytes(png(1))
+    with pytest.raises(UserError, match="begin with the names of tars"):
+        pack(tmp_path / "images", elsewhere, Options(append=True))
+    done(tars[0], tmp_path / "plain")
+    assert "leave out" in refused(*tars, tmp_path / "plain", "--append", "--tar-names-in-keys")
+    assert "the sample 0 is in" in refused(*tars, tmp_path / "plain", "--append")
 
 
 def test_several_images_in_a_sample(tmp_path: Path, done: Run, refused: Run) -> None:
