@@ -203,7 +203,10 @@ def measure(
         if "rank" in options.geometry.metrics:
             failed: dict[str, str] = {}
             if (found := attempt("rank", partial(rank.summary, train), failed)) is not None:
-                representations[name]["rank"] = found
+                nearly = rank.nearly_collapsed(train, found)
+                representations[name] |= {"rank": found, "nearly_collapsed": nearly}
+                if nearly and name in ("pretrained", *HEAD):
+                    _log.warning("note: nearly collapsed: %s: %s", name, nearly)
             representations[name]["left_out"] += [{"metric": m, "reason": why} for m, why in failed.items()]
     pretrained = representations["pretrained"]
     labels = targets["train"].class_indices()

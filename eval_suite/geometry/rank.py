@@ -4,6 +4,9 @@ All functions take float32 or float64 arrays and compute in float64. They raise 
 `centring.checked` does.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +16,11 @@ Array = NDArray[np.floating]
 
 ALPHA_RANGE = (11, 500)
 """First and last index of the eigenvalues that α-ReQ is fitted to: after the leading ones, before noise."""
+
+NEARLY_A_LINE = 1.5
+"""Effective rank below which a cloud is nearly a line; while training, `collapsed` has the same limit."""
+NEARLY_A_POINT = 1e-3
+"""Deviation, as a share of the vectors' length (both root mean squares), below which they are nearly one."""
 
 
 def eigenspectrum(x: Array) -> NDArray[np.float64]:
@@ -89,7 +97,7 @@ def lidar(x: Array, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
     return exp_entropy(_squared_singular_values(between @ whiten), epsilon)
 
 
-def summary(x: Array) -> dict[str, object]:
+def summary(x: Array) -> dict[str, Any]:
     """Return all rank measures of `x` (n, d) that need no augmented views, ready for JSON."""
     spectrum = eigenspectrum(x)
     return {
@@ -102,6 +110,24 @@ def summary(x: Array) -> dict[str, object]:
         "alpha_range": list(ALPHA_RANGE),
         "eigenspectrum": spectrum.tolist(),
     }
+
+
+def nearly_collapsed(x: Array, measured: Mapping[str, Any]) -> str | None:
+    """Say how `x` (n, d) has nearly collapsed, given its `summary`; None if it has not.
+
+    It has if its vectors are nearly one point, relative to their length, or nearly on a line though they have
+    4 or more features. Vectors that are equal up to rounding have collapsed, not nearly.
+    """
+    variance, rank, width = sum(measured["eigenspectrum"]), measured["effective_rank"], x.shape[1]
+    if not variance:
+        return None
+    place = float(np.square(x.mean(axis=0, dtype=np.float64)).sum())
+    deviation = float(np.sqrt(variance / (place + variance)))
+    if deviation < NEARLY_A_POINT:
+        return f"the vectors differ by {deviation:.1e} of their length"
+    if rank < NEARLY_A_LINE and min(len(x) - 1, width) > 3:
+        return f"the vectors lie nearly on a line: effective rank {rank:.2f} of {width}"
+    return None
 
 
 def exp_entropy(values: Array, epsilon: float = 0.0) -> float:

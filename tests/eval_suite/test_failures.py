@@ -41,6 +41,14 @@ def test_a_collapsed_encoder_gets_its_report(tmp_path: Path, command: Callable, 
     assert page.count("Not drawn: t-SNE") == page.count("Not drawn: PCA") == 1
 
 
+def test_a_nearly_collapsed_encoder_is_named(tmp_path: Path, command: Callable, caplog):
+    np.savez(tmp_path / "x.npz", features=CLOUD * np.r_[1, np.full(11, 0.05)])
+    assert command(tmp_path / "x.npz", "--out", tmp_path / "out", "--metrics", "rank").code == 0
+    assert "nearly collapsed: pretrained: the vectors lie nearly on a line: effective rank 1." in caplog.text
+    pretrained = json.loads((tmp_path / "out/results.json").read_text())["representations"]["pretrained"]
+    assert pretrained["nearly_collapsed"].startswith("the vectors lie") and not pretrained["collapsed"]
+
+
 @pytest.mark.parametrize(
     "arrays",
     [

@@ -77,3 +77,22 @@ def test_lidar_counts_the_directions_that_separate_objects():
 def test_lidar_of_a_single_view_is_refused():
     with pytest.raises(ValueError, match="two or more"):
         rank.lidar(normal(10, 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "offset", "said"),
+    [
+        (np.ones(8), 0.0, None),
+        (np.ones(8), 300.0, None),
+        (np.ones(8), 3000.0, "differ by 3.3e-04 of their length"),
+        (np.r_[1.0, np.full(7, 0.05)], 0.0, "nearly on a line: effective rank 1.1"),
+        (np.r_[1.0, np.full(7, 0.3)], 0.0, None),
+        (np.r_[1.0, 0.0, 0.0], 0.0, None),
+        (np.zeros(8), 1.0, None),
+    ],
+)
+def test_a_nearly_collapsed_cloud_is_named(shape: np.ndarray, offset: float, said: str | None):
+    x = np.random.default_rng(0).standard_normal((4000, len(shape))) * shape + offset
+    found = rank.nearly_collapsed(x, rank.summary(x))
+    assert found is None if said is None else said in str(found)
+    assert (rank.nearly_collapsed(1e6 * x, rank.summary(1e6 * x)) is None) == (said is None)
