@@ -9,7 +9,7 @@ from typing import Any, Literal
 import timm
 import torch
 from pydantic import PositiveInt
-from timm.layers import PatchEmbed
+from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
@@ -110,9 +110,20 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
         raise UserError(
             f"timm cannot build {name} with {of_timm} ({_reason(error)}); change encoder.kwargs"
         ) from None
+    _turn_off_fixed_dropout(encoder)
     if "winding_classes" in kwargs:
         wind(encoder, kwargs["winding_classes"])
     return encoder
+
+
+def _turn_off_fixed_dropout(encoder: nn.Module) -> None:
+    """Turn off the dropout in networks that compute relative positions, which timm sets to 1/8 itself.
+
+    No argument reaches it, and no step could be repeated with it.
+    """
+    for name, module in encoder.named_modules():
+        if name.endswith("meta_mlp") or (name.endswith("rel_pos.mlp") and isinstance(module, Mlp)):
+            module.drop1.p = 0.0
 
 
 def build_encoder(name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:

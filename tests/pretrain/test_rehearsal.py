@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
@@ -61,6 +63,14 @@ def refusal(ranks: int = 1, **sections: Any) -> str:
 def test_random_encoders_are_refused_with_what_makes_them_so(name: str, kwargs: dict, remedy: str):
     said = refusal(encoder={"name": name, "kwargs": kwargs})
     assert "draws random numbers" in said and remedy in said
+
+
+@pytest.mark.parametrize("name", ["test_vit_relpos", "swinv2_cr_tiny_224", "maxvit_rmlp_pico_rw_256"])
+def test_dropout_that_no_argument_reaches_is_turned_off(name: str):
+    with torch.device("meta"):
+        before, after = timm.create_model(name), create(name, {})
+    rates = [[m.p for m in x.modules() if isinstance(m, nn.Dropout)] for x in (before, after)]
+    assert any(rates[0]) and not any(rates[1])
 
 
 def test_arguments_that_the_views_need_are_no_remedy_for_randomness():
