@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 MISSING = (
     *("NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaN", "nan", "NAN", "NaT"),
     *("NULL", "Null", "null", "None", "?"),
@@ -118,8 +120,13 @@ def cell_list(text: str) -> tuple[str, ...]:
 
 
 def as_text(cell: Any) -> str:
-    """Return a cell that is no list as text; a float that is a whole number becomes an integer first."""
-    if hasattr(cell, "item") and not isinstance(cell, str | bytes):
+    """Return a cell that is no list as text; a float that is a whole number becomes an integer first.
+
+    A float of less than 64 bits has the fewest digits that tell it from others of its type, such as 0.1.
+    """
+    if isinstance(cell, np.floating):
+        cell = float(str(cell))
+    elif hasattr(cell, "item") and not isinstance(cell, str | bytes):
         cell = cell.item()
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
@@ -134,8 +141,8 @@ def as_text(cell: Any) -> str:
 
 def _members(cell: Any) -> tuple[str, ...]:
     """Return the texts in a cell: one, or those of its list, also of a list that a table holds as text."""
-    if hasattr(cell, "tolist") and not isinstance(cell, str | bytes):
-        cell = cell.tolist()
+    if isinstance(cell, np.ndarray):
+        cell = list(cell)
     if isinstance(cell, str) and cell[:1] == "[" and cell[-1:] == "]":
         for text in (cell, cell.replace("'", '"')):  # as JSON writes it, and as Python does
             try:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from isotorus.errors import UserError, from_os_error
 from isotorus.names import nearest
 
@@ -158,7 +160,9 @@ def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator
             columns = list(wanted) if only else None
             number = 0
             for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                for cells in batch.to_pylist():
+                values = [cells_of(column) for column in batch.columns]
+                for row in zip(*values, strict=True):
+                    cells = dict(zip(batch.schema.names, row, strict=True))
                     number += 1
                     if any(cell not in (None, "") for cell in cells.values()):
                         yield f"row {number}", cells
@@ -167,6 +171,14 @@ def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator
             raise from_os_error(error, f"reading the table {file}") from error
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not a Parquet file that can be read ({reason}); save it again") from None
+
+
+def cells_of(column: Any) -> list[Any]:
+    """Return the values of an Arrow column; 0.1 stays 0.1, also where it is stored in 32 bits."""
+    if str(column.type) != "float":
+        values: list[Any] = column.to_pylist()
+        return values
+    return [None if x is None else float(str(np.float32(x))) for x in column.to_pylist()]
 
 
 def _holds_binary(kind: Any) -> bool:

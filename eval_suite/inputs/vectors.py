@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset.index import key_hash
 from data_pipeline.tables import cells, split_names
+from data_pipeline.tables.table import cells_of
 from isotorus.errors import UserError, from_os_error
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -169,7 +170,7 @@ def _columns(file: Path) -> dict[str, Any]:
             raise UserError(f"{file} has arrays {', '.join(loaded.files)}, but none called features; add it")
         names = _named(file, loaded.files)
         columns = {what: loaded[name] for what, name in names.items()}
-        columns = {what: c.tolist() if c.ndim == 1 else c for what, c in columns.items()}
+        columns = {what: list(c) if c.ndim == 1 else c for what, c in columns.items()}
         return {"features": loaded["features"], **columns}
 
 
@@ -177,7 +178,7 @@ def _parquet(file: Path) -> dict[str, Any]:
     """Read a Parquet file; what pandas keeps as the index of a table is no feature."""
     table = pq.read_table(file)
     names = _named(file, table.column_names)
-    columns: dict[str, Any] = {what: table[name].to_pylist() for what, name in names.items()}
+    columns: dict[str, Any] = {what: cells_of(table[name]) for what, name in names.items()}
     if "features" in table.column_names:
         # np.stack raises ValueError for lists of different lengths.
         return {**columns, "features": np.stack(table["features"].to_numpy(zero_copy_only=False))}

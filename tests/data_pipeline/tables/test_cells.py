@@ -76,20 +76,23 @@ def test_old_names_are_found_by_their_new_spelling() -> None:
     assert cells.respelled(["1.0", "A"]) == {"1.0": "1.0", "A": "A"}
 
 
-@pytest.mark.parametrize("kind", ["whole", "gaps", "fraction", "bool", "text", "zeros", "dictionary"])
+@pytest.mark.parametrize(
+    "kind", ["whole", "gaps", "fraction", "single", "bool", "text", "zeros", "dictionary"]
+)
 def test_a_csv_and_a_parquet_of_one_column_give_the_same_labels(kind: str, tmp_path: Path) -> None:
     drawn = random.Random(kind)
     values: list[Any] = {
         "whole": [drawn.randrange(5) for _ in range(40)],
         "gaps": [drawn.choice([None, 1.0, 2.0, 3.0]) for _ in range(40)],
         "fraction": [drawn.choice([None, 0.5, 1.0, 1e-7, 1e22]) for _ in range(40)],
+        "single": [drawn.choice([None, 0.1, 0.3, 1.0]) for _ in range(40)],
         "bool": [drawn.choice([True, False, None]) for _ in range(40)],
         "text": [drawn.choice(["a", "1", "NA", "b c", 'say "x", y']) for _ in range(40)],
         "zeros": [drawn.choice(["01", "1", "10", None]) for _ in range(40)],
         "dictionary": [drawn.choice(["x", "y", None]) for _ in range(40)],
     }[kind]
     names = [f"{i}.png" for i in range(40)]
-    column = pyarrow.array(values)
+    column = pyarrow.array(values, pyarrow.float32() if kind == "single" else None)
     if kind == "dictionary":
         column = column.dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"image": names, "label": column}), tmp_path / "t.parquet")

@@ -106,6 +106,15 @@ def test_labels_are_the_same_classes_in_every_form(tmp_path: Path, form: str):
     assert found.known.tolist() == [True, True, True, False] and found.without_value == 1
 
 
+def test_labels_of_32_bits_have_the_names_of_their_digits(tmp_path: Path):
+    labels = np.array([0.1, 0.3, 1.0, np.nan], dtype=np.float32)
+    np.savez(tmp_path / "x.npz", features=X, labels=labels)
+    pq.write_table(pa.table({"features": X.tolist(), "label": labels}), tmp_path / "x.parquet")
+    for name in ("x.npz", "x.parquet"):
+        found = of_vectors(vectors.read(str(tmp_path / name)), "train", "multiclass")
+        assert found.names == ["0.1", "0.3", "1"]
+
+
 def test_the_kind_of_labels_can_be_given_or_follows_from_fractions(tmp_path: Path):
     np.savez(tmp_path / "x.npz", features=X, labels=np.array([20, 35, 61, -1]))
     found = of_vectors(vectors.read(str(tmp_path / "x.npz")), "train", "regression")
