@@ -6,11 +6,12 @@ numbers of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
@@ -92,8 +93,69 @@ def _normalize_images(norm: _BatchNorm, x: Tensor) -> Tensor:
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
     with torch.autocast(x.device.type, enabled=False):
-        normal = _normalize(norm, x.float(), [0, 2, 3], cast(float, norm.momentum))
-        return (normal * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
+        count, mean, variance = _moments(x.detach())
+        _follow(norm, count, mean, variance, cast(float, norm.momentum))
+        normal: Tensor = _NormalizeImages.apply(x, norm.weight, norm.bias, count, mean, variance, norm.eps)
+        return normal
+
+
+@torch.no_grad()
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number of pixels, and the mean and variance of each channel, in the images of all ranks.
+
+    The moments of each rank are combined by the formula of Chan, Golub and LeVeque (1983), which cancels no
+    digits. All are float64.
+    """
+    zeros = x.new_zeros(x.shape[1], dtype=torch.float32)
+    moments = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)  # torch's kernel, of this rank
+    mean, variance = (moment.double() for moment in moments)
+    pixels = mean.new_tensor([x.numel() // x.shape[1]])
+    sums = sum_over_ranks(torch.cat([pixels, pixels * mean]))
+    count, total = sums[0], sums[1:] / sums[0]
+    spread = pixels * (variance + (mean - total).square())
+    return count, total, sum_over_ranks(spread) / count
+
+
+class _NormalizeImages(torch.autograd.Function):
+    """Batch norm with the moments of all ranks, by torch's fused kernels for one process."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        count: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        mean, scale = mean.float(), torch.rsqrt(variance + eps).float()
+        ctx.save_for_backward(x, weight, count, mean, scale)
+        ctx.eps = eps
+        normal: Tensor = torch.native_batch_norm(
+            x, weight, bias, mean, variance.float(), training=False, momentum=0.0, eps=eps
+        )[0]
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the images, weight and bias.
+
+        torch's kernel takes this rank's means of grad and of grad · normal out of grad; what is left is to
+        replace them by the means of all ranks.
+        """
+        x, weight, count, mean, scale = ctx.saved_tensors
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        own = torch.stack([of_bias, of_weight]).double()
+        mean_grad, mean_product = (sum_over_ranks(own) / count - own * x.shape[1] / x.numel()).float()
+        slope = weight * scale * scale * mean_product
+        offset = weight * scale * mean_grad - mean * slope
+        slope, offset = (v.to(x.dtype)[:, None, None] for v in (slope, offset))
+        return of_x.sub_(offset).addcmul_(x, slope, value=-1), of_weight, of_bias, None, None, None, None
 
 
 def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], momentum: float) -> Tensor:
@@ -103,10 +165,18 @@ def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], m
     # E[x²] − E[x]² would cancel in float32, so the variance is a second sum, over centred values.
     centred = x - mean
     variance = sum_over_ranks(centred.square().sum(dims, keepdim=True)) / count
-    with torch.no_grad():
-        unbiased = variance * count / (count - 1).clamp(min=1)
-        for running, batch in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-            # The engine refuses the update of a batch with a NaN, which must not stay here either.
-            assert running is not None
-            running.lerp_(torch.where(batch.isfinite(), batch, running.view_as(batch)).flatten(), momentum)
+    _follow(norm, count, mean, variance, momentum)
     return centred * torch.rsqrt(variance + norm.eps)
+
+
+@torch.no_grad()
+def _follow(
+    norm: GlobalBatchNorm | _BatchNorm, count: Tensor, mean: Tensor, variance: Tensor, momentum: float
+) -> None:
+    """Move the running statistics towards the moments of a batch."""
+    unbiased = variance * count / (count - 1).clamp(min=1)
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        # The engine refuses the update of a batch with a NaN, which must not stay here either.
+        assert running is not None
+        found = batch.flatten().to(running.dtype)
+        running.lerp_(torch.where(found.isfinite(), found, running), momentum)
