@@ -25,7 +25,7 @@ EPILOG = """examples:
   python -m eval_suite codes --help                      discrete codes of the embedding
   python -m eval_suite duplicates --help                 near-duplicate images
 
-Results go to RUN/eval/<step>/: results.json, report.html, and features/, a cache that may be deleted."""
+Results go to RUN/eval/<step>/: results.json and report.html. RUN/eval/cache/ may be deleted."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m eval_suite",
         description="Measure how useful the features of a pretrained encoder are, compared with the same "
-        "encoder untrained and with raw pixels, and which geometry its embedding has.",
+        "encoder untrained, raw pixels and handmade descriptors, and which geometry its embedding has.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,8 +56,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     wait = "with --watch: time between two looks at the run folders (default %(default)g)"
     add("--poll", type=above_zero, default=30.0, metavar="SECONDS", help=wait)
     add("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
+    kept = "folder that keeps features for later evaluations (default RUN/eval/cache)"
+    add("--cache", metavar="DIR", help=kept)
     add("--metrics", default=",".join(METRICS), help=f"some of {', '.join(METRICS)} (default: all)")
-    add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: both)")
+    add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: all)")
+    often = "initialisations of the untrained encoder, a baseline each (default %(default)s)"
+    add("--initialisations", type=at_least(1), default=3, metavar="N", help=often)
     add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
     add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
     add("--samples", type=at_least(1), default=10_000, help="samples for the geometry (default %(default)s)")
@@ -169,6 +173,7 @@ def options(given: argparse.Namespace) -> "Options":
             seed=given.seed,
         ),
         baselines=baselines,
+        initialisations=given.initialisations,
         features=features,
     )
 
@@ -176,7 +181,7 @@ def options(given: argparse.Namespace) -> "Options":
 def pass_on(given: argparse.Namespace) -> list[str]:
     """Return the arguments for a process that evaluates one of the checkpoints."""
     passed = "train val test targets target_columns key_column target_kind metrics baselines features k"
-    passed += " samples landmarks draws seed batch_size workers"
+    passed += " initialisations samples landmarks draws seed batch_size workers"
     values = {name: getattr(given, name) for name in passed.split()}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     if given.missing is not None:

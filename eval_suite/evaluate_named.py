@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
 from eval_suite.report import comparison_page, results_table
 from isotorus.errors import UserError
+
+CACHE = "cache"
+"""Folder of the features that evaluations share, beside the folders of their results."""
 
 
 def run(given: argparse.Namespace, options: Options) -> int:
@@ -85,15 +89,27 @@ class _Command:
         """Evaluate each, or several at the same time; one that fails does not stop the others."""
         given = self.given
         if given.jobs > 1 and len(tasks) > 1:
-            outcomes = batch.side_by_side(tasks, pass_on(given), given.jobs)
+            passed = [*pass_on(given), f"--cache={self.cache(tasks)}"]
+            outcomes = batch.side_by_side(tasks, passed, given.jobs)
         elif len(tasks) == 1 and not given.watch:
             progress.evaluating(tasks[0].title)
-            outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0]))])
+            outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0], self.cache(tasks)))])
         else:
-            outcomes = batch.one_by_one(tasks, self.evaluate, alone=self.state.num_processes == 1)
+            evaluate = partial(self.evaluate, cache=self.cache(tasks))
+            outcomes = batch.one_by_one(tasks, evaluate, alone=self.state.num_processes == 1)
         return batch.follow(outcomes, len(tasks), quiet=given.json or not self.state.is_main_process)
 
-    def evaluate(self, task: batch.Task) -> dict[str, Any]:
+    def cache(self, tasks: Sequence[batch.Task]) -> Path:
+        """Return the folder of the features that the evaluations share."""
+        given = self.given
+        if given.cache or given.out:
+            return Path(given.cache or Path(given.out) / CACHE)
+        # A run that is watched may get its first checkpoint after others have been evaluated.
+        watched = [run / "eval" for run in find.runs(given.names)] if given.watch else []
+        embedded = [task.out.parent for task in tasks if not vectors.is_vectors(task.given)]
+        return _common(watched or embedded or [task.out.parent for task in tasks]) / CACHE
+
+    def evaluate(self, task: batch.Task, cache: Path) -> dict[str, Any]:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
         given, state = self.given, self.state
         if vectors.is_vectors(task.given):
@@ -105,7 +121,7 @@ class _Command:
             (checkpoint,) = find.find([task.given])
             how = {"batch_size": given.batch_size, "workers": given.workers, "force": given.force}
             results = suite.evaluate(
-                checkpoint, self.splits, self.targets, self.options, task.out, state, **how
+                checkpoint, self.splits, self.targets, self.options, task.out, state, cache=cache, **how
             )
         if state.is_main_process:
             (task.out / batch.ERROR).unlink(missing_ok=True)  # from an earlier attempt

@@ -115,7 +115,7 @@ USEFULNESS = tuple(METHODS)
 GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 """Metrics without targets, as --metrics names them."""
 METRICS = (*USEFULNESS, *GEOMETRY)
-BASELINES = ("untrained", "pixels")
+BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
 FEATURE_SETS = ("embedding", "patch_mean", "last2", "last4", "stages", "projector", "angles")
 

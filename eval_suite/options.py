@@ -19,6 +19,8 @@ class Options(Section):
     """What is measured on a cloud of embeddings without labels, and how."""
     baselines: tuple[str, ...] = BASELINES
     """Names from `metrics.BASELINES`: what the pretrained encoder is compared with."""
+    initialisations: PositiveInt = 3
+    """Number of initialisations of the untrained encoder, each a baseline of its own."""
     features: tuple[str, ...] | None = None
     """Feature sets besides the embedding; None takes all that the encoder has."""
     pixel_size: PositiveInt = 32

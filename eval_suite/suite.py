@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from eval_suite import geometry, progress, report, results, usefulness
 from eval_suite.attempts import attempt, reason
 from eval_suite.features import augmented, embed
+from eval_suite.features import representation as kinds
 from eval_suite.features.constant import is_constant
+from eval_suite.features.representation import Representation
 from eval_suite.geometry import rank
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.target_values import Kind
 from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
-from eval_suite.metrics import BASELINES
 from eval_suite.options import Options
 from eval_suite.usefulness import neighbors, scores
 from eval_suite.usefulness.selection import standardiser
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 MOST_JOBS = 4
 """Largest number of processes that compute persistent homology."""
+AUGMENTED = ("pretrained", "untrained")
+"""Representations whose augmented views are compared."""
 HEAD = geometry.CLOUDS[1:]
 """Feature sets behind the encoder; each is a representation of its own, since nobody uses them downstream."""
 
@@ -52,12 +55,14 @@ def evaluate(
     out: Path,
     state: PartialState,
     *,
+    cache: Path,
     batch_size: int = 64,
     workers: int = 0,
     force: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against `targets` by split, and write results.json and report.html to `out`.
 
+    The folder `cache` keeps the features; evaluations that name the same one share what is equal.
     Results that are there already are returned unless they depend on something that has changed, or with
     `force`. All processes must call this; the first one returns the results, the others an empty dict.
     Raises UserError for errors that the user can fix.
@@ -67,7 +72,7 @@ def evaluate(
         "format": results.FORMAT,
         "weights_sha256": checkpoint.weights_sha256,
         "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
-        "features": embed.made_by(state.device),
+        "features": kinds.made_by(state.device),
         "data": {name: data.fingerprint for name, data in splits.items().items()},
         "targets": {name: fingerprint(of) for name, of in targets.items()},
         "options": options.stored(),
@@ -83,8 +88,8 @@ def evaluate(
     if decided[0]:
         return finished or {}
 
-    representations = _representations(checkpoint, options)
-    features = _extract(representations, splits, out / "features", state, batch_size, workers, force)
+    representations = _representations(checkpoint, splits, options)
+    features = _extract(representations, splits, cache, state, batch_size, workers, force)
     if not state.is_main_process:
         return {}
     features, left_out = _finite(features)
@@ -98,11 +103,11 @@ def evaluate(
         drawn: dict[str, Any] = {"seed": options.geometry.seed, "device": state.device}
         drawn |= {"objects": options.objects, "views": options.views}
         for r in representations:
-            if r.name == "pixels" or r.name not in features:
+            if r.name not in AUGMENTED or r.name not in features:
                 continue
             progress.doing(f"augmented views, {r.name}")
 
-            def compute(r: embed.Representation = r) -> dict[str, float]:
+            def compute(r: Representation = r) -> dict[str, float]:
                 views = augmented.embed_views(r, checkpoint.encoder, splits.train, **drawn)
                 return geometry.of_views(views)
 
@@ -267,23 +272,28 @@ def _finite(features: Features) -> tuple[Features, dict[str, str]]:
                 left_out[place] = f"{broken} of {images} images give NaN or infinite features"
             else:
                 sound.setdefault(name, {})[key] = by_split
-        if "embedding" not in sound.get(name, {}):  # a baseline without its embedding
+        if next(iter(sets)) not in sound.get(name, {}):  # a baseline without its embedding
             sound.pop(name, None)
     return sound, left_out
 
 
-def _representations(checkpoint: Checkpoint, options: Options) -> list[embed.Representation]:
+def _representations(checkpoint: Checkpoint, splits: Splits, options: Options) -> list[Representation]:
     """Return the pretrained encoder and the baselines that the options name."""
-    representations = [embed.pretrained(checkpoint, options.features)]
+    representations = [kinds.pretrained(checkpoint, options.features)]
     if "untrained" in options.baselines:
-        representations.append(embed.untrained(checkpoint, options.features))
+        for number in range(1, options.initialisations + 1):
+            representations.append(kinds.untrained(checkpoint, options.features, number))
     if "pixels" in options.baselines:
-        representations.append(embed.pixels(checkpoint, options.pixel_size))
+        representations.append(kinds.pixels(checkpoint, options.pixel_size))
+    if "handmade" in options.baselines:
+        embed.check_channels(checkpoint.encoder.channels, splits.train)
+        grey = all(data.channels == 1 for data in splits.items().values())
+        representations.append(kinds.handmade(checkpoint, splits.train, grey=grey))
     return representations
 
 
 def _extract(
-    representations: Sequence[embed.Representation],
+    representations: Sequence[Representation],
     splits: Splits,
     cache: Path,
     state: PartialState,
@@ -327,7 +337,7 @@ def _differences(
     """Return pretrained minus baseline, by baseline, method and score, on the same resampled test sets."""
     differences: dict[str, Any] = {}
     for (name, method), theirs in samples.items():
-        if name not in BASELINES or ("pretrained", method) not in samples:
+        if name in ("pretrained", *HEAD) or ("pretrained", method) not in samples:
             continue
         ours = samples["pretrained", method]
         pair = representations["pretrained"][method], representations[name][method]

@@ -12,7 +12,7 @@ from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms.augment import AugmentConfig, apply
 from data_pipeline.transforms.views import ViewsConfig
-from eval_suite.features.embed import Representation
+from eval_suite.features.representation import Representation
 from eval_suite.inputs.checkpoints import EncoderDescription
 
 BATCH = 16

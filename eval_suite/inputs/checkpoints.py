@@ -141,11 +141,14 @@ class Checkpoint:
             )
         model.load_state_dict(state, strict=True)
 
-    def untrained(self) -> nn.Module:
-        """Return the same encoder at its initialisation; raises UserError if timm cannot build it."""
+    def untrained(self, seed: int | None = None) -> nn.Module:
+        """Return the same encoder as `seed` initialises it, by default the seed of the run.
+
+        Raises UserError if timm cannot build it.
+        """
         described = self.encoder
         try:
-            return build_encoder(described.name, described.kwargs, described.seed)
+            return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
         except UserError as error:
             raise UserError(
                 f"{self.description}: {error}; install the timm version that trained it, or correct the file"

@@ -54,7 +54,7 @@ def render(
     cannot be drawn is left out, and the page says why.
     """
     undrawn: Undrawn = {}
-    embeddings = {name: sets["embedding"] for name, sets in features.items()}
+    embeddings = {name: sets["embedding"] for name, sets in features.items() if "embedding" in sets}
     reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
     encoders = [name for name in ("pretrained", "untrained") if name in features]
     shown = randomness.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)

@@ -24,6 +24,7 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from eval_suite import arguments, results
 from eval_suite.features import embed
+from eval_suite.features.representation import pretrained
 from eval_suite.inputs import find
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.report.pages import template
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     options = {"batch_size": args.batch_size, "workers": args.workers}
     measured = []
     for checkpoint in checkpoints:
-        representation = embed.pretrained(checkpoint, ())
+        representation = pretrained(checkpoint, ())
         features = embed.extract([representation], data, out / "features", state, **options)
         x = features["pretrained"]["embedding"]
         known = known_codes(checkpoint, x, bins, levels)

@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     from data_pipeline.dataset.index import Dataset
     from eval_suite import results, terminal
     from eval_suite.features import embed
+    from eval_suite.features.representation import pretrained
     from eval_suite.inputs import find
     from eval_suite.usefulness import angle_retrieval
     from pretrain.geometry.memory import WindingMemory
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else home
     results.make_folder(out)
     state = PartialState(cpu=not torch.cuda.is_available())
-    representation = embed.pretrained(checkpoint, ("angles",))
+    representation = pretrained(checkpoint, ("angles",))
     options = {"batch_size": args.batch_size, "workers": args.workers}
     parts = [
         embed.extract([representation], data, out / "features", state, **options)["pretrained"]["angles"]

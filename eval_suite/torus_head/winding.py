@@ -23,6 +23,7 @@ from data_pipeline.transforms.views import center_view
 from eval_suite import arguments, results
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, unit_range
+from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
 from eval_suite.torus_head import winding_page
 from eval_suite.torus_head.image_paths import COLOUR, PATHS
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             "folder": str(checkpoint.folder),
             "weights_sha256": checkpoint.weights_sha256,
         }
-        r = embed.pretrained(checkpoint, ("angles",))
+        r = pretrained(checkpoint, ("angles",))
         r.model.to(device)
         images = None if data is None else load(data, r, args.images, args.seed).to(device)
         frames = load_frames(Path(args.frames), r).to(device) if args.frames else None
@@ -143,7 +144,7 @@ def path_names(text: str) -> list[str]:
     return [known for known in PATHS if any(known.startswith(name) for name in wanted)]
 
 
-def load(data: Dataset, r: embed.Representation, count: int, seed: int) -> Tensor:
+def load(data: Dataset, r: Representation, count: int, seed: int) -> Tensor:
     """Read up to `count` random images as floats (n, C, size, size) in [0, 1]."""
     embed.check_channels(r.channels, data)
     chosen = randomness.rows(len(data), count, seed).tolist()
@@ -153,7 +154,7 @@ def load(data: Dataset, r: embed.Representation, count: int, seed: int) -> Tenso
     return torch.stack(images)
 
 
-def load_frames(folder: Path, r: embed.Representation) -> Tensor:
+def load_frames(folder: Path, r: Representation) -> Tensor:
     """Read all images of a folder in the order of their names, as floats (T, C, size, size) in [0, 1].
 
     Raises UserError for fewer than two files and for a file that is not an image.
@@ -176,7 +177,7 @@ def load_frames(folder: Path, r: embed.Representation) -> Tensor:
 
 
 @torch.inference_mode()
-def angles(r: embed.Representation, images: Tensor, batch_size: int) -> Tensor:
+def angles(r: Representation, images: Tensor, batch_size: int) -> Tensor:
     """Return the torus head's angles (n, m) in radians for float images (n, C, size, size) in [0, 1]."""
     parts = []
     for part in images.split(batch_size):
@@ -186,7 +187,7 @@ def angles(r: embed.Representation, images: Tensor, batch_size: int) -> Tensor:
 
 
 def along_paths(
-    r: embed.Representation, images: Tensor, names: Sequence[str], steps: int, batch_size: int, title: str
+    r: Representation, images: Tensor, names: Sequence[str], steps: int, batch_size: int, title: str
 ) -> dict[str, Any]:
     """Measure each named path of `PATHS`; return its `summary` with pictures of the first image along it."""
     summaries = {}

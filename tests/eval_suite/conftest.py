@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.eval_suite.eval_samples import CLASSES, Outcome, pack, run_command, save_checkpoint
+from tests.eval_suite.eval_samples import CLASSES, ONE, Outcome, pack, run_command, save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -64,8 +64,8 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="session")
 def evaluated(run: Path, data: list[object]) -> Evaluated:
-    """The outcome of the command with its default options, run once."""
-    outcome = run_command(run, *data)
+    """The outcome of the command with default options but one untrained encoder, run once."""
+    outcome = run_command(run, *data, *ONE)
     assert outcome.code == 0, outcome.err
     folder = run / "eval" / "7"
     return Evaluated(

@@ -20,7 +20,7 @@ from data_pipeline.transforms.views import center_view
 from eval_suite.geometry import rank
 from eval_suite.usefulness import neighbors
 from pretrain.models.projector import MLPConfig, build_mlp
-from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
+from tests.eval_suite.eval_samples import CLASSES, KWARGS, ONE, pack, save_checkpoint
 
 
 def features_by_hand(run: Path, shards: Path) -> np.ndarray:
@@ -34,9 +34,12 @@ def features_by_hand(run: Path, shards: Path) -> np.ndarray:
         return model((views / 255 - 0.5) / 0.2).numpy()
 
 
-def test_results_compare_three_representations(evaluated):
+def test_results_compare_an_encoder_with_its_baselines(evaluated):
     results = evaluated.results
-    assert list(results["representations"]) == ["pretrained", "untrained", "pixels"]
+    assert list(results["representations"]) == ["pretrained", "untrained", "pixels", "handmade"]
+    assert list(results["differences"]) == ["untrained", "pixels", "handmade"]
+    sets = {row["feature_set"] for row in results["representations"]["handmade"]["probe"]["val"]}
+    assert sets == {"all", "hog", "histograms"}
     assert results["reported_on"] == "test"
     assert results["classes"] == sorted(CLASSES)
     assert results["data"]["train"]["samples"] == 44
@@ -54,6 +57,17 @@ def test_results_compare_three_representations(evaluated):
     assert results["representations"]["pixels"]["probe"]["auroc"] > 0.9
     ours, theirs = (results["representations"][r]["probe"]["auroc"] for r in ("pretrained", "pixels"))
     assert results["differences"]["pixels"]["probe"]["auroc"]["value"] == pytest.approx(ours - theirs)
+
+
+def test_three_initialisations_are_a_row_each(checkpoint: Path, data, command: Callable):
+    options = ["--metrics", "knn,rank", "--k", "3", "--baselines", "untrained", "--json"]
+    outcome = command(checkpoint, *data, *options)
+    results = json.loads(outcome.out)
+    untrained = ["untrained", "untrained-2", "untrained-3"]
+    assert list(results["representations"]) == ["pretrained", *untrained]
+    assert list(results["differences"]) == untrained
+    assert len({results["representations"][name]["rank"]["effective_rank"] for name in untrained}) == 3
+    assert outcome.err.count("report.html") == 1
 
 
 def test_numbers_follow_from_the_checkpoint_that_timm_loads(evaluated, splits: dict[str, Path]):
@@ -91,10 +105,10 @@ def test_finished_work_is_not_repeated_unless_asked(run: Path, data, tmp_path: P
 def test_the_whole_evaluation_repeats_itself(evaluated, data, command: Callable):
     report = evaluated.run / "eval" / "7" / "report.html"
     before = report.stat().st_mtime_ns
-    again = command(evaluated.run, *data)
+    again = command(evaluated.run, *data, *ONE)
     assert (again.code, again.out) == (0, evaluated.outcome.out)
     assert report.stat().st_mtime_ns == before
-    forced = command(evaluated.run, *data, "--force")
+    forced = command(evaluated.run, *data, *ONE, "--force")
     assert forced.code == 0
     assert report.stat().st_mtime_ns > before
     # Computing again gives the same results.
@@ -102,14 +116,14 @@ def test_the_whole_evaluation_repeats_itself(evaluated, data, command: Callable)
 
 
 def test_json_goes_to_stdout_alone(evaluated, data, command: Callable):
-    outcome = command(evaluated.run, *data, "--json")
+    outcome = command(evaluated.run, *data, *ONE, "--json")
     assert json.loads(outcome.out) == evaluated.results
 
 
 def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path, data, command: Callable):
     options = [*data, "--metrics", "rank", "--baselines", "", "--features", "embedding", "--json"]
     first = json.loads(command(checkpoint, *options).out)
-    kept = checkpoint / "eval" / "7" / "features"
+    kept = checkpoint / "eval" / "cache"
     stored = sorted(kept.iterdir())
     assert len(stored) == 3
     assert all(np.load(file).files == ["embedding"] for file in stored)
@@ -136,6 +150,7 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
     projector[1].running_mean.fill_(0.1)
     save_file(projector.state_dict(), folder / "projector.safetensors")
     options = ["--metrics", "probe,retrieval,rank,graph", "--baselines", "untrained", "--json"]
+    options += ONE
     results = json.loads(command(folder, *data, *options).out)
     # The outputs of a head are further representations; angles have retrieval by the winding memory too.
     rows = results["representations"]
@@ -153,7 +168,7 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
         "angles": 4,
         "untrained": 24,
     }
-    kept = [np.load(file) for file in (folder / "eval/7/features").iterdir()]
+    kept = [np.load(file) for file in (folder / "eval/cache").iterdir()]
     (val,) = [file for file in kept if "projector" in file.files and len(file["projector"]) == 20][:1]
     with torch.inference_mode():
         projected = projector(torch.from_numpy(val["embedding"]))
@@ -165,7 +180,7 @@ def test_what_the_loss_shaped_is_measured_too(tmp_path: Path, data, command: Cal
 
 
 def test_without_a_test_split_val_is_reported_as_val(checkpoint: Path, data, command: Callable):
-    outcome = command(checkpoint, *data[:4], "--metrics", "knn", "--k", "3,5", "--json")
+    outcome = command(checkpoint, *data[:4], "--metrics", "knn", "--baselines", "", "--k", "3,5", "--json")
     results = json.loads(outcome.out)
     assert results["reported_on"] == "val"
     found = results["representations"]["pretrained"]["knn"]
@@ -184,7 +199,7 @@ def test_scores_against_labels_are_left_out_with_a_reason(
     checkpoint: Path, tmp_path: Path, command: Callable, labels: list[str], reason: str
 ):
     shards = pack(tmp_path / "plain", labels, seed=5)
-    outcome = command(checkpoint, "--train", shards, "--val", shards, "--json")
+    outcome = command(checkpoint, "--train", shards, "--val", shards, "--baselines", "pixels", "--json")
     assert outcome.code == 0, outcome.err
     results = json.loads(outcome.out)
     against_labels = {"probe", "minibatch_probe", "knn", "few_shot", "retrieval"}
@@ -197,7 +212,8 @@ def test_scores_against_labels_are_left_out_with_a_reason(
 def test_several_checkpoints_have_a_folder_each(tmp_path: Path, run: Path, data, command: Callable):
     other = save_checkpoint(tmp_path / "other", step=9)
     outcome = command(
-        run, other / "encoder.safetensors", *data, "--metrics", "rank", "--out", tmp_path / "out", "--json"
+        *(run, other / "encoder.safetensors", *data, "--metrics", "rank", "--baselines", ""),
+        *("--out", tmp_path / "out", "--json"),
     )
     assert [entry["checkpoint"]["step"] for entry in json.loads(outcome.out)] == [7, 9]
     assert (tmp_path / "out" / "other-9" / "report.html").is_file()
@@ -205,6 +221,7 @@ def test_several_checkpoints_have_a_folder_each(tmp_path: Path, run: Path, data,
 
 def test_two_processes_embed_every_sample_once(checkpoint: Path, tmp_path: Path, data, command: Callable):
     options = [*map(str, data), "--metrics", "rank", "--json", "--batch-size", "3", "--workers", "1"]
+    options += ONE
     alone = command(checkpoint, *options, "--out", tmp_path / "alone")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = subprocess.run(
@@ -215,8 +232,8 @@ def test_two_processes_embed_every_sample_once(checkpoint: Path, tmp_path: Path,
     )
     assert together.returncode == 0, together.stderr
     assert json.loads(together.stdout)["data"] == json.loads(alone.out)["data"]
-    for file in (tmp_path / "alone" / "features").iterdir():
-        theirs, ours = np.load(tmp_path / "together" / "features" / file.name), np.load(file)
+    for file in (tmp_path / "alone" / "cache").iterdir():
+        theirs, ours = np.load(tmp_path / "together" / "cache" / file.name), np.load(file)
         assert theirs.files == ours.files
         for name in ours.files:
             np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
@@ -230,7 +247,7 @@ def test_results_reach_the_runs_own_mlflow_run_once(tmp_path: Path, data, comman
     run_id = client.create_run(client.create_experiment("e", str(tmp_path / "artifacts"))).info.run_id
     (run / "mlflow.json").write_text(json.dumps({"uri": uri, "experiment": "e", "run_id": run_id}))
     for _ in range(2):
-        outcome = command(run, *data, "--metrics", "knn", "--baselines", "untrained")
+        outcome = command(run, *data, "--metrics", "knn", "--baselines", "pixels")
         assert f"mlflow ui --backend-store-uri {uri}" in outcome.out
     name = "eval/pretrained/knn/balanced_accuracy"
     (point,) = client.get_metric_history(run_id, name)
@@ -252,7 +269,7 @@ def test_an_unreachable_store_costs_one_warning(
     record = run / "mlflow.json"
     record.write_text(json.dumps({"uri": uri, "experiment": "e", "run_id": "0" * 32}))
     try:
-        outcome = command(run, *data)
+        outcome = command(run, *data, *ONE)
     finally:
         record.unlink()
     assert outcome.code == 0

@@ -4,7 +4,8 @@ from eval_suite.options import Options
 
 STORED = {
     "metrics": ["rank", "shape", "views", "graph", "homology"],
-    "baselines": ["untrained", "pixels"],
+    "baselines": ["untrained", "pixels", "handmade"],
+    "initialisations": 3,
     "features": None,
     "pixel_size": 32,
     "samples": 10_000,

@@ -11,15 +11,15 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from eval_suite.features import embed
+from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def representation(checkpoint: Path) -> embed.Representation:
-    return embed.pretrained(find.find([str(checkpoint)])[0])
+def representation(checkpoint: Path) -> Representation:
+    return pretrained(find.find([str(checkpoint)])[0])
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def representation(checkpoint: Path) -> embed.Representation:
         ("std", (0.2, 0.2, 0.3)),
     ],
 )
-def test_every_part_of_an_encoder_is_in_the_key(representation: embed.Representation, field: str, value: Any):
+def test_every_part_of_an_encoder_is_in_the_key(representation: Representation, field: str, value: Any):
     other = dataclasses.replace(representation, **{field: value})
     assert other.key(CPU) != representation.key(CPU)
     assert dataclasses.replace(other, **{field: getattr(representation, field)}).key(
@@ -44,7 +44,7 @@ def test_every_part_of_an_encoder_is_in_the_key(representation: embed.Representa
 
 
 def test_so_are_precision_versions_and_every_argument(
-    representation: embed.Representation, monkeypatch: pytest.MonkeyPatch
+    representation: Representation, monkeypatch: pytest.MonkeyPatch
 ):
     keys = {representation.key(CPU), representation.key(torch.device("cuda"))}
     for name in representation.described["kwargs"]:

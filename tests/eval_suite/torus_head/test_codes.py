@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.features import embed
+from eval_suite.features.representation import pretrained
 from eval_suite.inputs import find
 from pretrain.geometry import codes
 from tests.eval_suite.eval_samples import run_other, save_checkpoint
@@ -38,7 +38,7 @@ def test_codes_are_those_of_the_embeddings(measured):
     assert [row["name"] for row in plain["codes"]] == ["published winding code", "FSQ 8×5×5×5"]
     (checkpoint,) = find.find([str(folder / "known")])
     data = Dataset(str(folder / "spots"))
-    head = embed.pretrained(checkpoint)
+    head = pretrained(checkpoint)
     from eval_suite.torus_head.winding import angles, load
 
     digits = codes.angular_bins(angles(head, load(data, head, 1000, 0), 64), 4)
