@@ -1,5 +1,6 @@
 """Targets from tables: which sample gets which value, the kind of targets, and the refusals."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.existing_tars.tar_index import Options, index
 from eval_suite.inputs.splits import open_splits, targets_of
 from eval_suite.inputs.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from isotorus.errors import UserError
+from tests.data_pipeline.pictures import png
+from tests.data_pipeline.tar_index import write
 from tests.eval_suite.eval_samples import pack
 
 
@@ -239,3 +243,15 @@ def test_keys_are_found_in_the_spellings_that_pack_takes(dataset, table, spellin
     rows = [f"{spelling.format(i)},{i}.5" for i in range(20)]
     found = load_targets(dataset, table("id,age", rows), "id", ["age"])
     assert found.known.all() and found.values[:, 0].tolist() == [n + 0.5 for n in number(dataset)]
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_keys_of_tars_are_found_however_accents_are_composed(
+    table, tmp_path: Path, stored: str, written: str
+):
+    tar, names = tmp_path / "x.tar", ["é/ü1", "é/ö2"]
+    write(tar, {f"{unicodedata.normalize(stored, name)}.png": png(i) for i, name in enumerate(names)})
+    index([str(tar)], str(tmp_path / "set"), Options())
+    rows = [f"{unicodedata.normalize(written, name)}.png,{i}" for i, name in enumerate(names)]
+    found = load_targets(Dataset(tmp_path / "set"), table("id,age", rows), "id", ["age"])
+    assert found.known.all() and found.without_row == 0
