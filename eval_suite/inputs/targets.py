@@ -184,7 +184,8 @@ def _rows(
     Keys are compared by their hashes, which are in the index, so that the shards need not be read.
     """
     samples = np.asarray(dataset.rows["key"])
-    hashes = _hashes(keys, samples)
+    # Keys begin so in tars that were made with `tar -cf x.tar .`
+    hashes = _hashes(keys, samples, ("", "./") if dataset.key(0).startswith("./") else ("",))
     rows = np.flatnonzero(np.isin(hashes, samples))
     if not len(rows):
         first = f" (the first: {keys[0][:80]!r})" if keys else ""
@@ -207,16 +208,20 @@ def _rows(
     return np.where(ordered[place] == samples, order[place], -1)
 
 
-def _hashes(keys: list[str], samples: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the hash of each key; of its spellings the first that is a sample, else any."""
+def _hashes(keys: list[str], samples: NDArray[np.uint64], prefixes: Sequence[str]) -> NDArray[np.uint64]:
+    """Return the hash of each key; of its spellings the first that is a sample, else any.
+
+    Each is also tried after each of the `prefixes`.
+    """
     hashes = np.zeros(len(keys), np.uint64)
     paths = [cells.one_path(key) for key in keys]
     for written in (keys, paths) if paths != keys else (keys,):
         for form in ("NFC", "NFD"):
             spelled = [key if key.isascii() else unicodedata.normalize(form, key) for key in written]
             for spelling in (spelled, [Item(key, 0).key for key in spelled]):
-                other = np.array([key_hash(key) for key in spelling], dtype=np.uint64)
-                hashes = np.where(np.isin(hashes, samples), hashes, other)
+                for prefix in prefixes:
+                    other = np.array([key_hash(prefix + key) for key in spelling], dtype=np.uint64)
+                    hashes = np.where(np.isin(hashes, samples), hashes, other)
             if all(map(str.isascii, written)):
                 break
     return hashes

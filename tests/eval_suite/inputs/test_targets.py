@@ -255,3 +255,12 @@ def test_keys_of_tars_are_found_however_accents_are_composed(
     rows = [f"{unicodedata.normalize(written, name)}.png,{i}" for i, name in enumerate(names)]
     found = load_targets(Dataset(tmp_path / "set"), table("id,age", rows), "id", ["age"])
     assert found.known.all() and found.without_row == 0
+
+
+@pytest.mark.parametrize("spelling", ["a/{}.png", "./a/{}.png", "a/{}", "./a/{}"])
+def test_keys_of_a_tar_of_the_present_folder_are_found(table, tmp_path: Path, spelling: str):
+    write(tmp_path / "x.tar", {f"./a/{i}.png": png(i) for i in range(2)})
+    index([str(tmp_path / "x.tar")], str(tmp_path / "set"), Options())
+    rows = [f"{spelling.format(i)},{i}.5" for i in range(2)]
+    found = load_targets(Dataset(tmp_path / "set"), table("id,age", rows), "id", ["age"])
+    assert found.values[:, 0].tolist() == [0.5, 1.5] and found.known.all()
