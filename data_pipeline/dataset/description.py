@@ -90,6 +90,8 @@ class Generation(Section):
     """Whether keys begin with the names of their tars; the same in all generations."""
     missing: list[str] | None = None
     """Cells of those files that mean "no label"; None: those that `tables.cells` lists."""
+    table_missing: list[str] | None = None
+    """Cells of the table of images that mean "no label"; None: those that `tables.cells` lists."""
     pixel_rules: PixelRules = 1
     """Version of the rules by which files become pixels, see `decoders.pixels`; sets that are older than the
     first number lack this key."""

@@ -57,6 +57,7 @@ def publish(
     label_extension: str | None = None,
     tar_names_in_keys: bool = False,
     missing: Sequence[str] | None = None,
+    table_missing: Sequence[str] | None = None,
     base: Dataset | None = None,
 ) -> None:
     """Write index.npy, shards.npy and at last dataset.json of a data set with these shards.
@@ -110,6 +111,7 @@ def publish(
         label_extension=label_extension,
         tar_names_in_keys=tar_names_in_keys,
         missing=None if missing is None else list(missing),
+        table_missing=None if table_missing is None else list(table_missing),
         pixel_rules=pixel_rules,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),

@@ -1,5 +1,6 @@
 """Write the assigned shards into the staging folder, then publish them as a generation of every set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,15 @@ def build(
     channels: int | None,
     workers: int,
     strict: bool,
+    missing: Sequence[str] | None,
 ) -> int:
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
     added.
 
-    `bases` says for each set which generation the shards are added to. Work that an earlier, interrupted call
-    has finished is kept. Raises `UserError` for errors that the user can correct; then nothing new is
-    published, and finished shards stay in the staging folder.
+    `missing` are the cells of the table that meant "no label", and `bases` says for each set which generation
+    the shards are added to. Work that an earlier, interrupted call has finished is kept. Raises `UserError`
+    for errors that the user can correct; then nothing new is published, and finished shards stay in the
+    staging folder.
     """
     old = {
         name: Dataset(dest / name, generation=base.generation)
@@ -68,6 +71,7 @@ def build(
                 plan=assigned.fingerprint,
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 pixel_rules=state.pixel_rules,
+                table_missing=missing,
                 base=old.get(name),
             )
     for name in ("", *tasks):

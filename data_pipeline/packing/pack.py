@@ -82,6 +82,8 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     Raises `UserError` for errors that the user can correct; finished shards are then kept, and the same call
     continues from them.
     """
+    if options.append and options.missing is None:
+        options = replace(options, missing=_missing_before(dest))
     items, others = _list(source, options)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
     advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
@@ -92,6 +94,15 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
     return f"{contained}\nnot packed: {not_read}; {advice}" if others else contained
+
+
+def _missing_before(dest: Path) -> tuple[str, ...] | None:
+    """Return which cells meant "no label" in the table from which `dest` was packed, if any were named."""
+    for name in ("", *(Path(name).name for name in subsets(str(dest)))):
+        if (dest / name / DESCRIPTION).exists():
+            found = Dataset(dest / name).description.table_missing
+            return None if found is None else tuple(found)
+    return None
 
 
 def _list(source: Path, options: Options) -> tuple[list[Item], Counter[str]]:
@@ -215,8 +226,17 @@ def _build(
     source: Path, dest: Path, folder: Path, assigned: Assignment, bases: dict[str, Base], options: Options
 ) -> int:
     """Call `build` with the options."""
-    channels, workers, strict = options.channels, options.workers, options.strict
-    return build(source, dest, folder, assigned, bases, channels=channels, workers=workers, strict=strict)
+    return build(
+        source,
+        dest,
+        folder,
+        assigned,
+        bases,
+        channels=options.channels,
+        workers=options.workers,
+        strict=options.strict,
+        missing=options.missing,
+    )
 
 
 def _summary(dest: Path, assigned: Assignment) -> str:

@@ -321,3 +321,18 @@ def test_renamed_and_removed_files_are_named(source: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["pack", str(source), str(tmp_path / "set"), "--append", "--workers", "1"]) == 0
     assert "note: 2 files are no longer there" in capsys.readouterr().out
+
+
+def test_what_meant_no_label_means_it_again(source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    names = sorted(str(file.relative_to(source)) for file in source.glob("*/*"))
+    rows = [f"{name},{['good', 'unsure', 'NA'][i % 3]}" for i, name in enumerate(names)]
+    dest = tmp_path / "set"
+    table.write_text("\n".join(["image,label", *rows[:6]]))
+    assert run(f"--labels {table} --missing unsure {SMALL}", source, dest) == 0
+    table.write_text("\n".join(["image,label", *rows]))
+    for _ in range(2):
+        assert run(f"--labels {table} --append {SMALL}", source, dest) == 0
+    assert Dataset(dest).classes == ["NA", "good"]
+    assert list(labels(Dataset(dest)).values()).count(None) == 4
+    assert Dataset(dest).description.table_missing == ["unsure"]
