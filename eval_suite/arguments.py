@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.tables.cells import MISSING, cell_list
-from eval_suite.metrics import BASELINES, FEATURE_SETS, GEOMETRY, METRICS, USEFULNESS
+from eval_suite.metrics import (
+    BASELINES,
+    FEATURE_SETS,
+    FEW_LABELS,
+    GEOMETRY,
+    LEAST_FOLDS,
+    METRICS,
+    USEFULNESS,
+    USUAL_FOLDS,
+)
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.names import nearest
 from isotorus.processes import usable_cores
@@ -64,6 +73,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--initialisations", type=at_least(1), default=3, metavar="N", help=often)
     add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
     add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
+    few = f"{USUAL_FOLDS} below {FEW_LABELS:,} labels, else 0"
+    folds = f"folds of train and val for probe and k-NN; 0: a single split (default: {few})"
+    add("--folds", type=number_of_folds, help=folds)
+    add("--repeats", type=at_least(1), default=1, help="divisions into folds (default %(default)s)")
     add("--samples", type=at_least(1), default=10_000, help="samples for the geometry (default %(default)s)")
     tenth = "points for homology (default: a tenth of the samples, 100 to 300)"
     add("--landmarks", type=at_least(1), help=tenth)
@@ -137,6 +150,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
+def number_of_folds(text: str) -> int:
+    """Convert the argument of --folds to a number; for argparse's `type`."""
+    value = at_least(0)(text)
+    if 0 < value < LEAST_FOLDS:
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected 0 for a single split, or {LEAST_FOLDS} or more: one is scored, another one "
+            "chooses the settings, the others are fitted"
+        )
+    return value
+
+
 def above_zero(text: str) -> float:
     """Convert an argument to a positive float; for argparse's `type`."""
     try:
@@ -156,6 +180,8 @@ def options(given: argparse.Namespace) -> "Options":
     useful: dict[str, Any] = {
         "metrics": tuple(name for name in metrics if name in USEFULNESS),
         "seed": given.seed,
+        "folds": given.folds,
+        "repeats": given.repeats,
     }
     if given.k:
         useful["k"] = numbers(given.k, "--k", 1, "10,20,100")
@@ -181,7 +207,7 @@ def options(given: argparse.Namespace) -> "Options":
 def pass_on(given: argparse.Namespace) -> list[str]:
     """Return the arguments for a process that evaluates one of the checkpoints."""
     passed = "train val test targets target_columns key_column target_kind metrics baselines features k"
-    passed += " initialisations samples landmarks draws seed batch_size workers"
+    passed += " initialisations samples landmarks draws folds repeats seed batch_size workers"
     values = {name: getattr(given, name) for name in passed.split()}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     if given.missing is not None:

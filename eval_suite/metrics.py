@@ -118,6 +118,12 @@ METRICS = (*USEFULNESS, *GEOMETRY)
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
 FEATURE_SETS = ("embedding", "patch_mean", "last2", "last4", "stages", "projector", "angles")
+LEAST_FOLDS = 3
+"""Fewest folds: one is held out for the score, one chooses the settings, and the others are fitted."""
+USUAL_FOLDS = 5
+"""Number of folds unless another one is asked for."""
+FEW_LABELS = 5000
+"""Number of labelled samples in train and val below which scores come from folds by default."""
 
 
 def headlines(task: str | None) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 from isotorus.errors import from_os_error
 from isotorus.files import atomic
 
-FORMAT = 2
+FORMAT = 3
 """Version of results.json; it increases when the meaning of a key changes."""
 
 

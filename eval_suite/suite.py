@@ -5,7 +5,7 @@ docs/results.md lists what the results hold.
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,15 @@ from eval_suite.features import representation as kinds
 from eval_suite.features.constant import is_constant
 from eval_suite.features.representation import Representation
 from eval_suite.geometry import rank
+from eval_suite.inputs import copies
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.target_values import Kind
 from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
 from eval_suite.options import Options
-from eval_suite.usefulness import neighbors, scores
+from eval_suite.usefulness import neighbors
+from eval_suite.usefulness.folds.division import Codes
 from eval_suite.usefulness.selection import standardiser
 from isotorus.errors import UserError
 
@@ -97,7 +99,9 @@ def evaluate(
         if name not in features["pretrained"]:
             missing = "the checkpoint has no such features"
             left_out.setdefault(f"feature set {name}", missing)
-    measured = measure(features, targets, options, state)
+    looked_at = {name: targets[name].known for name in ("train", "val")}
+    datasets = {name: splits.items()[name] for name in looked_at}
+    measured = measure(features, targets, options, state, lambda: copies.of_images(datasets, looked_at))
     measured["left_out"] += [{"metric": metric, "reason": why} for metric, why in left_out.items()]
     if "views" in options.geometry.metrics:
         drawn: dict[str, Any] = {"seed": options.geometry.seed, "device": state.device}
@@ -183,26 +187,35 @@ def evaluate_vectors(
             "weights_sha256": vectors.sha256,
         },
         "data": {split: _about_split(vectors.file, vectors.sha256, targets[split]) for split in splits},
-        **measure(features, targets, options, state),
+        **measure(
+            features, targets, options, state, lambda: copies.of_rows(features["pretrained"]["embedding"])
+        ),
     }
     return _write(written, features, targets, options, out, None, None)
 
 
 def measure(
-    features: Features, targets: Mapping[str, Targets], options: Options, state: PartialState
+    features: Features,
+    targets: Mapping[str, Targets],
+    options: Options,
+    state: PartialState,
+    alike: Callable[[], Sequence[Codes]] = list,
 ) -> dict[str, Any]:
-    """Measure what needs only features: the usefulness of each representation, and each cloud's geometry."""
+    """Measure what needs only features: the usefulness of each representation, and each cloud's geometry.
+
+    `alike` returns groups of copies, and is called if there are folds.
+    """
+    division, undivided = usefulness.divided(targets, options.useful, alike)
     reported = "test" if "test" in targets else "val"
     if reported in targets and (missed := missed_classes(targets, reported)):
         some = ", ".join(missed[:5]) + ", …" * (len(missed) > 5)
         _log.warning("note: train has no samples of %s, which count as missed in %s", some, reported)
     representations: dict[str, dict[str, Any]] = {}
-    samples: dict[tuple[str, str], usefulness.Samples] = {}
+    estimates: dict[str, dict[str, usefulness.Estimates]] = {}
     for name, sets in _by_row(features).items():
-        useful, drawn = usefulness.measure_paired(
-            sets, targets, options.useful, device=state.device, name=name
+        useful, estimates[name] = usefulness.measure_paired(
+            sets, targets, options.useful, device=state.device, name=name, division=division
         )
-        samples |= {(name, method): values for method, values in drawn.items()}
         train = next(iter(sets.values()))["train"]
         representations[name] = {"width": train.shape[1], "collapsed": is_constant(train), **useful}
         if "rank" in options.geometry.metrics:
@@ -222,12 +235,15 @@ def measure(
         "kind": pretrained.get("kind"),
         "reported_on": pretrained["reported_on"],
         "representations": representations,
-        "differences": _differences(representations, samples),
+        "folds": None if division is None else division.about,
+        "differences": usefulness.differences(
+            {name: of for name, of in estimates.items() if name not in HEAD}
+        ),
         "geometry": {
             name: _geometry(name, x, labels if (labels >= 0).any() else None, options, jobs)
             for name, x in geometry.clouds(features).items()
         },
-        "left_out": _left_out(representations),
+        "left_out": undivided + _left_out(representations),
     }
 
 
@@ -329,27 +345,6 @@ def _check_neighbours(k: Sequence[int], train: Targets) -> None:
             f"k = {max(k)} neighbours, but train has {available} labelled samples; give smaller ones, "
             f"e.g. --k {max(1, available // 4)}"
         )
-
-
-def _differences(
-    representations: Mapping[str, Mapping[str, Any]], samples: Mapping[tuple[str, str], usefulness.Samples]
-) -> dict[str, Any]:
-    """Return pretrained minus baseline, by baseline, method and score, on the same resampled test sets."""
-    differences: dict[str, Any] = {}
-    for (name, method), theirs in samples.items():
-        if name in ("pretrained", *HEAD) or ("pretrained", method) not in samples:
-            continue
-        ours = samples["pretrained", method]
-        pair = representations["pretrained"][method], representations[name][method]
-        differences.setdefault(name, {})[method] = {
-            score: {
-                "value": pair[0][score] - pair[1][score],
-                "interval": scores.interval(ours[score] - theirs[score]),
-            }
-            for score in theirs
-            if pair[0][score] is not None and pair[1][score] is not None
-        }
-    return differences
 
 
 def _about_split(path: str | Path, fingerprint: str, targets: Targets) -> dict[str, Any]:

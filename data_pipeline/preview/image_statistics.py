@@ -11,6 +11,7 @@ from PIL import Image
 from data_pipeline import pool
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.decode import largest_shrink
+from data_pipeline.decoders.pixels import Pixels
 from data_pipeline.preview.duplicates import THUMBNAIL
 from isotorus.randomness import generator
 
@@ -114,6 +115,19 @@ def draw(sizes: Sequence[int], seed: int) -> tuple[NDArray[np.int64], NDArray[np
     return numbers, rows - np.append(0, ends)[numbers]
 
 
+def small(dataset: Dataset, index: int, channels: int | None, depth: Depth | None) -> Pixels:
+    """Return an image, of which a large JPEG is decoded at a smaller size; raises Corrupt or ValueError."""
+    row = dataset.rows[index]
+    shrink = largest_shrink(min(row["width"], row["height"]) / _SIDE)
+    return dataset.pixels(index, channels, depth, shrink)
+
+
+def thumbnail(image: Pixels) -> NDArray[np.float32]:
+    """Return a grey thumbnail (`THUMBNAIL`, `THUMBNAIL`) of an image (H, W, C), the mean over channels."""
+    grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
+    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
 def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list[str]]:
     """Measure images: returns the measurements, the counts of pixel values (C, `SHADES`), and messages
     about errors.
@@ -123,9 +137,7 @@ def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list
     for index in task.indices:
         pool.count()
         try:
-            row = task.dataset.rows[index]
-            shrink = largest_shrink(min(row["width"], row["height"]) / _SIDE)
-            image = task.dataset.pixels(index, task.channels, task.depth, shrink)
+            image = small(task.dataset, index, task.channels, task.depth)
         except Corrupt as error:
             unreadable.append(str(error))
             continue
@@ -137,7 +149,5 @@ def _measure_task(task: _Task) -> tuple[list[_Measured], NDArray[np.int64], list
             values = image[..., channel].ravel().astype(np.int64) * SHADES // (white + 1)
             counts += np.bincount(values, minlength=SHADES)
         flat = bool((image == image[0, 0]).all())
-        grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
-        thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
-        seen.append(_Measured(task.number, index, float(image.mean()) / white, flat, thumbnail))
+        seen.append(_Measured(task.number, index, float(image.mean()) / white, flat, thumbnail(image)))
     return seen, shades, unreadable

@@ -55,7 +55,8 @@ def render(
     """
     undrawn: Undrawn = {}
     embeddings = {name: sets["embedding"] for name, sets in features.items() if "embedding" in sets}
-    reported = results["reported_on"] if results["reported_on"] in embeddings["pretrained"] else "train"
+    shown_of = (results["reported_on"], "test", "val", "train")
+    reported = next(split for split in shown_of if split in embeddings["pretrained"])
     encoders = [name for name in ("pretrained", "untrained") if name in features]
     shown = randomness.rows(len(embeddings["pretrained"][reported]), pictures.MAP_POINTS, seed)
     colours = figures.class_colours(len(results["classes"]))

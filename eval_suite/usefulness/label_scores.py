@@ -43,9 +43,18 @@ def bootstrap(
     return _means(labels, scores, counts)
 
 
-def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
+def by_column(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
+    """Return for each score its values (labels, resamples), of which the score is the mean over labels.
+
+    `counts` (resamples, n) is how often each sample is drawn.
+    """
     area, precision = areas(labels > 0, scores, counts)
-    return {"auroc": mean_over_columns(area), "average_precision": mean_over_columns(precision)}
+    return {"auroc": area, "average_precision": precision}
+
+
+def _means(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
+    measured = by_column(labels, scores, counts)
+    return {name: mean_over_columns(values) for name, values in measured.items()}
 
 
 def mean_over_columns(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,64 +1,38 @@
 """How useful one representation is: probes, neighbours, few-shot and retrieval against its targets.
 
-Every setting, also the feature set, is chosen on val; each method looks at test once. A method that cannot be
-computed, or that fails, is left out with a reason.
+With a division into folds, probe and k-NN are cross-validated (`usefulness.folds`). Otherwise, and for the
+other methods, every setting, also the feature set, is chosen on val; each method looks at test once. A method
+that cannot be computed, or that fails, is left out with a reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from eval_suite import progress
 from eval_suite.attempts import Unmeasurable, attempt
 from eval_suite.inputs.targets import Targets, aligned, missed_classes
-from eval_suite.metrics import METHODS, USEFULNESS
+from eval_suite.metrics import METHODS
 from eval_suite.results import json_safe
-from eval_suite.usefulness import angle_retrieval, neighbors, scores
+from eval_suite.usefulness import angle_retrieval, neighbors
+from eval_suite.usefulness.estimate import MOST_CLASSES, Estimates, of_test
 from eval_suite.usefulness.few_shot import few_shot
-from eval_suite.usefulness.minibatch_probe import Protocol, minibatch_probe
-from eval_suite.usefulness.probe import L2_GRID, linear_probe
+from eval_suite.usefulness.folds import measure_folds
+from eval_suite.usefulness.folds.division import Division
+from eval_suite.usefulness.minibatch_probe import minibatch_probe
+from eval_suite.usefulness.options import Options
+from eval_suite.usefulness.probe import linear_probe
 from eval_suite.usefulness.regression import ridge_probe
-from eval_suite.usefulness.resampling import Groups, units
+from eval_suite.usefulness.resampling import units
 from eval_suite.usefulness.retrieval import retrieval
-from eval_suite.usefulness.selection import JUDGES
 from isotorus.errors import UserError
-from isotorus.section import Section
 
 Array = NDArray[np.floating]
 Features = Mapping[str, Mapping[str, Array]]
 """Features (n, d) of one representation, by feature set, then split."""
-Samples = dict[str, NDArray[np.float64]]
-"""The values of each score on the bootstrap test sets, (resamples,) each."""
-
-MOST_CLASSES = 100
-"""Largest number of classes for which the results hold the confusion matrix."""
-
-
-class Options(Section):
-    """What is measured against targets, and how."""
-
-    metrics: tuple[str, ...] = USEFULNESS
-    """Names from `metrics.USEFULNESS`."""
-    l2: tuple[float, ...] = L2_GRID
-    """L2 strengths of the linear probe; ridge regression has its own."""
-    protocol: Protocol = Protocol()
-    """Training of the minibatch probe."""
-    k: tuple[int, ...] = neighbors.K_GRID
-    """Numbers of neighbours to choose from; those above the number of train samples are skipped."""
-    temperature: float = Field(0.07, gt=0)
-    """Temperature of the neighbours' votes."""
-    shots: tuple[int, ...] = (1, 10)
-    """Labelled samples per class in few-shot classification."""
-    draws: int = Field(20, ge=2)
-    """Random choices of those samples."""
-    resamples: int = Field(1000, ge=1)
-    """Bootstrap test sets for each interval."""
-    seed: int = 0
-    """Seed of draws, queries and bootstrap; minibatches have their own in `protocol`."""
 
 
 class _Data(NamedTuple):
@@ -78,14 +52,15 @@ def measure(
     options: Options | None = None,
     *,
     device: str | torch.device = "cpu",
+    division: Division | None = None,
 ) -> dict[str, Any]:
     """Measure everything in `options` on the features and targets by split; the result is ready for JSON.
 
-    Splits are train, val and, if there is one, test. Without test, scores are reported on val, and
-    `reported_on` says so. docs/usefulness.md lists the keys. Metrics that the data are not enough for raise
-    nothing; they are in `left_out` with a reason.
+    Splits are train, val and, if there is one, test. Scores are reported on the folds of the `division`;
+    without one on test, and without test on val, as `reported_on` says. docs/usefulness.md lists the keys.
+    Metrics that the data are not enough for raise nothing; they are in `left_out` with a reason.
     """
-    return measure_paired(features, targets, options, device=device)[0]
+    return measure_paired(features, targets, options, device=device, division=division)[0]
 
 
 def measure_paired(
@@ -95,29 +70,45 @@ def measure_paired(
     *,
     device: str | torch.device = "cpu",
     name: str = "features",
-) -> tuple[dict[str, Any], dict[str, Samples]]:
-    """Do the same as `measure`, and also return the bootstrap samples of the scores by method.
+    division: Division | None = None,
+) -> tuple[dict[str, Any], dict[str, Estimates]]:
+    """Do the same as `measure`, and also return the estimates of the scores by method.
 
-    `name` is what progress calls the representation.
-
-    The test sets depend only on targets and seed. So the samples of two representations are paired, and their
-    difference is a sample of the difference of the scores.
+    `name` is what progress calls the representation. What is drawn depends only on targets, division and
+    seed. So the estimates of two representations are paired, and can be subtracted.
     """
     options = options or Options()
+    if division is None:
+        results, estimates = _on_a_split(features, targets, options, options.metrics, device, name)
+    else:
+        metrics = tuple(metric for metric in options.metrics if metric not in measure_folds.FOLDED)
+        results, estimates = _on_a_split(features, targets, options, metrics, device, name)
+        folded, more = measure_folds.measure(features, division, targets, options, device=device, name=name)
+        folded["left_out"] += [e for e in results["left_out"] if e not in folded["left_out"]]
+        results, estimates = {**results, **folded}, estimates | more
+    results["targets"] = {split: _counts(of) for split, of in targets.items()}
+    return json_safe(results), estimates
+
+
+def _on_a_split(
+    features: Features,
+    targets: Mapping[str, Targets],
+    options: Options,
+    metrics: Sequence[str],
+    device: str | torch.device,
+    name: str,
+) -> tuple[dict[str, Any], dict[str, Estimates]]:
+    """Measure `metrics`, fitted on train, with settings chosen on val, and reported on test or else val."""
     reported = "test" if "test" in targets else "val"
     left_out: list[dict[str, str]] = []
-    samples: dict[str, Samples] = {}
-    results: dict[str, Any] = {
-        "reported_on": reported,
-        "targets": {split: _counts(of) for split, of in targets.items()},
-        "left_out": left_out,
-    }
+    estimates: dict[str, Estimates] = {}
+    results: dict[str, Any] = {"reported_on": reported, "left_out": left_out}
     try:
         usable = _usable(targets, reported)
         data = _data(features, usable, reported, left_out)
     except Unmeasurable as reason:
-        left_out += [{"metric": metric, "reason": str(reason)} for metric in options.metrics]
-        return results, samples
+        left_out += [{"metric": metric, "reason": str(reason)} for metric in metrics]
+        return results, estimates
     kind, names = usable["train"].kind, usable["train"].names
     widths = {name: x.shape[1] for name, x in data.train_x.items()}
     results |= {"kind": kind, "names": names, "widths": widths}
@@ -128,42 +119,26 @@ def measure_paired(
     if groups is not None:
         results["intervals"]["groups"] = int(units(groups).max()) + 1
     failed: dict[str, str] = {}
-    for metric in options.metrics:
+    for metric in metrics:
         progress.doing(f"{METHODS[metric].label} of {name}")
 
-        def compute(metric: str = metric) -> tuple[dict[str, Any], Samples | None]:
+        def compute(metric: str = metric) -> tuple[dict[str, Any], Estimates | None]:
             measured = _METHODS[metric](data, kind, len(names), options, device)
-            if "test_scores" in measured:
-                return _judged(measured, data.test_y, groups, kind, names, options)
-            return measured, None
+            if "test_scores" not in measured:
+                return measured, None
+            drawn = {"resamples": options.resamples, "seed": options.seed}
+            return of_test(measured, data.test_y, groups, kind, names, **drawn)
 
         if (judged := attempt(metric, compute, failed)) is None:
             continue
-        results[metric], drawn = judged
-        if drawn is not None:
-            samples[metric] = drawn
+        results[metric], found = judged
+        results[metric]["reported_on"] = reported
+        if found is not None:
+            estimates[metric] = found
             if kind == "multiclass" and "confusion" not in results[metric]:
                 failed[f"{metric}.confusion"] = f"more than {MOST_CLASSES} classes"
     left_out += [{"metric": metric, "reason": reason} for metric, reason in failed.items()]
-    return json_safe(results), samples
-
-
-def _judged(
-    measured: dict[str, Any], y: NDArray[Any], groups: Groups, kind: str, names: list[str], options: Options
-) -> tuple[dict[str, Any], Samples]:
-    """Replace the predictions in `measured` by intervals, a row for each class or column, and the confusion.
-
-    Also returns the bootstrap samples of the scores.
-    """
-    judge, predicted = JUDGES[kind], measured["test_scores"]
-    drawn = judge.bootstrap(y, predicted, resamples=options.resamples, seed=options.seed, groups=groups)
-    judged = {key.removeprefix("test_"): of for key, of in measured.items() if key != "test_scores"}
-    judged |= {f"{score}_interval": scores.interval(values) for score, values in drawn.items()}
-    rows = zip(names, judge.per_column(y, predicted), strict=True)
-    judged["per_class"] = [{"name": name, **row} for name, row in rows]
-    if kind == "multiclass" and len(names) <= MOST_CLASSES:
-        judged["confusion"] = scores.confusion(y, predicted).tolist()
-    return judged, drawn
+    return results, estimates
 
 
 def _counts(targets: Targets) -> dict[str, int]:
@@ -284,19 +259,12 @@ _METHODS = {
 
 def _with_directions(data: _Data) -> _Data:
     """Keep the feature sets whose cosines differ; raises Unmeasurable if there are none."""
-    reasons: dict[str, str] = {}
-    for name, x in data.train_x.items():
-        try:
-            neighbors.require_directions(x)
-        except Unmeasurable as reason:
-            reasons[name] = str(reason)
-    if len(reasons) == len(data.train_x):
-        raise Unmeasurable(next(iter(reasons.values())))
-    kept: dict[str, Any] = {
-        field: {name: x for name, x in getattr(data, field).items() if name not in reasons}
+    kept = neighbors.with_directions(data.train_x)
+    changed: dict[str, Any] = {
+        field: {name: x for name, x in getattr(data, field).items() if name in kept}
         for field in ("train_x", "val_x", "test_x")
     }
-    return data._replace(**kept)
+    return data._replace(**changed)
 
 
 def _best_feature_set(data: _Data, score: Callable[..., dict[str, Any]], by: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ search for each k, while one search serves all of them here. The gain was not me
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import faiss
@@ -138,6 +138,20 @@ def require_directions(x: Array) -> None:
             f"the features lie {offset / max(spread, SMALLEST):.1e} times their spread away from the origin, "
             "so all cosines are 1; subtract the mean of train before"
         )
+
+
+def with_directions(sets: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the feature sets that `require_directions` accepts; raises Unmeasurable if it accepts none."""
+    kept, reasons = {}, []
+    for name, x in sets.items():
+        try:
+            require_directions(x)
+            kept[name] = x
+        except Unmeasurable as reason:
+            reasons.append(reason)
+    if not kept:
+        raise reasons[0]
+    return kept
 
 
 def _votes(

@@ -16,13 +16,13 @@ Array = NDArray[np.floating]
 
 def summary(y: Array, predicted: Array) -> dict[str, float]:
     """Return R² (coefficient of determination), mean absolute error and Spearman's rank correlation."""
-    measured = _scores(y, predicted, np.ones((1, len(y))))
+    measured = by_column(y, predicted, np.ones((1, len(y))))
     return {name: float(mean_over_columns(values)[0]) for name, values in measured.items()}
 
 
 def per_column(y: Array, predicted: Array) -> list[dict[str, float]]:
     """Return the same scores for each column; nan where one is undefined, e.g. R² of a constant target."""
-    measured = _scores(y, predicted, np.ones((1, len(y))))
+    measured = by_column(y, predicted, np.ones((1, len(y))))
     return [{name: float(values[c, 0]) for name, values in measured.items()} for c in range(y.shape[1])]
 
 
@@ -36,13 +36,13 @@ def bootstrap(
     """
     counts = over_all(len(y), resamples, seed, groups)
     chunk = max(1, 5_000_000 // len(y))
-    parts = [_scores(y, predicted, counts[i : i + chunk]) for i in range(0, resamples, chunk)]
+    parts = [by_column(y, predicted, counts[i : i + chunk]) for i in range(0, resamples, chunk)]
     return {
         name: mean_over_columns(np.concatenate([part[name] for part in parts], axis=1)) for name in parts[0]
     }
 
 
-def _scores(y: Array, predicted: Array, counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+def by_column(y: Array, predicted: Array, counts: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """Return each score (columns, resamples); `counts` (resamples, n) is how often each sample is drawn."""
     total = counts.sum(axis=1, dtype=np.float64)
     weights = counts.astype(np.float64)

@@ -64,6 +64,25 @@ def linear_probe(
     return {**selection.choose(candidates(), val_y, test_y, kind), "converged": all(converged)}
 
 
+def predictions(
+    x: Array,
+    y: Labels,
+    held: Array,
+    l2: Sequence[float],
+    *,
+    balanced: bool = True,
+    classes: int,
+    device: str | torch.device = "cpu",
+) -> tuple[list[NDArray[np.float64]], bool]:
+    """Fit on `x` (n, d) and `y` as `linear_probe` does, at every strength in `l2`.
+
+    Returns the probabilities of the samples `held` (m, d) for each strength, and whether every fit converged.
+    """
+    selection.require_two_classes(y)
+    fit = _Fit(x, y, l2, balanced, classes, device)
+    return [fit.scores(held, member) for member in range(len(l2))], fit.converged
+
+
 class _Fit:
     """Logistic regressions on one feature set, one for each strength."""
 

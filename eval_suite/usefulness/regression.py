@@ -49,6 +49,16 @@ def ridge_probe(
     return selection.choose(candidates(), val_y, test_y, "regression")
 
 
+def predictions(x: Array, y: Array, held: Array, l2: Sequence[float]) -> list[NDArray[np.float64]]:
+    """Fit on `x` (n, d) and `y` (n, columns) as `ridge_probe` does, at every strength in `l2`.
+
+    Returns the numbers (m, columns) that each strength predicts for the samples `held` (m, d).
+    """
+    standardise = selection.standardiser(x)
+    weights, bias = _ridge(standardise(x), y, l2)
+    return [_predict(standardise, weight, bias, held) for weight in weights]
+
+
 def _ridge(x: NDArray[np.float64], y: Array, l2: Sequence[float]) -> tuple[list[Array], Array]:
     """Return weights (d, columns) for each strength, and the bias (columns,), which is the mean of `y`.
 

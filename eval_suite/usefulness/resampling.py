@@ -35,7 +35,7 @@ def within_classes(
     samples. The draws of resamples from `start` on are independent of those before.
     """
     unit = np.arange(len(labels)) if groups is None else units(groups)
-    classes = labels if groups is None else _most_frequent(labels, unit)
+    classes = labels if groups is None else most_frequent(labels, unit)
     counts = np.zeros((resamples, len(classes)), dtype=np.uint16)
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
@@ -56,7 +56,7 @@ def units(groups: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.unique(unit, return_inverse=True)[1].astype(np.int64)
 
 
-def _most_frequent(labels: Labels, unit: NDArray[np.int64]) -> NDArray[np.int64]:
+def most_frequent(labels: Labels, unit: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the class that most samples of each unit have, the smallest among equals."""
     pairs, counts = np.unique(np.stack([unit, labels.astype(np.int64)], axis=1), axis=0, return_counts=True)
     order = np.lexsort((pairs[:, 1], -counts, pairs[:, 0]))

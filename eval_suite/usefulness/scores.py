@@ -69,6 +69,29 @@ def per_column(labels: Labels, scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
+def by_column(labels: Labels, scores: Scores, counts: Counts) -> dict[str, NDArray[np.float64]]:
+    """Return for each score its values (classes, resamples), of which the score is the mean over classes.
+
+    `counts` (resamples, n) is how often each sample is drawn. A value is nan where its class does not occur,
+    or no other one does. Accuracy is not a mean over classes; it has a single row.
+    """
+    classes = scores.shape[1]
+    right = scores.argmax(axis=1) == labels
+    judged = np.array([1]) if classes == 2 else np.arange(classes)
+    area = areas(labels[:, None] == judged, scores[:, judged], counts)[0]
+    with np.errstate(invalid="ignore"):
+        recalls = [
+            counts[:, of & right].sum(axis=1) / counts[:, of].sum(axis=1)
+            for of in (labels == label for label in range(classes))
+        ]
+        accuracies = counts[:, right].sum(axis=1) / counts.sum(axis=1)
+    return {
+        "accuracy": accuracies[None],
+        "balanced_accuracy": np.array(recalls),
+        "auroc": np.repeat(area, 2, axis=0) if classes == 2 else area,
+    }
+
+
 def confusion(labels: Labels, scores: Scores) -> NDArray[np.int64]:
     """Return the number of samples of class i that are predicted as class j, (classes, classes)."""
     classes = scores.shape[1]

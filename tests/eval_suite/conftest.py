@@ -23,7 +23,9 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def data(splits: dict[str, Path]) -> list[object]:
-    return ["--train", splits["train"], "--val", splits["val"], "--test", splits["test"]]
+    """The options that name the splits, which are scored without folds."""
+    named = ["--train", splits["train"], "--val", splits["val"], "--test", splits["test"]]
+    return [*named, "--folds", "0"]
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ class Evaluated(NamedTuple):
 
 @pytest.fixture(scope="session")
 def evaluated(run: Path, data: list[object]) -> Evaluated:
-    """The outcome of the command with default options but one untrained encoder, run once."""
+    """The outcome of the command on a single split with one untrained encoder, run once."""
     outcome = run_command(run, *data, *ONE)
     assert outcome.code == 0, outcome.err
     folder = run / "eval" / "7"

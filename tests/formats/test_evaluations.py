@@ -21,6 +21,8 @@ DATA = [
     HERE / "sets/cells/val",
     "--baselines",
     "",
+    "--folds",
+    "0",
     "--workers",
     "0",
 ]
@@ -62,10 +64,10 @@ def test_a_checkpoint_gives_the_embedding_that_it_gave(evaluated: Path, name: st
 
 @pytest.mark.parametrize("name", ["lejepa", "torus", "features"])
 def test_results_have_the_keys_and_values_that_they_had(evaluated: Path, name: str):
-    """Only the record of what the results depend on, resampled intervals and paths may differ."""
+    """Only the format, the record of what the results depend on, resampled intervals and paths may differ."""
     written, found = results(HERE, name), results(evaluated, name)
     assert_contains(
         found,
         written,
-        but=("inputs", "folder", "run", "path", "weights_sha256", "interval", "differences"),
+        but=("format", "inputs", "folder", "run", "path", "weights_sha256", "interval", "differences"),
     )

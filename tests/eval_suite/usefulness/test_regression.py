@@ -58,7 +58,7 @@ def test_a_resample_scores_as_the_samples_that_it_repeats():
     y = random.integers(4, size=(50, 1)).astype(float)  # with ties
     predicted = np.round(y + random.normal(size=(50, 1)), 1)
     counts = random.integers(3, size=(1, 50))
-    found = number_scores._scores(y, predicted, counts)
+    found = number_scores.by_column(y, predicted, counts)
     rows = np.repeat(np.arange(50), counts[0])
     assert found["r2"][0, 0] == pytest.approx(r2_score(y[rows], predicted[rows]))
     assert found["mae"][0, 0] == pytest.approx(mean_absolute_error(y[rows], predicted[rows]))

@@ -79,7 +79,7 @@ def test_the_same_input_gives_the_same_results_and_paired_samples(found):
     again, samples = usefulness.measure_paired(features, targets, QUICK)
     assert again == found
     assert set(samples) == {"probe", "minibatch_probe", "knn"}
-    low, high = np.percentile(samples["knn"]["auroc"], [2.5, 97.5])
+    low, high = np.percentile(samples["knn"]["auroc"].resampled, [2.5, 97.5])
     assert found["knn"]["auroc_interval"] == pytest.approx([low, high])
 
 
@@ -231,7 +231,7 @@ def test_the_confusion_matrix_is_that_of_the_predictions():
     predicted = neighbors.knn_classify(rows[0], rows[1], rows[2], k=5)
     assert found["knn"]["confusion"] == confusion_matrix(rows[3], predicted).tolist()
     assert found["knn"]["accuracy"] == accuracy_score(rows[3], predicted)
-    assert len(samples["knn"]["auroc"]) == 100
+    assert len(samples["knn"]["auroc"].resampled) == 100
 
 
 def test_a_method_that_fails_does_not_lose_the_others(found):
