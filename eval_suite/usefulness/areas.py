@@ -38,8 +38,12 @@ def areas(
         _areas(order, positive[order, column], last, counts, result[0, column], result[1, column])
 
     threads = min(columns, usable_cores())
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        list(pool.map(work, range(columns)))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(columns)))
+    else:
+        for column in range(columns):
+            work(column)
     return result[0], result[1]
 
 
