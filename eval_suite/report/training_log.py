@@ -1,9 +1,15 @@
 """What a run logged while training, read from its metrics.jsonl."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isotorus import jsonl
+
+WINDOW = 0.01
+"""Share of the run's steps over which `loss_at` averages, because the losses of single steps are noisy."""
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
@@ -12,18 +18,42 @@ def logged(run: Path) -> list[dict[str, Any]]:
         rows = jsonl.read(run / "metrics.jsonl")
     except OSError:
         return []
-    by_step = {row["step"]: row for row in rows if isinstance(row, dict) and "step" in row}
+    by_step = {row["step"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def at(rows: list[dict[str, Any]], key: str, step: int, window: int) -> float | None:
-    """Return the mean of a logged quantity over the `window` steps up to `step`, as single values are noisy.
+def loss_at(run: Path, step: int) -> float | None:
+    """Return the training loss at a step of a run, averaged over the last 1 % of the run's steps before it.
 
-    None where no row in the window has the quantity.
+    None if nothing was logged, or only before or only after this step.
     """
-    values = [
-        row[key]
-        for row in rows
-        if step - window < row["step"] <= step and isinstance(row.get(key), int | float)
-    ]
-    return sum(values) / len(values) if values else None
+    rows = logged(run)
+    window = max(1, round(WINDOW * rows[-1]["step"])) if rows else 1
+    return at(rows, "loss", step, window)
+
+
+def at(rows: list[dict[str, Any]], key: str, step: int, window: int) -> float | None:
+    """Return a logged quantity at a step: at each logged row its mean over the `window` steps up to there.
+
+    Between two logged rows the value is interpolated linearly. None where the step lies outside of the rows
+    that have the quantity.
+    """
+    having = [row for row in rows if _is_number(row.get(key))]
+    if not having or not having[0]["step"] <= step <= having[-1]["step"]:
+        return None
+    steps = np.array([row["step"] for row in having])
+    values = np.array([float(row[key]) for row in having])
+
+    def mean_up_to(place: int) -> float:
+        within = (steps > steps[place] - window) & (steps <= steps[place])
+        return float(values[within].mean())
+
+    after = int(np.searchsorted(steps, step))
+    if steps[after] == step:
+        return mean_up_to(after)
+    ends = [mean_up_to(after - 1), mean_up_to(after)]
+    return float(np.interp(step, steps[after - 1 : after + 1], ends))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
