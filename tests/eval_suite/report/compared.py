@@ -1,6 +1,12 @@
 """Results dictionaries with chosen scores, as results.json has them."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from eval_suite.report.over_seeds import Evaluated
 
 
 def results(
@@ -40,3 +46,29 @@ def results(
         "kind": "multiclass",
         "reported_on": "test",
     }
+
+
+def evaluated(
+    folder: Path,
+    name: str,
+    *,
+    step: int = 500,
+    seed: int | None = 0,
+    losses: dict[int, float] | None = None,
+    config: dict[str, Any] | None = None,
+    **scores: Any,
+) -> Evaluated:
+    """Return an evaluation of a run that is made in `folder`; without a seed its config.yaml is left out.
+
+    `scores` go to `results`, `losses` by step to metrics.jsonl, and `config` into config.yaml.
+    """
+    run = folder / "runs" / name
+    run.mkdir(parents=True, exist_ok=True)
+    if seed is not None:
+        values = {"name": name, "seed": seed, "steps": 500, "optimizer": {"lr": 0.001}} | (config or {})
+        (run / "config.yaml").write_text(yaml.safe_dump(values))
+    if losses is not None:
+        rows = [json.dumps({"step": at, "loss": loss}) for at, loss in losses.items()]
+        (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    found = results(name=name, run=str(run), folder=f"{run}/checkpoints/{step}", step=step, **scores)
+    return Evaluated(found, run / "eval" / str(step))
