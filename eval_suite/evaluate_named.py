@@ -20,7 +20,7 @@ from eval_suite.inputs import find, vectors
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
 from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
-from eval_suite.report import comparison_page, results_table
+from eval_suite.report import best_checkpoint, comparison, over_seeds
 from isotorus.errors import UserError
 
 CACHE = "cache"
@@ -164,12 +164,19 @@ def _show(given: argparse.Namespace, outcomes: Sequence[batch.Outcome], publishe
     folders = [outcome.task.out for outcome in done]
     if given.json:
         print(json.dumps(results[0] if len(results) == len(outcomes) == 1 else results, indent=1))
-    terminal.show(done, published, quiet=given.json)
-    if len(done) > 1:
+    evaluated = [over_seeds.Evaluated(*each) for each in zip(results, folders, strict=True)]
+    compared = comparison.compare(evaluated) if len(done) > 1 else None
+    terminal.show(done, published, compared, quiet=given.json)
+    if compared is not None:
         out = Path(given.out) if given.out else _common(folders)
-        rows = results_table.write(results, out)
-        comparison_page.write(list(zip(results, folders, strict=True)), rows, out)
+        comparison.write(compared, out)
         terminal.tell(f"comparison: {out / 'comparison.html'}, {out / 'results.csv'}", quiet=given.json)
+        links, refused = best_checkpoint.link(evaluated)
+        said = [f"best: {place} → {folder.name}" for place, folder in links.items()]
+        if len(said) > terminal.SHOWN:
+            said = [f"best: linked as {next(iter(links))}, and so for {len(links) - 1} more runs"]
+        for line in (*said, *refused):
+            terminal.tell(line, quiet=given.json)
 
 
 def _common(folders: Sequence[Path]) -> Path:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from eval_suite.batch import Outcome
 from eval_suite.metrics import METHODS, SCORES, headlines
-from eval_suite.report import sentences
+from eval_suite.report import comparison_page, over_seeds, sentences
+from eval_suite.report.comparison import Comparison
 from eval_suite.report.standing import leaders
 
 SHOWN = 3
@@ -20,18 +21,21 @@ SHOWN = 3
 SUMMARISED = {name: method for name, method in METHODS.items() if method.summarised}
 
 
-def show(outcomes: Sequence[Outcome], published: Sequence[str], *, quiet: bool) -> None:
+def show(
+    outcomes: Sequence[Outcome], published: Sequence[str], compared: Comparison | None = None, *, quiet: bool
+) -> None:
     """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
     One evaluation ends with five lines: what was done, the gain, the report, MLflow, and what to do with
     other images. If `quiet`, when standard output is for JSON, print only the last two, to standard error.
     """
-    if not quiet and len(outcomes) > SHOWN:
-        _print_whole(_rows(outcomes))
+    in_rows = compared is not None and (len(outcomes) > SHOWN or any(row.seeds for row in compared.rows))
+    if compared is not None and not quiet and in_rows:
+        _print_whole(_rows(compared))
     for outcome in outcomes:
         results = outcome.results
         assert results is not None
-        if not quiet and len(outcomes) <= SHOWN:
+        if not quiet and not in_rows:
             _print_whole(_table(results))
             said = [sentences.about_geometry(results)]
             said += _done_and_found(results) if len(outcomes) == 1 else [sentences.about_usefulness(results)]
@@ -39,9 +43,13 @@ def show(outcomes: Sequence[Outcome], published: Sequence[str], *, quiet: bool) 
                 tell(line, quiet=quiet)
         page = outcome.task.out / "report.html"
         where = f"{page} (open it in a browser)" if page.exists() else f"{page.parent} (results.json)"
-        tell(f"Report: {where}", quiet=quiet)
+        if not in_rows:  # the comparison has links to the reports of its rows
+            tell(f"Report: {where}", quiet=quiet)
     for line in filter(None, dict.fromkeys(published)):
         tell(line, quiet=quiet)
+    if compared is not None and not quiet:
+        for line in _about_comparison(compared):
+            tell(line, quiet=quiet)
     runs = [outcome.results["checkpoint"]["run"] for outcome in outcomes if outcome.results]
     if not quiet and len(runs) == 1 and runs[0]:
         tell(_own_images(Path(runs[0])), quiet=quiet)
@@ -117,22 +125,40 @@ def _table(results: dict[str, Any]) -> Table:
     return table
 
 
-def _rows(outcomes: Sequence[Outcome]) -> Table:
-    """Return one row for each evaluation."""
+def _rows(compared: Comparison) -> Table:
+    """Return one row for each row of the comparison, with intervals over seeds where it has several."""
     table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    methods = [f"{method.short}, balanced %" for method in SUMMARISED.values()]
-    for title in ("", "step", *methods, "eff. rank", "geometry"):
-        table.add_column(title, justify="left" if title in ("", "geometry") else "right")
-    for outcome in outcomes:
-        assert outcome.results is not None
-        checkpoint, of = outcome.results["checkpoint"], outcome.results["representations"]["pretrained"]
-        balanced = [of.get(method, {}).get("balanced_accuracy") for method in SUMMARISED]
-        scores = ["–" if score is None else f"{100 * score:.1f}" for score in balanced]
-        rank = _rank(of)
-        verdict = outcome.results["geometry"].get("embedding", {}).get("verdict", {}).get("name", "–")
+    kinds = dict.fromkeys(row.results["kind"] for row in compared.rows)
+    scores = [
+        (method, score, f"{described.short}, {SCORES[score].short or SCORES[score].label} %")
+        for method, described in SUMMARISED.items()
+        for score in dict.fromkeys(score for kind in kinds for score in headlines(kind))
+    ]
+    for title in ("", "step", "n", *(title for _, _, title in scores), "eff. rank", "geometry"):
+        table.add_column(title, justify="left" if title in ("", "geometry") else "right", no_wrap=True)
+    level = {(m, s): comparison_page.level(compared.rows, f"{m}/{s}") for m, s, _ in scores}
+    best = [each.row for each in compared.best]
+    for row in compared.rows:
+        of = row.results["representations"]["pretrained"]
+        cells = [
+            Text(_cell(of.get(m, {}), s, interval=bool(row.seeds)), "bold" if row in level[m, s] else "")
+            for m, s, _ in scores
+        ]
+        verdict = row.results["geometry"].get("embedding", {}).get("verdict", {}).get("name", "–")
         verdict = "collapsed" if of.get("collapsed") else verdict
-        table.add_row(checkpoint["name"], str(checkpoint["step"]), *scores, rank, verdict)
+        step = f"{row.step} best" if row in best else str(row.step)
+        table.add_row(Text(row.name), step, str(len(row.members)), *cells, _rank(of), Text(verdict))
     return table
+
+
+def _about_comparison(compared: Comparison) -> list[str]:
+    """Return the headline of each group of seeds, the best checkpoints, and what was kept apart."""
+    said = [
+        f"{row.name}, {len(row.seeds)} seeds, step {row.step}: {sentences.headline(row.results)}"
+        for row in over_seeds.newest(compared.rows)
+        if sentences.headline(row.results)
+    ]
+    return [*said, *(each.sentence for each in compared.best), *(f"note: {n}" for n in compared.notes)]
 
 
 def _rank(of: dict[str, Any]) -> str:
@@ -140,9 +166,9 @@ def _rank(of: dict[str, Any]) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _cell(of: dict[str, Any], score: str) -> str:
+def _cell(of: dict[str, Any], score: str, *, interval: bool = True) -> str:
     if of.get(score) is None:
         return "–"
-    low, high = of[f"{score}_interval"]
-    interval = "" if low is None else f" ({100 * low:.0f}–{100 * high:.0f})"
-    return f"{100 * of[score]:.1f}{interval}"
+    low, high = of.get(f"{score}_interval") or (None, None)
+    bounds = "" if low is None or high is None or not interval else f" ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * of[score]:.1f}{bounds}"

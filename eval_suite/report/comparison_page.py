@@ -1,113 +1,208 @@
 """comparison.html: several evaluations side by side, over the training steps and over the training loss."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
-from scipy.stats import spearmanr
 
 from eval_suite import results
-from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES
-from eval_suite.report import figures
+from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
+from eval_suite.report import figures, names
+from eval_suite.report.best_checkpoint import Best
+from eval_suite.report.loss_correlation import ALPHA, Correlation
+from eval_suite.report.over_seeds import Row, newest, paired, t_interval
 from eval_suite.report.pages import template
 from eval_suite.report.results_table import LOSS
+from eval_suite.report.sentences import headline
+from eval_suite.report.standing import baselines, lead, standings
+from eval_suite.results import dig
 
-Results = dict[str, Any]
-Row = dict[str, Any]
+Flat = Mapping[str, Any]
 
-COMPARED = {
-    f"pretrained/{name}/{score.path}": f"{method.label}, {score.label}"
-    for name, method in METHODS.items()
-    for score in SCORES.values()
-    if method.summarised and score.over_steps
-}
-"""Scores that the page compares: their columns in the table of results, and their labels."""
+SUMMARISED = {name: method for name, method in METHODS.items() if method.summarised}
 QUANTITIES = {
-    **COMPARED,
+    **{
+        f"pretrained/{name}/{score.path}": f"{method.label}, {score.label}"
+        for name, method in SUMMARISED.items()
+        for score in SCORES.values()
+        if score.over_steps or score.decides
+    },
     **{f"pretrained/{metric.path}": metric.label for metric in REPRESENTATION if metric.over_steps},
-    **{f"geometry/embedding/{metric.path}": metric.label for metric in CLOUD if metric.over_steps},
+    **{
+        f"geometry/embedding/{metric.path}": metric.label
+        for metric in CLOUD
+        if metric.over_steps and metric not in REPRESENTATION
+    },
     LOSS: "training loss",
 }
 """What is drawn over the steps of a run: its column in the table of results, and its label."""
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation of training loss and a score over a group of checkpoints."""
+class Difference(NamedTuple):
+    """A difference of scores with its interval; the ends are None where there is no interval."""
 
-    group: str
-    score: str
-    rho: float
-    checkpoints: int
+    value: float
+    low: float | None
+    high: float | None
 
 
-def write(evaluated: Sequence[tuple[Results, Path]], rows: Sequence[Row], out: Path) -> None:
+def write(
+    rows: Sequence[Row],
+    table: Sequence[Flat],
+    best: Sequence[Best],
+    correlations: Sequence[Correlation],
+    notes: Sequence[str],
+    out: Path,
+) -> None:
     """Write comparison.html to the folder `out`; raises UserError where the disk refuses.
 
-    `evaluated` holds the results of each evaluation and the folder of its report, `rows` its row of
-    `results_table`.
+    `table` holds the row of `results_table` of each row.
     """
-    results.write(out / "comparison.html", render(evaluated, rows, out))
+    results.write(out / "comparison.html", render(rows, table, best, correlations, notes, out))
 
 
-def correlations(rows: Sequence[Row]) -> list[Correlation]:
-    """Correlate training loss and scores within each run, and over the newest checkpoints of all runs.
-
-    Groups of fewer than four checkpoints are left out, and those in which loss or score is constant.
-    """
-    by_run: dict[str, list[Row]] = {}
-    for each in rows:
-        by_run.setdefault(each["name"], []).append(each)
-    groups = {name: members for name, members in by_run.items() if len(members) > 1}
-    if len(by_run) > 1:
-        newest = [max(members, key=lambda each: each["step"]) for members in by_run.values()]
-        groups["the newest of each run"] = newest
-    correlated = []
-    for name, members in groups.items():
-        for score, label in COMPARED.items():
-            points = _points(members, score)
-            if len(points) >= 4 and all(len(set(column)) > 1 for column in zip(*points, strict=True)):
-                rho = float(spearmanr(*zip(*points, strict=True)).statistic)
-                correlated.append(Correlation(name, label, rho, len(points)))
-    return correlated
-
-
-def render(evaluated: Sequence[tuple[Results, Path]], rows: Sequence[Row], out: Path) -> str:
+def render(
+    rows: Sequence[Row],
+    table: Sequence[Flat],
+    best: Sequence[Best],
+    correlations: Sequence[Correlation],
+    notes: Sequence[str],
+    out: Path,
+) -> str:
     """Return the page as HTML; links to the reports are relative to `out`."""
-    names = list(dict.fromkeys(each["name"] for each in rows))
-    colours = dict(zip(names, figures.class_colours(len(names)), strict=True))
+    named = list(dict.fromkeys(row.name for row in rows))
+    colours = dict(zip(named, figures.class_colours(len(named)), strict=True))
+    scores = _scores(rows)
+    first = next(iter(scores), None)
+    coloured = [
+        (flat[LOSS], flat[first], colours[row.name])
+        for row, flat in zip(rows, table, strict=True)
+        if first and flat.get(LOSS) is not None and flat.get(first) is not None
+    ]
+    return template("comparison").render(
+        rows=[
+            (row, flat, [(each, _address(each.folder, out)) for each in row.members])
+            for row, flat in zip(rows, table, strict=True)
+        ],
+        evaluations=sum(len(row.members) for row in rows),
+        scores=scores,
+        level={path: level(rows, path.removeprefix("pretrained/")) for path in scores},
+        marked=[each.row for each in best],
+        sentences=[each.sentence for each in best],
+        headlines=[(row, said) for row in newest(rows) if (said := headline(row.results))],
+        differences=differences(rows),
+        notes=notes,
+        panels=_panels(named, rows, table, colours),
+        scatter=Markup(figures.pairs(coloured, "training loss", scores[first]))
+        if first and len(coloured) > 2
+        else None,
+        correlations=correlations,
+        alpha=ALPHA,
+        colours=colours,
+        phrase=names.phrase,
+    )
+
+
+def level(rows: Sequence[Row], path: str) -> list[Row]:
+    """Return the rows that are best in the score at `path` of the pretrained encoder, or level with it.
+
+    Two rows over seeds are compared by the interval of their difference, paired by seed; others are level
+    with the best if they lie within its interval.
+    """
+    values = {i: dig(row.results, f"representations/pretrained/{path}") for i, row in enumerate(rows)}
+    sign = 1 if SCORES[path.rpartition("/")[2]].higher_is_better else -1
+    have = {i: sign * value for i, value in values.items() if value is not None}
+    if not have:
+        return []
+    top = max(have, key=lambda i: have[i])
+    low, high = dig(rows[top].results, f"representations/pretrained/{path}_interval") or (None, None)
+
+    def is_level(i: int) -> bool:
+        if have[i] == have[top]:
+            return True
+        if found := paired(rows[top], rows[i], path):
+            ends = t_interval(found)
+            return ends[0] is not None and ends[1] is not None and ends[0] <= 0 <= ends[1]
+        return low is not None and high is not None and low <= values[i] <= high
+
+    return [rows[i] for i in have if is_level(i)]
+
+
+def differences(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return what the table of differences over seeds shows; {} without a row over seeds.
+
+    For each such row: pretrained minus each baseline, and the row minus the best row of the newest step,
+    both paired by seed, by the deciding score of the linear probe.
+    """
+    shown = [row for row in rows if row.seeds and standings(row.results)]
+    if not shown:
+        return {}
+    first = standings(shown[0].results)[0]
+    path = f"{first.method}/{first.score}"
+    value = {
+        id(row): v
+        for row in rows
+        if (v := dig(row.results, f"representations/pretrained/{path}")) is not None
+    }
+    columns = list(dict.fromkeys(name for row in shown for name in baselines(row.results)))
+    candidates = [row for row in newest(shown) if id(row) in value]
+    top = max(candidates, key=lambda row: value[id(row)]) if len(candidates) > 1 else None
+    made = []
+    for row in shown:
+        cells: list[Difference | None] = []
+        for name in columns:
+            over = lead(row.results, path, name) if name in row.results["representations"] else None
+            cells.append(over and Difference(over.value, *_finite(over.low, over.high)))
+        if top is not None:
+            of = [] if row is top else paired(row, top, path)
+            cells.append(Difference(sum(of) / len(of), *t_interval(of)) if of else None)
+        made.append((row, cells))
+    by = f"{METHODS[first.method].label}, {SCORES[first.score].label}"
+    heads = [*(f"over {names.phrase(name)}" for name in columns), *([f"over {top.name}"] if top else [])]
+    return {"by": by, "columns": heads, "rows": made}
+
+
+def _finite(*ends: float) -> tuple[float | None, ...]:
+    return tuple(end if abs(end) < float("inf") else None for end in ends)
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the columns of scores and their labels: the headline scores that some row has."""
+    kinds = dict.fromkeys(row.results["kind"] for row in rows)
+    wanted = [
+        (f"{name}/{score}", f"{method.label}, {SCORES[score].label}")
+        for name, method in SUMMARISED.items()
+        for kind in kinds
+        for score in headlines(kind)
+    ]
+    return {
+        f"pretrained/{path}": label
+        for path, label in wanted
+        if any(dig(row.results, f"representations/pretrained/{path}") is not None for row in rows)
+    }
+
+
+def _panels(
+    named: Sequence[str], rows: Sequence[Row], table: Sequence[Flat], colours: Mapping[str, str]
+) -> list[tuple[str, Markup]]:
+    """Draw each quantity over the steps, a line for each name; those with one step only are left out."""
     panels = []
     for column, title in QUANTITIES.items():
         lines = {
-            name: sorted((r["step"], r[column]) for r in rows if r["name"] == name and _has(r, column))
-            for name in names
+            name: sorted(
+                (row.step, flat[column])
+                for row, flat in zip(rows, table, strict=True)
+                if row.name == name and flat.get(column) is not None
+            )
+            for name in named
         }
         if any(len(points) > 1 for points in lines.values()):
             drawn = [(points, colours[name]) for name, points in lines.items() if points]
             panels.append((title, Markup(figures.lines(drawn))))
-    first, label = next(iter(COMPARED.items()))
-    coloured = [(*point, colours[r["name"]]) for r in rows for point in _points([r], first)]
-    return template("comparison").render(
-        rows=[
-            (each, of, Path(os.path.relpath(path, out)).as_posix())
-            for each, (of, path) in zip(rows, evaluated, strict=True)
-        ],
-        scores=[column for column in COMPARED if any(column in each for each in rows)],
-        titles=QUANTITIES,
-        panels=panels,
-        scatter=Markup(figures.pairs(coloured, "training loss", label)) if len(coloured) > 2 else None,
-        correlations=correlations(rows),
-        colours=colours,
-    )
+    return panels
 
 
-def _points(rows: Sequence[Row], score: str) -> list[tuple[float, float]]:
-    """Return training loss and score of the rows that have both."""
-    return [(each[LOSS], each[score]) for each in rows if _has(each, LOSS) and _has(each, score)]
-
-
-def _has(row: Row, column: str) -> bool:
-    return row.get(column) is not None
+def _address(folder: Path, out: Path) -> str:
+    return Path(os.path.relpath(folder, out)).as_posix()

@@ -48,7 +48,8 @@ def headline(results: Results) -> str:
     if not found:
         return ""
     first, *others = found
-    said = [_verdict(first)]
+    by = "with these seeds" if "seeds" in results["checkpoint"] else "on this set"
+    said = [_verdict(first, by)]
     said += [
         f"{METHODS[other.method].label} disagrees: {_briefly(other)}."
         for other in others
@@ -87,8 +88,11 @@ def what_next(results: Results) -> str:
     return f"Next: try other learning rates: {sweep}"
 
 
-def _verdict(standing: Standing) -> str:
-    """Say one of the four outcomes, with the interval of the lead over the best baseline."""
+def _verdict(standing: Standing, seen: str) -> str:
+    """Say one of the four outcomes, with the interval of the lead over the best baseline.
+
+    `seen` says where smaller effects cannot be seen.
+    """
     best, by = standing.best, f"{METHODS[standing.method].label}, {SCORES[standing.score].label}"
     rival = names.phrase(best.baseline)
     over = rival if names.is_untrained(best.baseline) else f"the best baseline, {rival}"
@@ -104,7 +108,7 @@ def _verdict(standing: Standing) -> str:
                 f"No effect can be claimed: {_signed(best.value)} points against {over}, no interval ({by})."
             )
         said = f"No effect seen: {_signed(best.value)} points against {over} ({_interval(best)}; {by})."
-        return f"{said} Effects below about {_points(smallest)} cannot be seen on this set."
+        return f"{said} Effects below about {_points(smallest)} cannot be seen {seen}."
     assert standing.untrained is not None
     untrained = standing.untrained
     gain = f"{_points(untrained.value)} ahead of {names.phrase(untrained.baseline)} ({_interval(untrained)})"

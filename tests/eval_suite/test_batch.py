@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from eval_suite.report.comparison_page import COMPARED, correlations
 from tests.eval_suite.eval_samples import Outcome, run_command, save_checkpoint
 
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
@@ -48,7 +47,8 @@ def crash(checkpoint: Path) -> None:
 
 
 def results_of(run: Path) -> list[int]:
-    return sorted(int(path.parent.name) for path in run.glob("eval/*/results.json"))
+    written = run.glob("eval/*/results.json")
+    return sorted(int(path.parent.name) for path in written if not path.parent.is_symlink())
 
 
 def test_many_checkpoints_are_compared_though_one_fails(run: Path, data: list[object]):
@@ -88,17 +88,6 @@ def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: 
     (run / "checkpoints/step_00000002/encoder.json").write_text(sound)
     assert run_command(run, *data, *QUICK, "--every", "2").code == 0
     assert results_of(run) == [2, 4] and not left.exists()
-
-
-def test_loss_and_score_are_correlated_over_four_checkpoints(run: Path, data: list[object]):
-    rows = [
-        {"name": "a", "step": step, "training/loss": loss, next(iter(COMPARED)): score}
-        for step, loss, score in ((1, 0.9, 0.5), (2, 0.5, 0.6), (3, 0.4, 0.8), (4, 0.3, 0.7))
-    ]
-    (found,) = correlations(rows)
-    assert (found.group, found.checkpoints) == ("a", 4)
-    assert found.rho == pytest.approx(-0.8)  # ranks 4 3 2 1 and 1 2 4 3: 1 − 6 · (9 + 1 + 4 + 4) / 60
-    assert correlations(rows[:3]) == []
 
 
 def test_evaluations_side_by_side(run: Path, data: list[object]):

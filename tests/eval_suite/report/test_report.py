@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eval_suite.report import comparison_page, results_table
+from eval_suite.report import comparison
+from eval_suite.report.over_seeds import Evaluated
 
 
 class Page(HTMLParser):
@@ -160,9 +161,8 @@ def test_the_comparison_opens_at_both_widths(evaluated, tmp_path: Path, width: i
         for step in (1000, 2000, 3000, 4000):
             results = copy.deepcopy(evaluated.results)
             results["checkpoint"] |= {"name": name, "step": step, "folder": f"runs/{name}/{step}"}
-            several.append((results, tmp_path / f"runs/{name}/eval/{step}"))
-    rows = results_table.write([results for results, _ in several], tmp_path / "runs/eval")
-    comparison_page.write(several, rows, tmp_path / "runs/eval")
+            several.append(Evaluated(results, tmp_path / f"runs/{name}/eval/{step}"))
+    comparison.write(comparison.compare(several), tmp_path / "runs/eval")
     figures, *sound = opened(
         (tmp_path / "runs/eval/comparison.html").read_text(), tmp_path / "p", width
     ).split()

@@ -1,0 +1,79 @@
+"""Several runs of one sweep are compared end to end: rows over seeds, links, and the three files."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eval_suite import terminal
+from eval_suite.batch import Outcome, Task
+from eval_suite.report import comparison
+from tests.eval_suite.eval_samples import run_command, save_checkpoint
+from tests.eval_suite.report.compared import evaluated
+
+
+def test_a_sweep_over_seeds_is_one_row_for_each_step(tmp_path: Path, data: list[object]):
+    for seed in (0, 1):
+        run = tmp_path / "runs" / f"a-quite-long-name-of-a-run-lr=0.0001-weight=0.05-seed={seed}"
+        for step in (5, 10):
+            save_checkpoint(run / f"checkpoints/step_{step:08d}", step=step, seed=seed)
+        config = {"name": run.name, "seed": seed, "steps": 10, "tracking": {"parent": str(seed)}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (run / "metrics.jsonl").write_text('{"step": 4, "loss": 4.0}\n{"step": 10, "loss": 1.0}\n')
+    quick = ["--metrics", "knn", "--baselines", "untrained", "--features", "embedding"]
+    outcome = run_command(tmp_path / "runs", *data, *quick, "--every", "5")
+    assert outcome.code == 0, outcome.err
+    name = "a-quite-long-name-of-a-run-lr=0.0001-weight=0.05"
+    # Names are not cut, though the terminal has 80 columns.
+    assert outcome.out.count(f" {name} ") == 2 and f"{name}, 2 seeds, step 10: " in outcome.out
+    out = tmp_path / "runs/eval"
+    with (out / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["name"], row["step"], row["seeds"], row["n"]) for row in table] == [
+        (name, "5", "0, 1", "2"),
+        (name, "10", "0, 1", "2"),
+    ]
+    single = [
+        json.loads((run / "eval/10/results.json").read_text())["representations"]["pretrained"]["knn"][
+            "auroc"
+        ]
+        for run in sorted((tmp_path / "runs").glob("a-*"))
+    ]
+    assert float(table[1]["pretrained/knn/auroc"]) == pytest.approx(sum(single) / 2)
+    assert float(table[0]["training/loss"]) == pytest.approx(3.5)  # between 4 at step 4 and 1 at step 10
+    assert (table[0]["best"], table[1]["best"]) in (("true", "false"), ("false", "true"))
+    for run in (tmp_path / "runs").glob("a-*"):
+        assert (run / "eval/best/results.json").is_file()
+    page = (out / "comparison.html").read_text()
+    assert "4 checkpoints in 2 rows" in page and "2 seeds: " in page and "Differences over seeds" in page
+
+
+def test_correlations_are_a_table(tmp_path: Path):
+    losses = {1: 0.9, 2: 0.5, 3: 0.4, 4: 0.3}
+    steps = [
+        evaluated(tmp_path, "a", step=step, losses=losses, ours=score, baselines={})
+        for step, score in ((1, 0.5), (2, 0.6), (3, 0.8), (4, 0.7))
+    ]
+    comparison.write(comparison.compare(steps), tmp_path)
+    with (tmp_path / "correlations.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["score"] for row in table] == ["linear probe, balanced accuracy", "linear probe, AUROC"]
+    assert float(table[1]["rho"]) == pytest.approx(-0.8)
+    assert -1 <= float(table[1]["low"]) < -0.8 < float(table[1]["high"]) <= 1
+    comparison.write(comparison.compare(steps[:2]), tmp_path)  # two checkpoints have no correlation
+    assert not (tmp_path / "correlations.csv").exists()
+
+
+def test_one_evaluation_ends_with_five_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    one = evaluated(tmp_path, "a", ours=0.8, baselines={"untrained": (0.7, (0.05, 0.15))})
+    one.results["data"] = {"test": {"labelled": 100}}
+    one.folder.mkdir(parents=True)
+    (one.folder / "report.html").touch()
+    terminal.show([Outcome(Task("a", "a", one.folder), one.results)], ["MLflow: here"], quiet=False)
+    lines = capsys.readouterr().out.splitlines()[-5:]
+    assert [line.split(":")[0] for line in lines] == ["Done", "Result", "Report", "MLflow", "Your own images"]
+    assert "Pretraining helps: 10.0 points ahead of the untrained encoder" in lines[1]
+    assert "Next: use it: isotorus export" in lines[1]
+    assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[4]
