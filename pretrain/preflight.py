@@ -117,6 +117,8 @@ def check_model(config: Config, world_size: int) -> Model:
     sizes = {"views.global_size": config.views.global_size}
     if config.views.local_views:
         sizes["views.local_size"] = config.views.local_size
+    if config.views.whole_size:
+        sizes["views.whole_size"] = config.views.whole_size
     for key, size in sizes.items():
         if size % patch:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)

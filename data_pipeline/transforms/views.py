@@ -67,6 +67,10 @@ class ViewsConfig(Section):
     """Smallest and largest share of the image's area that a local view shows."""
     ratio: Interval = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio of a crop, width divided by height."""
+    whole_size: int | None = Field(None, ge=1)
+    """Side in pixels of whole images when the encoder is evaluated or exported; by default global_size. Crops
+    show things larger than a whole image of the same size does (Touvron et al. 2019, arXiv:1906.06423), so a
+    ConvNet may be better at a larger size."""
 
     def resolutions(self) -> list[Resolution]:
         """Return the global views, then the local views if there are any."""

@@ -36,7 +36,7 @@ def view_batches(
     cut = ViewsConfig(
         global_views=views,
         local_views=0,
-        global_size=described.image_size,
+        global_size=given.get("global_size", described.image_size),
         **{key: given[key] for key in ("global_scale", "ratio") if key in given},
     )
     loader = Loader(

@@ -145,7 +145,7 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
             with torch.no_grad():
                 out = encoder(torch.empty(2, channels, size, size, device="meta"))
         except Exception as error:
-            remedy = f"set views.local_size={first}, or " if first else ""
+            remedy = f"set views.local_size={first} and whole_size to the same, or " if first else ""
             raise UserError(
                 f"encoder.name={name} does not take images of {size}² ({_reason(error)}); {remedy}"
                 "use an encoder that takes any size, such as a ViT, ConvNeXt or ResNet"

@@ -14,7 +14,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "name": config.encoder.name,
         "kwargs": inputs.encoder_kwargs,
         "embedding_width": inputs.embedding_width,
-        "image_size": config.views.global_size,
+        "image_size": config.views.whole_size or config.views.global_size,
         "channels": config.data.channels,
         "mean": inputs.mean,
         "std": inputs.std,

@@ -44,9 +44,10 @@ def run(recipe: Path, *overrides: str) -> Config:
 
 
 def test_timm_loads_the_export_with_equal_features(recipe: Path):
-    config = run(recipe, "steps=2")
+    config = run(recipe, "steps=2", "views.whole_size=64")
     newest = config.folder / "checkpoints/latest"
     description = json.loads((newest / "encoder.json").read_text())
+    assert description["image_size"] == 64 != config.views.global_size
     model = timm.create_model(description["name"], **description["kwargs"])
     model.load_state_dict(load_file(newest / "encoder.safetensors"), strict=True)
 
