@@ -28,6 +28,7 @@ EPILOG = """examples:
   python -m eval_suite runs/elpv --every 1000 --jobs 2 --train … --val …    several checkpoints, compared
   python -m eval_suite runs/elpv --every 1000 --watch --train … --val …      while the run is training
   torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …      features in 8 processes
+  python -m eval_suite runs/elpv --against dinov2/ other.npz --train … --val …   compared with others
   python -m eval_suite features.npz                                          features made elsewhere
   python -m eval_suite layers --help                     geometry of every block over training
   python -m eval_suite winding --help                    whether the angles of a torus head follow the image
@@ -71,6 +72,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: all)")
     often = "initialisations of the untrained encoder, a baseline each (default %(default)s)"
     add("--initialisations", type=at_least(1), default=3, metavar="N", help=often)
+    others = "more encoders (runs, checkpoints, timm model folders) and files of features to compare with"
+    add("--against", nargs="+", action="extend", default=[], metavar="PATH", help=others)
     add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
     add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
     few = f"{USUAL_FOLDS} below {FEW_LABELS:,} labels, else 0"
@@ -212,6 +215,7 @@ def pass_on(given: argparse.Namespace) -> list[str]:
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     if given.missing is not None:
         arguments.append(f"--missing={','.join(given.missing)}")
+    arguments += [f"--against={name}" for name in given.against]
     flags = [f"--{name.replace('_', '-')}" for name in ("force", "not_distances") if getattr(given, name)]
     return [*arguments, "--json", *flags]
 

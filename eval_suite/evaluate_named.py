@@ -16,7 +16,8 @@ from accelerate import PartialState
 
 from eval_suite import batch, progress, suite, terminal, tracking
 from eval_suite.arguments import pass_on
-from eval_suite.inputs import find, vectors
+from eval_suite.features import compared
+from eval_suite.inputs import against, find, vectors
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
 from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
@@ -30,9 +31,12 @@ CACHE = "cache"
 def run(given: argparse.Namespace, options: Options) -> int:
     """Evaluate everything that the arguments name; returns the exit code, 1 if an evaluation failed."""
     splits, targets = _data(given)
+    others = against.Against()
+    if splits is not None and _checkpoints(given):
+        others = against.named(given.against, splits, partial(compared.check, splits=splits))
     # Long, because the other processes wait at the next checkpoint while the first one measures.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    command = _Command(given, options, splits, targets, state, published=[])
+    command = _Command(given, options, splits, targets, others, state, published=[])
     try:
         if given.watch:
             outcomes = batch.watch(command.tasks, command.finished, command.evaluate_all, given.poll)
@@ -57,6 +61,7 @@ class _Command:
     options: Options
     splits: Splits | None
     targets: Mapping[str, Targets]
+    against: against.Against
     state: PartialState
     published: list[str]
     """Lines that say where results were sent to."""
@@ -114,14 +119,21 @@ class _Command:
         given, state = self.given, self.state
         if vectors.is_vectors(task.given):
             file = vectors.read(task.given, not_distances=given.not_distances)
-            labels = {"kind": given.target_kind, "missing": given.missing}
-            results = suite.evaluate_vectors(file, self.options, task.out, state, **labels, force=given.force)
+            how = {"kind": given.target_kind, "missing": given.missing, "force": given.force}
+            others = against.beside(given.against, file)
+            results = suite.evaluate_vectors(file, self.options, task.out, state, against=others, **how)
         else:
             assert self.splits is not None
             (checkpoint,) = find.find([task.given])
-            how = {"batch_size": given.batch_size, "workers": given.workers, "force": given.force}
+            how = {
+                "against": self.against,
+                "cache": cache,
+                "batch_size": given.batch_size,
+                "workers": given.workers,
+                "force": given.force,
+            }
             results = suite.evaluate(
-                checkpoint, self.splits, self.targets, self.options, task.out, state, cache=cache, **how
+                checkpoint, self.splits, self.targets, self.options, task.out, state, **how
             )
         if state.is_main_process:
             (task.out / batch.ERROR).unlink(missing_ok=True)  # from an earlier attempt

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from eval_suite import geometry, progress, report, results, usefulness
 from eval_suite.attempts import attempt, reason
-from eval_suite.features import augmented, embed
+from eval_suite.features import augmented, compared
 from eval_suite.features import representation as kinds
+from eval_suite.features.compared import Features
 from eval_suite.features.constant import is_constant
 from eval_suite.features.representation import Representation
 from eval_suite.geometry import rank
 from eval_suite.inputs import copies
+from eval_suite.inputs.against import Against
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.target_values import Kind
@@ -45,9 +47,6 @@ AUGMENTED = ("pretrained", "untrained")
 HEAD = geometry.CLOUDS[1:]
 """Feature sets behind the encoder; each is a representation of its own, since nobody uses them downstream."""
 
-Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
-"""(n, d) by representation, feature set and split."""
-
 
 def evaluate(
     checkpoint: Checkpoint,
@@ -57,6 +56,7 @@ def evaluate(
     out: Path,
     state: PartialState,
     *,
+    against: Against,
     cache: Path,
     batch_size: int = 64,
     workers: int = 0,
@@ -64,7 +64,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against `targets` by split, and write results.json and report.html to `out`.
 
-    The folder `cache` keeps the features; evaluations that name the same one share what is equal.
+    The encoder is compared with its baselines and with what is in `against`. The folder `cache` keeps the
+    features; evaluations that name the same one share what is equal.
     Results that are there already are returned unless they depend on something that has changed, or with
     `force`. All processes must call this; the first one returns the results, the others an empty dict.
     Raises UserError for errors that the user can fix.
@@ -81,6 +82,8 @@ def evaluate(
     }
     if "views" in options.geometry.metrics:
         inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
+    if against.inputs:
+        inputs["against"] = against.inputs
     inputs = results.json_safe(inputs)
     if state.is_main_process:
         results.make_folder(out)
@@ -90,11 +93,13 @@ def evaluate(
     if decided[0]:
         return finished or {}
 
-    representations = _representations(checkpoint, splits, options)
-    features = _extract(representations, splits, cache, state, batch_size, workers, force)
+    representations = compared_with(checkpoint, splits, against, options)
+    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "force": force}
+    features = compared.extract(representations, against, splits, cache, state, **loading)
     if not state.is_main_process:
         return {}
-    features, left_out = _finite(features)
+    features, left_out = compared.finite(_pixels_standardised(features))
+    left_out |= against.left_out
     for name in options.features or ():
         if name not in features["pretrained"]:
             missing = "the checkpoint has no such features"
@@ -142,18 +147,45 @@ def evaluate(
     return _write(written, features, targets, options, out, checkpoint, splits)
 
 
+def compared_with(
+    checkpoint: Checkpoint, splits: Splits, against: Against, options: Options
+) -> list[Representation]:
+    """Return the pretrained encoder and everything with images that the options compare it with."""
+    return compared.representations(
+        checkpoint,
+        splits,
+        against,
+        baselines=options.baselines,
+        initialisations=options.initialisations,
+        pixel_size=options.pixel_size,
+        sets=options.features,
+    )
+
+
+def _pixels_standardised(features: Features) -> Features:
+    """Return the features, with raw pixels standardised by train."""
+    if "pixels" not in features:
+        return features
+    pixels = features["pixels"]["embedding"]
+    standardise = standardiser(pixels["train"])
+    standardised = {split: standardise(x).astype(np.float32) for split, x in pixels.items()}
+    return {**features, "pixels": {"embedding": standardised}}
+
+
 def evaluate_vectors(
     vectors: Vectors,
     options: Options,
     out: Path,
     state: PartialState,
     *,
+    against: Against,
     kind: Kind | None = None,
     missing: Sequence[str] | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Evaluate features that were made elsewhere; without images there are no baselines and no views.
 
+    `against` is what `inputs.against.beside` returns for them.
     `kind` and `missing` say how to read the labels, as in `inputs.target_values.encode`.
     """
     inputs = {
@@ -163,6 +195,8 @@ def evaluate_vectors(
     }
     read_as = {"target_kind": kind, "missing": None if missing is None else list(missing)}
     inputs |= {name: value for name, value in read_as.items() if value is not None}
+    if against.inputs:
+        inputs["against"] = against.inputs
     if not state.is_main_process:
         return {}
     results.make_folder(out)
@@ -171,7 +205,10 @@ def evaluate_vectors(
     splits = [split for split in SPLITS if vectors.rows(split).any()]
     if "train" not in splits:
         raise UserError(f"{vectors.file} has no rows of the split train, on which the geometry is measured")
-    features = {"pretrained": {"embedding": {split: vectors.x[vectors.rows(split)] for split in splits}}}
+    clouds = {"pretrained": vectors.x} | {name: x[""] for name, x in against.features.items()}
+    features = {
+        name: {"embedding": {split: x[vectors.rows(split)] for split in splits}} for name, x in clouds.items()
+    }
     targets = {split: of_vectors(vectors, split, kind, missing) for split in splits}
     written = {
         "format": results.FORMAT,
@@ -273,68 +310,6 @@ def _left_out(representations: Mapping[str, Mapping[str, Any]]) -> list[dict[str
         if entry not in pretrained
     ]
     return pretrained + others
-
-
-def _finite(features: Features) -> tuple[Features, dict[str, str]]:
-    """Return the feature sets that are finite, and why the others are left out."""
-    sound: dict[str, dict[str, Mapping[str, NDArray[np.float32]]]] = {}
-    left_out: dict[str, str] = {}
-    for name, sets in features.items():
-        for key, by_split in sets.items():
-            broken = sum(int((~np.isfinite(x).all(axis=1)).sum()) for x in by_split.values())
-            if broken:
-                images = sum(map(len, by_split.values()))
-                place = f"feature set {key}" if name == "pretrained" else f"{name}/feature set {key}"
-                left_out[place] = f"{broken} of {images} images give NaN or infinite features"
-            else:
-                sound.setdefault(name, {})[key] = by_split
-        if next(iter(sets)) not in sound.get(name, {}):  # a baseline without its embedding
-            sound.pop(name, None)
-    return sound, left_out
-
-
-def _representations(checkpoint: Checkpoint, splits: Splits, options: Options) -> list[Representation]:
-    """Return the pretrained encoder and the baselines that the options name."""
-    representations = [kinds.pretrained(checkpoint, options.features)]
-    if "untrained" in options.baselines:
-        for number in range(1, options.initialisations + 1):
-            representations.append(kinds.untrained(checkpoint, options.features, number))
-    if "pixels" in options.baselines:
-        representations.append(kinds.pixels(checkpoint, options.pixel_size))
-    if "handmade" in options.baselines:
-        embed.check_channels(checkpoint.encoder.channels, splits.train)
-        grey = all(data.channels == 1 for data in splits.items().values())
-        representations.append(kinds.handmade(checkpoint, splits.train, grey=grey))
-    return representations
-
-
-def _extract(
-    representations: Sequence[Representation],
-    splits: Splits,
-    cache: Path,
-    state: PartialState,
-    batch_size: int,
-    workers: int,
-    force: bool,
-) -> Features:
-    """Return features by representation, feature set and split; raw pixels are standardised by train."""
-    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "force": force}
-    by_split = {
-        split: embed.extract(representations, data, cache, state, **loading)
-        for split, data in splits.items().items()
-    }
-    features: dict[str, dict[str, dict[str, NDArray[np.float32]]]] = {
-        r.name: {
-            name: {split: of[r.name][name] for split, of in by_split.items()}
-            for name in by_split["train"][r.name]
-        }
-        for r in representations
-    }
-    if "pixels" in features:
-        pixels = features["pixels"]["embedding"]
-        standardise = standardiser(pixels["train"])
-        features["pixels"]["embedding"] = {k: standardise(x).astype(np.float32) for k, x in pixels.items()}
-    return features
 
 
 def _check_neighbours(k: Sequence[int], train: Targets) -> None:

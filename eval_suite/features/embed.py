@@ -18,7 +18,7 @@ from data_pipeline.transforms.views import center_view
 from eval_suite import progress
 from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 
 View = tuple[int, int]
 """Number of channels and side in pixels of the images that a representation takes."""
@@ -31,6 +31,21 @@ def check_channels(channels: int, dataset: Dataset) -> None:
             f"{dataset.path} has images of {dataset.channels} channels, but the encoder was trained on "
             f"{channels}; evaluate it on images with the same channels"
         )
+
+
+def check(r: Representation) -> None:
+    """Embed one image on the CPU; raises UserError if the encoder cannot, or gives another width."""
+    try:
+        with torch.inference_mode():
+            _blank(r, torch.device("cpu"))
+    except UserError:
+        raise
+    except Exception as error:  # timm's models raise nearly every kind of exception
+        said = one_line((str(error).splitlines() or [""])[0])
+        raise UserError(
+            f"{r.described['name']} cannot embed an image of {r.size}×{r.size} with {r.channels} channels "
+            f"({type(error).__name__}: {said}); correct its description"
+        ) from None
 
 
 def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
@@ -144,11 +159,10 @@ def _embed(
     parts: list[dict[str, list[Tensor]]] = []
     for r in representations:
         # A process without samples must also know which feature sets the others gather.
-        blank = {name: x[:0] for name, x in _of_a_ramp(r, state.device).items()}
-        if r.width is not None and blank["embedding"].shape[1:] != (r.width,):
-            shape = tuple(blank["embedding"].shape[1:])
-            return [], f"the encoder gives vectors of {shape}, its description says {r.width}"
-        parts.append({name: [x] for name, x in blank.items()})
+        try:
+            parts.append({name: [x] for name, x in _blank(r, state.device).items()})
+        except UserError as error:
+            return [], str(error)
     images = _Images(dataset, indices, representations)
     loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
     title, share = f"embedding {Path(dataset.path).name}", " of a process" * (state.num_processes > 1)
@@ -163,18 +177,25 @@ def _embed(
             vectors = r.embed(views[r.channels, r.size]) if r.describe is None else next(described)
             for name, x in vectors.items():
                 kept[name].append(x.to(state.device))
-        finished += batch.count
+        finished += batch.images
     return [{name: torch.cat(rows) for name, rows in sets.items()} for sets in parts], ""
 
 
-def _of_a_ramp(r: Representation, device: torch.device) -> dict[str, Tensor]:
-    """Return the features of one image whose pixels rise from 0 to 255, again and again."""
+def _blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
+    """Return empty features (0, width) by name; raises UserError for a width that is not the described one.
+
+    They are made from those of an image whose pixels rise from 0 to 255, again and again.
+    """
     values = torch.arange(r.channels * r.size**2).remainder(256).to(torch.uint8)
     image = values.view(r.channels, r.size, r.size)
     if r.describe is not None:
-        return {name: torch.from_numpy(x)[None].to(device) for name, x in r.describe(image).items()}
+        return {name: torch.from_numpy(x)[None][:0].to(device) for name, x in r.describe(image).items()}
     r.model.to(device)
-    return r.embed(image[None].to(device))
+    vectors = r.embed(image[None].to(device))
+    if r.width is not None and vectors["embedding"].shape[1:] != (r.width,):
+        shape = tuple(vectors["embedding"].shape[1:])
+        raise UserError(f"the encoder gives vectors of {shape}, its description says {r.width}")
+    return {name: x[:0] for name, x in vectors.items()}
 
 
 class _Item(NamedTuple):
@@ -184,7 +205,7 @@ class _Item(NamedTuple):
     """Centre crops (channels, size, size)."""
     described: list[dict[str, Tensor]]
     """The vectors of the representations that describe an image where it is decoded, in their order."""
-    count: int = 1
+    images: int = 1
 
 
 class _Images(TorchDataset[_Item | str]):

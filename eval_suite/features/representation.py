@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import skimage
 import timm
 import torch
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class Representation:
 
     def key(self, device: torch.device) -> str:
         """Return a hash of everything that the features depend on, except the images."""
-        parts = [self.described, self.weights, self.width, self.sets, self.size, self.channels]
+        parts: list[Any] = [self.described, self.weights, self.width, self.sets, self.size, self.channels]
         parts += [self.mean, self.std, made_by(device)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -128,7 +128,7 @@ def handmade(checkpoint: Checkpoint, train: Dataset, *, grey: bool) -> Represent
     return Representation(
         name="handmade",
         build=lambda: FeatureSets(nn.Flatten()),
-        described={"handmade": asdict(describe), "skimage": skimage.__version__},
+        described={"handmade": asdict(describe), "skimage": version("scikit-image")},
         weights="none",
         width=None,
         sets=None,

@@ -82,6 +82,11 @@ def _in(path: Path, name: str, every: int | None, waiting: bool) -> Iterable[Che
         return [checkpoint for run in several for checkpoint in _of_run(run, every, waiting)]
     if pickles := sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES):
         refuse_pickle(pickles[0])
+    if (path / TIMM_DESCRIPTION).exists():
+        raise UserError(
+            f"{path} has {TIMM_DESCRIPTION} but no {TIMM_WEIGHTS}; save the weights of a timm model there as "
+            "safetensors"
+        )
     raise UserError(
         f"{path} is neither a run nor a checkpoint (no checkpoints/, no {WEIGHTS}), nor a folder of runs"
     )

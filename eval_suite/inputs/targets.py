@@ -184,8 +184,7 @@ def _rows(
     Keys are compared by their hashes, which are in the index, so that the shards need not be read.
     """
     samples = np.asarray(dataset.rows["key"])
-    # Keys begin so in tars that were made with `tar -cf x.tar .`
-    hashes = _hashes(keys, samples, ("", "./") if dataset.key(0).startswith("./") else ("",))
+    hashes = key_hashes(keys, dataset)
     rows = np.flatnonzero(np.isin(hashes, samples))
     if not len(rows):
         first = f" (the first: {keys[0][:80]!r})" if keys else ""
@@ -208,11 +207,11 @@ def _rows(
     return np.where(ordered[place] == samples, order[place], -1)
 
 
-def _hashes(keys: list[str], samples: NDArray[np.uint64], prefixes: Sequence[str]) -> NDArray[np.uint64]:
-    """Return the hash of each key; of its spellings the first that is a sample, else any.
-
-    Each is also tried after each of the `prefixes`.
-    """
+def key_hashes(keys: list[str], dataset: Dataset) -> NDArray[np.uint64]:
+    """Return the hash of each key; of its spellings the first that is a sample of the data set, else any."""
+    samples = np.asarray(dataset.rows["key"])
+    # Keys begin so in tars that were made with `tar -cf x.tar .`
+    prefixes = ("", "./") if dataset.key(0).startswith("./") else ("",)
     hashes = np.zeros(len(keys), np.uint64)
     paths = [cells.one_path(key) for key in keys]
     for written in (keys, paths) if paths != keys else (keys,):

@@ -25,7 +25,12 @@ SUFFIXES = (".npy", ".npz", ".parquet")
 SPLITS = split_names.SIDES
 LARGEST = 1e18
 """Largest absolute value of a feature; the squares of larger ones overflow in float32."""
-_COLUMNS = {"labels": ("labels", "label"), "split": ("split", "splits"), "groups": ("groups", "group")}
+_COLUMNS = {
+    "labels": ("labels", "label"),
+    "split": ("split", "splits"),
+    "groups": ("groups", "group"),
+    "keys": ("keys", "key"),
+}
 """What a file may call its columns that are no features."""
 _log = logging.getLogger(__name__)
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_\d+")
@@ -48,6 +53,8 @@ class Vectors:
     """Split of each row (n,): train, val or test."""
     groups: NDArray[np.uint64] | None = None
     """Hash of the group of each row (n,), 0 for none; None if the file names no groups."""
+    keys: list[str] | None = None
+    """Key of the image of each row, or the path that it was packed from; None if the file names none."""
 
     @cached_property
     def sha256(self) -> str:
@@ -74,10 +81,10 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     """Read a features file.
 
     `.npy` holds an array (n, d). `.npz` holds `features` (n, d). Parquet has a column `features` of lists or
-    a number column for each dimension. Both may have `labels`, `split` and `groups`, which may also be called
-    `label`, `splits` and `group`. Splits are named train, val and test, or a synonym of these. Raises
-    UserError for anything else, and unless `not_distances` for a matrix that looks like distances between the
-    samples; pickles are not opened.
+    a number column for each dimension. Both may have `labels`, `split`, `groups` and `keys`, which may also
+    be called `label`, `splits`, `group` and `key`. Splits are named train, val and test, or a synonym of
+    these. Raises UserError for anything else, and unless `not_distances` for a matrix that looks like
+    distances between the samples; pickles are not opened.
     """
     file = Path(given)
     try:
@@ -121,6 +128,7 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
         None
         if groups is None
         else np.array([key_hash(g) if g else 0 for g in cells.groups(groups)], np.uint64),
+        [cells.as_text(key) for key in columns["keys"]] if "keys" in columns else None,
     )
 
 
@@ -147,7 +155,7 @@ def _looks_like_distances(x: NDArray[Any]) -> bool:
 
 
 def _named(file: Path, present: Sequence[str]) -> dict[str, str]:
-    """Return what the file calls the labels, the split and the groups, where it has them, in any case."""
+    """Return what the file calls labels, split, groups and keys, where it has them, in any case."""
     names = {}
     for what, spellings in _COLUMNS.items():
         found = [name for name in present if name.strip().lower() in spellings]
@@ -159,7 +167,7 @@ def _named(file: Path, present: Sequence[str]) -> dict[str, str]:
 
 
 def _columns(file: Path) -> dict[str, Any]:
-    """Read `features` and, where they exist, `labels`, `split` and `groups`."""
+    """Read `features` and, where they exist, `labels`, `split`, `groups` and `keys`."""
     if file.suffix == ".parquet":
         return _parquet(file)
     loaded = np.load(file, allow_pickle=False)

@@ -222,17 +222,24 @@ def test_several_checkpoints_have_a_folder_each(tmp_path: Path, run: Path, data,
 
 def test_two_processes_embed_every_sample_once(checkpoint: Path, tmp_path: Path, data, command: Callable):
     options = [*map(str, data), "--metrics", "rank", "--json", "--batch-size", "3", "--workers", "1"]
-    options += ONE
+    options += ["--baselines", "pixels,handmade"]
     alone = command(checkpoint, *options, "--out", tmp_path / "alone")
+    # The features of a second checkpoint with the same weights are in the cache of the first process alone.
+    same = save_checkpoint(tmp_path / "same", step=8)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = subprocess.run(
-        [*torchrun, "-m", "eval_suite", str(checkpoint), *options, "--out", str(tmp_path / "together")],
+        [
+            *(*torchrun, "-m", "eval_suite", str(checkpoint), str(same), *options),
+            *("--out", str(tmp_path / "together")),
+        ],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
     )
     assert together.returncode == 0, together.stderr
-    assert json.loads(together.stdout)["data"] == json.loads(alone.out)["data"]
+    first, second = json.loads(together.stdout)
+    assert first["data"] == json.loads(alone.out)["data"]
+    assert first["representations"] == second["representations"]
     for file in (tmp_path / "alone" / "cache").iterdir():
         theirs, ours = np.load(tmp_path / "together" / "cache" / file.name), np.load(file)
         assert theirs.files == ours.files
