@@ -1,9 +1,10 @@
-"""`python -m studies.quickstart.compare NAME…`: paired differences from the best baseline, by stored scores.
+"""`python -m studies.quickstart.compare NAME FEATURES`: paired differences from each baseline, as a CSV.
 
-For each number of labels and feature set: the mean over seeds, less the best of the descriptors and of the
-untrained encoders (each initialisation by itself, in every feature set). The 95 % interval is ±1.96 √(b² +
-s²/k): b the bootstrap deviation of the difference when groups of near copies are drawn with replacement, s
-the deviation over the k seeds.
+For each number of labels and kind of baseline: the mean over seeds of trial NAME, less the best row of that
+kind. `untrained` are all initialisations in all of their feature sets; `handmade` are the descriptors of
+`isotorus eval`, HOG and histograms together or each alone. The 95 % interval is ±1.96 √(b² + s²/k): b the
+bootstrap deviation of the difference when groups of near copies are drawn with replacement, s the deviation
+over the k seeds.
 """
 
 import csv
@@ -16,41 +17,56 @@ from studies.quickstart import probe
 from studies.quickstart.cells import cells
 from studies.quickstart.trials import OUT_OF_FOLD, rows
 
+Row = dict[str, str]
 
-def stored(name: str, seed: str, features: str, labels: str) -> probe.OutOfFold:
-    with np.load(OUT_OF_FOLD / f"{name}-s{seed}-{features}-{labels}.npz") as file:
+
+def kind(row: Row) -> str | None:
+    """The kind of baseline that a row of trials.csv is: untrained, pixels, handmade or texture."""
+    if row["name"].startswith("untrained"):
+        return "untrained"
+    known = ("pixels", "handmade", "texture")
+    return next((k for k in known if row["name"] == "baseline" and row["features"].startswith(k)), None)
+
+
+def stored(row: Row, labels: str) -> probe.OutOfFold:
+    with np.load(OUT_OF_FOLD / f"{row['name']}-s{row['seed']}-{row['features']}-{labels}.npz") as file:
         return probe.OutOfFold(file["scores"], file["folds"])
 
 
-def main(names: list[str]) -> None:
-    """Print a CSV."""
+def main(name: str, features: str) -> None:
     known = cells()
     y, groups = known.labels[known.scored], known.groups[known.scored]
     weights = np.vstack([np.ones(len(y)), probe.bootstrap_weights(groups)])
+
+    def curve(row: Row, labels: str) -> NDArray[np.float64]:
+        """AUROC of all cells, then of each draw of groups."""
+        return stored(row, labels).auroc(y, weights)
+
     table = list(rows())
+    seeds = [row for row in table if row["name"] == name and row["features"] == features]
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(
+        ["labels", "seeds", "auroc", "half", "kind", "row", "theirs", "their_half", "gain", "low", "high"]
+    )
+    for labels in probe.LABELS:
+        scores = np.stack([curve(row, labels) for row in seeds])
+        mean = scores.mean(axis=0)
+        over_seeds = scores[:, 0].var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
 
-    def curve(row: dict[str, str], labels: str) -> NDArray[np.float64]:
-        return stored(row["name"], row["seed"], row["features"], labels).auroc(y, weights)
+        def half(draws: NDArray[np.float64], variance: float = over_seeds) -> float:
+            return 1.96 * float(np.sqrt(draws.var() + variance))
 
-    out = csv.writer(sys.stdout)
-    out.writerow(["name", "features", "seeds", "labels", "auroc", "against", "theirs", "gain", "low", "high"])
-    for name in names:
-        mine = [row for row in table if row["name"] == name]
-        against = [row for row in table if row["name"] == "baseline" or row["name"].startswith("untrained")]
-        for features in dict.fromkeys(row["features"] for row in mine):
-            seeds = [row for row in mine if row["features"] == features]
-            for labels in probe.LABELS:
-                best = max(against, key=lambda row: float(row[f"auroc_{labels}"]))
-                scores = np.stack([curve(row, labels) for row in seeds])
-                gains = scores.mean(axis=0) - curve(best, labels)
-                over_seeds = scores[:, 0].var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
-                half = 1.96 * float(np.sqrt(gains[1:].var() + over_seeds))
-                other = f"{best['name']}-s{best['seed']} {best['features']}"
-                figures = [scores[:, 0].mean(), gains[0], gains[0] - half, gains[0] + half]
-                mean, gain, low, high = (f"{x:.4f}" for x in figures)
-                theirs = best[f"auroc_{labels}"]
-                out.writerow([name, features, len(seeds), labels, mean, other, theirs, gain, low, high])
+        for against in ("untrained", "pixels", "handmade", "texture"):
+            rivals = [row for row in table if kind(row) == against]
+            best = max(rivals, key=lambda row: float(row[f"auroc_{labels}"]))
+            theirs = curve(best, labels)
+            gain = mean - theirs
+            figures = [mean[0], half(mean[1:]), theirs[0], half(theirs[1:], 0.0)]
+            figures += [gain[0], gain[0] - half(gain[1:]), gain[0] + half(gain[1:])]
+            a, b, c, d, *rest = (f"{x:.4f}" for x in figures)
+            rival = f"{best['name']}-s{best['seed']} {best['features']}"
+            out.writerow([labels, len(seeds), a, b, against, rival, c, d, *rest])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

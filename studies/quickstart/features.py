@@ -14,6 +14,7 @@ from torch import nn
 
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
+from eval_suite.features.handmade import BINS, SIZE, Handmade, ranges
 from pretrain.models.encoder import build_encoder
 from studies.quickstart.cells import WORK, cells, folder
 
@@ -63,23 +64,22 @@ def _deviation(x: torch.Tensor) -> torch.Tensor:
 
 
 def checkpoint_sets(
-    run: Path, sizes: tuple[int, ...], untrained_seed: int | None = None
+    checkpoint: Path, names: list[str], untrained_seed: int | None = None
 ) -> dict[str, Vectors]:
-    """The sets of a run's newest checkpoint at each image size, `stages@96` of 96 pixels.
+    """The named sets of a checkpoint; `stages@96` are the stages of images of 96 pixels.
 
     With `untrained_seed`, of the same encoder as that seed initialises it.
     """
-    newest = max((run / "checkpoints").glob("step_*/encoder.json"))
-    described = json.loads(newest.read_text())
+    described = json.loads((checkpoint / "encoder.json").read_text())
     seed = described["seed"] if untrained_seed is None else untrained_seed
     model = build_encoder(described["name"], described["kwargs"], seed)
     if untrained_seed is None:
-        model.load_state_dict(load_file(newest.with_name("encoder.safetensors")))
+        model.load_state_dict(load_file(checkpoint / "encoder.safetensors"))
     found = {}
-    for size in sizes:
+    for size in {int(name.partition("@")[2]) for name in names}:
         sets = encoder_sets(model, size, described["mean"][0], described["std"][0])
         found |= {f"{name}@{size}": x for name, x in sets.items()}
-    return found
+    return {name: found[name] for name in names}
 
 
 def raw(size: int) -> Vectors:
@@ -87,33 +87,36 @@ def raw(size: int) -> Vectors:
     return images(size).reshape(len(images(size)), -1).astype(np.float32) / 255
 
 
-def histogram(bins: int = 32, size: int = 128) -> Vectors:
-    """Shares of the cell's pixels in `bins` equal ranges of grey, as square roots."""
-    flat = images(size).reshape(len(images(size)), -1).astype(np.int64) * bins // 256
-    counts = np.stack([np.bincount(row, minlength=bins) for row in flat])
-    return np.sqrt(counts / flat.shape[1]).astype(np.float32)
-
-
-def hog(size: int, cell: int, orientations: int = 8) -> Vectors:
-    """Histograms of oriented gradients (Dalal & Triggs 2005) by scikit-image, blocks of 2 × 2 cells."""
+@cache
+def handmade() -> dict[str, Vectors]:
+    """The descriptors that `isotorus eval` compares with: HOG, histograms of greys and texture, and both."""
     sys.path.append("runs/site")
-    from skimage.feature import hog as describe
+    describe = Handmade(ranges(8, (0.5,), (0.25,)))
+    described = [describe(torch.from_numpy(image)[None]) for image in images(SIZE)]
+    return {name: np.stack([one[name] for one in described]) for name in described[0]}
 
-    rows = [
-        describe(x, orientations, (cell, cell), (2, 2), block_norm="L2-Hys", transform_sqrt=False)
-        for x in images(size)
-    ]
-    return np.stack(rows).astype(np.float32)
+
+def texture() -> Vectors:
+    """Histograms of greys and of uniform local binary patterns (Ojala et al. 2002) of radius 1, 2 and 3.
+
+    This is more of what was seen to be strong on these images: square roots of 32 and 54 shares.
+    """
+    from skimage.feature import local_binary_pattern
+
+    file = WORK / "patterns.npy"
+    if not file.exists():
+        rows = []
+        for x in images(SIZE):
+            row = []
+            for radius in (1, 2, 3):
+                codes = local_binary_pattern(x, 8 * radius, radius, "uniform").astype(np.int64)
+                row.append(np.bincount(codes.ravel(), minlength=8 * radius + 2))
+            rows.append(np.sqrt(np.concatenate(row) / x.size))
+        np.save(file, np.stack(rows).astype(np.float32))
+    return np.hstack([handmade()["histograms"][:, :BINS], np.load(file)])
 
 
 def baselines() -> dict[str, Vectors]:
     """The descriptors that need no training, by name."""
-    counts = histogram()
-    fine, coarse = hog(64, 8), hog(128, 16)
-    return {
-        "pixels32": raw(32),
-        "histogram": counts,
-        "hog64": fine,
-        "hog64+histogram": np.hstack([fine, counts]),
-        "hog128+histogram": np.hstack([coarse, counts]),
-    }
+    described = {f"handmade-{name}": x for name, x in handmade().items()}
+    return {"pixels32": raw(32), **described, "texture": texture()}

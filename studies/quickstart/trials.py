@@ -3,6 +3,7 @@
 Each trial is a name, its seeds and what it changes in base.yaml. It is trained by the product's command on
 one core and scored out of fold on the labelled cells of train and val, never on test. Rows are written as
 they are finished: a rerun continues an interrupted run from its checkpoint and repeats no finished row.
+A trial with `step` is scored at that checkpoint, and not trained further where it has it.
 """
 
 import csv
@@ -28,9 +29,9 @@ from studies.quickstart.features import Vectors, baselines, checkpoint_sets
 HERE = Path(__file__).parent
 TABLE, BASE = HERE / "trials.csv", HERE / "base.yaml"
 RUNS, LOGS, OUT_OF_FOLD = WORK / "runs", WORK / "logs", WORK / "out_of_fold"
-SIZES = (64, 96)
+SETS = ["stages@128"]
 UNTRAINED_SEEDS = (0, 1, 2)
-COLUMNS = ["name", "seed", "features", "width", "overrides", "cpu_minutes"]
+COLUMNS = ["name", "seed", "step", "features", "width", "overrides", "cpu_minutes"]
 COLUMNS += [f"{kind}_{labels}" for labels in probe.LABELS for kind in ("auroc", "se")]
 
 
@@ -40,20 +41,18 @@ def main(listing: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     finished = {(row["name"], row["seed"]) for row in rows()}
     if ("baseline", "0") not in finished:
-        add("baseline", 0, [], None, baselines())
+        add("baseline", 0, {}, baselines())
     for trial in yaml.safe_load(listing.read_text()):
-        overrides, seeds = trial.get("overrides", []), trial.get("seeds", [0])
-        sizes = tuple(trial.get("sizes", SIZES))
+        name, seeds, sets = trial["name"], trial.get("seeds", [0]), trial.get("sets", SETS)
         for seed in seeds:
-            if (trial["name"], str(seed)) not in finished:
-                minutes = train(trial["name"], seed, overrides)
-                sets = checkpoint_sets(run_folder(trial["name"], seed), sizes)
-                add(trial["name"], seed, overrides, minutes, sets)
+            if (name, str(seed)) not in finished:
+                found = trained(name, seed, trial.get("overrides", []), trial.get("step"))
+                add(name, seed, found, checkpoint_sets(found["checkpoint"], sets))
         if "untrained" in trial:
             for seed in UNTRAINED_SEEDS:
                 if (trial["untrained"], str(seed)) not in finished:
-                    sets = checkpoint_sets(run_folder(trial["name"], seeds[0]), sizes, seed)
-                    add(trial["untrained"], seed, overrides, None, sets)
+                    newest = checkpoints(name, seeds[0])[-1]
+                    add(trial["untrained"], seed, {}, checkpoint_sets(newest, sets, seed))
 
 
 def rows() -> Iterator[dict[str, str]]:
@@ -63,21 +62,37 @@ def rows() -> Iterator[dict[str, str]]:
             yield from csv.DictReader(file)
 
 
-def run_folder(name: str, seed: int) -> Path:
-    return RUNS / f"{name}-s{seed}"
+def checkpoints(name: str, seed: int) -> list[Path]:
+    """The checkpoints of a run, the oldest first."""
+    return sorted((RUNS / f"{name}-s{seed}/checkpoints").glob("step_*"))
 
 
-def train(name: str, seed: int, overrides: list[str]) -> float:
-    """Train to the end, or return at once where that is done; minutes of one core over all attempts."""
+def trained(name: str, seed: int, overrides: list[str], step: int | None) -> dict[str, Any]:
+    """The checkpoint of `step`, by default of the last, with what its row says of it."""
+    known = {int(folder.name[5:]): folder for folder in checkpoints(name, seed)}
     log = LOGS / f"{name}-s{seed}.log"
-    settings = [f"name={name}-s{seed}", f"runs={RUNS}", f"seed={seed}", "checkpoint.keep_last=1"]
+    if step not in known:
+        train(name, seed, overrides, log)
+        known = {int(folder.name[5:]): folder for folder in checkpoints(name, seed)}
+    step = step or max(known)
+    minutes = sum(map(float, re.findall(r"cpu seconds: ([\d.]+)", log.read_text()))) / 60
+    return {
+        "checkpoint": known[step],
+        "step": step,
+        "overrides": json.dumps(overrides),
+        "cpu_minutes": f"{minutes * step / max(known):.1f}",
+    }
+
+
+def train(name: str, seed: int, overrides: list[str], log: Path) -> None:
+    """Train to the end, or return at once where that is done."""
+    settings = [f"name={name}-s{seed}", f"runs={RUNS}", f"seed={seed}", "checkpoint.keep_last=100"]
     command = [sys.executable, "-m", "studies.quickstart.train", "--config", str(BASE), *settings, *overrides]
     with log.open("a") as stream:
         subprocess.run(command, stderr=stream, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return sum(map(float, re.findall(r"cpu seconds: ([\d.]+)", log.read_text()))) / 60
 
 
-def add(name: str, seed: int, overrides: list[str], minutes: float | None, sets: dict[str, Vectors]) -> None:
+def add(name: str, seed: int, run: dict[str, Any], sets: dict[str, Vectors]) -> None:
     """Score feature sets and append their rows, all at once so that none is missing or repeated."""
     known = cells()
     y, groups = known.labels[known.scored], known.groups[known.scored]
@@ -89,9 +104,7 @@ def add(name: str, seed: int, overrides: list[str], minutes: float | None, sets:
             "seed": seed,
             "features": features,
             "width": vectors.shape[1],
-            "overrides": json.dumps(overrides),
-            "cpu_minutes": "" if minutes is None else f"{minutes:.1f}",
-        }
+        } | {key: run.get(key, "") for key in ("step", "overrides", "cpu_minutes")}
         for labels in probe.LABELS:
             found = scored(f"{name}-s{seed}-{features}-{labels}", vectors[known.scored], y, groups, labels)
             row[f"auroc_{labels}"] = f"{found.auroc(y)[0]:.4f}"
