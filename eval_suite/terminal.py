@@ -38,7 +38,10 @@ def show(
         if not quiet and not in_rows:
             _print_whole(_table(results))
             said = [sentences.about_geometry(results)]
-            said += _done_and_found(results) if len(outcomes) == 1 else [sentences.about_usefulness(results)]
+            if len(outcomes) == 1:
+                said = [sentences.about_scores(results), *said, *_done_and_found(results)]
+            else:
+                said.append(sentences.about_usefulness(results))
             for line in filter(None, said):
                 tell(line, quiet=quiet)
         page = outcome.task.out / "report.html"
@@ -95,7 +98,7 @@ def _table(results: dict[str, Any]) -> Table:
     Bold is what is best, or level with the best.
     """
     checkpoint, measured = results["checkpoint"], results["representations"]
-    split = f" on {results['reported_on']}" if results["reported_on"] else ""
+    split = f" on {sentences.SPLITS[results['reported_on']]}" if results["reported_on"] else ""
     table = Table(
         title=Text(f"{checkpoint['name']}, step {checkpoint['step']},{split}".rstrip(",")),
         box=SIMPLE,

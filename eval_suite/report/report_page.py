@@ -18,7 +18,15 @@ from eval_suite.inputs.targets import Targets
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
 from eval_suite.report import figures, geometry_figures, names, pictures
 from eval_suite.report.pages import template
-from eval_suite.report.sentences import CLOUDS, SPLITS, about_geometry, about_usefulness
+from eval_suite.report.sentences import (
+    CLOUDS,
+    SPLITS,
+    about_collapse,
+    about_geometry,
+    about_scores,
+    headline,
+    what_next,
+)
 from eval_suite.report.standing import baselines, lead, leaders, standings
 from eval_suite.report.training_log import logged
 from isotorus import randomness
@@ -66,7 +74,10 @@ def render(
     return template("report").render(
         results=results,
         reported=reported,
-        methods={m: method.label for m, method in METHODS.items() if method.predicts and m in measured},
+        methods=_methods(results),
+        on_test=_on_test(results),
+        few_split=_few_split(results),
+        all_shots=[shots for shots, of in measured.get("few_shot", {}).items() if isinstance(of, Mapping)],
         headlines=headlines(results["kind"]),
         leaders=partial(leaders, results),
         leads=_leads(results),
@@ -75,7 +86,8 @@ def render(
         names={name: names.title(name) for name in results["representations"]},
         cloud_metrics=CLOUD,
         colours={name: figures.colour(name) for name in results["representations"]},
-        about_usefulness=about_usefulness(results),
+        reading=" ".join(filter(None, (about_collapse(results), headline(results)))),
+        details=[said for said in (what_next(results), about_scores(results)) if said],
         about_geometry=about_geometry(results),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
         intervals=_intervals(results, undrawn),
@@ -92,6 +104,29 @@ def render(
         options=json.dumps(results["inputs"]["options"], indent=2),
         undrawn=undrawn,
     )
+
+
+def _methods(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of the table of scores: the methods, with the split of those that have another."""
+    measured, titles = results["representations"]["pretrained"], {}
+    for name, method in METHODS.items():
+        if method.predicts and name in measured:
+            own = measured[name].get("reported_on", results["reported_on"])
+            titles[name] = method.label if own == results["reported_on"] else f"{method.label}, {own} split"
+    return titles
+
+
+def _few_split(results: Mapping[str, Any]) -> str:
+    """Return which split few-shot and retrieval are scored on, where it is not that of the other scores."""
+    measured = results["representations"]["pretrained"]
+    splits = {measured[name].get("reported_on") for name in ("few_shot", "retrieval") if name in measured}
+    return "".join(f", {split} split" for split in splits - {None, results["reported_on"]})
+
+
+def _on_test(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the methods that have scores on a test split beside those of the folds."""
+    measured = results["representations"]["pretrained"]
+    return {f"{name}/test": title for name, title in _methods(results).items() if "test" in measured[name]}
 
 
 def _leads(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ from typing import Any
 
 from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import names
-from eval_suite.report.standing import Lead, Standing, standings
+from eval_suite.report.standing import Lead, Standing, lead, standings
+from eval_suite.results import dig
 
 CLOUDS = {
     "embedding": "the embedding",
     **names.HEADS,
     "untrained": "the untrained encoder's embedding",
 }
-SPLITS = {"test": "the test split", "val": "the validation split", "folds": "images outside the fold"}
+SPLITS = {"test": "the test split", "val": "the validation split", "folds": "held-out folds"}
 """What the scores are reported on."""
 Results = Mapping[str, Any]
 
@@ -23,7 +24,7 @@ def about_usefulness(results: Results) -> str:
 
     A collapsed encoder, or baseline, is named before anything else.
     """
-    said = (about_collapse(results), headline(results), what_next(results), _about_scores(results))
+    said = (about_collapse(results), headline(results), about_scores(results), what_next(results))
     return " ".join(filter(None, said))
 
 
@@ -78,10 +79,11 @@ def what_next(results: Results) -> str:
             return f"Next: {longer}, with crops that show more of each image (views.global_scale=[0.5,1.0])."
         return f"Next: {longer}, or start from those weights (encoder.weights=FOLDER)."
     if standing.outcome == "unclear":
-        finer = " or, to see half the effect, label four times as many images"
         if results["reported_on"] != "folds":
-            finer = f"{finer} for {SPLITS[results['reported_on']]}"
-        return f"Next: {longer}{finer}."
+            return (
+                f"Next: {longer}, or score with --folds 5, which uses the labelled images of train and val."
+            )
+        return f"Next: {longer} or, to see half the effect, label four times as many images."
     if results["representations"]["pretrained"].get("collapsed"):
         return "Next: train with a larger objective.weight, which prevents a collapse."
     sweep = f"isotorus sweep --config {Path(run) / 'config.yaml'} optimizer.lr=3e-4,1e-3,3e-3"
@@ -131,8 +133,8 @@ def _briefly(standing: Standing) -> str:
     return f"{_signed(best.value)} points against {rival} ({_interval(best)})"
 
 
-def _about_scores(results: Results) -> str:
-    """Say how the pretrained encoder scores; the tables have its baselines."""
+def about_scores(results: Results) -> str:
+    """Say how the pretrained encoder scores, with folds also on test; the tables have its baselines."""
     measured = results["representations"]["pretrained"]
     methods = [name for name, method in METHODS.items() if method.summarised and name in measured]
     if not methods:
@@ -147,8 +149,22 @@ def _about_scores(results: Results) -> str:
         ]
         if values:
             parts.append(f"{METHODS[method].label} {', '.join(values)}")
-    split = SPLITS[results["reported_on"]]
-    return f"The pretrained encoder on {split}: {'; '.join(parts)}." if parts else ""
+    split = SPLITS.get(results["reported_on"], results["reported_on"])
+    said = f"The pretrained encoder on {split}: {'; '.join(parts)}." if parts else ""
+    return " ".join(filter(None, (said, _on_test(results))))
+
+
+def _on_test(results: Results) -> str:
+    """Say how the encoder scores on a test split beside folds, against the baseline that is best in folds."""
+    for standing in standings(results)[:1]:
+        path = f"{standing.method}/test/{standing.score}"
+        over = lead(results, path, standing.best.baseline)
+        if over is not None:
+            value = 100 * dig(results["representations"]["pretrained"], path)
+            by = f"{METHODS[standing.method].label} {SCORES[standing.score].label} {value:.1f}\u00a0%"
+            against = f"{_signed(over.value)} points against {names.phrase(over.baseline)}"
+            return f"On the test split, which is in no fold: {by}, {against} ({_interval(over)})."
+    return ""
 
 
 def about_geometry(results: Results) -> str:
@@ -161,14 +177,14 @@ def about_geometry(results: Results) -> str:
     return f"Geometry of {'; of '.join(verdicts)}." if verdicts else ""
 
 
-def _behind(lead: Lead) -> str:
+def _behind(over: Lead) -> str:
     """Say by how much a baseline is ahead; the bracket stays open for more."""
-    turned = Lead(lead.baseline, -lead.value, -lead.high, -lead.low)
+    turned = Lead(over.baseline, -over.value, -over.high, -over.low)
     return f"{_points(turned.value)} ahead ({_interval(turned)}"
 
 
-def _interval(lead: Lead) -> str:
-    return f"95\u00a0% interval {_signed(lead.low)} to {_signed(lead.high)}"
+def _interval(over: Lead) -> str:
+    return f"95\u00a0% interval {_signed(over.low)} to {_signed(over.high)}"
 
 
 def _points(value: float) -> str:

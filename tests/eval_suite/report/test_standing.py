@@ -44,7 +44,26 @@ def test_no_effect_says_which_effects_could_have_been_seen():
     said = headline(found)
     assert said.startswith("No effect seen: +0.1 points against the untrained encoder (")
     assert said.endswith("Effects below about 2.4 points cannot be seen on this set.")
-    assert "four times as many" in what_next(found)
+    assert "--folds 5" in what_next(found)
+    found["reported_on"] = "folds"
+    assert "label four times as many images" in what_next(found)
+
+
+def test_a_test_split_beside_the_folds_is_reported_and_decides_nothing():
+    found = results(baselines={"untrained": (0.70, (0.07, 0.13)), "pixels": (0.77, (0.01, 0.05))})
+    found["reported_on"] = "folds"
+    found["representations"]["pretrained"]["probe"]["test"] = {"auroc": 0.75}
+    found["representations"]["pixels"]["probe"]["test"] = {"auroc": 0.78}
+    found["differences"]["pixels"]["probe"]["test"] = {"auroc": {"value": -0.03, "interval": [-0.09, 0.03]}}
+    assert headline(found).startswith("Pretraining helps: 3.0 points ahead of the best baseline, raw pixels")
+    assert (
+        about_usefulness(found)
+        .split("balanced accuracy 70.0\u00a0%. ")[1]
+        .startswith(
+            "On the test split, which is in no fold: linear probe AUROC 75.0\u00a0%, −3.0 points against raw "
+            "pixels (95\u00a0% interval −9.0 to +3.0). Next: use it"
+        )
+    )
 
 
 @pytest.mark.parametrize(
