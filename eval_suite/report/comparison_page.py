@@ -15,7 +15,7 @@ from eval_suite.report.loss_correlation import ALPHA, Correlation
 from eval_suite.report.over_seeds import Row, newest, paired, t_interval
 from eval_suite.report.pages import template
 from eval_suite.report.results_table import LOSS
-from eval_suite.report.sentences import headline
+from eval_suite.report.sentences import headline, what_next
 from eval_suite.report.standing import baselines, lead, standings
 from eval_suite.results import dig
 
@@ -91,7 +91,11 @@ def render(
         level={path: level(rows, path.removeprefix("pretrained/")) for path in scores},
         marked=[each.row for each in best],
         sentences=[each.sentence for each in best],
-        headlines=[(row, said) for row in newest(rows) if (said := headline(row.results))],
+        headlines=[
+            (row, f"{said} {what_next(row.results)}")
+            for row in newest(rows)
+            if (said := headline(row.results))
+        ],
         differences=differences(rows),
         notes=notes,
         panels=_panels(named, rows, table, colours),

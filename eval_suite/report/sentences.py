@@ -79,6 +79,8 @@ def what_next(results: Results) -> str:
             return f"Next: {longer}, with crops that show more of each image (views.global_scale=[0.5,1.0])."
         return f"Next: {longer}, or start from those weights (encoder.weights=FOLDER)."
     if standing.outcome == "unclear":
+        if "seeds" in checkpoint:
+            return f"Next: {longer}, or train more seeds; four times as many halve the interval."
         if results["reported_on"] != "folds":
             return (
                 f"Next: {longer}, or score with --folds 5, which uses the labelled images of train and val."

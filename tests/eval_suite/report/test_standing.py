@@ -47,6 +47,8 @@ def test_no_effect_says_which_effects_could_have_been_seen():
     assert "--folds 5" in what_next(found)
     found["reported_on"] = "folds"
     assert "label four times as many images" in what_next(found)
+    found["checkpoint"]["seeds"] = [0, 1, 2]
+    assert "cannot be seen with these seeds" in headline(found) and "more seeds" in what_next(found)
 
 
 def test_a_test_split_beside_the_folds_is_reported_and_decides_nothing():
