@@ -155,7 +155,7 @@ def _rows(compared: Comparison) -> Table:
 
 
 def _about_comparison(compared: Comparison) -> list[str]:
-    """Return the headline of each group of seeds and what to do next, the best checkpoints, and what was kept apart."""
+    """Return the headline of each group of seeds, the best checkpoints, and what was kept apart."""
     said = [
         f"{row.name}, {len(row.seeds)} seeds, step {row.step}: {found} {sentences.what_next(row.results)}"
         for row in over_seeds.newest(compared.rows)
