@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -13,15 +14,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from eval_suite import batch, progress, suite, terminal, tracking
 from eval_suite.arguments import pass_on
 from eval_suite.features import compared
 from eval_suite.inputs import against, find, vectors
+from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
 from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
 from eval_suite.report import best_checkpoint, comparison, over_seeds
+from eval_suite.results import finished
 from isotorus.errors import UserError
 
 CACHE = "cache"
@@ -36,7 +40,7 @@ def run(given: argparse.Namespace, options: Options) -> int:
         others = against.named(given.against, splits, partial(compared.check, splits=splits))
     # Long, because the other processes wait at the next checkpoint while the first one measures.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
-    command = _Command(given, options, splits, targets, others, state, published=[])
+    command = _Command(given, options, splits, targets, others, state, published=[], embedded=set())
     try:
         if given.watch:
             outcomes = batch.watch(command.tasks, command.finished, command.evaluate_all, given.poll)
@@ -65,6 +69,8 @@ class _Command:
     state: PartialState
     published: list[str]
     """Lines that say where results were sent to."""
+    embedded: set[Path]
+    """Weights of the checkpoints whose features this call has put into the cache."""
 
     def tasks(self) -> list[batch.Task]:
         """Find the checkpoints and files of features that are named, and choose a folder for each."""
@@ -93,14 +99,16 @@ class _Command:
     def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
         """Evaluate each, or several at the same time; one that fails does not stop the others."""
         given = self.given
+        cache = self.cache(tasks)
+        self.share(tasks, cache)
         if given.jobs > 1 and len(tasks) > 1:
-            passed = [*pass_on(given), f"--cache={self.cache(tasks)}"]
+            passed = [*pass_on(given), f"--cache={cache}"]
             outcomes = batch.side_by_side(tasks, passed, given.jobs)
         elif len(tasks) == 1 and not given.watch:
             progress.evaluating(tasks[0].title)
-            outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0], self.cache(tasks)))])
+            outcomes = iter([batch.Outcome(tasks[0], self.evaluate(tasks[0], cache))])
         else:
-            evaluate = partial(self.evaluate, cache=self.cache(tasks))
+            evaluate = partial(self.evaluate, cache=cache)
             outcomes = batch.one_by_one(tasks, evaluate, alone=self.state.num_processes == 1)
         return batch.follow(outcomes, len(tasks), quiet=given.json or not self.state.is_main_process)
 
@@ -113,6 +121,37 @@ class _Command:
         watched = [run / "eval" for run in find.runs(given.names)] if given.watch else []
         embedded = [task.out.parent for task in tasks if not vectors.is_vectors(task.given)]
         return _common(watched or embedded or [task.out.parent for task in tasks]) / CACHE
+
+    def share(self, tasks: Sequence[batch.Task], cache: Path) -> None:
+        """Embed the images once for all checkpoints without results, so that each is decoded once."""
+        given, state, splits = self.given, self.state, self.splits
+        if splits is None or (given.jobs > 1 and given.force):  # those processes would embed them again
+            return
+        unfinished: list[Checkpoint] = []
+        for task in tasks if state.is_main_process else ():
+            with suppress(UserError):  # which its own evaluation reports
+                if not vectors.is_vectors(task.given) and (found := self._unfinished(task, splits)):
+                    unfinished.append(found)
+        agreed = [unfinished]
+        broadcast_object_list(agreed)
+        # On several GPUs each evaluation embeds its own checkpoint, as they do so at the same time.
+        alone = given.jobs > 1 and torch.cuda.device_count() > 1
+        if len(agreed[0]) < 2:
+            return
+        progress.evaluating(f"features of {len(agreed[0])} checkpoints")
+        how = {"batch_size": given.batch_size, "workers": given.workers, "force": given.force}
+        for chunk in compared.chunks(agreed[0], splits):
+            groups = [suite.compared_with(c, splits, self.against, self.options) for c in chunk]
+            if alone:
+                groups = [group[1:] for group in groups if group[1:]]
+            done = compared.embed_together(groups, splits, cache, state, **how)
+            self.embedded.update(chunk[number].weights for number in done if not alone)
+
+    def _unfinished(self, task: batch.Task, splits: Splits) -> Checkpoint | None:
+        """Return the checkpoint of a task, None if its results are there already."""
+        (checkpoint,) = find.find([task.given])
+        inputs = suite.inputs_of(checkpoint, splits, self.targets, self.options, self.against, self.state)
+        return None if finished(task.out, inputs) and not self.given.force else checkpoint
 
     def evaluate(self, task: batch.Task, cache: Path) -> dict[str, Any]:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
@@ -128,6 +167,7 @@ class _Command:
             how = {
                 "against": self.against,
                 "cache": cache,
+                "embedded": checkpoint.weights in self.embedded,
                 "batch_size": given.batch_size,
                 "workers": given.workers,
                 "force": given.force,

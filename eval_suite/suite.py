@@ -61,30 +61,19 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     force: bool = False,
+    embedded: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against `targets` by split, and write results.json and report.html to `out`.
 
     The encoder is compared with its baselines and with what is in `against`. The folder `cache` keeps the
     features; evaluations that name the same one share what is equal.
     Results that are there already are returned unless they depend on something that has changed, or with
-    `force`. All processes must call this; the first one returns the results, the others an empty dict.
-    Raises UserError for errors that the user can fix.
+    `force`, which also computes the features again, unless this call of the command has `embedded` them. All
+    processes must call this; the first one returns the results, the others an empty dict. Raises UserError
+    for errors that the user can fix.
     """
     _check_neighbours(options.useful.k, targets["train"])
-    inputs = {
-        "format": results.FORMAT,
-        "weights_sha256": checkpoint.weights_sha256,
-        "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
-        "features": kinds.made_by(state.device),
-        "data": {name: data.fingerprint for name, data in splits.items().items()},
-        "targets": {name: fingerprint(of) for name, of in targets.items()},
-        "options": options.stored(),
-    }
-    if "views" in options.geometry.metrics:
-        inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
-    if against.inputs:
-        inputs["against"] = against.inputs
-    inputs = results.json_safe(inputs)
+    inputs = inputs_of(checkpoint, splits, targets, options, against, state)
     if state.is_main_process:
         results.make_folder(out)
     finished = None if force else results.finished(out, inputs)
@@ -94,7 +83,8 @@ def evaluate(
         return finished or {}
 
     representations = compared_with(checkpoint, splits, against, options)
-    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "force": force}
+    loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+    loading["force"] = force and not embedded
     features = compared.extract(representations, against, splits, cache, state, **loading)
     if not state.is_main_process:
         return {}
@@ -145,6 +135,32 @@ def evaluate(
         **measured,
     }
     return _write(written, features, targets, options, out, checkpoint, splits)
+
+
+def inputs_of(
+    checkpoint: Checkpoint,
+    splits: Splits,
+    targets: Mapping[str, Targets],
+    options: Options,
+    against: Against,
+    state: PartialState,
+) -> dict[str, Any]:
+    """Return everything that the results depend on, as results.json keeps it."""
+    inputs = {
+        "format": results.FORMAT,
+        "weights_sha256": checkpoint.weights_sha256,
+        "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
+        "features": kinds.made_by(state.device),
+        "data": {name: data.fingerprint for name, data in splits.items().items()},
+        "targets": {name: fingerprint(of) for name, of in targets.items()},
+        "options": options.stored(),
+    }
+    if "views" in options.geometry.metrics:
+        inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
+    if against.inputs:
+        inputs["against"] = against.inputs
+    safe: dict[str, Any] = results.json_safe(inputs)
+    return safe
 
 
 def compared_with(

@@ -1,5 +1,6 @@
 """The features of everything that an evaluation compares: encoders, baselines, features from elsewhere."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from eval_suite.features import embed
@@ -15,7 +17,11 @@ from eval_suite.features.representation import Representation
 from eval_suite.inputs.against import Against
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
+from isotorus.errors import UserError
 
+_log = logging.getLogger(__name__)
+MEMORY = 4 * 2**30
+"""Bytes for the weights and features of the checkpoints that one pass over the images embeds."""
 Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.floating]]]]
 """(n, d) by representation, feature set and split."""
 
@@ -88,6 +94,59 @@ def extract(
         for r in compared
     }
     return features | {name: {"embedding": x} for name, x in against.features.items()}
+
+
+def embed_together(
+    groups: Sequence[Sequence[Representation]],
+    splits: Splits,
+    cache: Path,
+    state: PartialState,
+    **loading: Any,
+) -> set[int]:
+    """Fill the cache with what several evaluations compare, reading and decoding each image once.
+
+    `groups` are the representations of each evaluation. Those whose model cannot be built are left to their
+    own evaluation, which reports the error, and so is everything if the pass fails. Returns the indices of
+    the others. All processes must call this.
+    """
+    built = [number for number, group in enumerate(groups) if _builds(group[0])]
+    everywhere = set.intersection(*map(set, gather_object([built])))
+    wanted = [r for number in sorted(everywhere) for r in groups[number]]
+    try:
+        for data in splits.items().values():
+            embed.extract(wanted, data, cache, state, **loading)
+    except UserError:  # all processes raise it together
+        return set()
+    except Exception:  # such as a GPU that has no memory for all of them
+        if state.num_processes > 1:
+            raise
+        _log.debug("one pass for %d checkpoints", len(groups), exc_info=True)
+        return set()
+    return everywhere
+
+
+def _builds(r: Representation) -> bool:
+    """Build the model and return whether that was possible."""
+    try:
+        return bool(r.model)
+    except Exception:
+        return False
+
+
+def chunks(checkpoints: Sequence[Checkpoint], splits: Splits) -> list[list[Checkpoint]]:
+    """Divide checkpoints into lists whose weights and features together need at most `MEMORY` bytes."""
+    images = max(len(data) for data in splits.items().values())
+    lists: list[list[Checkpoint]] = []
+    free = 0
+    for checkpoint in checkpoints:
+        # Embedding, last2 and last4 are seven times as wide as the embedding.
+        need = checkpoint.weights.stat().st_size + 4 * 7 * images * checkpoint.encoder.embedding_width
+        if not lists or need > free:
+            lists.append([])
+            free = MEMORY
+        lists[-1].append(checkpoint)
+        free -= need
+    return lists
 
 
 def finite(features: Features) -> tuple[Features, dict[str, str]]:
