@@ -45,6 +45,7 @@ METHODS = {
     "probe": Method("linear probe", "probe", predicts=True, summarised=True),
     "minibatch_probe": Method("minibatch probe", predicts=True),
     "knn": Method("k-NN", "k-NN", predicts=True, summarised=True),
+    "label_curve": Method("linear probe with fewer labels"),
     "few_shot": Method("few-shot classification"),
     "retrieval": Method("image retrieval"),
 }

@@ -133,6 +133,24 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
     return svg(draw, 2.8, 0.6 + 0.28 * len(rows))
 
 
+def label_curves(series: Mapping[str, Sequence[tuple[int, float, float, float]]], label: str) -> str:
+    """Draw a score over numbers of labels; a point of a representation is number, score, low and high."""
+
+    def draw(axes: Axes) -> None:
+        for name, points in series.items():
+            labels, value, low, high = np.array(points).T
+            axes.plot(labels, 100 * value, "o-", color=colour(name), linewidth=1.4, markersize=3)
+            axes.fill_between(labels, 100 * low, 100 * high, color=colour(name), alpha=0.12, linewidth=0)
+        axes.set_xscale("log")
+        ticks = sorted({int(point[0]) for points in series.values() for point in points})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45)
+        axes.minorticks_off()
+        axes.set_xlabel("labelled images")
+        axes.set_ylabel(label)
+
+    return svg(draw, 4.6, 3.0)
+
+
 def scatter(points: NDArray[np.floating], labels: NDArray[np.integer], colours: Sequence[str]) -> str:
     """Draw points (n, 2) in the colours of their labels (n,); label -1 is grey."""
 

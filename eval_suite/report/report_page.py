@@ -91,6 +91,7 @@ def render(
         about_geometry=about_geometry(results),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
         intervals=_intervals(results, undrawn),
+        label_curves=_label_curves(results, undrawn),
         curves=_curves(checkpoint, undrawn) if checkpoint else [],
         maps=_maps({name: embeddings[name][reported][shown] for name in encoders}, labels, colours, undrawn),
         mapped=len(shown),
@@ -220,6 +221,21 @@ def _cloud(
         }
         add("smallest eigenvalues of the k-NN graph", geometry_figures.eigenvalues, spectra)
     return {"name": CLOUDS[name], "found": measured, "figures": shown, "turns": turns}
+
+
+def _label_curves(results: Mapping[str, Any], undrawn: Undrawn) -> list[tuple[str, Markup]]:
+    """Draw the decisive score of the probe over the number of labels, of all representations."""
+    score = next((SCORES[name] for name in headlines(results["kind"]) if SCORES[name].decides), None)
+    series: dict[str, list[tuple[int, float, float, float]]] = {}
+    for name, found in results["representations"].items():
+        for labels, point in found.get("label_curve", {}).items():
+            if score and point[score.path] is not None and point[f"{score.path}_interval"][0] is not None:
+                values = (point[score.path], *point[f"{score.path}_interval"])
+                series.setdefault(name, []).append((int(labels), *values))
+    if score is None or not series:
+        return []
+    title = f"{score.label} of the linear probe over the number of labelled images"
+    return _drawn(title, partial(figures.label_curves, series, f"{score.label}, %"), undrawn)
 
 
 def _intervals(results: Mapping[str, Any], undrawn: Undrawn) -> list[tuple[str, Markup]]:

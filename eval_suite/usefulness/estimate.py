@@ -35,15 +35,14 @@ class Estimate:
     value: float
     resampled: NDArray[np.float64]
     """Its values (resamples,)."""
-    changes: NDArray[np.float64] | None = None
-    """Changes (pairs,) of the score on one fold when another fold is fitted too; None for a single split."""
+    changes: tuple[NDArray[np.float64], ...] = ()
+    """For folds, changes of the score on a fold by other training samples, an array for each cause; the first
+    has the changes (pairs,) when another fold is fitted too."""
     sampling: Sampling | None = None
     """None for a single split."""
 
     def __sub__(self, other: "Estimate") -> "Estimate":
-        changes = None
-        if self.changes is not None and other.changes is not None:
-            changes = self.changes - other.changes
+        changes = tuple(a - b for a, b in zip(self.changes, other.changes, strict=True))
         return Estimate(self.value - other.value, self.resampled - other.resampled, changes, self.sampling)
 
     def interval(self, score: str | None = None) -> list[float]:
@@ -52,17 +51,17 @@ class Estimate:
         For a single split it is the percentile interval of the bootstrap. For folds it is one of the score
         that is expected of a probe fitted on as many samples as each fold leaves: value ± t √(c·(V + D)). V
         is the variance over bootstrap test sets, in which the probes stay as they are. D, for the choice of
-        the training samples, is the variance of `changes`; its factor of 1 is that of studies/coverage. c
-        corrects the bootstrap for drawing from few groups, and t is the 97.5 % quantile of Student's
-        distribution with the degrees of freedom of Welch (1947, Biometrika 34).
+        the training samples, is the variance of the `changes`, summed over their causes; its factor of 1 is
+        that of studies/coverage. c corrects the bootstrap for drawing from few groups, and t is the 97.5 %
+        quantile of Student's distribution with the degrees of freedom of Welch (1947, Biometrika 34).
         """
-        if self.changes is None or self.sampling is None:
+        if self.sampling is None:
             return scores.interval(self.resampled)
         known = self.resampled[~np.isnan(self.resampled)]
-        moved = self.changes[~np.isnan(self.changes)]
-        if len(known) < 2 or len(moved) < 2:
+        moved = [of[~np.isnan(of)] for of in self.changes]
+        if min(map(len, (known, *moved))) < 2:
             return [float("nan")] * 2
-        variance = self.sampling.inflation * (known.var() + moved.var(ddof=1))
+        variance = self.sampling.inflation * (known.var() + sum(of.var(ddof=1) for of in moved))
         half = t.ppf(0.975, self.sampling.freedom) * variance**0.5
         low, high = (-np.inf, np.inf) if score is None else RANGE.get(score, (0.0, 1.0))
         return [float(max(self.value - half, low)), float(min(self.value + half, high))]

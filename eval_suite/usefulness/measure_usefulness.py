@@ -79,7 +79,8 @@ def measure_paired(
     """
     options = options or Options()
     if division is None:
-        results, estimates = _on_a_split(features, targets, options, options.metrics, device, name)
+        metrics = tuple(metric for metric in options.metrics if metric not in measure_folds.ONLY)
+        results, estimates = _on_a_split(features, targets, options, metrics, device, name)
     else:
         metrics = tuple(metric for metric in options.metrics if metric not in measure_folds.FOLDED)
         results, estimates = _on_a_split(features, targets, options, metrics, device, name)

@@ -73,14 +73,16 @@ def predictions(
     balanced: bool = True,
     classes: int,
     device: str | torch.device = "cpu",
+    tolerance: float | None = None,
 ) -> tuple[list[NDArray[np.float64]], bool]:
-    """Fit on `x` (n, d) and `y` as `linear_probe` does, at every strength in `l2`.
+    """Fit on `x` (n, d) and `y` as `linear_probe` does, at every strength in `l2`, or to another tolerance.
 
     Returns the probabilities of the samples `held` (m, d) for each strength, and whether every fit converged.
     """
     selection.require_two_classes(y)
-    fit = _Fit(x, y, l2, balanced, classes, device)
-    return [fit.scores(held, member) for member in range(len(l2))], fit.converged
+    fit = _Fit(x, y, l2, balanced, classes, device, tolerance)
+    standardised = fit.tensor(held)
+    return [fit.of_standardised(standardised, member) for member in range(len(l2))], fit.converged
 
 
 class _Fit:
@@ -94,6 +96,7 @@ class _Fit:
         balanced: bool,
         classes: int,
         device: str | torch.device,
+        tolerance: float | None = None,
     ) -> None:
         self._device, self._classes = device, classes
         double = x.size <= DOUBLE
@@ -106,25 +109,28 @@ class _Fit:
             counts = np.bincount(y)
             weight = (len(y) / (len(counts) * counts))[y] if balanced else weight
         self._solution = logistic.solve(
-            self._tensor(x),
+            self.tensor(x),
             torch.as_tensor(y, device=device),
             l2,
             torch.as_tensor(weight, dtype=self._dtype, device=device),
             None if self._present is None else len(self._present),
-            tolerance=1e-8 if double else 1e-6,
+            tolerance=tolerance or (1e-8 if double else 1e-6),
         )
         self.converged = bool(self._solution.converged.all())
 
     def scores(self, x: Array, member: int) -> NDArray[np.float64]:
         """Return probabilities (m, classes) or (m, labels) for features (m, d) and strength `member`."""
+        return self.of_standardised(self.tensor(x), member)
+
+    def of_standardised(self, x: torch.Tensor, member: int) -> NDArray[np.float64]:
+        """Return the same for what `tensor` gives."""
         weight, bias = self._solution.weight[member], self._solution.bias[member]
         if self._present is None:
-            return (self._tensor(x) @ weight + bias).sigmoid().double().cpu().numpy()
+            return (x @ weight + bias).sigmoid().double().cpu().numpy()
         spread = np.zeros((len(x), self._classes))
-        spread[:, self._present] = (
-            logistic.probabilities(self._tensor(x), weight, bias).double().cpu().numpy()
-        )
+        spread[:, self._present] = logistic.probabilities(x, weight, bias).double().cpu().numpy()
         return spread
 
-    def _tensor(self, x: Array) -> torch.Tensor:
+    def tensor(self, x: Array) -> torch.Tensor:
+        """Return features (m, d) standardised by those that were fitted."""
         return torch.as_tensor(self._standardise(x), dtype=self._dtype, device=self._device)

@@ -139,7 +139,7 @@ def estimates(
         score: Estimate(
             value,
             np.concatenate([part[score] for part in parts]),
-            np.array([change[score] for change in found.changes]),
+            (np.array([change[score] for change in found.changes]),),
             how,
         )
         for score, value in exact.items()

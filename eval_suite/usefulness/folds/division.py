@@ -108,7 +108,7 @@ def divide(
     strata = _strata(values, first.kind)
     fold = None
     for count in range(min(folds, number), LEAST_FOLDS - 1, -1):
-        fold = np.stack([_assign(strata, unit, count, seed, repeat) for repeat in range(repeats)])
+        fold = np.stack([assign(strata, unit, count, seed, repeat) for repeat in range(repeats)])
         if first.kind != "multiclass" or _two_classes_everywhere(values, fold):
             break
         fold = None
@@ -190,14 +190,14 @@ def _strata(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
     return ranks * _STRATA // len(values)
 
 
-def _assign(
+def assign(
     strata: NDArray[np.int64], unit: NDArray[np.int64], folds: int, seed: int, repeat: int
 ) -> NDArray[np.int64]:
     """Return the fold of each sample (n,)."""
     state = int(generator(seed, repeat).integers(2**31))
     fold = np.empty(len(strata), dtype=np.int64)
     # The splitter for groups takes half a second for 2,000 samples.
-    alone = int(unit.max()) + 1 == len(unit)
+    alone = len(np.unique(unit)) == len(unit)
     kind = StratifiedKFold if alone else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=state)
     with warnings.catch_warnings():

@@ -18,8 +18,15 @@ from eval_suite.inputs.targets import Targets, aligned
 from eval_suite.metrics import METHODS
 from eval_suite.usefulness import estimate, neighbors, probe, regression
 from eval_suite.usefulness.estimate import Estimates
-from eval_suite.usefulness.folds.cross_validation import Method, by_class, cross_validate, estimates
+from eval_suite.usefulness.folds.cross_validation import (
+    Method,
+    Predicted,
+    by_class,
+    cross_validate,
+    estimates,
+)
 from eval_suite.usefulness.folds.division import Codes, Division, divide, sentence, wanted
+from eval_suite.usefulness.folds.label_curve import label_curve
 from eval_suite.usefulness.options import Options
 from eval_suite.usefulness.selection import JUDGES
 
@@ -27,7 +34,11 @@ Array = NDArray[np.floating]
 Features = Mapping[str, Mapping[str, Array]]
 
 _log = logging.getLogger(__name__)
-FOLDED = ("probe", "knn")
+ONLY = ("label_curve",)
+"""Metrics that are measured on folds or not at all."""
+ROUGH = 1e-5
+"""Tolerance of the fits that only choose a strength; it moves a probability by less than 0.01."""
+FOLDED = ("probe", "knn", *ONLY)
 """Metrics that are measured on folds; the others are measured on a single split."""
 
 
@@ -65,6 +76,7 @@ def measure(
         "left_out": left_out,
     }
     failed: dict[str, str] = {}
+    predicted: dict[str, Predicted] = {}
     for metric in options.metrics:
         if metric not in FOLDED:
             continue
@@ -72,23 +84,38 @@ def measure(
 
         def compute(metric: str = metric) -> tuple[dict[str, Any], Estimates]:
             method, sets = _method(metric, x, division, len(names), options, device)
-            predicted = cross_validate(sets, y, kind, division, method)
-            scored = estimates(predicted, y, kind, division, options.resamples, options.seed)
-            of: dict[str, Any] = {"reported_on": "folds", **predicted.best}
-            for score, value in scored.items():
-                of |= {score: value.value, f"{score}_interval": value.interval(score)}
-            of |= {"converged": predicted.converged} if metric == "probe" else {}
-            of |= {"inner": predicted.tried, "chosen": predicted.chosen}
-            of |= by_class(predicted, y, kind, division, names)
+            of_all = predicted[metric] = cross_validate(sets, y, kind, division, method)
+            scored = estimates(of_all, y, kind, division, options.resamples, options.seed)
+            of: dict[str, Any] = {"reported_on": "folds", **of_all.best}
+            of |= _with_intervals(scored)
+            of |= {"converged": of_all.converged} if metric == "probe" else {}
+            of |= {"inner": of_all.tried, "chosen": of_all.chosen}
+            of |= by_class(of_all, y, kind, division, names)
             if test is not None:
 
                 def beside() -> tuple[dict[str, Any], Estimates]:
-                    return _on_test(features, test, sets, y, kind, method, predicted.best, options)
+                    return _on_test(features, test, sets, y, kind, method, of_all.best, options)
 
                 if (judged := attempt(f"{metric}.test", beside, failed)) is not None:
                     of["test"], found[f"{metric}/test"] = judged
             return of, scored
 
+        def curve() -> dict[str, Any]:
+            if kind != "multiclass":
+                raise Unmeasurable(f"it needs one class for each sample, the targets are {kind}")
+            method, sets = _method("probe", x, division, len(names), options, device)
+            whole = predicted.get("probe") or cross_validate(sets, y, kind, division, method)
+            drawn = {"resamples": options.resamples, "seed": options.seed}
+            points: dict[str, Any] = {}
+            for labels, draws, scored in label_curve(sets, y, division, method, whole, **drawn):
+                points[str(labels)] = {"draws": draws, **_with_intervals(scored)}
+                found[f"label_curve/{labels}"] = scored
+            return points
+
+        if metric == "label_curve":
+            if (points := attempt(metric, curve, failed)) is not None:
+                results[metric] = points
+            continue
         if (done := attempt(metric, compute, failed)) is None:
             continue
         results[metric], found[metric] = done
@@ -96,6 +123,14 @@ def measure(
             failed[f"{metric}.confusion"] = f"more than {estimate.MOST_CLASSES} classes"
     left_out += [{"metric": metric, "reason": reason} for metric, reason in failed.items()]
     return results, found
+
+
+def _with_intervals(scored: Estimates) -> dict[str, Any]:
+    """Return every score and its interval."""
+    found: dict[str, Any] = {}
+    for score, value in scored.items():
+        found |= {score: value.value, f"{score}_interval": value.interval(score)}
+    return found
 
 
 def divided(
@@ -151,7 +186,8 @@ def _method(
         return Method("l2", regression.L2_GRID, lambda *data: (regression.predictions(*data), True)), x
 
     def fit(of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
-        return probe.predictions(of, y, held, l2, classes=classes, device=device)
+        tolerance = ROUGH if len(l2) > 1 else None
+        return probe.predictions(of, y, held, l2, classes=classes, device=device, tolerance=tolerance)
 
     return Method("l2", sorted(options.l2), fit), x
 
