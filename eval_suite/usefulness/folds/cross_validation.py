@@ -93,14 +93,14 @@ def cross_validate(
             best = _best(np.mean(of_candidates, axis=0))
             name, place = candidates[best]
             held = fold == number
-            (predicted, *_), fine = method.predict(
+            (final, *_), fine = method.predict(
                 x[name][~held], y[~held], x[name][held], method.grid[place : place + 1]
             )
             converged &= fine
             chosen.append(settings[best])
-            whole = np.empty((len(y), predicted.shape[1])) if whole is None else whole
-            whole[held] = predicted
-            now = judge.summary(y[held], predicted)
+            whole = np.empty((len(y), final.shape[1])) if whole is None else whole
+            whole[held] = final
+            now = judge.summary(y[held], final)
             for judged in others:
                 before = on_fold[judged, number][best]
                 changes.append({score: now[score] - before[score] for score in now})

@@ -126,8 +126,8 @@ def _fitted(
             best = gained[place], key, place
     assert best is not None
     _, key, place = best
-    (predicted, *_), _ = method.predict(x[key][rows], y[rows], x[key][held], method.grid[place : place + 1])
-    return predicted
+    (final, *_), _ = method.predict(x[key][rows], y[rows], x[key][held], method.grid[place : place + 1])
+    return final
 
 
 def _log_probability(y: NDArray[np.int64], predicted: Array) -> float:
