@@ -29,7 +29,7 @@ from studies.quickstart.features import Vectors, baselines, checkpoint_sets
 HERE = Path(__file__).parent
 TABLE, BASE = HERE / "trials.csv", HERE / "base.yaml"
 RUNS, LOGS, OUT_OF_FOLD = WORK / "runs", WORK / "logs", WORK / "out_of_fold"
-SETS = ["stages@128"]
+SETS = ["stages@96"]
 UNTRAINED_SEEDS = (0, 1, 2)
 COLUMNS = ["name", "seed", "step", "features", "width", "overrides", "cpu_minutes"]
 COLUMNS += [f"{kind}_{labels}" for labels in probe.LABELS for kind in ("auroc", "se")]
