@@ -15,7 +15,7 @@ from studies.quickstart.cells import cells
 from studies.quickstart.features import Vectors, baselines, checkpoint_sets
 from studies.quickstart.trials import UNTRAINED_SEEDS, checkpoints
 
-NAME, FEATURES = "final", "stages@96"
+NAME, FEATURES = "calm", "stages@96"
 SEEDS = (0, 1, 2)
 
 
