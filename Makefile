@@ -3,8 +3,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CELLS  := data/solar-cells
 RUN    := runs/quickstart
-# Two processes, but never two on one GPU.
-RANKS   = $(shell [ "$$(nvidia-smi -L 2>/dev/null | grep -c GPU)" = 1 ] && echo 1 || echo 2)
 
 .PHONY: quickstart test test-all lint clean
 
@@ -12,7 +10,7 @@ quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
 	$(BIN)/python -m data_pipeline pack "$$images" $(CELLS) --labels $(CELLS).csv \
 		--image-column image --label-column defect --val-fraction 0.15 --test-fraction 0.15
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(RANKS) -m pretrain --config configs/quickstart.yaml
+	$(BIN)/python -m pretrain --config configs/quickstart.yaml
 	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
 
 test: $(VENV)/.installed
