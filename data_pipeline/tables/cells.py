@@ -19,8 +19,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
 MISSING = (
     *("NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NaN", "nan", "NAN", "NaT"),
     *("NULL", "Null", "null", "None", "?"),
@@ -124,10 +122,9 @@ def as_text(cell: Any) -> str:
 
     A float of less than 64 bits has the fewest digits that tell it from others of its type, such as 0.1.
     """
-    if isinstance(cell, np.floating):
-        cell = float(str(cell))
-    elif hasattr(cell, "item") and not isinstance(cell, str | bytes):
-        cell = cell.item()
+    if hasattr(cell, "item") and not isinstance(cell, str | bytes):  # one of numpy's numbers
+        value = cell.item()
+        cell = float(str(cell)) if isinstance(value, float) else value
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     if isinstance(cell, float) and cell.is_integer():
@@ -141,7 +138,7 @@ def as_text(cell: Any) -> str:
 
 def _members(cell: Any) -> tuple[str, ...]:
     """Return the texts in a cell: one, or those of its list, also of a list that a table holds as text."""
-    if isinstance(cell, np.ndarray):
+    if getattr(cell, "ndim", 0):  # an array, recognised without the import of numpy, which takes long
         cell = list(cell)
     if isinstance(cell, str) and cell[:1] == "[" and cell[-1:] == "]":
         for text in (cell, cell.replace("'", '"')):  # as JSON writes it, and as Python does

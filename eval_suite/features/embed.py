@@ -92,9 +92,9 @@ def extract(
     missing = {key: r for key, r in zip(keys, representations, strict=True) if key not in known[0]}
     if missing:
         fresh = _compute(list(missing.values()), dataset, state, batch_size, workers)
-        for key, x in zip(missing, fresh, strict=True):
+        for key, r, x in zip(missing, missing.values(), fresh, strict=True):
             features[key] = x
-            if state.is_main_process:
+            if state.is_main_process and not _broken(r, x, dataset):
                 save(cache / f"{key}.npz", x)
     broken = [""]
     if state.is_main_process:

@@ -277,8 +277,8 @@ def test_a_line_for_people_and_one_for_scripts(
 
 def test_a_packaged_recipe_by_name(split: Path, tmp_path: Path) -> None:
     page = Page(write(split, tmp_path / "page.html", "--config", "quickstart", "--samples", 1))
-    assert "2 global at 96" in page.text and "The encoder sees 1 channel (grey)" in page.text
-    assert re.search(r'<dd class="set">0.6 to 1</dd>', page.html)
+    assert "4 global at 64" in page.text and "The encoder sees 1 channel (grey)" in page.text
+    assert re.search(r'<dd class="set">0.15 to 1</dd>', page.html)
 
 
 @pytest.mark.parametrize(
