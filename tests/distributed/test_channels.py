@@ -53,7 +53,7 @@ def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
 
     shown = run(
         "eval_suite", tmp_path / "runs/tiny", "--train", bands / "train", "--val", bands / "val",
-        "--out", tmp_path / "out", "--json",
+        "--out", tmp_path / "out", "--json", "--metrics", "probe", "--initialisations", 1,
     )  # fmt: skip
     pixels = json.loads(shown)["representations"]["pixels"]
     assert pixels["probe"]["accuracy"] == 1.0
