@@ -76,7 +76,7 @@ def what_next(results: Results) -> str:
         return f"Next: pretrain it on these images (encoder.weights={folder})."
     if standing.outcome == "ahead of untrained":
         if standing.best.baseline in ("pixels", "handmade"):
-            return f"Next: {longer}, with crops that show more of each image (views.global_scale=[0.5,1.0])."
+            return f"Next: {longer}, or try other crops: isotorus sweep with values of views.global_scale."
         return f"Next: {longer}, or start from those weights (encoder.weights=FOLDER)."
     if standing.outcome == "unclear":
         if "seeds" in checkpoint:
