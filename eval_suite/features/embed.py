@@ -89,21 +89,24 @@ def extract(
         features = {key: x for key, x in found.items() if x is not None}
     known: list[set[str]] = [set(features)]
     broadcast_object_list(known)
-    missing = {key: r for key, r in zip(keys, representations, strict=True) if key not in known[0]}
+    named = list(zip(keys, representations, strict=True))
+    missing = {key: r for key, r in named if key not in known[0]}
+    fresh: dict[str, Features] = {}
     if missing:
-        fresh = _compute(list(missing.values()), dataset, state, batch_size, workers)
-        for key, r, x in zip(missing, missing.values(), fresh, strict=True):
-            features[key] = x
-            if state.is_main_process and not _broken(r, x, dataset):
-                save(cache / f"{key}.npz", x)
+        computed = _compute(list(missing.values()), dataset, state, batch_size, workers)
+        fresh = dict(zip(missing, computed, strict=True))
+        features |= fresh
     broken = [""]
     if state.is_main_process:
-        failures = (_broken(r, features[key], dataset) for key, r in zip(keys, representations, strict=True))
-        broken = [next(filter(None, failures), "")]
+        failures = {key: why for key, r in named if (why := _broken(r, features[key], dataset))}
+        broken = [next(iter(failures.values()), "")]
+        for key, x in fresh.items():
+            if key not in failures:
+                save(cache / f"{key}.npz", x)
     broadcast_object_list(broken)  # because the others may not have what is cached
     if broken[0]:
         raise UserError(broken[0])
-    return {r.name: features[key] for key, r in zip(keys, representations, strict=True) if key in features}
+    return {r.name: features[key] for key, r in named if key in features}
 
 
 def _broken(r: Representation, features: Features, dataset: Dataset) -> str:

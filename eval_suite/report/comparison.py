@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval_suite import results
 from eval_suite.report import best_checkpoint, comparison_page, over_seeds, results_table
 from eval_suite.report.best_checkpoint import Best
 from eval_suite.report.loss_correlation import Correlation, correlations
@@ -34,6 +35,7 @@ def write(comparison: Comparison, out: Path) -> None:
     Raises UserError where the disk refuses.
     """
     table = results_table.write(comparison.rows, comparison.best, comparison.correlations, out)
-    comparison_page.write(
+    page = comparison_page.render(
         comparison.rows, table, comparison.best, comparison.correlations, comparison.notes, out
     )
+    results.write(out / "comparison.html", page)

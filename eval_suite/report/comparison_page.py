@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from eval_suite import results
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
 from eval_suite.report import figures, names
 from eval_suite.report.best_checkpoint import Best
@@ -48,21 +47,6 @@ class Difference(NamedTuple):
     high: float | None
 
 
-def write(
-    rows: Sequence[Row],
-    table: Sequence[Flat],
-    best: Sequence[Best],
-    correlations: Sequence[Correlation],
-    notes: Sequence[str],
-    out: Path,
-) -> None:
-    """Write comparison.html to the folder `out`; raises UserError where the disk refuses.
-
-    `table` holds the row of `results_table` of each row.
-    """
-    results.write(out / "comparison.html", render(rows, table, best, correlations, notes, out))
-
-
 def render(
     rows: Sequence[Row],
     table: Sequence[Flat],
@@ -71,7 +55,10 @@ def render(
     notes: Sequence[str],
     out: Path,
 ) -> str:
-    """Return the page as HTML; links to the reports are relative to `out`."""
+    """Return the page as HTML; links to the reports are relative to `out`.
+
+    `table` holds the row of `results_table` of each row.
+    """
     named = list(dict.fromkeys(row.name for row in rows))
     colours = dict(zip(named, figures.class_colours(len(named)), strict=True))
     scores = _scores(rows)
