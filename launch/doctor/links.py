@@ -12,8 +12,10 @@ from launch.doctor.findings import ByHost, Facts, Finding, Status, ok, skipped
 SIZES = (2**12, 2**20, 2**25, 2**28)
 """Sizes of the all-reduces in bytes. Those that would take longer than `LONGEST` seconds are skipped."""
 LONGEST = 5.0
-PAIR = 2**21
-"""Bytes that the two hosts of a pair send each other, three times."""
+PAIRS = (2**21, 2**26, 2**28)
+"""Bytes that the two hosts of a pair send each other, three times; small messages do not fill a fast link."""
+PAIRS_LONGEST = 15.0
+"""Seconds that one host may send in all. Sizes with which its pairs would take longer are skipped."""
 SLOW = 0.5
 """A host is slow if its best pair has less than this share of the median of all hosts' best rates. The best
 pair counts, because another pair may be slow through the fault of the other host."""
@@ -36,7 +38,7 @@ def measure(firsts: list[int], hosts: list[str], device: torch.device) -> Facts:
     if rank in firsts:
         own = firsts.index(rank)
         for partner in _partners(own, len(firsts)):
-            rate = _exchange(firsts[partner], device)
+            rate = _pair(firsts[partner], device, PAIRS_LONGEST / (len(firsts) - 1))
             facts["pairs"][hosts[partner]] = rate
         facts["ahead"] = _clock(own, firsts)
     dist.barrier()
@@ -143,19 +145,33 @@ def _partners(own: int, hosts: int) -> list[int]:
     return order
 
 
-def _exchange(partner: int, device: torch.device) -> float:
-    """Return the GB/s in each direction while this rank and a partner send to each other."""
-    mine, theirs = torch.ones(PAIR // 4, device=device), torch.empty(PAIR // 4, device=device)
-    times = []
-    for _ in range(3):
-        _wait(device)
-        begun = time.perf_counter()
-        both = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
-        for work in dist.batch_isend_irecv(both):
-            work.wait()
-        _wait(device)
-        times.append(time.perf_counter() - begun)
-    return PAIR / min(times) / 1e9
+def _pair(partner: int, device: torch.device, longest: float) -> float:
+    """Return the GB/s in each direction while this rank and a partner send to each other, within `longest` s.
+
+    The rate is that of the largest size. Both ranks use the time of the slower one, so both skip the same
+    sizes.
+    """
+    rate = 0.0
+    for size in PAIRS:
+        if rate and 3 * size / rate / 1e9 > longest:
+            break
+        mine, theirs = (torch.ones(size // 4, device=device) for _ in range(2))
+        seconds = min(_exchange(mine, theirs, partner, device) for _ in range(3))
+        slower, other = (torch.full((1,), seconds, dtype=torch.float64, device=device) for _ in range(2))
+        _exchange(slower, other, partner, device)
+        rate = size / max(slower.item(), other.item()) / 1e9
+    return rate
+
+
+def _exchange(mine: torch.Tensor, theirs: torch.Tensor, partner: int, device: torch.device) -> float:
+    """Send a tensor to a partner, receive another one from it, and return the seconds."""
+    _wait(device)
+    begun = time.perf_counter()
+    both = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+    for work in dist.batch_isend_irecv(both):
+        work.wait()
+    _wait(device)
+    return time.perf_counter() - begun
 
 
 def _clock(own: int, firsts: list[int], rounds: int = 10) -> float:

@@ -1,4 +1,4 @@
-"""Check each node: software versions, shared memory, open files, CPUs."""
+"""Check each node: software versions, the C compiler, shared memory, open files, CPUs."""
 
 import os
 import platform
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from isotorus.compilers import COMPILER_REMEDY, c_compiler
 from isotorus.processes import usable_cores
-from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok, span
+from launch.doctor.findings import ByHost, Facts, Finding, Status, grouped, ok, skipped, span
 from launch.over_ssh import hosts_agree
 
 GIB = 2**30
@@ -66,12 +67,26 @@ def measure() -> Facts:
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "cpus": usable_cores(),
         "load": os.getloadavg()[0],
+        "compiler": c_compiler(),
     }
 
 
 def judge(facts: ByHost, ranks: dict[str, int], workers: int) -> list[Finding]:
     """Judge the nodes' resources; `ranks` by host, `workers` is the number of loader workers of each rank."""
     return [*_shared(facts, ranks, workers), *_files(facts), *_cpus(facts, ranks, workers)]
+
+
+def judge_compiler(facts: ByHost, compiles: bool | str, with_gpus: bool) -> list[Finding]:
+    """Judge whether each node can compile; `compiles` is the recipe's engine.compile.
+
+    Without a compiler a run with engine.compile=true is refused, and Triton's kernels cannot start.
+    """
+    without = {host: ("no C compiler", COMPILER_REMEDY) for host, own in facts.items() if not own["compiler"]}
+    if without and not (compiles or with_gpus):
+        return skipped("C compiler", "none, and nothing here is compiled by it")
+    status = Status.FAILED if compiles is True else Status.WARNING
+    found = sorted({own["compiler"] for own in facts.values() if own["compiler"]})
+    return grouped("C compiler", status, without) or ok("C compiler", ", ".join(found))
 
 
 def _shared(facts: ByHost, ranks: dict[str, int], workers: int) -> list[Finding]:

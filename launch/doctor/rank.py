@@ -144,7 +144,8 @@ def _judge(
 ) -> list[Finding]:
     """Return all findings. `problem` is the error message of the network check."""
     ranks = dict(zip(request.hosts, request.ranks, strict=True))
-    workers = config.data.workers if config and not isinstance(config, str) else 0
+    readable = config is not None and not isinstance(config, str)
+    workers, compiles = (config.data.workers, config.engine.compile) if readable else (0, False)
 
     def part(name: str) -> ByHost:
         return {host: own[name] for host, own in facts.items() if name in own}
@@ -156,6 +157,8 @@ def _judge(
         result.append(Finding("start", Status.FAILED, missing, text, remedy))
     result += machine.judge_versions(part("versions"))
     result += gpus.judge(part("gpus"), ranks)
+    with_gpus = any(own["gpus"] for own in part("gpus").values())
+    result += machine.judge_compiler(part("machine"), compiles, with_gpus)
     result += machine.judge(part("machine"), ranks, workers)
     if missing:
         result += findings.skipped("links", "not all hosts arrived")

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import yaml
 
 from isotorus.errors import exit_code
@@ -246,6 +249,41 @@ def test_little_shared_memory():
     assert found["shared memory"].status == Status.FAILED and found["shared memory"].hosts == ["a"]
     assert found["open files"].status == found["CPUs"].status == Status.OK
     assert machine.judge(facts, {"a": 8}, workers=0)[0].status == Status.WARNING
+
+
+@pytest.mark.parametrize(
+    ("compiles", "with_gpus", "status"),
+    [(True, True, Status.FAILED), ("auto", False, Status.WARNING), (False, True, Status.WARNING)],
+)
+def test_a_host_without_a_compiler(compiles: Any, with_gpus: bool, status: Status, monkeypatch: Any):
+    with_one = machine.measure()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    without = machine.measure()
+    facts = {"a": with_one, "b": without}
+    (finding,) = machine.judge_compiler(facts, compiles, with_gpus)
+    assert (finding.status, finding.hosts) == (status, ["b"]) and "apt install gcc" in finding.remedy
+    (finding,) = machine.judge_compiler({"a": with_one}, compiles, with_gpus)
+    assert finding.status == Status.OK and finding.found.startswith("/")
+    assert machine.judge_compiler({"b": without}, False, False)[0].status == Status.SKIPPED
+
+
+def _send(rank: int, store: Path, rates: Any) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), 2), rank=rank, world_size=2)
+    links.PAIRS = (2**12, 2**16, 2**20)
+    device = torch.device("cpu")
+    for longest in (15.0, 0.0):
+        rates.put((longest, rank, links._pair(1 - rank, device, longest)))
+    dist.destroy_process_group()
+
+
+def test_both_hosts_of_a_pair_measure_the_same_rate(tmp_path: Path):
+    """Both skip the same sizes too: otherwise one would wait for the other for ever."""
+    rates: Any = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_send, (tmp_path / "store", rates), nprocs=2)
+    found = {(longest, rank): rate for longest, rank, rate in (rates.get() for _ in range(4))}
+    for longest in (15.0, 0.0):
+        assert found[longest, 0] == found[longest, 1] > 0
 
 
 def _shards(recipe: Path) -> Path:
