@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from isotorus.errors import UserError
 from isotorus.names import nearest
 from isotorus.section import Section
+from pretrain.models import architecture
 from pretrain.models.batch_norm import synchronize
 from pretrain.models.drop_path import draw_masks, key_drop_paths
 from pretrain.models.packed import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
-
-WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-"""Arguments by which `timm.create_model` would open a file or an address with weights."""
 
 
 class EncoderConfig(Section):
@@ -89,19 +87,18 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 def create(name: str, kwargs: dict[str, Any]) -> Any:
     """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding.
 
-    Nothing but names and numbers is taken from the arguments, which may be a stranger's: no file is opened
-    and no address asked. Raises `UserError`, in one line, for whatever timm cannot build.
+    Name and arguments may be a stranger's: `architecture.check` lets through what opens no file and asks no
+    address. Raises `UserError`, in one line, for that and for whatever timm cannot build.
     """
+    architecture.check_name(name)
     if not timm.is_model(name):
         near = nearest(name, timm.list_models())
         hint = f"did you mean {near}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm {timm.__version__} has no model '{name}'; {hint}")
-    if reading := [key for key in WEIGHTS if kwargs.get(key)]:
-        raise UserError(
-            f"encoder.kwargs.{reading[0]} would make timm read weights from elsewhere; leave it out, and to "
-            "start from weights set encoder.weights to a .safetensors file or a folder"
-        )
-    of_timm = {key: x for key, x in kwargs.items() if key != "winding_classes"}
+    architecture.check_arguments(kwargs)
+    of_timm = {
+        key: x for key, x in kwargs.items() if key not in ("winding_classes", *architecture.READS_ELSEWHERE)
+    }
     try:
         encoder = timm.create_model(name, **of_timm)
     except Exception as error:

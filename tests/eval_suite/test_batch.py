@@ -42,7 +42,7 @@ def crash(checkpoint: Path) -> None:
     timm raises KeyError, which is passed on because it reads like a lack of memory.
     """
     described = json.loads((checkpoint / "encoder.json").read_text())
-    described["kwargs"]["act_layer"] = "allocate a layer"
+    described["kwargs"]["act_layer"] = "allocate"
     (checkpoint / "encoder.json").write_text(json.dumps(described))
 
 
