@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_pack(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `pack`."""
     add = parser.add_argument
-    add("source", type=Path, metavar="SRC", help="folder that contains the images")
+    add("source", type=_source, metavar="SRC", help="folder that contains the images")
     add("dest", type=_folder, metavar="DEST", help="local folder to write the data set to")
     labels = "'folder': the class of an image is the first folder in its path; or a CSV or Parquet file that"
     add("--labels", help=f"{labels} has a row for each image")
@@ -145,6 +145,13 @@ def _folder(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{text} is no folder on a disk; pack into one, and copy it to the store"
         )
+    return Path(text)
+
+
+def _source(text: str) -> Path:
+    """Read the path of a local folder of images from the command line."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} is no folder on a disk; copy the images to one")
     return Path(text)
 
 

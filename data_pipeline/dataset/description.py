@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.reader import fetch, is_remote, join
+from data_pipeline.storage.reader import fetch, is_remote, join, refuse_password
 from isotorus.errors import UserError, from_os_error
 from isotorus.section import Section
 
@@ -120,6 +120,7 @@ def describe(path: str, cache: CacheConfig) -> Description:
     Raises `UserError` if `path` is not a packed data set, and `Unreadable` if its dataset.json cannot be
     read.
     """
+    refuse_password(path)
     file = join(path, DESCRIPTION)
     try:
         return _parse(fetch(file, cache).read_bytes(), file)

@@ -15,6 +15,7 @@ from data_pipeline.storage import remote
 from data_pipeline.storage.cache import Cache, CacheConfig
 from data_pipeline.storage.chunks import CHUNK, Chunks
 from isotorus.errors import UserError, from_os_error
+from isotorus.secrets import holds_password
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _OPEN_SHARDS = 64  # local shards that are kept open
@@ -25,6 +26,18 @@ _WORTH_SAYING = 10**9  # bytes from which a download is reported
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is a URL for fsspec and not a local path."""
     return _URL.match(os.fspath(path)) is not None
+
+
+def refuse_password(url: str) -> None:
+    """Raise `UserError` for a URL with a password, a token or a signature.
+
+    Data sets, results and logs repeat the URLs that they were given, so that others would read it there.
+    """
+    if holds_password(url):
+        raise UserError(
+            f"{url} holds a password, a token or a signature, which would be written and shown; take it out "
+            "and give it by the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, FSSPEC_…"
+        )
 
 
 def join(folder: str | os.PathLike[str], name: str) -> str:

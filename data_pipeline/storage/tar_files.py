@@ -38,6 +38,7 @@ def find(sources: Iterable[str]) -> list[TarFile]:
     """
     files: dict[str, int] = {}
     for source in sources:
+        reader.refuse_password(source)
         sizes = _find_remote(source) if reader.is_remote(source) else _find_local(source)
         compressed = [p for p in sizes if p.endswith(_COMPRESSED) and _unpacked(p) not in sizes]
         if compressed:
@@ -50,6 +51,8 @@ def find(sources: Iterable[str]) -> list[TarFile]:
             raise UserError(
                 f"{shown(source)}: no {_ENDING} file there; give tars or the folder that holds them"
             )
+        for path in tars:
+            reader.refuse_password(path)  # a listing may sign the addresses that it gives
         files |= tars
     return [TarFile(path, files[path]) for path in sorted(files)]
 
