@@ -6,7 +6,6 @@ docs/results.md lists what the results hold.
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def inputs_of(
     inputs = {
         "format": results.FORMAT,
         "weights_sha256": checkpoint.weights_sha256,
-        "encoder": {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")},
+        "encoder": checkpoint.encoder.inputs(),
         "features": kinds.made_by(state.device),
         "data": {name: data.fingerprint for name, data in splits.items().items()},
         "targets": {name: fingerprint(of) for name, of in targets.items()},

@@ -13,7 +13,7 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms.augment import AugmentConfig, apply
 from data_pipeline.transforms.views import ViewsConfig
 from eval_suite.features.representation import Representation
-from eval_suite.inputs.checkpoints import EncoderDescription
+from pretrain.models.description import EncoderDescription
 
 BATCH = 16
 """Images whose views are embedded at the same time."""

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from data_pipeline.dataset.index import Dataset
 from eval_suite.inputs import find
 from eval_suite.inputs import vectors as files
-from eval_suite.inputs.checkpoints import TIMM_DESCRIPTION, TIMM_WEIGHTS, Checkpoint
+from eval_suite.inputs.checkpoints import TIMM_WEIGHTS, Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.targets import key_hashes
 from isotorus.errors import UserError
+from pretrain.models.description import TIMM_DESCRIPTION
 
 FOLDER = "ISOTORUS_BASELINES"
 """Environment variable: a folder whose timm model folders join every evaluation of a checkpoint."""
@@ -98,8 +99,10 @@ def _add(checkpoint: Checkpoint, found: Against) -> None:
     """Add an encoder under a name of its own."""
     name = _free(checkpoint.name, found)
     found.encoders[name] = checkpoint
-    described = {k: v for k, v in asdict(checkpoint.encoder).items() if k not in ("config", "step")}
-    found.inputs[name] = {"weights_sha256": checkpoint.weights_sha256, "encoder": described}
+    found.inputs[name] = {
+        "weights_sha256": checkpoint.weights_sha256,
+        "encoder": checkpoint.encoder.inputs(),
+    }
 
 
 def _add_rows(file: files.Vectors, rows: BySplit, found: Against) -> None:

@@ -1,61 +1,25 @@
 """A checkpoint: the weights, and the description from which its encoder is built. Pickles are never read."""
 
 import hashlib
-import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from pretrain.models.encoder import build_encoder, create, embedding_width
+from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION, EncoderDescription, describe
+from pretrain.models.encoder import build_encoder
 from pretrain.models.projector import MLPConfig, build_mlp
 
-WEIGHTS, DESCRIPTION, PROJECTOR = "encoder.safetensors", "encoder.json", "projector.safetensors"
-TIMM_WEIGHTS, TIMM_DESCRIPTION = "model.safetensors", "config.json"
-
-
-@dataclass(frozen=True)
-class ProjectorDescription:
-    """The MLP between the embedding and the loss of training."""
-
-    hidden: PositiveInt
-    layers: PositiveInt
-    width: PositiveInt
-    angles: PositiveInt | None = None
-    """Number of angles m of a torus head, whose output is m pairs of numbers; None for other heads."""
-
-
-@dataclass(frozen=True)
-class EncoderDescription:
-    """The content of encoder.json: how to build the encoder and prepare its images."""
-
-    format: Literal[1]
-    name: str
-    """Name of the timm model."""
-    kwargs: dict[str, Any]
-    """Arguments of `pretrain.models.encoder.create`; most are passed on to timm."""
-    embedding_width: PositiveInt
-    image_size: PositiveInt
-    """Side of the square input, in pixels."""
-    channels: PositiveInt
-    mean: list[float]
-    """Mean of each channel, with pixels in [0, 1]."""
-    std: list[float]
-    """Standard deviation of each channel."""
-    seed: int
-    """Seed of the initialisation."""
-    step: NonNegativeInt
-    config: dict[str, Any] = field(default_factory=dict)
-    """Configuration of the training run."""
-    projector: ProjectorDescription | None = None
+WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +70,7 @@ class Checkpoint:
     def pretrained(self) -> nn.Module:
         """Return the encoder with the checkpoint's weights; raises UserError if they do not fit."""
         model = self.untrained()
-        self._load(self.weights, model, self.encoder.name)
+        self._load(self.weights, model)
         return model
 
     def projector(self) -> nn.Sequential | None:
@@ -115,97 +79,74 @@ class Checkpoint:
         if described is None or not self.projector_file.exists():
             return None
         mlp = MLPConfig(hidden=described.hidden, layers=described.layers)
-        model = build_mlp(self.encoder.embedding_width, mlp, described.width, self.encoder.seed)
-        self._load(self.projector_file, model, "the projector")
-        return model
 
-    def _load(self, file: Path, model: nn.Module, name: str) -> None:
-        """Load the weights in `file` into `model`; raises UserError if they do not fit."""
-        refuse_pickle(file)
-        try:
-            state = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file} is not a whole safetensors file ({_first_line(error)}); copy it again or name "
-                "another checkpoint"
-            ) from None
-        if self.description.name == TIMM_DESCRIPTION:
-            # The classifier of a timm model comes after the embedding and is not needed.
-            own = model.state_dict()
-            state = {key: x for key, x in state.items() if key in own or not _in_classifier(key, model)}
-        misfit = _first_misfit(model.state_dict(), state)
-        if misfit:
-            raise UserError(
-                f"{file} is a checkpoint of another architecture than {self.description.name} beside it "
-                f"({name}): {misfit}; put the two files of one checkpoint together"
-            )
-        model.load_state_dict(state, strict=True)
+        def build() -> nn.Sequential:
+            return build_mlp(self.encoder.embedding_width, mlp, described.width, self.encoder.seed)
+
+        with torch.device("meta"):
+            self._check(self.projector_file, build(), "the projector")
+        model = build()
+        self._load(self.projector_file, model)
+        return model
 
     def untrained(self, seed: int | None = None) -> nn.Module:
         """Return the same encoder as `seed` initialises it, by default the seed of the run.
 
-        Raises UserError if timm cannot build it.
+        Raises UserError if timm cannot build it, or if it is another one than that of the weights.
         """
         described = self.encoder
+        assert self._fits
+        return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether the described encoder is that of the weights, which is found out without memory for it.
+
+        It is, or UserError is raised.
+        """
         try:
-            return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
+            encoder = self.encoder.on_meta()
         except UserError as error:
             raise UserError(
                 f"{self.description}: {error}; install the timm version that trained it, or correct the file"
             ) from None
+        self._check(self.weights, encoder, self.encoder.name)
+        return True
+
+    def _check(self, file: Path, model: nn.Module, name: str) -> None:
+        """Compare the names and shapes in a weights file with those of a model; raises UserError."""
+        refuse_pickle(file)
+        try:
+            with safe_open(foreign_files.inside(file, self.folder), "pt") as stream:
+                shapes = {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _no_weights(file, error) from None
+        expected = {key: tuple(x.shape) for key, x in model.state_dict().items()}
+        if misfit := _first_misfit(expected, {k: x for k, x in shapes.items() if self._is_used(k, model)}):
+            raise UserError(
+                f"{file} is a checkpoint of another architecture than {self.description.name} beside it "
+                f"({name}): {misfit}; put the two files of one checkpoint together"
+            )
+
+    def _load(self, file: Path, model: nn.Module) -> None:
+        """Load the weights in `file`, which fit, into `model`; raises UserError if they are not whole."""
+        try:
+            state = load_file(foreign_files.inside(file, self.folder))
+        except (SafetensorError, OSError) as error:
+            raise _no_weights(file, error) from None
+        model.load_state_dict({key: x for key, x in state.items() if self._is_used(key, model)}, strict=True)
+
+    def _is_used(self, key: str, model: nn.Module) -> bool:
+        """Say whether a tensor is part of `model`; the classifier of a timm model folder need not be."""
+        timm_folder = self.description.name == TIMM_DESCRIPTION
+        return not timm_folder or key in model.state_dict() or not _in_classifier(key, model)
 
 
-def describe(file: Path) -> EncoderDescription:
-    """Read encoder.json, or the config.json of a timm model folder; raises UserError if it is damaged."""
-    try:
-        values = json.loads(file.read_text())
-        if file.name == TIMM_DESCRIPTION:
-            values = _from_timm(values)
-        described = TypeAdapter(EncoderDescription).validate_python(values)
-    except OSError as error:
-        raise from_os_error(error, "reading the checkpoint") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not the config.json of a timm model ({type(error).__name__}: {_first_line(error)}); "
-            "export one with python -m pretrain export, or timm.models.save_for_hf"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{file} does not describe an encoder ({what}); save the checkpoint again") from None
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({_first_line(error)}); save the checkpoint again") from None
-    if not len(described.mean) == len(described.std) == described.channels:
-        raise UserError(
-            f"{file}: {described.channels} channels need as many numbers in mean and std, found "
-            f"{len(described.mean)} and {len(described.std)}; correct the file"
-        )
-    return described
-
-
-def _from_timm(values: dict[str, Any]) -> dict[str, Any]:
-    """Convert the config.json of a timm model folder to the content of an encoder.json."""
-    pretrained = values["pretrained_cfg"]
-    name, (channels, size, _) = values["architecture"], pretrained["input_size"]
-    kwargs = {**(values.get("model_args") or {}), "num_classes": 0, "in_chans": channels}
-    if values.get("global_pool"):
-        kwargs["global_pool"] = values["global_pool"]
-    with torch.device("meta"):
-        width = embedding_width(create(name, kwargs), name, channels, [size])
-    return {
-        "format": 1,
-        "name": name,
-        "kwargs": kwargs,
-        "embedding_width": values.get("isotorus", {}).get("embedding_width", width),
-        "image_size": size,
-        "channels": channels,
-        "mean": list(pretrained["mean"]),
-        "std": list(pretrained["std"]),
-        "seed": 0,
-        "step": values.get("isotorus", {}).get("step", 0),
-    }
+def _no_weights(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{file} is not a whole safetensors file ({_first_line(error)}); copy it again or name another "
+        "checkpoint"
+    )
 
 
 def _in_classifier(key: str, model: nn.Module) -> bool:
@@ -218,7 +159,7 @@ def _in_classifier(key: str, model: nn.Module) -> bool:
 def refuse_pickle(file: Path) -> None:
     """Raise UserError for a file of torch.save, a zip or a pickle, which can run code when it is loaded."""
     try:
-        with file.open("rb") as stream:
+        with foreign_files.open_binary(file) as stream:
             start = stream.read(9)
     except OSError as error:
         raise from_os_error(error, "reading the checkpoint") from error
@@ -231,25 +172,25 @@ def refuse_pickle(file: Path) -> None:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with foreign_files.open_binary(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise from_os_error(error, "reading the weights") from error
 
 
-def _first_misfit(expected: dict[str, Tensor], loaded: dict[str, Tensor]) -> str:
+def _first_misfit(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
     """Describe the first tensor that is missing, extra or of another shape; an empty string if all fit."""
-    for name, tensor in expected.items():
-        if name not in loaded:
-            return f"tensor {name} {_shape(tensor)} is not in the file"
-        if loaded[name].shape != tensor.shape:
-            return f"tensor {name} is {_shape(loaded[name])} in the file, {_shape(tensor)} in the model"
-    extra = sorted(loaded.keys() - expected.keys())
-    return f"tensor {extra[0]} {_shape(loaded[extra[0]])} is not in the model" if extra else ""
+    for name, shape in expected.items():
+        if name not in found:
+            return f"tensor {name} {_shown(shape)} is not in the file"
+        if found[name] != shape:
+            return f"tensor {name} is {_shown(found[name])} in the file, {_shown(shape)} in the model"
+    extra = sorted(found.keys() - expected.keys())
+    return f"tensor {extra[0][:100]} {_shown(found[extra[0]])} is not in the model" if extra else ""
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def _shown(shape: Shape) -> str:
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -5,15 +5,9 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval_suite.inputs.checkpoints import (
-    DESCRIPTION,
-    TIMM_DESCRIPTION,
-    TIMM_WEIGHTS,
-    WEIGHTS,
-    Checkpoint,
-    refuse_pickle,
-)
+from eval_suite.inputs.checkpoints import TIMM_WEIGHTS, WEIGHTS, Checkpoint, refuse_pickle
 from isotorus.errors import UserError
+from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION
 
 COMPLETE = "COMPLETE"
 """File that marks a checkpoint that was saved completely."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, rotate, unit_range
-from eval_suite.inputs.checkpoints import EncoderDescription
+from pretrain.models.description import EncoderDescription
 
 
 def load(dataset: Dataset, rows: NDArray[np.int64], described: EncoderDescription) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from eval_suite import tracking
 from eval_suite.features.augmented import view_batches
-from eval_suite.inputs.checkpoints import Checkpoint, EncoderDescription
+from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.targets import load_targets
 from eval_suite.layers import quantities
 from eval_suite.layers.blocks import measurable
@@ -29,6 +29,7 @@ from eval_suite.report import pictures
 from isotorus import randomness
 from isotorus.errors import UserError
 from pretrain.models.blocks import depth_blocks
+from pretrain.models.description import EncoderDescription
 
 
 def periodic(dataset: Dataset, file: str, column_period: str, key_column: str) -> NDArray[np.float64]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from isotorus.errors import ArgumentParser, UserError, from_os_error
 from isotorus.files import sync
-from pretrain.checkpoint import store
 from pretrain.checkpoint.dinov2 import dinov2_config, dinov2_state
 from pretrain.checkpoint.warm_start import find_weights, load_exactly
+from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import create
 
 Format = Literal["timm", "transformers"]
@@ -54,30 +54,30 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
     """
     weights = find_weights(given, str(given))
     folder = Path(weights.file).parent
-    if not (folder / "encoder.json").is_file():
+    if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
-    described = store.describe(folder)
-    if "winding_classes" in described["kwargs"]:
+    described = describe(folder / DESCRIPTION)
+    if "winding_classes" in described.kwargs:
         raise UserError(
             f"{folder} has winding attention, which neither timm nor transformers computes; evaluate the "
             "checkpoint as it is, or export one trained with encoder.attention=softmax"
         )
     # Drop-path only acts in training.
-    kwargs = {key: value for key, value in described["kwargs"].items() if key != "drop_path_rate"}
+    kwargs = {key: value for key, value in described.kwargs.items() if key != "drop_path_rate"}
     with torch.device("meta"):
-        encoder: Any = create(described["name"], kwargs)
-    state = load_exactly(weights.file, encoder, described["name"])
+        encoder: Any = create(described.name, kwargs)
+    state = load_exactly(weights.file, encoder, described.name)
     origin = {
         "vector": _vector(encoder, format),
-        "embedding_width": described["embedding_width"],
+        "embedding_width": described.embedding_width,
         "encoder_sha256": weights.sha256,
-        "step": described["step"],
-        "data_fingerprint": described["data_fingerprint"],
+        "step": described.step,
+        "data_fingerprint": described.data_fingerprint,
     }
     if format == "timm":
         files = {"config.json": timm_config(encoder, described, kwargs) | {"isotorus": origin}}
     else:
-        config = dinov2_config(encoder, described["image_size"])
+        config = dinov2_config(encoder, described.image_size)
         state = dinov2_state(state, config, encoder.no_embed_class)
         files = {
             "config.json": config | {"isotorus": origin},
@@ -86,20 +86,20 @@ def export(given: Path, dest: Path, format: Format = "timm") -> None:
     _publish(dest, files, state)
 
 
-def timm_config(encoder: Any, described: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def timm_config(encoder: Any, described: EncoderDescription, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the config.json of a timm model folder."""
-    size = described["image_size"]
+    size = described.image_size
     return {
-        "architecture": described["name"],
+        "architecture": described.name,
         "num_classes": kwargs["num_classes"],
-        "num_features": described["embedding_width"],
+        "num_features": described.embedding_width,
         "global_pool": _pool(encoder),
         "model_args": kwargs,
         "pretrained_cfg": {
-            "input_size": [described["channels"], size, size],
+            "input_size": [described.channels, size, size],
             "fixed_input_size": not kwargs.get("dynamic_img_size", "img_size" not in kwargs),
-            "mean": described["mean"],
-            "std": described["std"],
+            "mean": described.mean,
+            "std": described.std,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
@@ -110,12 +110,12 @@ def timm_config(encoder: Any, described: dict[str, Any], kwargs: dict[str, Any])
     }
 
 
-def _preprocessor(described: dict[str, Any]) -> dict[str, Any]:
+def _preprocessor(described: EncoderDescription) -> dict[str, Any]:
     """Return the preprocessor that prepares images as our evaluation does.
 
     It takes the largest centred square, resizes it, and normalises with the run's mean and std.
     """
-    size = described["image_size"]
+    size = described.image_size
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
@@ -126,9 +126,9 @@ def _preprocessor(described: dict[str, Any]) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": described["mean"],
-        "image_std": described["std"],
-        "do_convert_rgb": described["channels"] == 3,
+        "image_mean": described.mean,
+        "image_std": described.std,
+        "do_convert_rgb": described.channels == 3,
     }
 
 

@@ -6,7 +6,6 @@ fit. Nothing is random, so all ranks and engines get the same weights.
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.checkpoint.store import latest
 from pretrain.models.encoder import build_encoder, create
@@ -54,9 +54,10 @@ def find_weights(given: Path, asked: str) -> WarmStart:
             "convert it with safetensors.torch.save_file"
         )
     try:
-        with file.open("rb") as stream:
-            # Resolved, because the name may be a link that will point to another checkpoint.
-            return WarmStart(str(file.resolve()), hashlib.file_digest(stream, "sha256").hexdigest())
+        # Resolved, because the name may be a link that will point to another checkpoint.
+        place = foreign_files.inside(file, file.parent if given.is_file() else given)
+        with foreign_files.open_binary(place) as stream:
+            return WarmStart(str(place), hashlib.file_digest(stream, "sha256").hexdigest())
     except OSError as error:
         raise from_os_error(error, "reading weights") from error
 
@@ -84,7 +85,7 @@ def silent_difference(encoder: nn.Module, weights: str) -> str:
     try:
         files = [Path(weights).with_name(name) for name in ("encoder.json", "config.json")]
         file = next(file for file in files if file.is_file())
-        described = json.loads(file.read_text())
+        described = foreign_files.read_json(file)
         name = described.get("name") or described["architecture"]
         with torch.device("meta"):
             source = create(name, described.get("kwargs") or described.get("model_args") or {})

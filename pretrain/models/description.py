@@ -1,0 +1,151 @@
+"""The description of a trained encoder: encoder.json, or the config.json of a timm model folder.
+
+The evaluation, exports and warm starts read it. It may be a stranger's: every value is checked here, and the
+model's name and arguments are checked by `pretrain.models.architecture` where the encoder is built.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import nn
+
+from isotorus import foreign_files
+from isotorus.errors import UserError, from_os_error
+from pretrain.models.architecture import LONGEST_NAME
+from pretrain.models.encoder import create, embedding_width
+
+DESCRIPTION, TIMM_DESCRIPTION = "encoder.json", "config.json"
+
+Width = Annotated[int, Field(ge=1, le=2**20)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class ProjectorDescription:
+    """The MLP between the embedding and the loss of training."""
+
+    hidden: Width
+    layers: Annotated[int, Field(ge=1, le=100)]
+    width: Width
+    angles: Width | None = None
+    """Number of angles m of a torus head, whose output is m pairs of numbers; None for other heads."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless a torus head has a pair of numbers for each angle."""
+        if self.angles is not None and self.width != 2 * self.angles:
+            raise ValueError(f"{self.angles} angles need a width of {2 * self.angles}, not {self.width}")
+
+
+@dataclass(frozen=True)
+class EncoderDescription:
+    """The content of encoder.json: how to build the encoder and prepare its images."""
+
+    format: Literal[1]
+    name: Annotated[str, Field(max_length=LONGEST_NAME)]
+    """Name of the timm model."""
+    kwargs: dict[str, Any]
+    """Arguments of `pretrain.models.encoder.create`; most are passed on to timm."""
+    embedding_width: Width
+    image_size: Annotated[int, Field(ge=1, le=2**14)]
+    """Side of the square input, in pixels."""
+    channels: Annotated[int, Field(ge=1, le=2**16)]
+    mean: list[Finite]
+    """Mean of each channel, with pixels in [0, 1]."""
+    std: list[Annotated[Finite, Field(gt=0)]]
+    """Standard deviation of each channel."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)]
+    """Seed of the initialisation."""
+    step: Annotated[int, Field(ge=0, lt=2**63)]
+    config: dict[str, Any] = field(default_factory=dict)
+    """Configuration of the training run."""
+    projector: ProjectorDescription | None = None
+    data_fingerprint: str | None = None
+    """What the encoder was trained on; descriptions of other programs do not say it."""
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what the features of an image depend on, beside the weights."""
+        told = ("config", "step", "data_fingerprint")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in told}
+
+    def on_meta(self) -> nn.Module:
+        """Build the encoder without memory; raises UserError unless it takes and gives what is described."""
+        with torch.device("meta"):
+            encoder: nn.Module = create(self.name, self.kwargs)
+        width = embedding_width(encoder, self.name, self.channels, [self.image_size])
+        if width != self.embedding_width:
+            raise UserError(
+                f"the encoder gives vectors of {width}, its description says {self.embedding_width}"
+            )
+        return encoder
+
+
+def describe(file: Path) -> EncoderDescription:
+    """Read encoder.json, or the config.json of a timm model folder; raises UserError if it is damaged."""
+    try:
+        values = foreign_files.read_json(file)
+    except OSError as error:
+        raise from_os_error(error, "reading the checkpoint") from error
+    try:
+        return _of_timm(values) if file.name == TIMM_DESCRIPTION else _validated(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file} is not the config.json of a timm model ({type(error).__name__}: {said}); export one "
+            "with python -m pretrain export, or timm.models.save_for_hf"
+        ) from None
+
+
+def _validated(values: Any) -> EncoderDescription:
+    """Return the checked values of a description; raises UserError for the first that is wrong."""
+    try:
+        described = TypeAdapter(EncoderDescription).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise UserError(
+            f"does not describe an encoder ({where}: {first['msg'][:200]}); save the checkpoint again"
+        ) from None
+    if not len(described.mean) == len(described.std) == described.channels:
+        raise UserError(
+            f"{described.channels} channels need as many numbers in mean and std, found "
+            f"{len(described.mean)} and {len(described.std)}; correct the file"
+        )
+    return described
+
+
+def _of_timm(values: Any) -> EncoderDescription:
+    """Convert the config.json of a timm model folder.
+
+    Raises UserError, and KeyError, TypeError, AttributeError or ValueError if it is something else.
+    """
+    pretrained, ours = values["pretrained_cfg"], values.get("isotorus", {})
+    channels, size, _ = pretrained["input_size"]
+    kwargs = {**(values.get("model_args") or {}), "num_classes": 0, "in_chans": channels}
+    if values.get("global_pool"):
+        kwargs["global_pool"] = values["global_pool"]
+    described = _validated(
+        {
+            "format": 1,
+            "name": values["architecture"],
+            "kwargs": kwargs,
+            "embedding_width": ours.get("embedding_width", 1),
+            "image_size": size,
+            "channels": channels,
+            "mean": list(pretrained["mean"]),
+            "std": list(pretrained["std"]),
+            "seed": 0,
+            "step": ours.get("step", 0),
+        }
+    )
+    if "embedding_width" in ours:
+        return described
+    with torch.device("meta"):
+        encoder = create(described.name, described.kwargs)
+    width = embedding_width(encoder, described.name, channels, [size])
+    return dataclasses.replace(described, embedding_width=width)
