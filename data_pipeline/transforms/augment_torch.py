@@ -112,9 +112,15 @@ def _fused(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
     if x.is_cuda and not _broken:
         try:
             return _compiled(function)(x, *rest)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # for example if there is no C compiler
             _broken = True
-            log.info("torch.compile failed (%s): images are augmented uncompiled", str(error).split("\n")[0])
+            log.warning(
+                "torch.compile failed (%s): images are augmented uncompiled, which is slower; if this "
+                "machine has no compiler, install gcc and g++, or set CC and CXX",
+                str(error).split("\n")[0],
+            )
     return function(x, *rest)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
+from isotorus.float32 import exact_float32
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import build_encoder
 from pretrain.models.projector import MLPConfig, build_mlp
@@ -95,6 +96,7 @@ class Checkpoint:
         Raises UserError if timm cannot build it, or if it is another one than that of the weights.
         """
         described = self.encoder
+        exact_float32()  # here, because all that an evaluation computes on a GPU begins with an encoder
         assert self._fits
         return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
 

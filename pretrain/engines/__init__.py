@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from isotorus.float32 import exact_float32
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.deterministic import be_deterministic
 from pretrain.engines.networks import Networks, build_on_meta
@@ -84,6 +85,7 @@ def build_engine(
     `head` is whole on every rank. The order is: meta device, activation checkpointing, compiled blocks,
     shards, weights.
     """
+    exact_float32()
     if config.deterministic:
         be_deterministic()
     networks = build_on_meta(encoder, head, with_target, config, device)

@@ -44,6 +44,8 @@ DEVICE_TILE = 2**24
 
 # True after compiling has failed although a C++ compiler is installed.
 _compiler_broken = False
+# True after Triton has failed to build or to start a kernel.
+_triton_broken = False
 
 
 def characteristic_sums(
@@ -89,7 +91,9 @@ def _choose(x: Tensor, implementation: Implementation) -> _Path:
         # Triton comes with CUDA builds of torch only.
         from pretrain.objectives import characteristic_sums_triton as kernels
 
-        return _Path(kernels.forward, kernels.backward)
+        kernels.check(x)
+        launched = functools.partial(_run_triton, kernels.forward, _angle_forward)
+        return _Path(launched, functools.partial(_run_triton, kernels.backward, _angle_backward))
     if implementation == "compiled":
         compiled = functools.partial(_run_compiled, _sums, _angle_forward)
         return _Path(compiled, functools.partial(_run_compiled, _gradient, _angle_backward))
@@ -166,6 +170,30 @@ def compiler_available() -> bool:
         return True
     log.info("no C++ compiler (%s): SIGReg runs uncompiled", compiler)
     return False
+
+
+def _run_triton(
+    kernel: Callable[..., Tensor], fallback: Callable[..., Tensor], x: Tensor, *arguments: Any
+) -> Tensor:
+    """Run a Triton kernel, or `fallback` where Triton does not work.
+
+    Triton calls a C compiler when it starts its first kernel on a machine. Memory that runs out is no fault
+    of Triton, and is raised.
+    """
+    global _triton_broken
+    if not _triton_broken:
+        try:
+            return kernel(x, *arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _triton_broken = True
+            log.warning(
+                "Triton failed (%s): SIGReg runs uncompiled, which is slower; if this machine has no C "
+                "compiler, install gcc, or set CC",
+                str(error).split("\n")[0],
+            )
+    return fallback(x, *arguments)
 
 
 def _sums(x: Tensor, spacing: float, knots: int) -> Tensor:
