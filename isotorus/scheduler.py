@@ -12,6 +12,7 @@ import zlib
 from typing import NamedTuple
 
 from isotorus.errors import UserError
+from isotorus.numbers import whole_number
 from isotorus.processes import has_launcher
 
 
@@ -113,8 +114,7 @@ def _scheduler() -> _Names | None:
 
 
 def _number(name: str) -> int | None:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else None
+    return whole_number(os.environ.get(name, ""))
 
 
 def _local_size(names: _Names, size: int) -> int:

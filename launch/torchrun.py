@@ -7,7 +7,7 @@ import sys
 from launch.one_node import torchrun_ranks
 from launch.over_ssh import cluster
 from launch.over_ssh.hosts import add_file_options
-from launch.over_ssh.job import add_launch_options
+from launch.over_ssh.job import add_launch_options, port_number
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -22,7 +22,9 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.add_argument("--dry-run", action="store_true", help="print what would run instead of running it")
     group = parser.add_argument_group("one command for many hosts")
     add_file_options(group)
-    group.add_argument("--port", type=int, help="port on the first host where all meet; default: a free one")
+    group.add_argument(
+        "--port", type=port_number, help="port on the first host where all meet; default: a free one"
+    )
     add_launch_options(group)
     parser.set_defaults(start=start, trains=True, passes_options_on=True)
 

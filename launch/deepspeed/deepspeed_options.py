@@ -6,13 +6,14 @@ import socket
 import sys
 
 from isotorus.errors import INTERRUPTED, UserError
+from isotorus.numbers import whole_number
 from isotorus.secrets import masked_command
 from launch.deepspeed import pdsh
 from launch.one_node import deepspeed_ranks
 from launch.one_node.torchrun_ranks import default_ranks
 from launch.over_ssh import cluster, hosts_agree
 from launch.over_ssh.hosts import Host, read_hosts
-from launch.over_ssh.job import Job, add_launch_options, make, show
+from launch.over_ssh.job import Job, add_launch_options, make, port_number, show
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -36,7 +37,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     meet = "address where ranks meet; default: the first host"
     add("--master-addr", "--master_addr", default="", help=meet)
     port = "port where ranks meet; default: a free one"
-    add("--master-port", "--master_port", "--port", dest="port", type=int, help=port)
+    add("--master-port", "--master_port", "--port", dest="port", type=port_number, help=port)
     add("--launcher", choices=["ssh", "pdsh"], default="ssh", help="how hosts are reached; default: ssh")
     cores = "bind each rank to its own cores by numactl"
     add("--bind-cores-to-rank", "--bind_cores_to_rank", action="store_true", help=cores)
@@ -108,7 +109,7 @@ def select(devices: dict[str, list[int]], spec: str, *, keep: bool) -> dict[str,
         slots = set(devices[name])
         if colon:
             chosen = numbers.split(",")
-            if not all(number.isascii() and number.isdigit() and int(number) in slots for number in chosen):
+            if not slots.issuperset(map(whole_number, chosen)):
                 raise UserError(
                     f"{option} {spec}: host {name} has the slots 0 to {max(slots)}, not '{numbers}'; "
                     "name some of them"

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from isotorus.errors import UserError, from_os_error
-from isotorus.secrets import holds_secret, masked_command, may_be_secret
+from isotorus.secrets import (
+    holds_password,
+    holds_registry_password,
+    holds_secret,
+    masked_command,
+    may_be_secret,
+)
 from launch.kubernetes import manifests
 from launch.kubernetes.manifests import Pods, recipe_path
 from launch.recipe import Recipe, read_recipe
@@ -74,6 +80,12 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
 def _pods(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods:
     """Return the pods that the options describe."""
     own = Path(recipe.path).is_file()
+    text = Path(recipe.path).read_text() if own else ""
+    if holds_password(text):
+        raise UserError(
+            f"--config {recipe.path} holds a URL with a password, which the manifest would show; take it "
+            "out, also where it is a comment, and use --secret NAME"
+        )
     return Pods(
         name=args.name,
         image=args.image,
@@ -81,11 +93,13 @@ def _pods(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods
         gpus=args.gpus_per_node,
         pretrain=["--config", recipe_path(args.name), *recipe.overrides] if own else pretrain,
         grace=recipe.config.stopping.grace,
-        recipe=Path(recipe.path).read_text() if own else None,
+        recipe=text if own else None,
         namespace=args.namespace,
         cpus=args.cpus,
         memory=args.memory,
-        volumes=_pairs("--pvc", args.pvc, ":", rf"{_LABEL}(\.{_LABEL})*", r"/[^:]+", "CLAIM:/path"),
+        volumes=_pairs(
+            "--pvc", args.pvc, ":", rf"{_LABEL}(\.{_LABEL})*", r"/[^:\x00-\x1f\x7f]+", "CLAIM:/path"
+        ),
         secrets=[_secret(text, args.workload) for text in args.secret],
         env=_environment(args.env),
         service_account=args.service_account,
@@ -125,6 +139,8 @@ def _environment(assignments: list[str]) -> dict[str, str]:
     """Read the values of --env. Raise UserError for a secret."""
     variables = _pairs("--env", assignments, "=", _VARIABLE, r"[\s\S]*", "NAME=VALUE")
     for name, value in variables.items():
+        if "\0" in value:
+            raise UserError(f"--env {name}=… holds a NUL, which no variable can; take it out")
         if may_be_secret(name) or holds_secret(value):
             raise UserError(
                 f"--env {name}=… looks like a secret, which the manifest would show; put it into a Secret "
@@ -199,6 +215,11 @@ def _matches(pattern: str, longest: int) -> Callable[[str], str]:
 
 
 def _image(text: str) -> str:
+    if holds_registry_password(text):
+        raise argparse.ArgumentTypeError(
+            f"{text.rpartition('@')[2]} with a password, which the manifest would show; put it into a Secret "
+            "that the service account names in imagePullSecrets"
+        )
     if not re.fullmatch(r"[\w][\w./:@-]*", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"'{text}' is no image; expected e.g. registry/isotorus:1.0")
     return text

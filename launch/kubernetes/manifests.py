@@ -215,8 +215,8 @@ def _command(pods: Pods, first: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """Escape the text so that Kubernetes does not replace $(NAME) by the value of a variable."""
-    return text.replace("$(", "$$(")
+    """Escape the text so that it arrives as it is: Kubernetes replaces $(NAME) by a variable and $$ by $."""
+    return text.replace("$", "$$")
 
 
 def _template(pods: Pods, container: str, command: list[str]) -> Manifest:

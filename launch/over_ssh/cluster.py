@@ -15,8 +15,7 @@ from isotorus.errors import INTERRUPTED, TRY_AGAIN, USER_ERROR, UserError
 from launch.over_ssh import hosts_agree, ssh
 from launch.over_ssh.hosts import Host
 from launch.over_ssh.job import Job, read_job, show
-from launch.over_ssh.node import REPORT
-from launch.over_ssh.remote import Remote, node_command
+from launch.over_ssh.remote import Remote, new_mark, node_command, read_report
 
 
 def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
@@ -114,6 +113,7 @@ class Launch:
         """Return the properties of each host. Raise UserError for the first host that does not answer."""
         meet = meet or ssh.address(hosts[0].name, self.job.ssh)
         request = {"do": "measure", "recipe": self.job.recipe, "meet": meet, "port": self.job.port}
+        request["mark"] = mark = new_mark()
         answers = ssh.run(
             [host.name for host in hosts],
             node_command(self.job.python, self.job.directory),
@@ -121,7 +121,15 @@ class Launch:
             self.job.ssh,
         )
         ssh.require(answers, f"{self.job.python} -m launch.over_ssh.node in {self.job.directory}")
-        return {answer.host: json.loads(answer.stdout.rpartition(REPORT)[2]) for answer in answers}
+        reports = {}
+        for answer in answers:
+            lines = [report for line in answer.stdout.splitlines() if (report := read_report(line, mark))]
+            if not lines:
+                raise UserError(
+                    f"host {answer.host}: {self.job.python} there gives no report; check what it is"
+                )
+            reports[answer.host] = lines[0]
+        return reports
 
     def _run_once(self, present: dict[str, Any]) -> int | None:
         """Start these hosts and follow them until they end. Return None if they have to be started again."""
@@ -187,6 +195,7 @@ class Launch:
         """Start the ranks of a host."""
         request = {
             "do": "run",
+            "mark": new_mark(),
             "launcher": "deepspeed" if self.job.devices else "torchrun",
             "logs": str(self.job.folder / "logs" / host.name),
             "id": self.job.id,

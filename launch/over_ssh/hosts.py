@@ -1,11 +1,17 @@
 """Read the hosts of a run from a host file in DeepSpeed's format."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from isotorus.errors import UserError
+from isotorus.numbers import whole_number
+
+_NAME = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:@%\[\]-]{0,254}")
+"""What ssh and the folder of a host's logs take: no option, no path, and nothing that a shell reads."""
+_MOST_SLOTS = 4096
 
 
 class Host(NamedTuple):
@@ -68,14 +74,17 @@ def read_hosts(path: str, include: str = "", exclude: str = "") -> list[Host]:
 
 def _host(words: list[str], where: str) -> Host:
     name, options = words[0], words[1:]
-    if name.startswith("-") or "=" in name:
-        raise UserError(f"{where}: '{name}' is no host; write 'name slots=4'")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: '{name[:80]}' is no host; write 'name slots=4'")
     if len(options) != 1 or not options[0].startswith("slots="):
         raise UserError(f"{where}: host {name} has {' '.join(options) or 'no slots'}; write '{name} slots=4'")
     number = options[0].removeprefix("slots=")
-    if not number.isascii() or not number.isdigit() or int(number) == 0:
-        raise UserError(f"{where}: host {name} has slots={number}; give it 1 or more, or take it out")
-    return Host(name, int(number))
+    slots = whole_number(number) or 0
+    if not 1 <= slots <= _MOST_SLOTS:
+        raise UserError(
+            f"{where}: host {name} has slots={number[:40]}; give it 1 to {_MOST_SLOTS}, or take it out"
+        )
+    return Host(name, slots)
 
 
 def _names(listed: str, hosts: dict[str, Host], path: str) -> set[str]:

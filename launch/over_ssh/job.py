@@ -7,7 +7,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isotorus.errors import UserError
+from isotorus.errors import ArgumentParser, UserError
+from isotorus.numbers import whole_number
 from isotorus.secrets import masked_command, masked_variables
 from launch.environment import passed_on
 from launch.one_node import deepspeed_ranks
@@ -18,6 +19,7 @@ from launch.recipe import read_recipe
 
 ELASTIC_RESTARTS = 100
 """Every launcher uses one restart for each host that fails or leaves."""
+_LONGEST_PATIENCE = 24 * 3600
 DECIDED_HERE = (
     "node-rank",
     "rdzv-endpoint",
@@ -111,7 +113,21 @@ def add_launch_options(group: "argparse._ActionsContainer") -> None:
     add = group.add_argument
     add("--env", action="append", default=[], metavar="NAME", help="also send this variable to the hosts")
     patience = "seconds of silence after which a host counts as lost (default 30)"
-    add("--patience", type=float, default=30, help=patience)
+    add("--patience", type=_patience, default=30, help=patience)
+
+
+def port_number(text: str) -> int:
+    """Read a port from the command line."""
+    if not 1 <= (port := whole_number(text) or 0) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is no port; give 1 to 65535")
+    return port
+
+
+def _patience(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= _LONGEST_PATIENCE:
+        raise argparse.ArgumentTypeError(f"{text} seconds; give 1 to {_LONGEST_PATIENCE}")
+    return seconds
 
 
 def read_job(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> Job:
@@ -122,19 +138,20 @@ def read_job(args: argparse.Namespace, options: list[str], pretrain: list[str]) 
             option for option in options if option.replace("_", "-").split("=")[0] == f"--{name}"
         ]:
             raise UserError(f"{clashing[0]}: --hosts decides that; leave one of them out (see --port)")
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = ArgumentParser(prog="isotorus launch torchrun", add_help=False, allow_abbrev=False)
     own.add_argument("--nnodes", default=str(len(hosts)))
     own.add_argument("--max-restarts", "--max_restarts", type=int)
     nodes, left = own.parse_known_args(options)
     fewest, _, most = nodes.nnodes.partition(":")
-    if not fewest.isdigit() or not 1 <= int(fewest) <= len(hosts) or (most or fewest) != str(len(hosts)):
+    least = whole_number(fewest) or 0
+    if not 1 <= least <= len(hosts) or (most or fewest) != str(len(hosts)):
         raise UserError(
             f"--nnodes {nodes.nnodes} with the {len(hosts)} hosts of {args.hosts}; leave it out, or give "
             f"1:{len(hosts)} to go on with fewer hosts"
         )
-    elastic = int(fewest) < len(hosts)
+    elastic = least < len(hosts)
     restarts = nodes.max_restarts if nodes.max_restarts is not None else ELASTIC_RESTARTS * elastic
-    return make(args, hosts, pretrain, ["--max-restarts", str(restarts), *left], int(fewest))
+    return make(args, hosts, pretrain, ["--max-restarts", str(restarts), *left], least)
 
 
 def make(

@@ -23,8 +23,9 @@ from isotorus.errors import TRY_AGAIN
 from launch.one_node import deepspeed_ranks, torchrun_ranks
 from launch.over_ssh import hosts_agree
 
-REPORT = "isotorus report: "
-"""Marks the last line of stdout; a report in JSON follows it."""
+REPORT = "isotorus report "
+"""Begins the line of stdout that holds a report; the mark of the request and the report in JSON follow it.
+The mark is a random number of the launcher. The ranks, which write to the same stdout, do not know it."""
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         deepspeed_ranks.pass_on(request["id"], signal.Signals[request["signal"]])
         return 0
     if request["do"] == "measure":
-        print(REPORT + json.dumps(hosts_agree.measure(request)), flush=True)
+        print(f"{REPORT}{request['mark']}: {json.dumps(hosts_agree.measure(request))}", flush=True)
         return 0
     lock = _lock(request["id"])
     if lock is None:
@@ -52,7 +53,7 @@ def main() -> int:
         else:
             failure = torchrun_ranks.run(request["options"], request["pretrain"])
         report = failure._asdict() if failure else {"code": 0}
-    print(f"\n{REPORT}{json.dumps(report)}", flush=True)
+    print(f"\n{REPORT}{request['mark']}: {json.dumps(report)}", flush=True)
     return int(report["code"])
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,17 @@ def node_command(python: str, folder: str) -> str:
     return f"cd {shlex.quote(folder)} && exec {shlex.quote(python)} -m launch.over_ssh.node"
 
 
+def new_mark() -> str:
+    """Return a mark by which the report of one request is told from any other line of output."""
+    return secrets.token_hex(16)
+
+
+def read_report(line: str, mark: str) -> dict[str, Any] | None:
+    """Return the report in a line of a host's stdout, or None for any other line."""
+    begin = f"{REPORT}{mark}: "
+    return json.loads(line.removeprefix(begin)) if line.startswith(begin) else None
+
+
 class Remote:
     """A host that runs ranks. Its output is shown while `leads(host)` is true, and its report is kept."""
 
@@ -36,6 +48,7 @@ class Remote:
     ) -> None:
         """`arguments` are those of the ssh process. The lines that are shown are also appended to `shown`."""
         self.host, self._leads, self._shown = host, leads, shown
+        self._mark = request["mark"]
         self.report: dict[str, Any] | None = None
         """How its ranks ended: "code", and "rank", "time" and "message" of the first rank that failed."""
         self._stderr: deque[str] = deque(maxlen=20)
@@ -85,8 +98,8 @@ class Remote:
     def _read(self, stream: IO[bytes], to: IO[str], kept: deque[str]) -> None:
         for raw in stream:
             line = _PREFIX.sub("", raw.decode(errors="replace"))
-            if line.startswith(REPORT):
-                self.report = json.loads(line.removeprefix(REPORT))
+            if (report := read_report(line, self._mark)) is not None:
+                self.report = report
                 continue
             kept.append(line)
             if self._leads(self.host) and line.strip():

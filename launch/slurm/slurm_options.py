@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError, from_os_error
-from isotorus.secrets import holds_secret, masked_command
+from isotorus.numbers import whole_number
+from isotorus.secrets import holds_registry_password, holds_secret, masked_command
 from launch.recipe import read_recipe, split_arguments
 from launch.slurm.slurm_script import REQUEUE_CODE, Job, script
 from launch.slurm.slurm_submit import follow, submit
@@ -17,7 +18,7 @@ from launch.slurm.slurm_submit import follow, submit
 if TYPE_CHECKING:
     from pretrain.config import Config
 
-TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
+TIME = re.compile(r"\d{1,9}|\d{1,9}:\d\d(:\d\d)?|\d{1,5}-\d{1,5}(:\d\d){0,2}", re.ASCII)
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -69,7 +70,14 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
             "to see the script, use --dry-run"
         )
     _check_options(args)
-    _refuse_secrets([*pretrain, *options, *args.setup])
+    given = [text for value in vars(args).values() for text in _texts(value)]
+    if holds_registry_password(args.container_image or ""):
+        raise UserError(
+            f"--container-image …@{args.container_image.rpartition('@')[2]} has a password, which would "
+            "stand in the script for others to read; put it into the credentials of enroot or apptainer"
+        )
+    _refuse_secrets([*pretrain, " ".join(options), *given])
+    _refuse_line_breaks([*options, *(text for text in given if text not in args.setup)])
     # Imported here because they import torch, which takes seconds; the checks above need not wait for it.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
@@ -82,6 +90,7 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
         _check_signal(config, args.signal_before)
     first, name = configs[0], args.name or base
     folder = Path(args.output or Path(first.runs) / "slurm").absolute()
+    _refuse_line_breaks([str(folder), name])
     path = folder / f"{name}.sbatch"
     command = ["sbatch", "--parsable", *options, str(path)]
     if args.dry_run:
@@ -139,7 +148,7 @@ def _job(
         "qos": args.qos,
         "constraint": args.constraint,
         "array": _array(len(runs), args.at_once),
-        "output": folder / f"{log}.log",
+        "output": f"{str(folder).replace('%', '%%')}/{log}.log",
         "open-mode": "append",
         "signal": f"USR1@{args.signal_before}",
         "export": "ALL",
@@ -192,7 +201,9 @@ def _check_options(args: argparse.Namespace) -> None:
                 f"--signal-before {args.signal_before} is not before the end of --time {args.time}; use a "
                 "longer limit or fewer seconds"
             )
-    if args.gpus_per_node and not re.fullmatch(r"([\w.-]+:)?[1-9]\d*", args.gpus_per_node):
+    if args.name and not re.fullmatch(r"\.*[\w+=-][\w.+=-]*", args.name):
+        raise UserError(f"--name {args.name}: expected letters, digits and _ . + = - only")
+    if args.gpus_per_node and not re.fullmatch(r"([\w.-]+:)?[1-9][0-9]{0,4}", args.gpus_per_node):
         raise UserError(f"--gpus-per-node {args.gpus_per_node}: write a number, or type:number as a100:4")
     if args.at_once and not args.sweep:
         raise UserError("--at-once is for --sweep; leave it out")
@@ -217,6 +228,18 @@ def _check_signal(config: "Config", before: int) -> None:
         )
 
 
+def _texts(value: object) -> list[str]:
+    """Return the texts in the value of an option: one, those of a list, or none in a number."""
+    return [value] if isinstance(value, str) else value if isinstance(value, list) else []
+
+
+def _refuse_line_breaks(texts: list[str]) -> None:
+    """Raise UserError for a text that would end its #SBATCH line: the shell would run what follows it."""
+    for text in texts:
+        if not text.isprintable():
+            raise UserError(f"'{text}' holds a line break or control character; take it out")
+
+
 def _refuse_secrets(lines: list[str]) -> None:
     for line in lines:
         if holds_secret(line):
@@ -228,12 +251,12 @@ def _refuse_secrets(lines: list[str]) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
+    if not (number := whole_number(text)):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return int(text)
+    return number
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
+    if (number := whole_number(text)) is None:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
-    return int(text)
+    return number
