@@ -12,13 +12,14 @@ from data_pipeline.decoders.pixels import convertible
 from data_pipeline.order import Order
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
+from isotorus.paths import PathText
 from isotorus.section import Section
 
 
 class SourceConfig(Section):
     """One of several data sets that are mixed."""
 
-    path: str
+    path: PathText
     """Folder or URL of a packed data set."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """This weight over the sum of all weights is the share of images taken from this set; a small set with a
@@ -31,13 +32,13 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """The section `data` of a recipe: which data sets a run reads, and how."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Folder or URL (s3://bucket/set) of the packed data set; alternatively give `sources`."""
     sources: list[SourceConfig] = []
     """Several data sets to mix, for example [{path: a, weight: 3}, {path: b, weight: 1}]."""
     batch_size: PositiveInt = 256
     """Images in the global batch, over all ranks; the ranks' shares are equal to within one image."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1024)
     """Processes of each rank that decode and crop images; 0 does this in the training process."""
     channels: PositiveInt = 3
     """Channels of the encoder's input. Images with 1 channel (grey) and 3 channels (RGB) are converted into

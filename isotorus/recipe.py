@@ -3,26 +3,50 @@
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
-from isotorus.errors import UserError
+from isotorus.errors import UserError, from_os_error
+from isotorus.spelled import spelled
+
+_LONGEST = 2**20
+"""Largest size of a recipe in characters."""
+_MOST_VALUES = 100_000
+"""Largest number of values in a recipe, with those that aliases repeat: ten lines can name 10⁹ of them."""
 
 
 def read_recipe_file(path: str) -> dict[str, Any]:
     """Return the keys and values of a YAML file, or of a packaged recipe by its name, not yet validated.
 
-    A file at `path` comes before a packaged recipe of that name ("x", "x.yaml" or "configs/x.yaml").
-    Raises `UserError` if there is neither, if the text is not YAML, or if it is not a mapping.
+    A file at `path` comes before a packaged recipe of that name ("x", "x.yaml" or "configs/x.yaml"). Values
+    remember how they were spelled (`isotorus.spelled`). Raises `UserError` if there is no such file, if the
+    text is not YAML, or if it is not a mapping.
     """
     try:
-        values = read_yaml(_text(path))
+        values = read_yaml(_text(path), _Speller)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())[:500]}") from None
+    except OSError as error:
+        raise from_os_error(error, f"reading --config {path}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected keys and values, found {type(values).__name__}")
     return values
+
+
+def read_override(text: str, override: str) -> Any:
+    """Return the value of the override `override`, whose text after the = is `text`; "" for no text.
+
+    Raises `UserError` if the text is not YAML.
+    """
+    try:
+        return read_yaml(text, _Speller) if text else ""
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(
+            f"'{override[:200]}': the value is not YAML: {reason}; put a text with such characters into "
+            """quotes, as key='"text"'"""
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,17 +60,72 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(text: str) -> Any:
-    """Return the value of a recipe or of an override in YAML; raises `yaml.YAMLError`."""
-    return yaml.load(text, _Loader)
+class _Speller(_Loader):
+    """Gives numbers, truth values and dates that remember how they were spelled."""
+
+    def construct_spelled(self, node: yaml.ScalarNode) -> Any:
+        construct = _Loader.yaml_constructors[node.tag]
+        return spelled(construct(self, node), node.value)
+
+
+for _kind in ("int", "float", "bool", "timestamp"):
+    _Speller.add_constructor(f"tag:yaml.org,2002:{_kind}", _Speller.construct_spelled)
+
+
+def read_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
+    """Return the value of a recipe or of an override in YAML.
+
+    Raises `yaml.YAMLError` also for a value that is impossible, such as the 13th month, and for a text that
+    would take much memory or time.
+    """
+    if len(text) > _LONGEST:
+        raise yaml.YAMLError(f"it has more than {_LONGEST} characters")
+    reading = loader(text)
+    try:
+        node = reading.get_single_node()
+        if node is None:
+            return None
+        _count(node, {}, set())
+        return reading.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        # What PyYAML raises for a value that does not fit its tag, such as !!int x.
+        raise yaml.YAMLError(f"a value does not fit its kind: {error}") from None
+    finally:
+        reading.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """Return how many values a node has, counted again wherever an alias repeats them."""
+    if id(node) in above:
+        _refuse(node, "an alias stands inside the value that it names")
+    if id(node) not in known:
+        above.add(id(node))
+        inner = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_count(part, known, above) for part in inner)
+        above.discard(id(node))
+        if known[id(node)] > _MOST_VALUES:
+            _refuse(node, f"with its aliases it has more than {_MOST_VALUES} values")
+    return known[id(node)]
+
+
+def _refuse(node: yaml.Node, problem: str) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _text(path: str) -> str:
+    """Return the text of a recipe, at most one character more than `_LONGEST`."""
     if Path(path).is_file():
-        return Path(path).read_text()
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(_LONGEST + 1)
     recipes = files("configs")
     packaged = recipes / f"{Path(path).name.removesuffix('.yaml')}.yaml"
     if packaged.is_file() and Path(path).parent in (Path(), Path("configs")):
-        return packaged.read_text()
+        return packaged.read_text(encoding="utf-8")
     known = sorted(entry.name for entry in recipes.iterdir() if entry.name.endswith(".yaml"))
     raise UserError(f"--config {path}: no such file; packaged recipes are {', '.join(known)}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ByteSize, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ByteSize, Field, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from data_pipeline.sources import DataConfig
@@ -13,9 +13,10 @@ from data_pipeline.transforms.augment import AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
-from isotorus.recipe import read_recipe_file, read_yaml
+from isotorus.paths import PathText
+from isotorus.recipe import read_override, read_recipe_file
 from isotorus.secrets import holds_password
-from isotorus.section import Section
+from isotorus.section import Section, Unfit
 from pretrain.checkpoint import CheckpointConfig
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.optimizer import OptimizerConfig
@@ -26,13 +27,17 @@ from pretrain.monitoring.mlflow import TrackingConfig
 from pretrain.monitoring.profiler import ProfileConfig
 from pretrain.run_control.stopping import StoppingConfig
 
+_LONGEST_SHOWN = 200
+"""Characters of a wrong value that its error shows."""
+
 
 class Config(Section):
-    name: str = Field(min_length=1, pattern=r"^[\w.+=-]+$")
-    """Name of the run; its folder is <runs>/<name>."""
-    runs: str = "runs"
-    """Folder that holds run folders."""
-    seed: NonNegativeInt = 0
+    name: str = Field(max_length=200, pattern=r"^\.*[\w+=-][\w.+=-]*$")
+    """Name of the run, of letters, digits and _ . + = - only; its folder is <runs>/<name>."""
+    runs: PathText = "runs"
+    """Folder that holds run folders. In this and every other path ~ and $VAR stand for the home folder and a
+    variable of the environment."""
+    seed: int = Field(0, ge=0, le=2**64 - 1)
     """The run is a pure function of the configuration and this number."""
     steps: PositiveInt
     """Total number of optimizer steps."""
@@ -77,7 +82,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
             raise UserError(
                 f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
             )
-        _assign(values, key.split("."), read_yaml(text) if text else "", override)
+        _assign(values, key.split("."), read_override(text, override), override)
     _refuse_passwords(values)
     try:
         return Config.model_validate(values)
@@ -110,6 +115,8 @@ def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     # For a choice between sections (objective.kind), pydantic puts the kind into the path.
     path = [str(part) for part in first["loc"]]
+    if first["type"] == "value_error" and isinstance(first["ctx"]["error"], Unfit):
+        return ".".join([*path, str(first["ctx"]["error"])])
     key = ".".join(path[:1] + path[2:] if path[0] == "objective" and len(path) > 1 else path)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key)}"
@@ -121,7 +128,12 @@ def _explain(error: ValidationError) -> str:
         return f"objective.kind={first['ctx'].get('tag')}: must be one of {named}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}"
-    return f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{key}={_shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
 def _nearest(key: str) -> str:

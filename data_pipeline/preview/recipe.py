@@ -1,6 +1,6 @@
 """The sections of a training recipe that decide what the encoder sees: data, views, augmentation."""
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms.augment import AugmentConfig
@@ -8,14 +8,15 @@ from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
 from isotorus.recipe import read_recipe_file
+from isotorus.section import Section, Unfit
 
 
-class Recipe(BaseModel):
+class Recipe(Section):
     """The sections of a recipe that the preview uses; all others are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    seed: NonNegativeInt = 0
+    seed: int = Field(0, ge=0, le=2**64 - 1)
     data: DataConfig
     views: ViewsConfig = ViewsConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -46,6 +47,8 @@ def _explain(error: ValidationError) -> str:
     """Describe the first error of a validation in one line."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
+    if first["type"] == "value_error" and isinstance(first["ctx"]["error"], Unfit):
+        return f"{key}.{first['ctx']['error']}".removeprefix(".")
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key)}"
     if first["type"] == "value_error":

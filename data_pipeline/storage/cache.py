@@ -22,6 +22,7 @@ from typing import BinaryIO
 from pydantic import ByteSize, Field
 
 from isotorus.errors import UserError, from_os_error
+from isotorus.paths import LocalPath
 from isotorus.section import Section
 
 _LOCKS = 256  # lock files; keys share them by hash
@@ -42,7 +43,7 @@ class CacheConfig(Section):
     repeated.
     """
 
-    folder: Path = Field(default_factory=_default_folder)
+    folder: LocalPath = Field(default_factory=_default_folder)
     """Cache folder on a local disk, private to the user and shared by all processes of the node."""
     size: ByteSize = Field(ByteSize(100 * 10**9), ge=64 * 10**6)
     """Largest size of the cache, for example 100GB; the data that was unused for longest is deleted first."""

@@ -74,7 +74,7 @@ class JEPAHead(nn.Module):
         super().__init__()
         width = config.projector.width
         self.projector = build_mlp(embedding_width, config.projector, width, seed)
-        self.predictor = build_mlp(width, config.predictor, width, seed + 1)
+        self.predictor = build_mlp(width, config.predictor, width, (seed + 1) % 2**64)
         self.sigreg = config.sigreg.build(seed)
         self.config = config
 

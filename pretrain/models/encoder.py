@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from isotorus.errors import UserError
 from isotorus.names import nearest
+from isotorus.paths import LocalPath
 from isotorus.section import Section
 from pretrain.models import architecture
 from pretrain.models.batch_norm import synchronize
@@ -35,7 +35,7 @@ class EncoderConfig(Section):
     products."""
     winding_classes: PositiveInt = 8
     """Number of classes of winding attention."""
-    weights: Path | None = None
+    weights: LocalPath | None = None
     """Start from these weights instead of random ones: a .safetensors file with timm's names, or the folder
     of a run, a checkpoint or a timm model. Position embeddings, patch size and channels are fitted to the new
     encoder, a classifier is left out, and everything else must match."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from isotorus import mlflow_store
 from isotorus.files import atomic
+from isotorus.paths import PathText
 from isotorus.secrets import masked
 from isotorus.section import Section
 
@@ -41,7 +42,7 @@ of ranks, or on GPUs, differ in their last digits."""
 class TrackingConfig(Section):
     enabled: bool = True
     """Send metrics to MLflow; metrics.jsonl is written in any case."""
-    uri: str | None = None
+    uri: PathText | None = None
     """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the present folder.
     Addresses with a password are refused: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
     experiment: str = "isotorus"
