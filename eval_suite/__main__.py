@@ -5,6 +5,7 @@ torus head follow the image, `codes` discrete codes of the embedding, and `dupli
 images.
 """
 
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from importlib import import_module
 
 from eval_suite import progress
 from eval_suite.arguments import options, parse
-from isotorus.errors import exit_code
+from isotorus.errors import UserError, exit_code
 from isotorus.processes import end_with_launcher
 from isotorus.scheduler import set_ranks
 
@@ -28,8 +29,20 @@ SUBCOMMANDS = {
 def main() -> int:
     """Run the command; returns exit code 0, 2 for user errors, 1 if some of several failed."""
     end_with_launcher()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have characters that are none
+        sys.stdout.reconfigure(errors="backslashreplace")
     with progress.shown(enabled=os.environ.get("RANK", "0") == "0"):
-        return _run()
+        try:
+            return _run()
+        except (MemoryError, RuntimeError) as error:
+            from eval_suite.attempts import is_out_of_memory, reason
+
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"memory ran out ({reason(error)}); use a smaller --batch-size, fewer images, or a machine "
+                "with more"
+            ) from None
 
 
 def _run() -> int:

@@ -19,6 +19,7 @@ from eval_suite.metrics import (
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.names import nearest
 from isotorus.processes import usable_cores
+from isotorus.secrets import holds_password
 
 if TYPE_CHECKING:
     from eval_suite.options import Options
@@ -85,6 +86,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--landmarks", type=at_least(1), help=tenth)
     add("--draws", type=at_least(1), default=20, help="null samples for homology (default %(default)s)")
     add_seed(parser)
+    add_mlflow(parser)
     add("--json", action="store_true", help="print the results as JSON instead of a table")
     add("--force", action="store_true", help="compute again even if results exist")
     add_batches(parser, workers=min(8, usable_cores()))
@@ -129,6 +131,22 @@ def add_batches(parser: argparse.ArgumentParser, *, workers: int | None = 0) -> 
 def add_key_column(parser: argparse.ArgumentParser) -> None:
     """Add --key-column, which belongs to --targets."""
     parser.add_argument("--key-column", default="key", help="column of --targets with the samples' keys")
+
+
+def add_mlflow(parser: argparse.ArgumentParser) -> None:
+    """Add --mlflow: results are sent to a run's MLflow run only if it lies in this store."""
+    store = "MLflow store of the runs (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+    parser.add_argument("--mlflow", metavar="URI", type=_address, help=store)
+
+
+def _address(text: str) -> str:
+    """Return the address of a store; for argparse's `type`. One with a password is refused."""
+    if holds_password(text):
+        raise argparse.ArgumentTypeError(
+            "holds a password or a token; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or give all of the address in MLFLOW_TRACKING_URI"
+        )
+    return text
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +228,7 @@ def options(given: argparse.Namespace) -> "Options":
 def pass_on(given: argparse.Namespace) -> list[str]:
     """Return the arguments for a process that evaluates one of the checkpoints."""
     passed = "train val test targets target_columns key_column target_kind metrics baselines features k"
-    passed += " initialisations samples landmarks draws folds repeats seed batch_size workers"
+    passed += " initialisations samples landmarks draws folds repeats seed batch_size workers mlflow"
     values = {name: getattr(given, name) for name in passed.split()}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     if given.missing is not None:

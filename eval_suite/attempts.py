@@ -1,7 +1,8 @@
 """Parts of an evaluation that may fail: the other parts go on, and the reason is kept."""
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +11,8 @@ from isotorus.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+C = TypeVar("C")
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED")
 
 
 class Unmeasurable(ValueError):
@@ -21,6 +24,32 @@ def reason(error: Exception) -> str:
     first = one_line((str(error).splitlines() or [""])[0])
     foreseen = isinstance(error, Unmeasurable | UserError | np.linalg.LinAlgError)
     return first if foreseen and first else f"{type(error).__name__}: {first}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, which torch says in the words of a RuntimeError."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    )
+
+
+def each(checkpoints: Sequence[C], measure: Callable[[C], None]) -> list[str]:
+    """Call `measure` for every checkpoint; one that fails costs itself alone.
+
+    Returns why some failed, a line each. Raises UserError with the first reason if all did.
+    """
+    failed: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            measure(checkpoint)
+        except Exception as error:  # whatever it is, the others can still be measured
+            if is_out_of_memory(error):
+                raise
+            log.debug("%s", checkpoint, exc_info=True)
+            failed.append(reason(error))
+    if failed and len(failed) == len(checkpoints):
+        raise UserError(failed[0])
+    return failed
 
 
 def attempt(name: str, compute: Callable[[], T], left_out: dict[str, str]) -> T | None:

@@ -1,7 +1,6 @@
 """Running many evaluations: one that fails does not stop the others, and new checkpoints are waited for."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,9 @@ from rich.console import Console
 
 from eval_suite import progress
 from eval_suite.attempts import reason
+from eval_suite.results import read
 from isotorus.errors import UserError
+from isotorus.files import atomic
 from isotorus.processes import usable_cores
 
 ERROR = "error.txt"
@@ -85,7 +86,7 @@ def side_by_side(tasks: Sequence[Task], arguments: Sequence[str], jobs: int) -> 
             if done.returncode == 2:
                 return Outcome(task, None, said[-1].removeprefix("error: "))
             return _crashed(task, said[-1], done.stderr)
-        return Outcome(task, json.loads((task.out / "results.json").read_text()))
+        return Outcome(task, read(task.out))
 
     with ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(run, number, task) for number, task in enumerate(tasks)]
@@ -100,7 +101,8 @@ def _crashed(task: Task, message: str, details: str) -> Outcome:
     """Return the outcome of an unexpected failure; its details go to a file that the message names."""
     with contextlib.suppress(OSError):  # the failure may be a full disk
         task.out.mkdir(parents=True, exist_ok=True)
-        (task.out / ERROR).write_text(details)
+        with atomic(task.out / ERROR) as stream:
+            stream.write(details.encode(errors="backslashreplace"))
         message += f"; see {task.out / ERROR}"
     return Outcome(task, None, message)
 

@@ -26,6 +26,7 @@ from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
 from eval_suite.report import best_checkpoint, comparison, over_seeds
 from eval_suite.results import finished
+from isotorus import foreign_files, mlflow_store
 from isotorus.errors import UserError
 
 CACHE = "cache"
@@ -86,8 +87,12 @@ class _Command:
 
         tasks = []
         for c in checkpoints:
-            out = folder(c.run or c.folder, str(c.step), f"{c.name}-{c.step}")
-            tasks.append(batch.Task(f"{c.name}, step {c.step}", str(c.folder if c.run else c.weights), out))
+            try:
+                step = str(c.step)
+            except UserError:  # which its own evaluation reports
+                step = "unknown"
+            out = folder(c.run or c.folder, step, f"{c.name}-{step}")
+            tasks.append(batch.Task(f"{c.name}, step {step}", str(c.folder if c.run else c.weights), out))
         for file in files:
             tasks.append(batch.Task(file.stem, str(file), folder(file.parent, file.stem, file.stem)))
         return tasks
@@ -120,7 +125,9 @@ class _Command:
         # A run that is watched may get its first checkpoint after others have been evaluated.
         watched = [run / "eval" for run in find.runs(given.names)] if given.watch else []
         embedded = [task.out.parent for task in tasks if not vectors.is_vectors(task.given)]
-        return _common(watched or embedded or [task.out.parent for task in tasks]) / CACHE
+        common = _common(watched or embedded or [task.out.parent for task in tasks])
+        foreign_files.inside(common / CACHE, common.parent)
+        return common / CACHE
 
     def share(self, tasks: Sequence[batch.Task], cache: Path) -> None:
         """Embed the images once for all checkpoints without results, so that each is decoded once."""
@@ -177,7 +184,7 @@ class _Command:
             )
         if state.is_main_process:
             (task.out / batch.ERROR).unlink(missing_ok=True)  # from an earlier attempt
-            self.published.append(tracking.publish(results, task.out))
+            self.published.append(tracking.publish(results, task.out, mlflow_store.own(given.mlflow)))
         return results
 
 

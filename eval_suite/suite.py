@@ -74,7 +74,7 @@ def evaluate(
     _check_neighbours(options.useful.k, targets["train"])
     inputs = inputs_of(checkpoint, splits, targets, options, against, state)
     if state.is_main_process:
-        results.make_folder(out)
+        results.make_folder(out, checkpoint.root)
     finished = None if force else results.finished(out, inputs)
     decided = [finished is not None]  # by the first process, because the others may not see its files
     broadcast_object_list(decided)
@@ -214,7 +214,7 @@ def evaluate_vectors(
         inputs["against"] = against.inputs
     if not state.is_main_process:
         return {}
-    results.make_folder(out)
+    results.make_folder(out, vectors.file.parent)
     if not force and (finished := results.finished(out, inputs)):
         return finished
     splits = [split for split in SPLITS if vectors.rows(split).any()]
@@ -372,4 +372,5 @@ def _write(
         _log.debug("report", exc_info=True)
         return written
     results.write(out / "report.html", page)
+    results.seal(out)
     return written

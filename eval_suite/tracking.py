@@ -1,16 +1,16 @@
 """Results in the MLflow run that the training made; a store that cannot be reached costs one warning."""
 
-import json
 import logging
-import os
 import re
 import shlex
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from eval_suite.report import results_table
-from isotorus import mlflow_store
+from isotorus import foreign_files, mlflow_store
+from isotorus.errors import UserError, one_line
 from isotorus.secrets import masked
 
 log = logging.getLogger(__name__)
@@ -21,28 +21,48 @@ _CONSTANT = re.compile(
 """Names of numbers that describe how something was measured, not what was found."""
 
 
-def publish(results: dict[str, Any], out: Path) -> str:
+def publish(results: dict[str, Any], out: Path, own: str) -> str:
     """Send the numbers and files of an evaluation to the MLflow run of its training.
 
     Every number gets the name that it has in results.csv, below "eval/". What was found becomes a metric at
-    the step of the checkpoint, and how it was measured (number of samples, k, widths) a parameter. Returns a
-    line that says how to see them; an empty string if the training keeps no MLflow run or it cannot be
-    reached.
+    the step of the checkpoint, and how it was measured (number of samples, k, widths) a parameter. `own` is
+    the user's store. Returns a line that says how to see them, or why they were not sent; an empty string if
+    the training keeps no MLflow run or it cannot be reached.
     """
     run = results["checkpoint"]["run"]
     record = store(Path(run)) if run else None
     if record is None:
         return ""
+    if not is_own(record, own):
+        return not_sent(record)
     step, files = results["checkpoint"]["step"], [out / "results.json", out / "report.html"]
     values = {f"eval/{name}": value for name, value in results_table.numbers(results).items()}
-    return where(record) if send(record, step, values, files, f"eval/{step}") else ""
+    return where(own) if send(record, own, step, values, files, f"eval/{step}") else ""
 
 
-def where(record: dict[str, str]) -> str:
-    """Return a line that says how to see the MLflow store in `record`."""
-    uri = masked(record["uri"])
-    command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    return f"MLflow: {uri} ({'open it in a browser' if uri.startswith('http') else command})"
+def where(uri: str) -> str:
+    """Return a line that says how to see an MLflow store."""
+    shown = masked(uri)
+    command = f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return f"MLflow: {shown} ({'open it in a browser' if shown.startswith('http') else command})"
+
+
+def is_own(record: dict[str, str], own: str) -> bool:
+    """Say whether a run's record names the store that the user has named.
+
+    A run folder may be somebody else's. The address in it is never used, only compared: results, images and
+    passwords go to the user's own store or nowhere, and no database that a folder names is opened.
+    """
+    return record["uri"] == masked(own)
+
+
+def not_sent(record: dict[str, str]) -> str:
+    """Return a line that says what to give if the store that a run's record names is the user's."""
+    uri = one_line(record["uri"])[:200]
+    return (
+        f"MLflow: nothing is sent, as {record['file']} names another store than this command's; if "
+        f"{uri} is yours, give --mlflow {shlex.quote(uri)} or set MLFLOW_TRACKING_URI"
+    )
 
 
 def store(run: Path) -> dict[str, str] | None:
@@ -50,29 +70,35 @@ def store(run: Path) -> dict[str, str] | None:
 
     None if the run keeps no MLflow run.
     """
+    file = run / "mlflow.json"
     try:
-        record = json.loads((run / "mlflow.json").read_text())
-        if not record["run_id"]:  # the MLflow run has not been created yet
+        read = foreign_files.read_json(file)
+        if not read["run_id"]:  # the MLflow run has not been created yet
             return None
-        record = {key: str(record[key]) for key in ("uri", "experiment", "run_id")}
-        record["file"] = str(run / "mlflow.json")
-        # The record never holds a password; the environment may have the same address with its password.
-        here = os.environ.get("MLFLOW_TRACKING_URI", "")
-        return record | {"uri": here} if masked(here) == record["uri"] else record
+        record = {key: str(read[key]) for key in ("uri", "experiment", "run_id")}
+        if not re.fullmatch(r"\w{1,64}", record["run_id"], re.ASCII):
+            raise ValueError("its run_id is none")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("warning: %s cannot be read (%s); not logged to MLflow", run / "mlflow.json", error)
+    except (OSError, UserError, ValueError, KeyError, TypeError) as error:
+        log.warning("warning: %s cannot be read (%s); not logged to MLflow", file, one_line(str(error))[:200])
         return None
+    return record | {"file": str(file)}
 
 
-def send(record: dict[str, str], step: int, values: dict[str, float], files: list[Path], folder: str) -> bool:
-    """Log `values` at the step of a checkpoint and `files` as artifacts in `folder`.
+def send(
+    record: dict[str, str],
+    uri: str,
+    step: int,
+    values: dict[str, float],
+    files: list[Path],
+    folder: str,
+) -> bool:
+    """Log `values` at the step of a checkpoint and `files` as artifacts in `folder`, in the store at `uri`.
 
     Values that the store has already are not sent again, so a repeated evaluation only fills gaps. Returns
     whether it worked; if not, a warning says why.
     """
-    uri = record["uri"]
     try:
         _require_store(uri)
         client = mlflow_store.connect(uri, timeout=10, retries=1)
@@ -86,6 +112,7 @@ def send(record: dict[str, str], step: int, values: dict[str, float], files: lis
         constants = {name: value for name, value in values.items() if _CONSTANT.search(name)}
         _send_constants(client, run, step, constants)
         _send_metrics(client, run, step, {k: v for k, v in values.items() if k not in constants})
+        _require_remote_files(uri, run.info.artifact_uri)
         for file in files:
             client.log_artifact(record["run_id"], str(file), artifact_path=folder)
     except Exception as error:  # the results are on disk already, so no error of the store may end this
@@ -131,6 +158,15 @@ def _send_constants(client: Any, run: Any, step: int, values: dict[str, float]) 
     ]
     for start in range(0, len(others), 100):
         client.log_batch(run.info.run_id, tags=others[start : start + 100])
+
+
+def _require_remote_files(uri: str, artifacts: str) -> None:
+    """Raise StoreProblem if a server keeps the files of its runs in a folder: it must not choose one here."""
+    if mlflow_store.local_path(uri) is None and urlsplit(artifacts).scheme in ("", "file"):
+        raise mlflow_store.StoreProblem(
+            f"has the numbers, but not the pages: it keeps files in {one_line(artifacts)[:200]}, which may "
+            "be a folder of this machine; start it with --serve-artifacts"
+        )
 
 
 def _require_store(uri: str) -> None:

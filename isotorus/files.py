@@ -1,5 +1,7 @@
 """Write files that are complete or absent, even after a crash."""
 
+import contextlib
+import fcntl
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -12,8 +14,11 @@ from typing import BinaryIO
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that is synced and renamed to `path` when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # says to `remove_leftovers` that it is being written
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -30,6 +35,20 @@ def sweep(folder: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         for unfinished in folder.glob(f".{glob.escape(name)}.*"):
+            unfinished.unlink()
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Delete the temporary files that killed processes left when they wrote files with these names.
+
+    The names may be patterns such as `*.npz`. Files that a process is writing at the moment stay.
+    """
+    for unfinished in {path for name in names for path in folder.glob(f".{name}.*")}:
+        writer = unfinished.name.rpartition(".")[2]
+        if not writer.isdecimal() or unfinished.is_symlink() or not unfinished.is_file():
+            continue
+        with contextlib.suppress(OSError), unfinished.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unfinished.unlink()
 
 

@@ -7,7 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from isotorus import foreign_files
 from isotorus.files import atomic
+
+_LONGEST = 2**31
+"""Bytes of a file that is read whole."""
 
 
 class StepLog:
@@ -15,7 +19,7 @@ class StepLog:
 
     def __init__(self, path: Path, step: int) -> None:
         """Drop the rows after `step`: a run that resumes there will write them again."""
-        replace(path, (row for row in read(path) if row["step"] <= step))
+        replace(path, (row for row in read(path, "step") if row["step"] <= step))
         self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
@@ -48,16 +52,24 @@ def replace(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.write(text)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return all rows, without the lines that a kill or a crash left incomplete or damaged."""
-    if not path.exists():
+def read(path: Path, key: str = "") -> list[dict[str, Any]]:
+    """Return all rows, without the lines that a kill or a crash left incomplete or damaged.
+
+    With a `key`, only those that have a whole number there. A missing file has no rows. Raises UserError for
+    what is no regular file, and for a link out of its folder.
+    """
+    try:
+        content = foreign_files.read_bytes(path, most=_LONGEST)
+    except FileNotFoundError:
         return []
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict) and (not key or type(row.get(key)) is int):
+            rows.append(row)
     return rows
 
 

@@ -31,6 +31,11 @@ class StoreProblem(Exception):
     """A store that cannot be used as it is. The message continues "MLflow at <address> …"."""
 
 
+def own(given: str | None) -> str:
+    """Return the absolute address of the user's own store: as given, by the environment, or the default."""
+    return absolute(given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT)
+
+
 def absolute(uri: str) -> str:
     """Return a store's address such that it means the same from any folder."""
     if not is_relative(uri):

@@ -221,7 +221,7 @@ class Guard:
 
     def trim(self, step: int) -> None:
         """Drop rows of skipped.jsonl about batches after `step`, which are repeated; only rank 0 calls it."""
-        kept = [row for row in jsonl.read(self.path) if row["batch"] <= step + self.skipped_batches]
+        kept = [row for row in jsonl.read(self.path, "batch") if row["batch"] <= step + self.skipped_batches]
         if self.path.exists():
             jsonl.replace(self.path, kept)
 

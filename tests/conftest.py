@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw
 
 from tests.recipe import write_recipe
 
+# Evaluations keep the key of their seals there, not among the user's own files.
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="isotorus-tests-"))
 # Two cores are shared by the ranks of the distributed tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A suite in the background of a shell ignores Ctrl-C, and so would the processes whose Ctrl-C is tested.

@@ -13,10 +13,13 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms.augment import AugmentConfig, apply
 from data_pipeline.transforms.views import ViewsConfig
 from eval_suite.features.representation import Representation
+from isotorus.errors import UserError
 from pretrain.models.description import EncoderDescription
 
 BATCH = 16
 """Images whose views are embedded at the same time."""
+LARGEST = 2**14
+"""Largest side of a view, in pixels."""
 
 
 def view_batches(
@@ -30,20 +33,25 @@ def view_batches(
     """Yield endless batches (views, BATCH, C, size, size) of random global views.
 
     They are cropped, augmented and normalised as the checkpoint's configuration says, and depend only on
-    `seed`. Raises UserError for images that cannot be read.
+    `seed`. Raises UserError for images that cannot be read, and for a configuration that is none.
     """
-    given = described.config.get("views", {})
-    cut = ViewsConfig(
-        global_views=views,
-        local_views=0,
-        global_size=given.get("global_size", described.image_size),
-        **{key: given[key] for key in ("global_scale", "ratio") if key in given},
-    )
+    try:
+        given = described.config.get("views", {})
+        cut = ViewsConfig(
+            global_views=views,
+            local_views=0,
+            global_size=min(given.get("global_size", described.image_size), LARGEST),
+            **{key: given[key] for key in ("global_scale", "ratio") if key in given},
+        )
+        augment = AugmentConfig(**described.config.get("augment", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint's views and augment are no configuration ({said})") from None
     loader = Loader(
         Sources([dataset], [1.0]),
         batch_size=BATCH,
         views=cut,
-        augment=AugmentConfig(**described.config.get("augment", {})),
+        augment=augment,
         channels=described.channels,
         seed=seed,
     )

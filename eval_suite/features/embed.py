@@ -16,9 +16,10 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.views import center_view
 from eval_suite import progress
+from eval_suite.attempts import is_out_of_memory, reason
 from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
-from isotorus.errors import UserError, one_line
+from isotorus.errors import UserError
 
 View = tuple[int, int]
 """Number of channels and side in pixels of the images that a representation takes."""
@@ -35,17 +36,8 @@ def check_channels(channels: int, dataset: Dataset) -> None:
 
 def check(r: Representation) -> None:
     """Embed one image on the CPU; raises UserError if the encoder cannot, or gives another width."""
-    try:
-        with torch.inference_mode():
-            _blank(r, torch.device("cpu"))
-    except UserError:
-        raise
-    except Exception as error:  # timm's models raise nearly every kind of exception
-        said = one_line((str(error).splitlines() or [""])[0])
-        raise UserError(
-            f"{r.described['name']} cannot embed an image of {r.size}×{r.size} with {r.channels} channels "
-            f"({type(error).__name__}: {said}); correct its description"
-        ) from None
+    with torch.inference_mode():
+        _blank(r, torch.device("cpu"))
 
 
 def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
@@ -185,20 +177,35 @@ def _embed(
 
 
 def _blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
-    """Return empty features (0, width) by name; raises UserError for a width that is not the described one.
+    """Return empty features (0, width) by name, made from those of one image.
 
-    They are made from those of an image whose pixels rise from 0 to 255, again and again.
+    Raises UserError if the model cannot embed it, or for a width that is not the described one.
     """
-    values = torch.arange(r.channels * r.size**2).remainder(256).to(torch.uint8)
-    image = values.view(r.channels, r.size, r.size)
-    if r.describe is not None:
-        return {name: torch.from_numpy(x)[None][:0].to(device) for name, x in r.describe(image).items()}
-    r.model.to(device)
-    vectors = r.embed(image[None].to(device))
+    try:
+        vectors = _of_one_image(r, device)
+    except UserError:
+        raise
+    except Exception as error:  # timm's models raise nearly every kind of exception
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{r.described.get('name', r.name)} cannot embed an image of {r.size}×{r.size} with {r.channels} "
+            f"channels ({reason(error)}); correct its description"
+        ) from None
     if r.width is not None and vectors["embedding"].shape[1:] != (r.width,):
         shape = tuple(vectors["embedding"].shape[1:])
         raise UserError(f"the encoder gives vectors of {shape}, its description says {r.width}")
     return {name: x[:0] for name, x in vectors.items()}
+
+
+def _of_one_image(r: Representation, device: torch.device) -> dict[str, Tensor]:
+    """Return the features (1, width) of an image whose pixels rise from 0 to 255, again and again."""
+    values = torch.arange(r.channels * r.size**2).remainder(256).to(torch.uint8)
+    image = values.view(r.channels, r.size, r.size)
+    if r.describe is not None:
+        return {name: torch.from_numpy(x)[None].to(device) for name, x in r.describe(image).items()}
+    r.model.to(device)
+    return r.embed(image[None].to(device))
 
 
 class _Item(NamedTuple):

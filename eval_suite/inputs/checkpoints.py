@@ -20,6 +20,8 @@ from pretrain.models.encoder import build_encoder
 from pretrain.models.projector import MLPConfig, build_mlp
 
 WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
+COMPLETE = "COMPLETE"
+"""File that marks a checkpoint that was saved completely."""
 Shape = tuple[int, ...]
 
 
@@ -34,7 +36,7 @@ class Checkpoint:
     @cached_property
     def encoder(self) -> EncoderDescription:
         """The description of the encoder, read on first use; raises UserError if it is damaged."""
-        return describe(self.description)
+        return describe(self.description, self.root)
 
     @property
     def step(self) -> int:
@@ -48,6 +50,24 @@ class Checkpoint:
         return self.weights.parent
 
     @property
+    def root(self) -> Path:
+        """The folder that no file of the checkpoint may lie outside of: that of the run, or its own."""
+        return self.run or self.folder
+
+    def require_whole(self) -> None:
+        """Raise UserError if files are missing, or if it was not saved to its end."""
+        if self.run and not (self.folder / COMPLETE).exists():
+            raise UserError(
+                f"{self.folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint"
+            )
+        for file in (self.description, self.weights):
+            if not foreign_files.inside(file, self.root).is_file():
+                raise UserError(
+                    f"{self.folder} has no {file.name}; a checkpoint needs {self.weights.name} and "
+                    f"{self.description.name}"
+                )
+
+    @property
     def name(self) -> str:
         """The name of the run, or of the folder of a checkpoint without a run."""
         return self.run.name if self.run else self.folder.name
@@ -55,7 +75,9 @@ class Checkpoint:
     @cached_property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights file in hexadecimal, followed by that of the projector if there is one."""
-        return "-".join(_sha256(file) for file in (self.weights, self.projector_file) if file.exists())
+        return "-".join(
+            _sha256(file, self.root) for file in (self.weights, self.projector_file) if file.exists()
+        )
 
     @property
     def projector_file(self) -> Path:
@@ -117,9 +139,9 @@ class Checkpoint:
 
     def _check(self, file: Path, model: nn.Module, name: str) -> None:
         """Compare the names and shapes in a weights file with those of a model; raises UserError."""
-        refuse_pickle(file)
+        refuse_pickle(file, self.root)
         try:
-            with safe_open(foreign_files.inside(file, self.folder), "pt") as stream:
+            with safe_open(foreign_files.inside(file, self.root), "pt") as stream:
                 shapes = {key: tuple(stream.get_slice(key).get_shape()) for key in stream.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise _no_weights(file, error) from None
@@ -133,7 +155,7 @@ class Checkpoint:
     def _load(self, file: Path, model: nn.Module) -> None:
         """Load the weights in `file`, which fit, into `model`; raises UserError if they are not whole."""
         try:
-            state = load_file(foreign_files.inside(file, self.folder))
+            state = load_file(foreign_files.inside(file, self.root))
         except (SafetensorError, OSError) as error:
             raise _no_weights(file, error) from None
         model.load_state_dict({key: x for key, x in state.items() if self._is_used(key, model)}, strict=True)
@@ -158,10 +180,10 @@ def _in_classifier(key: str, model: nn.Module) -> bool:
     return any(key.startswith(f"{name}.") for name in names)
 
 
-def refuse_pickle(file: Path) -> None:
+def refuse_pickle(file: Path, folder: Path | None = None) -> None:
     """Raise UserError for a file of torch.save, a zip or a pickle, which can run code when it is loaded."""
     try:
-        with foreign_files.open_binary(file) as stream:
+        with foreign_files.open_binary(file, folder) as stream:
             start = stream.read(9)
     except OSError as error:
         raise from_os_error(error, "reading the checkpoint") from error
@@ -172,9 +194,9 @@ def refuse_pickle(file: Path) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, folder: Path) -> str:
     try:
-        with foreign_files.open_binary(path) as file:
+        with foreign_files.open_binary(path, folder) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise from_os_error(error, "reading the weights") from error

@@ -2,15 +2,17 @@
 
 import contextlib
 import glob
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval_suite.inputs.checkpoints import TIMM_WEIGHTS, WEIGHTS, Checkpoint, refuse_pickle
+from eval_suite.inputs.checkpoints import COMPLETE, TIMM_WEIGHTS, WEIGHTS, Checkpoint, refuse_pickle
+from isotorus import foreign_files
 from isotorus.errors import UserError
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION
 
-COMPLETE = "COMPLETE"
-"""File that marks a checkpoint that was saved completely."""
+log = logging.getLogger(__name__)
+
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION}
 """Weights files, each with the name of its description."""
@@ -20,14 +22,18 @@ def find(given: Sequence[str], every: int | None = None, *, waiting: bool = Fals
     """Find the checkpoints that are named: each once, in the given order, and by step within a run.
 
     A run stands for its newest complete checkpoint and, with `every`, also for those whose step is a multiple
-    of it; a folder of runs stands for all its runs. Checkpoints of runs are not opened. Raises UserError for
-    a name without a checkpoint; a run that has none yet is accepted if `waiting`.
+    of it; a folder of runs stands for all its runs that have one. Checkpoints of runs are not opened. Raises
+    UserError for a name without a checkpoint; a run that has none yet is accepted if `waiting`. Of several
+    checkpoints those with missing files are returned too: they cost themselves alone, as
+    `Checkpoint.require_whole` and reading them say.
     """
     checkpoints: dict[Path, Checkpoint] = {}
-    for name in given:
-        for path in _paths(name):
-            for checkpoint in _in(path, name, every, waiting):
-                checkpoints.setdefault(checkpoint.weights, checkpoint)
+    named = [(path, name) for name in given for path in _paths(name)]
+    for path, name in named:
+        for checkpoint in _in(path, name, every, waiting):
+            if len(named) == 1 and not _is_run(path):
+                checkpoint.require_whole()
+            checkpoints.setdefault(checkpoint.weights, checkpoint)
     return list(checkpoints.values())
 
 
@@ -45,8 +51,9 @@ def finished(given: Sequence[str]) -> bool:
 def _has_ended(run: Path) -> bool:
     saved = _of_run(run, every=1, waiting=True)
     for checkpoint in reversed(saved):
-        with contextlib.suppress(UserError):  # a damaged description; those of the other steps agree
-            return saved[-1].step >= checkpoint.encoder.config.get("steps", 0)
+        # A damaged description is no matter; those of the other steps agree.
+        with contextlib.suppress(UserError, TypeError):
+            return bool(saved[-1].step >= checkpoint.encoder.config.get("steps", 0))
     return False
 
 
@@ -66,14 +73,22 @@ def _in(path: Path, name: str, every: int | None, waiting: bool) -> Iterable[Che
         refuse_pickle(path)
         if path.name not in PAIRS:
             raise UserError(f"{name} is not a checkpoint; name a run, a checkpoint folder or its {WEIGHTS}")
-        return [_open(path.resolve())]
+        return [_checkpoint(_home(path.parent) / path.name)]
+    if not path.is_dir():
+        raise UserError(f"{name} is neither a folder nor a regular file; name a run or a checkpoint")
     for weights, description in PAIRS.items():
         if (path / weights).exists() or (weights == WEIGHTS and (path / description).exists()):
-            return [_open(path.resolve() / weights)]
+            return [_checkpoint(_home(path) / weights)]
     if _is_run(path):
         return _of_run(path, every, waiting)
     if several := _runs_in(path):
-        return [checkpoint for run in several for checkpoint in _of_run(run, every, waiting)]
+        found = {run: _of_run(run, every, waiting=True) for run in several}
+        if not waiting:
+            for run in [run for run, saved in found.items() if not saved]:
+                log.warning("note: %s has no complete checkpoint yet", run)
+        if waiting or any(found.values()):
+            return [checkpoint for saved in found.values() for checkpoint in saved]
+        return _of_run(several[0], every, waiting)
     if pickles := sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES):
         refuse_pickle(pickles[0])
     if (path / TIMM_DESCRIPTION).exists():
@@ -91,14 +106,24 @@ def _is_run(path: Path) -> bool:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+    """Return the runs in a folder, without links out of it, which somebody else may have put there."""
+    runs = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+    inside = []
+    for run in runs:
+        try:
+            foreign_files.inside(run, path)
+            inside.append(run)
+        except foreign_files.Refused:
+            log.warning("note: %s is a link that leads out of %s; name it itself to evaluate it", run, path)
+    return inside
 
 
 def _of_run(run: Path, every: int | None, waiting: bool) -> list[Checkpoint]:
     """Return the newest complete checkpoint, and with `every` those of its multiples, by step."""
     folder = run / "checkpoints"
     markers = sorted(folder.glob(f"step_*/{COMPLETE}"))
-    complete = [_checkpoint(marker.parent.resolve() / WEIGHTS) for marker in markers]
+    home = run.resolve()
+    complete = [_checkpoint(home / "checkpoints" / marker.parent.name / WEIGHTS) for marker in markers]
     if not complete and waiting:
         return []
     if not complete:
@@ -112,15 +137,9 @@ def _checkpoint(weights: Path) -> Checkpoint:
     return Checkpoint(weights, folder / PAIRS[weights.name], run)
 
 
-def _open(weights: Path) -> Checkpoint:
-    """Return the checkpoint of a weights file; raises UserError if files are missing or it is incomplete."""
-    checkpoint = _checkpoint(weights)
-    folder, description = checkpoint.folder, checkpoint.description
-    if checkpoint.run and not (folder / COMPLETE).exists():
-        raise UserError(f"{folder} was not saved to its end ({COMPLETE} is missing); name another checkpoint")
-    for file in (description, weights):
-        if not file.is_file():
-            raise UserError(
-                f"{folder} has no {file.name}; a checkpoint needs {weights.name} and {description.name}"
-            )
-    return checkpoint
+def _home(folder: Path) -> Path:
+    """Return where a checkpoint's folder is; a link such as `latest` in a run leads to a sibling only."""
+    home = folder.resolve()
+    if folder.is_symlink() and folder.parent.name == "checkpoints" and home.parent != folder.parent.resolve():
+        raise UserError(f"{folder} is a link that leads out of {folder.parent}; name the checkpoint itself")
+    return home

@@ -1,10 +1,12 @@
 """A file of features that were made elsewhere, with their labels and splits if it has them."""
 
 import hashlib
+import io
 import logging
+import math
+import os
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,7 +22,8 @@ from numpy.typing import NDArray
 from data_pipeline.dataset.index import key_hash
 from data_pipeline.tables import cells, split_names
 from data_pipeline.tables.table import cells_of
-from isotorus.errors import UserError, from_os_error
+from isotorus import foreign_files
+from isotorus.errors import UserError, from_os_error, one_line
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 SPLITS = split_names.SIDES
@@ -88,11 +92,14 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     """
     file = Path(given)
     try:
-        columns = _columns(file)
+        with foreign_files.open_binary(file, file.resolve().parent) as stream:
+            columns = _columns(file, stream)
+    except UserError:
+        raise
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # numpy, zipfile and pyarrow raise nearly every kind for damaged files
+        reason = one_line((str(error).splitlines() or [type(error).__name__])[0])[:200]
         message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
         raise UserError(message) from None
     x = np.asarray(columns.pop("features"))
@@ -166,11 +173,17 @@ def _named(file: Path, present: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _columns(file: Path) -> dict[str, Any]:
+def _columns(file: Path, stream: io.BufferedReader) -> dict[str, Any]:
     """Read `features` and, where they exist, `labels`, `split`, `groups` and `keys`."""
     if file.suffix == ".parquet":
-        return _parquet(file)
-    loaded = np.load(file, allow_pickle=False)
+        return _parquet(file, stream)
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            _require_memory(file, sum(entry.file_size for entry in archive.infolist()))
+    else:
+        _require_whole_array(file, stream)
+    stream.seek(0)
+    loaded = np.load(stream, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return {"features": loaded}
     with loaded:
@@ -182,9 +195,35 @@ def _columns(file: Path) -> dict[str, Any]:
         return {"features": loaded["features"], **columns}
 
 
-def _parquet(file: Path) -> dict[str, Any]:
+def _require_whole_array(file: Path, stream: io.BufferedReader) -> None:
+    """Raise UserError for a .npy file that does not hold as many numbers as its header says."""
+    stream.seek(0)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(stream)
+    needed, there = math.prod(shape) * kind.itemsize, os.fstat(stream.fileno()).st_size - stream.tell()
+    if needed > there:
+        raise UserError(f"{file} has {there:,} bytes of the {needed:.3g} that its header says; copy it again")
+
+
+def _require_memory(file: Path, size: int) -> None:
+    """Raise UserError for a file whose content, `size` bytes, is larger than the free memory."""
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise UserError(
+            f"{file} holds {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free; save "
+            "fewer rows"
+        )
+
+
+def _parquet(file: Path, stream: io.BufferedReader) -> dict[str, Any]:
     """Read a Parquet file; what pandas keeps as the index of a table is no feature."""
-    table = pq.read_table(file)
+    described = pq.ParquetFile(stream).metadata
+    # A value takes at least its eight bytes in numpy, however well the file packs it.
+    groups = [described.row_group(i).total_byte_size for i in range(described.num_row_groups)]
+    _require_memory(file, max(sum(groups), 8 * described.num_rows * described.num_columns))
+    stream.seek(0)
+    table = pq.read_table(stream)
     names = _named(file, table.column_names)
     columns: dict[str, Any] = {what: cells_of(table[name]) for what, name in names.items()}
     if "features" in table.column_names:

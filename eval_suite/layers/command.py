@@ -11,6 +11,7 @@ from typing import Any
 
 from eval_suite import arguments
 from eval_suite.layers import quantities
+from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
 
 EPILOG = """examples:
@@ -63,6 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     arguments.add_key_column(parser)
     arguments.add_seed(parser)
+    arguments.add_mlflow(parser)
     arguments.add_batches(parser, workers=None)
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(argv)
@@ -87,20 +89,19 @@ def main(argv: Sequence[str]) -> int:
     from eval_suite.layers import page, series
 
     dataset = Dataset(args.data)
-    checkpoints = sorted(
-        find.find(args.names, args.every), key=lambda c: (str(c.run or c.folder), c.encoder.step)
-    )
+    checkpoints, unread = series.readable(find.find(args.names, args.every))
     labels = series.periodic(dataset, args.targets, args.period, args.key_column) if args.targets else None
     survey = series.Survey(dataset, labels, args.images, args.few, args.batch_size, args.seed)
-    estimate = survey.estimate(checkpoints[0], chosen)
+    estimate = survey.estimate_first(checkpoints, chosen)
     if listing:
         series.show_costs(estimate)
         return 0
     homes = {c.run or c.folder.parent for c in checkpoints}
     if args.out is None and len(homes) > 1:
         raise UserError(f"{len(homes)} runs are named; say with --out where the page of all should go")
-    out = Path(args.out) if args.out else homes.pop() / "eval" / "layers"
-    results.make_folder(out)
+    home = homes.pop()
+    out = Path(args.out) if args.out else home / "eval" / "layers"
+    results.make_folder(out, home)
     seconds = sum(estimate.values()) * len(checkpoints)
     terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=args.json)
     started = time.monotonic()
@@ -119,16 +120,16 @@ def main(argv: Sequence[str]) -> int:
     }
     measured["seconds"] = round(time.monotonic() - started, 1)
     measured = results.json_safe(measured)
-    failures = measured["failures"]
+    failures = measured["failures"] = [*unread, *measured["failures"]]
     for failure in failures:
         print(f"failed: {failure['title']}: {failure['reason']}", file=sys.stderr)
     if not any(group["checkpoints"] for group in measured["runs"]):
         return 1 if len(failures) > 1 else 2
     results.write(out / "layers.json", results.as_json(measured))
-    results.write(out / "layers.html", page.render(measured))
+    results.write_page(out / "layers.html", lambda: page.render(measured))
     if args.json:
         print(json.dumps(measured, indent=1))
-    for line in series.publish(measured, out):
+    for line in series.publish(measured, out, mlflow_store.own(args.mlflow)):
         terminal.tell(line, quiet=args.json)
     terminal.tell(f"page: {out / 'layers.html'} (open it in a browser)", quiet=args.json)
     return 1 if failures else 0

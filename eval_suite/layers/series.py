@@ -1,5 +1,6 @@
 """Measure the blocks of checkpoint after checkpoint, on the same images."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite import tracking
+from eval_suite.attempts import reason
 from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.targets import load_targets
@@ -30,6 +32,8 @@ from isotorus import randomness
 from isotorus.errors import UserError
 from pretrain.models.blocks import depth_blocks
 from pretrain.models.description import EncoderDescription
+
+log = logging.getLogger(__name__)
 
 
 def periodic(dataset: Dataset, file: str, column_period: str, key_column: str) -> NDArray[np.float64]:
@@ -49,6 +53,25 @@ def periodic(dataset: Dataset, file: str, column_period: str, key_column: str) -
     targets = load_targets(dataset, file, key_column, [column], "regression")
     angles: NDArray[np.float64] = np.where(targets.known, targets.values[:, 0], np.nan) * (2 * np.pi / length)
     return angles
+
+
+def readable(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[dict[str, str]]]:
+    """Return the checkpoints whose description can be read, by run and step, and why the others cannot.
+
+    Raises UserError if none can.
+    """
+    sound, failures = [], []
+    first: UserError | None = None
+    for checkpoint in checkpoints:
+        try:
+            checkpoint.require_whole()
+            sound.append((str(checkpoint.root), checkpoint.encoder.step, checkpoint))
+        except UserError as error:
+            first = first or error
+            failures.append({"title": str(checkpoint.folder), "reason": str(error)})
+    if first and not sound:
+        raise first
+    return [checkpoint for *_, checkpoint in sorted(sound, key=lambda each: each[:2])], failures
 
 
 @dataclass(frozen=True)
@@ -91,8 +114,9 @@ class Survey:
                 try:
                     subject = self.subject(checkpoint)
                     values, before[home] = measure(subject, chosen, before.get(home))
-                except UserError as error:
-                    failures.append({"title": title, "reason": str(error)})
+                except Exception as error:  # whatever it is, the other checkpoints can still be measured
+                    log.debug("%s", title, exc_info=True)
+                    failures.append({"title": title, "reason": reason(error)})
                     continue
                 finally:
                     progress.advance(task)
@@ -155,6 +179,19 @@ class Survey:
 
         return views
 
+    def estimate_first(self, checkpoints: Sequence[Checkpoint], chosen: Sequence[str]) -> dict[str, float]:
+        """Estimate as `estimate` does, by the first checkpoint that can be measured.
+
+        Raises UserError if there is one checkpoint only and it cannot.
+        """
+        for checkpoint in checkpoints:
+            try:
+                return self.estimate(checkpoint, chosen)
+            except UserError:  # which `measure` reports
+                if len(checkpoints) == 1:
+                    raise
+        return dict.fromkeys(["images", *chosen], 0.0)
+
     def estimate(self, checkpoint: Checkpoint, chosen: Sequence[str]) -> dict[str, float]:
         """Estimate the seconds of each quantity for one checkpoint, from one timed forward pass.
 
@@ -189,24 +226,28 @@ def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:
     }
 
 
-def publish(results: Mapping[str, Any], out: Path) -> list[str]:
+def publish(results: Mapping[str, Any], out: Path, own: str) -> list[str]:
     """Send all values, and the files in `out`, to the MLflow run of each training that has one.
 
-    Returns lines that tell the user where to see them.
+    `own` is the user's store; runs in another one are left out. Returns lines that tell the user where to
+    see them.
     """
     lines = []
     for run in results["runs"]:
         record = tracking.store(Path(run["folder"])) if run["folder"] else None
         if record is None:
             continue
+        if not tracking.is_own(record, own):
+            lines.append(tracking.not_sent(record))
+            continue
         files = [out / "layers.html", out / "layers.json"]
         last = run["checkpoints"][-1]
         # After the first failure nothing more is sent.
         if all(
-            tracking.send(record, c["step"], _by_block(c), files if c is last else [], "eval/layers")
+            tracking.send(record, own, c["step"], _by_block(c), files if c is last else [], "eval/layers")
             for c in run["checkpoints"]
         ):
-            lines.append(tracking.where(record))
+            lines.append(tracking.where(own))
     return list(dict.fromkeys(lines))
 
 

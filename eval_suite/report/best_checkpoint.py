@@ -130,10 +130,12 @@ def link(evaluated: Sequence[Evaluated]) -> tuple[dict[Path, Path], list[str]]:
 def _point(place: Path, target: str) -> None:
     """Make `place` a link to `target` beside it, or a file that holds its name; raises OSError."""
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
         temporary.symlink_to(target)
     except (OSError, NotImplementedError):
-        temporary.write_text(f"{target}\n")
+        with temporary.open("x") as file:
+            file.write(f"{target}\n")
     try:
         temporary.replace(place)
     except OSError:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -196,4 +197,5 @@ def _panels(
 
 
 def _address(folder: Path, out: Path) -> str:
-    return Path(os.path.relpath(folder, out)).as_posix()
+    """Return the relative address of a folder; a name such as javascript:… is a name in it, no scheme."""
+    return quote(os.fsencode(Path(os.path.relpath(folder, out)).as_posix()))

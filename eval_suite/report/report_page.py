@@ -1,5 +1,6 @@
 """report.html: the results of one evaluation as a single file that loads nothing from the network."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -29,7 +30,8 @@ from eval_suite.report.sentences import (
 )
 from eval_suite.report.standing import baselines, lead, leaders, standings
 from eval_suite.report.training_log import logged
-from isotorus import randomness
+from isotorus import foreign_files, randomness
+from isotorus.errors import UserError
 
 CURVES = {
     "loss": "loss",
@@ -284,6 +286,7 @@ def _spectrum(results: Mapping[str, Any], encoders: list[str], undrawn: Undrawn)
 
 def _configuration(checkpoint: Checkpoint) -> str:
     """Return the configuration of the training run, or else the description of the encoder, as YAML."""
-    if checkpoint.run and (checkpoint.run / "config.yaml").is_file():
-        return (checkpoint.run / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    if checkpoint.run:
+        with contextlib.suppress(OSError, UserError):
+            return foreign_files.read_text(checkpoint.run / "config.yaml")
     return yaml.safe_dump(asdict(checkpoint.encoder), sort_keys=False, allow_unicode=True)

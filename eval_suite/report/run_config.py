@@ -7,9 +7,13 @@ from typing import Any
 
 import yaml
 
+from isotorus import foreign_files
+from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
 
 Config = Mapping[str, Any]
+
+_MOST_VALUES = 10_000
 
 NO_MATTER = {
     *("name", "runs", "seed", "resume", "accept", "log_every", "online_probe"),
@@ -25,16 +29,29 @@ def read(run: Path) -> Config | str:
     """Return the configuration of a run, or in words why there is none."""
     file = run / "config.yaml"
     try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
+        values = read_yaml(foreign_files.read_bytes(file).decode())
     except FileNotFoundError:
         return "its config.yaml is missing"
     except OSError as error:
         return f"its config.yaml cannot be read ({error.strerror})"
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except foreign_files.Refused:
+        return "its config.yaml is no regular file in its folder"
+    except (yaml.YAMLError, UserError, ValueError, RecursionError):
         return "its config.yaml is not YAML"
+    if _is_enormous(values):
+        return "its config.yaml repeats itself"
     if not isinstance(values, dict):
         return "its config.yaml holds no keys and values"
     return values
+
+
+def _is_enormous(values: Any) -> bool:
+    """Say whether a value has more entries than a configuration; YAML's aliases multiply, or are a circle."""
+    waiting, seen = [values], 0
+    while waiting and seen <= _MOST_VALUES:
+        value, seen = waiting.pop(), seen + 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return seen > _MOST_VALUES
 
 
 def settings(config: Config, *, steps: bool = True) -> str:

@@ -1,25 +1,29 @@
 """What a run logged while training, read from its metrics.jsonl."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isotorus import jsonl
+from isotorus.errors import UserError
 
+_LARGEST = 1e300
+"""Largest size of a logged number: JSON has whole numbers that no float holds."""
 WINDOW = 0.01
 """Share of the run's steps over which `loss_at` averages, because the losses of single steps are noisy."""
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """Return the logged rows of a run by ascending step, the last one of each step; [] without a log."""
+    """Return the logged numbers of a run by ascending step, the last row of each step; [] without a log."""
     try:
-        rows = jsonl.read(run / "metrics.jsonl")
-    except OSError:
+        rows = jsonl.read(run / "metrics.jsonl", "step")
+    except (OSError, UserError):
         return []
-    by_step = {row["step"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)}
-    return [by_step[step] for step in sorted(by_step)]
+    by_step = {row["step"]: row for row in rows if _is_number(row["step"])}
+    return [
+        {key: value for key, value in by_step[step].items() if _is_number(value)} for step in sorted(by_step)
+    ]
 
 
 def loss_at(run: Path, step: int) -> float | None:
@@ -56,4 +60,4 @@ def at(rows: list[dict[str, Any]], key: str, step: int, window: int) -> float | 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # false for NaN too

@@ -7,6 +7,7 @@ images use, how often two images share one, within and between classes, and whet
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite import arguments, results
+from eval_suite.attempts import each
 from eval_suite.features import embed
 from eval_suite.features.representation import pretrained
 from eval_suite.inputs import find
@@ -47,7 +49,10 @@ class Code(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the sub-command and return exit code 0; raises UserError for arguments that cannot work."""
+    """Run the sub-command; return exit code 0, or 1 if some of several checkpoints failed.
+
+    Raises UserError for arguments that cannot work, and if all checkpoints failed.
+    """
     args = parse(argv)
     bins, levels = (
         arguments.numbers(args.bins, "--bins", 2, "4,8,16"),
@@ -57,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
     data, out = Dataset(args.data), Path(args.out)
     if len(data) < 2:
         raise UserError(f"{data.path} has {len(data)} images; pairs are compared, so give two or more")
-    results.make_folder(out)
     state = PartialState(cpu=not torch.cuda.is_available())
     options = {"batch_size": args.batch_size, "workers": args.workers}
     measured = []
-    for checkpoint in checkpoints:
+
+    def measure_one(checkpoint: Checkpoint) -> None:
+        checkpoint.require_whole()
         representation = pretrained(checkpoint, ())
         features = embed.extract([representation], data, out / "features", state, **options)
         x = features["pretrained"]["embedding"]
@@ -76,11 +82,21 @@ def main(argv: Sequence[str]) -> int:
                 "codes": measure(known, torch.from_numpy(x), data.labels, args.seed),
             }
         )
-    contents = results.json_safe({"format": 1, "data": args.data, "noise": NOISE, "checkpoints": measured})
-    results.write(out / "codes.html", template("codes").render(found=contents, reading=reading, size=_size))
-    results.write(out / "codes.json", results.as_json(contents))
+
+    with results.folder(out):
+        failed = each(checkpoints, measure_one)
+        contents = results.json_safe(
+            {"format": 1, "data": args.data, "noise": NOISE, "checkpoints": measured}
+        )
+        results.write(out / "codes.json", results.as_json(contents))
+        page = template("codes")
+        results.write_page(
+            out / "codes.html", lambda: page.render(found=contents, reading=reading, size=_size)
+        )
     show(contents, out)
-    return 0
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

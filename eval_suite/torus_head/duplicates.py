@@ -86,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
     from eval_suite.features.representation import pretrained
     from eval_suite.inputs import find
     from eval_suite.usefulness import angle_retrieval
+    from isotorus import foreign_files
     from pretrain.geometry.memory import WindingMemory
 
     checkpoint, *others = find.find([args.name])
@@ -101,14 +102,15 @@ def main(argv: Sequence[str]) -> int:
     datasets = [Dataset(path) for path in args.data]
     home = checkpoint.run / "eval" / str(checkpoint.encoder.step) if checkpoint.run else checkpoint.folder
     out = Path(args.out) if args.out else home
-    results.make_folder(out)
     state = PartialState(cpu=not torch.cuda.is_available())
     representation = pretrained(checkpoint, ("angles",))
     options = {"batch_size": args.batch_size, "workers": args.workers}
-    parts = [
-        embed.extract([representation], data, out / "features", state, **options)["pretrained"]["angles"]
-        for data in datasets
-    ]
+    with results.folder(out, checkpoint.root):
+        foreign_files.inside(out / "features", out)
+        parts = [
+            embed.extract([representation], data, out / "features", state, **options)["pretrained"]["angles"]
+            for data in datasets
+        ]
     angles = angle_retrieval.angles_of(np.concatenate(parts))
     memory = angle_retrieval.remember(angles, args.bins)
     duplicates = pairs(angles, memory.query(angles, min(NEAREST, len(angles))), args.within)

@@ -6,6 +6,7 @@ angle that turns once, and a head that ignores it has the vector 0.
 """
 
 import argparse
+import copy
 import math
 import sys
 from collections.abc import Sequence
@@ -21,10 +22,12 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
 from eval_suite import arguments, results
+from eval_suite.attempts import each
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, unit_range
 from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
+from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.torus_head import winding_page
 from eval_suite.torus_head.image_paths import COLOUR, PATHS
 from isotorus import randomness
@@ -36,7 +39,10 @@ MARGIN = 0.25
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the sub-command and return exit code 0; raises UserError for arguments that cannot work."""
+    """Run the sub-command; return exit code 0, or 1 if some of several checkpoints failed.
+
+    Raises UserError for arguments that cannot work, and if all checkpoints failed.
+    """
     args = parse(argv)
     names = path_names(args.paths)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,14 +51,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("nothing to look at; name a packed data set with --data, or a folder with --frames")
     data = Dataset(args.data) if args.data else None
     out = Path(args.out)
-    results.make_folder(out)
     measured: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for checkpoint in checkpoints:
+
+    def measure(checkpoint: Checkpoint) -> None:
+        checkpoint.require_whole()
         title = f"{checkpoint.name}, step {checkpoint.encoder.step}"
         if not checkpoint.angles:
             left_out.append(f"{title} has no angles: its head is no torus")
-            continue
+            return
         entry: dict[str, Any] = {
             "name": checkpoint.name,
             "step": checkpoint.encoder.step,
@@ -72,20 +79,31 @@ def main(argv: Sequence[str]) -> int:
             path = angles(r, frames, args.batch_size)[None]
             entry["frames"] = summary(path, closed=args.closed)
         measured.append(entry)
-    if not measured:
-        raise UserError(
-            f"{left_out[0]}; evaluate a run of a recipe with objective.kind=torus, such as torus_m2"
+
+    with results.folder(out):
+        failed = each(checkpoints, measure)
+        if not measured:
+            raise UserError(
+                f"{left_out[0]}; evaluate a run of a recipe with objective.kind=torus, such as torus_m2"
+            )
+        contents = results.json_safe(
+            {"format": 1, "data": args.data, "seed": args.seed, "checkpoints": measured, "left_out": left_out}
         )
-    contents = results.json_safe(
-        {"format": 1, "data": args.data, "seed": args.seed, "checkpoints": measured, "left_out": left_out}
-    )
-    results.write(out / "winding.html", winding_page.render(contents))
-    for entry in contents["checkpoints"]:
-        for path in (*entry.get("paths", {}).values(), entry.get("frames", {})):
-            path.pop("strip", None)  # only the page shows pictures
-    results.write(out / "winding.json", results.as_json(contents))
+        _write(contents, out)
     show(contents, out)
-    return 0
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _write(contents: dict[str, Any], out: Path) -> None:
+    """Write winding.json, then winding.html, which alone shows pictures."""
+    plain = copy.deepcopy(contents)
+    for entry in plain["checkpoints"]:
+        for path in (*entry.get("paths", {}).values(), entry.get("frames", {})):
+            path.pop("strip", None)
+    results.write(out / "winding.json", results.as_json(plain))
+    results.write_page(out / "winding.html", lambda: winding_page.render(contents))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -83,10 +83,13 @@ class EncoderDescription:
         return encoder
 
 
-def describe(file: Path) -> EncoderDescription:
-    """Read encoder.json, or the config.json of a timm model folder; raises UserError if it is damaged."""
+def describe(file: Path, folder: Path | None = None) -> EncoderDescription:
+    """Read encoder.json, or the config.json of a timm model folder; raises UserError if it is damaged.
+
+    No link may lead out of `folder`, by default the one that `file` lies in.
+    """
     try:
-        values = foreign_files.read_json(file)
+        values = foreign_files.read_json(file, folder)
     except OSError as error:
         raise from_os_error(error, "reading the checkpoint") from error
     try:

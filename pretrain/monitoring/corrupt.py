@@ -28,7 +28,7 @@ class CorruptSamples:
         self.path, self.batch_size, self.max_share = folder / "corrupt.jsonl", batch_size, max_share
         self.count = 0
         if rank() == 0:  # drop what came after the checkpoint that the run continues from
-            kept = [row for row in jsonl.read(self.path) if row["step"] <= start]
+            kept = [row for row in jsonl.read(self.path, "step") if row["step"] <= start]
             self.count = len(kept)
             if self.path.exists():
                 jsonl.replace(self.path, kept)

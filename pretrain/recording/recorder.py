@@ -134,7 +134,7 @@ def catch_up(config: Config) -> None:
         return
     # What the run was trained with, which need not be what the present command says.
     trained = config_history.present(config.folder) | {"name": config.name, "runs": config.runs}
-    steps = max((row["step"] for row in jsonl.read(config.folder / "metrics.jsonl")), default=0)
+    steps = max((row["step"] for row in jsonl.read(config.folder / "metrics.jsonl", "step")), default=0)
     if steps and not mlflow_run.is_complete(config.folder, config.name, config.tracking):
         _start_mirror(config, steps, trained).finish("FINISHED", timeout=300.0)
 

@@ -60,7 +60,9 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(training: Path, splits: dict[str, Path]) -> dict[str, Any]:
     """Measure every quantity of the run once and return layers.json."""
     every = ",".join(quantities.NAMES)
-    done = layers(training, "--every", 10, "--data", splits["train"], "--metrics", every, "--few", 4)
+    uri = f"sqlite:///{training.parent / 'mlflow.db'}"
+    options = ["--data", splits["train"], "--metrics", every, "--few", 4, "--mlflow", uri]
+    done = layers(training, "--every", 10, *options)
     assert done.code == 0, done.err
     return json.loads((training / "eval" / "layers" / "layers.json").read_text())
 
@@ -140,7 +142,8 @@ def test_a_store_that_is_gone_costs_no_result(tmp_path: Path, splits: dict[str, 
         save_checkpoint(run / "checkpoints" / f"step_{step:08d}", step=step)
     record = {"uri": f"sqlite:///{tmp_path}/absent.db", "experiment": "layers", "run_id": "0" * 32}
     (run / "mlflow.json").write_text(json.dumps(record))
-    done = layers(run, "--every", 10, "--data", splits["val"], "--metrics", "rank", "--images", 10)
+    options = ["--data", splits["val"], "--metrics", "rank", "--images", 10, "--mlflow", record["uri"]]
+    done = layers(run, "--every", 10, *options)
     assert done.code == 0, done.err
     assert (run / "eval" / "layers" / "layers.html").exists()
 
