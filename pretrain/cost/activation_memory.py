@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.cost.by_depth import by_depth
 from pretrain.engines.blocks import blocks, checkpoint_blocks
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
 from pretrain.methods import ObjectiveConfig, build_head
 from pretrain.models.encoder import ViewEncoder, create
@@ -108,6 +108,8 @@ def encoder_footprint(
         bf16=bf16,
         gathered_in_bf16=bf16 and gathers_in_bf16(engine),
         keep_gradients=gradients_made > 0,
+        packed=engine.packed is True,
+        size_by_size=reduces_by_size(engine),
     )
     phases = defaultdict[str, dict[str, float]](dict)
     for key, size in _measure_encoder(name, json.dumps(kwargs), setting).items():
@@ -133,6 +135,9 @@ class _Setting(NamedTuple):
     bf16: bool
     gathered_in_bf16: bool
     keep_gradients: bool
+    packed: bool
+    size_by_size: bool
+    """Whether views of each size go backward in a pass of their own, as in `pretrain.engines.fsdp`."""
 
 
 @functools.cache
@@ -144,7 +149,7 @@ def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[st
             timm_model = create(name, kwargs)
         if setting.device == "cpu":
             unfuse_attention(timm_model)
-        encoder = ViewEncoder(timm_model).train()
+        encoder = ViewEncoder(timm_model, setting.packed).train()
         if setting.checkpointing != "none":
             checkpoint_blocks(timm_model, setting.checkpointing)
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -191,9 +196,15 @@ def _forward_and_backward(encoder: ViewEncoder, setting: _Setting) -> dict[tuple
         # Recomputed blocks must not use casts of an earlier pass in autocast's cache.
         cached = setting.checkpointing != "selective"
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.bf16, cache_enabled=cached):
-            embeddings = encoder(pixels, keys)
+            if setting.size_by_size:
+                keys_of_sizes = keys.split([len(x) for x in pixels])
+                passes = [encoder([x], k) for x, k in zip(pixels, keys_of_sizes, strict=True)]
+            else:
+                passes = [encoder(pixels, keys)]
         live.phase, live.label = "backward", "workspace"
-        embeddings.backward(torch.empty_like(embeddings))
+        while passes:
+            embeddings = passes.pop()
+            embeddings.backward(torch.empty_like(embeddings))
     return {(phase, part): float(x) for phase, parts in live.peaks.items() for part, x in parts.items()}
 
 

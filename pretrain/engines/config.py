@@ -132,6 +132,14 @@ class EngineConfig(Section):
             )
 
 
+def reduces_by_size(config: EngineConfig) -> bool:
+    """Return whether gradients of views of one size are reduced before those of the next are computed.
+
+    FSDP does so where it also shards parameters again after use. Packed, all sizes are one pass.
+    """
+    return config.kind == "fsdp" and config.reshard_after_forward and not config.packed
+
+
 def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target: bool) -> None:
     """Raise `UserError` if the engine cannot run on this number of ranks, or with this encoder.
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pretrain.distributed import world_size
 from pretrain.engines.blocks import blocks
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import Networks, materialize, uses_bf16
 from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.torch_engine import TorchEngine
@@ -44,20 +44,35 @@ class FSDPEngine(TorchEngine):
         _shard(networks.head, mesh, False, bf16)
         if networks.has_target:
             _shard(networks.target.projector, mesh, True, bf16)
+        if hasattr(networks.encoder, "set_separate_reduce_scatter_group"):  # torch 2.15 has it, 2.11 not
+            # One NCCL communicator would let gradients wait until the next block's parameters are gathered.
+            networks.encoder.set_separate_reduce_scatter_group()
         materialize(networks, encoder, device)
         super().__init__(networks, networks.encoder, networks.head, config, optimizer, device)
+        self._synchronizes = True
+
+    def encode(self, views: list[Tensor], keys: Tensor) -> Tensor:
+        """Encode each size by itself where gradients are to be reduced by size, see `_SizeBySize`."""
+        apart = torch.is_grad_enabled() and len(views) > 1 and reduces_by_size(self.config)
+        if not apart:
+            return super().encode(views, keys)
+        keys_of_sizes = keys.split([len(x) for x in views])
+        sizes = [super(FSDPEngine, self).encode([x], k) for x, k in zip(views, keys_of_sizes, strict=True)]
+        return _SizeBySize.apply(torch.empty(0, requires_grad=True), sizes, self.no_sync)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Do not average gradients over replicas inside this context."""
+        """Do not average gradients over replicas inside this context, which may be inside another one."""
+        before = self._synchronizes
         self._set_sync(False)
         try:
             yield
         finally:
-            self._set_sync(True)
+            self._set_sync(before)
 
     def _set_sync(self, sync: bool) -> None:
         """Say whether the next backward pass is the last one of the step."""
+        self._synchronizes = sync
         for module in (self._encoder, self._head):
             assert isinstance(module, FSDPModule)
             module.set_is_last_backward(sync)
@@ -67,6 +82,29 @@ class FSDPEngine(TorchEngine):
                 module.set_requires_all_reduce(sync)
             else:
                 module.set_requires_gradient_sync(sync)
+
+
+class _SizeBySize(torch.autograd.Function):
+    """Joins the embeddings of views of all sizes, and goes backward through one size after the other.
+
+    In one backward pass, torch would keep the first size's gradients of all parameters whole until the last
+    size has gone backward too, and only then reduce the sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, sizes: list[Tensor], no_sync: Callable[[], Any]) -> Tensor:
+        """Return embeddings (V, N, D) of `sizes` (v, N, D), whose graphs are kept; `_` needs a gradient."""
+        ctx.sizes, ctx.no_sync = sizes, no_sync
+        return torch.cat([x.detach() for x in sizes])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        parts = gradients[0].split([len(x) for x in ctx.sizes])
+        while len(ctx.sizes) > 1:
+            with ctx.no_sync():
+                torch.autograd.backward(ctx.sizes.pop(), parts[len(ctx.sizes)])
+        torch.autograd.backward(ctx.sizes.pop(), parts[0])
+        return None, None, None
 
 
 def _mesh(config: EngineConfig, device: torch.device) -> DeviceMesh:

@@ -206,4 +206,5 @@ class ViewEncoder(nn.Module):
             for x, key in zip(sizes, keys_of_sizes, strict=True):
                 draw_masks(self.drop_paths, key)
                 embeddings.append(self.encoder(x))
-        return torch.cat([x.float() for x in embeddings]).unflatten(0, keys.shape)
+        # Not a view of the sequence: FSDP hooks what a module returns, and warns of views.
+        return torch.cat([x.float().unflatten(0, (-1, keys.shape[1])) for x in embeddings])
