@@ -1,15 +1,26 @@
-"""The C compiler that Triton calls, and with it torch.compile on GPUs."""
+"""The compilers that torch.compile and Triton call."""
 
 import os
 import shutil
+import sys
 
-COMPILER_REMEDY = "install one (apt install gcc, or dnf install gcc), or set CC to its path"
+COMPILER_REMEDY = "install one (apt install g++, or dnf install gcc-c++), or set CC and CXX to their paths"
 
 
 def c_compiler() -> str | None:
-    """Return the path of the C compiler: that in CC, otherwise gcc or clang; None if there is none.
+    """Return the C compiler that Triton calls: $CC, otherwise gcc or clang; None if there is none.
 
-    Triton looks in the same places (`triton.runtime.build`). It links what it launches kernels with.
+    It looks in the same places as `triton.runtime.build`.
     """
-    named = os.environ.get("CC", "").split()
-    return next((path for name in named[:1] or ("gcc", "clang") if (path := shutil.which(name))), None)
+    return _first("CC", "gcc", "clang")
+
+
+def cxx_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile calls for CPUs: $CXX, otherwise g++, on macOS clang++."""
+    return _first("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
+def _first(variable: str, *names: str) -> str | None:
+    """Return the path of the program that a variable names, or else of the first of `names` that there is."""
+    named = os.environ.get(variable, "").split()[:1]
+    return next((path for name in named or names if (path := shutil.which(name))), None)

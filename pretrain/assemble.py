@@ -85,7 +85,7 @@ def assemble(
     if rank() == 0:
         checkpoint.tidy(checkpoints)
         state.guard.trim(state.step)
-        recorder = Recorder(config, inputs, state.step, device)
+        recorder = Recorder(config, inputs, state.step, engine)
         cleanup.callback(recorder.close)
         stopping.watchdog.last_words = recorder.close
         profiler = Profiler(config.profile, config.folder / "profile")

@@ -112,12 +112,18 @@ def _refuse_passwords(values: dict[str, Any]) -> None:
 
 def _explain(error: ValidationError) -> str:
     """Return a validation's first error in one line that names the key."""
-    first = error.errors()[0]
+    first, *others = error.errors()
     # For a choice between sections (objective.kind), pydantic puts the kind into the path.
     path = [str(part) for part in first["loc"]]
     if first["type"] == "value_error" and isinstance(first["ctx"]["error"], Unfit):
         return ".".join([*path, str(first["ctx"]["error"])])
     key = ".".join(path[:1] + path[2:] if path[0] == "objective" and len(path) > 1 else path)
+    # For a field that takes one of several types, it puts each type behind the field, and an error for each.
+    field, _, kind = key.rpartition(".")
+    if kind and field in {name for name, _, _ in fields()} and isinstance(first["loc"][-1], str):
+        key = field
+        same = [each["msg"] for each in others if each["loc"][:-1] == first["loc"][:-1]]
+        first["msg"] = " or ".join(dict.fromkeys([first["msg"], *(msg.partition("be ")[2] for msg in same)]))
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key)}"
     if first["type"] == "missing":
@@ -128,7 +134,8 @@ def _explain(error: ValidationError) -> str:
         return f"objective.kind={first['ctx'].get('tag')}: must be one of {named}"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}"
-    return f"{key}={_shortened(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    said = first["msg"].replace("True, False", "true, false")
+    return f"{key}={_shortened(first['input'])}: {said[0].lower()}{said[1:]}"
 
 
 def _shortened(value: Any) -> str:
@@ -204,7 +211,7 @@ def _type_in_words(schema: dict[str, Any]) -> str:
         words = " or ".join(_type_in_words(choice) for choice in choices if choice != null)
         return f"{words}, optional" if null in choices else words
     if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
-        return "|".join(map(str, values))
+        return "|".join(json.dumps(x) if isinstance(x, bool) else str(x) for x in values)
     if items := schema.get("prefixItems"):
         return f"[{', '.join(map(_type_in_words, items))}]"
     kind = schema["type"]

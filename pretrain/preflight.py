@@ -15,7 +15,6 @@ from pretrain import checkpoint
 from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
-from pretrain.engines.fp8 import check_fp8
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 from pretrain.rehearsal import rehearse
@@ -46,8 +45,6 @@ def check(config: Config, world_size: int) -> RunInputs:
 
     Raises UserError for the first thing that cannot work.
     """
-    if config.engine.precision == "fp8":
-        check_fp8()
     sources = config.data.open()
     patience = config.data.cache.patience + ONE_ATTEMPT
     if sources.remote and config.stopping.hang < patience:

@@ -108,8 +108,9 @@ def encoder_footprint(
         bf16=bf16,
         gathered_in_bf16=bf16 and gathers_in_bf16(engine),
         keep_gradients=gradients_made > 0,
-        packed=engine.packed is True,
-        size_by_size=reduces_by_size(engine),
+        # On GPUs the packed attention is one call, which needs what the calls for each size need together.
+        packed=engine.packed is True and device == "cpu",
+        size_by_size=reduces_by_size(engine) or (engine.packed is True and device == "cuda"),
     )
     phases = defaultdict[str, dict[str, float]](dict)
     for key, size in _measure_encoder(name, json.dumps(kwargs), setting).items():

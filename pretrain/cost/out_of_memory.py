@@ -1,6 +1,7 @@
 """Recognise that a step did not fit into memory, and say what needs less, by the estimates of `plan`."""
 
 import errno
+import os
 import re
 import resource
 import socket
@@ -17,6 +18,7 @@ from pretrain.config import Config
 from pretrain.cost.memory_estimate import count_parameters, rank_memory
 from pretrain.cost.plan import remedies
 from pretrain.distributed import rank, world_size
+from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
 from pretrain.preflight import check_model
 
@@ -97,7 +99,8 @@ def answer(question: Question) -> str:
 
     The kinds are sharding, recomputing and more passes.
     """
-    config, engine = question.config, question.config.engine
+    engine = question.config.engine.on(question.config.data.batch_size, question.ranks)
+    config = question.config.model_copy(update={"engine": engine})
     now = _estimate(question, engine)
     by_kind: dict[tuple[str, ...], str] = {}
     for changes, ranks in remedies(config, question.ranks):
@@ -119,6 +122,8 @@ def _estimate(question: Question, engine: EngineConfig) -> float:
     """Return the bytes of one rank at the peak of a step."""
     config = question.config.model_copy(update={"engine": engine})
     model = check_model(config, question.ranks)
+    node = int(os.environ.get("LOCAL_WORLD_SIZE", question.ranks))
+    config = config.model_copy(update={"engine": decide(engine, model.encoder, node).config})
     parameters = count_parameters(config, model)
     return sum(rank_memory(config, model, parameters, question.ranks, question.device).values())
 

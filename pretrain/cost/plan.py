@@ -20,6 +20,7 @@ from pretrain.config import Config, load_config
 from pretrain.cost.accelerators import KNOWN, accelerator, plans_bf16
 from pretrain.cost.flops import StepFlops, step_flops
 from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_parameters, rank_memory
+from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
 from pretrain.preflight import check_model
 
@@ -84,12 +85,16 @@ class Request:
     """Number of images in the data set."""
     disk: float
     """Bytes a second that all ranks write together."""
+    node: int = 8
+    """GPUs of a node, over which engine.shard=node shards."""
 
 
 def estimate(config: Config, request: Request) -> Estimate:
     """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data."""
     model = check_model(config, request.gpus)
     config = _on(config, request.gpus)
+    engine = decide(config.engine, model.encoder, _ranks_of_node(config.engine, request)).config
+    config = config.model_copy(update={"engine": engine})
     parameters = count_parameters(config, model)
     flops = step_flops(config, model.kwargs, model.width)
     device = "cpu" if request.gpu == "cpu" else "cuda"
@@ -148,6 +153,17 @@ def _on(config: Config, gpus: int) -> Config:
     return config.model_copy(update={"engine": config.engine.on(config.data.batch_size, gpus)})
 
 
+def _ranks_of_node(engine: EngineConfig, request: Request) -> int:
+    """Return the number of ranks on a node; raise `UserError` if engine.shard=node needs whole nodes."""
+    node = min(request.node, request.gpus)
+    if engine.kind == "fsdp" and engine.shard == "node" and request.gpus % node:
+        raise UserError(
+            f"engine.shard=node: {request.gpus} GPUs are no whole number of nodes of {node}; give "
+            "--gpus-per-node, or engine.shard as a number"
+        )
+    return node
+
+
 def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield changes that need less memory, in the order of their cost.
 
@@ -183,7 +199,8 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     config = load_config(options.config, options.overrides)
     images = options.images or _dataset_size(config)
-    request = Request(options.gpus, options.gpu, options.mfu, images, options.disk * 1e9)
+    node = options.gpus_per_node
+    request = Request(options.gpus, options.gpu, options.mfu, images, options.disk * 1e9, node)
     figures = estimate(config, request)
     remedy = None if figures.memory.fits else nearest_fit(config, request)
     if options.json:
@@ -202,6 +219,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument("--gpus", type=_positive(int), default=1, help="ranks in all (default 1)")
+    node = "ranks of a node, for engine.shard=node (default 8)"
+    parser.add_argument("--gpus-per-node", type=_positive(int), default=8, help=node)
     parser.add_argument("--gpu", choices=[*KNOWN, "cpu"], default="h100", help="default h100")
     parser.add_argument(
         "--mfu", type=_positive(float), default=0.4, help="share of the peak that is reached (default 0.4)"
@@ -344,6 +363,8 @@ def _engine(engine: EngineConfig) -> str:
     said = [engine.kind + (f" ZeRO-{engine.zero_stage}" if engine.kind == "deepspeed" else "")]
     if engine.shard:
         said.append(f"shards over {engine.shard}")
+    if engine.packed:
+        said.append("packed")
     if engine.activation_checkpointing != "none":
         said.append(f"{engine.activation_checkpointing} activation checkpointing")
     if engine.accumulation > 1:

@@ -3,6 +3,7 @@
 The training loop sees `Engine` alone; `build_engine` builds the one that `engine.kind` names.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from isotorus.float32 import exact_float32
+from pretrain.engines.automatic import decide_here, in_words
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.deterministic import be_deterministic
+from pretrain.engines.fp8 import check_fp8
 from pretrain.engines.networks import Networks, build_on_meta
 from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.methods.base import HeadOutput
+
+log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -82,13 +87,20 @@ def build_engine(
     """Build the engine that `config` names, with the weights of `encoder()` and `head` on all ranks.
 
     `encoder` builds a timm model; every rank calls it on the meta device, and rank 0 alone for its weights.
-    `head` is whole on every rank. The order is: meta device, activation checkpointing, compiled blocks,
-    shards, weights.
+    `head` is whole on every rank. The order is: meta device, settings that are `auto`, activation
+    checkpointing, compiled blocks, shards, weights. Raises `UserError` for what this machine cannot do.
     """
     exact_float32()
+    if config.precision == "fp8":
+        check_fp8(device)
+    with torch.device("meta"):
+        built = encoder()
+    given, (config, reasons) = config, decide_here(config, built, device)
+    if said := in_words(given, config, reasons):
+        log.info(", ".join(said))
     if config.deterministic:
         be_deterministic()
-    networks = build_on_meta(encoder, head, with_target, config, device)
+    networks = build_on_meta(built, head, with_target, config, device)
     if config.kind == "ddp":
         from pretrain.engines.ddp import DDPEngine
 

@@ -21,6 +21,10 @@ OPTIONS = {
 }
 
 
+Switch = Literal[True, False, "auto"]
+"""A setting that can be left to `pretrain.engines.automatic`."""
+
+
 class EngineConfig(Section):
     """Settings of the engine."""
 
@@ -45,19 +49,20 @@ class EngineConfig(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations of a block that are recomputed in the backward pass, to save memory. selective: all but the
     outputs of linear layers, convolutions and fused attention; full: all but the block's input."""
-    compile: bool = False
-    """Compile each block of the encoder with torch.compile: the first step is slow, the others faster."""
-    packed: bool = False
+    compile: Switch = False
+    """Compile each block of the encoder with torch.compile: the first step is slow, the others faster. auto:
+    plain ViTs on GPUs, where there is a C compiler, and not with ZeRO-3."""
+    packed: Switch = False
     """Put the tokens of views of all sizes into one sequence, with attention within each view (plain ViTs
     only). Layers then see one large matrix, and fsdp and ZeRO-3 gather parameters once instead of once for
-    each size."""
+    each size. auto: for plain ViTs."""
     reshard_after_forward: bool = True
     """fsdp: free the gathered parameters of a block after its forward pass, gather them again in the backward
-    pass, and reduce gradients in each micro-batch. false keeps both whole until the update: less traffic,
-    more memory."""
-    shard: PositiveInt | None = None
-    """fsdp: number of ranks over which one replica is sharded, e.g. the GPUs of a node; gradients are
-    averaged over replicas (HSDP). Default: all ranks."""
+    pass, and reduce gradients in each micro-batch and after the views of each size. false keeps both whole
+    until the update: less traffic, more memory."""
+    shard: Literal["node"] | PositiveInt | None = None
+    """fsdp: number of ranks over which one replica is sharded; gradients are averaged over replicas (HSDP).
+    node: the ranks of a node, or all where each node has one; other engines ignore it. Default: all ranks."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """deepspeed: what is sharded. 0: nothing; 1: moments; 2: gradients too; 3: parameters too."""
     offload: Literal["none", "cpu", "nvme"] = "none"
@@ -70,7 +75,8 @@ class EngineConfig(Section):
         for kind, options in OPTIONS.items():
             for name in options:
                 value = getattr(self, name)
-                if kind != self.kind and value != type(self).model_fields[name].default:
+                default = type(self).model_fields[name].default
+                if kind != self.kind and value not in (default, "node"):
                     raise ValueError(
                         f"engine.{name}={value} is an option of engine.kind={kind}, which {self.kind} does "
                         f"not have; leave it out or use engine.kind={kind}"
@@ -108,7 +114,7 @@ class EngineConfig(Section):
                 "engine.precision=fp8 has not been tried with engine.kind=deepspeed; use engine.kind=ddp or "
                 "fsdp, or engine.precision=bf16"
             )
-        if self.compile and self.zero_stage == 3:
+        if self.compile is True and self.zero_stage == 3:
             raise ValueError(
                 f"engine.compile=true with {stage}: ZeRO-3's hooks break compiled graphs; use "
                 "engine.zero_stage=2, engine.kind=fsdp or engine.compile=false"
@@ -145,17 +151,17 @@ def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target
 
     The encoder is on the meta device.
     """
-    if config.shard is not None and world_size % config.shard:
-        divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+    if isinstance(config.shard, int) and world_size % config.shard:
+        divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise UserError(
-            f"engine.shard={config.shard} does not divide {world_size} ranks; use {', '.join(divisors)}"
+            f"engine.shard={config.shard} does not divide {world_size} ranks; use {divisors} or node"
         )
     if config.kind == "fsdp" and (names := [n for n, p in encoder.named_parameters() if p.ndim == 0]):
         raise UserError(
             f"engine.kind=fsdp cannot shard parameters without dimensions, such as the encoder's {names[0]}; "
             "use engine.kind=ddp or deepspeed"
         )
-    if config.packed and (reason := unfit(encoder)):
+    if config.packed is True and (reason := unfit(encoder)):
         raise UserError(
             f"engine.packed=true: {reason}, whose tokens could be one sequence; use engine.packed=false"
         )

@@ -16,17 +16,12 @@ MULTIPLE = 16
 """Widths of a layer must be multiples of this for the kernels."""
 
 
-def check_fp8() -> None:
-    """Raise `UserError` if this machine cannot multiply in fp8, or torchao is not installed."""
-    here = "no GPU"
-    if torch.cuda.is_available():
-        capability = torch.cuda.get_device_capability()
-        here = f"{torch.cuda.get_device_name()}, {capability[0]}.{capability[1]}"
-    if not torch.cuda.is_available() or capability < CAPABILITY:
-        raise UserError(
-            "engine.precision=fp8 needs a GPU of compute capability 8.9 or more (such as H100 or L40S), here "
-            f"is {here}; use engine.precision=bf16"
-        )
+def check_fp8(device: torch.device) -> None:
+    """Raise `UserError` if this rank's device cannot multiply in fp8, or torchao is not installed."""
+    if device.type == "cuda":
+        refuse_capability(torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
+    else:
+        refuse_capability(None, "no GPU")
     try:
         import torchao.float8  # noqa: F401
     except ImportError:
@@ -34,6 +29,16 @@ def check_fp8() -> None:
             "engine.precision=fp8 needs torchao, which is not installed; pip install 'isotorus[fp8]', or use "
             "engine.precision=bf16"
         ) from None
+
+
+def refuse_capability(capability: tuple[int, int] | None, name: str) -> None:
+    """Raise `UserError` if a GPU with this name and compute capability has no fp8; None is no GPU."""
+    if capability is None or capability < CAPABILITY:
+        which = name if capability is None else f"{name}, {capability[0]}.{capability[1]}"
+        raise UserError(
+            "engine.precision=fp8 needs a GPU of compute capability 8.9 or more (such as H100 or L40S), here "
+            f"is {which}; use engine.precision=bf16"
+        )
 
 
 def convert_to_fp8(encoder: nn.Module) -> None:

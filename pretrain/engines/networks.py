@@ -39,7 +39,7 @@ class Networks(nn.Module):
         self.bf16 = uses_bf16(config, device)
         # With selective checkpointing, autocast's cache must not have casts from another pass.
         self.cache_casts = config.activation_checkpointing != "selective"
-        self.encoder = ViewEncoder(encoder, config.packed)
+        self.encoder = ViewEncoder(encoder, config.packed is True)
         self.head = head
         if with_target:
             self.target = Target(self.encoder, head.get_submodule("projector"))
@@ -79,18 +79,16 @@ class Networks(nn.Module):
 
 
 def build_on_meta(
-    encoder: Callable[[], nn.Module],
+    built: nn.Module,
     head: nn.Module,
     with_target: bool,
     config: EngineConfig,
     device: torch.device,
 ) -> Networks:
-    """Build networks whose encoder has no weights yet, with blocks ready to be sharded.
+    """Build networks whose encoder, on the meta device, has no weights yet, with blocks ready to be sharded.
 
     The head, which is small, has its weights.
     """
-    with torch.device("meta"):
-        built = encoder()
     if device.type == "cpu":
         unfuse_attention(built)
     if config.precision == "fp8":

@@ -34,8 +34,11 @@ class Change(NamedTuple):
     """The value before and after, such as "0.001 → 0.0001"."""
 
 
-def record(folder: Path, config: dict[str, Any], step: int) -> None:
-    """Write config.yaml; if its values differ from the present file's, add a dated file to the history."""
+def record(folder: Path, config: dict[str, Any], step: int, remarks: list[str]) -> None:
+    """Write config.yaml; if its values differ from the present file's, add a dated file to the history.
+
+    `remarks` are comments at the head of config.yaml.
+    """
     before = present(folder)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     changes = _differences(before, flatten(config)) if before else []
@@ -45,7 +48,7 @@ def record(folder: Path, config: dict[str, Any], step: int) -> None:
         with atomic(_new_path(folder / FOLDER)) as file:
             file.write(("\n".join(head) + "\n" + text).encode())
     with atomic(folder / "config.yaml") as file:
-        file.write(text.encode())
+        file.write(("".join(f"# {remark}\n" for remark in remarks) + text).encode())
 
 
 def changes(folder: Path) -> list[Change]:

@@ -18,6 +18,8 @@ from pretrain.config import Config, flatten
 from pretrain.cost import accelerators
 from pretrain.cost.flops import flops_per_image
 from pretrain.distributed import world_size
+from pretrain.engines import Engine
+from pretrain.engines.automatic import in_words
 from pretrain.engines.networks import uses_bf16
 from pretrain.monitoring import collapse, mlflow, mlflow_run
 from pretrain.preflight import RunInputs
@@ -32,17 +34,18 @@ LONGEST_SILENCE = 60.0
 class Recorder:
     """Writes the resolved configuration at once, then a row for each logged step."""
 
-    def __init__(self, config: Config, inputs: RunInputs, start: int, device: torch.device) -> None:
+    def __init__(self, config: Config, inputs: RunInputs, start: int, engine: Engine) -> None:
         """Continue the records after step `start`; drop later rows, because these steps are repeated."""
         self.config, self.images = config, len(inputs.sources)
         self.status = "FAILED"
         """How the run ended, in MLflow's words: FINISHED, KILLED (asked to stop) or FAILED."""
         config.folder.mkdir(parents=True, exist_ok=True)
-        config_history.record(config.folder, config.model_dump(mode="json"), start)
+        remarks = in_words(config.engine, engine.config)
+        config_history.record(config.folder, config.model_dump(mode="json"), start, remarks)
         self.file = StepLog(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config, start) if config.tracking.enabled else None
-        self._seconds_at_peak = _seconds_at_peak(config, inputs, device)
+        self._seconds_at_peak = _seconds_at_peak(config, inputs, engine)
 
     def write(self, step: int, measured: dict[str, float]) -> None:
         """Log what was measured after `step` steps, and warn if it looks bad."""
@@ -150,13 +153,14 @@ def _start_mirror(config: Config, start: int, trained: dict[str, Any] | None = N
     return mirror
 
 
-def _seconds_at_peak(config: Config, inputs: RunInputs, device: torch.device) -> float | None:
+def _seconds_at_peak(config: Config, inputs: RunInputs, engine: Engine) -> float | None:
     """Return the seconds an image would take if all GPUs ran the model's FLOPs at their peak rate.
 
     None where the peak is unknown, as on CPUs: then no MFU is logged.
     """
+    device = engine.device
     gpu = accelerators.detect(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is None:
         return None
-    peak = gpu.peak("bf16" if uses_bf16(config.engine, device) else "fp32")
+    peak = gpu.peak("bf16" if uses_bf16(engine.config, device) else "fp32")
     return flops_per_image(config, inputs.encoder_kwargs, inputs.embedding_width) / (peak * world_size())

@@ -14,11 +14,11 @@ def resolved(recipe: Path, *overrides: str) -> dict:
 
 
 def test_only_a_start_that_changed_something_adds_a_file(recipe: Path, tmp_path: Path):
-    config_history.record(tmp_path, resolved(recipe), 0)
-    config_history.record(tmp_path, resolved(recipe), 4)
+    config_history.record(tmp_path, resolved(recipe), 0, [])
+    config_history.record(tmp_path, resolved(recipe), 4, [])
     assert not (tmp_path / "config_history").exists()
-    config_history.record(tmp_path, resolved(recipe, "optimizer.lr=1e-4", "encoder.kwargs.depth=3"), 4)
-    config_history.record(tmp_path, resolved(recipe, "steps=20"), 8)
+    config_history.record(tmp_path, resolved(recipe, "optimizer.lr=1e-4", "encoder.kwargs.depth=3"), 4, [])
+    config_history.record(tmp_path, resolved(recipe, "steps=20"), 8, [])
     first, second = sorted((tmp_path / "config_history").iterdir())
 
     assert first.read_text().splitlines()[:3] == [
@@ -40,9 +40,9 @@ def test_only_a_start_that_changed_something_adds_a_file(recipe: Path, tmp_path:
 
 
 def test_a_value_that_is_set_or_left_out_is_a_change(recipe: Path, tmp_path: Path):
-    config_history.record(tmp_path, resolved(recipe), 0)
-    config_history.record(tmp_path, resolved(recipe, "encoder.kwargs.drop_path_rate=0.1"), 4)
-    config_history.record(tmp_path, resolved(recipe), 8)
+    config_history.record(tmp_path, resolved(recipe), 0, [])
+    config_history.record(tmp_path, resolved(recipe, "encoder.kwargs.drop_path_rate=0.1"), 4, [])
+    config_history.record(tmp_path, resolved(recipe), 8, [])
     assert [change[1:] for change in config_history.changes(tmp_path)] == [
         ("encoder.kwargs.drop_path_rate", "not set → 0.1"),
         ("encoder.kwargs.drop_path_rate", "0.1 → not set"),
@@ -52,14 +52,14 @@ def test_a_value_that_is_set_or_left_out_is_a_change(recipe: Path, tmp_path: Pat
 @pytest.mark.parametrize("present", ["no: [yaml", "- a list", ""])
 def test_a_file_that_cannot_be_read_is_replaced(recipe: Path, tmp_path: Path, present: str):
     (tmp_path / "config.yaml").write_text(present)
-    config_history.record(tmp_path, resolved(recipe), 0)
+    config_history.record(tmp_path, resolved(recipe), 0, [])
     assert load_config(str(tmp_path / "config.yaml"), []).steps == 12
 
 
 def test_a_field_that_is_newer_than_the_file_is_no_change(recipe: Path, tmp_path: Path):
-    config_history.record(tmp_path, resolved(recipe), 0)
+    config_history.record(tmp_path, resolved(recipe), 0, [])
     older = yaml.safe_load((tmp_path / "config.yaml").read_text())
     del older["tracking"]["system_metrics"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
-    config_history.record(tmp_path, resolved(recipe), 4)
+    config_history.record(tmp_path, resolved(recipe), 4, [])
     assert not (tmp_path / "config_history").exists()
