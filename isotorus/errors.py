@@ -32,6 +32,10 @@ class UserError(Exception):
         return one_line(masked(super().__str__()))
 
 
+class MachineError(UserError):
+    """A `UserError` about one machine, which its message names: other machines may be well."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises `UserError`: one line, printed by one rank."""
 
@@ -58,12 +62,13 @@ def from_os_error(error: OSError, doing: str) -> UserError:
 def exit_code(main: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a `UserError`, which is printed, and 130 for Ctrl-C.
 
-    Only rank 0 prints, because every rank raises the same `UserError` before there is a process group.
+    Only rank 0 prints, because every rank raises the same `UserError` before there is a process group. A
+    `MachineError` is printed by the first rank of its machine.
     """
     try:
         return main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK" if isinstance(error, MachineError) else "RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
     except KeyboardInterrupt:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
 from isotorus.processes import end_with_launcher
-from isotorus.scheduler import is_task, set_ranks
+from isotorus.scheduler import set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
+from pretrain.run_control.surroundings import set_surroundings
 
 # All else is imported where it is used: that takes seconds, in which signals must be noted already.
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def main() -> int:
         logging.info(ranks)
     signals, start_up = Signals(), StartUp()
     signals.listen()
+    set_surroundings()
     start_up.mark("python")
 
     from pretrain import train  # noqa: F401, imported here to measure how long it takes
@@ -160,21 +162,17 @@ def process_group(hang: float) -> Iterator[torch.device]:
     import torch
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        one_each = devices == 1 and is_task()  # the scheduler shows each task its own GPU alone
-        if ranks > devices and not one_each:
-            raise UserError(
-                f"{ranks} processes on a node with {devices} GPU; use --nproc-per-node {devices}, or set "
-                "CUDA_VISIBLE_DEVICES= to train on CPUs"
-            )
-        device = torch.device("cuda", 0 if one_each else int(os.environ.get("LOCAL_RANK", "0")))
+    from pretrain.run_control.device import bind_near, choose_device
+
+    device, backend = choose_device(), "gloo"
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+        bind_near(device)
         backend = "cpu:gloo,cuda:nccl"
-    else:
-        device, backend = torch.device("cpu"), "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(seconds=hang + 60))
+        # With its device known, NCCL connects now, and each barrier is on this device.
+        of = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=hang + 60), device_id=of)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

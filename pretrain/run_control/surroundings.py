@@ -1,0 +1,43 @@
+"""Environment variables that make torch faster on GPUs, where the user has set none.
+
+They have to be set before torch is imported.
+"""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+ALLOCATOR = "PYTORCH_ALLOC_CONF"
+_ALLOCATORS = (ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+
+
+def set_surroundings() -> None:
+    """Let GPU memory grow in place, and keep compiled code on this node.
+
+    Views of two sizes take turns, and without expandable segments the memory that one size has freed may not
+    fit the other. Triton's own cache is in the home folder, which the nodes of a cluster often share.
+    """
+    if not any(name in os.environ for name in _ALLOCATORS):
+        os.environ[ALLOCATOR] = "expandable_segments:True"
+    folder = private_folder(Path(tempfile.gettempdir()))
+    for name, part in CACHES.items() if folder else ():
+        os.environ.setdefault(name, str(folder / part))
+
+
+def private_folder(parent: Path) -> Path | None:
+    """Return this user's own folder in `parent`, a folder that all may write to; None where it isn't private.
+
+    Compiled code is loaded from it, so nobody else may have made it or write to it.
+    """
+    folder = parent / f"isotorus-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        mine = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        if stat.S_ISDIR(found.st_mode) and mine:
+            return folder
+    return None
