@@ -12,13 +12,14 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
-from isotorus.processes import end_with_launcher
+from isotorus.processes import end_with_launcher, has_launcher
 from isotorus.scheduler import set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
@@ -123,6 +124,7 @@ def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signal
         else:  # wait, because the launcher ends all ranks soon after the first one leaves
             with suppress(RuntimeError):
                 store.wait([ERROR_REPORTED], timedelta(seconds=180))
+        wait_as_host(store, seconds=10)
         abandon()
 
 
@@ -144,6 +146,20 @@ def count_user_errors(store: dist.Store, new: int) -> int:
         return store.add(USER_ERRORS, new)
     except RuntimeError:
         return 0
+
+
+def wait_as_host(store: dist.Store, seconds: float) -> None:
+    """Stay until all ranks have counted their error, or for some seconds, if this rank holds their store.
+
+    Without a launcher, rank 0 holds it. A rank that finds no store would print its error again.
+    """
+    import torch.distributed as dist
+
+    until = time.monotonic() + seconds
+    while dist.get_rank() == 0 and not has_launcher() and time.monotonic() < until:
+        if count_user_errors(store, 0) >= dist.get_world_size():
+            break
+        time.sleep(0.05)
 
 
 def abandon() -> NoReturn:
