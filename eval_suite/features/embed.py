@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
+from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -23,6 +25,14 @@ from isotorus.errors import UserError
 
 View = tuple[int, int]
 """Number of channels and side in pixels of the images that a representation takes."""
+
+
+def one_process(state: PartialState, command: str) -> None:
+    """Raise UserError if a command that runs in one process was started in several."""
+    if state.num_processes > 1:
+        raise UserError(
+            f"{command} runs in one process, not in {state.num_processes}; start it without torchrun"
+        )
 
 
 def check_channels(channels: int, dataset: Dataset) -> None:
@@ -67,9 +77,9 @@ def extract(
     """Return the features of all samples, in order, by name of the representation.
 
     The folder `cache` keeps them by `Representation.key` and data, and what is there is not computed again
-    except with `force`. All processes must call this: each embeds its share of the samples once, and all
-    return the features of all samples (cached ones only the first process). Raises UserError on all processes
-    for unreadable images, and for features that are not finite: the pretrained embedding, and sets that were
+    except with `force`. All processes must call this: each embeds its share of the samples once. The first
+    one returns the features of all samples, the others an empty dict. Raises UserError on all processes for
+    unreadable images, and for features that are not finite: the pretrained embedding, and sets that were
     named. Other sets are returned as they are.
     """
     for r in representations:
@@ -86,8 +96,9 @@ def extract(
     fresh: dict[str, Features] = {}
     if missing:
         computed = _compute(list(missing.values()), dataset, state, batch_size, workers)
-        fresh = dict(zip(missing, computed, strict=True))
-        features |= fresh
+        if state.is_main_process:
+            fresh = dict(zip(missing, computed, strict=True))
+            features |= fresh
     broken = [""]
     if state.is_main_process:
         failures = {key: why for key, r in named if (why := _broken(r, features[key], dataset))}
@@ -123,22 +134,33 @@ def _compute(
     batch_size: int,
     workers: int,
 ) -> list[Features]:
-    """Embed a share of the samples in each process and gather all of them in all processes."""
+    """Embed a share of the samples in each process; the first one returns all features, the others none."""
     with state.split_between_processes(torch.arange(len(dataset))) as share:
         indices = share.tolist()
     local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
-    failures = [message for message in gather_object([failure]) if message]
-    if failures:
+    told: list[tuple[str, int]] = gather_object([(failure, len(indices))])
+    if failures := [message for message, _ in told if message]:
         raise UserError(failures[0])
-    counts = gather(torch.tensor([len(indices)], device=state.device)).tolist()
-    features: list[Features] = []
-    for sets in local:
-        features.append({})
-        for name, rows in sets.items():
-            padded = gather(pad_across_processes(rows))
-            whole = torch.cat([part[:n] for part, n in zip(padded.chunk(len(counts)), counts, strict=True)])
-            features[-1][name] = whole.cpu().numpy()
-    return features
+    if state.num_processes == 1:
+        return [{name: rows.numpy() for name, rows in sets.items()} for sets in local]
+    # NCCL sends nothing that lies on the host.
+    group = dist.new_group(backend="gloo")
+    counts = [count for _, count in told]
+    gathered = [{name: _gather(rows, counts, group) for name, rows in sets.items()} for sets in local]
+    dist.destroy_process_group(group)
+    return [{name: x for name, x in sets.items() if x is not None} for sets in gathered]
+
+
+def _gather(rows: Tensor, counts: list[int], group: dist.ProcessGroup) -> NDArray[np.float32] | None:
+    """Return the rows of all processes, on the host and in their order, in the first process alone."""
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts] if dist.get_rank() == 0 else None
+    dist.gather(padded, parts, dst=0, group=group)
+    if parts is None:
+        return None
+    whole: NDArray[np.float32] = torch.cat([x[:n] for x, n in zip(parts, counts, strict=True)]).numpy()
+    return whole
 
 
 @torch.inference_mode()
@@ -150,16 +172,25 @@ def _embed(
     batch_size: int,
     workers: int,
 ) -> tuple[list[dict[str, Tensor]], str]:
-    """Return the features of this process's samples, and an error message, which is empty on success."""
+    """Return the features of this process's samples, and an error message, which is empty on success.
+
+    The features lie on the host: those of a large data set take more memory than the encoder.
+    """
     parts: list[dict[str, list[Tensor]]] = []
     for r in representations:
         # A process without samples must also know which feature sets the others gather.
         try:
-            parts.append({name: [x] for name, x in _blank(r, state.device).items()})
+            parts.append({name: [x.cpu()] for name, x in _blank(r, state.device).items()})
         except UserError as error:
             return [], str(error)
     images = _Images(dataset, indices, representations)
-    loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    loader = DataLoader(
+        images,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=state.device.type == "cuda",
+    )
     title, share = f"embedding {Path(dataset.path).name}", " of a process" * (state.num_processes > 1)
     finished = 0
     for batch in loader:
@@ -171,7 +202,7 @@ def _embed(
         for r, kept in zip(representations, parts, strict=True):
             vectors = r.embed(views[r.channels, r.size]) if r.describe is None else next(described)
             for name, x in vectors.items():
-                kept[name].append(x.to(state.device))
+                kept[name].append(x.cpu())
         finished += batch.images
     return [{name: torch.cat(rows) for name, rows in sets.items()} for sets in parts], ""
 

@@ -6,13 +6,13 @@ On 50,000 rows of 384 dimensions with two threads, the graph of 15 neighbours ta
 with scikit-learn's `kneighbors_graph` (benchmarks/RESULTS.md, "k-NN graph and its spectrum").
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite import faiss_gpu
 from eval_suite.geometry import centring
 from isotorus.errors import UserError
 from isotorus.randomness import generator
@@ -31,8 +31,6 @@ CELL = 400
 """Average number of rows in a k-means cell: enough for fast matrix products, few compared with the data."""
 SAMPLE = 500
 """Number of rows whose true neighbours decide how many cells are searched; as many others measure recall."""
-GPU_NEIGHBOURS = 2048
-"""Largest number of neighbours that FAISS returns on a GPU."""
 
 
 class Neighbours(NamedTuple):
@@ -54,6 +52,7 @@ def neighbours(x: Array, k: int, *, recall: float = RECALL) -> Neighbours:
     all. Raises UserError as `prepared` does.
     """
     x = prepared(x, k)
+    faiss_gpu.make_room()
     if recall < 1 and len(x) > EXACT_BELOW:
         approximate = _by_cells(x, k, recall)
         if approximate is not None:
@@ -79,7 +78,7 @@ def prepared(x: Array, k: int) -> NDArray[np.float32]:
 def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | None:
     """Search cell by cell; None if more than half of the cells would have to be searched."""
     n, d = x.shape
-    gpu = faiss.get_num_gpus() > 0
+    gpu = int(faiss_gpu.available())  # on one GPU: the others belong to other processes
     means = faiss.Kmeans(d, n // CELL, niter=8, max_points_per_centroid=100, seed=0, gpu=gpu)
     means.train(x)
     cell = means.assign(x)[1]
@@ -126,14 +125,8 @@ def _knn(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return squared distances and indices (m, k) of the rows of `x` nearest to each query, nearest first.
 
-    Runs on a GPU if FAISS finds one and `k` is at most `GPU_NEIGHBOURS`.
+    Runs on a GPU if FAISS finds one and `k` is at most `faiss_gpu.MOST_NEIGHBOURS`.
     """
-    if faiss.get_num_gpus() and k <= GPU_NEIGHBOURS:
-        return faiss.knn_gpu(_gpu_resources(), queries, x, k)
+    if faiss_gpu.available() and k <= faiss_gpu.MOST_NEIGHBOURS:
+        return faiss.knn_gpu(faiss_gpu.resources(), queries, x, k, device=faiss_gpu.device())
     return faiss.knn(queries, x, k)
-
-
-@cache
-def _gpu_resources() -> Any:
-    """Return FAISS's scratch space on the GPU; there is only one, since it takes more than a GiB."""
-    return faiss.StandardGpuResources()

@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     if len(data) < 2:
         raise UserError(f"{data.path} has {len(data)} images; pairs are compared, so give two or more")
     state = PartialState(cpu=not torch.cuda.is_available())
+    embed.one_process(state, "eval codes")
     options = {"batch_size": args.batch_size, "workers": args.workers}
     measured = []
 

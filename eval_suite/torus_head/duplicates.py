@@ -103,6 +103,7 @@ def main(argv: Sequence[str]) -> int:
     home = checkpoint.run / "eval" / str(checkpoint.encoder.step) if checkpoint.run else checkpoint.folder
     out = Path(args.out) if args.out else home
     state = PartialState(cpu=not torch.cuda.is_available())
+    embed.one_process(state, "eval duplicates")
     representation = pretrained(checkpoint, ("angles",))
     options = {"batch_size": args.batch_size, "workers": args.workers}
     with results.folder(out, checkpoint.root):

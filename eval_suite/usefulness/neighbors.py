@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from eval_suite import faiss_gpu
 from eval_suite.attempts import Unmeasurable
 from eval_suite.features.constant import is_constant
 from eval_suite.usefulness import selection
@@ -22,8 +23,6 @@ K_GRID = (10, 20, 100, 200)
 SAME_DIRECTION = 2.0**-20
 """Mean of 1 − cosine over all pairs, below which float32 does not tell cosines apart."""
 SMALLEST = float(np.finfo(np.float64).tiny)
-_MOST_ON_GPU = 2048
-"""Largest number of neighbours that FAISS can search for on a GPU."""
 
 
 def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -35,8 +34,9 @@ def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32],
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k = {k} neighbours of {len(train_x)} samples; k lies in 1 … {len(train_x)}")
     index: Any = faiss.IndexFlatIP(train_x.shape[1])
-    if faiss.get_num_gpus() and k <= _MOST_ON_GPU:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    if faiss_gpu.available() and k <= faiss_gpu.MOST_NEIGHBOURS:
+        faiss_gpu.make_room()
+        index = faiss.index_cpu_to_gpu(faiss_gpu.resources(), faiss_gpu.device(), index)
     index.add(normalised(train_x))
     similarity, ids = index.search(normalised(test_x), k)
     return similarity, ids
