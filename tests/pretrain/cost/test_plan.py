@@ -71,7 +71,7 @@ TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}
 def setting(**changes: object) -> activation_memory._Setting:
     usual = {"views": ((2, 32), (3, 16)), "channels": 3, "images": 4, "checkpointing": "none"}
     usual |= {"accumulated": False, "device": "cpu", "bf16": True}
-    usual |= {"gathered_in_bf16": False, "keep_gradients": False}
+    usual |= {"gathered_in_bf16": False, "keep_gradients": False, "packed": False, "size_by_size": False}
     return activation_memory._Setting(**usual | changes)
 
 
@@ -89,9 +89,30 @@ def test_tensors_without_bytes_weigh_what_real_ones_do(checkpointing: str, keep_
     assert activation_memory._forward_and_backward(encoder, asked) == found
 
 
+def test_no_gradient_waits_for_views_that_go_backward_in_another_pass():
+    """Packed or size by size, a step never holds the whole gradient of one size beside the next size's."""
+    kwargs = timm_kwargs(EncoderConfig(kwargs=TINY | {"depth": 8, "embed_dim": 128}), 32, 3)
+    with torch.device("meta"):
+        blocks = timm.create_model("vit_small_patch16_224", **kwargs).blocks
+    gradients = 4 * sum(p.numel() for p in blocks.parameters())
+
+    def peak(**changes: object) -> float:
+        asked = setting(checkpointing="full", images=1, bf16=False, **changes)
+        found = activation_memory._measure_encoder("vit_small_patch16_224", json.dumps(kwargs), asked)
+        return max(size for (_, part), size in found.items() if part == "workspace")
+
+    assert peak() > 0.8 * gradients
+    assert max(peak(packed=True), peak(size_by_size=True)) < 0.4 * gradients
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"checkpointing": "full", "gathered_in_bf16": True, "device": "cuda"}, {"keep_gradients": True}],
+    [
+        {"checkpointing": "full", "gathered_in_bf16": True, "device": "cuda"},
+        {"keep_gradients": True},
+        {"keep_gradients": True, "size_by_size": True},
+        {"packed": True},
+    ],
     ids=str,
 )
 def test_a_deep_encoder_is_measured_on_shallow_ones(changes: dict, monkeypatch: pytest.MonkeyPatch):
