@@ -1,31 +1,43 @@
 """`python -m studies.quickstart.compare NAME FEATURES`: paired differences from each baseline, as a CSV.
 
 For each number of labels and kind of baseline: the mean over seeds of trial NAME, less the best row of that
-kind. `untrained` are all initialisations in all of their feature sets; `handmade` are the descriptors of
-`isotorus eval`, HOG and histograms together or each alone. The 95 % interval is ±1.96 √(b² + s²/k): b the
-bootstrap deviation of the difference when groups of near copies are drawn with replacement, s the deviation
-over the k seeds.
+kind. `untrained` are all initialisations of the trial's encoder in all of their feature sets; `together` is
+HOG with histograms in one vector; `handmade` are the descriptors of `isotorus eval`, which are these and each
+of the two alone. The 95 % interval is ±1.96 √(b² + s²/k): b the bootstrap deviation of the difference when
+groups of near copies are drawn with replacement, s the deviation over the k seeds.
 """
 
 import csv
 import sys
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from studies.quickstart import probe
 from studies.quickstart.cells import cells
-from studies.quickstart.trials import OUT_OF_FOLD, rows
+from studies.quickstart.trials import HERE, OUT_OF_FOLD, rows
 
 Row = dict[str, str]
+LISTING = HERE / "trials.yaml"
 
 
-def kind(row: Row) -> str | None:
-    """The kind of baseline that a row of trials.csv is: untrained, pixels, handmade or texture."""
-    if row["name"].startswith("untrained"):
-        return "untrained"
-    known = ("pixels", "handmade", "texture")
-    return next((k for k in known if row["name"] == "baseline" and row["features"].startswith(k)), None)
+KINDS = {
+    "untrained": [],
+    "pixels": ["pixels32"],
+    "together": ["handmade-all"],
+    "handmade": ["handmade-all", "handmade-hog", "handmade-histograms"],
+    "texture": ["texture"],
+}
+"""Kinds of baselines, with the feature sets of those that need no encoder."""
+
+
+def of_kind(kind: str, table: list[Row], trial: str) -> list[Row]:
+    """The rows of a kind of baseline for a trial."""
+    if kind == "untrained":
+        listed = {each["name"]: each.get("untrained") for each in yaml.safe_load(LISTING.read_text())}
+        return [row for row in table if row["name"] == (listed[trial] or "untrained")]
+    return [row for row in table if row["name"] == "baseline" and row["features"] in KINDS[kind]]
 
 
 def stored(row: Row, labels: str) -> probe.OutOfFold:
@@ -56,8 +68,8 @@ def main(name: str, features: str) -> None:
         def half(draws: NDArray[np.float64], variance: float = over_seeds) -> float:
             return 1.96 * float(np.sqrt(draws.var() + variance))
 
-        for against in ("untrained", "pixels", "handmade", "texture"):
-            rivals = [row for row in table if kind(row) == against]
+        for against in KINDS:
+            rivals = of_kind(against, table, name)
             best = max(rivals, key=lambda row: float(row[f"auroc_{labels}"]))
             theirs = curve(best, labels)
             gain = mean - theirs

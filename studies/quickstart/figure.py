@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 NAMES = {
     "untrained": "the same encoder untrained, best of three",
     "pixels": "raw pixels",
+    "together": "HOG with histograms",
     "handmade": "HOG, histograms, or both: the best",
     "texture": "histograms of greys and of three radii of LBP",
 }
