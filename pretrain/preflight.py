@@ -57,11 +57,20 @@ def check(config: Config, world_size: int) -> RunInputs:
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)
     newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
-    _warn(config, newest)
-    if newest is not None:
-        _check_resume(config, inputs, newest)
-        record = checkpoint.describe(newest).get("warm_start")
-        return dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
+    if newest is None:
+        _warn(config, newest)
+    else:
+        try:
+            _warn(config, newest)
+            _check_resume(config, inputs, newest)
+            record = checkpoint.describe(newest).get("warm_start")
+            return dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            said = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{newest}/encoder.json does not describe a checkpoint of a run ({type(error).__name__}: "
+                f"{said}); remove that folder, or choose another name for the run"
+            ) from None
     if config.resume == "never" and jsonl.read(config.folder / "metrics.jsonl"):
         raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
     if config.encoder.weights is None:

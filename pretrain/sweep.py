@@ -5,6 +5,7 @@ run under one parent. Finished runs are left out, so the same command continues 
 """
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import logging
@@ -100,9 +101,10 @@ def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
 def _run(member: Config, command: list[str]) -> int:
     """Start a run unless it is finished, wait for its end, and return its exit code."""
     newest = checkpoint.latest(member.folder / "checkpoints")
-    if newest and checkpoint.describe(newest)["step"] >= member.steps:
-        log.info("%s is finished already", member.name)
-        return 0
+    with contextlib.suppress(checkpoint.Damaged):  # which the run itself finds and goes on from
+        if newest and checkpoint.describe(newest).get("step", 0) >= member.steps:
+            log.info("%s is finished already", member.name)
+            return 0
     log.info("%s", shlex.join(command))
     return subprocess.run(command).returncode
 

@@ -26,9 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import sync
 from isotorus.section import Section
+from pretrain.checkpoint import dcp_reading
 from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")
@@ -114,11 +116,24 @@ def folder(checkpoints: Path, step: int) -> Path:
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint's encoder.json; raises Damaged."""
+    """Read a checkpoint's encoder.json; raises Damaged.
+
+    Its checksum is compared first: with a flipped bit it may still be JSON, and say something else.
+    """
+    name = "encoder.json"
     try:
-        return json.loads((checkpoint / "encoder.json").read_text())
-    except (OSError, ValueError) as error:
+        listed = foreign_files.read_json(checkpoint / "COMPLETE")
+    except (OSError, UserError):  # which `restore` finds
+        listed = {}
+    if isinstance(listed, dict) and name in listed and (damage := _damage(checkpoint, name, listed[name])):
+        raise Damaged(checkpoint, damage)
+    try:
+        values = foreign_files.read_json(checkpoint / name)
+    except (OSError, UserError) as error:
         raise Damaged(checkpoint, _first_line(error)) from None
+    if not isinstance(values, dict):
+        raise Damaged(checkpoint, f"{name} describes nothing")
+    return values
 
 
 def write(
@@ -199,13 +214,13 @@ def measure(path: Path) -> list[int]:
 
 def _whole(partial: Path, prefix: str) -> dict[str, Tensor]:
     """Put a part's whole tensors together from all ranks' files; names come without the prefix."""
-    stored = dcp.FileSystemReader(partial).read_metadata().state_dict_metadata
+    stored = dcp_reading.Reader(partial).read_metadata().state_dict_metadata
     whole = {
         name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in stored.items()
         if name.startswith(f"model.{prefix}") and isinstance(entry, dcp.TensorStorageMetadata)
     }
-    dcp.load({"model": whole}, checkpoint_id=partial, no_dist=True)
+    dcp_reading.load({"model": whole}, partial, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in whole.items()}
 
 
@@ -218,7 +233,10 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
     damages = _on_all_ranks(lambda: _damages(checkpoint, rank(), world_size()))
     if reasons := [reason for share in damages for reason in share]:
         raise Damaged(checkpoint, reasons[0])
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    try:
+        stored = dcp_reading.Reader(checkpoint).read_metadata().state_dict_metadata
+    except (dcp_reading.Foreign, OSError) as error:
+        raise Damaged(checkpoint, str(error)) from None
     if optional in state and _misfit({optional: state[optional]}, stored):
         del state[optional]
     if misfit := _misfit(state, stored):
@@ -227,28 +245,37 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
             "and the objective it was trained with"
         )
     try:
-        dcp.load(state, checkpoint_id=checkpoint)
-    except (CheckpointException, OSError, ValueError) as error:
+        dcp_reading.load(state, checkpoint)
+    except (CheckpointException, OSError, ValueError, dcp_reading.Foreign) as error:
         raise Damaged(checkpoint, _first_line(_cause(error))) from None
 
 
 def _damages(folder: Path, part: int, parts: int) -> list[str]:
     """Check one of `parts` parts of the files that COMPLETE lists; return what is wrong with them."""
     try:
-        listed = json.loads((folder / "COMPLETE").read_text())
-    except (OSError, ValueError) as error:
+        listed = foreign_files.read_json(folder / "COMPLETE")
+    except (OSError, UserError) as error:
         return [f"COMPLETE cannot be read ({error})"]
-    damages = []
-    for name in sorted(listed)[part::parts]:
-        try:
-            size = (folder / name).stat().st_size
-            if size != listed[name][0]:
-                damages.append(f"{name} has {size} bytes of {listed[name][0]}")
-            elif measure(folder / name) != listed[name]:
-                damages.append(f"{name} has another checksum than when it was written")
-        except OSError as error:
-            damages.append(f"{name} cannot be read ({error.strerror})")
-    return damages
+    if not isinstance(listed, dict) or any("/" in name for name in listed):
+        return ["COMPLETE is no list of files"]
+    found = (_damage(folder, name, listed[name]) for name in sorted(listed)[part::parts])
+    return [damage for damage in found if damage]
+
+
+def _damage(folder: Path, name: str, written: Any) -> str:
+    """Say how a file differs from its size and checksum when it was written; "" if it does not."""
+    file = folder / name
+    try:
+        size = file.stat().st_size
+        if not file.is_file():
+            return f"{name} is no regular file"
+        if not isinstance(written, list) or len(written) != 2:
+            return f"{name} has no checksum in COMPLETE"
+        if size != written[0]:
+            return f"{name} has {size} bytes of {written[0]}"
+        return "" if measure(file) == written else f"{name} has another checksum than when it was written"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
 
 
 def _misfit(state: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> str:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isotorus import mlflow_store
+from isotorus import foreign_files, mlflow_store
+from isotorus.errors import UserError
 from isotorus.files import atomic
 from isotorus.paths import PathText
 from isotorus.secrets import masked
@@ -63,8 +64,15 @@ class TrackingConfig(Section):
 
 def known(folder: Path) -> dict[str, Any]:
     """Read a run's mlflow.json: where its MLflow run is, and whether it is complete; {} without one."""
-    path = folder / "mlflow.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        record = foreign_files.read_json(folder / "mlflow.json")
+    except FileNotFoundError:
+        return {}
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{folder / 'mlflow.json'} is no record of an MLflow run; remove it to begin a new one"
+        )
+    return record
 
 
 def is_complete(folder: Path, name: str, config: TrackingConfig) -> bool:
@@ -102,7 +110,7 @@ def is_copy(record: dict[str, Any], folder: Path, name: str) -> bool:
         if original.samefile(folder):
             return False
         return bool(record) and known(original).get("key") == record.get("key")
-    except (OSError, ValueError):  # it is not there any more
+    except (OSError, ValueError, UserError):  # it is not there any more
         return False
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from isotorus import foreign_files
+from isotorus.errors import UserError
 from isotorus.files import atomic
 from pretrain.config import Config, flatten
 
@@ -55,7 +57,7 @@ def changes(folder: Path) -> list[Change]:
     """Return all changes of a run, in the order in which they were made."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.yaml")):
-        lines = path.read_text().splitlines()
+        lines = foreign_files.read_text(path).splitlines()
         if lines and (step := _STEP.match(lines[0])):
             matches = (_CHANGE.fullmatch(line) for line in lines[1:] if line.startswith("#"))
             found += [Change(int(step[1]), match[1], match[2]) for match in matches if match]
@@ -65,8 +67,8 @@ def changes(folder: Path) -> list[Change]:
 def present(folder: Path) -> dict[str, Any]:
     """Return the values in a run's config.yaml by their dotted names; {} if it cannot be read."""
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = yaml.safe_load(foreign_files.read_text(folder / "config.yaml"))
+    except (OSError, UserError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(values, dict):
         return {}
