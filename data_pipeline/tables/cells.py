@@ -144,7 +144,7 @@ def _members(cell: Any) -> tuple[str, ...]:
         for text in (cell, cell.replace("'", '"')):  # as JSON writes it, and as Python does
             try:
                 listed = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if not any(isinstance(member, list | dict) for member in listed):
                 cell = listed

@@ -1,5 +1,6 @@
 """Read a table row by row: CSV with any common separator, or Parquet by the file's extension."""
 
+import contextlib
 import csv
 import itertools
 import re
@@ -9,6 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from isotorus.names import nearest
 
@@ -42,6 +44,8 @@ def read(file: Path, wanted: Mapping[str, str], *, only: bool = False) -> Iterat
     are not returned. Cells of a CSV are text; those of a Parquet file have their type, None for null. Raises
     `UserError` if the file cannot be read, lacks a column, or has one of its names twice.
     """
+    with contextlib.suppress(OSError):  # which is said below
+        foreign_files.open_binary(file, file.resolve().parent).close()  # a pipe would be waited for
     return (_read_parquet if file.suffix.lower() == ".parquet" else _read_csv)(file, wanted, only)
 
 
@@ -166,7 +170,7 @@ def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator
                     number += 1
                     if any(cell not in (None, "") for cell in cells.values()):
                         yield f"row {number}", cells
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno:
             raise from_os_error(error, f"reading the table {file}") from error
         reason = " ".join(str(error).split())
@@ -174,9 +178,16 @@ def _read_parquet(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator
 
 
 def cells_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; 0.1 stays 0.1, also where it is stored in 32 bits."""
+    """Return the values of an Arrow column; 0.1 stays 0.1, also where it is stored in 32 bits.
+
+    Dates and times that Python does not have, such as those of nanoseconds or of the year 10000, are text.
+    """
     if str(column.type) != "float":
-        values: list[Any] = column.to_pylist()
+        values: list[Any]
+        try:
+            values = column.to_pylist()
+        except (ValueError, OverflowError):
+            values = column.cast("string").to_pylist()
         return values
     return [None if x is None else float(str(np.float32(x))) for x in column.to_pylist()]
 

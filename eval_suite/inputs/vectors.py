@@ -93,7 +93,7 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     file = Path(given)
     try:
         with foreign_files.open_binary(file, file.resolve().parent) as stream:
-            columns = _columns(file, stream)
+            return _checked(file, _columns(file, stream), not_distances)
     except UserError:
         raise
     except OSError as error:
@@ -102,6 +102,10 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
         reason = one_line((str(error).splitlines() or [type(error).__name__])[0])[:200]
         message = f"{file} cannot be read as {file.suffix} ({reason}); save the features again"
         raise UserError(message) from None
+
+
+def _checked(file: Path, columns: dict[str, Any], not_distances: bool) -> Vectors:
+    """Return the columns of a file as features with what belongs to them; raises UserError for others."""
     x = np.asarray(columns.pop("features"))
     real = np.issubdtype(x.dtype, np.floating) or np.issubdtype(x.dtype, np.integer)
     if x.ndim != 2 or not real or min(x.shape) == 0:
