@@ -113,7 +113,7 @@ def rank_memory(
 
 def state_bytes(engine: EngineConfig, parameters: Parameters, ranks: int) -> dict[str, float]:
     """Return the bytes on the device that stay from step to step, by part."""
-    whole, shards = FP32 * parameters.trained, engine.shard or ranks
+    whole, shards = FP32 * parameters.trained, engine.ranks_of_replica or ranks
     if engine.kind != "deepspeed":
         share = whole / (shards if engine.kind == "fsdp" else 1)
         target = FP32 * parameters.target / (shards if engine.kind == "fsdp" else 1)

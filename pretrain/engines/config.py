@@ -90,6 +90,12 @@ class EngineConfig(Section):
             self._zero_possible()
         return self
 
+    @property
+    def ranks_of_replica(self) -> int | None:
+        """The value of `shard` after `pretrain.engines.automatic` has decided what `node` is."""
+        assert self.shard != "node"
+        return self.shard
+
     def passes(self, batch_size: int, world_size: int) -> int:
         """Return the number of micro-batches in a step, equal on all ranks, as they communicate in each.
 

@@ -6,7 +6,7 @@ model takes fewer than all ranks, its replicas average their gradients (HSDP).
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,9 @@ class FSDPEngine(TorchEngine):
         _shard(networks.head, mesh, False, bf16)
         if networks.has_target:
             _shard(networks.target.projector, mesh, True, bf16)
-        if hasattr(networks.encoder, "set_separate_reduce_scatter_group"):  # torch 2.15 has it, 2.11 not
+        if hasattr(FSDPModule, "set_separate_reduce_scatter_group"):  # torch 2.15 has it, 2.11 not
             # One NCCL communicator would let gradients wait until the next block's parameters are gathered.
-            networks.encoder.set_separate_reduce_scatter_group()
+            cast(FSDPModule, networks.encoder).set_separate_reduce_scatter_group()
         materialize(networks, encoder, device)
         super().__init__(networks, networks.encoder, networks.head, config, optimizer, device)
         self._synchronizes = True
@@ -110,12 +110,10 @@ class _SizeBySize(torch.autograd.Function):
 def _mesh(config: EngineConfig, device: torch.device) -> DeviceMesh:
     """Return the mesh of ranks: shards, or replicas × shards."""
     ranks = world_size()
-    if config.shard in (None, ranks):
+    shard = config.ranks_of_replica
+    if shard is None or shard == ranks:
         return init_device_mesh(device.type, (ranks,), mesh_dim_names=("shard",))
-    assert config.shard is not None
-    return init_device_mesh(
-        device.type, (ranks // config.shard, config.shard), mesh_dim_names=("replica", "shard")
-    )
+    return init_device_mesh(device.type, (ranks // shard, shard), mesh_dim_names=("replica", "shard"))
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, reshard_after_forward: bool, bf16: bool) -> None:

@@ -7,6 +7,7 @@ import socket
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -92,7 +93,7 @@ def bind_near(device: torch.device) -> None:
 
     Memory that they use first then lies there too. Cores that the user or Slurm has excluded stay so.
     """
-    found = torch.cuda.get_device_properties(device)
+    found: Any = torch.cuda.get_device_properties(device)
     address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
     with contextlib.suppress(OSError, ValueError, AttributeError):  # not Linux, or a GPU without an address
         bind(parse_cores((PCI / address / "local_cpulist").read_text()))

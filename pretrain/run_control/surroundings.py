@@ -23,8 +23,9 @@ def set_surroundings() -> None:
     if not any(name in os.environ for name in _ALLOCATORS):
         os.environ[ALLOCATOR] = "expandable_segments:True"
     folder = private_folder(Path(tempfile.gettempdir()))
-    for name, part in CACHES.items() if folder else ():
-        os.environ.setdefault(name, str(folder / part))
+    if folder is not None:
+        for name, part in CACHES.items():
+            os.environ.setdefault(name, str(folder / part))
 
 
 def private_folder(parent: Path) -> Path | None:
