@@ -7,14 +7,13 @@ images.
 
 import io
 import logging
-import os
 import sys
 from importlib import import_module
 
 from eval_suite import progress
 from eval_suite.arguments import options, parse
 from isotorus.errors import UserError, exit_code
-from isotorus.processes import end_with_launcher
+from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduler import set_ranks
 
 SUBCOMMANDS = {
@@ -31,7 +30,7 @@ def main() -> int:
     end_with_launcher()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have characters that are none
         sys.stdout.reconfigure(errors="backslashreplace")
-    with progress.shown(enabled=os.environ.get("RANK", "0") == "0"):
+    with progress.shown(enabled=not first_rank_reports()):
         try:
             return _run()
         except (MemoryError, RuntimeError) as error:

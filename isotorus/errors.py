@@ -2,11 +2,11 @@
 
 import argparse
 import errno
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from isotorus.processes import first_rank_reports
 from isotorus.secrets import masked
 
 USER_ERROR = 2
@@ -59,17 +59,27 @@ def from_os_error(error: OSError, doing: str) -> UserError:
     return UserError(f"{doing}: {error.strerror or error}{where}; {advice}")
 
 
+def no_memory(file: str, error: MemoryError) -> UserError:
+    """Return a `UserError` for memory that ran out while something was read."""
+    reason = f" ({error})" if str(error) else ""
+    return UserError(
+        f"memory ran out while {file} was read{reason}; run the same command again with fewer --workers, or "
+        "with more memory (ulimit -v, the limit of the job or container)"
+    )
+
+
 def exit_code(main: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a `UserError`, which is printed, and 130 for Ctrl-C.
 
-    Only rank 0 prints, because every rank raises the same `UserError` before there is a process group. A
-    `MachineError` is printed by the first rank of its machine.
+    Of the ranks of a launch only rank 0 prints, because every rank raises the same `UserError` before there
+    is a process group. A `MachineError` is printed by the first rank of its machine.
     """
     try:
         return main()
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK" if isinstance(error, MachineError) else "RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except (UserError, MemoryError) as error:
+        if not first_rank_reports(of_machine=isinstance(error, MachineError)):
+            known = error if isinstance(error, UserError) else no_memory("the input", error)
+            print(f"error: {known}", file=sys.stderr, flush=True)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -8,12 +8,27 @@ import sys
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Variables that torchrun (and accelerate, which uses it) and DeepSpeed's launcher set for their ranks.
 Slurm needs none: it ends the tasks of a step itself."""
+_TASK_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "PMI_RANK")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def has_launcher() -> bool:
     """Return whether torchrun, accelerate or DeepSpeed's launcher started this process."""
     return any(name in os.environ for name in _LAUNCHERS)
+
+
+def is_scheduled() -> bool:
+    """Return whether `srun` or `mpirun` started this process, by the variables that number their tasks."""
+    return any(name in os.environ for name in _TASK_NUMBERS)
+
+
+def first_rank_reports(of_machine: bool = False) -> bool:
+    """Return whether the first rank of this launch, or of its part on this machine, says what this one would.
+
+    RANK alone does not tell: it may have been left in the environment of a shell.
+    """
+    number = os.environ.get("LOCAL_RANK" if of_machine else "RANK", "0")
+    return number != "0" and (has_launcher() or is_scheduled())
 
 
 def end_with_launcher() -> None:

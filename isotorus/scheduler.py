@@ -72,6 +72,25 @@ def set_ranks() -> str | None:
     return f"RANK and WORLD_SIZE come from {names.rank} and {names.size}: {size} ranks"
 
 
+def check_ranks() -> None:
+    """Raise UserError for a RANK without the variables by which ranks meet, as a shell may have left it."""
+    rank = os.environ.get("RANK")
+    if rank is None:
+        return
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK={rank} is set, as for one of several processes, but {' and '.join(missing)} not; unset "
+            "RANK to run one process, or start several with torchrun"
+        )
+    number, size = whole_number(rank), whole_number(os.environ["WORLD_SIZE"])
+    if number is None or size is None or number >= size:
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={os.environ['WORLD_SIZE']}: expected a RANK below WORLD_SIZE; "
+            "unset RANK to run one process, or start several with torchrun"
+        )
+
+
 def is_task() -> bool:
     """Return whether `srun` or `mpirun` started this process itself, as one of several tasks.
 

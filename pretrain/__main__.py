@@ -19,8 +19,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
-from isotorus.processes import end_with_launcher, has_launcher
-from isotorus.scheduler import set_ranks
+from isotorus.processes import end_with_launcher, first_rank_reports, has_launcher
+from isotorus.scheduler import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.surroundings import set_surroundings
@@ -44,7 +44,7 @@ def main() -> int:
     trains = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
     ranks = set_ranks() if trains else None
     logging.basicConfig(
-        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
+        level=logging.ERROR if first_rank_reports() else logging.INFO,
         format="%(message)s",
         stream=sys.stderr,
     )
@@ -52,6 +52,7 @@ def main() -> int:
     if not trains:
         code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
+    check_ranks()
     end_with_launcher()
     if ranks:
         logging.info(ranks)

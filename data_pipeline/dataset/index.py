@@ -383,6 +383,8 @@ def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
         raise from_os_error(error, f"reading {file}") from error
     except UserError:
         raise
+    except MemoryError:
+        raise
     except Exception as error:  # numpy raises many kinds of exception for a bad header
         raise UserError(f"{file} is damaged ({error}); pack the images again") from None
     if table.ndim != 1 or len(table) < count:  # it is longer if there are newer generations

@@ -7,6 +7,8 @@ module's docstring names.
 """
 
 import contextlib
+import errno
+import re
 from collections.abc import Iterator
 from typing import Literal, overload
 
@@ -22,6 +24,8 @@ _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"}
 EXTENSIONS = {*_JPEG, ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
 """Extensions of image files, in lower case."""
 
+_NO_MEMORY = re.compile(r"\b(?:out of|insufficient) memory\b|unable to allocate", re.IGNORECASE)
+"""What libjpeg, Pillow and zlib say where Python would raise MemoryError."""
 Shrink = Literal[1, 2, 4, 8]
 """Factors by which libjpeg-turbo can decode a JPEG at a smaller size."""
 
@@ -62,7 +66,7 @@ def decode(
     A JPEG may be returned at 1/`shrink` of its size, rounded up, which takes less time.
 
     Raises ValueError, with the reason in one line, if the bytes are not a complete image of a supported
-    format, or if the image is larger than `pixels.check_size` allows.
+    format, or if the image is larger than `pixels.check_size` allows; MemoryError if memory runs out.
     """
     with _one_line():
         if jpeg.matches(data):
@@ -113,11 +117,19 @@ def _tag(data: bytes, rules: PixelRules) -> int:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn whatever a decoder raises into a ValueError with the reason in one line."""
+    """Turn whatever a decoder raises into a ValueError with the reason in one line, except MemoryError.
+
+    A sound image that finds no memory is not damaged. How much a damaged one can ask for is limited by
+    `pixels.check_size`.
+    """
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly every kind of exception for damaged files
         reason = " ".join(str(error).split())
+        if _NO_MEMORY.search(reason) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            raise MemoryError(reason) from error
         if not isinstance(error, ValueError | OSError):
             reason = f"the image is damaged ({type(error).__name__}: {reason})"
         raise ValueError(reason) from error

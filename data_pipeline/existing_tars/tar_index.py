@@ -1,5 +1,6 @@
 """The `index` command: a data set that refers to existing tar files, which are read once and not changed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from data_pipeline.existing_tars import equal_keys, label_places, tar_labels, ta
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
 from data_pipeline.packing import other_pictures
 from data_pipeline.storage import reader, tar_files
+from data_pipeline.storage.folders import counted
 from data_pipeline.storage.tar_files import TarFile
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic, sweep
@@ -64,13 +66,16 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     if reader.is_remote(target):
         raise UserError(f"{target}: an index is written to a local folder; give one, and copy it there then")
     dest = Path(target)
+    passed: Counter[str] = Counter()
     classes = None if options.classes is None else tar_labels.read_classes(options.classes)
-    tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources)}
+    tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources, passed)}
     plan = _fingerprint(tars, classes, options.rule)
     base = _base(dest, plan, options.append)
     new = tars if base is None else _added(tars, base)
+    passed_over = f"\npassed over: {counted(+passed)}" if +passed else ""
     if not new:
-        return f"already indexed: {_summary(dest)}"
+        _clean(dest)
+        return f"already indexed: {_summary(dest)}{passed_over}"
     try:
         with staging.hold(dest) as folder:
             if staging.read(folder) is not None:
@@ -90,7 +95,17 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
     left_out += f"; {further} further images of the samples left out" if further else ""
     not_read = f"\nnot indexed: {other_pictures.summary(others)}" if others else ""
-    return f"indexed: {_summary(dest, left_out)}{not_read}{label_places.hint(scans, options.rule)}"
+    return (
+        f"indexed: {_summary(dest, left_out)}{not_read}{label_places.hint(scans, options.rule)}{passed_over}"
+    )
+
+
+def _clean(dest: Path) -> None:
+    """Delete what an index that was killed at its end left in `dest`, unless another process works there."""
+    with contextlib.suppress(UserError, OSError):
+        if (dest / staging.STAGING).exists():
+            with staging.hold(dest):
+                sweep(dest, (INDEX, SHARDS, GROUPS, DESCRIPTION, SKIPPED))
 
 
 def _name(path: str, dest: Path) -> str:

@@ -18,7 +18,7 @@ from data_pipeline.existing_tars.tar_labels import Label, Labels
 from data_pipeline.packing import other_pictures
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable, stem
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, no_memory
 from isotorus.files import atomic
 
 _LINK = "a link, not a file; make the tar with --dereference and --hard-dereference"
@@ -264,6 +264,8 @@ class _Samples:
             data = content()
             try:
                 pixels = decode(data, self._rule.channels, depth=None, rules=self._pixel_rules)
+            except MemoryError as error:
+                raise no_memory(name, error) from None
             except ValueError as error:
                 self._census.skip(name, str(error))
                 return

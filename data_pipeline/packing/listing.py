@@ -1,6 +1,8 @@
 """List the images to pack, with their keys and labels; no image is decoded here."""
 
+import errno
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +16,20 @@ from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.packing import manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
-from data_pipeline.storage.folders import walk
+from data_pipeline.storage.folders import (
+    AROUND,
+    ELSEWHERE,
+    HIDDEN,
+    NOWHERE,
+    kind_of,
+    leads_nowhere,
+    walk,
+)
 from data_pipeline.tables.cells import one_form, one_path
 from isotorus.errors import UserError, from_os_error
+
+_SHOWN = 200
+"""Characters of a cell that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,8 @@ class Item:
     """Name of the image's group; images of one group go to the same side of a split."""
     split: str = ""
     """Name of the image's set, where the table says it."""
+    unread: str = ""
+    """What it is, such as a named pipe, if it is no file that can be read."""
 
     @property
     def key(self) -> str:
@@ -48,15 +63,17 @@ class Item:
         return f"{folder}{slash}{name.rpartition('.')[0] or name}".replace(".", "_")
 
 
-def from_folder(source: Path, labelled: bool) -> tuple[list[Item], Counter[str]]:
+def from_folder(
+    source: Path, labelled: bool, passed: Counter[str] | None = None
+) -> tuple[list[Item], Counter[str]]:
     """Return all images in `source` and its subfolders, sorted by path, and the number of other pictures
-    there by the ending of their names.
+    there by the ending of their names. Counts in `passed` what else is passed over, by its kind.
 
     With `labelled`, the class of an image is the first folder in its path. Raises `UserError` if there are no
     images, or if an image is in no class folder.
     """
     others: Counter[str] = Counter()
-    paths = sorted(_image_files(source, others))
+    paths = sorted(_image_files(source, others, Counter() if passed is None else passed))
     if not paths:
         but = f" but {other_pictures.summary(others)}" if others else ""
         raise UserError(
@@ -70,8 +87,9 @@ def from_folder(source: Path, labelled: bool) -> tuple[list[Item], Counter[str]]
         )
     items = []
     for path in paths:
-        size, modified = _stat(source, path)
-        items.append(Item(path, size, modified, intern(one_form(path.partition("/")[0])) if labelled else ""))
+        size, modified, unread = _stat(source, path)
+        label = intern(one_form(path.partition("/")[0])) if labelled else ""
+        items.append(Item(path, size, modified, label, unread=unread))
     return items, others
 
 
@@ -88,26 +106,26 @@ def from_manifest(
     items, absent = [], []
     others = _OtherSpellings(source)
     for row in manifest.read(file, columns, missing):
-        if _leads_out(row.image):
+        if _leads_out(row.image) or "\0" in row.image:
             raise UserError(
-                f"{file} names {row.image!r} in column {columns.image!r}; "
+                f"{file} names {row.image[:_SHOWN]!r} in column {columns.image!r}; "
                 f"expected a path relative to {source} and inside it"
             )
         path = str(PurePosixPath(row.image))
         try:
-            size, modified = _stat(source, path)
+            size, modified, unread = _stat(source, path)
         except (FileNotFoundError, NotADirectoryError):
             other = others.find(row.image)
             if other is None:
                 absent.append(row.image)
                 continue
             path = other
-            size, modified = _stat(source, path)
-        items.append(Item(path, size, modified, row.label, row.extra, row.group, row.split))
+            size, modified, unread = _stat(source, path)
+        items.append(Item(path, size, modified, row.label, row.extra, row.group, row.split, unread))
     if absent:
         raise UserError(
             f"{len(absent)} of the {len(items) + len(absent)} files named by {file} are not in {source} "
-            f"(first: {absent[0]}); correct the paths or the source folder"
+            f"(first: {absent[0][:_SHOWN]}); correct the paths or the source folder"
         )
     return items
 
@@ -122,7 +140,7 @@ class _OtherSpellings:
     def _paths(self) -> dict[str, list[str]]:
         """The paths in the folder by their common spelling."""
         paths: dict[str, list[str]] = {}
-        for path in _image_files(self._source, Counter()):
+        for path in _image_files(self._source, Counter(), Counter()):
             paths.setdefault(one_path(path), []).append(path)
         return paths
 
@@ -172,35 +190,50 @@ def class_names(items: list[Item]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def _image_files(source: Path, others: Counter[str]) -> Iterator[str]:
-    """Yield the image files in `source` and its subfolders, as paths relative to `source`; count `others`.
+def _image_files(source: Path, others: Counter[str], passed: Counter[str]) -> Iterator[str]:
+    """Yield the image files in `source` and its subfolders, as paths relative to `source`.
 
-    Folders that hold a packed data set are left out.
+    What has the ending of an image and is no regular file is yielded too. Counts `others`, and in `passed`
+    the hidden folders and whatever else is no regular file. Folders that hold a packed data set are left out.
     """
     try:
-        for folder, subfolders, names in walk(source):
+        for folder, subfolders, names, special in walk(source):
             if STAGING in subfolders or {DESCRIPTION, INDEX} <= set(names):
                 subfolders.clear()  # a data set: the tables beside its shards are no images
                 continue
+            passed[HIDDEN] += sum(name.startswith(".") for name in subfolders)
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             relative = folder.relative_to(source)
             for name in names:
                 if Path(name).suffix.lower() in EXTENSIONS:
                     yield (relative / name).as_posix()
                 elif ending := other_pictures.ending(folder / name):
                     others[ending] += 1
+            for name, kind in special:
+                if Path(name).suffix.lower() in EXTENSIONS and kind not in (ELSEWHERE, AROUND):
+                    yield (relative / name).as_posix()
+                else:
+                    passed[kind] += 1
     except OSError as error:
         raise from_os_error(error, f"reading the images in {source}") from error
 
 
-def _stat(source: Path, path: str) -> tuple[int, int]:
-    """Return the size in bytes and the time of the last modification of an image."""
+def _stat(source: Path, path: str) -> tuple[int, int, str]:
+    """Return the size in bytes and the time of the last modification of an image, and `Item.unread`."""
     try:
         status = (source / path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        raise
     except OSError as error:
+        if leads_nowhere(error) and (source / path).is_symlink():
+            return 0, 0, NOWHERE
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError from None
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
         raise from_os_error(error, "reading the images") from error
-    return status.st_size, status.st_mtime_ns
+    if stat.S_ISDIR(status.st_mode):
+        return 0, 0, "folder"
+    kind = kind_of(status.st_mode)
+    return (0, 0, kind) if kind else (status.st_size, status.st_mtime_ns, "")
 
 
 def _leads_out(path: str) -> bool:

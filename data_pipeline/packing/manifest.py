@@ -10,7 +10,7 @@ from sys import intern
 from typing import Any
 
 from data_pipeline.tables import cells, split_names, table
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
         sides.append(_side(file, place, columns.split, row) if columns.split else "")
         for name in {columns.image, columns.label}:
             del row[name]
-        extras.append(json.dumps(_plain(row), sort_keys=True, ensure_ascii=False, default=str) if row else "")
+        extras.append(_extra(file, place, row) if row else "")
     if not images:
         raise UserError(f"{file} lists no images; expected a row for each")
     rows = [
@@ -78,6 +78,17 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
         )
     ]
     return _each_once(file, rows, places)
+
+
+def _extra(file: Path, place: str, row: dict[str, Any]) -> str:
+    """Return the other columns of a row as JSON; raise `UserError` if they cannot be written as JSON."""
+    try:
+        return json.dumps(_plain(row), sort_keys=True, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{file}, {place}: its columns cannot be kept as JSON ({error}); leave out the one that is "
+            "nested too deeply or has no text"
+        ) from None
 
 
 def _side(file: Path, place: str, column: str, row: dict[str, Any]) -> str:
@@ -115,7 +126,7 @@ def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
                     f"{file}: {places[earlier]} and {places[i]} both name {row.image!r}, with different "
                     f"{what}s {theirs!r} and {ours!r}; keep the right one"
                 )
-        again.append(f"{places[i]} repeats {places[earlier]}, {row.image}")
+        again.append(f"{places[i]} repeats {places[earlier]}, {one_line(row.image[:200])}")
     if again:
         more = f", and {len(again) - 1} more" if len(again) > 1 else ""
         print(f"note: {file} names images twice, which are packed once: {again[0]}{more}", file=sys.stderr)

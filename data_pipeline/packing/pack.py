@@ -23,6 +23,7 @@ from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error
 
 
@@ -84,7 +85,9 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     """
     if options.append and options.missing is None:
         options = replace(options, missing=_missing_before(dest))
-    items, others = _list(source, options)
+    passed: Counter[str] = Counter()
+    items, others = _list(source, options, passed)
+    passed += Counter(item.unread for item in items if item.unread)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
     advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
     if others and options.strict:
@@ -93,7 +96,9 @@ def pack(source: Path, dest: Path, options: Options) -> str:
         contained = (_append if options.append else _pack_new)(source, dest, items, options)
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
-    return f"{contained}\nnot packed: {not_read}; {advice}" if others else contained
+    left_out = [f"{not_read}; {advice}"] if others else []
+    left_out += [f"passed over in {source}: {counted(+passed)}"] if +passed else []
+    return f"{contained}\nnot packed: {'; '.join(left_out)}" if left_out else contained
 
 
 def _missing_before(dest: Path) -> tuple[str, ...] | None:
@@ -105,12 +110,15 @@ def _missing_before(dest: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _list(source: Path, options: Options) -> tuple[list[Item], Counter[str]]:
-    """Return the images to pack, and the number of other pictures in the folder by their ending."""
+def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[Item], Counter[str]]:
+    """Return the images to pack, and the number of other pictures in the folder by their ending.
+
+    Counts in `passed` what else is passed over.
+    """
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
-        items, others = listing.from_folder(source, labelled=options.labels == "folder")
+        items, others = listing.from_folder(source, options.labels == "folder", passed)
         labelled = [item.path for item in items if item.label]
         division.refuse_split_folders(source, labelled)
         if within := division.sets_within_classes(labelled):

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.packing.listing import Item
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, no_memory
 from isotorus.files import atomic
 from isotorus.section import Section
 
@@ -110,12 +112,16 @@ def _write_tar(task: Task, file: BinaryIO) -> Census:
             pool.count()
             extension = Path(item.path).suffix.lower()
             try:
+                if item.unread:
+                    raise ValueError(f"no regular file but a {item.unread}")
                 if extension not in EXTENSIONS:
                     raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
                 if item.size > LARGEST_IMAGE:
                     raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
                 data = _read(task.source, item)
                 pixels = decode(data, task.channels, depth=None, rules=task.pixel_rules)
+            except MemoryError as error:
+                raise no_memory(item.path, error) from None
             except ValueError as error:
                 census.skip(item.path, str(error))
                 continue
@@ -128,10 +134,13 @@ def _write_tar(task: Task, file: BinaryIO) -> Census:
 def _read(source: Path, item: Item) -> bytes:
     """Return the bytes of an image file; raise `UserError` if its size has changed since it was listed."""
     try:
-        data = (source / item.path).read_bytes()
+        # Without waiting, because a named pipe may be there since the files were listed.
+        with os.fdopen(os.open(source / item.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(item.size + 1) if regular else b""
     except OSError as error:
         raise from_os_error(error, "reading the images") from error
-    if len(data) != item.size:
+    if not regular or len(data) != item.size:
         raise UserError(
             f"{source / item.path} changed while it was packed; wait until it is complete and pack again"
         )

@@ -1,21 +1,103 @@
-"""Walk through a folder and its subfolders."""
+"""Walk through a folder and its subfolders, and say what in them is neither a file nor a folder to read."""
 
+import errno
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+PIPE, SOCKET, DEVICE = "named pipe", "socket", "device"
+NOWHERE = "link that leads nowhere"
+ELSEWHERE = "link to a folder that is read elsewhere"
+AROUND = "link to a folder around it"
+HIDDEN = "hidden folder"
+_PLURALS = {
+    NOWHERE: "links that lead nowhere",
+    ELSEWHERE: "links to folders that are read elsewhere",
+    AROUND: "links to folders around them",
+}
 
 
-def walk(top: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield (folder, subfolders, file names) as `os.walk` does, and follow symbolic links.
+class Visit(NamedTuple):
+    """A folder of a walk."""
 
-    Links to a folder that contains the link are not followed, so the walk ends. The caller may remove names
-    from `subfolders` to skip them. Raises OSError if a folder cannot be read.
+    path: Path
+    subfolders: list[str]
+    """The caller may remove names from it to skip them."""
+    files: list[str]
+    """Names of regular files and of links to such."""
+    passed: list[tuple[str, str]]
+    """Name and kind of everything else, such as named pipes and links that lead nowhere."""
+
+
+def walk(top: Path) -> Iterator[Visit]:
+    """Yield each real folder from `top` on once, and follow symbolic links to folders outside.
+
+    Links come last, so that a folder is visited by its own name if it has one below `top`. Links to a folder
+    that contains the link are not followed. Raises OSError if a folder cannot be read.
     """
+    folders, links, seen = [top], list[Path](), set[tuple[int, int]]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        status = folder.stat()
+        seen.add((status.st_dev, status.st_ino))
+        visit = _look(folder)
+        yield visit
+        for name in visit.subfolders:
+            (links if (folder / name).is_symlink() else folders).append(folder / name)
+        while not folders and links and (kind := _link(links[0], seen)):
+            link = links.pop(0)
+            yield Visit(link.parent, [], [], [(link.name, kind)])
 
-    def refuse(error: OSError) -> None:
-        raise error
 
-    for folder, subfolders, names in os.walk(top, onerror=refuse, followlinks=True):
-        here = Path(folder).resolve()
-        subfolders[:] = [name for name in subfolders if not here.is_relative_to(Path(folder, name).resolve())]
-        yield Path(folder), subfolders, names
+def kind_of(mode: int) -> str | None:
+    """Return what a file is that is not regular, by its mode; None for a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return PIPE if stat.S_ISFIFO(mode) else SOCKET if stat.S_ISSOCK(mode) else DEVICE
+
+
+def counted(passed: Counter[str]) -> str:
+    """Return how many there are of each kind, as in "2 named pipes, 1 hidden folder"."""
+    return ", ".join(
+        f"{count} {kind if count == 1 else _PLURALS.get(kind, f'{kind}s')}"
+        for kind, count in sorted(passed.items())
+    )
+
+
+def leads_nowhere(error: OSError) -> bool:
+    """Return whether a file could not be found, also because its link is one of a circle."""
+    return error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+
+
+def _look(folder: Path) -> Visit:
+    visit = Visit(folder, [], [], [])
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_file(follow_symlinks=False):
+                visit.files.append(entry.name)
+                continue
+            try:
+                mode = entry.stat().st_mode
+            except OSError as error:
+                if not leads_nowhere(error):
+                    raise
+                visit.passed.append((entry.name, NOWHERE))
+                continue
+            if stat.S_ISDIR(mode):
+                visit.subfolders.append(entry.name)
+            elif kind := kind_of(mode):
+                visit.passed.append((entry.name, kind))
+            else:
+                visit.files.append(entry.name)
+    return visit
+
+
+def _link(link: Path, seen: set[tuple[int, int]]) -> str | None:
+    """Return why a link to a folder is not followed; None if it is."""
+    status = link.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return ELSEWHERE
+    return AROUND if link.parent.resolve().is_relative_to(link.resolve()) else None

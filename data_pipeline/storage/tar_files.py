@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from data_pipeline.storage import reader, remote
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.folders import walk
+from data_pipeline.storage.folders import HIDDEN, walk
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 
@@ -30,16 +31,18 @@ class TarFile:
     """Size in bytes."""
 
 
-def find(sources: Iterable[str]) -> list[TarFile]:
+def find(sources: Iterable[str], passed: Counter[str] | None = None) -> list[TarFile]:
     """Return the tar files among `sources` and in those that are folders, each once, sorted by path.
 
-    Hidden files and folders are left out. Raises `UserError` if a source contains no tar file, or a
+    Hidden files and folders are left out. Counts in `passed` hidden folders, and what is neither a file nor a
+    folder. Raises `UserError` if a source contains no tar file, or a
     compressed one that is not there uncompressed too.
     """
     files: dict[str, int] = {}
+    passed = Counter() if passed is None else passed
     for source in sources:
         reader.refuse_password(source)
-        sizes = _find_remote(source) if reader.is_remote(source) else _find_local(source)
+        sizes = _find_remote(source) if reader.is_remote(source) else _find_local(source, passed)
         compressed = [p for p in sizes if p.endswith(_COMPRESSED) and _unpacked(p) not in sizes]
         if compressed:
             raise UserError(
@@ -108,20 +111,22 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
 
-def _find_local(source: str) -> dict[str, int]:
+def _find_local(source: str, passed: Counter[str]) -> dict[str, int]:
     """Return the sizes in bytes of the tar files that a local path is or contains, by path."""
     path = Path(os.path.abspath(source))  # noqa: PTH100  keeps symbolic links
     try:
-        files = _tars_below(path) if path.is_dir() else [path]
+        files = _tars_below(path, passed) if path.is_dir() else [path]
         statuses = {str(file): file.stat() for file in files}
     except OSError as error:
         raise from_os_error(error, f"looking for tars in {shown(source)}") from error
     return {file: status.st_size for file, status in statuses.items() if stat.S_ISREG(status.st_mode)}
 
 
-def _tars_below(path: Path) -> Iterator[Path]:
+def _tars_below(path: Path, passed: Counter[str]) -> Iterator[Path]:
     """Yield tar files, compressed ones too, in a folder and its subfolders, without hidden ones."""
-    for folder, subfolders, names in walk(path):
+    for folder, subfolders, names, special in walk(path):
+        passed.update(kind for _, kind in special)
+        passed[HIDDEN] += sum(name.startswith(".") for name in subfolders)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if name.endswith((_ENDING, *_COMPRESSED)) and not name.startswith("."):
