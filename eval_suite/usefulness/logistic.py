@@ -42,6 +42,7 @@ def solve(
     *,
     max_iterations: int = 300,
     tolerance: float = 1e-8,
+    basis: Tensor | None = None,
 ) -> Solution:
     """Minimise mean_i s_i·CE_i + l2/2·‖W‖² for each strength in `l2`, with sample weights s (n,).
 
@@ -49,9 +50,10 @@ def solve(
     is the sum of the labels' binary cross-entropies, so each label has its own regression. The bias is not
     penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum, also for two classes.
     A strength has converged when the decrease that the preconditioned gradient predicts is below `tolerance`
-    times its loss.
+    times its loss. `basis` (d, r) has orthonormal columns that span the features; any has the same optimum,
+    and the closer it is to their `eigenbasis`, the faster the iterations are.
     """
-    basis = _basis(x)
+    basis = eigenbasis(x) if basis is None else basis.to(x.dtype)
     z = torch.cat([x @ basis, torch.ones_like(x[:, :1])], dim=1)
     strength = torch.tensor(l2, dtype=x.dtype, device=x.device)
     penalty = strength.repeat(z.shape[1], 1)
@@ -72,14 +74,19 @@ def probabilities(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits).softmax(dim=1)
 
 
-def _basis(x: Tensor) -> Tensor:
+def eigenbasis(x: Tensor, whole: bool = False) -> Tensor:
     """Return orthonormal columns (d, r) that span the rows of `x` (n, d), from the smaller Gram matrix.
 
-    Computed in float64, since rounding in float32 would hide directions with a deviation of a few percent.
+    With `whole`, for n ≥ d, directions without variance are kept, so that the columns span any other features
+    too. Computed in float64, since rounding in float32 would hide directions with a deviation of a few
+    percent.
     """
     dtype, x = x.dtype, x.double()
     n, d = x.shape
     values, vectors = torch.linalg.eigh(x.T @ x if d <= n else x @ x.T)
+    if whole:
+        assert d <= n
+        return vectors.to(dtype)
     keep = values > values[-1].clamp_min(1e-30) * max(n, d) * torch.finfo(x.dtype).eps
     values, vectors = values[keep], vectors[:, keep]
     return (vectors if d <= n else x.T @ vectors / values.sqrt()).to(dtype)

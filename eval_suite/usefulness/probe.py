@@ -74,15 +74,23 @@ def predictions(
     classes: int,
     device: str | torch.device = "cpu",
     tolerance: float | None = None,
+    basis: torch.Tensor | None = None,
 ) -> tuple[list[NDArray[np.float64]], bool]:
     """Fit on `x` (n, d) and `y` as `linear_probe` does, at every strength in `l2`, or to another tolerance.
 
-    Returns the probabilities of the samples `held` (m, d) for each strength, and whether every fit converged.
+    `basis` is that of similar samples, to save computing one. Returns the probabilities of the samples `held`
+    (m, d) for each strength, and whether every fit converged.
     """
     selection.require_two_classes(y)
-    fit = _Fit(x, y, l2, balanced, classes, device, tolerance)
+    fit = _Fit(x, y, l2, balanced, classes, device, tolerance, basis)
     standardised = fit.tensor(held)
     return [fit.of_standardised(standardised, member) for member in range(len(l2))], fit.converged
+
+
+def basis(x: Array, device: str | torch.device = "cpu") -> torch.Tensor:
+    """Return the basis (d, d) in which the probe solves for features `x` (n, d), of which n is at least d."""
+    standardised = selection.standardiser(x)(x)
+    return logistic.eigenbasis(torch.as_tensor(standardised, dtype=torch.float64, device=device), whole=True)
 
 
 class _Fit:
@@ -97,6 +105,7 @@ class _Fit:
         classes: int,
         device: str | torch.device,
         tolerance: float | None = None,
+        basis: torch.Tensor | None = None,
     ) -> None:
         self._device, self._classes = device, classes
         double = x.size <= DOUBLE
@@ -115,6 +124,7 @@ class _Fit:
             torch.as_tensor(weight, dtype=self._dtype, device=device),
             None if self._present is None else len(self._present),
             tolerance=tolerance or (1e-8 if double else 1e-6),
+            basis=basis,
         )
         self.converged = bool(self._solution.converged.all())
 

@@ -112,7 +112,7 @@ def scored(
     """Return the estimate, the score of each fold, the truth, and what the nested interval is made from."""
     weights: list[Array] = []
 
-    def predict(of: Array, labels: NDArray[np.int64], held: Array, l2: tuple[float, ...]):  # type: ignore[no-untyped-def]
+    def predict(name: str, of: Array, labels: NDArray[np.int64], held: Array, l2: tuple[float, ...]):  # type: ignore[no-untyped-def]
         fit = probe._Fit(of, labels, l2, True, 2, "cpu")
         if len(l2) == 1:
             weights.append(fit._solution.weight[0, :, 0].numpy() / of.std(axis=0))

@@ -23,9 +23,9 @@ from eval_suite.usefulness.scores import WORK
 from eval_suite.usefulness.selection import JUDGES, label
 
 Array = NDArray[np.floating]
-Predict = Callable[[Array, NDArray[Any], Array, Sequence[Any]], tuple[Sequence[Array], bool]]
+Predict = Callable[[str, Array, NDArray[Any], Array, Sequence[Any]], tuple[Sequence[Array], bool]]
 """Fits features and targets of some samples; returns the predictions for others at every value of the grid,
-and whether all fits converged."""
+and whether all fits converged. The name is that of the feature set."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def cross_validate(
         for pair in _pairs(division.folds):
             held = np.isin(fold, pair)
             scored: dict[int, list[dict[str, float]]] = {number: [] for number in pair}
-            for of in x.values():
-                predicted, fine = method.predict(of[~held], y[~held], of[held], method.grid)
+            for name, of in x.items():
+                predicted, fine = method.predict(name, of[~held], y[~held], of[held], method.grid)
                 converged &= fine
                 for number in pair:
                     here = fold[held] == number
@@ -94,7 +94,7 @@ def cross_validate(
             name, place = candidates[best]
             held = fold == number
             (final, *_), fine = method.predict(
-                x[name][~held], y[~held], x[name][held], method.grid[place : place + 1]
+                name, x[name][~held], y[~held], x[name][held], method.grid[place : place + 1]
             )
             converged &= fine
             chosen.append(settings[best])

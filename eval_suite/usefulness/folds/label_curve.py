@@ -119,14 +119,14 @@ def _fitted(
         gained = np.zeros(len(method.grid))
         for number in usable:
             fitted, judged = rows[part != number], rows[part == number]
-            predicted, _ = method.predict(of[fitted], y[fitted], of[judged], method.grid)
+            predicted, _ = method.predict(key, of[fitted], y[fitted], of[judged], method.grid)
             gained += [_log_probability(y[judged], each) for each in predicted]
         place = int(np.flatnonzero(gained == gained.max())[-1])
         if best is None or gained[place] > best[0]:
             best = gained[place], key, place
     assert best is not None
     _, key, place = best
-    (final, *_), _ = method.predict(x[key][rows], y[rows], x[key][held], method.grid[place : place + 1])
+    (final, *_), _ = method.predict(key, x[key][rows], y[rows], x[key][held], method.grid[place : place + 1])
     return final
 
 

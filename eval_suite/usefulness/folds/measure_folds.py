@@ -178,16 +178,23 @@ def _method(
         if not grid:
             raise Unmeasurable(f"the folds leave {least} samples, fewer than {min(options.k)} neighbours")
 
-        def vote(of: Array, y: NDArray[Any], held: Array, k: Any) -> tuple[Any, bool]:
+        def vote(_: str, of: Array, y: NDArray[Any], held: Array, k: Any) -> tuple[Any, bool]:
             return neighbors.knn_scores(of, y, held, k, options.temperature, classes), True
 
         return Method("k", grid[::-1], vote), neighbors.with_directions(x)
     if kind == "regression":
-        return Method("l2", regression.L2_GRID, lambda *data: (regression.predictions(*data), True)), x
+        return Method("l2", regression.L2_GRID, lambda _, *data: (regression.predictions(*data), True)), x
 
-    def fit(of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
+    bases: dict[str, torch.Tensor] = {}
+
+    def fit(name: str, of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
         tolerance = ROUGH if len(l2) > 1 else None
-        return probe.predictions(of, y, held, l2, classes=classes, device=device, tolerance=tolerance)
+        if of.shape[1] <= len(of) and name not in bases:
+            bases[name] = probe.basis(of, device)
+        basis = bases[name] if of.shape[1] <= len(of) else None
+        return probe.predictions(
+            of, y, held, l2, classes=classes, device=device, tolerance=tolerance, basis=basis
+        )
 
     return Method("l2", sorted(options.l2), fit), x
 
@@ -217,7 +224,7 @@ def _on_test(
     held = features[key]["test"][test.known]
     if not np.isfinite(held).all():
         raise Unmeasurable(f"feature set {key} holds NaN or infinite features in test")
-    (predicted, *_), _ = method.predict(x[key], y, held, [best[method.setting]])
+    (predicted, *_), _ = method.predict(key, x[key], y, held, [best[method.setting]])
     of_class = test.values[test.known]
     measured = {f"test_{score}": value for score, value in JUDGES[kind].summary(of_class, predicted).items()}
     groups = None if test.groups is None else test.groups[test.known]

@@ -117,3 +117,16 @@ def test_val_chooses_the_feature_set_together_with_the_strength():
     alone = probe.linear_probe(x[:200], y[:200], x[200:400], y[200:400], x[400:], y[400:], l2=(found["l2"],))
     assert found["feature_set"] == "a"
     assert found["test_accuracy"] == alone["test_accuracy"]
+
+
+@pytest.mark.parametrize("width", [5, 40])
+def test_the_basis_of_other_samples_changes_no_prediction(width: int):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, width)) * np.logspace(0, -3, width)
+    x[:, -1] = 0  # a direction without variance, which the other samples have
+    y = (x[:, 0] + random.normal(size=300) > 0).astype(int)
+    own, _ = probe.predictions(x[:200], y[:200], x[200:], (1e-3, 1.0), classes=2)
+    of_others = probe.basis(random.normal(size=(50, width)))
+    other, converged = probe.predictions(x[:200], y[:200], x[200:], (1e-3, 1.0), classes=2, basis=of_others)
+    assert converged
+    np.testing.assert_allclose(other, own, atol=5e-4)

@@ -68,7 +68,7 @@ def test_scores_are_those_of_scikit_learn_within_folds():
 def recording(seen: list[tuple[np.ndarray, np.ndarray]]) -> Method:
     """Return a method whose predictions are the mean of the labels fitted, and that records what it sees."""
 
-    def predict(x: Any, y: Any, held: Any, grid: Any) -> tuple[list[np.ndarray], bool]:
+    def predict(name: str, x: Any, y: Any, held: Any, grid: Any) -> tuple[list[np.ndarray], bool]:
         seen.append((x[:, 0], held[:, 0]))
         return [np.stack([1 - g * held[:, 0], g * held[:, 0]], axis=1) for g in grid], True
 
@@ -99,7 +99,7 @@ def test_labels_of_a_fold_change_neither_its_settings_nor_its_predictions():
     _, division = measured(features, targets, metrics=())
     x = {key: division.features(of) for key, of in features.items()}
 
-    def fit(of: Any, y: Any, held: Any, l2: Any) -> Any:
+    def fit(name: str, of: Any, y: Any, held: Any, l2: Any) -> Any:
         return probe.predictions(of, y, held, l2, classes=2)
 
     method = Method("l2", (1e-3, 1e-1, 10.0), fit)
