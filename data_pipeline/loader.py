@@ -31,6 +31,7 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
 from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw
+from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 
@@ -81,8 +82,8 @@ class Batch:
         """Return the batch with labels and views copied to `device`; the parameters stay on the CPU."""
         return replace(
             self,
-            labels=self.labels.to(device, non_blocking=True),
-            views=[v.to(device, non_blocking=True) for v in self.views],
+            labels=to_device(self.labels, device),
+            views=[to_device(v, device) for v in self.views],
         )
 
 

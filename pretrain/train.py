@@ -8,6 +8,7 @@ import torch
 from data_pipeline.loader import Batch
 from data_pipeline.order import share
 from data_pipeline.transforms import augment
+from isotorus.device import to_device
 from pretrain.assemble import Run, assemble, load_batches
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
@@ -90,7 +91,7 @@ def update(run: Run) -> StepResult:
     state.guard.watch(batch, result)
     if state.probe:
         features = result.embeddings[: config.views.global_views].mean(0)
-        state.probe.learn(features, batch.labels.to(run.engine.device, non_blocking=True))
+        state.probe.learn(features, to_device(batch.labels, run.engine.device))
     state.step = step + 1
     if run.recorder:
         run.recorder.progress.step = state.step
@@ -117,7 +118,7 @@ def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.devic
         views.append(augmented.unflatten(0, crops.shape[:2]))
     mine = share(config.data.batch_size, rank(), world_size())
     keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))
-    return MicroBatch(views, keys.to(device, non_blocking=True))
+    return MicroBatch(views, to_device(keys, device))
 
 
 def rollback(run: Run) -> None:

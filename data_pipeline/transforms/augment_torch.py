@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isotorus.device import numbers, to_device, without_autocast
+
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey; torchvision's, so that results equal those of its operators."""
 KERNEL_SIGMAS = 3
@@ -27,15 +29,15 @@ _broken = False
 def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Augment images as `augment.apply` describes; `parameters` are on the CPU."""
     device, sigma = images.device, parameters[:, 5]
-    center, scale = (torch.tensor(s, dtype=torch.float32).to(device, non_blocking=True) for s in (mean, std))
-    values = parameters.to(device, non_blocking=True)
-    with torch.autocast(device.type, enabled=False):
+    center, scale = (numbers(device, *values) for values in (mean, std))
+    values = to_device(parameters, device)
+    with without_autocast(device):
         x = images.to(torch.float32).div_(torch.iinfo(images.dtype).max)
         x = _fused(colour, x, values)
         blurred = sigma.nonzero().squeeze(1)
         if len(blurred):
-            kernels = _kernels(sigma[blurred], limit=min(x.shape[2:]) - 1).to(device, non_blocking=True)
-            rows = blurred.to(device, non_blocking=True)
+            kernels = to_device(_kernels(sigma[blurred], limit=min(x.shape[2:]) - 1), device)
+            rows = to_device(blurred, device)
             x = x.index_copy(0, rows, _blur(x.index_select(0, rows), kernels))
         return _fused(finish, x, values, center, scale)
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from isotorus.device import without_autocast
+
 
 def be_deterministic() -> None:
     """Make every operation of this process give equal results for equal inputs, or raise `RuntimeError`.
@@ -39,7 +41,7 @@ def resize(images: Tensor, size: tuple[int, int], **options: Any) -> Tensor:
 
     Bilinear and bicubic interpolation are linear and separable.
     """
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images.device):
         rows, columns = (
             F.interpolate(
                 torch.eye(before, dtype=images.dtype, device=images.device)[None, None],

@@ -8,6 +8,8 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
+from isotorus.device import numbers
+
 
 class KeyedDropPath(nn.Module):
     """Drops a residual branch for whole samples with `probability`, and scales it up for the others.
@@ -49,8 +51,7 @@ def draw_masks(modules: list[KeyedDropPath], keys: Tensor) -> None:
     if not modules:
         return
     by_layer = len(modules), *[1] * keys.ndim
-    probabilities = torch.tensor([module.probability for module in modules]).view(by_layer)
-    probabilities = probabilities.to(keys.device, non_blocking=True)
+    probabilities = numbers(keys.device, *(module.probability for module in modules)).view(by_layer)
     layers = torch.arange(len(modules), device=keys.device).view(by_layer)
     scales = (uniform(keys, layers) >= probabilities) / (1 - probabilities)
     for module, scale in zip(modules, scales, strict=True):

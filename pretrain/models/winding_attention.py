@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from isotorus.device import without_autocast
 from pretrain.models.packed import unfit
 
 BLOCK = 128
@@ -71,8 +72,7 @@ class Address(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Addresses:  # type: ignore[override]
-        # The meta device, on which `plan` counts, has no autocast of its own.
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        with without_autocast(x.device):
             a, b, height = F.linear(x.float(), self.weight.float(), self.bias.float()).unbind(-1)
             angle = torch.atan2(b, a)
             turn = angle.detach() / (2 * math.pi) % 1
