@@ -52,12 +52,28 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _SumOverRanks.apply(x)
 
 
-def count_over_ranks(count: int, device: torch.device) -> Tensor:
-    """Sum an integer count over ranks, exactly; return an int64 scalar tensor on `device`."""
-    total = torch.tensor(count, dtype=torch.int64, device=device)
+def sum_together(*parts: Tensor) -> list[Tensor]:
+    """Do what `sum_over_ranks` does with each of some tensors, in one collective call; they share a type."""
+    if world_size() == 1:
+        return list(parts)
+    total = sum_over_ranks(torch.cat([part.flatten() for part in parts]))
+    pieces = total.split([part.numel() for part in parts])
+    return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+
+def count_over_ranks(count: int) -> int:
+    """Sum a number over ranks; every rank waits for the others."""
+    total = torch.tensor(count, dtype=torch.int64)
     if world_size() > 1:
         dist.all_reduce(total)
-    return total
+    return int(total)
+
+
+def stack_of_ranks(x: Tensor) -> Tensor:
+    """Return the tensors of all ranks, of one shape, as (ranks, …) in rank order, without gradient."""
+    flat = x.new_empty(world_size() * x.numel())
+    dist.all_gather_into_tensor(flat, x.flatten())
+    return flat.view(world_size(), *x.shape)
 
 
 class _GatherOverRanks(torch.autograd.Function):
@@ -67,8 +83,7 @@ class _GatherOverRanks(torch.autograd.Function):
         ctx.count = len(x)
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+        parts = stack_of_ranks(padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
@@ -85,7 +100,5 @@ def gather_over_ranks(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    count = torch.tensor([len(x)], dtype=torch.int64, device=x.device)
-    counts = [torch.empty_like(count) for _ in range(world_size())]
-    dist.all_gather(counts, count)
-    return _GatherOverRanks.apply(x, torch.cat(counts).tolist())
+    counts = stack_of_ranks(torch.full((), len(x), dtype=torch.int64, device=x.device))
+    return _GatherOverRanks.apply(x, counts.tolist())

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from isotorus.section import Section
 from pretrain.methods.base import HeadOutput, SIGRegConfig
 from pretrain.models.projector import MLPConfig, ProjectorConfig, build_mlp
-from pretrain.objectives.batch import covariance
-from pretrain.objectives.toroidal import Weighting, toroidal_covariance
-from pretrain.objectives.vicreg import covariance_penalty, mean_squared_error, variance_hinge
+from pretrain.objectives.batch import covariance_and_sums
+from pretrain.objectives.toroidal import Weighting, covariance_energy
+from pretrain.objectives.vicreg import covariance_penalty, squared_error, variance_hinge
 
 
 class JEPAProjectorConfig(ProjectorConfig):
@@ -88,27 +88,29 @@ class JEPAHead(nn.Module):
         pairs = [(v, g) for v in range(len(z)) for g in range(len(target)) if v != g]
         if not pairs:
             raise ValueError("a view is predicted from another one, so at least 2 views are needed")
-        views, goals = zip(*pairs, strict=True)
-        prediction = mean_squared_error(
-            predicted[list(views)].flatten(0, 1), target[list(goals)].float().flatten(0, 1)
-        )
-        parts = {"prediction": prediction, **self._regularizers(z, step)}
+        # Indices in a list would be copied to the device, and the host would wait for it.
+        error = torch.stack([squared_error(predicted[v], target[g].float()) for v, g in pairs]).sum()
+        regularizers, count, error = self._regularizers(z, step, error)
+        prediction = error / (count * len(pairs) * z.shape[2])
+        parts = {"prediction": prediction, **regularizers}
         weights = {"variance": self.config.variance_weight, "prediction": 1.0}
         loss = torch.stack([weights.get(name, self.config.weight) * x for name, x in parts.items()]).sum()
         return HeadOutput({"loss": loss, **parts}, z.detach())
 
-    def _regularizers(self, z: Tensor, step: int) -> dict[str, Tensor]:
+    def _regularizers(self, z: Tensor, step: int, error: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return the regularizing terms, each a mean over views of the view's own statistic.
 
-        Views of the same images are not independent samples, so they are not put together.
+        Views of the same images are not independent samples, so they are not put together. Two sums over
+        ranks come with them: the number of images, and `error`.
         """
         if self.config.regularizer == "sigreg":
-            return {"sigreg": self.sigreg(z, step)}
-        matrices = [covariance(view) for view in z]
+            statistic, count, error = self.sigreg.and_sums(z, step, error)
+            return {"sigreg": statistic}, count, error
+        matrices, count, error = covariance_and_sums(z, error)
         hinge = torch.stack([variance_hinge(matrix) for matrix in matrices]).mean()
         if self.config.regularizer == "vicreg":
             penalties = [covariance_penalty(matrix) for matrix in matrices]
-            return {"variance": hinge, "covariance": torch.stack(penalties).mean()}
+            return {"variance": hinge, "covariance": torch.stack(penalties).mean()}, count, error
         grid = (self.config.grid_size, self.config.weighting, self.config.time)
-        energies = [toroidal_covariance(view, *grid) for view in z]
-        return {"variance": hinge, "toroidal": torch.stack(energies).mean()}
+        energies = [covariance_energy(matrix, *grid) for matrix in matrices]
+        return {"variance": hinge, "toroidal": torch.stack(energies).mean()}, count, error

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from isotorus.device import to_device
 from isotorus.section import Section
 from pretrain.methods.base import HeadOutput, SIGRegConfig
 from pretrain.models.projector import MLPConfig, build_mlp
@@ -55,7 +56,7 @@ class TorusHead(nn.Module):
         """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles."""
         pairs = self.projector(embeddings).float()
         angles = angles_from_pairs(pairs.unflatten(-1, (self.config.angles, 2)))
-        frequencies, weights = self.frequencies(step)
+        frequencies, weights = (to_device(x, angles.device) for x in self.frequencies(step))
         parts = toroidal_lejepa(angles, self.n_global, self.config.weight, frequencies, weights)
         if self.config.encoder_weight:
             parts["sigreg_encoder"] = self.sigreg(embeddings, step)

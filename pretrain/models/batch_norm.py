@@ -5,7 +5,6 @@ test what runs on a cluster. Statistics are float32 under autocast too, and exac
 numbers of images (Ioffe & Szegedy 2015, arXiv:1502.03167).
 """
 
-import math
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
+from isotorus.device import without_autocast
+from pretrain.distributed import stack_of_ranks, sum_over_ranks, world_size
 
 
 class GlobalBatchNorm(nn.Module):
@@ -32,12 +32,13 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
+            x, mean, variance = x.float(), self.running_mean, self.running_var
             if self.training:
-                normal = _normalize(self, x.float(), [*range(x.ndim - 1)], self.momentum)
-            else:
-                normal = (x.float() - self.running_mean) * torch.rsqrt(self.running_var + self.eps)
-            return normal * self.weight + self.bias
+                count, mean, variance = _moments_of_ranks(*_moments_of_rows(x.flatten(0, -2)))
+                _follow(self, count, mean.detach(), variance.detach(), self.momentum)
+                mean, variance = mean.float(), variance.float()
+            return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -92,28 +93,62 @@ def _normalize_images(norm: _BatchNorm, x: Tensor) -> Tensor:
     """Return what torch's own layer would give for the images (N, C, H, W) of all ranks; count the batch."""
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
-    with torch.autocast(x.device.type, enabled=False):
-        count, mean, variance = _moments(x.detach())
+    with without_autocast(x.device):
+        count, mean, variance = _moments_of_images(x.detach())
         _follow(norm, count, mean, variance, cast(float, norm.momentum))
         normal: Tensor = _NormalizeImages.apply(x, norm.weight, norm.bias, count, mean, variance, norm.eps)
         return normal
 
 
-@torch.no_grad()
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the number of pixels, and the mean and variance of each channel, in the images of all ranks.
+def _moments_of_rows(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the number of this rank's rows (N, D), and the mean and variance of each column."""
+    # E[x²] − E[x]² would cancel in float32.
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    return len(x), mean, variance
 
-    The moments of each rank are combined by the formula of Chan, Golub and LeVeque (1983), which cancels no
-    digits. All are float64.
-    """
+
+@torch.no_grad()
+def _moments_of_images(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number of pixels, and the mean and variance of each channel, in the images of all ranks."""
     zeros = x.new_zeros(x.shape[1], dtype=torch.float32)
     moments = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)  # torch's kernel, of this rank
-    mean, variance = (moment.double() for moment in moments)
-    pixels = mean.new_tensor([x.numel() // x.shape[1]])
-    sums = sum_over_ranks(torch.cat([pixels, pixels * mean]))
-    count, total = sums[0], sums[1:] / sums[0]
-    spread = pixels * (variance + (mean - total).square())
-    return count, total, sum_over_ranks(spread) / count
+    return _moments_of_ranks(x.numel() // x.shape[1], *moments)
+
+
+def _moments_of_ranks(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the count, mean and variance of all ranks from those of this rank; over ranks, in float64."""
+    if world_size() == 1:
+        return mean.new_full((), count), mean, variance
+    combined: tuple[Tensor, Tensor, Tensor] = _CombinedMoments.apply(mean, variance, count)
+    return combined
+
+
+class _CombinedMoments(torch.autograd.Function):
+    """Count, mean and variance of all ranks: one gathered tensor, and one sum in the backward pass.
+
+    Gathered are float32 numbers, as torch's kernels compute them. The formula of Chan, Golub and LeVeque
+    (1983), in float64, cancels no digits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        own = torch.cat([mean.new_full((1,), count), mean, variance])
+        counts, means, variances = stack_of_ranks(own).double().split([1, len(mean), len(mean)], dim=1)
+        total = counts.sum()
+        center = (counts * means).sum(0) / total
+        spread = (counts * (variances + (means - center).square())).sum(0) / total
+        ctx.save_for_backward(mean, total, center)
+        ctx.mark_non_differentiable(total)
+        ctx.count = count
+        return total, center, spread
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, total, center = ctx.saved_tensors
+        of_center, of_spread = sum_over_ranks(torch.stack(grads[1:])) * (ctx.count / total)
+        # Its own deviations from `center` add to 0, so `center` within `spread` has no gradient.
+        of_mean = of_center + 2 * (mean - center) * of_spread
+        return of_mean.to(mean.dtype), of_spread.to(mean.dtype), None
 
 
 class _NormalizeImages(torch.autograd.Function):
@@ -156,17 +191,6 @@ class _NormalizeImages(torch.autograd.Function):
         offset = weight * scale * mean_grad - mean * slope
         slope, offset = (v.to(x.dtype)[:, None, None] for v in (slope, offset))
         return of_x.sub_(offset).addcmul_(x, slope, value=-1), of_weight, of_bias, None, None, None, None
-
-
-def _normalize(norm: GlobalBatchNorm | _BatchNorm, x: Tensor, dims: list[int], momentum: float) -> Tensor:
-    """Normalise `x` by mean and standard deviation over `dims` and all ranks; update running statistics."""
-    count = count_over_ranks(math.prod(x.shape[dim] for dim in dims), x.device)
-    mean = sum_over_ranks(x.sum(dims, keepdim=True)) / count
-    # E[x²] − E[x]² would cancel in float32, so the variance is a second sum, over centred values.
-    centred = x - mean
-    variance = sum_over_ranks(centred.square().sum(dims, keepdim=True)) / count
-    _follow(norm, count, mean, variance, momentum)
-    return centred * torch.rsqrt(variance + norm.eps)
 
 
 @torch.no_grad()

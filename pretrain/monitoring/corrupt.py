@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from data_pipeline.loader import Batch
@@ -47,13 +46,13 @@ class CorruptSamples:
 
         Raises UserError, on all ranks, when there are too many.
         """
-        if int(count_over_ranks(len(self._new), torch.device("cpu"))):
+        if count_over_ranks(len(self._new)):
             everyone: list[list[dict[str, Any]]] = [[] for _ in range(world_size())]
             dist.all_gather_object(everyone, self._new)
             self._new = []
             if rank() == 0:
                 self._write([row for rows in everyone for row in rows])
-        self.count = int(count_over_ranks(self.count if rank() == 0 else 0, torch.device("cpu")))
+        self.count = count_over_ranks(self.count if rank() == 0 else 0)
         if self.count > max(_FREE, self.max_share * step * self.batch_size):
             raise UserError(
                 f"{self.count} of {step * self.batch_size} images read were damaged, more than "

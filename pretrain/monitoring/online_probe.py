@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.distributed import sum_over_ranks, world_size
+from pretrain.distributed import sum_over_ranks, sum_together
 from pretrain.engines.optimizer import optimizer_state
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.objectives.batch import in_float32
@@ -33,15 +33,14 @@ class OnlineProbe(nn.Module):
     def learn(self, features: Tensor, labels: Tensor) -> None:
         """Train on this rank's features (N, D) and labels (N,); any split into ranks gives the same probe."""
         labelled = labels >= 0
-        count = sum_over_ranks(labelled.sum())
         logits = self.linear(self.norm(features.detach()))
         losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-        (losses * labelled).sum().div(count.clamp(min=1)).backward()
-        if world_size() > 1:
-            for parameter in self.parameters():
-                assert parameter.grad is not None
-                parameter.grad = sum_over_ranks(parameter.grad)
-        total = torch.stack([p.grad.sum() for p in self.parameters() if p.grad is not None]).sum()
+        parameters = list(self.parameters())
+        own = torch.autograd.grad((losses * labelled).sum(), parameters)
+        count, *gradients = sum_together(labelled.sum().to(losses.dtype), *own)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / count.clamp(min=1)
+        total = torch.stack([gradient.sum() for gradient in gradients]).sum()
         self.optimizer.found_inf = (~total.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,8 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from pretrain.distributed import count_over_ranks, sum_over_ranks, world_size
+from isotorus.device import without_autocast
+from pretrain.distributed import sum_over_ranks, sum_together, world_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,9 +24,7 @@ def in_float32(statistic: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(statistic)
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [*args, *kwargs.values()]
-        device = next(x.device.type for x in values if isinstance(x, Tensor))
-        # The meta device, on which sizes are checked, has no autocast of its own.
-        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+        with without_autocast(next(x.device for x in values if isinstance(x, Tensor))):
             wide = cast(Callable[..., R], statistic)
             return wide(*map(_widened, args), **{name: _widened(x) for name, x in kwargs.items()})
 
@@ -37,26 +36,38 @@ def _widened(x: object) -> object:
     return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def sample_count(x: Tensor, dim: int = 0) -> Tensor:
-    """Return the number of samples along `dim` over all ranks, as a scalar tensor.
+def own_count(x: Tensor, dim: int = 0) -> Tensor:
+    """Return this rank's number of samples along `dim` as a scalar of the type of `x`, exact up to 2²⁴.
 
-    Raises `ValueError` where there are none. Over several ranks, one rank may be empty; if all are, the
-    statistic becomes NaN instead, because a check would make the GPU wait for the count.
+    It is made on the device, and is summed over ranks together with the sums that it divides. Raises
+    `ValueError` where there are no samples. Over several ranks, one rank may be empty; if all are, the
+    statistic becomes NaN instead, because a check would make the host wait for the count.
     """
     if world_size() == 1 and x.shape[dim] == 0:
         raise ValueError(f"an objective over a batch needs at least one sample, got shape {tuple(x.shape)}")
-    return count_over_ranks(x.shape[dim], x.device)
+    return x.new_full((), x.shape[dim])
 
 
 @in_float32
 def covariance(z: Tensor) -> Tensor:
-    """Return the covariance (D, D) of the rows of `z` (B, D) over all ranks.
+    """Return the covariance (…, D, D) of the rows of `z` (…, B, D) over all ranks.
 
     The sum is divided by count - 1; for one row the result is zero. Raises `ValueError` for a wrong shape or
     no sample.
     """
-    if z.ndim != 2:
-        raise ValueError(f"z must be (samples, dimensions), not {tuple(z.shape)}")
-    count = sample_count(z)
-    centered = z - sum_over_ranks(z.sum(0)) / count
-    return sum_over_ranks(centered.T @ centered) / (count - 1).clamp(min=1)
+    return covariance_and_sums(z)[0]
+
+
+@in_float32
+def covariance_and_sums(z: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Return `covariance`, the number of rows on all ranks, and the sums of `others` over ranks.
+
+    The others are added in the same collective call as the mean.
+    """
+    if z.ndim < 2:
+        raise ValueError(f"z must be (…, samples, dimensions), not {tuple(z.shape)}")
+    total, count, *others = sum_together(z.sum(-2), own_count(z, -2), *others)
+    # Sums of products that are not centred would cancel, so they are a second call.
+    centered = z - (total / count).unsqueeze(-2)
+    matrix = sum_over_ranks(centered.mT @ centered) / (count - 1).clamp(min=1)
+    return matrix, count, *others

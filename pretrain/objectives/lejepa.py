@@ -8,8 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from isotorus.errors import UserError
-from pretrain.distributed import sum_over_ranks
-from pretrain.objectives.batch import in_float32, sample_count
+from pretrain.objectives.batch import in_float32
 from pretrain.objectives.sigreg import SIGReg
 
 Center = Literal["global", "all"]
@@ -33,8 +32,9 @@ def lejepa_loss(
     scalars `loss`, `prediction` and `sigreg`, equal on all ranks. Raises `UserError` for an impossible
     `n_global` or `center`.
     """
-    prediction = prediction_error(z, n_global, center)
-    statistic = sigreg(z, step, directions)
+    error = _squared_error(z, n_global, center)
+    statistic, count, error = sigreg.and_sums(z, step, error, directions=directions)
+    prediction = error / (count * z.shape[0] * z.shape[2])
     return {
         "loss": (1 - weight) * prediction + weight * statistic,
         "prediction": prediction,
@@ -42,14 +42,12 @@ def lejepa_loss(
     }
 
 
-@in_float32
-def prediction_error(z: Tensor, n_global: int, center: Center = "global") -> Tensor:
-    """Return the mean squared distance of views `z` (V, N, K) of all ranks to the centre of their image."""
-    views, _, width = z.shape
+def _squared_error(z: Tensor, n_global: int, center: Center) -> Tensor:
+    """Return the sum over this rank of the squared distances of views (V, N, K) to their image's centre."""
+    views = len(z)
     if not 1 <= n_global <= views:
         raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")
     if center not in ("global", "all"):
         raise UserError(f"center = {center!r}: must be 'global' or 'all'")
     centers = z[: n_global if center == "global" else views].mean(0)
-    total = sum_over_ranks((centers - z).square().sum())
-    return total / (sample_count(z, 1) * views * width)
+    return (centers - z).square().sum()

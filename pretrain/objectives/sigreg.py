@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from isotorus.device import constant, to_device
 from isotorus.errors import UserError
-from pretrain.distributed import count_over_ranks, sum_over_ranks
+from pretrain.distributed import count_over_ranks, sum_over_ranks, sum_together
 from pretrain.objectives import draws, univariate
-from pretrain.objectives.batch import in_float32, sample_count
+from pretrain.objectives.batch import in_float32, own_count
 from pretrain.objectives.characteristic_sums import Implementation, characteristic_sums
 
 # Elements of the projections that are computed at once, 256 MiB in float32.
@@ -39,7 +40,7 @@ def epps_pulley(
     if x.ndim != 2:
         raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
     sums = characteristic_sums(x.T, t_max / (knots - 1), knots, implementation)
-    return statistic_from_sums(sum_over_ranks(sums), sample_count(x), t_max, knots)
+    return statistic_from_sums(*sum_together(sums, own_count(x)), t_max, knots)
 
 
 class SIGReg(nn.Module):
@@ -83,19 +84,30 @@ class SIGReg(nn.Module):
         `directions` (K, M) with columns of length 1 replace those of (seed, step). Raises `ValueError` for
         shapes that do not fit and for an empty batch.
         """
+        return self.and_sums(z, step, directions=directions)[0]
+
+    @in_float32
+    def and_sums(
+        self, z: Tensor, step: int, *others: Tensor, directions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the statistic, the number of images on all ranks, and the sums of `others` over ranks.
+
+        One collective call adds them all.
+        """
         if z.ndim != 3:
             raise ValueError(f"z must be (views, images, dimensions), not {tuple(z.shape)}")
         if directions is None:
             directions = self.directions(z.shape[2], step)
         elif directions.ndim != 2 or len(directions) != z.shape[2]:
             raise ValueError(f"directions must be ({z.shape[2]}, slices), not {tuple(directions.shape)}")
-        count = sample_count(z, 1)
         # In bfloat16 the statistic of a slice is wrong by up to 2.4 %.
-        directions = directions.to(z.device, z.dtype, non_blocking=True)
+        directions = to_device(directions, z.device).to(z.dtype)
         if self.test == "epps_pulley":
-            sums = sum_over_ranks(self._sums(z, directions))
-            return statistic_from_sums(sums, count, self.t_max, self.knots).mean()
-        return torch.stack([univariate.TESTS[self.test](view @ directions) for view in z]).mean()
+            sums, count, *others = sum_together(self._sums(z, directions), own_count(z, 1), *others)
+            return statistic_from_sums(sums, count, self.t_max, self.knots).mean(), count, *others
+        # Side by side, the projections of all views are gathered in one call.
+        projections = (z @ directions).transpose(0, 1).flatten(1)
+        return univariate.TESTS[self.test](projections).mean(), *sum_together(own_count(z, 1), *others)
 
     def directions(self, width: int, step: int) -> Tensor:
         """Return the directions of a step, (width, num_slices), on the CPU."""
@@ -105,7 +117,7 @@ class SIGReg(nn.Module):
         """Return the mean of the statistic for Gaussian samples of the size of `z` (V, N, K) on all ranks."""
         if self.test == "epps_pulley":
             return null_mean(self.t_max, self.knots)
-        return univariate.null_mean(self.test, int(sample_count(z, 1)))
+        return univariate.null_mean(self.test, count_over_ranks(z.shape[1]))
 
     def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
         """Return the characteristic sums (2, knots - 1, V · slices) of this rank's images."""
@@ -128,7 +140,7 @@ class SIGReg(nn.Module):
 
 def statistic_from_sums(sums: Tensor, count: Tensor | int, t_max: float, knots: int) -> Tensor:
     """Return T as (R,) from the characteristic sums (2, knots - 1, R) of `count` samples."""
-    t, weights = (part.to(sums.device, sums.dtype)[:, None] for part in quadrature(t_max, knots))
+    t, weights = _quadrature_on(sums.device, sums.dtype, t_max, knots)[..., None]
     cos, sin = sums / count
     error = (cos - torch.exp(-(t**2) / 2)) ** 2 + sin**2
     return count * (weights * error).sum(0)
@@ -153,7 +165,8 @@ def aliased_share(x: Tensor, t_max: float = 3.0, knots: int = 17) -> Tensor:
     """
     check_grid(t_max, knots)
     beyond = (x.detach().abs() > math.pi * (knots - 1) / t_max).sum()
-    return sum_over_ranks(beyond) / count_over_ranks(x.numel(), x.device)
+    beyond, total = sum_over_ranks(torch.stack([beyond, torch.full_like(beyond, x.numel())]))
+    return beyond / total
 
 
 def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
@@ -163,6 +176,12 @@ def quadrature(t_max: float, knots: int) -> tuple[Tensor, Tensor]:
     weights = torch.full_like(t, 2 * spacing)
     weights[-1] = spacing
     return t, weights * torch.exp(-(t**2) / 2)
+
+
+@constant
+def _quadrature_on(device: torch.device, dtype: torch.dtype, t_max: float, knots: int) -> Tensor:
+    """Return `quadrature` as (2, knots - 1) on a device."""
+    return torch.stack(quadrature(t_max, knots)).to(device, dtype)
 
 
 def check_grid(t_max: float, knots: int) -> None:

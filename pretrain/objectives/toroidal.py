@@ -5,16 +5,16 @@ The first shapes second moments only. It does not make the embedding a torus and
 criterion, as SIGReg tests for a Gaussian.
 """
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from isotorus.device import constant
 from isotorus.errors import UserError
-from pretrain.distributed import sum_over_ranks
+from pretrain.distributed import sum_together
 from pretrain.geometry import torus
-from pretrain.objectives.batch import covariance, in_float32, sample_count
+from pretrain.objectives.batch import covariance, in_float32, own_count
 
 Weighting = Literal["distance", "laplacian", "heat"]
 
@@ -39,7 +39,13 @@ def toroidal_covariance(
 
     Returns a scalar, equal on all ranks. Raises `UserError` for a grid with more sites than D.
     """
-    width = z.shape[-1]
+    return covariance_energy(covariance(z), grid_size, weighting, time)
+
+
+@in_float32
+def covariance_energy(matrix: Tensor, grid_size: int, weighting: Weighting, time: float = 1.0) -> Tensor:
+    """Return the penalty of `toroidal_covariance` on a covariance matrix (D, D)."""
+    width = len(matrix)
     if weighting not in ("distance", "laplacian", "heat"):
         raise UserError(f"weighting = {weighting!r}: must be 'distance', 'laplacian' or 'heat'")
     torus.check_grid_size(grid_size)
@@ -48,15 +54,12 @@ def toroidal_covariance(
             f"grid_size = {grid_size}: {grid_size**2} sites for {width} dimensions;"
             f" choose at most {int(width**0.5)} or widen the embedding"
         )
-    matrix = covariance(z)
     goal = _goal(width, grid_size, weighting, time, matrix.dtype, matrix.device)
     cost = (matrix - goal).square() if weighting == "heat" else goal * matrix.square()
     return cost.sum() / (width * (width - 1))
 
 
-# Tensors made in inference mode could not be used in a training step later.
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
+@constant
 def _goal(
     width: int, grid_size: int, weighting: Weighting, time: float, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -100,7 +103,8 @@ def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Te
     """
     if angles.ndim != 2:
         raise ValueError(f"angles must be (samples, m), not {tuple(angles.shape)}")
-    return _uniformity(angles.unsqueeze(0), frequencies, weights)
+    sums = _fourier_sums(angles.unsqueeze(0), frequencies, weights)
+    return _uniformity(*sum_together(sums, own_count(angles)), weights)
 
 
 @in_float32
@@ -111,7 +115,13 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     angle counts 1 and has no gradient. The mean is over the images of all ranks. Raises `UserError` for an
     impossible `n_global`.
     """
-    views = angles.shape[0]
+    error, count = sum_together(_circular_error(angles, n_global), own_count(angles, 1))
+    return error / (count * len(angles))
+
+
+def _circular_error(angles: Tensor, n_global: int) -> Tensor:
+    """Return this rank's sum over views, images and angles of 1 - cos(θ - μ); see `torus_prediction`."""
+    views = len(angles)
     if not 1 <= n_global <= views:
         raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")
     points = torch.stack([angles.cos(), angles.sin()])
@@ -120,8 +130,7 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     cancelled = square < SHORTEST_PAIR**2
     length = square.masked_fill(cancelled, 1.0).sqrt()
     cos = (points * center[:, None]).sum(0) / length
-    error = 1 - cos.masked_fill(cancelled.expand_as(cos), 0.0)
-    return sum_over_ranks(error.sum()) / (sample_count(angles, 1) * views)
+    return (1 - cos.masked_fill(cancelled.expand_as(cos), 0.0)).sum()
 
 
 @in_float32
@@ -135,8 +144,11 @@ def toroidal_lejepa(
     """
     if angles.ndim != 3:
         raise ValueError(f"angles must be (views, images, m), not {tuple(angles.shape)}")
-    prediction = torus_prediction(angles, n_global)
-    uniformity = _uniformity(angles, frequencies, weights)
+    sums = _fourier_sums(angles, frequencies, weights)
+    error = _circular_error(angles, n_global)
+    sums, count, error = sum_together(sums, own_count(angles, 1), error)
+    prediction = error / (count * len(angles))
+    uniformity = _uniformity(sums, count, weights)
     return {
         "loss": (1 - weight) * prediction + weight * uniformity,
         "prediction": prediction,
@@ -144,8 +156,8 @@ def toroidal_lejepa(
     }
 
 
-def _uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean over views of the statistics U of `angles` (V, N, m)."""
+def _fourier_sums(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
+    """Return the sums of cos(k·θ) and of sin(k·θ) over this rank's `angles` (V, N, m), as (2, V, F)."""
     if frequencies.is_floating_point() or frequencies.shape != (len(weights), angles.shape[-1]):
         raise ValueError(
             f"frequencies must be integers ({len(weights)}, {angles.shape[-1]}),"
@@ -154,8 +166,11 @@ def _uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
     # Not checked on an accelerator, which would have to wait for the answer.
     if frequencies.device.type == "cpu" and not frequencies.any(dim=1).all():
         raise ValueError("a frequency is all zeros: its coefficient is 1 whatever the angles; leave it out")
-    count = sample_count(angles, 1)
     phase = angles @ frequencies.to(angles).T
-    sums = sum_over_ranks(torch.stack([phase.cos().sum(1), phase.sin().sum(1)]))
+    return torch.stack([phase.cos().sum(1), phase.sin().sum(1)])
+
+
+def _uniformity(sums: Tensor, count: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over views of the statistics U, from the sums (2, V, F) of all ranks' images."""
     coefficients = sums.square().sum(0) / count
     return (coefficients @ weights.to(coefficients)).mean()

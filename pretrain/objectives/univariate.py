@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.distributed import gather_over_ranks, sum_over_ranks
-from pretrain.objectives.batch import in_float32, sample_count
+from isotorus.device import numbers
+from pretrain.distributed import gather_over_ranks, sum_over_ranks, sum_together
+from pretrain.objectives.batch import in_float32, own_count
 
 # A smaller variance is taken to be 0.
 SMALLEST_VARIANCE = 1e-12
@@ -92,11 +93,10 @@ def extended_jarque_bera(x: Tensor) -> Tensor:
 @in_float32
 def moments(x: Tensor) -> Tensor:
     """Return N Σ_{k=1}^4 (mean xᵏ - E Zᵏ)² / Var Zᵏ for Z ~ N(0, 1); each of the four terms has mean 1."""
-    count = sample_count(x)
-    means = sum_over_ranks(torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)])) / count
-    expected = torch.tensor([[0.0], [1.0], [0.0], [3.0]]).to(x)
-    variance = torch.tensor([[1.0], [2.0], [15.0], [96.0]]).to(x)
-    return count * ((means - expected).square() / variance).sum(0)
+    sums, count = sum_together(torch.stack([(x**k).sum(0) for k in (1, 2, 3, 4)]), own_count(x))
+    expected = numbers(x.device, 0.0, 1.0, 0.0, 3.0)[:, None]
+    variance = numbers(x.device, 1.0, 2.0, 15.0, 96.0)[:, None]
+    return count * ((sums / count - expected).square() / variance).sum(0)
 
 
 TESTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -138,7 +138,7 @@ def null_mean(test: str, samples: int) -> float:
 
 def _sorted(x: Tensor) -> Tensor:
     """Return the rows of all ranks, each column sorted."""
-    sample_count(x)
+    own_count(x)  # refuses an empty batch
     return gather_over_ranks(x).sort(dim=0).values
 
 
@@ -155,8 +155,8 @@ def _ranks(x: Tensor) -> Tensor:
 
 def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return count, mean and the central moments 2, 3 and 4, divided by N, of the rows of all ranks."""
-    count = sample_count(x)
-    mean = sum_over_ranks(x.sum(0)) / count
+    total, count = sum_together(x.sum(0), own_count(x))
+    mean = total / count
     centered = x - mean
     powers = torch.stack([(centered**k).sum(0) for k in (2, 3, 4)])
     variance, third, fourth = (sum_over_ranks(powers) / count).unbind()

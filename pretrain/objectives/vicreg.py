@@ -7,8 +7,7 @@ variance and covariance of the embedding prevent collapse.
 import torch
 from torch import Tensor
 
-from pretrain.distributed import sum_over_ranks
-from pretrain.objectives.batch import covariance, in_float32, sample_count
+from pretrain.objectives.batch import covariance_and_sums, in_float32, own_count
 
 
 @in_float32
@@ -26,8 +25,9 @@ def vicreg_loss(
     of `embedding` (B, D'). Returns the scalars `loss`, `prediction`, `variance` and `covariance`, equal on
     all ranks. Raises `ValueError` for shapes that do not fit.
     """
-    error = mean_squared_error(prediction, target)
-    matrix = covariance(embedding)
+    sums = squared_error(prediction, target), own_count(prediction)
+    matrix, _, error, count = covariance_and_sums(embedding, *sums)
+    error = error / (count * prediction.shape[1])
     hinge = variance_hinge(matrix)
     penalty = covariance_penalty(matrix)
     return {
@@ -39,14 +39,13 @@ def vicreg_loss(
 
 
 @in_float32
-def mean_squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return the mean of (prediction - target)² over all ranks' rows and dimensions; `target` is constant."""
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the sum of (prediction - target)² on this rank; `target` is constant."""
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
         )
-    error = prediction - target.detach()
-    return sum_over_ranks(error.square().sum()) / (sample_count(prediction) * error.shape[1])
+    return (prediction - target.detach()).square().sum()
 
 
 @in_float32
