@@ -19,6 +19,7 @@ os.environ.setdefault("LOCAL_RANK", "0")
 import deepspeed
 from deepspeed.utils import logger
 
+from isotorus.device import to_device
 from pretrain.distributed import world_size
 from pretrain.engines import zero_state
 from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
@@ -83,7 +84,8 @@ class DeepSpeedEngine:
                 group["lr"] = lr
             self._limit = limit
             self.zero.step()
-            norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+            norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)
+            norm = to_device(norm, self.device)
             zero_state.clear_gradients(self.zero.optimizer)
         self.networks.follow(momentum, accepts(norm, limit))
         return norm
@@ -95,8 +97,8 @@ class DeepSpeedEngine:
         """
         norm = self.zero.optimizer._global_grad_norm
         partition = next(p for group in optimizer.param_groups for p in group["params"])
-        refused = (~accepts(torch.as_tensor(norm), self._limit)).float().to(partition.device)
-        optimizer.found_inf = refused  # type: ignore[attr-defined]
+        accepted = accepts(to_device(torch.as_tensor(norm), partition.device), self._limit)
+        optimizer.found_inf = (~accepted).float()  # type: ignore[attr-defined]
 
     def state(self) -> dict[str, Any]:
         if self.stage:

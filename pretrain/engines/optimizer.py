@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from isotorus.section import Section
+from pretrain.models.shards import own_part
 
 
 class OptimizerConfig(Section):
@@ -60,24 +63,62 @@ def accepts(norm: Tensor, limit: Tensor | None) -> Tensor:
     return norm.isfinite() if limit is None else norm <= limit.to(norm.device)
 
 
+@torch.no_grad()
 def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Tensor | None = None) -> Tensor:
     """Clip gradients, update parameters and clear gradients; return the norm before clipping, a scalar.
 
     Tensors may be whole or sharded. A norm that is not finite, or above `limit`, refuses the update:
-    parameters and moments stay as they are. The norm is global, so all ranks decide the same without
-    communicating.
+    parameters and moments stay as they are. The norm is global, so all ranks decide the same.
+
+    All is computed on this rank's parts of tensors, with one sum over ranks for the norm: an operation on
+    DTensors takes the host longer than the device.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip_grad)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [own_part(p.grad) for p in parameters]
+    norm = _norm_over_shards(gradients, parameters[0])
+    torch._foreach_mul_(gradients, (clip_grad / (norm + 1e-6)).clamp(max=1))
+    # The fused kernels read this flag on the device, so the host need not wait for the norm.
+    refused = (~accepts(norm, limit)).float()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    # The fused kernels read this flag on the device, so the host need not wait for the norm.
-    optimizer.found_inf = (~accepts(norm, limit)).float()  # type: ignore[attr-defined]
-    optimizer.step()
+        _step(optimizer, group, refused)
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _norm_over_shards(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """Return the norm of all elements, from this rank's parts of tensors that are sharded as `like` is."""
+    total = torch.stack(torch._foreach_norm(tensors)).double().square().sum()
+    if isinstance(like, DTensor):
+        for dim, placement in enumerate(like.placements):
+            if placement.is_shard():
+                dist.all_reduce(total, group=like.device_mesh.get_group(dim))
+    return total.sqrt().float()
+
+
+def _step(optimizer: torch.optim.AdamW, group: dict[str, Any], refused: Tensor) -> None:
+    """Do what `optimizer.step()` does with one group of parameters, unless it is `refused` (0 or 1)."""
+    parameters = [p for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return
+    moments = [_moments(optimizer, p) for p in parameters]
+    adamw(
+        [own_part(p) for p in parameters],
+        [own_part(p.grad) for p in parameters],
+        [own_part(moment["exp_avg"]) for moment in moments],
+        [own_part(moment["exp_avg_sq"]) for moment in moments],
+        [],
+        [moment["step"] for moment in moments],
+        fused=True,
+        found_inf=refused,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def optimizer_state(

@@ -2,12 +2,16 @@
 
 import copy
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pretrain.models.drop_path import KeyedDropPath
+from pretrain.models.shards import own_part
+
+PIECE = 2**26
+"""Elements from which on parameters are moved in several pieces; a piece needs as much memory again."""
 
 
 class Target(nn.Module):
@@ -37,18 +41,38 @@ class Target(nn.Module):
         sharded, those of the target are sharded in the same way, and each rank updates its own shards.
         """
         for mine, online in ((self.encoder, encoder), (self.projector, projector)):
-            old, new = ([_shard(p) for p in module.parameters()] for module in (mine, online))
-            weight = (1 - momentum) * accepted.float()
-            torch._foreach_lerp_(old, new, [weight.to(p.device) for p in old])
-            for buffer, online_buffer in zip(mine.buffers(), online.buffers(), strict=True):
-                buffer.copy_(online_buffer)
+            old, new = ([own_part(p) for p in module.parameters()] for module in (mine, online))
+            _approach(old, new, (1 - momentum) * accepted.float())
+            _copy(list(mine.buffers()), list(online.buffers()))
 
 
-def _shard(parameter: nn.Parameter) -> Tensor:
-    """Return this rank's part of a parameter: a shard of FSDP or ZeRO-3, or all of it."""
-    if isinstance(parameter, DTensor):
-        return parameter.to_local()
-    return getattr(parameter, "ds_tensor", parameter).detach()
+def _approach(old: list[Tensor], new: list[Tensor], weight: Tensor) -> None:
+    """Move each old tensor towards the new one by `weight`, in a few operations for all of them.
+
+    torch's own `_foreach_lerp_` needs one operation for each tensor where the weight is a tensor.
+    """
+    weight = weight.to(old[0].device)
+    for first, last in _pieces([x.numel() for x in old]):
+        change = torch._foreach_sub(new[first:last], old[first:last])
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(old[first:last], change)
+
+
+def _copy(old: list[Tensor], new: list[Tensor]) -> None:
+    """Set each old tensor to the new one, with one operation for all of one type."""
+    for dtype in dict.fromkeys(x.dtype for x in old):
+        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.dtype == dtype]
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+
+
+def _pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Divide tensors of these sizes into runs (first, last + 1), each as short as `PIECE` elements allow."""
+    first = elements = 0
+    for i, size in enumerate(sizes):
+        elements += size
+        if elements >= PIECE or i == len(sizes) - 1:
+            yield first, i + 1
+            first, elements = i + 1, 0
 
 
 def target_momentum(step: int, steps: int, initial: float) -> float:

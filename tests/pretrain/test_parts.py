@@ -9,7 +9,7 @@ import torch
 
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain.engines.optimizer import OptimizerConfig, build_optimizer
+from pretrain.engines.optimizer import OptimizerConfig, build_optimizer, update
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
 from pretrain.models.projector import MLPConfig, build_mlp
@@ -35,6 +35,31 @@ def test_weight_decay_spares_biases_norms_and_tokens():
     assert decayed | spared == set(names.values())
     assert {"encoder.pos_embed", "encoder.cls_token", "encoder.norm.weight", "1.weight", "6.bias"} <= spared
     assert {"encoder.blocks.0.attn.qkv.weight", "encoder.patch_embed.proj.weight", "0.weight"} <= decayed
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6])
+def test_updates_are_those_of_torchs_optimizer(clip: float):
+    ours, torchs = (build_mlp(6, MLPConfig(hidden=8), 4, seed=0) for _ in range(2))
+    empty = torch.nn.Module()
+    empty.encoder = torch.nn.Identity()
+    mine = build_optimizer(empty, ours, OptimizerConfig())
+    reference = build_optimizer(empty, torchs, OptimizerConfig(), fused=False)
+    for step in range(4):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        for head in (ours, torchs):
+            (1e3 * head(x).square().sum()).backward()
+        expected = torch.nn.utils.clip_grad_norm_(torchs.parameters(), clip)
+        limit = expected / 2 if step == 1 else None  # the second update is refused
+        assert update(mine, 1e-3, clip, limit) == pytest.approx(expected.item())
+        if step != 1:
+            for group in reference.param_groups:
+                group["lr"] = 1e-3
+            reference.step()
+        reference.zero_grad()
+        assert all(parameter.grad is None for parameter in ours.parameters())
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert {float(state["step"]) for state in mine.state.values()} == {3}
 
 
 def test_batch_norm_is_torch_batch_norm_on_one_process():
