@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pretrain.engines import Engine, build_engine
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import uses_bf16
 from pretrain.engines.optimizer import OptimizerConfig
-from pretrain.engines.step import MicroBatch, train_step
+from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.methods import LeJEPAConfig, build_head
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
@@ -25,6 +26,12 @@ from pretrain.monitoring import collapse
 from pretrain.monitoring.online_probe import OnlineProbe
 
 LOG_EVERY = 10
+
+
+def measure(head: nn.Module, result: StepResult) -> dict[str, float]:
+    """Do what the training loop does at a logged step; its last part is done by a thread there."""
+    scalars, covariance = collapse.measure(head, result, 0)
+    return collapse.conclude({name: x.item() for name, x in scalars.items()}, covariance.cpu())
 
 
 def main() -> None:
@@ -68,7 +75,7 @@ def main() -> None:
 
     step = timed(lambda: train_step(engine, batch, 0, 1e-4))
     sigreg = timed(lambda: head.sigreg(z, 0).backward())
-    measured = timed(lambda: collapse.measure(head, result, 0))
+    measured = timed(lambda: measure(head, result))
     probed = timed(lambda: probe.learn(result.embeddings[:2].mean(0), labels))
     accumulating, averaging = build(accumulation=4), build(accumulation=4, accumulate="microbatch")
     exact = timed(lambda: train_step(accumulating, batch, 0, 1e-4))

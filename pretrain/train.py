@@ -136,8 +136,9 @@ def rollback(run: Run) -> None:
 def log_row(run: Run, result: StepResult) -> None:
     """Log the last step, with means over the steps since the previous row; all ranks call it."""
     config, state, step = run.config, run.state, run.state.step
-    row = {name: value.item() for name, value in result.parts.items()}
-    row |= collapse.measure(run.engine.networks.head, result, step - 1)
+    scalars, covariance = collapse.measure(run.engine.networks.head, result, step - 1)
+    named = result.parts | scalars
+    row = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
     if state.probe:
         row["probe_balanced_accuracy"] = state.probe.balanced_accuracy()
     row["lr"], _ = rates(config, step - 1)
@@ -148,7 +149,7 @@ def log_row(run: Run, result: StepResult) -> None:
     row["images_per_second"] = config.data.batch_size / row["seconds_step"]
     row["corrupt_samples"] = run.corrupt.report(state.batch)
     if run.recorder:
-        run.recorder.write(step, row)
+        run.recorder.write(step, row, covariance.cpu())
     run.last_logged = step
 
 

@@ -1,74 +1,105 @@
 """Measures of collapse for the log, computed at logged steps on the embeddings of that step."""
 
+import logging
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from isotorus.device import to_device
 from pretrain.engines.step import StepResult
 from pretrain.methods import TorusHead
-from pretrain.objectives.batch import covariance, in_float32
+from pretrain.objectives.batch import covariance_and_sums, in_float32
 from pretrain.objectives.sigreg import SIGReg, aliased_share
+
+log = logging.getLogger(__name__)
 
 # Below these an embedding is as useless as a point or a line.
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 
 
+class Measured(NamedTuple):
+    """What the ranks have measured together, still on the device and equal on all of them."""
+
+    scalars: dict[str, Tensor]
+    covariance: Tensor
+    """Covariance (D, D) of the encoder's output, with all views pooled."""
+
+
 @torch.no_grad()
-def measure(head: nn.Module, result: StepResult, step: int) -> dict[str, float]:
+def measure(head: nn.Module, result: StepResult, step: int) -> Measured:
     """Return measures of the global batch; every rank calls it, because it sums over ranks.
 
-    `effective_rank` (exp of the entropy of the covariance's eigenvalues, Roy & Vetterli 2007) and
-    `std_min` and `std_median` (over dimensions) describe the encoder's output, with all views pooled.
-    `sigreg_over_null` and `uniformity_over_null` are 1 for the target distribution. `aliased` is the
-    share of projections that the quadrature's grid mistakes for smaller ones. `collapsed` is 1 when the
-    embedding is a point or a line.
+    `std_min` and `std_median` (over dimensions) describe the encoder's output, with all views pooled, and
+    `scale` is the root of the mean square of its numbers. `sigreg_over_null` and `uniformity_over_null` are 1
+    for the target distribution. `aliased` is the share of projections that the quadrature's grid mistakes for
+    smaller ones.
     """
-    embeddings = result.embeddings.flatten(0, 1)
-    matrix = covariance(embeddings)
+    embeddings = result.embeddings.flatten(0, 1).float()
+    matrix, count, squares = covariance_and_sums(embeddings, embeddings.square().sum())
     std = matrix.diagonal().clamp(min=0).sqrt()
-    scale = embeddings.square().mean().sqrt()
-    rank = effective_rank(matrix)
-    measured = {
-        "effective_rank": rank,
+    scalars = {
+        "scale": (squares / (count * embeddings.shape[1])).sqrt(),
         "std_min": std.min(),
         "std_median": std.median(),
-        "collapsed": ((std.median() < COLLAPSED_STD * scale) | (rank < COLLAPSED_RANK)).float(),
     }
     sigreg = getattr(head, "sigreg", None)
     if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
-        measured["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
+        scalars["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
         if sigreg.test == "epps_pulley":
-            measured["aliased"] = _aliased(result.projections, sigreg, step)
+            scalars["aliased"] = _aliased(result.projections, sigreg, step)
     if isinstance(head, TorusHead):
         _, weights = head.frequencies(step)
-        measured["uniformity_over_null"] = result.parts["uniformity"] / weights.sum()
-    return {name: value.item() for name, value in measured.items()}
+        scalars["uniformity_over_null"] = result.parts["uniformity"] / float(weights.sum())
+    return Measured(scalars, matrix)
+
+
+def conclude(scalars: dict[str, float], covariance: Tensor) -> dict[str, float]:
+    """Return the row of the log that follows from the values of `measure`, on the CPU.
+
+    `effective_rank` is exp of the entropy of the covariance's eigenvalues (Roy & Vetterli 2007), and left out
+    where these cannot be computed. `collapsed` is 1 when the embedding is a point or a line.
+    """
+    row = dict(scalars)
+    collapsed = row["std_median"] < COLLAPSED_STD * row.pop("scale")
+    try:
+        row["effective_rank"] = effective_rank(covariance)
+        collapsed |= row["effective_rank"] < COLLAPSED_RANK
+    except torch.linalg.LinAlgError as error:  # a measure must not end a run
+        log.warning("the effective rank is left out: %s", str(error).split("\n", 1)[0])
+    return row | {"collapsed": float(collapsed)}
 
 
 @in_float32
 def _aliased(z: Tensor, sigreg: SIGReg, step: int) -> Tensor:
     """Return the share of the projections `z` (V, N, K) that are beyond SIGReg's grid in a step."""
-    directions = sigreg.directions(z.shape[-1], step).to(z)
+    directions = to_device(sigreg.directions(z.shape[-1], step), z.device).to(z.dtype)
     return aliased_share(z @ directions, sigreg.t_max, sigreg.knots)
 
 
-@in_float32
-def effective_rank(matrix: Tensor) -> Tensor:
-    """Return exp H(λ/Σλ) of a covariance matrix (D, D); 0 without variance, NaN if it holds NaN."""
-    if not matrix.isfinite().all():
-        return torch.full((), torch.nan)
-    values = torch.linalg.eigvalsh(matrix).clamp(min=0)
-    shares = values / values.sum().clamp(min=1e-30)
-    return torch.where(values.sum() > 0, torch.special.entr(shares).sum().exp(), 0.0)
+def effective_rank(covariance: Tensor) -> float:
+    """Return exp H(λ/Σλ) of a covariance matrix (D, D) on the CPU; 0 without variance, NaN if it holds NaN.
+
+    It is computed in float64, because solvers in float32 have failed for matrices of low rank. Raises
+    `torch.linalg.LinAlgError` if the solver does not converge.
+    """
+    if not covariance.isfinite().all():
+        return math.nan
+    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    total = values.sum()
+    return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 0.0
 
 
 def warnings(row: dict[str, float]) -> list[str]:
     """Return warnings about a logged row, one line each."""
     lines = []
     if row.get("collapsed"):
+        rank = f"effective rank {row['effective_rank']:.2f}, " if "effective_rank" in row else ""
         lines.append(
-            f"step {row['step']}: the embedding has collapsed (effective rank {row['effective_rank']:.2f}, "
-            f"median std {row['std_median']:.1e}); raise objective.weight or lower optimizer.lr"
+            f"step {row['step']}: the embedding has collapsed ({rank}median std {row['std_median']:.1e}); "
+            "raise objective.weight or lower optimizer.lr"
         )
     if row.get("aliased"):
         lines.append(

@@ -5,12 +5,14 @@ import logging
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from torch import Tensor
 
 from isotorus import jsonl
 from isotorus.jsonl import StepLog
@@ -46,9 +48,16 @@ class Recorder:
         self.progress = Progress(config.name, start, config.steps)
         self.mirror = _start_mirror(config, start) if config.tracking.enabled else None
         self._seconds_at_peak = _seconds_at_peak(config, inputs, engine)
+        self._thread = ThreadPoolExecutor(1, "recorder")
+        self._writing: Future[None] | None = None
 
-    def write(self, step: int, measured: dict[str, float]) -> None:
-        """Log what was measured after `step` steps, and warn if it looks bad."""
+    def write(self, step: int, measured: dict[str, float], covariance: Tensor) -> None:
+        """Log what was measured after `step` steps, and warn if it looks bad.
+
+        Training goes on while a thread computes what follows from the embeddings' covariance (on the CPU) and
+        writes the row. An error of the thread, such as that of a full disk, is raised by the next call of a
+        method.
+        """
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
             "step": step,
@@ -59,23 +68,38 @@ class Recorder:
         }
         if self._seconds_at_peak:
             row["mfu"] = measured["images_per_second"] * self._seconds_at_peak
+        self._wait()
+        self._writing = self._thread.submit(self._write, row, covariance)
+
+    def _write(self, measured: dict[str, Any], covariance: Tensor) -> None:
+        """Write a row; it is the thread's work."""
+        row = collapse.conclude(measured, covariance)
         self.file.write(row)
         self.progress.show(row)
         for warning in collapse.warnings(row):
             log.warning(warning)
 
+    def _wait(self) -> None:
+        """Wait until the last row is written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
     def sync(self) -> None:
         """Force the rows to the disk; call it before a save, so that no checkpoint lacks its rows."""
+        self._wait()
         self.file.sync()
 
     def rollback(self, step: int) -> None:
         """Drop the rows of metrics.jsonl after `step`, because these steps are repeated."""
+        self._wait()
         self.file = StepLog(self.config.folder / "metrics.jsonl", step)
         if self.mirror:
             self.mirror.read_again(step)
 
     def close(self) -> None:
         """Send the remaining rows and `status` to MLflow, and end the progress bar."""
+        self._thread.shutdown()
         self.progress.close()
         if self.mirror:
             # A failed run has an error to report, for which others wait.

@@ -20,7 +20,12 @@ def measure(embeddings: torch.Tensor, scale: float = 1.0) -> dict[str, float]:
     config = LeJEPAConfig(sigreg=SIGRegConfig(num_slices=256), projector=ProjectorConfig(layers=1, width=8))
     head = build_head(config, 8, n_global=2, seed=0)
     z = embeddings * scale
-    return collapse.measure(head, StepResult({"sigreg": head.sigreg(z, 3)}, embeddings, z), 3)
+    return row(head, StepResult({"sigreg": head.sigreg(z, 3)}, embeddings, z), 3)
+
+
+def row(head: torch.nn.Module, result: StepResult, step: int) -> dict[str, float]:
+    scalars, covariance = collapse.measure(head, result, step)
+    return collapse.conclude({name: value.item() for name, value in scalars.items()}, covariance)
 
 
 def test_a_gaussian_is_at_the_null_with_full_rank():
@@ -41,6 +46,22 @@ def test_collapse_says_so(name: str):
     assert found["collapsed"] == 1 and "step 7: the embedding has collapsed" in said
 
 
+def test_a_solver_that_fails_leaves_the_rank_out(monkeypatch: pytest.MonkeyPatch):
+    def fail(matrix: torch.Tensor) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    found = measure(1e-4 * torch.randn(2, N, 8) + 1)
+    assert "effective_rank" not in found and found["collapsed"] == 1
+    assert "collapsed (median std" in collapse.warnings({"step": 7, **found})[0]
+
+
+def test_the_rank_of_few_directions_among_many_is_found():
+    # Covariances of low rank are where solvers in float32 have failed.
+    x = torch.randn(4096, 3, dtype=torch.float64) @ torch.randn(3, 512, dtype=torch.float64)
+    assert 2 < collapse.effective_rank(torch.cov(x.T).float()) <= 3.001
+
+
 def test_aliasing_says_so():
     # Half the grid's period is 16π/3 ≈ 16.8; at std 20 the share beyond is P(|x| > 16.8 / 20).
     found = measure(torch.randn(2, N, 8), scale=20)
@@ -57,7 +78,7 @@ def test_uniform_angles_are_at_their_null():
     angles = 2 * math.pi * torch.rand(200, 256, 2, generator=torch.Generator().manual_seed(1))
     statistic = torch.stack([torus_uniformity(a, *head.frequencies(0)) for a in angles]).mean()
     result = StepResult({"uniformity": statistic}, torch.randn(1, 64, 4), torch.randn(1, 64, 4))
-    assert collapse.measure(head, result, 0)["uniformity_over_null"] == pytest.approx(1, abs=0.1)
+    assert row(head, result, 0)["uniformity_over_null"] == pytest.approx(1, abs=0.1)
 
 
 def test_probe_learns_separable_classes_and_leaves_unlabelled_out():

@@ -90,7 +90,8 @@ def test_measures_of_collapse(name: str):
         statistic = torch.tensor(2.0)
         result = StepResult({"sigreg": statistic, "uniformity": statistic}, x, 8 * x)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            measured.append(collapse.measure(head, result, 0))
+            scalars, covariance = collapse.measure(head, result, 0)
+        measured.append(({name: x.item() for name, x in scalars.items()}, covariance.tolist()))
     assert measured[0] == measured[1]
 
 
