@@ -44,8 +44,9 @@ class FSDPEngine(TorchEngine):
         _shard(networks.head, mesh, False, bf16)
         if networks.has_target:
             _shard(networks.target.projector, mesh, True, bf16)
-        if hasattr(FSDPModule, "set_separate_reduce_scatter_group"):  # torch 2.15 has it, 2.11 not
-            # One NCCL communicator would let gradients wait until the next block's parameters are gathered.
+        # torch 2.15 has it, 2.11 not. One NCCL communicator would let gradients wait until the next block's
+        # parameters are gathered; on CPUs they wait anyway.
+        if device.type == "cuda" and hasattr(FSDPModule, "set_separate_reduce_scatter_group"):
             cast(FSDPModule, networks.encoder).set_separate_reduce_scatter_group()
         materialize(networks, encoder, device)
         super().__init__(networks, networks.encoder, networks.head, config, optimizer, device)
