@@ -12,7 +12,7 @@ from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.reader import is_remote
 from data_pipeline.tables.cells import MISSING, cell_list
 from data_pipeline.verifying.verify import unknown_tars, verify
-from isotorus.errors import ArgumentParser, UserError, exit_code
+from isotorus.errors import ArgumentParser, UserError, exit_code, one_line
 from isotorus.processes import usable_cores
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -252,7 +252,7 @@ def _verify(dest: str, workers: int) -> int:
     folders = subsets(dest) or [dest]
     damage = [line for folder in folders for line in verify(folder, workers)]
     for line in damage:
-        print(f"damage: {line}")
+        print(f"damage: {one_line(line)}")
     if damage:
         print(
             f"{dest}: {len(damage)} damage{'s' * (len(damage) > 1)} found; bring back the files named above "

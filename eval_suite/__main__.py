@@ -13,6 +13,7 @@ from importlib import import_module
 from eval_suite import progress
 from eval_suite.arguments import options, parse
 from isotorus.errors import UserError, exit_code
+from isotorus.logs import escape_arguments
 from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduler import set_ranks
 
@@ -52,6 +53,7 @@ def _run() -> int:
     set_ranks()
     given = parse(sys.argv[1:])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    escape_arguments()
     chosen = options(given)
     # Imported here because it takes seconds; a mistyped option is refused before that.
     from eval_suite import evaluate_named

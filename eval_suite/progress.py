@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from isotorus.errors import one_line
+
 EVERY = 10.0
 """Seconds between two lines."""
 
@@ -54,7 +56,7 @@ def shown(*, enabled: bool = True) -> Iterator[None]:
     def repeat() -> None:
         while not over.wait(EVERY):
             if said := line():
-                print(said, file=sys.stderr, flush=True)
+                print(one_line(said), file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=repeat, name="progress", daemon=True)
     thread.start()

@@ -1,7 +1,13 @@
-"""The console command `isotorus COMMAND …`. Each command runs one of the packages as `python -m` would."""
+"""The console command `isotorus COMMAND …`. Each command runs one of the packages as `python -m` would.
+
+But `python -m` finds a pretrain.py in the present folder before the installed package, by Python's own rule.
+This command does not, and neither do the processes that it starts.
+"""
 
 import runpy
 import sys
+
+from isotorus.processes import find_no_local_modules
 
 COMMANDS = {
     "pack": ("data_pipeline pack", "pack images into WebDataset shards"),
@@ -33,6 +39,7 @@ def main() -> int:
     if command not in COMMANDS:
         print(f"error: no command '{command}'; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    find_no_local_modules()
     module, *first = COMMANDS[command][0].split()
     sys.argv = [f"python -m {module}", *first, *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

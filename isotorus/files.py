@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,23 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
         with contextlib.suppress(OSError), unfinished.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unfinished.unlink()
+
+
+def as_new(path: Path) -> None:
+    """Give a file the permissions of a new file of this user; safetensors makes files for its user alone."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        probe.touch(exist_ok=False)
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for its user alone."""
+    if not path.is_dir():
+        private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def sync(path: Path) -> None:

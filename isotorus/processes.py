@@ -9,6 +9,7 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Variables that torchrun (and accelerate, which uses it) and DeepSpeed's launcher set for their ranks.
 Slurm needs none: it ends the tasks of a step itself."""
 _TASK_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "PMI_RANK")
+_SAFE_PATH = "PYTHONSAFEPATH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -29,6 +30,17 @@ def first_rank_reports(of_machine: bool = False) -> bool:
     """
     number = os.environ.get("LOCAL_RANK" if of_machine else "RANK", "0")
     return number != "0" and (has_launcher() or is_scheduled())
+
+
+def find_no_local_modules() -> None:
+    """Make Python processes that this one starts import installed modules only, never a pretrain.py in the
+    present folder."""
+    os.environ[_SAFE_PATH] = "1"
+
+
+def python_options() -> list[str]:
+    """Return the options of a Python on another machine that imports as this process and its children do."""
+    return ["-P"] if os.environ.get(_SAFE_PATH) or sys.flags.safe_path else []
 
 
 def end_with_launcher() -> None:

@@ -1,12 +1,12 @@
 """Recipes: YAML files of a run's configuration, the user's own or those packaged in `configs/`."""
 
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+import isotorus
 from isotorus.errors import UserError, from_os_error
 from isotorus.spelled import spelled
 
@@ -123,7 +123,8 @@ def _text(path: str) -> str:
     if Path(path).is_file():
         with Path(path).open(encoding="utf-8") as file:
             return file.read(_LONGEST + 1)
-    recipes = files("configs")
+    # Beside this package: a folder `configs` in the present one is the user's own.
+    recipes = Path(isotorus.__file__).parents[1] / "configs"
     packaged = recipes / f"{Path(path).name.removesuffix('.yaml')}.yaml"
     if packaged.is_file() and Path(path).parent in (Path(), Path("configs")):
         return packaged.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
+from isotorus.logs import escape_arguments
 from isotorus.processes import end_with_launcher, first_rank_reports, has_launcher
 from isotorus.scheduler import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
@@ -48,6 +49,7 @@ def main() -> int:
         format="%(message)s",
         stream=sys.stderr,
     )
+    escape_arguments()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if not trains:
         code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])

@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from isotorus import jsonl
-from isotorus.errors import ArgumentParser, UserError
+from isotorus import foreign_files, jsonl
+from isotorus.errors import ArgumentParser, UserError, from_os_error
+from isotorus.files import atomic
 from pretrain import checkpoint
 from pretrain.config import Config, load_config
 from pretrain.monitoring import mlflow
@@ -117,15 +118,33 @@ def parent_run(base: str, runs: Path, config: mlflow.TrackingConfig) -> str | No
     if not config.enabled:
         return None
     record = runs / f"{base}.sweep.json"
-    if record.exists():
-        return json.loads(record.read_text())["run_id"]
+    if known := _known_parent(record):
+        return known
     try:
         run_id = mlflow.start_family(config, base)
     except Exception as error:  # a sweep without its parent is better than none
         log.warning("MLflow does not answer, the runs will have no parent: %s", mlflow.reason(error))
         return None
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"run_id": run_id}))
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(record) as file:
+            file.write(json.dumps({"run_id": run_id}).encode())
+    except OSError as error:
+        raise from_os_error(error, f"writing {record}") from None
+    return run_id
+
+
+def _known_parent(record: Path) -> str | None:
+    """Return the run that an earlier start wrote down; None without one, or if the record is damaged."""
+    try:
+        run_id = foreign_files.read_json(record)["run_id"]
+    except FileNotFoundError:
+        return None
+    except (OSError, UserError, LookupError, TypeError):
+        run_id = None
+    if not isinstance(run_id, str) or not re.fullmatch(r"[\w-]{1,64}", run_id):
+        log.warning("%s is damaged; the runs get a new parent in MLflow", record)
+        return None
     return run_id
 
 

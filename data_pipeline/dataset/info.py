@@ -8,6 +8,7 @@ from data_pipeline.dataset.description import Generation, describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.storage.cache import CacheConfig
+from isotorus.errors import one_line
 
 _CHANNELS = {1: "1 (greyscale)", 3: "3 (colour)"}
 
@@ -38,11 +39,13 @@ def as_text(folder: str) -> str:
         "mean": " ".join(f"{x:.4f}" for x in facts.mean),
         "std": " ".join(f"{x:.4f}" for x in facts.std),
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
-        "fingerprint": facts.fingerprint,
+        "fingerprint": one_line(facts.fingerprint),
     }
     for number, g in enumerate(generations[:-1], start=1):
-        lines[f"generation {number}"] = f"{g.count} images in {g.shards} shards, fingerprint {g.fingerprint}"
-    return "\n".join([folder, *(f"  {name:<12} {value}" for name, value in lines.items())])
+        lines[f"generation {number}"] = (
+            f"{g.count} images in {g.shards} shards, fingerprint {one_line(g.fingerprint)}"
+        )
+    return "\n".join([one_line(folder), *(f"  {name:<12} {value}" for name, value in lines.items())])
 
 
 def as_json(folders: list[str], split: bool) -> str:
@@ -54,7 +57,7 @@ def as_json(folders: list[str], split: bool) -> str:
 
 def _counts(names: list[str], counts: list[int], total: int) -> str:
     """List names with their counts, and how many of `total` have none of the names."""
-    each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    each = [f"{one_line(name)} {count}" for name, count in zip(names, counts, strict=True)]
     if each and total > sum(counts):
         each.append(f"without label {total - sum(counts)}")
     return ", ".join(each)

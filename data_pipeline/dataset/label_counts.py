@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_pipeline.dataset.index import Dataset
+from isotorus.errors import one_line
 
 FEW = 10
 """Images of a class in a set below which its scores say little."""
@@ -24,7 +25,10 @@ def _labels(dataset: Dataset) -> str:
     if not facts.classes:
         said = f"no labels ({unlabelled} images)"
     else:
-        each = [f"{name} ({count})" for name, count in zip(facts.classes, facts.class_counts, strict=True)]
+        each = [
+            f"{one_line(name)} ({count})"
+            for name, count in zip(facts.classes, facts.class_counts, strict=True)
+        ]
         more = f", … ({len(each) - _MOST_SHOWN} more)" if len(each) > _MOST_SHOWN else ""
         said = f"{len(each)} classes: {', '.join(each[:_MOST_SHOWN])}{more}; {unlabelled} without a label"
     if dataset.groups is None:

@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from isotorus.errors import one_line
+
 
 def _endings(*lines: str) -> frozenset[str]:
     """Return the endings in these lines, with their dots."""
@@ -79,6 +81,8 @@ def ending(file: Path) -> str | None:
 
 def summary(counts: Counter[str]) -> str:
     """Return a phrase with the number of pictures of each ending, the most frequent first."""
-    each = ", ".join(f"{name} {count}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0])))
+    each = ", ".join(
+        f"{one_line(name)} {count}" for name, count in sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+    )
     total = counts.total()
     return f"{total} picture{'s' * (total > 1)} of formats or names that are not read ({each})"

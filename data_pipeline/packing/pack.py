@@ -24,7 +24,7 @@ from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import counted
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, one_line
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,10 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
         labelled = [item.path for item in items if item.label]
         division.refuse_split_folders(source, labelled)
         if within := division.sets_within_classes(labelled):
+            named = one_line(", ".join(within))
             print(
-                f"note: the classes in {source} hold sets of a split ({', '.join(within)}), which are packed "
-                "together; to keep them apart, list the images in a table with a --split-column",
+                f"note: the classes in {source} hold sets of a split ({named}), which are "
+                "packed together; to keep them apart, list the images in a table with a --split-column",
                 file=sys.stderr,
             )
     else:

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from pydantic import ByteSize, Field
 
 from isotorus.errors import UserError, from_os_error
+from isotorus.files import private_folder
 from isotorus.paths import LocalPath
 from isotorus.section import Section
 
@@ -104,7 +105,7 @@ class Cache:
         path = self._path(key)
         part = path.with_name(f"{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(path.parent)
             self._reserve(part, size)
             with part.open("r+b") as file:
                 yield file
@@ -157,7 +158,7 @@ class Cache:
         false.
         """
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(path.parent)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._refused(error) from error
@@ -190,7 +191,8 @@ class Cache:
             used = int(text) if text.strip().isdigit() else None
             if used is None or used + size > self._limit:
                 used = self._evict(self._limit - size)
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.truncate(size)
             os.pwrite(ledger, b"%-32d" % (used + size), 0)
 
@@ -225,6 +227,13 @@ class Cache:
                     with suppress(FileNotFoundError):
                         status = file.stat()
                         yield status.st_mtime, status.st_size, file.path
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder of the cache for the user alone; one of an earlier version may be open to others."""
+        private_folder(folder)
+        for ours in (self.folder / name for name in ("entries", "locks")):
+            if ours in (folder, folder.parent) and ours.stat().st_mode & 0o077:
+                ours.chmod(0o700)
 
     def _path(self, key: str) -> Path:
         """Return the file of a key."""

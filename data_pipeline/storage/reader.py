@@ -14,7 +14,7 @@ from typing import BinaryIO
 from data_pipeline.storage import remote
 from data_pipeline.storage.cache import Cache, CacheConfig
 from data_pipeline.storage.chunks import CHUNK, Chunks
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.secrets import holds_password
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -66,7 +66,8 @@ def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
         path = store.pin(key, version.size)
         if path is None:
             if version.size > _WORTH_SAYING:
-                print(f"fetching {remote.shown(url)}, {version.size / 1e9:.1f} GB", file=sys.stderr)
+                said = f"fetching {remote.shown(url)}, {version.size / 1e9:.1f} GB"
+                print(one_line(said), file=sys.stderr)
             with store.write(key, version.size) as file:
                 for first in range(0, version.size, _BATCH):
                     starts = range(first, min(first + _BATCH, version.size), CHUNK)

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 
 Result = TypeVar("Result")
 
@@ -198,7 +198,8 @@ def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> R
                     f"({_reason(error)}); check the network and the store, and start again"
                 ) from error
             if attempt == _SILENT_ATTEMPTS:
-                print(f"{shown(url)}: {_reason(error)}; trying again for {patience:g} s", file=sys.stderr)
+                said = f"{shown(url)}: {_reason(error)}; trying again for {patience:g} s"
+                print(one_line(said), file=sys.stderr)
             time.sleep(wait)
 
 

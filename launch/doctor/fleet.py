@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from isotorus.processes import python_options
 from isotorus.secrets import masked_command
 from launch.doctor.findings import ANSWER, Finding, Request, Status
 from launch.environment import passed_on
@@ -67,7 +68,8 @@ def _reach(host: str, client: list[str]) -> Finding | None:
 def _run(request: Request, node: int, python: str, client: list[str]) -> Answer:
     """Run the check-up on one host."""
     host = request.hosts[node]
-    command = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.quote(python)} -m launch.doctor.node {node}"
+    starts = shlex.join([python, *python_options(), "-m", "launch.doctor.node"])
+    command = f"cd {shlex.quote(str(Path.cwd()))} && exec {starts} {node}"
     text = json.dumps({"request": asdict(request), "environment": passed_on()})
     try:
         ended = subprocess.run(

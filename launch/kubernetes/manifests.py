@@ -211,7 +211,7 @@ def _command(pods: Pods, first: str) -> list[str]:
     }
     options = [word for option in torchrun.items() for word in option]
     pretrain = [_literal(word) for word in pods.pretrain]
-    return ["python", "-m", "launch", "torchrun", *options, "--", *pretrain]
+    return ["python", "-P", "-m", "launch", "torchrun", *options, "--", *pretrain]
 
 
 def _literal(text: str) -> str:

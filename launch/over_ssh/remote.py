@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from isotorus.processes import python_options
 from launch.over_ssh import ssh
 from launch.over_ssh.node import REPORT
 
@@ -21,7 +22,8 @@ _PREFIX = re.compile(r"^\[default\d+\]:")
 
 def node_command(python: str, folder: str) -> str:
     """Return the shell command that a host runs. Everything else is sent through stdin."""
-    return f"cd {shlex.quote(folder)} && exec {shlex.quote(python)} -m launch.over_ssh.node"
+    command = [python, *python_options(), "-m", "launch.over_ssh.node"]
+    return f"cd {shlex.quote(folder)} && exec {shlex.join(command)}"
 
 
 def new_mark() -> str:

@@ -4,6 +4,8 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 
+from isotorus.processes import python_options
+
 REQUEUE_CODE = 85
 """The default `stopping.requeue_code`: the exit code of a run that saved after SIGUSR1, to continue later."""
 
@@ -70,7 +72,7 @@ def _task(job: Job) -> str:
 
     A shell that stayed would be ended by a signal to all processes of the job.
     """
-    python = shlex.quote(job.python)
+    python = shlex.join([job.python, *python_options()])
     if job.task_a_rank:
         line = (
             "RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID "

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isotorus.errors import ArgumentParser, UserError, from_os_error
-from isotorus.files import sync
+from isotorus.files import as_new, sync
 from pretrain.checkpoint.dinov2 import dinov2_config, dinov2_state
 from pretrain.checkpoint.warm_start import find_weights, load_exactly
 from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
@@ -158,6 +158,7 @@ def _publish(dest: Path, files: dict[str, dict[str, Any]], state: dict[str, Tens
             partial / "model.safetensors",
             {"format": "pt"},
         )
+        as_new(partial / "model.safetensors")
         for name, content in files.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n")
         for path in (*partial.iterdir(), partial):

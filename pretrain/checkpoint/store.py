@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from isotorus.files import sync
+from isotorus.files import as_new, sync
 from isotorus.section import Section
 from pretrain.checkpoint import dcp_reading
 from pretrain.distributed import rank, world_size
@@ -191,6 +191,7 @@ def _refusal(folder: Path) -> int:
 def _publish(partial: Path, final: Path, description: dict[str, Any], measured: dict[str, list[int]]) -> None:
     for name, prefix in _PARTS.items():
         save_file(_whole(partial, prefix), partial / name)
+        as_new(partial / name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
     for name in (".metadata", "encoder.json", *_PARTS):
         measured[name] = measure(partial / name)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from isotorus.errors import UserError
+from isotorus.files import as_new
 from pretrain.geometry.codes import address, angular_bins
 
 FORMAT = "isotorus winding memory 1"
@@ -156,6 +157,7 @@ class WindingMemory:
         arrays |= {"offsets": self._offsets, "layers": self._layers}
         kept = {"format": FORMAT, "angles": str(self.angles), "bins": str(self.bins)}
         save_file(arrays, file, {"memory": json.dumps(kept)})
+        as_new(Path(file))
 
     @classmethod
     def load(cls, file: str | Path, *, angles: int | None = None, bins: int | None = None) -> "WindingMemory":

@@ -7,7 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from isotorus.errors import UserError
-from pretrain.sweep import expand, main, member_name
+from pretrain.monitoring.mlflow import TrackingConfig
+from pretrain.sweep import expand, main, member_name, parent_run
 from tests.distributed.runs import ROOT, losses
 
 
@@ -47,3 +48,11 @@ def test_sweep_makes_a_family_and_continues(
     (parent,) = [run for run in runs if run.info.run_name == "tiny"]
     children = {r.info.run_name for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert children == {f"tiny-seed={s}" for s in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"run_id": 3}', '{"run_id": "a b: c"}', '{"run_id": null}'])
+def test_a_half_written_record_of_a_sweep_is_made_again(text: str, tmp_path: Path):
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "tiny.sweep.json").write_text(text)
+    made = parent_run("tiny", tmp_path, tracking)
+    assert made and parent_run("tiny", tmp_path, tracking) == made
