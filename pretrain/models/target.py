@@ -61,8 +61,8 @@ def _approach(old: list[Tensor], new: list[Tensor], weight: Tensor) -> None:
 def _copy(old: list[Tensor], new: list[Tensor]) -> None:
     """Set each old tensor to the new one, with one operation for all of one type."""
     for dtype in dict.fromkeys(x.dtype for x in old):
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.dtype == dtype]
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        chosen = [i for i, x in enumerate(old) if x.dtype == dtype]
+        torch._foreach_copy_([old[i] for i in chosen], [new[i] for i in chosen])
 
 
 def _pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -66,8 +66,8 @@ def covariance_and_sums(z: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """
     if z.ndim < 2:
         raise ValueError(f"z must be (…, samples, dimensions), not {tuple(z.shape)}")
-    total, count, *others = sum_together(z.sum(-2), own_count(z, -2), *others)
+    total, count, *totals = sum_together(z.sum(-2), own_count(z, -2), *others)
     # Sums of products that are not centred would cancel, so they are a second call.
     centered = z - (total / count).unsqueeze(-2)
     matrix = sum_over_ranks(centered.mT @ centered) / (count - 1).clamp(min=1)
-    return matrix, count, *others
+    return matrix, count, *totals

@@ -40,7 +40,8 @@ def epps_pulley(
     if x.ndim != 2:
         raise ValueError(f"x must be (samples, slices), not {tuple(x.shape)}")
     sums = characteristic_sums(x.T, t_max / (knots - 1), knots, implementation)
-    return statistic_from_sums(*sum_together(sums, own_count(x)), t_max, knots)
+    sums, count = sum_together(sums, own_count(x))
+    return statistic_from_sums(sums, count, t_max, knots)
 
 
 class SIGReg(nn.Module):
@@ -103,8 +104,8 @@ class SIGReg(nn.Module):
         # In bfloat16 the statistic of a slice is wrong by up to 2.4 %.
         directions = to_device(directions, z.device).to(z.dtype)
         if self.test == "epps_pulley":
-            sums, count, *others = sum_together(self._sums(z, directions), own_count(z, 1), *others)
-            return statistic_from_sums(sums, count, self.t_max, self.knots).mean(), count, *others
+            sums, count, *totals = sum_together(self._sums(z, directions), own_count(z, 1), *others)
+            return statistic_from_sums(sums, count, self.t_max, self.knots).mean(), count, *totals
         # Side by side, the projections of all views are gathered in one call.
         projections = (z @ directions).transpose(0, 1).flatten(1)
         return univariate.TESTS[self.test](projections).mean(), *sum_together(own_count(z, 1), *others)

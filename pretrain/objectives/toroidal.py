@@ -104,7 +104,8 @@ def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Te
     if angles.ndim != 2:
         raise ValueError(f"angles must be (samples, m), not {tuple(angles.shape)}")
     sums = _fourier_sums(angles.unsqueeze(0), frequencies, weights)
-    return _uniformity(*sum_together(sums, own_count(angles)), weights)
+    sums, count = sum_together(sums, own_count(angles))
+    return _uniformity(sums, count, weights)
 
 
 @in_float32

@@ -1,0 +1,184 @@
+"""In a training step the host never waits for the device, and at logged steps only where it reads results."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from data_pipeline.loader import Batch
+from data_pipeline.transforms.augment import IDENTITY
+from pretrain import train
+from pretrain.assemble import Run
+from pretrain.checkpoint.run_state import RunState
+from pretrain.config import Config
+from pretrain.engines.networks import build_on_meta
+from pretrain.engines.torch_engine import TorchEngine
+from pretrain.guard import Guard
+from pretrain.methods import build_head
+from pretrain.models.encoder import build_encoder, timm_kwargs
+from pretrain.monitoring.corrupt import CorruptSamples
+from pretrain.monitoring.online_probe import OnlineProbe
+from pretrain.monitoring.timing import StepTimer, TimedEngine
+from tests.gpu_free.waits import Waits
+
+DEVICE = torch.device("meta")
+IMAGES, RANKS, CLASSES = 2, 8, 3
+VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.3}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vit": {"name": "vit_tiny_patch16_224", "kwargs": VIT},
+    "resnet": {"name": "resnet18", "kwargs": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}},
+}
+SMALL = {"hidden": 16, "layers": 3}
+SLICES = {"num_slices": 16}
+METHODS: dict[str, dict[str, Any]] = {
+    "lejepa": {"kind": "lejepa", "sigreg": SLICES, "encoder_weight": 0.1, "auto_weight": {"enabled": True}},
+    "jepa": {"kind": "jepa"},
+    "jepa by sigreg": {"kind": "jepa", "regularizer": "sigreg", "sigreg": SLICES},
+    "toroidal jepa": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
+    "torus": {"kind": "torus", "angles": 2},
+    "torus by drawn frequencies": {"kind": "torus", "angles": 6, "encoder_weight": 0.1, "sigreg": SLICES},
+}
+READ_AT_LOGGED_STEPS = {
+    "copy to the host in guard.report",
+    "copy to the host in train.log_row",
+    "boolean index in online_probe.balanced_accuracy",
+    "aten::_local_scalar_dense of online_probe.balanced_accuracy",
+}
+
+
+@pytest.fixture(autouse=True)
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make this process one of eight ranks whose messages go nowhere."""
+    # Fused kernels have shapes on the meta device, but the optimizer does not know of it.
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    yield
+    dist.destroy_process_group()
+
+
+def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
+    """Assemble a run as `pretrain.assemble` does, with networks and batches that have no values."""
+    objective = dict(METHODS[method])
+    objective |= {"head": SMALL} if method.startswith("torus") else {"projector": SMALL | {"width": 8}}
+    config = Config(
+        name="x",
+        runs=str(folder),
+        steps=10,
+        data={"path": "unused", "batch_size": IMAGES * RANKS, "channels": 3},
+        views={"global_size": 32, "local_views": 2, "local_size": 16},
+        encoder=ENCODERS[encoder],
+        objective=objective,
+        engine={"precision": "fp32", "packed": packed},
+    )
+    kwargs = timm_kwargs(config.encoder, 32, 3)
+    name, width = config.encoder.name, 32 if encoder == "vit" else 8
+    # The meta device has no autocast, so the networks are told of a CPU.
+    networks = build_on_meta(
+        lambda: build_encoder(name, kwargs, 0),
+        build_head(config.objective, width, config.views.global_views, 0),
+        config.objective.kind == "jepa",
+        config.engine,
+        torch.device("cpu"),
+    ).to(DEVICE)
+    engine = TorchEngine(networks, networks.encoder, networks.head, config.engine, config.optimizer, DEVICE)
+    state = RunState(
+        engine, Guard(config.guard, folder, networks, DEVICE), OnlineProbe(width, CLASSES, DEVICE)
+    )
+    timer = StepTimer(torch.device("cpu"))
+    return Run(
+        config,
+        SimpleNamespace(mean=(0.5,) * 3, std=(0.2,) * 3),  # type: ignore[arg-type]
+        TimedEngine(engine, timer),
+        state,
+        (batch(step) for step in range(10)),  # type: ignore[arg-type]
+        CorruptSamples(folder, 0, IMAGES * RANKS, 0.1),
+        None,  # type: ignore[arg-type]
+        timer,
+        None,
+        None,
+        None,
+        0,
+    )
+
+
+def batch(step: int) -> Batch:
+    """Return a batch as the loader gives it where there is a GPU; one image is blurred and solarized."""
+    parameters = torch.tensor(IDENTITY).expand(2, IMAGES, -1).clone()
+    parameters[0, 0, 5:] = torch.tensor([1.0, 0.5])
+    return Batch(
+        step,
+        np.arange(IMAGES),
+        np.zeros(IMAGES, dtype=np.int64),
+        torch.tensor([0, -1]),
+        [torch.zeros(2, IMAGES, 3, size, size, dtype=torch.uint8) for size in (32, 16)],
+        [parameters, parameters],
+        [],
+    ).pin_memory()
+
+
+CASES = [(method, encoder, False) for method in METHODS for encoder in ENCODERS] + [("lejepa", "vit", True)]
+
+
+@pytest.mark.parametrize(("method", "encoder", "packed"), CASES)
+def test_a_step_waits_for_nothing(method: str, encoder: str, packed: bool, tmp_path: Path):
+    run, waits = build(method, encoder, tmp_path, packed), Waits()
+    with mock.patch.object(torch.Tensor, "pin_memory", lambda x: x):
+        train.update(run)  # constants are copied once
+    with waits.watch():
+        result = train.update(run)
+    assert waits.found == set()
+    logged = Waits()
+    with logged.watch():
+        run.state.guard.report()
+        train.log_row(run, result)
+    assert logged.found <= READ_AT_LOGGED_STEPS
+
+
+WAITING = {
+    "a value that is read": lambda x, host: x.sum().item(),
+    "a branch on a value": lambda x, host: bool(x.sum() > 0),
+    "a boolean index": lambda x, host: x[x > 0],
+    "nonzero": lambda x, host: x.nonzero(),
+    "a number made on the host": lambda x, host: torch.tensor(3.0, device=x.device) * x,
+    "a blocking copy": lambda x, host: host.pin_memory().to(x.device) * x,
+    "a copy of ordinary memory": lambda x, host: host.to(x.device, non_blocking=True) * x,
+    "a copy that converts": lambda x, host: host.pin_memory().to(x.device, x.dtype, non_blocking=True) * x,
+    "a copy into a tensor": lambda x, host: x.copy_(host),
+    "a copy to the host": lambda x, host: x.cpu(),
+    "an index in a list": lambda x, host: x[[0, 1]],
+    "a wait in the backward pass": lambda x, host: _Reading.apply(x.requires_grad_()).sum().backward(),
+}
+
+
+class _Reading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0] * grads[0].max().item()
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_found(name: str):
+    waits = Waits()
+    with waits.watch():
+        WAITING[name](torch.zeros(4, device=DEVICE), torch.ones(4, dtype=torch.float64))
+    assert len(waits.found) == 1
+
+
+def test_a_page_locked_copy_does_not_wait():
+    waits = Waits()
+    with waits.watch():
+        torch.zeros(3, device=DEVICE) + torch.ones(3).pin_memory().to(DEVICE, non_blocking=True)
+    assert waits.found == set()
