@@ -81,9 +81,11 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
     )
     kwargs = timm_kwargs(config.encoder, 32, 3)
     name, width = config.encoder.name, 32 if encoder == "vit" else 8
+    with DEVICE:
+        built = build_encoder(name, kwargs, 0)
     # The meta device has no autocast, so the networks are told of a CPU.
     networks = build_on_meta(
-        lambda: build_encoder(name, kwargs, 0),
+        built,
         build_head(config.objective, width, config.views.global_views, 0),
         config.objective.kind == "jepa",
         config.engine,
