@@ -145,6 +145,7 @@ def _compute(
         return [{name: rows.numpy() for name, rows in sets.items()} for sets in local]
     # NCCL sends nothing that lies on the host.
     group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
     counts = [count for _, count in told]
     gathered = [{name: _gather(rows, counts, group) for name, rows in sets.items()} for sets in local]
     dist.destroy_process_group(group)
