@@ -152,8 +152,16 @@ def _address(text: str) -> str:
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add --seed."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of all random choices (default %(default)s)"
+        "--seed", type=_seed, default=0, help="seed of all random choices (default %(default)s)"
     )
+
+
+def _seed(text: str) -> int:
+    """Convert the argument of --seed to a number of 64 bits; for argparse's `type`."""
+    value = int(text)
+    if not -(2**63) <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a number of at most 64 bits")
+    return value
 
 
 def at_least(least: int) -> Callable[[str], int]:

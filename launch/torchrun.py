@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 
+from isotorus.secrets import masked_command
 from launch.one_node import torchrun_ranks
 from launch.over_ssh import cluster
 from launch.over_ssh.hosts import add_file_options
@@ -34,7 +35,7 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
     if args.hosts:
         return cluster.start(args, options, pretrain)
     if args.dry_run:
-        print(shlex.join(["torchrun", *options, "-m", "pretrain", *pretrain]))
+        print(masked_command(shlex.join(["torchrun", *options, "-m", "pretrain", *pretrain])))
         return 0
     failure = torchrun_ranks.run(options, pretrain)
     if failure is None:

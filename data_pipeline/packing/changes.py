@@ -18,6 +18,7 @@ from data_pipeline.dataset import modified
 from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
+from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, one_line
 
 _NAMED = 3  # files that a message names
@@ -151,7 +152,8 @@ def _differing(task: _Task) -> list[str]:
     for item, checksum in zip(task.items, task.checksums, strict=True):
         pool.count()
         try:
-            data = (task.source / item.path).read_bytes()
+            with open_regular(task.source / item.path) as file:
+                data = file.read()
         except OSError as error:
             raise from_os_error(error, "comparing the images with the packed ones") from error
         if zlib.crc32(data) != checksum:

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import os
-import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.packing.listing import Item
+from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, no_memory
 from isotorus.files import atomic
 from isotorus.section import Section
@@ -134,13 +133,11 @@ def _write_tar(task: Task, file: BinaryIO) -> Census:
 def _read(source: Path, item: Item) -> bytes:
     """Return the bytes of an image file; raise `UserError` if its size has changed since it was listed."""
     try:
-        # Without waiting, because a named pipe may be there since the files were listed.
-        with os.fdopen(os.open(source / item.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            data = file.read(item.size + 1) if regular else b""
+        with open_regular(source / item.path) as file:
+            data = file.read(item.size + 1)
     except OSError as error:
         raise from_os_error(error, "reading the images") from error
-    if not regular or len(data) != item.size:
+    if len(data) != item.size:
         raise UserError(
             f"{source / item.path} changed while it was packed; wait until it is complete and pack again"
         )

@@ -6,7 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 PIPE, SOCKET, DEVICE = "named pipe", "socket", "device"
 NOWHERE = "link that leads nowhere"
@@ -57,6 +57,16 @@ def kind_of(mode: int) -> str | None:
     if stat.S_ISREG(mode):
         return None
     return PIPE if stat.S_ISFIFO(mode) else SOCKET if stat.S_ISSOCK(mode) else DEVICE
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError for others: a named pipe would be waited for."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = kind_of(os.fstat(handle).st_mode)
+    if kind:
+        os.close(handle)
+        raise OSError(errno.EINVAL, f"no regular file but a {kind}", os.fspath(path))
+    return os.fdopen(handle, "rb")
 
 
 def counted(passed: Counter[str]) -> str:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from data_pipeline.storage import remote
 from data_pipeline.storage.cache import Cache, CacheConfig
 from data_pipeline.storage.chunks import CHUNK, Chunks
+from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.secrets import holds_password
 
@@ -54,10 +55,11 @@ def fetch(url: str | os.PathLike[str], cache: CacheConfig) -> Path:
     """Return a local file with the current bytes of `url`; a local path is returned as it is.
 
     Each version is downloaded into the cache once and stays there while this process lives. Raises
-    `UserError` if it cannot be read.
+    `UserError` if it cannot be read, and OSError for a local path that is no regular file.
     """
     url = os.fspath(url)
     if not is_remote(url):
+        open_regular(url).close()
         return Path(url)
     version = remote.version(url, cache.patience)
     key = f"file {version.size} {version.tag} {url}"
@@ -163,7 +165,7 @@ class _Files:
         size.
         """
         try:
-            file = Path(path).open("rb")  # noqa: SIM115  kept open for later reads
+            file = open_regular(path)
             size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.storage import reader, remote
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.folders import HIDDEN, walk
+from data_pipeline.storage.folders import HIDDEN, open_regular, walk
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
 
@@ -62,8 +62,10 @@ def find(sources: Iterable[str], passed: Counter[str] | None = None) -> list[Tar
 
 def open_stream(path: str) -> io.BufferedReader:
     """Open a local or remote file for reading from beginning to end. Raises `UserError` or OSError."""
-    raw = _RemoteFile(path) if reader.is_remote(path) else io.FileIO(path)
-    return io.BufferedReader(raw, _READ_AT_ONCE)
+    if reader.is_remote(path):
+        return io.BufferedReader(_RemoteFile(path), _READ_AT_ONCE)
+    with open_regular(path) as opened:
+        return io.BufferedReader(io.FileIO(os.dup(opened.fileno())), _READ_AT_ONCE)
 
 
 def size_of(path: str) -> int:

@@ -12,7 +12,7 @@ from launch.deepspeed import pdsh
 from launch.one_node import deepspeed_ranks
 from launch.one_node.torchrun_ranks import default_ranks
 from launch.over_ssh import cluster, hosts_agree
-from launch.over_ssh.hosts import Host, read_hosts
+from launch.over_ssh.hosts import Host, is_host, read_hosts
 from launch.over_ssh.job import Job, add_launch_options, make, port_number, show
 
 
@@ -70,6 +70,8 @@ def read_job(args: argparse.Namespace, pretrain: list[str]) -> Job:
         )
     if args.include and args.exclude:
         raise UserError("--include and --exclude do not go together; leave out one of them")
+    if args.master_addr and not is_host(args.master_addr):
+        raise UserError(f"--master-addr '{args.master_addr}' is no host; give a name or an address")
     if args.hosts:
         hosts = read_hosts(args.hosts)
         if args.num_nodes and args.num_nodes > len(hosts):

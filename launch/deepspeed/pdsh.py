@@ -40,6 +40,14 @@ def start(job: Job, dry_run: bool) -> int:
                 f"{masked_command(word)}: pdsh would show that to all users of the hosts; put it into the "
                 "recipe, or use --launcher ssh"
             )
+    # The runner reads a variable from each line.
+    broken = [name for name, value in job.environment.items() if not value.isprintable()]
+    if broken:
+        print(
+            f"not passed on, as they hold a line break or control character: {', '.join(broken)}; use "
+            "--launcher ssh",
+            file=sys.stderr,
+        )
     secrets = [name for name, value in job.environment.items() if may_be_secret(name) or holds_secret(value)]
     if secrets:
         print(
@@ -47,7 +55,7 @@ def start(job: Job, dry_run: bool) -> int:
             "them on the hosts, or use --launcher ssh",
             file=sys.stderr,
         )
-    exported = {name: value for name, value in job.environment.items() if name not in secrets}
+    exported = {name: value for name, value in job.environment.items() if name not in {*secrets, *broken}}
     with tempfile.TemporaryDirectory(prefix="isotorus-") as folder:
         hostfile, variables = Path(folder) / "hosts", Path(folder) / "environment"
         slots = {name: max(numbers) + 1 for name, numbers in job.devices.items()}

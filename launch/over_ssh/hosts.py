@@ -72,9 +72,14 @@ def read_hosts(path: str, include: str = "", exclude: str = "") -> list[Host]:
     return left
 
 
+def is_host(name: str) -> bool:
+    """Return whether a text can be the name or the address of a host."""
+    return bool(_NAME.fullmatch(name))
+
+
 def _host(words: list[str], where: str) -> Host:
     name, options = words[0], words[1:]
-    if not _NAME.fullmatch(name):
+    if not is_host(name):
         raise UserError(f"{where}: '{name[:80]}' is no host; write 'name slots=4'")
     if len(options) != 1 or not options[0].startswith("slots="):
         raise UserError(f"{where}: host {name} has {' '.join(options) or 'no slots'}; write '{name} slots=4'")

@@ -94,14 +94,14 @@ def test_each_real_folder_is_read_once(tmp_path: Path, capsys):
         assert said in out.splitlines()[-1]
 
 
-def test_a_file_that_became_a_pipe_is_one_line(source: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_became_a_pipe_is_one_line(source: Path):
     from data_pipeline.packing import listing, shard
     from data_pipeline.packing.listing import Item
 
     size = (source / "good.png").stat().st_size
     (source / "good.png").unlink()
     os.mkfifo(source / "good.png")
-    with pytest.raises(UserError, match="changed while it was packed"):
+    with pytest.raises(UserError, match="no regular file but a named pipe"):
         shard._read(source, Item("good.png", size))
     assert listing._stat(source, "good.png") == (0, 0, "named pipe")
 
@@ -118,3 +118,16 @@ def test_an_index_counts_them_and_cleans_up_after_a_killed_one(source: Path, tmp
     (tmp_path / "made/.packing/index-0.npy").write_bytes(b"half")
     assert main(command) == 0 and "already indexed" in capsys.readouterr().out
     assert not (tmp_path / "made/.packing").exists()
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "index.npy", "shards.npy", "shard-000000.tar"])
+def test_a_pipe_in_a_data_set_of_others_is_not_waited_for(name: str, source: Path, capsys):
+    assert pack(source) == 0
+    made = source.with_name("packed")
+    (made / name).unlink()
+    os.mkfifo(made / name)
+    capsys.readouterr()
+    for command in (["info", str(made)], ["verify", str(made), "--workers", "1"]):
+        code = exit_code(lambda: main(command))  # noqa: B023
+        out, err = capsys.readouterr()
+        assert code in (1, 2) and "Traceback" not in out + err, err
