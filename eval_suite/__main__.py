@@ -29,7 +29,7 @@ SUBCOMMANDS = {
 def main() -> int:
     """Run the command; returns exit code 0, 2 for user errors, 1 if some of several failed."""
     end_with_launcher()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have characters that are none
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     with progress.shown(enabled=not first_rank_reports()):
         try:

@@ -34,9 +34,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def each(checkpoints: Sequence[C], measure: Callable[[C], None]) -> list[str]:
-    """Call `measure` for every checkpoint; one that fails costs itself alone.
+    """Call `measure` for every checkpoint, also after one has failed.
 
-    Returns why some failed, a line each. Raises UserError with the first reason if all did.
+    Returns a line for each that failed, with the reason. Raises UserError with the first reason if all did.
     """
     failed: list[str] = []
     for checkpoint in checkpoints:

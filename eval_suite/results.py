@@ -68,7 +68,7 @@ def make_folder(out: Path, home: Path | None = None) -> None:
 
 @contextmanager
 def folder(out: Path, home: Path | None = None) -> Iterator[None]:
-    """Create the folder for results as `make_folder` does; a refusal in the block leaves no empty folder."""
+    """Create the folder for results as `make_folder` does; an error in the block leaves no empty folder."""
     made = [each for each in (out, *out.parents) if not each.exists()]
     make_folder(out, home)
     try:
@@ -84,7 +84,7 @@ def write(file: Path, text: str) -> None:
     """Write a file completely or not at all; raises UserError where the disk refuses."""
     try:
         with atomic(file) as stream:
-            # Names of files and of classes may have characters that are none, which no encoding takes.
+            # Names of files and of classes may hold bytes that are no UTF-8; Python keeps them as surrogates.
             stream.write(text.encode(errors="backslashreplace"))
     except OSError as error:
         raise from_os_error(error, f"writing {file.name}") from error

@@ -77,7 +77,7 @@ def store(run: Path) -> dict[str, str] | None:
             return None
         record = {key: str(read[key]) for key in ("uri", "experiment", "run_id")}
         if not re.fullmatch(r"\w{1,64}", record["run_id"], re.ASCII):
-            raise ValueError("its run_id is none")
+            raise ValueError("its run_id is not one of MLflow's")
     except FileNotFoundError:
         return None
     except (OSError, UserError, ValueError, KeyError, TypeError) as error:

@@ -72,10 +72,10 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     plan = _fingerprint(tars, classes, options.rule)
     base = _base(dest, plan, options.append)
     new = tars if base is None else _added(tars, base)
-    passed_over = f"\npassed over: {counted(+passed)}" if +passed else ""
+    special = f"\nleft out: {counted(+passed)}" if +passed else ""
     if not new:
         _clean(dest)
-        return f"already indexed: {_summary(dest)}{passed_over}"
+        return f"already indexed: {_summary(dest)}{special}"
     try:
         with staging.hold(dest) as folder:
             if staging.read(folder) is not None:
@@ -95,9 +95,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     left_out = f"; {without_image} samples without an image left out" if without_image else ""
     left_out += f"; {further} further images of the samples left out" if further else ""
     not_read = f"\nnot indexed: {other_pictures.summary(others)}" if others else ""
-    return (
-        f"indexed: {_summary(dest, left_out)}{not_read}{label_places.hint(scans, options.rule)}{passed_over}"
-    )
+    return f"indexed: {_summary(dest, left_out)}{not_read}{label_places.hint(scans, options.rule)}{special}"
 
 
 def _clean(dest: Path) -> None:

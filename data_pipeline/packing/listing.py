@@ -51,7 +51,7 @@ class Item:
     split: str = ""
     """Name of the image's set, where the table says it."""
     unread: str = ""
-    """What it is, such as a named pipe, if it is no file that can be read."""
+    """The kind of what is there, such as a named pipe, if it is not a regular file; otherwise empty."""
 
     @property
     def key(self) -> str:
@@ -67,7 +67,7 @@ def from_folder(
     source: Path, labelled: bool, passed: Counter[str] | None = None
 ) -> tuple[list[Item], Counter[str]]:
     """Return all images in `source` and its subfolders, sorted by path, and the number of other pictures
-    there by the ending of their names. Counts in `passed` what else is passed over, by its kind.
+    there by the ending of their names. Counts in `passed` what else is left out, by its kind.
 
     With `labelled`, the class of an image is the first folder in its path. Raises `UserError` if there are no
     images, or if an image is in no class folder.

@@ -97,7 +97,7 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     except OSError as error:
         raise from_os_error(error, f"packing into {dest}") from error
     left_out = [f"{not_read}; {advice}"] if others else []
-    left_out += [f"passed over in {source}: {counted(+passed)}"] if +passed else []
+    left_out += [f"left out of {source}: {counted(+passed)}"] if +passed else []
     return f"{contained}\nnot packed: {'; '.join(left_out)}" if left_out else contained
 
 
@@ -113,7 +113,7 @@ def _missing_before(dest: Path) -> tuple[str, ...] | None:
 def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[Item], Counter[str]]:
     """Return the images to pack, and the number of other pictures in the folder by their ending.
 
-    Counts in `passed` what else is passed over.
+    Counts in `passed` what else is left out, by its kind.
     """
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; give the folder that holds the images")

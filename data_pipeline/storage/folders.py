@@ -1,4 +1,4 @@
-"""Walk through a folder and its subfolders, and say what in them is neither a file nor a folder to read."""
+"""Walk through a folder and its subfolders, and name what else lies there, such as pipes and broken links."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ def walk(top: Path) -> Iterator[Visit]:
 
 
 def kind_of(mode: int) -> str | None:
-    """Return what a file is that is not regular, by its mode; None for a regular file."""
+    """Return the kind of a file from its mode, such as "named pipe"; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     return PIPE if stat.S_ISFIFO(mode) else SOCKET if stat.S_ISSOCK(mode) else DEVICE
@@ -78,7 +78,7 @@ def counted(passed: Counter[str]) -> str:
 
 
 def leads_nowhere(error: OSError) -> bool:
-    """Return whether a file could not be found, also because its link is one of a circle."""
+    """Return whether a file could not be found, also because links lead to each other in a circle."""
     return error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 

@@ -35,8 +35,8 @@ def find(sources: Iterable[str], passed: Counter[str] | None = None) -> list[Tar
     """Return the tar files among `sources` and in those that are folders, each once, sorted by path.
 
     Hidden files and folders are left out. Counts in `passed` hidden folders, and what is neither a file nor a
-    folder. Raises `UserError` if a source contains no tar file, or a
-    compressed one that is not there uncompressed too.
+    folder. Raises `UserError` if a source contains no tar file, or a compressed one that is not there
+    uncompressed too.
     """
     files: dict[str, int] = {}
     passed = Counter() if passed is None else passed

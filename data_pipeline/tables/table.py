@@ -44,7 +44,7 @@ def read(file: Path, wanted: Mapping[str, str], *, only: bool = False) -> Iterat
     are not returned. Cells of a CSV are text; those of a Parquet file have their type, None for null. Raises
     `UserError` if the file cannot be read, lacks a column, or has one of its names twice.
     """
-    with contextlib.suppress(OSError):  # which is said below
+    with contextlib.suppress(OSError):  # the reading below reports it
         foreign_files.open_binary(file, file.resolve().parent).close()  # a pipe would be waited for
     return (_read_parquet if file.suffix.lower() == ".parquet" else _read_csv)(file, wanted, only)
 

@@ -33,7 +33,8 @@ def view_batches(
     """Yield endless batches (views, BATCH, C, size, size) of random global views.
 
     They are cropped, augmented and normalised as the checkpoint's configuration says, and depend only on
-    `seed`. Raises UserError for images that cannot be read, and for a configuration that is none.
+    `seed`. Raises UserError for images that cannot be read, and for a
+    configuration with impossible values.
     """
     try:
         given = described.config.get("views", {})
@@ -46,7 +47,7 @@ def view_batches(
         augment = AugmentConfig(**described.config.get("augment", {}))
     except (ValueError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"the checkpoint's views and augment are no configuration ({said})") from None
+        raise UserError(f"the checkpoint's configuration has impossible views or augment ({said})") from None
     loader = Loader(
         Sources([dataset], [1.0]),
         batch_size=BATCH,

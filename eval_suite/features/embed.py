@@ -138,15 +138,15 @@ def _compute(
     with state.split_between_processes(torch.arange(len(dataset))) as share:
         indices = share.tolist()
     local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
-    told: list[tuple[str, int]] = gather_object([(failure, len(indices))])
-    if failures := [message for message, _ in told if message]:
+    reports: list[tuple[str, int]] = gather_object([(failure, len(indices))])
+    if failures := [message for message, _ in reports if message]:
         raise UserError(failures[0])
     if state.num_processes == 1:
         return [{name: rows.numpy() for name, rows in sets.items()} for sets in local]
-    # NCCL sends nothing that lies on the host.
+    # The features lie on the host, from where NCCL cannot send them.
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
-    counts = [count for _, count in told]
+    counts = [count for _, count in reports]
     gathered = [{name: _gather(rows, counts, group) for name, rows in sets.items()} for sets in local]
     dist.destroy_process_group(group)
     return [{name: x for name, x in sets.items() if x is not None} for sets in gathered]
@@ -231,7 +231,7 @@ def _blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
 
 
 def _of_one_image(r: Representation, device: torch.device) -> dict[str, Tensor]:
-    """Return the features (1, width) of an image whose pixels rise from 0 to 255, again and again."""
+    """Return the features (1, width) of an image whose pixels rise from 0 to 255, repeatedly."""
     values = torch.arange(r.channels * r.size**2).remainder(256).to(torch.uint8)
     image = values.view(r.channels, r.size, r.size)
     if r.describe is not None:

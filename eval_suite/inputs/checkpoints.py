@@ -117,16 +117,15 @@ class Checkpoint:
 
         Raises UserError if timm cannot build it, or if it is another one than that of the weights.
         """
-        described = self.encoder
+        described = self._compared
         exact_float32()  # here, because all that an evaluation computes on a GPU begins with an encoder
-        assert self._fits
         return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
 
     @cached_property
-    def _fits(self) -> bool:
-        """Whether the described encoder is that of the weights, which is found out without memory for it.
+    def _compared(self) -> EncoderDescription:
+        """The description, after its encoder was compared with the weights, without memory for either.
 
-        It is, or UserError is raised.
+        Raises UserError if they do not belong together.
         """
         try:
             encoder = self.encoder.on_meta()
@@ -135,7 +134,7 @@ class Checkpoint:
                 f"{self.description}: {error}; install the timm version that trained it, or correct the file"
             ) from None
         self._check(self.weights, encoder, self.encoder.name)
-        return True
+        return self.encoder
 
     def _check(self, file: Path, model: nn.Module, name: str) -> None:
         """Compare the names and shapes in a weights file with those of a model; raises UserError."""

@@ -24,8 +24,8 @@ def find(given: Sequence[str], every: int | None = None, *, waiting: bool = Fals
     A run stands for its newest complete checkpoint and, with `every`, also for those whose step is a multiple
     of it; a folder of runs stands for all its runs that have one. Checkpoints of runs are not opened. Raises
     UserError for a name without a checkpoint; a run that has none yet is accepted if `waiting`. Of several
-    checkpoints those with missing files are returned too: they cost themselves alone, as
-    `Checkpoint.require_whole` and reading them say.
+    checkpoints those with missing files are returned too, so that the others can be evaluated;
+    `Checkpoint.require_whole` refuses them later.
     """
     checkpoints: dict[Path, Checkpoint] = {}
     named = [(path, name) for name in given for path in _paths(name)]
@@ -51,7 +51,7 @@ def finished(given: Sequence[str]) -> bool:
 def _has_ended(run: Path) -> bool:
     saved = _of_run(run, every=1, waiting=True)
     for checkpoint in reversed(saved):
-        # A damaged description is no matter; those of the other steps agree.
+        # A damaged description does not matter, because those of the other steps say the same.
         with contextlib.suppress(UserError, TypeError):
             return bool(saved[-1].step >= checkpoint.encoder.config.get("steps", 0))
     return False

@@ -1,9 +1,9 @@
-"""Seals of the files that this user's evaluations made, with a key that nobody else has.
+"""Seals of the files that this user's evaluations made: codes from a key that nobody else has.
 
-An evaluated folder may bring results and cached features with it. They are taken over only where a seal
-beside them says that an evaluation of this user has written them, name by name and byte by byte; otherwise
-they are computed again. The key lies in the user's own state folder, outside every evaluated folder. Where it
-cannot be kept, nothing is sealed and everything is computed again.
+An evaluated folder may bring results and cached features with it. They are used only if a seal beside them, a
+code of their names and bytes, was made with this user's key; otherwise they are computed again. The key lies
+in the user's own state folder, outside every evaluated folder. Where it cannot be kept, nothing is sealed and
+everything is computed again.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def key_file() -> Path:
 
 
 def write(seal: Path, files: Sequence[Path]) -> None:
-    """Write the seal of files of one folder; without a key, or where the disk refuses, there is none."""
+    """Write the seal of files of one folder; if there is no key or it cannot be written, there is no seal."""
     key = _key()
     if key is None:
         return

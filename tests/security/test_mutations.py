@@ -1,4 +1,4 @@
-"""Descriptions, run folders and recipes, changed at random, do no harm, whatever is in them.
+"""Descriptions, run folders and recipes do no harm when they are changed at random.
 
 Every command is called in this process, since a start takes seconds. It ends with a documented exit code and
 errors of one line; it connects to nothing, and writes nothing outside of the folders that it was given.

@@ -87,7 +87,7 @@ def test_opening_a_data_set_refuses_such_a_url():
         Dataset(f"s3://key:{SECRET}@bucket/set")
 
 
-def test_an_image_with_a_password_is_told_from_one_with_a_digest():
+def test_a_digest_of_an_image_is_no_password():
     assert holds_registry_password(f"me:{SECRET}@registry.org/team/image")
     assert holds_registry_password(f"docker://me:{SECRET}@registry.org#team/image")
     assert not holds_registry_password("registry.org:5000/team/image:1.0@sha256:0123")

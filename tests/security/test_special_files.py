@@ -1,4 +1,4 @@
-"""Named pipes, sockets, devices and links in a folder of images are passed over and counted, never opened."""
+"""Named pipes, sockets, devices and links in a folder of images are left out and counted, never opened."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ def pack(source: Path, *options: str) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["a.png", "readme"])
-def test_what_is_no_file_is_passed_over_and_counted(kind: str, name: str, source: Path, capsys):
+def test_what_is_no_file_is_left_out_and_counted(kind: str, name: str, source: Path, capsys):
     make, said = KINDS[kind]
     make(source / name)
     assert pack(source) == 0

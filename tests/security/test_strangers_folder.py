@@ -86,7 +86,7 @@ def test_latest_and_runs_are_siblings(evaluate: Evaluate, stranger: Path, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zero", "circle", "folder"])
-def test_special_files_are_passed_over(evaluate: Evaluate, stranger: Path, kind: str):
+def test_special_files_do_no_harm(evaluate: Evaluate, stranger: Path, kind: str):
     for name in ("config.yaml", "metrics.jsonl", "mlflow.json", "eval/7/results.json", "eval/7/.seal"):
         file = stranger / name
         file.parent.mkdir(parents=True, exist_ok=True)
