@@ -1,11 +1,11 @@
-"""Try everything that only a GPU can show, in the order of its worth, in at most 8 minutes.
+"""Try everything that only a GPU can show, the most important first, in at most 8 minutes.
 
     python -m benchmarks.gpu --out gpu.json
     python -m benchmarks.gpu --device cpu --tiny        # anywhere: shows that the script itself works
 
 Each case has a process and a time limit of its own: one that fails, hangs or runs out of memory says so, and
 the next one goes on. The JSON file is written anew after each case. The exit code is 1 if any case failed. A
-case that a machine cannot do is "skipped" with the reason; what it can do of it is done all the same.
+case that a machine cannot do whole is "skipped" with the reason, after the part that it can do.
 """
 
 import argparse

@@ -9,7 +9,7 @@ def exact_float32() -> None:
     """Make matrix products and convolutions of float32 tensors in this process use all 24 bits.
 
     By default, cuDNN rounds the inputs of convolutions to the 11 bits of TF32, and containers of NVIDIA set
-    an environment variable that does so for matrix products. Products in bf16 are not concerned.
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which does so for matrix products. Products in bf16 stay as they are.
     """
     # These two settings are understood by all versions of torch from 2.11 on, and by libraries that read
     # them. torch refuses to read them after its newer `fp32_precision` was set to something else.

@@ -1,4 +1,4 @@
-"""The launcher of this process, and the CPU cores that it may use."""
+"""The launcher of this process, the CPU cores that it may use, and where processes find modules."""
 
 import ctypes
 import os
@@ -24,9 +24,10 @@ def is_scheduled() -> bool:
 
 
 def first_rank_reports(of_machine: bool = False) -> bool:
-    """Return whether the first rank of this launch, or of its part on this machine, says what this one would.
+    """Return whether this process should be silent, because the first rank prints the same message.
 
-    RANK alone does not tell: it may have been left in the environment of a shell.
+    The first rank is that of the launch, or with `of_machine` that on this machine. RANK counts only if a
+    launcher set it: it may also have been left in the environment of a shell.
     """
     number = os.environ.get("LOCAL_RANK" if of_machine else "RANK", "0")
     return number != "0" and (has_launcher() or is_scheduled())
@@ -36,6 +37,12 @@ def find_no_local_modules() -> None:
     """Make Python processes that this one starts import installed modules only, never a pretrain.py in the
     present folder."""
     os.environ[_SAFE_PATH] = "1"
+
+
+def pass_on_safe_path() -> None:
+    """Make the processes that this one starts find modules as it does, also if `python -P` alone says how."""
+    if sys.flags.safe_path:
+        find_no_local_modules()
 
 
 def python_options() -> list[str]:

@@ -13,7 +13,7 @@ from isotorus.spelled import spelled
 _LONGEST = 2**20
 """Largest size of a recipe in characters."""
 _MOST_VALUES = 100_000
-"""Largest number of values in a recipe, with those that aliases repeat: ten lines can name 10⁹ of them."""
+"""Largest number of values in a recipe, with those that aliases repeat: ten lines can name 10⁹ values."""
 
 
 def read_recipe_file(path: str) -> dict[str, Any]:

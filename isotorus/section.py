@@ -10,7 +10,7 @@ from isotorus.spelled import plain
 
 
 class Unfit(ValueError):
-    """A value of a recipe that no field takes; the message begins with the key in its section."""
+    """A value of a recipe that does not fit its field; the message begins with the key in its section."""
 
 
 class Section(BaseModel):

@@ -102,7 +102,7 @@ def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
 def _run(member: Config, command: list[str]) -> int:
     """Start a run unless it is finished, wait for its end, and return its exit code."""
     newest = checkpoint.latest(member.folder / "checkpoints")
-    with contextlib.suppress(checkpoint.Damaged):  # which the run itself finds and goes on from
+    with contextlib.suppress(checkpoint.Damaged):  # the run itself finds the damage and uses an earlier one
         if newest and checkpoint.describe(newest).get("step", 0) >= member.steps:
             log.info("%s is finished already", member.name)
             return 0

@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import batch_of, engine_of, recipe, start
 from pretrain.cost.out_of_memory import explain, is_out_of_memory
 from pretrain.engines import Engine
 from pretrain.engines.step import train_step
+from pretrain.models.shards import own_part
 
 
 def nan(setting: Setting, report: Report) -> None:
@@ -37,8 +37,7 @@ def nan(setting: Setting, report: Report) -> None:
 
 def _own(engine: Engine) -> list[Tensor]:
     """Return this rank's part of each parameter."""
-    parameters = (p.detach() for _, p in engine.networks.online_parameters())
-    return [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    return [own_part(p) for _, p in engine.networks.online_parameters()]
 
 
 def out_of_memory(setting: Setting, report: Report) -> None:

@@ -31,7 +31,7 @@ def run_case(
 ) -> dict[str, Any]:
     """Run `case`, the whole name of a `report.Case`, for at most `seconds`; return what it found.
 
-    Besides what it reported there are "seconds", "failures" if it did not end well, and then its "log".
+    Besides what it reported there are "seconds", and if it failed "failures" and its "log".
     """
     report, log = folder / f"{case}.jsonl", folder / f"{case}.log"
     process = context.Process(target=_run, args=(case, setting, report, log))

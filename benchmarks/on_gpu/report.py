@@ -1,4 +1,4 @@
-"""What a case reports while it runs: a JSON line for each thing, so that what was found survives its end."""
+"""What a case reports while it runs: a JSON line for each result, which stays if the case is killed."""
 
 import json
 from collections.abc import Callable

@@ -148,8 +148,8 @@ def _partners(own: int, hosts: int) -> list[int]:
 def _pair(partner: int, device: torch.device, longest: float) -> float:
     """Return the GB/s in each direction while this rank and a partner send to each other, within `longest` s.
 
-    The rate is that of the largest size. Both ranks use the time of the slower one, so both skip the same
-    sizes.
+    The rate is that of the largest size that was sent. Both ranks use the time of the slower one, so both
+    skip the same sizes.
     """
     rate = 0.0
     for size in PAIRS:

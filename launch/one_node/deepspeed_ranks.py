@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from isotorus.processes import find_no_local_modules, python_options, usable_cores
+from isotorus.processes import pass_on_safe_path, usable_cores
 from launch.one_node.torchrun_ranks import Failure
 
 LAUNCH = "ISOTORUS_LAUNCH"
@@ -61,8 +61,7 @@ def run(options: Sequence[str], pretrain: Sequence[str], logs: Path | None = Non
     count = len([*json.loads(base64.urlsafe_b64decode(world)).values()][node])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     os.environ["LOCAL_WORLD_SIZE"] = str(count)
-    if python_options():
-        find_no_local_modules()
+    pass_on_safe_path()
     if logs:
         logs.mkdir(parents=True, exist_ok=True)
     launcher = subprocess.Popen(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from isotorus.errors import INTERRUPTED, TRY_AGAIN, USER_ERROR
-from isotorus.processes import find_no_local_modules, python_options, usable_cores
+from isotorus.processes import pass_on_safe_path, usable_cores
 
 LAST_CALL_SECONDS = 10
 """How long an elastic run waits for more hosts when enough hosts are ready."""
@@ -51,8 +51,7 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    if python_options():
-        find_no_local_modules()
+    pass_on_safe_path()
     arguments = torch_run.parse_args([*options, "-m", "pretrain", *pretrain])
     arguments.signals_to_handle = "SIGHUP,SIGQUIT"
     fewest, most = torch_run.parse_min_max_nnodes(arguments.nnodes)

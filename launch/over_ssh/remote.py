@@ -27,7 +27,7 @@ def node_command(python: str, folder: str) -> str:
 
 
 def new_mark() -> str:
-    """Return a mark by which the report of one request is told from any other line of output."""
+    """Return a mark that distinguishes the report of one request from any other line of output."""
     return secrets.token_hex(16)
 
 

@@ -148,6 +148,7 @@ def _job(
         "qos": args.qos,
         "constraint": args.constraint,
         "array": _array(len(runs), args.at_once),
+        # sbatch replaces %j and the like in the path of the log.
         "output": f"{str(folder).replace('%', '%%')}/{log}.log",
         "open-mode": "append",
         "signal": f"USR1@{args.signal_before}",
@@ -229,7 +230,7 @@ def _check_signal(config: "Config", before: int) -> None:
 
 
 def _texts(value: object) -> list[str]:
-    """Return the texts in the value of an option: one, those of a list, or none in a number."""
+    """Return the texts in the value of an option: the value itself, those of a list, or [] for a number."""
     return [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 

@@ -31,7 +31,7 @@ _CLASSES = {
 
 
 class Foreign(Exception):
-    """A checkpoint that holds what no checkpoint of ours does."""
+    """A checkpoint that holds something that this program never writes."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -73,11 +73,9 @@ class Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Put a value into the state dict that is being loaded, through bytes of our own.
 
-        The planner would run whatever the bytes of the checkpoint name.
+        The planner would run whatever the bytes of the checkpoint name, so it gets others of equal value.
         """
-        plain = (
-            io.BytesIO()
-        )  # the planner itself would run what the bytes name, so it gets others of equal value
+        plain = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), plain)
         plain.seek(0)
         super().load_bytes(read_item, plain)

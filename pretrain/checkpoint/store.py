@@ -118,12 +118,12 @@ def folder(checkpoints: Path, step: int) -> Path:
 def describe(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint's encoder.json; raises Damaged.
 
-    Its checksum is compared first: with a flipped bit it may still be JSON, and say something else.
+    Its checksum is compared first: with a flipped bit it may still be JSON, with another value.
     """
     name = "encoder.json"
     try:
         listed = foreign_files.read_json(checkpoint / "COMPLETE")
-    except (OSError, UserError):  # which `restore` finds
+    except (OSError, UserError):  # `restore` reports it
         listed = {}
     if isinstance(listed, dict) and name in listed and (damage := _damage(checkpoint, name, listed[name])):
         raise Damaged(checkpoint, damage)

@@ -1,6 +1,6 @@
 """What `auto` and `node` in the engine's settings mean for this encoder, on these ranks and machines.
 
-All ranks decide the same: what one machine lacks, the run does without.
+All ranks decide the same: if one machine has no compiler, no machine compiles.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ class Decided(NamedTuple):
 
     config: EngineConfig
     reasons: dict[str, str]
-    """Why a field is not what `auto` and `node` hope for."""
+    """By field, why `auto` left it off or why `node` has no effect."""
 
 
 def decide(config: EngineConfig, encoder: nn.Module, node: int, why_not_compile: str = "") -> Decided:
@@ -42,7 +42,7 @@ def decide(config: EngineConfig, encoder: nn.Module, node: int, why_not_compile:
         reason = "ZeRO-3's hooks break compiled graphs" if zero_3 else odd or why_not_compile
         values["compile"], reasons["compile"] = not reason, reason
     if config.shard == "node":
-        # Where each node has one rank, a replica would be whole on every rank.
+        # Over one rank, nothing would be sharded, so the run shards over all ranks instead.
         values["shard"] = node if config.kind == "fsdp" and node > 1 else None
         reasons["shard"] = (
             "" if config.kind == "fsdp" else f"engine.kind={config.kind} has no shards to place"
@@ -85,7 +85,7 @@ def decide_here(config: EngineConfig, encoder: nn.Module, device: torch.device) 
     dist.all_reduce(everyone)
     sizes, places, without = everyone.T.tolist()
     if any(without):
-        reason = reason or f"the machine of rank {without.index(1)} has no compiler"
+        reason = reason or f"the machine of rank {without.index(1)} cannot compile"
     asked = config.shard == "node" and config.kind == "fsdp"
     return decide(config, encoder, ranks_of_node(sizes, places) if asked else 1, reason)
 

@@ -68,8 +68,8 @@ class EncoderDescription:
 
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""
-        told = ("config", "step", "data_fingerprint")
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in told}
+        about_training = ("config", "step", "data_fingerprint")
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
 
     def on_meta(self) -> nn.Module:
         """Build the encoder without memory; raises UserError unless it takes and gives what is described."""
@@ -100,7 +100,7 @@ def describe(file: Path, folder: Path | None = None) -> EncoderDescription:
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{file} is not the config.json of a timm model ({type(error).__name__}: {said}); export one "
-            "with python -m pretrain export, or timm.models.save_for_hf"
+            "with isotorus export, or timm.models.save_for_hf"
         ) from None
 
 

@@ -87,8 +87,9 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 def create(name: str, kwargs: dict[str, Any]) -> Any:
     """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding.
 
-    Name and arguments may be a stranger's: `architecture.check` lets through what opens no file and asks no
-    address. Raises `UserError`, in one line, for that and for whatever timm cannot build.
+    Name and arguments may be a stranger's, so `pretrain.models.architecture` refuses those by which timm
+    would open a file or an address. Raises `UserError`, in one line, for these and for whatever timm cannot
+    build.
     """
     architecture.check_name(name)
     if not timm.is_model(name):

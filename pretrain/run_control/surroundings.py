@@ -22,14 +22,14 @@ def set_surroundings() -> None:
     """
     if not any(name in os.environ for name in _ALLOCATORS):
         os.environ[ALLOCATOR] = "expandable_segments:True"
-    folder = private_folder(Path(tempfile.gettempdir()))
+    folder = own_folder(Path(tempfile.gettempdir()))
     if folder is not None:
         for name, part in CACHES.items():
             os.environ.setdefault(name, str(folder / part))
 
 
-def private_folder(parent: Path) -> Path | None:
-    """Return this user's own folder in `parent`, a folder that all may write to; None where it isn't private.
+def own_folder(parent: Path) -> Path | None:
+    """Return this user's folder in `parent`, which all may write to; None if others can write to it.
 
     Compiled code is loaded from it, so nobody else may have made it or write to it.
     """

@@ -83,7 +83,7 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
     name, width = config.encoder.name, 32 if encoder == "vit" else 8
     with DEVICE:
         built = build_encoder(name, kwargs, 0)
-    # The meta device has no autocast, so the networks are told of a CPU.
+    # The meta device has no autocast, so the networks are built for a CPU.
     networks = build_on_meta(
         built,
         build_head(config.objective, width, config.views.global_views, 0),
