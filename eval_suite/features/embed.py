@@ -213,6 +213,8 @@ def _blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
 
     Raises UserError if the model cannot embed it, or for a width that is not the described one.
     """
+    if r.describe is None:
+        r.model.to(device)
     try:
         vectors = _of_one_image(r, device)
     except UserError:
@@ -236,7 +238,6 @@ def _of_one_image(r: Representation, device: torch.device) -> dict[str, Tensor]:
     image = values.view(r.channels, r.size, r.size)
     if r.describe is not None:
         return {name: torch.from_numpy(x)[None].to(device) for name, x in r.describe(image).items()}
-    r.model.to(device)
     return r.embed(image[None].to(device))
 
 

@@ -103,7 +103,9 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
     try:
         encoder = timm.create_model(name, **of_timm)
     except Exception as error:
-        if isinstance(error, MemoryError) or re.search("allocate|(out of|enough) memory", str(error)):
+        said = str(error)
+        ran_out = isinstance(error, RuntimeError) and re.search("allocate|(out of|enough) memory", said)
+        if isinstance(error, MemoryError) or ran_out:
             raise
         raise UserError(
             f"timm cannot build {name} with {of_timm} ({_reason(error)}); change encoder.kwargs"

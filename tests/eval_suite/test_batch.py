@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from tests.eval_suite.eval_samples import Outcome, run_command, save_checkpoint
 
@@ -36,14 +37,19 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def crash(checkpoint: Path) -> None:
-    """Damage a checkpoint so that its evaluation fails with an unexpected exception.
+def crash(step: int, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make the evaluation of a step fail with an unexpected exception, also in a process of its own."""
 
-    timm raises KeyError, which is passed on because it reads like a lack of memory.
-    """
-    described = json.loads((checkpoint / "encoder.json").read_text())
-    described["kwargs"]["act_layer"] = "allocate"
-    (checkpoint / "encoder.json").write_text(json.dumps(described))
+    def load(file: Path) -> dict[str, object]:
+        if f"step_{step:08d}" in str(file):
+            raise KeyError("sklearn")
+        return load_file(file)
+
+    patch.setattr("eval_suite.inputs.checkpoints.load_file", load)
+    folder.mkdir()
+    named = f"any('step_{step:08d}' in x for x in sys.orig_argv)"
+    (folder / "sitecustomize.py").write_text(f"import sys\nif {named}: sys.modules['sklearn'] = None\n")
+    patch.setenv("PYTHONPATH", str(folder))
 
 
 def results_of(run: Path) -> list[int]:
@@ -77,27 +83,28 @@ def test_many_checkpoints_are_compared_though_one_fails(run: Path, data: list[ob
     assert (run / "eval/3/results.json").stat().st_mtime_ns == before
 
 
-def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: list[object]):
-    sound = (run / "checkpoints/step_00000002/encoder.json").read_text()
-    crash(run / "checkpoints/step_00000002")
-    outcome = run_command(run, *data, *QUICK, "--every", "2")
+def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: list[object], tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        crash(2, tmp_path / "patch", patch)
+        outcome = run_command(run, *data, *QUICK, "--every", "2")
     left = run / "eval/2/error.txt"
     assert outcome.code == 1 and results_of(run) == [4]
-    assert f"failed: a, step 2: KeyError: 'allocate a layer'; see {left}" in outcome.err
-    assert "Traceback" in left.read_text() and "build_encoder" in left.read_text()
-    (run / "checkpoints/step_00000002/encoder.json").write_text(sound)
+    assert f"failed: a, step 2: KeyError: 'sklearn'; see {left}" in outcome.err
+    assert "Traceback" in left.read_text() and "pretrained" in left.read_text()
     assert run_command(run, *data, *QUICK, "--every", "2").code == 0
     assert results_of(run) == [2, 4] and not left.exists()
 
 
-def test_evaluations_side_by_side(run: Path, data: list[object]):
+def test_evaluations_side_by_side(
+    run: Path, data: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.rmtree(run / "checkpoints/step_00000001")
-    crash(run / "checkpoints/step_00000003")
+    crash(3, tmp_path / "patch", monkeypatch)
     outcome = run_command(run, *data, *QUICK, "--every", "1", "--jobs", "2", "--json")
     assert outcome.code == 1, outcome.err
     left = run / "eval/3/error.txt"
-    assert f"failed: a, step 3: KeyError: 'allocate a layer'; see {left}" in outcome.err
-    assert "build_encoder" in left.read_text()
+    assert "failed: a, step 3: ModuleNotFoundError: " in outcome.err
+    assert f"see {left}" in outcome.err and "Traceback" in left.read_text()
     found = json.loads(outcome.out)
     assert sorted(each["checkpoint"]["step"] for each in found) == [2, 4]
     assert results_of(run) == [2, 4]

@@ -18,6 +18,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.transforms.views import center_view
 from eval_suite.geometry import rank
+from eval_suite.inputs import seals
 from eval_suite.usefulness import neighbors
 from pretrain.models.projector import MLPConfig, build_mlp
 from tests.eval_suite.eval_samples import CLASSES, KWARGS, ONE, pack, save_checkpoint
@@ -130,6 +131,7 @@ def test_features_are_kept_and_replaced_when_the_weights_change(checkpoint: Path
     # Change the cached features, so that the next metric shows whether it reads them.
     train = next(f for f in stored if first["data"]["train"]["fingerprint"] in f.name)
     np.savez(train.with_suffix(""), embedding=np.zeros((44, 24), np.float32))
+    seals.write(train.with_name(f"{train.name}.seal"), [train])
     again = [*options, "--metrics", "rank,shape"]
     stale = json.loads(command(checkpoint, *again).out)
     assert stale["representations"]["pretrained"]["rank"]["effective_rank"] == 0
