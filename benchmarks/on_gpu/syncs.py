@@ -54,7 +54,9 @@ def _waits(run: Run, setting: Setting) -> dict[str, int]:
     """Return how often the host waited, by the innermost line of this project that made it."""
     found: Counter[str] = Counter()
 
-    def record(*_: Any, **__: Any) -> None:
+    def record(message: Warning | str, *_: Any, **__: Any) -> None:
+        if "called a synchronizing" not in str(message):  # turning the mode on warns too
+            return
         frames = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT)]
         inner = [f for f in frames if f.filename != __file__ and "site-packages" not in f.filename]
         place = (inner or frames)[-1]
