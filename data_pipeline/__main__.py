@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with its sub-commands."""
     parser = ArgumentParser(
-        prog="python -m data_pipeline",
+        prog="isotorus",
         description="Pack images into data sets for training, check them and look at them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -257,7 +257,7 @@ def _verify(dest: str, workers: int) -> int:
         print(
             f"{dest}: {len(damage)} damage{'s' * (len(damage) > 1)} found; bring back the files named above "
             "from a copy. Without one: pack again, or if only index.npy, shards.npy or dataset.json is "
-            f"damaged, make them again with: python -m data_pipeline index {dest} NEW_FOLDER"
+            f"damaged, make them again with: isotorus index {dest} NEW_FOLDER"
         )
         return 1
     for folder in folders:

@@ -183,7 +183,7 @@ class _Batches(TorchDataset[Batch | UserError]):
             sample = int(self._generator(place, _SUBSTITUTE, attempt).integers(len(dataset)))
         raise UserError(
             f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
-            f"{replaced[0].reason}; run: python -m data_pipeline verify {dataset.path}"
+            f"{replaced[0].reason}; run: isotorus verify {dataset.path}"
         )
 
     def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:

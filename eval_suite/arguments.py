@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from eval_suite.options import Options
 
 EPILOG = """examples:
-  python -m eval_suite runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
-  python -m eval_suite runs/elpv --every 1000 --jobs 2 --train … --val …    several checkpoints, compared
-  python -m eval_suite runs/elpv --every 1000 --watch --train … --val …      while the run is training
-  torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …      features in 8 processes
-  python -m eval_suite runs/elpv --against dinov2/ other.npz --train … --val …   compared with others
-  python -m eval_suite features.npz                                          features made elsewhere
-  python -m eval_suite layers --help                     geometry of every block over training
-  python -m eval_suite winding --help                    whether the angles of a torus head follow the image
-  python -m eval_suite codes --help                      discrete codes of the embedding
-  python -m eval_suite duplicates --help                 near-duplicate images
+  isotorus eval runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
+  isotorus eval runs/elpv --every 1000 --jobs 2 --train … --val …         several checkpoints, compared
+  isotorus eval runs/elpv --every 1000 --watch --train … --val …          while the run is training
+  torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …   features in 8 processes
+  isotorus eval runs/elpv --against dinov2/ other.npz --train … --val …   compared with others
+  isotorus eval features.npz                                              features made elsewhere
+  isotorus eval layers --help                     geometry of every block over training
+  isotorus eval winding --help                    whether the angles of a torus head follow the image
+  isotorus eval codes --help                      discrete codes of the embedding
+  isotorus eval duplicates --help                 near-duplicate images
 
 Results go to RUN/eval/<step>/: results.json and report.html. RUN/eval/cache/ may be deleted."""
 
@@ -42,7 +42,7 @@ Results go to RUN/eval/<step>/: results.json and report.html. RUN/eval/cache/ ma
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line of an evaluation; raises UserError for values that cannot work."""
     parser = ArgumentParser(
-        prog="python -m eval_suite",
+        prog="isotorus eval",
         description="Measure how useful the features of a pretrained encoder are, compared with the same "
         "encoder untrained, raw pixels and handmade descriptors, and which geometry its embedding has.",
         epilog=EPILOG,
@@ -105,7 +105,7 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN_OR_CHECKPOINT",
         help="a run folder (its newest checkpoint), a folder of runs, a checkpoint folder or its weights, a "
-        "timm model folder, or a pattern that matches some of these; python -m eval_suite without a "
+        "timm model folder, or a pattern that matches some of these; isotorus eval without a "
         "sub-command also takes a file of features (.npy, .npz, .parquet)",
     )
     steps = "also take each checkpoint whose step is a multiple of STEPS"

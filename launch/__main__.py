@@ -14,16 +14,16 @@ def main() -> int:
     launcher, pretrain = split(sys.argv[1:])
     args, others = build_parser().parse_known_args(launcher)
     if not pretrain and args.trains:
-        raise UserError("nothing after --; write -- --config recipe.yaml, as for python -m pretrain")
+        raise UserError("nothing after --; write -- --config recipe.yaml, as for isotorus train")
     if others and not args.passes_options_on:
-        raise UserError(f"{others[0]} is no option of {args.kind}; see python -m launch {args.kind} --help")
+        raise UserError(f"{others[0]} is no option of {args.kind}; see isotorus launch {args.kind} --help")
     return args.start(args, others, pretrain)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m launch",
-        description="Start pretraining on many processes. Arguments after -- go to python -m pretrain.",
+        prog="isotorus launch",
+        description="Start pretraining on many processes. Arguments after -- are those of isotorus train.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in KINDS:

@@ -16,7 +16,7 @@ class Recipe(NamedTuple):
 
 
 def read_recipe(pretrain: list[str]) -> Recipe:
-    """Read the recipe. Raise UserError for arguments or a recipe that `python -m pretrain` would refuse."""
+    """Read the recipe. Raise UserError for arguments or a recipe that `isotorus train` would refuse."""
     # Imported here because it imports torch, which takes seconds.
     from pretrain.config import load_config
 
@@ -26,7 +26,7 @@ def read_recipe(pretrain: list[str]) -> Recipe:
 
 def split_arguments(pretrain: list[str]) -> tuple[str, list[str]]:
     """Return the value of --config and the overrides, without reading the recipe."""
-    parser = ArgumentParser(prog="python -m pretrain")
+    parser = ArgumentParser(prog="isotorus train")
     parser.add_argument("--config", required=True)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args(pretrain)

@@ -15,7 +15,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "torchrun",
         help="start ranks by torchrun, on this node or on all hosts of a file",
-        usage="python -m launch torchrun [--hosts FILE] [torchrun options] -- --config x.yaml [key=value …]",
+        usage="isotorus launch torchrun [--hosts FILE] [torchrun options] -- --config x.yaml [key=value …]",
         description="Options before -- that are not listed below go to torchrun: --nproc-per-node, "
         "--nnodes 2 or 1:4, --node-rank, --rdzv-endpoint, --max-restarts, …",
         allow_abbrev=False,

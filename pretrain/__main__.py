@@ -83,9 +83,9 @@ def parse(arguments: list[str]) -> Config:
     from pretrain.config import describe_fields, load_config
 
     parser = ArgumentParser(
-        prog="python -m pretrain",
+        prog="isotorus train",
         description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …; "
-        "a grid of runs: python -m pretrain sweep --help",
+        "a grid of runs: isotorus sweep --help",
         epilog="fields, each set in the file or as dotted.key=value:\n" + describe_fields(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

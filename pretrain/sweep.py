@@ -1,4 +1,4 @@
-"""`python -m pretrain sweep --config x.yaml objective.grid_size=8,12 seed=0,1`: train a grid of runs.
+"""`isotorus sweep --config x.yaml objective.grid_size=8,12 seed=0,1`: train a grid of runs.
 
 Each run is a process of its own, started by `python -m pretrain` or by what `--launcher` says, and an MLflow
 run under one parent. Finished runs are left out, so the same command continues a sweep that was stopped.
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Run the grid; return 0 if all runs finished, 1 if some failed. A wrong grid raises UserError."""
-    parser = ArgumentParser(prog="python -m pretrain sweep", description=__doc__)
+    parser = ArgumentParser(prog="isotorus sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
     parser.add_argument(
         "--launcher",
         default=f"{shlex.quote(sys.executable)} -m pretrain",
         help="command that starts a run, to which '--config … key=value …' is added, e.g. "
-        "'python -m launch torchrun --nproc-per-node 8 --' or 'srun -N 2 … python -m pretrain'",
+        "'isotorus launch torchrun --nproc-per-node 8 --' or 'srun -N 2 … isotorus train'",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, help="how many runs train at the same time (default 1)"

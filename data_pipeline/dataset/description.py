@@ -151,7 +151,7 @@ def _advice(path: str) -> str:
     if sets := subsets(path):
         names = ", ".join(Path(name).name for name in sets)
         return f"it holds the sets {names}: name one of them, e.g. {sets[0]}"
-    return f"make one with: python -m data_pipeline pack IMAGES {path}"
+    return f"make one with: isotorus pack IMAGES {path}"
 
 
 def subsets(path: str) -> list[str]:

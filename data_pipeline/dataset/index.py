@@ -120,7 +120,7 @@ class Dataset:
         if not 1 <= self.generation <= len(self.generations):
             raise UserError(
                 f"{self.path} has no generation {generation}; expected 1 to {len(self.generations)}, "
-                f"see python -m data_pipeline info {self.path}"
+                f"see isotorus info {self.path}"
             )
         for number in _evenly(len(self.shards)):
             self._check_size(number)
@@ -329,14 +329,14 @@ class Dataset:
         """Return the error for a shard whose size has changed."""
         return UserError(
             f"shard {join(self.path, shard)} has {size_now} bytes, its index was made for {expected}; "
-            f"run: python -m data_pipeline verify {self.path}, and pack again"
+            f"run: isotorus verify {self.path}, and pack again"
         )
 
     def _changed(self, i: int, shard: str) -> Corrupt:
         """Return the error for a sample whose bytes have changed."""
         return Corrupt(
             f"shard {join(self.path, shard)} changed since the index was made (sample {i}); "
-            f"run: python -m data_pipeline verify {self.path}, and pack again"
+            f"run: isotorus verify {self.path}, and pack again"
         )
 
 

@@ -107,7 +107,7 @@ class Reader:
         if offset + size > source.size(path):
             raise UserError(
                 f"shard {remote.shown(path)} has {source.size(path)} bytes, but the index points to "
-                f"byte {offset + size}; run: python -m data_pipeline verify on its set"
+                f"byte {offset + size}; run: isotorus verify on its set"
             )
         return source.read(path, offset, size)
 
@@ -169,7 +169,7 @@ class _Files:
             size = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             raise UserError(
-                f"shard {path} is missing; bring it back, or run: python -m data_pipeline verify on its set"
+                f"shard {path} is missing; bring it back, or run: isotorus verify on its set"
             ) from None
         except OSError as error:
             raise from_os_error(error, f"reading shard {path}") from error
@@ -182,5 +182,5 @@ def _replaced(path: str) -> UserError:
     """Return the error for a shard that changed while it was in use."""
     return UserError(
         f"shard {path} was cut or replaced by another while it was in use; "
-        "run: python -m data_pipeline verify on its set, and start again"
+        "run: isotorus verify on its set, and start again"
     )

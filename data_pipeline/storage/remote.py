@@ -129,7 +129,7 @@ def changed(url: str) -> UserError:
     """Return the error for an object that was replaced while it was read."""
     return UserError(
         f"{shown(url)} was replaced by other bytes while it was read; "
-        "run: python -m data_pipeline verify on its set, and start again"
+        "run: isotorus verify on its set, and start again"
     )
 
 

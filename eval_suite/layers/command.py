@@ -1,4 +1,4 @@
-"""The sub-command `python -m eval_suite layers`: the geometry of every block of every checkpoint."""
+"""The sub-command `isotorus eval layers`: the geometry of every block of every checkpoint."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
 
 EPILOG = """examples:
-  python -m eval_suite layers runs/elpv --every 100 --data data/elpv/val
-  python -m eval_suite layers runs/elpv --data … --metrics rank,holonomy
-  python -m eval_suite layers runs/elpv --data … --metrics list          all metrics with their cost
+  isotorus eval layers runs/elpv --every 100 --data data/elpv/val
+  isotorus eval layers runs/elpv --data … --metrics rank,holonomy
+  isotorus eval layers runs/elpv --data … --metrics list          all metrics with their cost
 
 Results go to RUN/eval/layers/: layers.html, a page with everything in it, and layers.json."""
 
@@ -25,7 +25,7 @@ Results go to RUN/eval/layers/: layers.html, a page with everything in it, and l
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
-        prog="python -m eval_suite layers",
+        prog="isotorus eval layers",
         description="Measure the geometry of every block of an encoder in each checkpoint, and draw a heat\n"
         "map of checkpoints by blocks for each metric.",
         epilog=EPILOG,

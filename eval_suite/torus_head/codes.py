@@ -1,4 +1,4 @@
-"""The sub-command `python -m eval_suite codes`: discrete codes of embeddings, compared with each other.
+"""The sub-command `isotorus eval codes`: discrete codes of embeddings, compared with each other.
 
 A code maps an embedding to a few digits, its address. The codes are the published winding code, bins of a
 torus head's angles, and finite scalar quantisation (FSQ). For each one it is measured how many addresses the
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
-        prog="python -m eval_suite codes",
+        prog="isotorus eval codes",
         description="Compare discrete codes of the embeddings of images: how many addresses they use, how "
         "often two images share one, within and between classes and by chance, and how stable they are under "
         "noise.",

@@ -1,4 +1,4 @@
-"""The sub-command `python -m eval_suite duplicates`: images with nearly the same angles in a torus head.
+"""The sub-command `isotorus eval duplicates`: images with nearly the same angles in a torus head.
 
 It also finds them across data sets, such as a test image that is in the training set. The angles are kept in
 a `WindingMemory`, so that each image is compared only with those in nearby cells.
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
-        prog="python -m eval_suite duplicates",
+        prog="isotorus eval duplicates",
         description="Find images that are nearly the same, by the angles of a torus head, within one data "
         "set and across several.",
     )
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     if not checkpoint.angles:
         raise UserError(
             f"{args.name} has no angles: its head is no torus; name a run of objective.kind=torus, or see "
-            "python -m data_pipeline preview for copies by their pixels"
+            "isotorus preview for copies by their pixels"
         )
     if args.bins is not None:
         WindingMemory(checkpoint.angles, args.bins)  # refuses impossible numbers before images are read

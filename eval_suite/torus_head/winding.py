@@ -1,4 +1,4 @@
-"""The sub-command `python -m eval_suite winding`: winding numbers of a torus head's angles along image paths.
+"""The sub-command `isotorus eval winding`: winding numbers of a torus head's angles along image paths.
 
 Images are rotated, shifted or recoloured until they are the same again. Along such a path each angle of the
 head makes a whole number of turns; these numbers are the winding vector. A head that follows the path has an
@@ -109,7 +109,7 @@ def _write(contents: dict[str, Any], out: Path) -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the sub-command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
-        prog="python -m eval_suite winding",
+        prog="isotorus eval winding",
         description="Measure how often each angle of a torus head turns while an image is rotated, shifted "
         "or recoloured until it is the same again, or along the frames of a sequence.",
     )

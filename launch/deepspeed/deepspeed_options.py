@@ -20,7 +20,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "deepspeed",
         help="start ranks by DeepSpeed's launcher, on this node or on all hosts of a file",
-        usage="python -m launch deepspeed [--hostfile FILE] [options] -- --config x.yaml [key=value …]",
+        usage="isotorus launch deepspeed [--hostfile FILE] [options] -- --config x.yaml [key=value …]",
         description="Starts ranks on this node, or with --hostfile on many. The options are those of "
         "DeepSpeed's own launcher, with - or _ between words.",
         allow_abbrev=False,

@@ -25,7 +25,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "doctor",
         help="check nodes, network, data and folders before a run",
-        usage="python -m launch doctor [--hosts FILE] [--config recipe.yaml] [--json] [key=value …]",
+        usage="isotorus launch doctor [--hosts FILE] [--config recipe.yaml] [--json] [key=value …]",
         description="Prints a table of all checks. Exit code 0, or 1 if any check failed. Checks this node, "
         "or all hosts of a file over ssh, or, started on each node (for instance by srun), all of them.",
         allow_abbrev=False,
@@ -44,7 +44,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     nodes.add_argument("--nnodes", type=int, help="number of nodes")
     nodes.add_argument("--node-rank", type=int, help="number of this node, from 0")
     nodes.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="an address of the first node")
-    add("overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for python -m pretrain")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the recipe, as for isotorus train")
     parser.set_defaults(start=start, trains=False, passes_options_on=False)
 
 

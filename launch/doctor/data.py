@@ -51,7 +51,7 @@ def judge(facts: ByHost) -> list[Finding]:
         odd = [host for key, hosts in by_data.items() if key != usual for host in hosts]
         prints = ", ".join(sorted({key[0] for key in by_data if key != usual}))
         observed = f"another data set ({prints}) than on the other hosts ({usual[0]})"
-        remedy = "bring the same shards there; python -m data_pipeline verify shows which are right"
+        remedy = "bring the same shards there; isotorus verify shows which are right"
         findings.append(Finding("data", Status.FAILED, odd, observed, remedy))
     if findings or not read:
         return findings

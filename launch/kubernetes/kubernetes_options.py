@@ -30,7 +30,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "kubernetes",
         help="write the manifests of a run on a Kubernetes cluster",
-        usage="python -m launch kubernetes --name NAME --image IMAGE [options] -- --config x.yaml [k=v …]",
+        usage="isotorus launch kubernetes --name NAME --image IMAGE [options] -- --config x.yaml [k=v …]",
         description="Prints YAML: an indexed Job with a headless Service, a PyTorchJob or a TrainJob.",
     )
     add = parser.add_argument

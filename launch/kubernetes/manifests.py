@@ -39,7 +39,7 @@ class Pods:
     gpus: int
     """The number of GPUs in each pod. With 0 a pod trains on its CPUs with one rank."""
     pretrain: list[str]
-    """Arguments of `python -m pretrain`."""
+    """Arguments of `isotorus train`."""
     grace: float
     """stopping.grace, in seconds."""
     recipe: str | None = None

@@ -84,7 +84,7 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
         if first.exitcode == -signal.SIGKILL and not message.startswith("error: "):
             message = (
                 f"error: rank {rank} on {socket.gethostname()} was killed (SIGKILL), as the kernel does when "
-                "memory runs out (see dmesg) and schedulers do at a limit; python -m pretrain plan shows "
+                "memory runs out (see dmesg) and schedulers do at a limit; isotorus plan shows "
                 "what needs less memory, and the same command continues from the newest checkpoint"
             )
         return Failure(code, rank, first.timestamp, message)

@@ -42,7 +42,7 @@ class Job:
     options: list[str]
     """Options for torchrun or DeepSpeed's launcher, the same on every host."""
     pretrain: list[str]
-    """Arguments of `python -m pretrain`."""
+    """Arguments of `isotorus train`."""
     recipe: str | None
     """The file that --config names; None for a packaged recipe."""
     folder: Path

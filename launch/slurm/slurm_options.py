@@ -25,7 +25,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "slurm",
         help="submit a Slurm job that is queued again until the run is complete",
-        usage="python -m launch slurm --nodes N (--gpus-per-node K | --ranks-per-node K) [options] "
+        usage="isotorus launch slurm --nodes N (--gpus-per-node K | --ranks-per-node K) [options] "
         "-- --config x.yaml [key=value …]",
         description="Writes an sbatch script and submits it. Options that are not listed go to sbatch.",
         allow_abbrev=False,
@@ -60,7 +60,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Submit `python -m pretrain PRETRAIN` as a job. Return 0, or with --wait the exit code of the job.
+    """Submit `isotorus train PRETRAIN` as a job. Return 0, or with --wait the exit code of the job.
 
     Raise UserError if this machine has no Slurm, or if the recipe or Slurm refuses the job.
     """

@@ -1,4 +1,4 @@
-"""`python -m pretrain export RUN DEST`: write a checkpoint's encoder for timm or transformers.
+"""`isotorus export RUN DEST`: write a checkpoint's encoder for timm or transformers.
 
 timm           timm.create_model("local-dir:DEST", pretrained=True)
 transformers   AutoModel.from_pretrained("DEST").pooler_output, if the encoder computes what a Dinov2 does
@@ -30,7 +30,7 @@ Format = Literal["timm", "transformers"]
 def main(arguments: list[str]) -> int:
     """Run the command; return exit code 0."""
     parser = ArgumentParser(
-        prog="python -m pretrain export", description="Write a checkpoint's encoder for timm or transformers."
+        prog="isotorus export", description="Write a checkpoint's encoder for timm or transformers."
     )
     parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
     parser.add_argument("dest", type=Path, help="the folder to make")

@@ -65,7 +65,7 @@ def explain(error: Exception, config: Config, device: torch.device) -> UserError
     kind, where = ("cpu", "memory") if device.type == "cpu" else ("…", "its GPU")
     return UserError(
         f"rank {rank()} ({socket.gethostname()}) has no memory left for this step: {asked}, of "
-        f"{_gib(_capacity(device))} that {where} has; {_advice(config, device.type)}; python -m pretrain "
+        f"{_gib(_capacity(device))} that {where} has; {_advice(config, device.type)}; isotorus "
         f"plan --gpus {world_size()} --gpu {kind} says more, and the same command with the change goes on "
         "from the newest checkpoint"
     )

@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Return the command's arguments."""
     parser = ArgumentParser(
-        prog="python -m pretrain plan",
+        prog="isotorus plan",
         description="What a run costs: parameters, FLOPs, memory a GPU, images/s, hours, checkpoints. "
         "No data and no GPU are needed.",
     )

@@ -57,7 +57,7 @@ class CorruptSamples:
             raise UserError(
                 f"{self.count} of {step * self.batch_size} images read were damaged, more than "
                 f"data.max_corrupt={self.max_share:g} allows; {self.path} names them: run "
-                "python -m data_pipeline verify on the data set, and repair it"
+                "isotorus verify on the data set, and repair it"
             )
         return self.count
 

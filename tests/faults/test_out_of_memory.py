@@ -47,7 +47,7 @@ def test_memory_that_runs_out_on_one_rank(recipe: Path, tmp_path: Path):
         r"plan's estimate is \S+ GiB a rank; less need .*engine\.kind=fsdp \S+ \(\S+ GiB\)", line
     )
     assert re.search(r"engine\.accumulation=2 \(\S+ GiB\)", line)
-    assert "python -m pretrain plan --gpus 2 --gpu cpu" in line
+    assert "isotorus plan --gpus 2 --gpu cpu" in line
 
     saved = newest(folder)
     before = losses(folder)
@@ -72,7 +72,7 @@ def test_a_rank_and_a_reader_that_the_kernel_kills(recipe: Path, tmp_path: Path)
     assert run.end() == 137, run.stderr
     lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and re.match(r"error: rank 1 on \S+ was killed \(SIGKILL\)", lines[0])
-    assert "memory" in lines[0] and "python -m pretrain plan" in lines[0]
+    assert "memory" in lines[0] and "isotorus plan" in lines[0]
 
     run = Run(2, recipe, folder, "steps=100000", *SMALL, "data.workers=1")
     reached = newest(folder)

@@ -46,7 +46,7 @@ def test_refusals_name_the_key(recipe: Path, override: str, said: str):
 
 
 def test_arguments_that_cannot_be_read_are_one_line():
-    with pytest.raises(UserError, match="--config; see python -m pretrain --help"):
+    with pytest.raises(UserError, match="--config; see isotorus train --help"):
         parse([])
 
 
