@@ -13,7 +13,7 @@ from eval_suite import tracking
 from eval_suite.inputs import seals
 from eval_suite.report import comparison_page
 from eval_suite.report.pages import template
-from tests.eval_suite.eval_samples import Outcome, save_checkpoint
+from tests.eval_suite.eval_samples import Outcome, run_other, save_checkpoint
 from tests.security.conftest import CANARY, one_line
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -188,3 +188,24 @@ def test_pages_have_a_content_security_policy(page: str):
     source, *_ = loader.get_source(template(page).environment, f"{page}.html.j2")
     base, *_ = loader.get_source(template(page).environment, "base.html.j2")
     assert 'extends "base.html.j2"' in source and "default-src 'none'" in base
+
+
+def test_one_damaged_checkpoint_costs_itself_alone_in_the_other_commands(
+    stranger: Path,
+    splits: dict[str, Path],
+    tmp_path: Path,
+):
+    (stranger / "checkpoints/step_00000005/encoder.json").write_text('{"format": 1}')
+    few = ["--every", "1", "--data", splits["val"]]
+    for arguments, made in (
+        (
+            ["layers", stranger, *few, "--metrics", "rank", "--images", "10"],
+            stranger / "eval/layers/layers.json",
+        ),
+        (["codes", stranger, *few, "--out", tmp_path / "codes"], tmp_path / "codes/codes.json"),
+    ):
+        outcome = run_other(*arguments)
+        assert outcome.code == 1 and "does not describe an encoder" in outcome.err, outcome.err
+        assert made.exists()
+    outcome = run_other("winding", stranger, "--data", splits["val"], "--out", tmp_path / "deep/winding")
+    assert "has no angles" in one_line(outcome) and not (tmp_path / "deep").exists()
