@@ -11,6 +11,7 @@ from isotorus.secrets import may_be_secret
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 _SQLITE = "sqlite:///"
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255  # bytes; a run's own files come below its folder
 
 
 def expanded(path: str) -> str:
@@ -26,7 +27,12 @@ def expanded(path: str) -> str:
         return path
     if "\0" in path:
         raise ValueError("a path cannot hold a NUL; take it out")
-    return os.path.expanduser(_VARIABLE.sub(_value, path))  # noqa: PTH111  keeps a final slash
+    made = os.path.expanduser(_VARIABLE.sub(_value, path))  # noqa: PTH111  keeps a final slash
+    if len(os.fsencode(made)) > _LONGEST_PATH or any(
+        len(os.fsencode(x)) > _LONGEST_NAME for x in made.split("/")
+    ):
+        raise ValueError(f"a path has at most {_LONGEST_PATH} bytes and a name in it {_LONGEST_NAME}")
+    return made
 
 
 def _value(found: re.Match[str]) -> str:

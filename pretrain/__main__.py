@@ -68,7 +68,10 @@ def main() -> int:
 
     start_up.mark("imports")
     config = parse(sys.argv[1:])
-    inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    except OSError as error:
+        raise from_os_error(error, f"preparing {config.folder}") from error
     start_up.mark("configuration and data")
     with process_group(config.stopping.hang) as device:
         start_up.mark("process group")

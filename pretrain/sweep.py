@@ -18,9 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from isotorus import foreign_files, jsonl
+from isotorus import files, foreign_files, jsonl
 from isotorus.errors import ArgumentParser, UserError, from_os_error
-from isotorus.files import atomic
 from pretrain import checkpoint
 from pretrain.config import Config, load_config
 from pretrain.monitoring import mlflow
@@ -127,8 +126,9 @@ def parent_run(base: str, runs: Path, config: mlflow.TrackingConfig) -> str | No
         return None
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(record) as file:
+        with files.atomic(record) as file:
             file.write(json.dumps({"run_id": run_id}).encode())
+        files.remove_leftovers(record.parent, [record.name])
     except OSError as error:
         raise from_os_error(error, f"writing {record}") from None
     return run_id

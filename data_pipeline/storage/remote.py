@@ -151,14 +151,14 @@ def _open(url: str) -> tuple[Any, str]:
         key = root, os.getpid(), 0 if shared else threading.get_ident()
         if key not in _filesystems:
             _filesystems.setdefault(key, _connect(root))
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+        filesystem = _filesystems[key]
+        return filesystem, filesystem._strip_protocol(url)
+    except Exception as error:  # file systems raise all kinds for an address that they do not take
+        reason = str(error).partition("\n")[0][:300]
         raise UserError(
             f"{shown(url)}: {reason}; use a URL such as s3://bucket/folder, "
             "for which pip install 'isotorus[s3]' brings the library"
         ) from error
-    filesystem = _filesystems[key]
-    return filesystem, filesystem._strip_protocol(url)
 
 
 def _connect(root: str) -> Any:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
 from isotorus.recipe import read_recipe_file
 from pretrain.config import Config, load_config
@@ -94,7 +96,13 @@ def test_what_is_no_recipe_file_is_one_line(path: str):
         ),
         *(f"data.workers={'9' * 20}", "data.workers=1000000", "optimizer.lr=nan", "optimizer.lr=.inf"),
         *(f"encoder.kwargs={{depth: {'9' * 30}}}", "encoder.kwargs=[1]", "data.path.x=1", "=1", "..=1", ".="),
-        *("runs=$NOT_SET_HERE/x", "runs=${AWS_SECRET_ACCESS_KEY}", 'runs="a\\0b"'),
+        *(
+            "runs=$NOT_SET_HERE/x",
+            "runs=${AWS_SECRET_ACCESS_KEY}",
+            "runs=" + "a" * 300,
+            "runs=" + "a/" * 3000,
+            'runs="a\\0b"',
+        ),
     ],
 )
 def test_a_hostile_override_is_one_line(override: str, recipe: Path):
@@ -158,3 +166,12 @@ def test_home_and_variables_mean_the_same_in_every_path(recipe: Path, monkeypatc
 def test_no_variable_is_put_into_a_url(recipe: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PRIVATE", "c4n4ry")
     assert configured(recipe, "data.path=http://host/$PRIVATE").data.path == "http://host/$PRIVATE"
+
+
+@pytest.mark.parametrize(
+    "url", ["reference://x", "github://a", "zzz://x", "zip://x", "simplecache::x://y", "dask://x"]
+)
+def test_an_address_that_no_store_takes_is_one_line(url: str):
+    with pytest.raises(UserError) as error:
+        Dataset(url, cache=CacheConfig(patience=0))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
