@@ -72,8 +72,8 @@ for _kind in ("int", "float", "bool", "timestamp"):
     _Speller.add_constructor(f"tag:yaml.org,2002:{_kind}", _Speller.construct_spelled)
 
 
-def read_yaml(text: str, loader: type[_Loader] = _Loader) -> Any:
-    """Return the value of a recipe or of an override in YAML.
+def read_yaml(text: str, loader: type[yaml.SafeLoader] = _Loader) -> Any:
+    """Return the value of a recipe or of an override in YAML, or of any text that `loader` understands.
 
     Raises `yaml.YAMLError` also for a value that is impossible, such as the 13th month, and for a text that
     would take much memory or time.

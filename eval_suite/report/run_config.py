@@ -13,8 +13,6 @@ from isotorus.recipe import read_yaml
 
 Config = Mapping[str, Any]
 
-_MOST_VALUES = 10_000
-
 NO_MATTER = {
     *("name", "runs", "seed", "resume", "accept", "log_every", "online_probe"),
     *("checkpoint", "stopping", "tracking", "profile"),
@@ -38,20 +36,9 @@ def read(run: Path) -> Config | str:
         return "its config.yaml is no regular file in its folder"
     except (yaml.YAMLError, UserError, ValueError, RecursionError):
         return "its config.yaml is not YAML"
-    if _is_enormous(values):
-        return "its config.yaml repeats itself"
     if not isinstance(values, dict):
         return "its config.yaml holds no keys and values"
     return values
-
-
-def _is_enormous(values: Any) -> bool:
-    """Say whether a value has more entries than a configuration; YAML's aliases multiply, or are a circle."""
-    waiting, seen = [values], 0
-    while waiting and seen <= _MOST_VALUES:
-        value, seen = waiting.pop(), seen + 1
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return seen > _MOST_VALUES
 
 
 def settings(config: Config, *, steps: bool = True) -> str:

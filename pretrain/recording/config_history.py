@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from isotorus import foreign_files
 from isotorus.errors import UserError
 from isotorus.files import atomic
+from isotorus.recipe import read_yaml
 from pretrain.config import Config, flatten
 
 FOLDER = "config_history"
@@ -67,8 +68,9 @@ def changes(folder: Path) -> list[Change]:
 def present(folder: Path) -> dict[str, Any]:
     """Return the values in a run's config.yaml by their dotted names; {} if it cannot be read."""
     try:
-        values = yaml.safe_load(foreign_files.read_text(folder / "config.yaml"))
-    except (OSError, UserError, ValueError, RecursionError, yaml.YAMLError):
+        # As `record` wrote it, with the texts that YAML 1.1 leaves unquoted.
+        values = read_yaml(foreign_files.read_text(folder / "config.yaml"), yaml.SafeLoader)
+    except (OSError, UserError, yaml.YAMLError):
         return {}
     if not isinstance(values, dict):
         return {}

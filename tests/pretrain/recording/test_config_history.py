@@ -1,5 +1,6 @@
 """config.yaml keeps its history: a dated file for each start that changed something."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,12 @@ def test_a_value_that_is_set_or_left_out_is_a_change(recipe: Path, tmp_path: Pat
     ]
 
 
-@pytest.mark.parametrize("present", ["no: [yaml", "- a list", ""])
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{to}: &{to} [{', '.join([f'*{of}'] * 10)}]\n" for of, to in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize("present", ["no: [yaml", "- a list", "", BOMB])
 def test_a_file_that_cannot_be_read_is_replaced(recipe: Path, tmp_path: Path, present: str):
     (tmp_path / "config.yaml").write_text(present)
     config_history.record(tmp_path, resolved(recipe), 0, [])
