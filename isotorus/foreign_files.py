@@ -11,6 +11,7 @@ What descriptions may say is in `pretrain.models.architecture`, which store resu
 `eval_suite.tracking`, and whose results are taken over in `eval_suite.inputs.seals`.
 """
 
+import errno
 import io
 import json
 import os
@@ -29,6 +30,31 @@ DEEPEST = 50
 
 class Refused(UserError):
     """A file that is not read: a link out of its folder, no regular file, too large, or not JSON."""
+
+
+class Special(OSError):
+    """What is no regular file, such as a named pipe; `strerror` says what it is."""
+
+
+def kind_of(mode: int) -> str | None:
+    """Return the kind of a file from its mode, such as "named pipe"; None for a regular file."""
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+    return None if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "device")
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a regular file, which may be reached by a link; never waits.
+
+    Raises Special for anything else, and OSError for a file that is missing or may not be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if kind := kind_of(os.fstat(handle).st_mode):
+            raise Special(errno.EINVAL, f"no regular file but a {kind}", os.fspath(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def inside(path: Path, folder: Path) -> Path:
@@ -50,15 +76,10 @@ def open_binary(path: Path, folder: Path | None = None) -> io.BufferedReader:
 
     Raises Refused, and OSError for a file that is missing or may not be read.
     """
-    place = inside(path, path.parent if folder is None else folder)
-    handle = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Refused(f"{path} is no regular file; remove it")
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+        return open_regular(inside(path, path.parent if folder is None else folder))
+    except Special as error:
+        raise Refused(f"{path} is {error.strerror}; remove it") from None
 
 
 def read_bytes(path: Path, folder: Path | None = None, most: int = LONGEST_JSON) -> bytes:

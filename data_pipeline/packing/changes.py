@@ -18,8 +18,8 @@ from data_pipeline.dataset import modified
 from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
-from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, one_line
+from isotorus.foreign_files import open_regular
 
 _NAMED = 3  # files that a message names
 _AT_ONCE = 256  # files that a worker compares in one task

@@ -2,7 +2,6 @@
 
 import errno
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ from data_pipeline.storage.folders import (
     ELSEWHERE,
     HIDDEN,
     NOWHERE,
-    kind_of,
     leads_nowhere,
     walk,
 )
 from data_pipeline.tables.cells import one_form, one_path
 from isotorus.errors import UserError, from_os_error
+from isotorus.foreign_files import kind_of
 
 _SHOWN = 200
 """Characters of a cell that an error shows."""
@@ -230,8 +229,6 @@ def _stat(source: Path, path: str) -> tuple[int, int, str]:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise
         raise from_os_error(error, "reading the images") from error
-    if stat.S_ISDIR(status.st_mode):
-        return 0, 0, "folder"
     kind = kind_of(status.st_mode)
     return (0, 0, kind) if kind else (status.st_size, status.st_mtime_ns, "")
 

@@ -16,9 +16,9 @@ from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.packing.listing import Item
-from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, no_memory
 from isotorus.files import atomic
+from isotorus.foreign_files import open_regular
 from isotorus.section import Section
 
 

@@ -6,9 +6,10 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-PIPE, SOCKET, DEVICE = "named pipe", "socket", "device"
+from isotorus.foreign_files import kind_of
+
 NOWHERE = "link that leads nowhere"
 ELSEWHERE = "link to a folder that is read elsewhere"
 AROUND = "link to a folder around it"
@@ -50,23 +51,6 @@ def walk(top: Path) -> Iterator[Visit]:
         while not folders and links and (kind := _link(links[0], seen)):
             link = links.pop(0)
             yield Visit(link.parent, [], [], [(link.name, kind)])
-
-
-def kind_of(mode: int) -> str | None:
-    """Return the kind of a file from its mode, such as "named pipe"; None for a regular file."""
-    if stat.S_ISREG(mode):
-        return None
-    return PIPE if stat.S_ISFIFO(mode) else SOCKET if stat.S_ISSOCK(mode) else DEVICE
-
-
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError for others: a named pipe would be waited for."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    kind = kind_of(os.fstat(handle).st_mode)
-    if kind:
-        os.close(handle)
-        raise OSError(errno.EINVAL, f"no regular file but a {kind}", os.fspath(path))
-    return os.fdopen(handle, "rb")
 
 
 def counted(passed: Counter[str]) -> str:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 from data_pipeline.storage import remote
 from data_pipeline.storage.cache import Cache, CacheConfig
 from data_pipeline.storage.chunks import CHUNK, Chunks
-from data_pipeline.storage.folders import open_regular
 from isotorus.errors import UserError, from_os_error, one_line
+from isotorus.foreign_files import open_regular
 from isotorus.secrets import holds_password
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

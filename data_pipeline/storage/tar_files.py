@@ -11,9 +11,10 @@ from typing import Any
 
 from data_pipeline.storage import reader, remote
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.folders import HIDDEN, open_regular, walk
+from data_pipeline.storage.folders import HIDDEN, walk
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError, from_os_error
+from isotorus.foreign_files import open_regular
 
 _ENDING = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")

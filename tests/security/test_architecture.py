@@ -1,6 +1,5 @@
 """Names and arguments of models, from a recipe or a stranger's description, open nothing and have ranges."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,7 @@ VIT = "vit_tiny_patch16_224"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test that connects to anything."""
-
-    def refuse(*given: object) -> None:
-        raise AssertionError(f"connects to {given}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def refusal(name: str, kwargs: dict[str, Any]) -> str:
