@@ -20,14 +20,13 @@ The implementations:
 import functools
 import importlib.util
 import logging
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from isotorus.compilers import COMPILER_REMEDY, cxx_compiler
 
 log = logging.getLogger(__name__)
 
@@ -165,10 +164,9 @@ def _tiles(x: Tensor) -> Iterator[slice]:
 @functools.cache
 def compiler_available() -> bool:
     """Return whether the C++ compiler that torch.compile calls is on the path; log one line if it is not."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler.split()[0]):
+    if cxx_compiler():
         return True
-    log.info("no C++ compiler (%s): SIGReg runs uncompiled", compiler)
+    log.info("no C++ compiler: SIGReg runs uncompiled; %s", COMPILER_REMEDY)
     return False
 
 
