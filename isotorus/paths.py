@@ -18,8 +18,8 @@ def expanded(path: str) -> str:
     """Return a path with the home folder for ~ and with the values of variables for $VAR and ${VAR}.
 
     The path in sqlite:///path counts, but no other URL: a recipe that others wrote could send a variable to
-    any server. Raises ValueError for a variable that is not set or may be a secret, and for characters that
-    no path can have.
+    any server. Raises ValueError for a variable that is not set or may be a secret, and for characters and
+    lengths that no path can have.
     """
     if path.startswith(_SQLITE):
         return _SQLITE + expanded(path.removeprefix(_SQLITE))
@@ -31,7 +31,9 @@ def expanded(path: str) -> str:
     if len(os.fsencode(made)) > _LONGEST_PATH or any(
         len(os.fsencode(x)) > _LONGEST_NAME for x in made.split("/")
     ):
-        raise ValueError(f"a path has at most {_LONGEST_PATH} bytes and a name in it {_LONGEST_NAME}")
+        raise ValueError(
+            f"a path has at most {_LONGEST_PATH} bytes and a name in it {_LONGEST_NAME}; shorten it"
+        )
     return made
 
 

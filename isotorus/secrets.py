@@ -15,7 +15,7 @@ _SUSPICIOUS_NAME = re.compile(_SUSPICIOUS_NAMES, re.IGNORECASE)
 _SHORT_NAMES = {"code", "hmac", "jwt", "otp", "pass", "pat", "pw", "sas", "session", "sid", "sig", "sign"}
 """Words that name a secret in the query of a URL, where they stand alone."""
 _QUERY_NAME = re.compile(rf"{_NAMES}|PWD|PASSPHRASE|AUTH(?!OR(?!I))", re.IGNORECASE)
-# None of these expressions can match a text in two ways, so that their time grows with its length only.
+# Each of these expressions matches a text in one way only, so that its time is proportional to the length.
 _URL = re.compile(r":/+[^\s'\"]*")
 _SLASHES = re.compile(r":/{1,2}")
 _AUTHORITY = re.compile(r"[^/?#]*")

@@ -32,7 +32,7 @@ def spelled(value: Any, text: str) -> Any:
 
 
 def plain(value: Any, as_text: bool = False) -> Any:
-    """Return what was meant, in lists and mappings too: the text, or else the value without its spelling.
+    """Return a value without its spelling, or with `as_text` as it was spelled, in lists and mappings too.
 
     Raises ValueError for a number that is not finite or needs more than 64 bits.
     """

@@ -2,7 +2,7 @@
 
 DCP keeps its metadata, and values that are no tensors, as pickles, which run whatever code they name. A run
 folder may come from somebody else, and the checksums in it prove nothing then. So the metadata are read by an
-unpickler that knows the few classes they consist of, and values by torch's reader of plain data.
+unpickler that accepts the few classes they consist of, and values by torch's reader of plain data.
 """
 
 import io

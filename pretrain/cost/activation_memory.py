@@ -108,7 +108,7 @@ def encoder_footprint(
         bf16=bf16,
         gathered_in_bf16=bf16 and gathers_in_bf16(engine),
         keep_gradients=gradients_made > 0,
-        # On GPUs the packed attention is one call, which needs what the calls for each size need together.
+        # On GPUs packed attention is one call with the memory of the calls for each size, which are measured.
         packed=engine.packed is True and device == "cpu",
         size_by_size=reduces_by_size(engine) or (engine.packed is True and device == "cuda"),
     )

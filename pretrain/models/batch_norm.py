@@ -146,7 +146,7 @@ class _CombinedMoments(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         mean, total, center = ctx.saved_tensors
         of_center, of_spread = sum_over_ranks(torch.stack(grads[1:])) * (ctx.count / total)
-        # Its own deviations from `center` add to 0, so `center` within `spread` has no gradient.
+        # All ranks' deviations from `center` add to 0, so `center` within `spread` has no gradient.
         of_mean = of_center + 2 * (mean - center) * of_spread
         return of_mean.to(mean.dtype), of_spread.to(mean.dtype), None
 

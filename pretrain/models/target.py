@@ -11,7 +11,7 @@ from pretrain.models.drop_path import KeyedDropPath
 from pretrain.models.shards import own_part
 
 PIECE = 2**26
-"""Elements from which on parameters are moved in several pieces; a piece needs as much memory again."""
+"""Elements in a piece of the parameters. Pieces are moved one after another, as each needs its size again."""
 
 
 class Target(nn.Module):
@@ -66,7 +66,7 @@ def _copy(old: list[Tensor], new: list[Tensor]) -> None:
 
 
 def _pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Divide tensors of these sizes into runs (first, last + 1), each as short as `PIECE` elements allow."""
+    """Divide tensors of these sizes into runs (first, last + 1), each of which ends when it has `PIECE` elements."""
     first = elements = 0
     for i, size in enumerate(sizes):
         elements += size

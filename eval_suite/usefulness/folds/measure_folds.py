@@ -189,6 +189,7 @@ def _method(
 
     def fit(name: str, of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
         tolerance = ROUGH if len(l2) > 1 else None
+        # Fewer samples than features do not span the features of other folds.
         if of.shape[1] <= len(of) and name not in bases:
             bases[name] = probe.basis(of, device)
         basis = bases[name] if of.shape[1] <= len(of) else None
