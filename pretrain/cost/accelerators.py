@@ -30,7 +30,7 @@ class Accelerator(NamedTuple):
 
 GIB = 2**30
 # Peaks are those of NVIDIA's datasheets (A100, H100, H200, GH200, L40S, HGX B200, GB200 NVL72). Where these
-# give bf16 with sparsity, half of it is used. NVIDIA's GB are GiB, of which a device keeps about one for itself.
+# give bf16 with sparsity, half of it is used. NVIDIA's GB are GiB, and a device keeps about one for itself.
 # Names are looked up in this order, so the longer name comes first.
 KNOWN = {
     "h100-pcie": Accelerator("NVIDIA H100 PCIe", 756e12, 51e12, 79 * GIB),

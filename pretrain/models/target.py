@@ -66,7 +66,7 @@ def _copy(old: list[Tensor], new: list[Tensor]) -> None:
 
 
 def _pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Divide tensors of these sizes into runs (first, last + 1), each of which ends when it has `PIECE` elements."""
+    """Divide tensors of these sizes into runs (first, last + 1) that end once they have `PIECE` elements."""
     first = elements = 0
     for i, size in enumerate(sizes):
         elements += size

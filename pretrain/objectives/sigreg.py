@@ -93,7 +93,7 @@ class SIGReg(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the statistic, the number of images on all ranks, and the sums of `others` over ranks.
 
-        One collective call adds them all.
+        With Epps-Pulley, one collective call adds them all; other tests need more calls.
         """
         if z.ndim != 3:
             raise ValueError(f"z must be (views, images, dimensions), not {tuple(z.shape)}")

@@ -55,8 +55,8 @@ class Recorder:
         """Log what was measured after `step` steps, and warn if it looks bad.
 
         Training goes on while a thread computes what follows from the embeddings' covariance (on the CPU) and
-        writes the row. An error of the thread, such as that of a full disk, is raised by the next `write`, `sync`
-        or `rollback`.
+        writes the row. An error of the thread, such as that of a full disk, is raised by the next `write`,
+        `sync` or `rollback`.
         """
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
