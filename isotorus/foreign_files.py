@@ -85,7 +85,8 @@ def open_binary(path: Path, folder: Path | None = None) -> io.BufferedReader:
 def read_bytes(path: Path, folder: Path | None = None, most: int = LONGEST_JSON) -> bytes:
     """Read a file of at most `most` bytes; errors are those of `open_binary`."""
     with open_binary(path, folder) as file:
-        content = file.read(most + 1)
+        # A read takes as much memory as it may return.
+        content = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > most:
         raise Refused(f"{path} has more than {most:,} bytes; that is not what this program writes")
     return content

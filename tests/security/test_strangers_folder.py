@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eval_suite import tracking
 from eval_suite.inputs import seals
 from eval_suite.report import comparison_page
 from eval_suite.report.pages import template
+from isotorus import foreign_files
 from tests.eval_suite.eval_samples import Outcome, run_other, save_checkpoint
 from tests.security.conftest import CANARY, one_line
 
@@ -83,6 +85,16 @@ def test_latest_and_runs_are_siblings(evaluate: Evaluate, stranger: Path, tmp_pa
     outcome = evaluate(tmp_path / "strangers")
     assert outcome.code == 0 and (tmp_path / "strangers/a/eval/7/results.json").exists()
     assert not (tmp_path / "other/eval").exists()
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path):
+    (tmp_path / "small").write_text("[1]")
+    tracemalloc.start()
+    assert foreign_files.read_bytes(tmp_path / "small", most=2**31) == b"[1]"
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    with pytest.raises(foreign_files.Refused, match="more than 2 bytes"):
+        foreign_files.read_bytes(tmp_path / "small", most=2)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "zero", "circle", "folder"])
