@@ -1,7 +1,7 @@
 """MLPs between embedding and loss: projector, predictor and angle head."""
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from isotorus.section import Section
@@ -13,7 +13,7 @@ class MLPConfig(Section):
 
     hidden: PositiveInt = 2048
     """Width of the hidden layers."""
-    layers: PositiveInt = 3
+    layers: int = Field(3, ge=1, le=1000)
     """Number of linear layers; 1 is a linear map."""
 
 

@@ -94,7 +94,13 @@ def test_what_is_no_recipe_file_is_one_line(path: str):
             f"steps={'9' * 30}",
             "log_every=1e400",
         ),
-        *(f"data.workers={'9' * 20}", "data.workers=1000000", "optimizer.lr=nan", "optimizer.lr=.inf"),
+        *(
+            f"data.workers={'9' * 20}",
+            "data.workers=1000000",
+            "objective.projector.layers=1000000",
+            "optimizer.lr=nan",
+            "optimizer.lr=.inf",
+        ),
         *(f"encoder.kwargs={{depth: {'9' * 30}}}", "encoder.kwargs=[1]", "data.path.x=1", "=1", "..=1", ".="),
         *(
             "runs=$NOT_SET_HERE/x",
