@@ -14,6 +14,8 @@ _LONGEST = 2**20
 """Largest size of a recipe in characters."""
 _MOST_VALUES = 100_000
 """Largest number of values in a recipe, with those that aliases repeat: ten lines can name 10⁹ values."""
+_LONGEST_NUMBER = 1000
+"""Largest number of characters of a number: 1:59:59:… of a megabyte takes minutes to compute."""
 
 
 def read_recipe_file(path: str) -> dict[str, Any]:
@@ -107,11 +109,23 @@ def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
             inner = node.value
         elif isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
+        else:
+            _check_scalar(node)
         known[id(node)] = 1 + sum(_count(part, known, above) for part in inner)
         above.discard(id(node))
         if known[id(node)] > _MOST_VALUES:
             _refuse(node, f"with its aliases it has more than {_MOST_VALUES} values")
     return known[id(node)]
+
+
+def _check_scalar(node: yaml.Node) -> None:
+    """Refuse a number that is far too long, and a text such as "\\ud800", which no file can hold."""
+    if not node.tag.endswith(":str") and len(node.value) > _LONGEST_NUMBER:
+        _refuse(node, f"a number, date or !!tag has more than {_LONGEST_NUMBER} characters")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        _refuse(node, "a text has half of a surrogate pair, which is no character")
 
 
 def _refuse(node: yaml.Node, problem: str) -> NoReturn:

@@ -29,6 +29,8 @@ from pretrain.run_control.stopping import StoppingConfig
 
 _LONGEST_SHOWN = 200
 """Characters of a wrong value that its error shows."""
+_DEEPEST = 20
+"""Points in the key of an override; no section is that deep."""
 
 
 class Config(Section):
@@ -82,6 +84,8 @@ def load_config(path: str, overrides: list[str]) -> Config:
             raise UserError(
                 f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
             )
+        if key.count(".") > _DEEPEST:
+            raise UserError(f"unknown key '{key[:_LONGEST_SHOWN]}…'; --help lists the fields")
         _assign(values, key.split("."), read_override(text, override), override)
     _refuse_passwords(values)
     try:

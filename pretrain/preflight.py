@@ -57,14 +57,13 @@ def check(config: Config, world_size: int) -> RunInputs:
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)
     newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
-    if newest is None:
-        _warn(config, newest)
-    else:
+    if newest is not None:
         try:
-            _warn(config, newest)
             _check_resume(config, inputs, newest)
             record = checkpoint.describe(newest).get("warm_start")
-            return dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
+            continued = dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
+            _warn(config, newest)
+            return continued
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             said = " ".join(str(error).split())[:100]
             raise UserError(
@@ -73,13 +72,16 @@ def check(config: Config, world_size: int) -> RunInputs:
             ) from None
     if config.resume == "never" and jsonl.read(config.folder / "metrics.jsonl"):
         raise UserError(f"{config.folder} holds a run already; choose another name, or resume=auto")
-    if config.encoder.weights is None:
-        return inputs
-    warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
-    check_fit(config.encoder.name, encoder, warm_start.file)
-    if difference := silent_difference(encoder, warm_start.file):
+    if config.encoder.weights is not None:
+        warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
+        check_fit(config.encoder.name, encoder, warm_start.file)
+        inputs = dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
+    # Made before the first note, so that a place where no folder can be is one line.
+    config.folder.mkdir(parents=True, exist_ok=True)
+    _warn(config, newest)
+    if inputs.warm_start and (difference := silent_difference(encoder, inputs.warm_start.file)):
         log.warning("encoder.weights=%s fit in shape only: %s", config.encoder.weights, difference)
-    return dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
+    return inputs
 
 
 class Model(NamedTuple):

@@ -131,9 +131,10 @@ class Lock:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return json.loads(os.pread(self._file, 4096, 0))
-        except ValueError:
+            holder = json.loads(os.pread(self._file, 4096, 0))
+        except (ValueError, RecursionError):
             return {}  # empty, or half a line, whose writer was killed
+        return holder if isinstance(holder, dict) and "id" in holder else {}
 
     def _write(self, text: str) -> None:
         os.ftruncate(self._file, 0)
@@ -142,7 +143,8 @@ class Lock:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # Through a link in a run folder that others have made, the lock would empty a file of this user.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def _describe_self() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
 from isotorus.recipe import read_recipe_file
 from pretrain.config import Config, load_config
+from pretrain.preflight import check
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n"
@@ -39,6 +40,9 @@ HOSTILE = {
     "a list as a key": "? [a]\n: 6\n",
     "code": "name: !!python/object/apply:os.system ['touch pwned']",
     "a tab": "a:\n\tb: 1",
+    "a number that takes minutes": "seed: 1" + ":59" * 300_000,
+    "a number that cannot be shown": "seed: 0x" + "f" * 500_000,
+    "half of a character": '{name: a, steps: 1, data: {path: "\\ud800"}}',
     "20 MB": "name: " + "a" * 20_000_000,
     "200 kB": "name: " + "a" * 200_000,
     "a list": "[1]",
@@ -101,6 +105,7 @@ def test_what_is_no_recipe_file_is_one_line(path: str):
             "optimizer.lr=nan",
             "optimizer.lr=.inf",
         ),
+        *(f"seed=0x{'f' * 9000}", "a." * 5000 + "a=1", 'data.path="\\ud800"'),
         *(f"encoder.kwargs={{depth: {'9' * 30}}}", "encoder.kwargs=[1]", "data.path.x=1", "=1", "..=1", ".="),
         *(
             "runs=$NOT_SET_HERE/x",
@@ -114,6 +119,14 @@ def test_what_is_no_recipe_file_is_one_line(path: str):
 def test_a_hostile_override_is_one_line(override: str, recipe: Path):
     refusal(recipe, override)
     assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("override", ["runs=/dev/null", "runs=/proc/none", "encoder.weights=/dev/zero"])
+def test_a_place_that_cannot_be_is_said_before_any_note(override: str, recipe: Path, caplog):
+    config = configured(recipe, "steps=1", "optimizer.warmup_steps=2", override)
+    with pytest.raises((UserError, OSError)):
+        check(config, 1)
+    assert not caplog.records
 
 
 def configured(recipe: Path, *overrides: str) -> Config:

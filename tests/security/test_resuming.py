@@ -13,6 +13,7 @@ import torch
 from pretrain.checkpoint import store
 from pretrain.checkpoint.dcp_reading import Foreign, Planner, Reader
 from pretrain.checkpoint.store import Damaged, describe, latest_described
+from pretrain.run_control.lock import hold
 
 WRITTEN = Path(__file__).parents[1] / "formats/runs/lejepa/checkpoints/step_00000006"
 
@@ -107,3 +108,20 @@ def test_a_list_of_files_names_none_elsewhere(checkpoint: Path):
     assert store._damages(checkpoint, 0, 1) == ["COMPLETE is no list of files"]
     (checkpoint / "COMPLETE").write_text(json.dumps({"encoder.json": 5}))
     assert store._damages(checkpoint, 0, 1) == ["encoder.json has no checksum in COMPLETE"]
+
+
+def test_the_lock_of_a_run_is_no_way_to_other_files(tmp_path: Path):
+    run, own = tmp_path / "run", tmp_path / "own.txt"
+    run.mkdir()
+    own.write_text("mine")
+    (run / "lock").symlink_to(own)
+    with pytest.raises(OSError), hold(run):
+        pass
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["[1]", "5", '"x"', '{"machine": 1}', "[" * 4000, "null"])
+def test_an_odd_lock_is_nobodys(content: str, tmp_path: Path):
+    (tmp_path / "lock").write_text(content)
+    with hold(tmp_path) as lock:
+        assert lock.renew() == ""
