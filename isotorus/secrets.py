@@ -12,7 +12,10 @@ _SUSPICIOUS_NAMES = f"{_NAMES}|PASS|AUTH|COOKIE"
 """A longer list than `_NAMES`, for variables that are sent to other hosts, where a false alarm does no harm.
 `masked` uses the shorter list, so that the value of a variable such as AUTHOR stays readable in any text."""
 _SUSPICIOUS_NAME = re.compile(_SUSPICIOUS_NAMES, re.IGNORECASE)
-_SHORT_NAMES = {"code", "hmac", "jwt", "otp", "pass", "pat", "pw", "sas", "session", "sid", "sig", "sign"}
+_SHORT_NAMES = {
+    *("bearer", "code", "hmac", "jsessionid", "jwt", "otp", "pass", "pat", "pw", "sas", "session"),
+    *("sessionid", "sid", "sig", "sign", "ticket"),
+}
 """Words that name a secret in the query of a URL, where they stand alone."""
 _QUERY_NAME = re.compile(rf"{_NAMES}|PWD|PASSPHRASE|AUTH(?!OR(?!I))", re.IGNORECASE)
 # Each of these expressions matches a text in one way only, so that its time is proportional to the length.
@@ -20,7 +23,8 @@ _URL = re.compile(r":/+[^\s'\"]*")
 _SLASHES = re.compile(r":/{1,2}")
 _AUTHORITY = re.compile(r"[^/?#]*")
 _BRACKETS = re.compile(r"\[[^\[\]]*\]")  # around an IPv6 address
-_QUERY = re.compile(r"([?&;#])([^=&;#?\s'\"]++)=([^&;#\s'\"]+)")
+_QUOTE_IN_PASSWORD = re.compile(r"(:/{1,2})[^/?#\s@:]*+:(?!\d*['\"])(?=[^/?#\s@'\"]*['\"])[^/?#\s@]*+@")
+_QUERY = re.compile(r"((?i:^(?=(?:Account|SharedAccess)Key=))|[?&;#])([^=&;#?\s'\"]++)=([^&;#\s'\"]+)")
 _ASSIGNED = re.compile(r"(?<![\w.-])([\w.-]++)(=|\s++)")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|[^\s'\"]+")
 _REGISTRY_PASSWORD = re.compile(r"(?:\w+://)?[^/@\s:]+:[^@\s]*@(?!sha\d+:)")
@@ -80,7 +84,7 @@ def masked_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _masked_urls(text: str) -> str:
-    parts, at = [], 0
+    text, parts, at = _QUOTE_IN_PASSWORD.sub(rf"\1{MASK}@", text), [], 0
     for url in _URL.finditer(text):
         scheme = text[max(at, url.start() - len("https")) : url.start()]
         parts += [text[at : url.start()], _without_user(scheme, url[0])]
@@ -105,7 +109,7 @@ def _without_user(scheme: str, rest: str) -> str:
         http = before.lower().endswith(("http", "https"))
         user, signed, _ = authority[0].rpartition("@")
         port = _BRACKETS.sub("", authority[0]).partition(":")[2]
-        password = ":" in user or http if signed else bool(port) and not (http and port.isdigit())
+        password = ":" in unquote(user) or http if signed else bool(port) and not (http and port.isdigit())
         if password:
             return f"{rest[: slashes.end()]}{MASK}{rest[last:]}"
     return rest

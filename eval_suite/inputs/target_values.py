@@ -94,7 +94,7 @@ def _kind_of_one(
     if not all(cells.is_number(text) for text in texts if text):
         return "multiclass"
     names = set(labels) - {""}
-    whole = [int(name) for name in names if re.fullmatch(r"-?[0-9]+", name)]
+    whole = [int(name) for name in names if re.fullmatch(r"-?[0-9]{1,300}", name)]
     if len(whole) < len(names) or not names:
         return "regression" if names else "multiclass"
     counts_up = 0 <= min(whole) <= 1 and max(whole) - min(whole) == len(whole) - 1

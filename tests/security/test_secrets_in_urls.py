@@ -16,6 +16,9 @@ URLS = [
     f"http://me:a#{SECRET}@host/x",
     f"http://me:a@b/{SECRET}@host/x",
     f"https://{SECRET}@host/x",
+    f"https://me:a'{SECRET}@host/x",
+    f'postgresql://me:{SECRET}"b@host/x',
+    f"s3://me%3A{SECRET}@bucket/x",
     f"simplecache::https://me:{SECRET}@host/x",
     f"http:/me:{SECRET}@host/x",  # as pathlib writes it
     f"mssql+pyodbc:///?odbc_connect=Driver%3DX%3BPwd%3D{SECRET}",
@@ -24,7 +27,17 @@ URLS = [
     f"https://host/x#access_token={SECRET}",
     *(
         f"https://host/x?a=b&{name}={SECRET}"
-        for name in ("pwd", "auth", "code", "sig", "sign", "X-Amz-Signature", "api_key", "authorization")
+        for name in (
+            "pwd",
+            "auth",
+            "code",
+            "sig",
+            "sign",
+            "X-Amz-Signature",
+            "api_key",
+            "authorization",
+            "ticket",
+        )
     ),
 ]
 HARMLESS = [
@@ -35,6 +48,8 @@ HARMLESS = [
     "https://host/x?author=me&size=3&versionId=3",
     "/work:/work,/data:/data",
     "http://host:9: no answer, ask me@host",
+    "['http://host:80','me@host']",
+    '{"uri":"http://host","mail":"me@host"}',
 ]
 
 
@@ -52,7 +67,23 @@ def test_other_addresses_stay_readable(text: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "://", "http://", "?key", "key", "TOKEN='", "--", " ", "[?", "://[[", "a:/@", "--key ", "?a=%25"],
+    [
+        "a",
+        "://",
+        "http://",
+        "?key",
+        "key",
+        "TOKEN='",
+        "--",
+        " ",
+        "[?",
+        "://[[",
+        "a:/@",
+        "--key ",
+        "?a=%25",
+        "://:'",
+        "://a:b'",
+    ],
 )
 def test_masking_takes_time_in_proportion_to_the_length(text: str):
     """A text of this length takes hours if the time grows with its square."""
@@ -91,3 +122,8 @@ def test_a_digest_of_an_image_is_no_password():
     assert holds_registry_password(f"me:{SECRET}@registry.org/team/image")
     assert holds_registry_password(f"docker://me:{SECRET}@registry.org#team/image")
     assert not holds_registry_password("registry.org:5000/team/image:1.0@sha256:0123")
+
+
+@pytest.mark.parametrize("first", ["AccountKey", "SharedAccessKey", "accountkey"])
+def test_a_connection_string_may_begin_with_its_key(first: str):
+    assert holds_password(f"{first}={SECRET}==;x=y") and SECRET not in masked(f"{first}={SECRET}==")

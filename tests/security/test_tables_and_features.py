@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline.tables import cells, table
 from eval_suite.inputs import vectors
+from eval_suite.inputs.target_values import Kind, encode
 from isotorus.errors import UserError
 
 
@@ -80,6 +81,15 @@ def test_odd_columns_beside_features(tmp_path: Path, column: str, value: str):
         vectors.read(str(tmp_path / "a.npz"))
     except UserError as error:
         assert "a.npz" in str(error)
+
+
+@pytest.mark.parametrize("kind", [None, "multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 400, "[" + "9" * 5000 + "]", "1e999", "0x1", "٣"])
+def test_odd_labels(value: str, kind: Kind | None):
+    try:
+        assert encode("a.npz", {"label": [value, "2" * 5000]}, ["row 1", "row 2"], kind).values.shape[0] == 2
+    except UserError as error:
+        assert "a.npz" in str(error) and len(str(error)) < 500
 
 
 def test_a_zip_that_is_no_npz(tmp_path: Path):
