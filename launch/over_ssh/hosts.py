@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from isotorus import foreign_files
 from isotorus.errors import UserError
 from isotorus.numbers import whole_number
 
@@ -46,7 +47,10 @@ def read_hosts(path: str, include: str = "", exclude: str = "") -> list[Host]:
     hosts: dict[str, Host] = {}
     lines: dict[str, int] = {}
     try:
-        text = Path(path).read_text()
+        file = Path(path)
+        text = foreign_files.read_bytes(file, file.resolve().parent).decode()  # no pipe, which may wait
+    except foreign_files.Refused as error:
+        raise UserError(f"host file {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(

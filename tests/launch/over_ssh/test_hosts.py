@@ -1,5 +1,6 @@
 """Host files, what of the environment travels, and commands over a real ssh."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def test_bad_host_file_is_one_line_with_the_host(tmp_path: Path, text: str, said
 
 
 def test_missing_and_binary_host_files(tmp_path: Path):
-    for path in (tmp_path / "none", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "none", tmp_path, tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(UserError, match="host file"):
             read_hosts(str(path))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
