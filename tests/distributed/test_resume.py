@@ -38,6 +38,7 @@ def before_latest(step: int) -> str:
     return f"paths[0].endswith('/.latest') and os.readlink(paths[0]) == 'step_{step:08d}'"
 
 
+@pytest.mark.nightly
 def test_a_run_killed_twice_in_a_save_is_the_whole_run_bit_for_bit(whole: Path, recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     checkpoints = folder / "checkpoints"

@@ -192,7 +192,8 @@ def test_refused_before_any_host_is_asked(
     assert error.startswith(f"error: {said.format(hosts=file)}") and error.count("\n") == 1, error
 
 
-@pytest.mark.parametrize("launcher", ["ssh", pytest.param("pdsh", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["ssh", "pdsh"])
 def test_two_hosts_train_save_stop_and_resume(nodes: Network, recipe: Path, tmp_path: Path, launcher: str):
     if not shutil.which(launcher):
         pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
