@@ -174,6 +174,7 @@ REFUSED = {
     "secret by its name": (["--env", "AWS_SECRET_ACCESS_KEY=abc123"], "--env AWS_SECRET_ACCESS_KEY=…"),
     "password in a URL": (["--env", "MLFLOW_TRACKING_URI=http://me:abc123@host"], "use --secret NAME"),
     "value of a secret": (["--secret", "KEY=abc123"], "expected the name of a Secret"),
+    "value after a name": (["--secret", "s:abc123=1"], "expected the name of a Secret"),
     "variable twice": (["--env", "A=1", "--env", "A=2"], "--env A is given twice"),
     "variable": (["--env", "1A=1"], "--env 1A=1: expected NAME=VALUE"),
     "trainjob's secret": (["--kind", "trainjob", "--secret", "s3"], "a trainjob takes keys one by one"),
