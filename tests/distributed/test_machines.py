@@ -21,7 +21,7 @@ def refused(recipe: Path, *overrides: str, nodes: tuple[int, ...] = (1,), **vari
     for size in nodes:
         for local in range(size):
             numbers = {"RANK": len(ranks), "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": size}
-            numbers |= {"WORLD_SIZE": sum(nodes), "MASTER_PORT": PORT}
+            numbers |= {"WORLD_SIZE": sum(nodes), "MASTER_PORT": PORT, "PMI_RANK": len(ranks)}
             environment = ENVIRONMENT | {key: str(x) for key, x in numbers.items()} | variables
             command = [sys.executable, "-m", "pretrain", "--config", str(recipe), *overrides]
             ranks.append(

@@ -66,6 +66,7 @@ def test_a_run_whose_id_was_never_noted_is_found_again(tmp_path: Path):
     assert [point.value for point in client.get_metric_history(run.info.run_id, "loss")] == [2.0]
 
 
+@pytest.mark.nightly
 def test_killed_run_is_one_run_with_each_step_once(server: str, recipe: Path, tmp_path: Path):
     tracked = ("tracking.enabled=true", f"tracking.uri={server}", "steps=60", "checkpoint.every=10")
     run = Run(2, recipe, tmp_path / "runs/tiny", *tracked)

@@ -54,7 +54,7 @@ def test_signals_save_and_end_well_and_the_run_goes_on(recipe: Path, tmp_path: P
     assert not list(folder.glob("checkpoints/.*"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(recipe: Path, tmp_path: Path, ranks: int):
     folder = tmp_path / "runs/tiny"
     run = Run(ranks, recipe, folder, *LONG, "checkpoint.every=100000")

@@ -94,7 +94,7 @@ def test_an_encoder_that_cannot_be_used_is_refused_before_work(
     for given, said in (
         (bare, "model.safetensors"),
         (other, "3 channels, but the encoder was trained on 5"),
-        (fixed, "cannot embed an image of 40×40"),
+        (fixed, "use an encoder that takes any size"),
         (tmp_path / "missing", "no such run or checkpoint"),
     ):
         outcome = command(checkpoint, *data, *QUICK, "--against", given)

@@ -258,7 +258,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str):
     for i, damaged in enumerate([b"", data[:10], data[: len(data) // 2], data[:-1], b"PK\3\4" + bytes(90)]):
         file = tmp_path / f"{i}.{suffix}"
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"cannot be read as .{suffix}") as refusal:
+        with pytest.raises(UserError, match=f"cannot be read as .{suffix}|that its header says") as refusal:
             vectors.read(str(file))
         assert "\n" not in str(refusal.value)
     if suffix == "npz":
