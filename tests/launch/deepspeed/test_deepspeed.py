@@ -199,7 +199,7 @@ def test_two_hosts_train_save_stop_and_resume(nodes: Network, recipe: Path, tmp_
         pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
     arguments = ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
     secret = {"AWS_SECRET_ACCESS_KEY": "s3cr3t", "NCCL_DEBUG": 'a "b" $c'}
-    strange = tmp_path / "a [$HOME] b"  # for a shell
+    strange = tmp_path / "a [$(HOME)] b"  # for a shell; the recipe itself would put a variable in
     folder = strange / "tiny"
     run = Launched(nodes, tmp_path, *arguments, *ZERO, *LONG, f"runs={strange}", **secret)
     run.wait_for(lambda: any(row["step"] > 3 for row in rows(folder)))
