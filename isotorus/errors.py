@@ -71,8 +71,8 @@ def no_memory(file: str, error: MemoryError) -> UserError:
 def exit_code(main: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a `UserError`, which is printed, and 130 for Ctrl-C.
 
-    Of the ranks of a launch only rank 0 prints, because every rank raises the same `UserError` before there
-    is a process group. A `MachineError` is printed by the first rank of its machine.
+    Every rank of a launch raises the same `UserError` before there is a process group, so rank 0 alone prints
+    it. A `MachineError` is printed by the first rank of its machine.
     """
     try:
         return main()

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from isotorus.float32 import exact_float32
 from pretrain.engines.automatic import decide_here, in_words
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.deterministic import be_deterministic
@@ -19,6 +18,7 @@ from pretrain.engines.fp8 import check_fp8
 from pretrain.engines.networks import Networks, build_on_meta
 from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.methods.base import HeadOutput
+from pretrain.models.float32 import exact_float32
 
 log = logging.getLogger(__name__)
 

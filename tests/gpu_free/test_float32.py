@@ -48,7 +48,7 @@ def test_a_container_that_asks_for_tf32_does_not_get_it():
 import json, warnings
 warnings.simplefilter("error")
 import torch
-from isotorus.float32 import exact_float32
+from pretrain.models.float32 import exact_float32
 {inspect.getsource(settings)}
 before = settings()
 exact_float32()
