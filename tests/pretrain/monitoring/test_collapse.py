@@ -17,8 +17,9 @@ N = 4096
 
 def measure(embeddings: torch.Tensor, scale: float = 1.0) -> dict[str, float]:
     """Measure a LeJEPA head whose projections are the embeddings times `scale`."""
-    config = LeJEPAConfig(sigreg=SIGRegConfig(num_slices=127), projector=ProjectorConfig(layers=1, width=8))
+    config = LeJEPAConfig(sigreg=SIGRegConfig(num_slices=256), projector=ProjectorConfig(layers=1, width=8))
     head = build_head(config, 8, n_global=2, seed=0)
+    head.sigreg.implementation = "angle"  # compiling would take longer than the test
     z = embeddings * scale
     return row(head, StepResult({"sigreg": head.sigreg(z, 3)}, embeddings, z), 3)
 
@@ -30,7 +31,7 @@ def row(head: torch.nn.Module, result: StepResult, step: int) -> dict[str, float
 
 def test_a_gaussian_is_at_the_null_with_full_rank():
     found = measure(torch.randn(2, N, 8, generator=torch.Generator().manual_seed(0)))
-    assert found["sigreg_over_null"] == pytest.approx(1, abs=0.2)
+    assert found["sigreg_over_null"] == pytest.approx(1, abs=0.15)
     assert found["effective_rank"] == pytest.approx(8, abs=0.05)
     assert found["std_median"] == pytest.approx(1, abs=0.02)
     assert found["aliased"] == 0 and found["collapsed"] == 0
