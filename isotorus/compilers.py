@@ -8,7 +8,7 @@ COMPILER_REMEDY = "install one (apt install g++, or dnf install gcc-c++), or set
 
 
 def c_compiler() -> str | None:
-    """Return the C compiler that Triton calls: $CC, otherwise gcc or clang; None if there is none.
+    """Return the C compiler that Triton calls, which is $CC, or else gcc or clang; without one, None.
 
     It looks in the same places as `triton.runtime.build`.
     """

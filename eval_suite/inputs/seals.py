@@ -60,7 +60,8 @@ def _sha256(file: Path) -> str:
 
 
 def _key() -> bytes | None:
-    """Return the user's key, made if there is none yet; None if it cannot be kept."""
+    """Return the user's key, which the first call makes, or None where a key cannot be kept."""
+    # There may be no home, a full or read-only disk, or a file system without links.
     try:
         file = key_file()
         if not file.exists():
@@ -75,10 +76,6 @@ def _key() -> bytes | None:
                 os.close(handle)
                 fresh.unlink()
         key = foreign_files.read_bytes(file, most=_LENGTH)
-    except (
-        OSError,
-        RuntimeError,
-        UserError,
-    ):  # no home, a full or read-only disk, a file system without links
+    except (OSError, RuntimeError, UserError):
         return None
     return key if len(key) == _LENGTH else None
