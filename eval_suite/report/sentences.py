@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eval_suite.geometry.verdict import NONE
 from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import names
 from eval_suite.report.standing import Lead, Standing, lead, standings
 from eval_suite.results import dig
 
+NO_SHAPE = "no flat torus, circle, sphere or isotropic Gaussian"
 CLOUDS = {
     "embedding": "the embedding",
     **names.HEADS,
@@ -171,11 +173,11 @@ def _on_test(results: Results) -> str:
 
 def about_geometry(results: Results) -> str:
     """Say which shape each cloud has; an empty string where no verdict was asked for."""
-    verdicts = [
-        f"{CLOUDS[name]}: {measured['verdict']['name']}"
-        for name, measured in results["geometry"].items()
-        if "verdict" in measured
-    ]
+    verdicts = []
+    for name, measured in results["geometry"].items():
+        if "verdict" in measured:
+            shape = measured["verdict"]["name"]
+            verdicts.append(f"{CLOUDS[name]}: {NO_SHAPE if shape == NONE else shape}")
     return f"Geometry of {'; of '.join(verdicts)}." if verdicts else ""
 
 
