@@ -40,6 +40,12 @@ _SHAPES = torch.library.Library("aten", "IMPL", "Meta")
 _SHAPES.impl("batch_norm_update_stats", _channel_moments)
 
 
+def _is_ours(file: Path) -> bool:
+    """Return whether a file is the project's and no test; the environment may lie in the checkout too."""
+    inside = file.relative_to(ROOT).parts if file.is_relative_to(ROOT) else ("tests",)
+    return "tests" not in inside and "site-packages" not in inside
+
+
 class Waits(TorchDispatchMode):
     """Notes what would wait while it is active; an operation that waits gets made-up values and goes on."""
 
@@ -129,6 +135,6 @@ class Waits(TorchDispatchMode):
     def note(self, what: str) -> None:
         """Note an event with the innermost function of the project that it happens in."""
         frames = traceback.extract_stack()
-        own = [f for f in frames if f.filename.startswith(str(ROOT)) and "/tests/" not in f.filename]
+        own = [frame for frame in frames if _is_ours(Path(frame.filename))]
         inner = next((f for f in reversed(own) if not f.filename.endswith("isotorus/device.py")), frames[0])
         self.found.add(f"{what} {Path(inner.filename).stem}.{inner.name}")
