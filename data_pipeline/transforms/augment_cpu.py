@@ -8,16 +8,15 @@ augmented views, one core makes 182 images a second with this module, and 21 wit
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipeline.transforms.augment_torch import KERNEL_SIGMAS, LUMA
+from data_pipeline.transforms.compiled import jit
 
 _f = np.float32
 _ZERO, _ONE, _SIX = _f(0), _f(1), _f(6)
@@ -49,29 +48,13 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     return result
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    """Compile a function with numba, and cache the result on disk if there is a folder for it."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        # A function that is called as such may be another copy in the process that compiles it than in those
-        # that load the cache, optimised otherwise, so that the first run would round unlike all later ones.
-        "forceinline": True,
-        "error_model": "numpy",
-        "fastmath": {"contract", "reassoc", "arcp", "nsz"},  # without the flags that assume there are no NaNs
-    }
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder that it may write to
-        return numba.njit(**options)(function)
-
-
-@_jit
+@jit
 def _clamp(x):  # type: ignore[no-untyped-def]
     """Return x limited to [0, 1]."""
     return min(max(x, _ZERO), _ONE)
 
 
-@_jit
+@jit
 def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-untyped-def]
     """Augment images (N, C, H, W) with parameters (N, P), and write the results to `result`."""
     # Loops use indices: numba treats arrays from iteration as strided, and does not vectorise them.
@@ -88,7 +71,7 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
             _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
 
 
-@_jit
+@jit
 def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-def]
     """Change brightness and contrast of one channel (pixels,)."""
     gain = brightness / full
@@ -103,13 +86,13 @@ def _levels(plane, full, brightness, contrast, out):  # type: ignore[no-untyped-
         out[i] = _clamp(grey + contrast * (min(_f(plane[i]) * gain, _ONE) - grey))
 
 
-@_jit
+@jit
 def _luma(r, g, b):  # type: ignore[no-untyped-def]
     """Return the grey value of a pixel, weighted as in torchvision."""
     return _RED * r + _GREEN * g + _BLUE * b
 
 
-@_jit
+@jit
 def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
     """Change brightness, contrast, saturation and hue of an RGB image (3, H, W), and convert it to grey if
     asked.
@@ -153,7 +136,7 @@ def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
         out_red[i], out_green[i], out_blue[i] = r, g, b
 
 
-@_jit
+@jit
 def _chroma_share(place):  # type: ignore[no-untyped-def]
     """Return (value - channel) / chroma of a colour channel, given its `place` on the colour circle in
     sixths.
@@ -162,7 +145,7 @@ def _chroma_share(place):  # type: ignore[no-untyped-def]
     return _clamp(min(place, _f(4) - place))
 
 
-@_jit
+@jit
 def _blur(image, sigma):  # type: ignore[no-untyped-def]
     """Apply a separable Gaussian blur to an image (C, H, W) in place; edges are reflected."""
     _, height, width = image.shape
@@ -188,21 +171,21 @@ def _blur(image, sigma):  # type: ignore[no-untyped-def]
                 _add(plane[y], weights[k], rows[abs(y - k)], rows[height - 1 - abs(height - 1 - y - k)])
 
 
-@_jit
+@jit
 def _scale(out, weight, x):  # type: ignore[no-untyped-def]
     """Set `out` to `weight` · x."""
     for i in range(len(out)):
         out[i] = weight * x[i]
 
 
-@_jit
+@jit
 def _add(out, weight, a, b):  # type: ignore[no-untyped-def]
     """Add `weight` · (a + b) to `out`."""
     for i in range(len(out)):
         out[i] += weight * (a[i] + b[i])
 
 
-@_jit
+@jit
 def _finish(plane, threshold, mean, scale):  # type: ignore[no-untyped-def]
     """Solarize and normalise one channel (pixels,) in place; `scale` is 1 / std."""
     for i in range(len(plane)):
