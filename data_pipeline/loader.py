@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,12 +30,12 @@ from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
-from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw
+from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw, draw_angles
 from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 
-_CROPS, _PHOTOMETRY, _SUBSTITUTE = range(3)
+_CROPS, _PHOTOMETRY, _SUBSTITUTE, _ACTIONS = range(4)
 """The purposes of a sample's random numbers; each purpose has its own stream."""
 _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
@@ -64,13 +64,16 @@ class Batch:
     labels: Tensor
     """Class indices, int64 (b,); -1 for images without a label."""
     views: list[Tensor]
-    """One tensor for each resolution, uint8 or uint16 (v, b, C, H, W): global views, then local views if
-    there are any."""
+    """One tensor for each resolution, uint8 or uint16 (v, b, C, H, W): global views, then local and turned
+    views if there are any."""
     parameters: list[Tensor]
     """Augmentation parameters for `augment.apply`, one float32 tensor (v, b, P) for each of `views`, on the
     CPU."""
     replaced: list[Replaced]
     """The damaged samples that were replaced in this batch."""
+    actions: list[Tensor] = field(default_factory=list)
+    """Angles in radians by which the m actions of the recipe turned the views, one float32 tensor (v, b, m)
+    for each of `views`, on the CPU; zeros for views that are not turned. Empty without actions."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for faster copies to a GPU; PyTorch's `DataLoader` calls
@@ -79,7 +82,7 @@ class Batch:
         return replace(self, labels=self.labels.pin_memory(), views=[v.pin_memory() for v in self.views])
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch with labels and views copied to `device`; the parameters stay on the CPU."""
+        """Return the batch with labels and views copied to `device`; all else stays on the CPU."""
         return replace(
             self,
             labels=to_device(self.labels, device),
@@ -145,13 +148,21 @@ class _Batches(TorchDataset[Batch | UserError]):
             for r in resolutions
         ]
         parameters = [torch.empty((r.views, len(places), len(PARAMETERS))) for r in resolutions]
+        turning = self.views.actions
+        angles = [torch.empty((r.views, len(places), len(turning))) for r in resolutions if turning]
         replaced: list[Replaced] = []
         for slot, place in enumerate(places):
-            places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], replaced)
-            rng = self._generator(place, _PHOTOMETRY)
-            for drawn in parameters:
-                for view in drawn[:, slot]:
-                    view.copy_(torch.from_numpy(augmentation.draw(rng, self.augment)))
+            turns = draw_angles(self._generator(place, _ACTIONS), self.views)
+            for drawn, turn in zip(angles, turns, strict=True):
+                drawn[:, slot] = torch.from_numpy(turn)
+            places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
+            rng = self._generator(places[slot], _PHOTOMETRY)
+            for number, (resolution, drawn) in enumerate(zip(resolutions, parameters, strict=True)):
+                for i, view in enumerate(drawn[:, slot]):
+                    row = augmentation.draw(rng, self.augment)
+                    if resolution.turned and "hue" in turning:
+                        augmentation.turn_hue(row, turns[number][i, turning.index("hue")])
+                    view.copy_(torch.from_numpy(row))
         indices = [self.sources.starts[place.source] + place.sample for place in places]
         labels = [self.sources.label(place.source, place.sample) for place in places]
         return Batch(
@@ -162,10 +173,19 @@ class _Batches(TorchDataset[Batch | UserError]):
             views=views,
             parameters=parameters,
             replaced=replaced,
+            actions=angles,
         )
 
-    def _cut(self, place: Place, out: list[Tensor], replaced: list[Replaced]) -> Place:
+    def _cut(
+        self,
+        place: Place,
+        out: list[Tensor],
+        angles: list[NDArray[np.float32]],
+        replaced: list[Replaced],
+    ) -> Place:
         """Write the views of a sample, or of its replacement if it is damaged, into `out`.
+
+        The actions have acted on them by `angles`, as `views.draw_angles` returns them.
 
         Returns the place of the sample that was used, and appends damaged samples to `replaced`. Raises
         `UserError` after 100 damaged samples in a row.
@@ -175,7 +195,8 @@ class _Batches(TorchDataset[Batch | UserError]):
         for attempt in range(_SUBSTITUTES):
             try:
                 rng = self._generator(place, _CROPS)
-                cut(rng, dataset.read(sample), self.views, self._flips, out, dataset.pixel_rules)
+                data, rules = dataset.read(sample), dataset.pixel_rules
+                cut(rng, data, self.views, self._flips, out, rules, angles)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample

@@ -16,7 +16,6 @@ from data_pipeline.transforms import augment
 from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 
-_KINDS = ("global", "local")
 _POOL = 100_000  # positions from which images are chosen
 _LONGEST_ORIGINAL = 320  # pixels
 _LONGEST_VIEW = 256  # pixels
@@ -27,7 +26,7 @@ class Cut:
     """The views of one image at one resolution."""
 
     kind: str
-    """"global" or "local"."""
+    """"global", "local" or "turned"."""
     views: list[str]
     """The views as data URIs."""
     boxes: list[Box]
@@ -104,10 +103,13 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
     crops = loader.crops(batch, 0, height, width)
     cuts = []
-    for kind, views, parameters, chosen in zip(_KINDS, batch.views, batch.parameters, crops, strict=False):
+    resolutions = recipe.views.resolutions()
+    for resolution, views, parameters, chosen in zip(
+        resolutions, batch.views, batch.parameters, crops, strict=True
+    ):
         seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
         shown = [figures.data_uri(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
-        cuts.append(Cut(kind, shown, [crop.box for crop in chosen]))
+        cuts.append(Cut(resolution.kind, shown, [crop.box for crop in chosen]))
     return Card(
         key=dataset.key(index),
         label=sources.classes[label] if label >= 0 else "",

@@ -2,9 +2,9 @@
 
 Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
 one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
-parameters give the same pixels on any device, except for rounding. Each operator equals that of the same name
-in `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels, saturation, hue
-and grey do nothing, and contrast is computed for each channel by itself.
+parameters give the same pixels on any device, except for rounding. Each operator but `turn` equals that of
+the same name in `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels,
+saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ from data_pipeline.transforms import augment_torch
 from data_pipeline.transforms.views import Interval
 from isotorus.section import Section
 
-PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
+PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize", "turn")
 """Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
 turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
-none), and the threshold of solarization (2: none)."""
-IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0)
+none), the threshold of solarization (2: none), and the angle in radians by which the action "hue" turns the
+chroma plane at last (0: none)."""
+IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0)
 """Parameters that change nothing."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -82,6 +83,17 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
     if chance[3] < config.solarize_probability:
         parameters[6] = config.solarize_threshold
     return parameters
+
+
+def turn_hue(parameters: NDArray[np.float32], angle: float) -> None:
+    """Set the parameters (P,) of a view whose hue is turned by an action.
+
+    The other operators that do not commute with the turn, or take away what it turns, are switched off.
+    """
+    for name in ("hue", "grey", "solarize"):
+        column = PARAMETERS.index(name)
+        parameters[column] = IDENTITY[column]
+    parameters[PARAMETERS.index("turn")] = angle
 
 
 @torch.no_grad()

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from data_pipeline.transforms.augment_torch import KERNEL_SIGMAS, LUMA
 from data_pipeline.transforms.compiled import jit
+from data_pipeline.transforms.hue import QUARTER, WEIGHTS
 
 _f = np.float32
 _ZERO, _ONE, _SIX = _f(0), _f(1), _f(6)
 _RED, _GREEN, _BLUE = (_f(weight) for weight in LUMA)
 _SIGMAS = _f(KERNEL_SIGMAS)
+_WEIGHTS, _QUARTER = np.array(WEIGHTS, np.float32), np.array(QUARTER, np.float32)
 _RUN = 4096  # pixels summed in float32 before the sum is added in float64
 
 
@@ -67,8 +69,11 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
                 _levels(image[c].ravel(), full, row[0], row[1], out[c].ravel())
         if row[5] > 0:
             _blur(out, row[5])
-        for c in range(len(out)):
-            _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
+        if row[7] != 0 and len(image) == 3:
+            _finish_turned(out, row[6], row[7], mean, std)
+        else:
+            for c in range(len(out)):
+                _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
 
 
 @jit
@@ -191,3 +196,19 @@ def _finish(plane, threshold, mean, scale):  # type: ignore[no-untyped-def]
     for i in range(len(plane)):
         x = plane[i]
         plane[i] = ((_ONE - x if x >= threshold else x) - mean) * scale
+
+
+@jit
+def _finish_turned(image, threshold, angle, mean, std):  # type: ignore[no-untyped-def]
+    """Solarize an RGB image (3, H, W), turn its hue as `hue.turn_hue` does, and normalise it, in place."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    red, green, blue = image[0].ravel(), image[1].ravel(), image[2].ravel()
+    for i in range(len(red)):
+        r, g, b = red[i], green[i], blue[i]
+        r = _ONE - r if r >= threshold else r
+        g = _ONE - g if g >= threshold else g
+        b = _ONE - b if b >= threshold else b
+        luma = _WEIGHTS[0] * r + _WEIGHTS[1] * g + _WEIGHTS[2] * b
+        for c, plane, x in ((0, red, r), (1, green, g), (2, blue, b)):
+            quarter = _QUARTER[c][0] * r + _QUARTER[c][1] * g + _QUARTER[c][2] * b
+            plane[i] = (luma + cos * (x - luma) + sin * quarter - mean[c]) / std[c]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.transforms.hue import turn_hue
 from isotorus.device import numbers, to_device, without_autocast
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -59,9 +60,11 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
 
 
 def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Solarize and normalise images."""
+    """Solarize images, turn their hue, and normalise them."""
     threshold = parameters[:, 6].view(-1, 1, 1, 1)
     x = torch.where(x >= threshold, 1 - x, x)
+    if x.shape[1] == 3:
+        x = turn_hue(x, parameters[:, 7])
     return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 

@@ -1,17 +1,19 @@
-"""The geometry of views: which part of an image is cropped, to what size, and whether it is mirrored."""
+"""The geometry of views: which part of an image is cropped, to what size, how it is mirrored and turned."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from data_pipeline.decoders.decode import Shrink, decode, largest_shrink, size
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules, Pixels
+from data_pipeline.transforms.actions import ACTIONS, Action, Border, is_periodic, moves
 from isotorus.section import Section
 
 Box = tuple[int, int, int, int]
@@ -40,6 +42,9 @@ class Resolution(NamedTuple):
     views: int
     size: int
     scale: tuple[float, float]
+    turned: bool
+    """Whether the actions act on these views."""
+    kind: Literal["global", "local", "turned"]
 
 
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
@@ -72,11 +77,40 @@ class ViewsConfig(Section):
     show things larger than a whole image of the same size does (Touvron et al. 2019, arXiv:1906.06423), so a
     ConvNet may be better at a larger size."""
 
+    actions: list[Action] = []
+    """Circle actions that turn views by known angles, for objective.kind=torus. rotation: about the centre;
+    hue: of the colour plane, for 3 channels; shift_x, shift_y: cyclic shifts, for periodic images."""
+    turned: Literal["all"] | Annotated[int, Field(ge=1)] = 2
+    """Number of views of an image that are turned if there are actions, beside the others; or all: there are
+    no views beside, and every view is turned."""
+    turned_size: int | None = Field(None, ge=1)
+    """Side of a turned view in pixels; by default global_size."""
+    turned_scale: Scale = (0.3, 1.0)
+    """Smallest and largest share of the image's area that a turned view shows."""
+    border: Border = "disc"
+    """What rotated views show in their corners. disc: grey, as outside the disc of every view whatever its
+    angle; reflect: the image around the crop, mirrored at the image's edges."""
+
+    @model_validator(mode="after")
+    def _actions_that_act(self) -> Self:
+        """Refuse an action that is named twice, and turned views without actions."""
+        if twice := [action for action in ACTIONS if self.actions.count(action) > 1]:
+            raise ValueError(f"actions names {twice[0]} twice; name each action once")
+        if not self.actions and self.turned != type(self).model_fields["turned"].default:
+            raise ValueError(
+                f"turned={self.turned} needs actions that turn; set views.actions, such as [rotation, hue]"
+            )
+        return self
+
     def resolutions(self) -> list[Resolution]:
-        """Return the global views, then the local views if there are any."""
+        """Return the global views, then the local views and the turned views, where there are any."""
+        every = self.turned == "all"
+        beside = self.turned if self.actions and isinstance(self.turned, int) else 0
+        size = self.turned_size or self.global_size
         resolutions = [
-            Resolution(self.global_views, self.global_size, self.global_scale),
-            Resolution(self.local_views, self.local_size, self.local_scale),
+            Resolution(self.global_views, self.global_size, self.global_scale, every, "global"),
+            Resolution(self.local_views, self.local_size, self.local_scale, every, "local"),
+            Resolution(beside, size, self.turned_scale, True, "turned"),
         ]
         return [resolution for resolution in resolutions if resolution.views]
 
@@ -104,6 +138,24 @@ def draw(
             for _ in range(resolution.views)
         ]
         for resolution in config.resolutions()
+    ]
+
+
+def draw_angles(rng: np.random.Generator, config: ViewsConfig) -> list[NDArray[np.float32]]:
+    """Draw the angles of the actions, uniform on [0, 2π): (views, m) for each of `config.resolutions()`.
+
+    Views that are not turned have zeros. Without actions the list is empty.
+    """
+    if not config.actions:
+        return []
+    # Every action has its own draw, so that an action does not change the angles of the others.
+    columns = [ACTIONS.index(action) for action in config.actions]
+    full = np.float32(2 * math.pi)
+    return [
+        full * rng.random((r.views, len(ACTIONS)), dtype=np.float32)[:, columns]
+        if r.turned
+        else np.zeros((r.views, len(columns)), np.float32)
+        for r in config.resolutions()
     ]
 
 
@@ -141,12 +193,13 @@ def cut(
     flips: tuple[float, float],
     out: Sequence[Tensor],
     rules: PixelRules = NEWEST_RULES,
+    angles: Sequence[NDArray[np.float32]] = (),
 ) -> None:
     """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
     `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
-    to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` are those of the data set. The
-    pixels depend on the arguments alone.
+    to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` are those of the data set, and
+    `angles` those of `draw_angles`. The pixels depend on the arguments alone.
     Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
     height, width = size(data, rules)
@@ -156,11 +209,39 @@ def cut(
     image = decode(data, out[0].shape[1], depth, shrink, rules)
     if image.shape[:2] == (height, width):  # only some formats can be decoded smaller
         shrink = 1
-    for resolution, views, chosen in zip(config.resolutions(), out, crops, strict=True):
-        for view, crop in zip(views, chosen, strict=True):
-            pixels = resize(image, _shrunk(crop.box, shrink), resolution.size)
+    for number, (resolution, views, chosen) in enumerate(zip(config.resolutions(), out, crops, strict=True)):
+        for i, (view, crop) in enumerate(zip(views, chosen, strict=True)):
+            box = _shrunk(crop.box, shrink)
+            if resolution.turned and moves(config.actions):
+                view.copy_(_moved(image, box, crop.mirrored, config, resolution.size, angles[number][i]))
+                continue
+            pixels = resize(image, box, resolution.size)
             mirrored = [dim for dim, flip in zip((2, 1), crop.mirrored, strict=True) if flip]
             view.copy_(pixels.flip(mirrored) if mirrored else pixels)
+
+
+def _moved(
+    image: Pixels,
+    box: Box,
+    mirrored: tuple[bool, bool],
+    config: ViewsConfig,
+    size: int,
+    angles: NDArray[np.float32],
+) -> Tensor:
+    """Return the crop `box` of `image`, mirrored, rotated and shifted by the angles (m,) of the actions."""
+    from data_pipeline.transforms.turned_crop import turned_crop  # numba is slow to import
+
+    angle = dict(zip(config.actions, angles.tolist(), strict=True))
+    return turned_crop(
+        image,
+        box,
+        mirrored,
+        size,
+        rotation=angle.get("rotation", 0.0),
+        shift=(angle.get("shift_x", 0.0), angle.get("shift_y", 0.0)),
+        periodic=is_periodic(config.actions),
+        disc="rotation" in angle and config.border == "disc",
+    )
 
 
 def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:

@@ -38,7 +38,7 @@ def assert_same(a: Batch, b: Batch) -> None:
     np.testing.assert_array_equal(a.indices, b.indices)
     np.testing.assert_array_equal(a.epochs, b.epochs)
     assert torch.equal(a.labels, b.labels)
-    for x, y in zip(a.views + a.parameters, b.views + b.parameters, strict=True):
+    for x, y in zip(a.views + a.parameters + a.actions, b.views + b.parameters + b.actions, strict=True):
         assert torch.equal(x, y)
 
 
@@ -51,6 +51,7 @@ def joined(ranks: list[Batch]) -> Batch:
         views=[torch.cat(parts, dim=1) for parts in zip(*(r.views for r in ranks), strict=True)],
         replaced=[replaced for r in ranks for replaced in r.replaced],
         parameters=[torch.cat(parts, dim=1) for parts in zip(*(r.parameters for r in ranks), strict=True)],
+        actions=[torch.cat(parts, dim=1) for parts in zip(*(r.actions for r in ranks), strict=True)],
     )
 
 
@@ -66,7 +67,7 @@ def mixed(packed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Sources:
 def test_shapes_and_contents(packed: Dataset) -> None:
     batch = take(packed, 1)[0]
     assert [tuple(v.shape) for v in batch.views] == [(2, 8, 3, 24, 24), (3, 8, 3, 12, 12)]
-    assert [tuple(p.shape) for p in batch.parameters] == [(2, 8, 7), (3, 8, 7)]
+    assert [tuple(p.shape) for p in batch.parameters] == [(2, 8, 8), (3, 8, 8)]
     assert all(v.dtype == torch.uint8 for v in batch.views)
     np.testing.assert_array_equal(batch.labels, packed.labels[batch.indices])
     flat = batch.views[0].flatten(0, 1)

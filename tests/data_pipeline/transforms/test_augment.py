@@ -212,7 +212,7 @@ from data_pipeline.transforms import augment_cpu
 random = np.random.default_rng(0)
 for kind in ("uint8", "uint16"):
     images = random.integers(0, np.iinfo(kind).max, (8, 3, 40, 44)).astype(kind)
-    table = random.uniform(0.6, 1.4, (8, 7)) * [1, 1, 1, 0.1, 0, 1, 0.6]
+    table = random.uniform(0.6, 1.4, (8, 8)) * [1, 1, 1, 0.1, 0, 1, 0.6, 1]
     out = augment_cpu.apply(torch.from_numpy(images), torch.from_numpy(table), [0.4] * 3, [0.2] * 3)
     sys.stdout.write(str(hash(out.numpy().tobytes())))
 """
