@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.decoders.pixels import Pixels
@@ -18,6 +19,7 @@ from data_pipeline.transforms.compiled import jit
 
 _f = np.float32
 _ONE, _TWO = _f(1), _f(2)
+_PHASES = 256  # places are rounded to this part of a pixel, so that weights come from a table
 
 
 def turned_crop(
@@ -45,22 +47,44 @@ def turned_crop(
     turn = signs[:, None] * upright
     shifted = np.array(shift[::-1]) * size / (2 * math.pi)
     center = np.array([top + height / 2, left + width / 2]) - 0.5 - signs * shifted
-    start = center - turn.sum(1) * (size - 1) / 2
-    bounds = np.array([[top, height], [left, width]] if periodic else [[0, n] for n in image.shape[:2]])
+    # The rectangle of the image that the kernel reaches, with its pixels beyond the edges filled in.
+    half = np.ceil(2 * np.maximum(stretch, 1)).astype(int)
+    reach = (np.abs(signs) if disc else np.abs(turn).sum(1)) * size / 2
+    first = np.floor(center - reach).astype(int) - half
+    last = np.ceil(center + reach).astype(int) + half
+    lines = [(top, height), (left, width)] if periodic else [(0, n) for n in image.shape[:2]]
+    rows, columns = (
+        start + _inside(np.arange(low - start, high - start + 1), length, periodic)
+        for low, high, (start, length) in zip(first, last, lines, strict=True)
+    )
+    patch = image.take(rows, axis=0).take(columns, axis=1)
     view = np.empty((image.shape[2], size, size), image.dtype)
+    start = center - first - turn.sum(1) * (size - 1) / 2
     full = _f(np.iinfo(image.dtype).max)
-    _sample(np.ascontiguousarray(image), full, start, turn, stretch, bounds, periodic, disc, view)
+    channels = image.shape[2]
+    _sample(patch.reshape(len(rows), -1), channels, full, start, turn, stretch, half, disc, view)
     return torch.from_numpy(view)
 
 
+def _inside(places: NDArray[np.int64], length: int, periodic: bool) -> NDArray[np.int64]:
+    """Return which of `length` pixels are seen at these places of a line that is periodic, or mirrored."""
+    if periodic:
+        return places % length
+    places = places % (2 * length)
+    return np.minimum(places, 2 * length - 1 - places)
+
+
 @jit
-def _sample(image, full, start, turn, stretch, bounds, periodic, disc, view):  # type: ignore[no-untyped-def]
-    """Fill `view` (C, S, S): its pixel (i, j) shows the place `start` + `turn` · (i, j) of the image."""
-    channels, size, _ = view.shape
+def _sample(patch, channels, full, start, turn, stretch, half, disc, view):  # type: ignore[no-untyped-def]
+    """Fill `view` (C, S, S): its pixel (i, j) shows the place `start` + `turn` · (i, j) of `patch`.
+
+    `patch` is (H, W · C), and the kernel reaches `half` (2,) pixels far.
+    """
+    size = view.shape[1]
     radius, middle = (size / 2) ** 2, (size - 1) / 2
-    longest = int(4 * max(max(stretch[0], stretch[1]), 1.0)) + 2
-    rows, columns = np.empty(longest, np.int64), np.empty(longest, np.int64)
-    down, across = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    down_table, across_table = _weights(stretch[0], half[0]), _weights(stretch[1], half[1])
+    height, width = 2 * half[0], 2 * half[1] * channels
+    sums = np.empty(width, np.float32)
     for i in range(size):
         for j in range(size):
             if disc and (i - middle) ** 2 + (j - middle) ** 2 > radius:
@@ -69,44 +93,41 @@ def _sample(image, full, start, turn, stretch, bounds, periodic, disc, view):  #
                 continue
             y = start[0] + turn[0, 0] * i + turn[0, 1] * j
             x = start[1] + turn[1, 0] * i + turn[1, 1] * j
-            height = _taps(y, stretch[0], bounds[0, 0], bounds[0, 1], periodic, rows, down)
-            width = _taps(x, stretch[1], bounds[1, 0], bounds[1, 1], periodic, columns, across)
+            top, left = math.floor(y), math.floor(x)
+            down = down_table[int((y - top) * _PHASES + 0.5)]
+            across = across_table[int((x - left) * _PHASES + 0.5)]
+            # Loops over slices are vectorised; over indices of the whole array they would not be.
+            row, column = int(top) - half[0] + 1, (int(left) - half[1] + 1) * channels
+            line = patch[row, column : column + width]
+            for t in range(width):
+                sums[t] = down[0] * _f(line[t])
+            for k in range(1, height):
+                line = patch[row + k, column : column + width]
+                for t in range(width):
+                    sums[t] += down[k] * _f(line[t])
             for c in range(channels):
                 total = _f(0)
-                for k in range(height):
-                    part = _f(0)
-                    for m in range(width):
-                        part += across[m] * _f(image[rows[k], columns[m], c])
-                    total += down[k] * part
+                for m in range(2 * half[1]):
+                    total += across[m] * sums[m * channels + c]
                 view[c, i, j] = int(min(max(total, _f(0)), full) + _f(0.5))
 
 
 @jit
-def _taps(position, stretch, first, length, periodic, places, weights):  # type: ignore[no-untyped-def]
-    """Write the pixels within the kernel's reach of a position, and their weights; return their number.
-
-    Pixels are those from `first` on, `length` of them; beyond these the line is periodic or mirrored.
-    """
+def _weights(stretch, half):  # type: ignore[no-untyped-def]
+    """Return the weights (phases, 2 · half) of the pixels around a place, by its place inside a pixel."""
     stretch = max(stretch, 1.0)
-    low = math.ceil(position - 2 * stretch)
-    count = int(math.floor(position + 2 * stretch) - low) + 1
-    total = _f(0)
-    for k in range(count):
-        distance = _f(abs(low + k - position) / stretch)
-        if distance < _ONE:
-            weight = (_f(1.5) * distance - _f(2.5)) * distance * distance + _ONE
-        else:
-            weight = ((_f(-0.5) * distance + _f(2.5)) * distance - _f(4)) * distance + _TWO
-        weights[k] = weight
-        total += weight
-        place = int(low) + k - first
-        if place < 0 or place >= length:
-            if periodic:
-                place = place % length
+    table = np.empty((_PHASES + 1, 2 * half), np.float32)
+    for phase in range(_PHASES + 1):
+        row, total = table[phase], _f(0)
+        for k in range(2 * half):
+            distance = _f(abs(k - half + 1 - phase / _PHASES) / stretch)
+            if distance < _ONE:
+                row[k] = (_f(1.5) * distance - _f(2.5)) * distance * distance + _ONE
+            elif distance < _TWO:
+                row[k] = ((_f(-0.5) * distance + _f(2.5)) * distance - _f(4)) * distance + _TWO
             else:
-                place = place % (2 * length)
-                place = min(place, 2 * length - 1 - place)
-        places[k] = first + place
-    for k in range(count):
-        weights[k] /= total
-    return count
+                row[k] = _f(0)
+            total += row[k]
+        for k in range(2 * half):
+            row[k] /= total
+    return table
