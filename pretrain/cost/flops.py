@@ -69,7 +69,7 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     views = sum(r.views for r in resolutions)
     sizes = tuple(r.size for r in resolutions)
     each = _view_forward(config.encoder.name, json.dumps(encoder_kwargs), config.data.channels, sizes)
-    encoder = sum(r.views * flops for r, flops in zip(resolutions, each, strict=True))
+    encoder = sum(r.views * each[r.size] for r in resolutions)
     n_global = config.views.global_views
     mlps, regularizer = _head_forward(config.objective.model_dump_json(), embedding_width, n_global, views)
     engine = config.engine
@@ -80,23 +80,23 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
         projector_forward=mlps,
         regularizer_forward=regularizer,
         backward=2 * (encoder + mlps + regularizer),
-        target_forward=n_global * each[0] if with_target else 0.0,
+        target_forward=n_global * each[resolutions[0].size] if with_target else 0.0,
         recomputed=encoder if engine.activation_checkpointing == "full" else 0.0,
         accumulated=encoder if exact else 0.0,
     )
 
 
 @functools.cache
-def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...]) -> list[float]:
+def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...]) -> dict[int, float]:
     """Count the encoder on one view of each size; `kwargs` is JSON."""
 
-    def measure(kwargs: dict[str, Any]) -> dict[str, float]:
+    def measure(kwargs: dict[str, Any]) -> dict[int, float]:
         with torch.device("meta"):
             encoder = create(name, kwargs).eval()
             pixels = {size: torch.empty(1, channels, size, size) for size in sizes}
-        return {str(size): _count(functools.partial(encoder, x)) for size, x in pixels.items()}
+        return {size: _count(functools.partial(encoder, x)) for size, x in pixels.items()}
 
-    return list(by_depth(measure, name, json.loads(kwargs)).values())
+    return by_depth(measure, name, json.loads(kwargs))
 
 
 @functools.cache
