@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
+from data_pipeline.transforms.action_checks import doubts, refuse_unfit
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain import checkpoint
@@ -53,6 +54,7 @@ def check(config: Config, world_size: int) -> RunInputs:
             f"take data.cache.patience={config.data.cache.patience:g} s and {ONE_ATTEMPT:g} s for the last "
             f"attempt; use stopping.hang={patience:g} or less patience"
         )
+    refuse_unfit(config.views.actions, config.data.channels, sources.datasets)
     kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)
@@ -62,7 +64,7 @@ def check(config: Config, world_size: int) -> RunInputs:
             _check_resume(config, inputs, newest)
             record = checkpoint.describe(newest).get("warm_start")
             continued = dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
-            _warn(config, newest)
+            _warn(config, sources, newest)
             return continued
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             said = " ".join(str(error).split())[:100]
@@ -78,7 +80,7 @@ def check(config: Config, world_size: int) -> RunInputs:
         inputs = dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
     # Made before the first note, so that a place where no folder can be is one line.
     config.folder.mkdir(parents=True, exist_ok=True)
-    _warn(config, newest)
+    _warn(config, sources, newest)
     if inputs.warm_start and (difference := silent_difference(encoder, inputs.warm_start.file)):
         log.warning("encoder.weights=%s fit in shape only: %s", config.encoder.weights, difference)
     return inputs
@@ -111,6 +113,7 @@ def check_model(config: Config, world_size: int) -> Model:
             f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
             "use less accumulation or a larger batch"
         )
+    refuse_unfit(config.views.actions, config.data.channels)
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = create(config.encoder.name, kwargs)
@@ -122,9 +125,7 @@ def check_model(config: Config, world_size: int) -> Model:
             "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
         )
     patch = patch_size(encoder)
-    sizes = {"views.global_size": config.views.global_size}
-    if config.views.local_views:
-        sizes["views.local_size"] = config.views.local_size
+    sizes = {f"views.{r.kind}_size": r.size for r in config.views.resolutions()}
     if config.views.whole_size:
         sizes["views.whole_size"] = config.views.whole_size
     for key, size in sizes.items():
@@ -136,8 +137,10 @@ def check_model(config: Config, world_size: int) -> Model:
     return Model(kwargs, encoder, width)
 
 
-def _warn(config: Config, newest: Path | None) -> None:
-    """Log a line for each setting of the learning rate that is possible and hardly meant."""
+def _warn(config: Config, sources: Sources, newest: Path | None) -> None:
+    """Log a line for each setting of actions and the learning rate that is possible and hardly meant."""
+    for doubt in doubts(config.views, sources.datasets, config.seed):
+        log.warning("%s", doubt)
     optimizer = config.optimizer.model_dump()
     if optimizer["warmup_steps"] >= config.steps:
         log.warning(

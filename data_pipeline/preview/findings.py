@@ -11,6 +11,7 @@ from data_pipeline.preview import duplicates
 from data_pipeline.preview.duplicates import Copies
 from data_pipeline.preview.image_statistics import ImageStatistics, measure_images
 from data_pipeline.preview.sets import Sets
+from data_pipeline.transforms.action_checks import doubts
 from data_pipeline.transforms.views import ViewsConfig
 
 FEW = 10
@@ -72,6 +73,7 @@ def find(sets: Sets, views: ViewsConfig, seed: int, workers: int) -> Findings:
         *_copy_warnings(sets, exact, near),
         *_image_warnings(sets, measured),
         *_size_warnings(sets, views),
+        *doubts(views, sets.datasets, seed),
         *_class_warnings(sets),
     ]
     return Findings(measured, exact, unread, near, warnings)
