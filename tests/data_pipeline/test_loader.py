@@ -14,7 +14,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
-from data_pipeline.transforms.augment import AugmentConfig
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig
 from data_pipeline.transforms.views import ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import save_pictures
@@ -136,6 +136,57 @@ def test_it_carries_on_from_any_step(packed: Dataset, stop: int, workers: int) -
     for ours, expected in zip(before + after, reference, strict=True):
         assert_same(ours, expected)
     assert_same(next(iter(first)), reference[stop])
+
+
+TURNED = ViewsConfig(
+    global_views=1, global_size=8, local_views=0, actions=["hue", "rotation"], turned=2, turned_size=12
+)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (3, 0)])
+def test_angles_do_not_depend_on_ranks_workers_and_where_a_run_was_continued(
+    packed: Dataset, world_size: int, workers: int
+) -> None:
+    options = {"batch_size": 7, "views": TURNED}
+    reference = take(packed, 5, **options)
+    ranks = [
+        take(packed, 3, rank=r, world_size=world_size, workers=workers, start_step=2, **options)
+        for r in range(world_size)
+    ]
+    for step, whole in enumerate(reference[2:]):
+        assert_same(joined([rank[step] for rank in ranks]), whole)
+    angles = torch.cat([batch.actions[1] for batch in reference], dim=1)
+    assert angles.shape == (2, 35, 2) and angles.dtype == torch.float32
+    assert len(angles.unique()) == angles.numel()  # no two views, samples or epochs have the same
+    assert not any(batch.actions[0].any() for batch in reference)
+
+
+def test_the_hue_is_turned_by_the_photometric_parameters_and_others_that_undo_it_are_off(
+    packed: Dataset,
+) -> None:
+    batch = take(packed, 1, batch_size=20, views=TURNED)[0]
+    plain = take(packed, 1, batch_size=20, views=TURNED.model_copy(update={"actions": ["rotation"]}))[0]
+    column = {name: number for number, name in enumerate(PARAMETERS)}
+    turned, upright = batch.parameters[1], batch.parameters[0]
+    assert torch.equal(turned[..., column["turn"]], batch.actions[1][..., 0])
+    assert not upright[..., column["turn"]].any()
+    for name in ("hue", "grey", "solarize"):
+        assert (turned[..., column[name]] == IDENTITY[column[name]]).all()
+        assert (plain.parameters[1][..., column[name]] != IDENTITY[column[name]]).any()
+    kept = [column[name] for name in ("brightness", "contrast", "saturation", "blur")]
+    assert torch.equal(turned[..., kept], plain.parameters[1][..., kept])
+    assert torch.equal(upright, plain.parameters[0]) and torch.equal(batch.views[1], plain.views[1])
+    assert torch.equal(plain.actions[1][..., 0], batch.actions[1][..., 1])
+
+
+def test_turned_views_beside_leave_the_others_as_they_are(packed: Dataset) -> None:
+    (turned,), (plain,) = (
+        take(packed, 1, views=VIEWS.model_copy(update=extra))
+        for extra in ({"actions": ["rotation", "hue"], "turned": 3, "turned_size": 16}, {})
+    )
+    assert plain.actions == [] and len(turned.views) == 3
+    for x, y in zip(turned.views[:2] + turned.parameters[:2], plain.views + plain.parameters, strict=True):
+        assert torch.equal(x, y)
 
 
 def test_views_change_with_the_epoch_and_the_seed(packed: Dataset) -> None:

@@ -11,7 +11,8 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from data_pipeline.transforms import augment_cpu, augment_torch
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw
+from data_pipeline.transforms.actions import turn
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw, turn_hue
 
 both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_torch.apply])
 both_depths = pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
@@ -74,6 +75,26 @@ def test_operator_matches_torchvision(
 
 @both_paths
 @both_depths
+def test_the_hue_turns_after_every_other_operator(path: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    x, angles = images(3, dtype=dtype), torch.tensor([0.0, 0.4, 3.0, 6.2])
+    row = {"brightness": 1.3, "contrast": 0.7, "saturation": 1.15, "blur": 1.0}
+    upright = plain(path, x, parameters(**row))
+    turned = plain(path, x, parameters(**row, turn=angles))
+    torch.testing.assert_close(turned, turn(upright, ["hue"], angles[:, None]), atol=2e-5, rtol=0)
+    assert torch.equal(turned[0], upright[0]) and (turned[1:] - upright[1:]).abs().max() > 0.1
+    assert turned.min() < 0  # nothing is clipped
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    normalised = path(x, parameters(**row, turn=angles), mean, std)
+    torch.testing.assert_close(normalised, tv.normalize(turned, mean, std), atol=1e-4, rtol=0)
+    solarized = plain(path, x, parameters(solarize=0.5))
+    torch.testing.assert_close(
+        plain(path, x, parameters(solarize=0.5, turn=angles)), turn(solarized, ["hue"], angles[:, None]),
+        atol=2e-5, rtol=0,
+    )  # fmt: skip
+
+
+@both_paths
+@both_depths
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_blur_matches_torchvision_with_the_kernel_cut_at_three_sigmas(
     path: Callable[..., Tensor], dtype: torch.dtype, channels: int
@@ -107,7 +128,16 @@ def test_channels_that_are_no_colours_keep_to_themselves(
     path: Callable[..., Tensor], dtype: torch.dtype, channels: int
 ) -> None:
     x = images(channels, dtype=dtype)
-    table = parameters(brightness=1.1, contrast=0.6, saturation=0.5, hue=0.3, grey=1, blur=1.3, solarize=0.5)
+    row = {
+        "brightness": 1.1,
+        "saturation": 0.5,
+        "hue": 0.3,
+        "grey": 1,
+        "blur": 1.3,
+        "solarize": 0.5,
+        "turn": 2,
+    }
+    table = parameters(**row)
     table[:, PARAMETERS.index("contrast")] = torch.tensor([0.6, 0.9, 1.2, 1.4])
     together = plain(path, x, table)
     for c in range(channels):
@@ -116,8 +146,12 @@ def test_channels_that_are_no_colours_keep_to_themselves(
 
 
 def random_table(n: int) -> Tensor:
+    """Every third image is turned by the action "hue"."""
     rng = np.random.default_rng(0)
-    return torch.from_numpy(np.stack([draw(rng, AugmentConfig(blur_probability=0.7)) for _ in range(n)]))
+    table = [draw(rng, AugmentConfig(blur_probability=0.7)) for _ in range(n)]
+    for row in table[::3]:
+        turn_hue(row, rng.uniform(0, 2 * np.pi))
+    return torch.from_numpy(np.stack(table))
 
 
 @both_depths
@@ -160,7 +194,7 @@ def test_threads_change_nothing() -> None:
 def test_tiny_images_and_autocast(path: Callable[..., Tensor]) -> None:
     x = torch.full((2, 3, 1, 1), 100, dtype=torch.uint8)
     torch.testing.assert_close(plain(path, x, parameters(2, blur=2.0)), scaled(x), atol=1e-6, rtol=0)
-    x, table = images(3), parameters(blur=2.0, hue=0.1)
+    x, table = images(3), parameters(blur=2.0, hue=0.1, turn=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = plain(path, x, table)
     assert inside.dtype == torch.float32 and torch.equal(inside, plain(path, x, table))
