@@ -1,5 +1,6 @@
 """A contact sheet: some images, and the views of them that the training loader makes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from data_pipeline.preview import figures
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
+from data_pipeline.transforms.actions import Action
 from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 
@@ -27,8 +29,12 @@ class Cut:
 
     kind: str
     """"global", "local" or "turned"."""
+    size: int
+    """Side of the views in pixels."""
     views: list[str]
     """The views as data URIs."""
+    angles: list[str]
+    """By how many degrees each view is turned, such as "rotation 90°, hue 12°"; "" if it is not."""
     boxes: list[Box]
     """Where each view lies in the original image."""
 
@@ -89,6 +95,14 @@ def cards(recipe: Recipe, positions: NDArray[np.int64]) -> Iterator[Card]:
         yield _card(sources, recipe, loader)
 
 
+def _in_degrees(actions: list[Action], angles: list[float]) -> str:
+    """Name the actions with their angles, which are given in radians."""
+    return ", ".join(
+        f"{action.replace('_', ' ')} {math.degrees(angle):.0f}°"
+        for action, angle in zip(actions, angles, strict=True)
+    )
+
+
 def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     """Build the card of the first image that the loader returns."""
     batch = next(iter(loader))
@@ -103,13 +117,16 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
     crops = loader.crops(batch, 0, height, width)
     cuts = []
-    resolutions = recipe.views.resolutions()
-    for resolution, views, parameters, chosen in zip(
-        resolutions, batch.views, batch.parameters, crops, strict=True
+    actions = recipe.views.actions
+    for number, (resolution, views, parameters, chosen) in enumerate(
+        zip(recipe.views.resolutions(), batch.views, batch.parameters, crops, strict=True)
     ):
         seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
         shown = [figures.data_uri(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
-        cuts.append(Cut(resolution.kind, shown, [crop.box for crop in chosen]))
+        angles = [""] * resolution.views
+        if resolution.turned:
+            angles = [_in_degrees(actions, view.tolist()) for view in batch.actions[number][:, 0]]
+        cuts.append(Cut(resolution.kind, resolution.size, shown, angles, [crop.box for crop in chosen]))
     return Card(
         key=dataset.key(index),
         label=sources.classes[label] if label >= 0 else "",

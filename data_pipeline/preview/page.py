@@ -231,6 +231,8 @@ def _value(value: object) -> str:
     """Format the value of a setting."""
     if isinstance(value, tuple):
         return " to ".join(map(_value, value))
+    if isinstance(value, list):
+        return ", ".join(map(_value, value)) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

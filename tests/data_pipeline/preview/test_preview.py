@@ -367,3 +367,45 @@ def test_it_opens_in_a_browser_at_both_widths(page: Page, tmp_path: Path) -> Non
     assert found[1] == f"{images} 390 true true, {images} 1200 true true"
     # The page forbids itself to fetch anything: the browser would report an attempt here.
     assert "CONSOLE" not in done.stderr
+
+
+def test_turned_views_are_shown_with_their_angles(split: Path, tmp_path: Path) -> None:
+    views = RECIPE["views"] | {"actions": ["rotation", "hue"], "turned": 4, "turned_size": 16}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"views": views}))
+    page = Page(write(split, tmp_path / "page.html", "--config", tmp_path / "recipe.yaml", "--samples", 3))
+    sources = DataConfig(path=str(split / "train")).open()
+    dataset, size = sources.datasets[0], len(sources)
+    config, augmentation = ViewsConfig(**views), AugmentConfig(**RECIPE["augment"])
+    loader = Loader(
+        sources, batch_size=size, views=config, augment=augmentation, channels=3, seed=RECIPE["seed"]
+    )
+    batch = next(iter(loader))
+    keys = [dataset.key(i) for i in batch.indices.tolist()]
+    assert "4 turned at 16" in page.text and "none" not in page.text.split("border")[0]
+    for card, html in zip(page.cards(), page.html.split("<figure>\n<div class")[1:], strict=False):
+        assert [len(card.views[kind]) for kind in ("global", "local", "turned")] == [2, 3, 4]
+        degrees = batch.actions[2][:, keys.index(card.key)].rad2deg().round().int().tolist()
+        expected = [f"rotation {rotation}°, hue {hue}°" for rotation, hue in degrees]
+        assert re.findall(r"<small>(.*?)</small>", html) == expected
+        corners = np.stack(card.views["turned"])[:, ::15, ::15].reshape(4, 4, 3).astype(int)
+        assert (np.ptp(corners, axis=1) <= 1).all()  # outside the disc is one grey
+
+
+@pytest.mark.parametrize(
+    ("views", "channels", "said"),
+    [
+        ({"actions": ["hue", "hue"]}, 3, "views: actions names hue twice"),
+        ({"actions": ["hue"], "turned": 0}, 3, "views.turned"),
+        ({"turned": 5}, 3, "views: turned=5 needs actions"),
+        ({"actions": ["hue"]}, 1, "has hue, which turns red, green and blue, but data.channels=1"),
+    ],
+)
+def test_impossible_actions_are_one_line(
+    split: Path, tmp_path: Path, views: dict, channels: int, said: str
+) -> None:
+    recipe = RECIPE | {"views": views, "data": {"path": "elsewhere", "channels": channels}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--out", str(tmp_path / "x.html"), "--config", str(tmp_path / "recipe.yaml")]
+    with pytest.raises(UserError, match=said) as refused:
+        main(["preview", str(split), *options])
+    assert "\n" not in str(refused.value)
