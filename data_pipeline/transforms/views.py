@@ -127,9 +127,12 @@ def draw(
 ) -> list[list[Crop]]:
     """Draw random crops of an image of this size: a list of crops for each of `config.resolutions()`.
 
-    `flips` are the probabilities of a horizontal and of a vertical flip.
+    `flips` are the probabilities of a horizontal and of a vertical flip. All turned views of an image are
+    mirrored alike where an action moves pixels: an image and its mirror image have no common pose, so nothing
+    could be learned from a pair of them.
     """
-    return [
+    resolutions = config.resolutions()
+    crops = [
         [
             Crop(
                 crop_box(rng, height, width, resolution.scale, config.ratio),
@@ -137,8 +140,14 @@ def draw(
             )
             for _ in range(resolution.views)
         ]
-        for resolution in config.resolutions()
+        for resolution in resolutions
     ]
+    if moves(config.actions):
+        turned = [number for number, resolution in enumerate(resolutions) if resolution.turned]
+        mirrored = crops[turned[0]][0].mirrored
+        for number in turned:
+            crops[number] = [crop._replace(mirrored=mirrored) for crop in crops[number]]
+    return crops
 
 
 def draw_angles(rng: np.random.Generator, config: ViewsConfig) -> list[NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """Actions on images in closed form, and the loader's resampling beside them."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def test_a_rotated_view_is_its_unturned_crop_rotated(dtype: torch.dtype, size: i
     config = ViewsConfig(
         global_views=8, global_size=size, local_views=0, actions=["rotation"], turned="all", border=border
     )
-    turned, upright, angles = crops(SOURCES[dtype], config, (0.5, 0.5), dtype)
+    turned, upright, angles = crops(SOURCES[dtype], config, (1, 0), dtype)
     expected, inside = turn(upright, ["rotation"], angles, border), disc(size, margin=2)
     assert (turned - expected)[..., inside].abs().max() < 0.02
     assert (turned - upright)[..., inside].abs().mean() > 0.05
@@ -183,7 +184,7 @@ def test_a_shifted_view_is_its_unturned_crop_shifted(dtype: torch.dtype) -> None
         global_views=8, global_size=40, global_scale=(1, 1), local_views=0,
         actions=["shift_y", "shift_x"], turned="all",
     )  # fmt: skip
-    turned, upright, angles = crops(SOURCES[dtype], config, (0.5, 0.5), dtype)
+    turned, upright, angles = crops(SOURCES[dtype], config, (1, 0), dtype)
     expected = turn(upright, ["shift_y", "shift_x"], angles)
     assert (turned - expected).abs().max() < 0.03
     assert (turned - upright).abs().mean() > 0.05
@@ -213,7 +214,7 @@ def test_photographs_that_are_decoded_smaller_are_turned_alike() -> None:
         actions=["rotation"],
         turned="all",
     )
-    turned, upright, angles = crops(encoded(photo, "jpeg", quality=95), config, (0.5, 0), torch.uint8)
+    turned, upright, angles = crops(encoded(photo, "jpeg", quality=95), config, (1, 0), torch.uint8)
     error = (turned - turn(upright, ["rotation"], angles))[..., disc(64, margin=2)]
     assert error.square().mean().sqrt() < 0.03
 
@@ -263,3 +264,19 @@ def test_angles_are_uniform_and_no_action_changes_those_of_another() -> None:
 def test_impossible_actions_are_refused(fields: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ViewsConfig(**fields)
+
+
+@pytest.mark.parametrize("turned", ["all", 3])
+def test_the_turned_views_of_an_image_are_mirrored_alike(turned: Literal["all"] | int) -> None:
+    config = ViewsConfig(global_views=2, local_views=2, actions=["rotation"], turned=turned)
+    rng = np.random.default_rng(0)
+    images = [draw(rng, 40, 48, config, (0.5, 0.5)) for _ in range(200)]
+    resolutions = config.resolutions()
+    seen = [
+        [crop.mirrored for r, crops in zip(resolutions, image, strict=True) if r.turned for crop in crops]
+        for image in images
+    ]
+    assert all(len(set(mirrored)) == 1 for mirrored in seen)
+    assert len({mirrored[0] for mirrored in seen}) == 4
+    if turned == 3:
+        assert any(image[0][0].mirrored != image[0][1].mirrored for image in images)
