@@ -5,6 +5,7 @@ The first shapes second moments only. It does not make the embedding a torus and
 criterion, as SIGReg tests for a Gaussian.
 """
 
+import functools
 from typing import Literal
 
 import torch
@@ -116,12 +117,12 @@ def torus_prediction(angles: Tensor, n_global: int) -> Tensor:
     angle counts 1 and has no gradient. The mean is over the images of all ranks. Raises `UserError` for an
     impossible `n_global`.
     """
-    error, count = sum_together(_circular_error(angles, n_global), own_count(angles, 1))
-    return error / (count * len(angles))
+    errors, count = sum_together(_circular_errors(angles, n_global), own_count(angles, 1))
+    return errors.sum() / (count * len(angles))
 
 
-def _circular_error(angles: Tensor, n_global: int) -> Tensor:
-    """Return this rank's sum over views, images and angles of 1 - cos(θ - μ); see `torus_prediction`."""
+def _circular_errors(angles: Tensor, n_global: int) -> Tensor:
+    """Return this rank's sums over views and images of 1 - cos(θ - μ), (m,); see `torus_prediction`."""
     views = len(angles)
     if not 1 <= n_global <= views:
         raise UserError(f"n_global = {n_global}: of {views} views between 1 and {views} can be global")
@@ -131,7 +132,7 @@ def _circular_error(angles: Tensor, n_global: int) -> Tensor:
     cancelled = square < SHORTEST_PAIR**2
     length = square.masked_fill(cancelled, 1.0).sqrt()
     cos = (points * center[:, None]).sum(0) / length
-    return (1 - cos.masked_fill(cancelled.expand_as(cos), 0.0)).sum()
+    return (1 - cos.masked_fill(cancelled.expand_as(cos), 0.0)).sum((0, 1))
 
 
 @in_float32
@@ -143,18 +144,51 @@ def toroidal_lejepa(
     `angles` is (V views, N images of this rank, m). Returns the scalars `loss`, `prediction` and
     `uniformity`, equal on all ranks. Raises `ValueError` for a wrong shape.
     """
-    if angles.ndim != 3:
-        raise ValueError(f"angles must be (views, images, m), not {tuple(angles.shape)}")
+    errors, uniformity = errors_and_uniformity(angles, angles, n_global, frequencies, weights)
+    return weighed(errors, uniformity, weight)
+
+
+@in_float32
+def errors_and_uniformity(
+    angles: Tensor, upright: Tensor, n_global: int, frequencies: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of 1 - cos(d - μ) for each angle (m,) and the mean over views of U, on all ranks alike.
+
+    `angles` θ are (V views, N images of this rank, m), and U tests them. `upright` d, of the same shape, are
+    the angles that views have to agree about: θ itself, or θ with a known turn of each view taken back. μ is
+    their circular mean over the first `n_global` views, as in `torus_prediction`. One collective call adds
+    all sums. Raises `ValueError` for a wrong shape.
+    """
+    if angles.ndim != 3 or upright.shape != angles.shape:
+        raise ValueError(
+            f"angles must be (views, images, m), twice, not {tuple(angles.shape)} and {tuple(upright.shape)}"
+        )
     sums = _fourier_sums(angles, frequencies, weights)
-    error = _circular_error(angles, n_global)
-    sums, count, error = sum_together(sums, own_count(angles, 1), error)
-    prediction = error / (count * len(angles))
-    uniformity = _uniformity(sums, count, weights)
-    return {
-        "loss": (1 - weight) * prediction + weight * uniformity,
-        "prediction": prediction,
-        "uniformity": uniformity,
-    }
+    sums, count, errors = sum_together(sums, own_count(angles, 1), _circular_errors(upright, n_global))
+    return errors / (count * len(angles)), _uniformity(sums, count, weights)
+
+
+def weighed(errors: Tensor, uniformity: Tensor, weight: float) -> dict[str, Tensor]:
+    """Return `loss`, `prediction` and `uniformity` from the values of `errors_and_uniformity`."""
+    prediction = errors.sum()
+    loss = (1 - weight) * prediction + weight * uniformity
+    return {"loss": loss, "prediction": prediction, "uniformity": uniformity}
+
+
+@functools.cache
+def chance_agreement(views: int) -> float:
+    """Return the mean length of the mean of `views` random unit vectors in the plane.
+
+    It is the mean of cos(θ - μ) for angles θ that say nothing: 1 for one view, 2/π for two, 0.52 for three.
+    By ∫ (1 - J₀(s·x)) / x² dx = |s| over x > 0, it is ∫ (1 - J₀(x)^V) / x² dx / V (Pearson's random walk).
+    """
+    largest, points = 200.0, 40_001
+    x = torch.linspace(0, largest, points, dtype=torch.float64)[1:]
+    integrand = (1 - torch.special.bessel_j0(x) ** views) / x.square()
+    # At 0 the integrand is V/4; behind the last point it is 1/x² up to oscillations.
+    integrand = torch.cat([integrand.new_full((1,), views / 4), integrand])
+    whole = torch.trapezoid(integrand, dx=largest / (points - 1))
+    return float(whole + 1 / largest) / views
 
 
 def _fourier_sums(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from isotorus.errors import UserError
 from pretrain.objectives.toroidal import (
     angles_from_pairs,
+    chance_agreement,
+    errors_and_uniformity,
     toroidal_lejepa,
     torus_prediction,
     torus_uniformity,
@@ -163,6 +165,31 @@ def test_pairs_without_direction_have_an_angle_and_no_gradient(size):
     angles = angles_from_pairs(pairs)
     angles.sum().backward()
     assert angles.abs().max() == 0 and pairs.grad.abs().max() == 0
+
+
+def test_angles_that_turn_with_the_known_turns_have_no_error():
+    pose, turns = uniform(1, 40, 2), uniform(3, 40, 2, seed=1)
+    orders = torch.tensor([1, 4], dtype=torch.float64)
+    angles = pose + orders * turns
+    exact, _ = errors_and_uniformity(angles, angles - orders * turns, 3, *spectra(2))
+    wrong, _ = errors_and_uniformity(angles, angles - turns, 3, *spectra(2))
+    assert exact.abs().max() < 1e-12
+    assert wrong[0].abs() < 1e-12 and wrong[1] > 0.3
+
+
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_angles_that_ignore_the_turns_are_at_the_chance_level(views):
+    """A constant head is what an equivariant objective cannot collapse to."""
+    turns = uniform(views, 20_000, 1, seed=views)
+    angles = torch.zeros_like(turns)
+    (error,), _ = errors_and_uniformity(angles, angles - turns, views, *spectra(1))
+    assert 1 - error == pytest.approx(chance_agreement(views), abs=0.01)
+
+
+def test_chance_levels_are_those_of_random_walks():
+    """The mean lengths of 3 and 4 unit steps are 1.5746 and 1.7991 (Borwein et al. 2010, arXiv:1103.2995)."""
+    known = {1: 1, 2: 2 / math.pi, 3: 1.574597 / 3, 4: 1.799092 / 4}
+    assert {v: chance_agreement(v) for v in known} == pytest.approx(known, abs=3e-6)
 
 
 def test_views_that_cancel_have_a_value_and_no_gradient():
