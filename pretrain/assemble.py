@@ -19,6 +19,7 @@ from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
 from pretrain.guard import Guard
 from pretrain.methods import build_head
+from pretrain.methods.base import Turned
 from pretrain.models.encoder import build_encoder
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.online_probe import OnlineProbe
@@ -98,9 +99,19 @@ def assemble(
     timer = StepTimer(device)
     start_up.mark("engine and checkpoint")
     batches = load_batches(config, inputs.sources, state.batch)
-    timed = TimedEngine(engine, timer)
     run = Run(
-        config, inputs, timed, state, batches, corrupt, saver, timer, recorder, profiler, start_up, state.step
+        config,
+        inputs,
+        TimedEngine(engine, timer),
+        state,
+        batches,
+        corrupt,
+        saver,
+        timer,
+        recorder,
+        profiler,
+        start_up,
+        state.step,
     )
     cleanup.callback(lambda: run.batches.close())
     return run
@@ -136,7 +147,13 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
             model.load_state_dict(weights)
         return model
 
-    head = build_head(config.objective, inputs.embedding_width, config.views.global_views, config.seed)
+    head = build_head(
+        config.objective,
+        inputs.embedding_width,
+        config.views.global_views,
+        config.seed,
+        Turned.of(config.views),
+    )
     with_target = config.objective.kind == "jepa"
     spread = config.engine.on(config.data.batch_size, world_size())
     return engines.build_engine(encoder, head, spread, config.optimizer, device, with_target)

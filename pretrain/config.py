@@ -119,9 +119,10 @@ def _explain(error: ValidationError) -> str:
     first, *others = error.errors()
     # For a choice between sections (objective.kind), pydantic puts the kind into the path.
     path = [str(part) for part in first["loc"]]
+    path = path[:1] + path[2:] if path[:1] == ["objective"] else path
     if first["type"] == "value_error" and isinstance(first["ctx"]["error"], Unfit):
         return ".".join([*path, str(first["ctx"]["error"])])
-    key = ".".join(path[:1] + path[2:] if path[0] == "objective" and len(path) > 1 else path)
+    key = ".".join(path)
     # For a field that takes one of several types, it puts each type behind the field, and an error for each.
     field, _, kind = key.rpartition(".")
     if kind and field in {name for name, _, _ in fields()} and isinstance(first["loc"][-1], str):

@@ -1,11 +1,13 @@
 """Refuse, before any process group starts, every run that is known not to work."""
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
@@ -16,6 +18,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines import config as engine_config
+from pretrain.methods import ObjectiveConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 from pretrain.rehearsal import rehearse
@@ -185,7 +188,8 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
         )
     before, now = saved["config"], config.model_dump(mode="json")
     weights = [values["encoder"].get("weights") for values in (before, now)]
-    old_objective, objective = (flatten({"objective": values["objective"]}) for values in (before, now))
+    objectives = _with_defaults(before["objective"]), now["objective"]
+    old_objective, objective = (flatten({"objective": values}) for values in objectives)
     for key, accept, old, new in (
         ("seed", "seed", saved["seed"], config.seed),
         ("encoder.weights", "", *weights),
@@ -208,6 +212,17 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             "another name for the run, or accept=[data] to go on with "
             f"that{_earlier(saved['data_fingerprint'], inputs.sources)}"
         )
+
+
+def _with_defaults(objective: dict[str, Any]) -> dict[str, Any]:
+    """Return the objective of an earlier run with the fields that have been added since, at their defaults.
+
+    A default is what the objective did before there was the field.
+    """
+    with contextlib.suppress(ValidationError):  # fields that are gone again are compared as they are
+        config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(objective)
+        return config.model_dump(mode="json")
+    return objective
 
 
 def _earlier(fingerprint: str, sources: Sources) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isotorus.errors import UserError
 from pretrain.config import Config
-from pretrain.methods import build_head
+from pretrain.methods import build_head, inputs_beside
+from pretrain.methods.base import Turned
 from pretrain.models.encoder import ViewEncoder, create
 
 ENOUGH = 8
@@ -109,12 +109,11 @@ def _changes(given: dict[str, Any], kwargs: dict[str, Any]) -> Iterator[tuple[st
 def _lose(config: Config, width: int, views: int, images: int) -> None:
     """Compute the loss of embeddings of zeros."""
     n_global = config.views.global_views
-    head = build_head(config.objective, width, n_global, config.seed)
-    inputs: list[Tensor] = [torch.zeros(views, images, width)]
-    if config.objective.kind == "jepa":
-        inputs.append(torch.zeros(n_global, images, config.objective.projector.width))
+    turned = Turned.of(config.views)
+    head = build_head(config.objective, width, n_global, config.seed, turned)
+    beside = inputs_beside(config.objective, n_global, views, images, turned)
     with torch.no_grad():
-        head(inputs[0], 0, *inputs[1:])
+        head(torch.zeros(views, images, width), 0, *beside)
 
 
 def _first_line(error: Exception) -> str:

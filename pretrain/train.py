@@ -13,6 +13,8 @@ from pretrain.assemble import Run, assemble, load_batches
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines.step import MicroBatch, StepResult, train_step
+from pretrain.methods import takes_actions
+from pretrain.methods.base import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse
@@ -111,14 +113,16 @@ def rates(config: Config, step: int) -> tuple[float, float]:
 
 
 def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.device) -> MicroBatch:
-    """Return a batch's crops on the device, augmented and normalised, and the keys of its randomness."""
+    """Return a batch's crops on the device, augmented and normalised, with keys and known turns."""
     views = []
     for crops, parameters in zip(batch.to(device).views, batch.parameters, strict=True):
         augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), inputs.mean, inputs.std)
         views.append(augmented.unflatten(0, crops.shape[:2]))
     mine = share(config.data.batch_size, rank(), world_size())
     keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))
-    return MicroBatch(views, to_device(keys, device))
+    given = takes_actions(config.objective, Turned.of(config.views))
+    actions = to_device(torch.cat(batch.actions), device) if given else None
+    return MicroBatch(views, to_device(keys, device), actions)
 
 
 def rollback(run: Run) -> None:

@@ -24,7 +24,8 @@ from pretrain.cost.by_depth import by_depth
 from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
-from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.methods import ObjectiveConfig, build_head, inputs_beside
+from pretrain.methods.base import Turned
 from pretrain.models.encoder import ViewEncoder, create
 from pretrain.objectives.sigreg import SIGReg
 
@@ -229,7 +230,13 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 @functools.cache
 def head_footprint(
-    objective: str, width: int, n_global: int, views: int, images: int, bf16: bool
+    objective: str,
+    width: int,
+    n_global: int,
+    views: int,
+    images: int,
+    bf16: bool,
+    turned: Turned | None = None,
 ) -> dict[str, float]:
     """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
@@ -239,28 +246,32 @@ def head_footprint(
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     few, more = 64, 128
-    less, least = (_measure_head(config, width, n_global, views, n, bf16) for n in (more, few))
+    less, least = (_measure_head(config, width, n_global, views, n, bf16, turned) for n in (more, few))
     return {key: x + (images - more) * (x - least[key]) / (more - few) for key, x in less.items()}
 
 
 def _measure_head(
-    config: ObjectiveConfig, width: int, n_global: int, views: int, images: int, bf16: bool
+    config: ObjectiveConfig,
+    width: int,
+    n_global: int,
+    views: int,
+    images: int,
+    bf16: bool,
+    turned: Turned | None,
 ) -> dict[str, float]:
-    head = build_head(config, width, n_global, seed=0)
-    if isinstance(sigreg := getattr(head, "sigreg", None), SIGReg):
-        sigreg.implementation = "angle"  # needs as little as the GPU's kernels, and no compiler
+    head = build_head(config, width, n_global, 0, turned)
+    for module in head.modules():
+        if isinstance(module, SIGReg):
+            module.implementation = "angle"  # needs as little as the GPU's kernels, and no compiler
     for parameter in head.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    inputs = [torch.randn(views, images, width, requires_grad=True)]
-    if config.kind == "jepa":
-        inputs.append(torch.randn(n_global, images, config.projector.width))
+    beside = inputs_beside(config, n_global, views, images, turned)
+    inputs = [torch.randn(views, images, width, requires_grad=True), *map(torch.randn_like, beside)]
     through_mlps = [0]
     with LiveBytes([*head.parameters(), *head.buffers(), *inputs]) as live:
-        for name in ("projector", "predictor"):
-            if hasattr(head, name):
-                head.get_submodule(name).register_forward_hook(
-                    lambda *_: through_mlps.append(live.alive.total())
-                )
+        for name, module in head.named_modules():
+            if name.rpartition(".")[2] in ("projector", "predictor"):
+                module.register_forward_hook(lambda *_: through_mlps.append(live.alive.total()))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = head(inputs[0], 0, *inputs[1:])
         output.parts["loss"].backward()

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
-from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.methods import ObjectiveConfig, build_head, inputs_beside
+from pretrain.methods.base import Turned
 from pretrain.models.encoder import create
 
 
@@ -71,7 +72,8 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     each = _view_forward(config.encoder.name, json.dumps(encoder_kwargs), config.data.channels, sizes)
     encoder = sum(r.views * each[r.size] for r in resolutions)
     n_global = config.views.global_views
-    mlps, regularizer = _head_forward(config.objective.model_dump_json(), embedding_width, n_global, views)
+    objective, turned = config.objective.model_dump_json(), Turned.of(config.views)
+    mlps, regularizer = _head_forward(objective, embedding_width, n_global, views, turned)
     engine = config.engine
     exact = engine.accumulation > 1 and engine.accumulate == "exact"
     with_target = config.objective.kind == "jepa"
@@ -100,21 +102,20 @@ def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...])
 
 
 @functools.cache
-def _head_forward(objective: str, width: int, n_global: int, views: int) -> tuple[float, float]:
+def _head_forward(
+    objective: str, width: int, n_global: int, views: int, turned: Turned | None
+) -> tuple[float, float]:
     """Count the head on the embeddings of one image: its MLPs, and everything else. `objective` is JSON."""
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
-    head = build_head(config, width, n_global, seed=0)
+    head = build_head(config, width, n_global, 0, turned)
     images = 8  # some statistics need several images
-    inputs = [torch.zeros(views, images, width)]
-    if config.kind == "jepa":
-        inputs.append(torch.zeros(n_global, images, config.projector.width))
-    mlps = views * linear_flops(head)
-    return mlps, _count(lambda: head(inputs[0], 0, *inputs[1:])) / images - mlps
-
-
-def linear_flops(module: nn.Module) -> float:
-    """Return the FLOPs of all linear layers in `module` for one vector."""
-    return sum(2.0 * m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+    beside = inputs_beside(config, n_global, views, images, turned)
+    mlps = [0.0]
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, x, y: mlps.append(2.0 * m.in_features * y.numel()))
+    whole = _count(lambda: head(torch.zeros(views, images, width), 0, *beside))
+    return sum(mlps) / images, (whole - sum(mlps)) / images
 
 
 @torch.no_grad()

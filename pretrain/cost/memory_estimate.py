@@ -15,6 +15,7 @@ from pretrain.cost.activation_memory import encoder_footprint, gathers_in_bf16, 
 from pretrain.engines.blocks import blocks
 from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
+from pretrain.methods.base import Turned
 from pretrain.preflight import Model
 
 FP32, BF16 = 4, 2
@@ -48,7 +49,8 @@ class Parameters:
 
 def count_parameters(config: Config, model: Model) -> Parameters:
     """Count the parameters of a run's networks; `model.encoder` is on the meta device."""
-    head = build_head(config.objective, model.width, config.views.global_views, seed=0)
+    turned = Turned.of(config.views)
+    head = build_head(config.objective, model.width, config.views.global_views, 0, turned)
     each = [_count(block) for block in blocks(model.encoder)]
     encoder = _count(model.encoder)
     followed = encoder + _count(head.get_submodule("projector"))
@@ -95,7 +97,13 @@ def rank_memory(
     elif made:
         state["gradients"] = step.pop("gradients", 0.0)
     head = head_footprint(
-        config.objective.model_dump_json(), model.width, config.views.global_views, views, images, bf16
+        config.objective.model_dump_json(),
+        model.width,
+        config.views.global_views,
+        views,
+        images,
+        bf16,
+        Turned.of(config.views),
     )
     parts = state | {
         "buffers": parameters.buffers,

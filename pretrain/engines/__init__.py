@@ -43,8 +43,12 @@ class Engine(Protocol):
     def target(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor | None:
         """Return the target's projections (G, N, K) of all global views; None without a target network."""
 
-    def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
-        """Return the loss of the global batch, its parts and the projections for embeddings (V, N, D)."""
+    def head(self, embeddings: Tensor, step: int, beside: Tensor | None) -> HeadOutput:
+        """Return the loss of the global batch, its parts and the projections for embeddings (V, N, D).
+
+        `beside` is what the method's head gets besides: the target's projections (G, N, K), or the radians
+        (V, N, actions) by which views were turned.
+        """
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         """Add the gradients of `loss`, averaged over ranks.

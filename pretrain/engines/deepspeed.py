@@ -64,8 +64,8 @@ class DeepSpeedEngine:
     def target(self, batches: list[list[Tensor]], keys: list[Tensor]) -> Tensor | None:
         return self.zero("target", batches, keys) if self.networks.has_target else None
 
-    def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
-        return self.zero("head", embeddings, step, *([] if target is None else [target]))
+    def head(self, embeddings: Tensor, step: int, beside: Tensor | None) -> HeadOutput:
+        return self.zero("head", embeddings, step, *([] if beside is None else [beside]))
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         # DeepSpeed needs a scalar; this one has the same gradient.

@@ -24,11 +24,14 @@ class MicroBatch(NamedTuple):
     """Normalised images, one (v, n, C, H, W) for each size."""
     keys: Tensor
     """Keys that decide what drop-path drops, int64 (V, n)."""
+    actions: Tensor | None = None
+    """Radians (V, n, actions) by which views were turned, for a method that knows them."""
 
     def split(self, count: int) -> "list[MicroBatch]":
         """Divide the images into `count` micro-batches."""
         parts = zip(*(x.tensor_split(count, dim=1) for x in [*self.views, self.keys]), strict=True)
-        return [MicroBatch(list(views), keys) for *views, keys in parts]
+        turns = [None] * count if self.actions is None else self.actions.tensor_split(count, dim=1)
+        return [MicroBatch(list(views), keys, a) for (*views, keys), a in zip(parts, turns, strict=True)]
 
 
 class StepResult(NamedTuple):
@@ -64,24 +67,24 @@ def train_step(
 
 def accumulated_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
     """Compute the gradient of the global batch and leave it in the parameters."""
-    target = _target(engine, batches)
+    beside = _beside(engine, batches)
     if len(batches) == 1:
-        embeddings = engine.encode(*batches[0])
-        output = engine.head(embeddings, step, target)
+        embeddings = engine.encode(batches[0].views, batches[0].keys)
+        output = engine.head(embeddings, step, beside)
         engine.backward(output.parts["loss"])
         return _detached(output, embeddings)
 
     with torch.no_grad():
-        pieces = [engine.encode(*batch) for batch in batches]
+        pieces = [engine.encode(batch.views, batch.keys) for batch in batches]
     embeddings = torch.cat(pieces, dim=1).requires_grad_()
-    output = engine.head(embeddings, step, target)
+    output = engine.head(embeddings, step, beside)
     engine.backward(output.parts["loss"])
     assert embeddings.grad is not None
     gradients = embeddings.grad.split([piece.shape[1] for piece in pieces], dim=1)
     for batch, gradient in zip(batches[:-1], gradients[:-1], strict=True):
         with engine.no_sync():
-            engine.backward(engine.encode(*batch), gradient)
-    engine.backward(engine.encode(*batches[-1]), gradients[-1])
+            engine.backward(engine.encode(batch.views, batch.keys), gradient)
+    engine.backward(engine.encode(batches[-1].views, batches[-1].keys), gradients[-1])
     return _detached(output, embeddings)
 
 
@@ -92,10 +95,10 @@ def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) ->
     """
     results, share = [], 1 / len(batches)
     for batch in batches:
-        target = _target(engine, [batch])
+        beside = _beside(engine, [batch])
         with engine.no_sync() if batch is not batches[-1] else contextlib.nullcontext():
-            embeddings = engine.encode(*batch)
-            output = engine.head(embeddings, step, target)
+            embeddings = engine.encode(batch.views, batch.keys)
+            output = engine.head(embeddings, step, beside)
             engine.backward(output.parts["loss"] * share)
         results.append(_detached(output, embeddings))
     return StepResult(
@@ -105,8 +108,14 @@ def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) ->
     )
 
 
-def _target(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
-    """Return the target's projections of the global views, which come first among the views."""
+def _beside(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
+    """Return what the head gets besides the embeddings of the batches, see `Engine.head`.
+
+    The target's projections are those of the global views, which come first among the views.
+    """
+    actions = [batch.actions for batch in batches if batch.actions is not None]
+    if actions:
+        return torch.cat(actions, dim=1)
     n_global = len(batches[0].views[0])
     return engine.target([b.views[:1] for b in batches], [b.keys[:n_global] for b in batches])
 

@@ -43,9 +43,9 @@ class TorchEngine:
         with self.networks.arithmetic():
             return self.networks.target(batches, keys)
 
-    def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
+    def head(self, embeddings: Tensor, step: int, beside: Tensor | None) -> HeadOutput:
         with self.networks.arithmetic():
-            return self._head(embeddings, step, *([] if target is None else [target]))
+            return self._head(embeddings, step, *([] if beside is None else [beside]))
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         loss.backward(gradient)

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from isotorus.errors import UserError
+from pretrain.methods.base import Turned
 from pretrain.methods.jepa import JEPAConfig, JEPAHead
 from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
 from pretrain.methods.torus import TorusConfig, TorusHead
@@ -12,23 +15,56 @@ from pretrain.methods.torus import TorusConfig, TorusHead
 ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discriminator="kind")]
 
 
-def build_head(config: ObjectiveConfig, embedding_width: int, n_global: int, seed: int) -> nn.Module:
-    """Build the trainable head of a method, with weights drawn from `seed` alone."""
+def build_head(
+    config: ObjectiveConfig, embedding_width: int, n_global: int, seed: int, turned: Turned | None = None
+) -> nn.Module:
+    """Build the trainable head of a method, with weights drawn from `seed` alone.
+
+    Raises `UserError` if the method does not fit the embedding, or the actions on views.
+    """
     if isinstance(config, LeJEPAConfig):
         return LeJEPAHead(embedding_width, config, n_global, seed)
     if isinstance(config, JEPAConfig):
+        if turned:
+            raise UserError(
+                "objective.kind=jepa does not know views.actions; use objective.kind=torus, or leave the "
+                "actions out"
+            )
         return JEPAHead(embedding_width, config, seed)
-    return TorusHead(embedding_width, config, n_global, seed)
+    return TorusHead(embedding_width, config, n_global, seed, turned)
 
 
-def describe_projector(config: ObjectiveConfig) -> dict[str, Any]:
+def takes_actions(config: ObjectiveConfig, turned: Turned | None) -> bool:
+    """Return whether the head is given the angles by which views were turned.
+
+    LeJEPA takes turned views for augmented ones, about which all views agree.
+    """
+    return isinstance(config, TorusConfig) and turned is not None
+
+
+def inputs_beside(
+    config: ObjectiveConfig, n_global: int, views: int, images: int, turned: Turned | None
+) -> list[Tensor]:
+    """Return blank inputs of a head, for a number of images, behind the embeddings and the step."""
+    if isinstance(config, JEPAConfig):
+        return [torch.zeros(n_global, images, config.projector.width)]
+    if turned and takes_actions(config, turned):
+        return [torch.zeros(views, images, len(turned.actions))]
+    return []
+
+
+def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[str, Any]:
     """Return what `build_mlp` needs to rebuild the projector.
 
     `angles` is m where the projector's output is m pairs of numbers, each pair an angle; otherwise it is
     None.
     """
     if isinstance(config, TorusConfig):
-        mlp, width, angles = config.head, 2 * config.angles, config.angles
-    else:
-        mlp, width, angles = config.projector, config.projector.width, None
-    return {"hidden": mlp.hidden, "layers": mlp.layers, "width": width, "angles": angles}
+        mlp = {
+            "hidden": config.head.hidden,
+            "layers": config.head.layers,
+            "norm": config.norm_of_head(turned),
+        }
+        return mlp | {"width": 2 * config.angles, "angles": config.angles}
+    mlp = {"hidden": config.projector.hidden, "layers": config.projector.layers, "norm": "batch"}
+    return mlp | {"width": config.projector.width, "angles": None}

@@ -1,10 +1,12 @@
 """The output of every method's head, and the settings of SIGReg, which methods share."""
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
+from data_pipeline.transforms.actions import Action
+from data_pipeline.transforms.views import ViewsConfig
 from isotorus.section import Section
 from pretrain.objectives import univariate
 from pretrain.objectives.sigreg import SIGReg
@@ -20,6 +22,21 @@ class HeadOutput(NamedTuple):
     """`loss` and its parts: scalars of the global batch, equal on all ranks."""
     projections: Tensor
     """The projector's output (V, N, K) for this rank's images, detached."""
+
+
+class Turned(NamedTuple):
+    """Which views of an image are turned, and by which actions; a step's views do not change that."""
+
+    first: int
+    """Place of the first turned view among all views; all views behind it are turned too."""
+    actions: tuple[Action, ...]
+
+    @classmethod
+    def of(cls, views: ViewsConfig) -> Self | None:
+        """Return which of the configured views are turned; None if no view is."""
+        if not views.actions:
+            return None
+        return cls(sum(r.views for r in views.resolutions() if not r.turned), tuple(views.actions))
 
 
 class SIGRegConfig(Section):

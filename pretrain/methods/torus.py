@@ -2,18 +2,31 @@
 
 The method is LeJEPA with another target distribution. The head emits m pairs of numbers, each pair an angle,
 and a test of uniformity by Weyl's criterion takes the place of Epps-Pulley.
+
+Where views are turned by known circle actions (`views.actions`), the first angles belong to the actions. With
+θ_v the angles of view v and a_v what it was turned by, views agree about d_v = θ_v - order · a_v, and further
+angles are invariant. `content: lejepa` puts LeJEPA's head beside the angles: the latent space is T^m × R^K.
 """
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from isotorus.device import to_device
-from isotorus.section import Section
-from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import MLPConfig, build_mlp
-from pretrain.objectives.toroidal import angles_from_pairs, toroidal_lejepa
+from isotorus.errors import UserError
+from isotorus.section import Section, Unfit
+from pretrain.methods.base import HeadOutput, SIGRegConfig, Turned
+from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
+from pretrain.models.projector import MLPConfig, Norm, build_mlp
+from pretrain.objectives.toroidal import (
+    angles_from_pairs,
+    chance_agreement,
+    errors_and_uniformity,
+    weighed,
+)
 from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, sample_frequencies
 
 
@@ -23,9 +36,25 @@ class TorusConfig(Section):
     kind: Literal["torus"]
     """torus: views agree on a flat torus, and their angles are uniform by Weyl's criterion."""
     angles: PositiveInt = 2
-    """Number m of angles, the dimension of the torus T^m."""
+    """Number m of angles, the dimension of the torus T^m. With views.actions at least one for each action."""
+    equivariant: bool | None = None
+    """Views agree after the known turn of each is taken back, so that the first angles turn with the actions
+    and further ones ignore them. Default: whether there are views.actions. false with actions makes all
+    angles ignore the actions, as a negative control."""
+    order: list[PositiveInt] = []
+    """How often each action's angle goes round while the image is turned once: k where images look the same
+    after a k-th of a turn, such as 4 for a square cell under rotation. Default: 1 for each action."""
     weight: float = Field(0.05, ge=0, le=1)
     """λ in (1 − λ)·prediction + λ·uniformity."""
+    content: Literal["lejepa"] | None = None
+    """lejepa: LeJEPA's projector and SIGReg beside the angles. It sees the views that are not turned; all of
+    them if every view is."""
+    content_weight: float = Field(0.5, ge=0, le=1)
+    """γ in (1 − γ)·torus + γ·content, the losses of the two parts; 0.5 weighs both alike."""
+    lejepa: LeJEPAConfig = LeJEPAConfig()
+    pose_width: PositiveInt | None = None
+    """With content: the angles see only the first pose_width numbers of the embedding, and content only the
+    others. Default: both see the whole embedding."""
     cutoff: PositiveInt | None = None
     """Test all frequencies up to this one in every angle. Default: 3 for up to 3 angles, else random
     frequencies."""
@@ -35,33 +64,171 @@ class TorusConfig(Section):
     """s in the weights e^{−s‖k‖²} of the frequencies. Default: the lowest frequencies of all angles weigh 1
     together."""
     encoder_weight: NonNegativeFloat = 0.0
-    """Weight of SIGReg on the encoder's output, in addition to the torus; 0 leaves it out."""
+    """Weight of SIGReg on the encoder's output, in addition to the torus; 0 leaves it out. With content, use
+    lejepa.encoder_weight."""
     sigreg: SIGRegConfig = SIGRegConfig()
     head: MLPConfig = MLPConfig()
+    norm: Norm | None = None
+    """What is between the layers of the head. batch: batch norm, whose running statistics follow the views of
+    training; layer: layer norm, which is the same in training and on the checkpoint. Default: layer with
+    views.actions, else batch."""
+
+    @model_validator(mode="after")
+    def _content_is_whole(self) -> "TorusConfig":
+        if self.content is None:
+            given = [x for x in ("content_weight", "lejepa", "pose_width") if self._differs(x)]
+            if given:
+                raise Unfit(
+                    f"{given[0]} is for the content beside the angles; set objective.content=lejepa too"
+                )
+        elif self.encoder_weight:
+            raise Unfit(
+                f"encoder_weight={self.encoder_weight:g}: with objective.content=lejepa use "
+                "objective.lejepa.encoder_weight instead"
+            )
+        return self
+
+    def _differs(self, name: str) -> bool:
+        """Return whether a field has another value than its default; config.yaml gives it in any case."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def orders(self, turned: Turned | None) -> list[int]:
+        """Return the order of each action."""
+        return self.order or [1] * len(turned.actions if turned else ())
+
+    def norm_of_head(self, turned: Turned | None) -> Norm:
+        """Return what is between the layers of the head."""
+        return self.norm or ("layer" if turned else "batch")
+
+    def check(self, embedding_width: int, turned: Turned | None) -> None:
+        """Raise `UserError` unless the angles fit the embedding and the actions on views."""
+        actions = turned.actions if turned else ()
+        if self.pose_width is not None and self.pose_width >= embedding_width:
+            raise UserError(
+                f"objective.pose_width={self.pose_width} leaves none of the {embedding_width} numbers of the "
+                f"embedding for content; use at most {embedding_width - 1}, or leave it out"
+            )
+        if self.order and len(self.order) != len(actions):
+            raise UserError(
+                f"objective.order={self.order} has {len(self.order)} orders for {len(actions)} actions "
+                f"({_listed(actions)}); give one for each of views.actions"
+            )
+        if turned is None:
+            if self.equivariant:
+                raise UserError(
+                    "objective.equivariant=true: no view is turned; set views.actions, e.g. [rotation]"
+                )
+            return
+        if self.equivariant is not False and self.angles < len(actions):
+            raise UserError(
+                f"objective.angles={self.angles}, but each of the {len(actions)} actions "
+                f"({_listed(actions)}) needs an angle; use objective.angles={len(actions)}"
+            )
+        if turned.first and self.content is None and not self.encoder_weight:
+            raise UserError(
+                f"objective.kind=torus learns from turned views alone, and {turned.first} others would be "
+                "encoded for nothing; set views.turned=all, or objective.content=lejepa to learn from them"
+            )
+
+
+def _listed(actions: tuple[str, ...]) -> str:
+    return ", ".join(actions) or "none"
 
 
 class TorusHead(nn.Module):
     """Angle head and loss; uniformity is tested by Giné's Sobolev test (1975) on T^m."""
 
-    def __init__(self, embedding_width: int, config: TorusConfig, n_global: int, seed: int) -> None:
+    def __init__(
+        self,
+        embedding_width: int,
+        config: TorusConfig,
+        n_global: int,
+        seed: int,
+        turned: Turned | None = None,
+    ) -> None:
         super().__init__()
-        self.projector = build_mlp(embedding_width, config.head, 2 * config.angles, seed)
+        config.check(embedding_width, turned)
+        pose = config.pose_width or embedding_width
+        self.projector = build_mlp(pose, config.head, 2 * config.angles, seed, config.norm_of_head(turned))
+        self.content = None
+        if config.content:
+            rest = embedding_width - (config.pose_width or 0)
+            self.content = LeJEPAHead(rest, config.lejepa, n_global, (seed + 1) % 2**64)
         self.sigreg = config.sigreg.build(seed)
-        self.config, self.n_global, self.seed = config, n_global, seed
+        self.config, self.n_global, self.seed, self.turned = config, n_global, seed, turned
+        self.first = turned.first if turned else 0
+        self.turns = turned is not None and config.equivariant is not False
+        self.orders = config.orders(turned)
         self.decay = config.decay or balanced_s(config.angles)
         cutoff = config.cutoff or (3 if config.angles <= 3 else None)
         self.tested = all_frequencies(config.angles, cutoff, self.decay) if cutoff else None
 
-    def forward(self, embeddings: Tensor, step: int) -> HeadOutput:
-        """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles."""
-        pairs = self.projector(embeddings).float()
-        angles = angles_from_pairs(pairs.unflatten(-1, (self.config.angles, 2)))
-        frequencies, weights = (to_device(x, angles.device) for x in self.frequencies(step))
-        parts = toroidal_lejepa(angles, self.n_global, self.config.weight, frequencies, weights)
-        if self.config.encoder_weight:
+    def forward(self, embeddings: Tensor, step: int, actions: Tensor | None = None) -> HeadOutput:
+        """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles.
+
+        `actions` (V, N, number of actions) are the radians by which views were turned, where some are. Views
+        that the angles do not see have zeros; with content the projections are joined as `_joined` says. In
+        evaluation mode there is no loss, and the pairs are those of all embeddings.
+        """
+        config = self.config
+        if not self.training:
+            return HeadOutput({}, self.projector(embeddings[..., : config.pose_width]).float())
+        pairs = self.projector(embeddings[self.first :, :, : config.pose_width]).float()
+        parts = self._torus(pairs, step, actions)
+        if config.encoder_weight:
             parts["sigreg_encoder"] = self.sigreg(embeddings, step)
-            parts["loss"] = parts["loss"] + self.config.encoder_weight * parts["sigreg_encoder"]
-        return HeadOutput(parts, pairs.detach())
+            parts["loss"] = parts["loss"] + config.encoder_weight * parts["sigreg_encoder"]
+        if self.content is None:
+            return HeadOutput(parts, F.pad(pairs.detach(), (0, 0, 0, 0, self.first, 0)))
+        seen = embeddings[: self.first or None, :, config.pose_width or 0 :]
+        content = self.content(seen, step)
+        gamma = config.content_weight
+        parts["loss"] = (1 - gamma) * parts["loss"] + gamma * content.parts.pop("loss")
+        parts["content_prediction"] = content.parts.pop("prediction")
+        return HeadOutput(parts | content.parts, self._joined(pairs.detach(), content.projections))
+
+    def _torus(self, pairs: Tensor, step: int, actions: Tensor | None) -> dict[str, Tensor]:
+        """Return the loss of the angles and its parts; with known turns, the agreement about each of them.
+
+        `agreement_<action>` is the mean over views and images of cos(d - μ), which is 1 at best and
+        `agreement_chance` for angles that do not depend on the image.
+        """
+        angles = angles_from_pairs(pairs.unflatten(-1, (self.config.angles, 2)))
+        upright = angles
+        if self.turns:
+            assert actions is not None, "a head that takes turns back needs them"
+            upright = angles - self._known(actions[self.first :])
+        center = len(angles) if self.turned else self.n_global
+        frequencies, weights = (to_device(x, angles.device) for x in self.frequencies(step))
+        errors, uniformity = errors_and_uniformity(angles, upright, center, frequencies, weights)
+        parts = weighed(errors, uniformity, self.config.weight)
+        if self.turned and self.turns:
+            for action, error in zip(self.turned.actions, errors.unbind(), strict=False):
+                parts[f"agreement_{action}"] = 1 - error
+            parts["agreement_chance"] = errors.new_full((), chance_agreement(center))
+        return parts
+
+    def _known(self, actions: Tensor) -> Tensor:
+        """Return the turns (V, N, m) that are taken back: order · a, and 0 for further angles."""
+        turns = [order * a for order, a in zip(self.orders, actions.unbind(-1), strict=True)]
+        return F.pad(torch.stack(turns, -1), (0, self.config.angles - len(turns)))
+
+    def _joined(self, pairs: Tensor, content: Tensor) -> Tensor:
+        """Return pairs (V, N, 2m) and content's projections (V', N, K) as one tensor of all views.
+
+        Where both parts see all views, pairs come first in each row. Where they have views of their own,
+        content's come first, and the narrower rows end with zeros.
+        """
+        if not self.first:
+            return torch.cat([pairs, content], -1)
+        width = max(pairs.shape[-1], content.shape[-1])
+        return torch.cat([F.pad(x, (0, width - x.shape[-1])) for x in (content, pairs)])
+
+    def content_projections(self, projections: Tensor) -> Tensor:
+        """Return content's projections (V', N, K) out of those of this head."""
+        if not self.first:
+            return projections[..., 2 * self.config.angles :]
+        return projections[: self.first, :, : self.config.lejepa.projector.width]
 
     def frequencies(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the frequencies (F, m) of a step and their weights (F,), equal on all ranks."""

@@ -1,11 +1,15 @@
 """MLPs between embedding and loss: projector, predictor and angle head."""
 
+from typing import Literal
+
 import torch
 from pydantic import Field, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from isotorus.section import Section
 from pretrain.models.batch_norm import GlobalBatchNorm
+
+Norm = Literal["batch", "layer"]
 
 
 class MLPConfig(Section):
@@ -24,18 +28,32 @@ class ProjectorConfig(MLPConfig):
     """Width K of the projection; in the published ablation 16 to 128 do better than 1024."""
 
 
-def build_mlp(width_in: int, config: MLPConfig, width_out: int, seed: int) -> nn.Sequential:
+class FirstNumbers(nn.Module):
+    """Maps (…, D) to the first `width` of the D numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : self.width]
+
+
+def build_mlp(
+    width_in: int, config: MLPConfig, width_out: int, seed: int, norm: Norm = "batch"
+) -> nn.Sequential:
     """Build an MLP (…, width_in) → (…, width_out) with weights drawn from `seed` alone.
 
-    Between linear layers it has global batch norm and GELU.
+    Between linear layers it has global batch norm or layer norm, and GELU.
     """
+    normalize = GlobalBatchNorm if norm == "batch" else nn.LayerNorm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
         for _ in range(config.layers - 1):
             layers += [
                 nn.Linear(width_in, config.hidden, bias=False),
-                GlobalBatchNorm(config.hidden),
+                normalize(config.hidden),
                 nn.GELU(),
             ]
             width_in = config.hidden

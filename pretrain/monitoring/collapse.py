@@ -45,11 +45,14 @@ def measure(head: nn.Module, result: StepResult, step: int) -> Measured:
         "std_min": std.min(),
         "std_median": std.median(),
     }
-    sigreg = getattr(head, "sigreg", None)
+    gaussian, projections = head, result.projections
+    if isinstance(head, TorusHead) and head.content is not None:
+        gaussian, projections = head.content, head.content_projections(projections)
+    sigreg = getattr(gaussian, "sigreg", None)
     if isinstance(sigreg, SIGReg) and "sigreg" in result.parts:
-        scalars["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(result.projections)
+        scalars["sigreg_over_null"] = result.parts["sigreg"] / sigreg.null(projections)
         if sigreg.test == "epps_pulley":
-            scalars["aliased"] = _aliased(result.projections, sigreg, step)
+            scalars["aliased"] = _aliased(projections, sigreg, step)
     if isinstance(head, TorusHead):
         _, weights = head.frequencies(step)
         scalars["uniformity_over_null"] = result.parts["uniformity"] / float(weights.sum())

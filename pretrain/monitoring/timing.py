@@ -111,9 +111,9 @@ class TimedEngine:
         with self.timer.device("forward"):
             return self.engine.target(batches, keys)
 
-    def head(self, embeddings: Tensor, step: int, target: Tensor | None) -> HeadOutput:
+    def head(self, embeddings: Tensor, step: int, beside: Tensor | None) -> HeadOutput:
         with self.timer.device("head"):
-            return self.engine.head(embeddings, step, target)
+            return self.engine.head(embeddings, step, beside)
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         with self.timer.backward(loss):

@@ -25,6 +25,7 @@ from pretrain.engines.config import EngineConfig
 from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.step import MicroBatch, train_step
 from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.methods.base import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
 
@@ -36,12 +37,15 @@ Curve = list[tuple[float, float]]
 METHODS: dict[str, Options] = {
     "lejepa": {"kind": "lejepa", "encoder_weight": 0.1, "sigreg": {"num_slices": 64}},
     "jepa": {"kind": "jepa"},
+    "torus": {"kind": "torus", "content": "lejepa", "pose_width": 12},
 }
+TURNED = Turned(2, ("rotation", "hue"))
+"""Of the five views of `images`, the small ones are turned."""
 FSDP, ZERO = {"kind": "fsdp"}, {"kind": "deepspeed"}
 OFFLOAD = {"offload": "cpu", "accumulation": 2}
 FULL, SELECTIVE = {"activation_checkpointing": "full"}, {"activation_checkpointing": "selective"}
 
-# Engines by number of ranks; "jepa" in a name is the method.
+# Engines by number of ranks; "jepa" or "torus" in a name is the method.
 TWO: dict[str, Options] = {
     "ddp": {},
     "ddp accumulating, checkpointing": {"accumulation": 2} | FULL,
@@ -50,6 +54,7 @@ TWO: dict[str, Options] = {
     "fsdp unsharded between, accumulating": FSDP | {"accumulation": 2, "reshard_after_forward": False},
     "fsdp packed, checkpointing": FSDP | {"packed": True} | FULL,
     "fsdp jepa": FSDP | {"accumulation": 2} | SELECTIVE,
+    "fsdp torus": FSDP,
     "zero-0": ZERO | {"zero_stage": 0, "accumulation": 2},
     "zero-1": ZERO | {"zero_stage": 1, "accumulation": 2},
     "zero-1 offload": ZERO | {"zero_stage": 1} | OFFLOAD,
@@ -59,6 +64,7 @@ TWO: dict[str, Options] = {
     "zero-3": ZERO | {"zero_stage": 3},
     "zero-3 accumulating, checkpointing": ZERO | {"zero_stage": 3, "accumulation": 2} | FULL,
     "zero-3 jepa packed": ZERO | {"zero_stage": 3, "packed": True},
+    "zero-3 torus": ZERO | {"zero_stage": 3, "accumulation": 2},
     "zero-3 jepa": ZERO | {"zero_stage": 3, "accumulation": 2},
     "zero-3 offload": ZERO | {"zero_stage": 3} | OFFLOAD,
 }
@@ -83,9 +89,11 @@ QUICK = {
     "fsdp",
     "fsdp packed, checkpointing",
     "fsdp jepa",
+    "fsdp torus",
     "zero-1",
     "zero-2 jepa",
     "zero-2 offload",
+    "zero-3 torus",
     "zero-3 jepa packed",
     "hsdp accumulating, checkpointing",
 }
@@ -108,11 +116,14 @@ def build(options: Options, method: str = "lejepa") -> Engine:
     name = "vit_tiny_patch16_224"
     small = {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.3}
     kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=small), 32, 1)
-    values = METHODS[method] | {"projector": {"hidden": 24, "layers": 2, "width": 8}}
+    mlp = {"hidden": 24, "layers": 2}
+    values = METHODS[method] | {"projector": mlp | {"width": 8}}
+    if method == "torus":
+        values = METHODS[method] | {"head": mlp, "lejepa": {"projector": values["projector"]}}
     config = TypeAdapter(ObjectiveConfig).validate_python(values)
     return engines.build_engine(
         lambda: build_encoder(name, kwargs, seed=0),
-        build_head(config, 32, n_global=2, seed=0),
+        build_head(config, 32, n_global=2, seed=0, turned=TURNED if method == "torus" else None),
         EngineConfig(**{"precision": "fp32"} | options),
         OptimizerConfig(),
         torch.device("cpu"),
@@ -120,8 +131,8 @@ def build(options: Options, method: str = "lejepa") -> Engine:
     )
 
 
-def images(step: int) -> MicroBatch:
-    """Return this rank's share of a step's 2 large and 3 small views, with the keys of the training loop."""
+def images(step: int, method: str = "") -> MicroBatch:
+    """Return this rank's share of a step's 2 large and 3 small views, with keys and turns as in training."""
     generator = torch.Generator().manual_seed(step)
     views = [
         torch.randn(2, IMAGES, 1, 32, 32, generator=generator),
@@ -130,20 +141,24 @@ def images(step: int) -> MicroBatch:
     ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     mine = share(IMAGES, rank, ranks)
     keys = sample_keys(5, step, mine.start, len(mine), views=5)
-    return MicroBatch([x[:, mine.start : mine.stop] for x in views], keys)
+    turns = 6 * torch.rand(5, IMAGES, 2, generator=generator)[:, mine.start : mine.stop]
+    return MicroBatch(
+        [x[:, mine.start : mine.stop] for x in views], keys, turns if method == "torus" else None
+    )
 
 
-def train(engine: Engine, first: int, last: int) -> Curve:
+def train(engine: Engine, first: int, last: int, method: str = "") -> Curve:
     """Return loss and gradient norm of the steps; the learning rate of 1e-3 makes early steps matter."""
     curve = []
     for step in range(first, last):
-        result = train_step(engine, images(step), step, lr=1e-3 * min(1, (step + 1) / 4), momentum=0.9)
+        lr = 1e-3 * min(1, (step + 1) / 4)
+        result = train_step(engine, images(step, method), step, lr, momentum=0.9)
         curve.append((result.parts["loss"].item(), result.parts["grad_norm"].item()))
     return curve
 
 
 def method_of(name: str) -> str:
-    return "jepa" if "jepa" in name else "lejepa"
+    return next((method for method in ("jepa", "torus") if method in name), "lejepa")
 
 
 def write(folder: Path, writers: dict[str, Options]) -> None:
@@ -216,7 +231,7 @@ def rank_main(rank: int, folder: Path, everything: bool) -> None:
     if rank < 2:
         join(folder / "b", rank, 2)
         found |= {
-            name: train(build(options, method_of(name)), 0, STEPS)
+            name: train(build(options, method_of(name)), 0, STEPS, method_of(name))
             for name, options in TWO.items()
             if name in trained
         }
@@ -259,7 +274,7 @@ def found(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def truth() -> dict[str, Curve]:
     """Return the results of one process without a process group, with the whole batch at once."""
-    return {method: train(build({}, method), 0, STEPS) for method in METHODS}
+    return {method: train(build({}, method), 0, STEPS, method) for method in METHODS}
 
 
 def deviation(curve: Curve, truth: Curve) -> tuple[float, float]:

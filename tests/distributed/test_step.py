@@ -15,6 +15,7 @@ from pretrain.engines.config import EngineConfig
 from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.step import MicroBatch, accumulated_backward, microbatch_backward, train_step
 from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.methods.base import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
 
@@ -30,6 +31,12 @@ METHODS = {
     "toroidal": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
     "torus": {"kind": "torus", "angles": 2, "weight": 0.2},
     "torus-drawn": {"kind": "torus", "angles": 6, "num_frequencies": 128},
+    "torus-turned": {"kind": "torus", "angles": 3, "order": [1, 4]},
+    "torus-content": {"kind": "torus", "content": "lejepa", "content_weight": 0.3, "pose_width": 12},
+}
+TURNED = {
+    "torus-turned": Turned(0, ("rotation", "hue")),
+    "torus-content": Turned(2, ("rotation", "hue")),
 }
 
 
@@ -38,9 +45,11 @@ def build_engine(method: str) -> Engine:
     name = "vit_tiny_patch16_224"
     kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=small), 32, 1)
     values = dict(METHODS[method])
-    values |= {"head": SMALL} if values["kind"] == "torus" else {"projector": SMALL | {"width": 8}}
+    projector = {"projector": SMALL | {"width": 8}}
+    values |= {"head": SMALL} if values["kind"] == "torus" else projector
+    values |= {"lejepa": projector | {"sigreg": {"num_slices": 64}}} if "content" in values else {}
     config = TypeAdapter(ObjectiveConfig).validate_python(values)
-    head = build_head(config, 32, n_global=2, seed=0)
+    head = build_head(config, 32, n_global=2, seed=0, turned=TURNED.get(method))
     fp32, cpu = EngineConfig(precision="fp32"), torch.device("cpu")
     with_target = config.kind == "jepa"
     return engines.build_engine(
@@ -48,8 +57,8 @@ def build_engine(method: str) -> Engine:
     )
 
 
-def images(share: slice) -> MicroBatch:
-    """Return 2 large and 3 small views of a share of the batch, with the keys of the training loop."""
+def images(share: slice, method: str = "") -> MicroBatch:
+    """Return 2 large and 3 small views of a share of the batch, with keys and turns as the training loop."""
     generator = torch.Generator().manual_seed(1)
     views = [
         torch.randn(2, IMAGES, 1, 32, 32, generator=generator),
@@ -57,13 +66,14 @@ def images(share: slice) -> MicroBatch:
     ]
     first, last, _ = share.indices(IMAGES)
     keys = sample_keys(SEED, STEP, first, last - first, views=5)
-    return MicroBatch([x[:, share] for x in views], keys)
+    turns = 6 * torch.rand(5, IMAGES, 2, generator=generator)[:, share] if method in TURNED else None
+    return MicroBatch([x[:, share] for x in views], keys, turns)
 
 
 def measure(method: str, share: slice, accumulation: int) -> Found:
     """Return loss parts, gradients and buffers, and the loss and gradient norm after an update."""
     engine = build_engine(method)
-    batches = images(share).split(accumulation)
+    batches = images(share, method).split(accumulation)
     result = accumulated_backward(engine, batches, STEP)
     found = {f"part {name}": value for name, value in result.parts.items()}
     for name, parameter in engine.networks.online_parameters():
@@ -71,7 +81,7 @@ def measure(method: str, share: slice, accumulation: int) -> Found:
         found[f"grad {name}"] = parameter.grad.clone()
     found |= {f"buffer {name}": buffer.clone() for name, buffer in engine.networks.named_buffers()}
     engine.step(lr=1e-3, momentum=0.9)
-    later = train_step(engine, images(share), STEP + 1, lr=1e-3)
+    later = train_step(engine, images(share, method), STEP + 1, lr=1e-3)
     return found | {f"later {name}": value for name, value in later.parts.items()}
 
 
@@ -123,10 +133,10 @@ def test_ranks_and_accumulation(tmp_path: Path, sizes: list[int]):
         compare(found, truth(method))
 
 
-@pytest.mark.parametrize("method", ["lejepa", "torus", "toroidal"])
+@pytest.mark.parametrize("method", ["lejepa", "torus", "toroidal", "torus-content"])
 def test_a_mean_of_micro_batch_losses_is_another_objective(method: str):
     """What exact accumulation is for, and what `accumulate: microbatch` does on purpose."""
-    naive = microbatch_backward(build_engine(method), images(slice(None)).split(4), STEP)
+    naive = microbatch_backward(build_engine(method), images(slice(None), method).split(4), STEP)
     assert abs(naive.parts["loss"] / truth(method)["part loss"] - 1) > 1e-3
 
 

@@ -23,6 +23,7 @@ from pretrain.engines.networks import build_on_meta
 from pretrain.engines.torch_engine import TorchEngine
 from pretrain.guard import Guard
 from pretrain.methods import build_head
+from pretrain.methods.base import Turned
 from pretrain.models.encoder import build_encoder, timm_kwargs
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.online_probe import OnlineProbe
@@ -45,7 +46,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "toroidal jepa": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
     "torus": {"kind": "torus", "angles": 2},
     "torus by drawn frequencies": {"kind": "torus", "angles": 6, "encoder_weight": 0.1, "sigreg": SLICES},
+    "torus with actions": {
+        "kind": "torus",
+        "content": "lejepa",
+        "pose_width": 4,
+        "lejepa": {"sigreg": SLICES, "projector": SMALL | {"width": 8}},
+    },
 }
+TURNED = {"actions": ["rotation", "hue"], "turned": 2, "turned_size": 32}
 READ_AT_LOGGED_STEPS = {
     "copy to the host in guard.report",
     "copy to the host in train.log_row",
@@ -67,14 +75,14 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
     """Assemble a run as `pretrain.assemble` does, with networks and batches that have no values."""
-    objective = dict(METHODS[method])
+    objective, actions = dict(METHODS[method]), method == "torus with actions"
     objective |= {"head": SMALL} if method.startswith("torus") else {"projector": SMALL | {"width": 8}}
     config = Config(
         name="x",
         runs=str(folder),
         steps=10,
         data={"path": "unused", "batch_size": IMAGES * RANKS, "channels": 3},
-        views={"global_size": 32, "local_views": 2, "local_size": 16},
+        views={"global_size": 32, "local_views": 2, "local_size": 16} | (TURNED if actions else {}),
         encoder=ENCODERS[encoder],
         objective=objective,
         engine={"precision": "fp32", "packed": packed},
@@ -86,7 +94,7 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
     # The meta device has no autocast, so the networks are built for a CPU.
     networks = build_on_meta(
         built,
-        build_head(config.objective, width, config.views.global_views, 0),
+        build_head(config.objective, width, config.views.global_views, 0, Turned.of(config.views)),
         config.objective.kind == "jepa",
         config.engine,
         torch.device("cpu"),
@@ -101,7 +109,7 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
         SimpleNamespace(mean=(0.5,) * 3, std=(0.2,) * 3),  # type: ignore[arg-type]
         TimedEngine(engine, timer),
         state,
-        (batch(step) for step in range(10)),  # type: ignore[arg-type]
+        (batch(step, actions) for step in range(10)),  # type: ignore[arg-type]
         CorruptSamples(folder, 0, IMAGES * RANKS, 0.1),
         None,  # type: ignore[arg-type]
         timer,
@@ -112,8 +120,12 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
     )
 
 
-def batch(step: int) -> Batch:
-    """Return a batch as the loader gives it where there is a GPU; one image is blurred and solarized."""
+def batch(step: int, actions: bool) -> Batch:
+    """Return a batch as the loader gives it where there is a GPU; one image is blurred and solarized.
+
+    With actions there are turned views behind the others.
+    """
+    sizes = (32, 16, 32) if actions else (32, 16)
     parameters = torch.tensor(IDENTITY).expand(2, IMAGES, -1).clone()
     parameters[0, 0, 5:] = torch.tensor([1.0, 0.5])
     return Batch(
@@ -121,9 +133,10 @@ def batch(step: int) -> Batch:
         np.arange(IMAGES),
         np.zeros(IMAGES, dtype=np.int64),
         torch.tensor([0, -1]),
-        [torch.zeros(2, IMAGES, 3, size, size, dtype=torch.uint8) for size in (32, 16)],
-        [parameters, parameters],
+        [torch.zeros(2, IMAGES, 3, size, size, dtype=torch.uint8) for size in sizes],
+        [parameters for _ in sizes],
         [],
+        [torch.ones(2, IMAGES, 2) for _ in sizes] if actions else [],
     ).pin_memory()
 
 
