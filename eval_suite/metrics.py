@@ -118,7 +118,10 @@ GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 METRICS = (*USEFULNESS, *GEOMETRY)
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
-FEATURE_SETS = ("embedding", "patch_mean", "last2", "last4", "stages", "projector", "angles")
+FEATURE_SETS = (
+    *("embedding", "patch_mean", "last2", "last4", "stages"),
+    *("pose", "content", "projector", "angles"),
+)
 LEAST_FOLDS = 3
 """Fewest folds: one is held out for the score, one chooses the settings, and the others are fitted."""
 USUAL_FOLDS = 5

@@ -21,16 +21,22 @@ class FeatureSets(nn.Module):
     last2, last4 the vectors of the last 2 or 4 blocks, each made like the embedding, concatenated
     stages       mean, then standard deviation, over the pixels of the maps of the last three stages, early to
                  late, if the encoder works in stages of falling resolution, as ConvNets and Swin do
+    pose         the first numbers of the embedding, from which a torus head with content reads its angles,
+    content      and the others, which the content had to itself, if they were divided
     projector    the output of the MLP that training puts behind the encoder
     angles       cosines and sines of the m angles of a torus head: (N, 2m), points on a flat torus
     """
 
     def __init__(
-        self, encoder: nn.Module, projector: nn.Module | None = None, angles: int | None = None
+        self,
+        encoder: nn.Module,
+        projector: nn.Module | None = None,
+        angles: int | None = None,
+        pose_width: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
-        self.projector, self.angles = projector, angles
+        self.projector, self.angles, self.pose_width = projector, angles, pose_width
         blocks = getattr(encoder, "blocks", None) if _gives_tokens(encoder) else None
         self.depth = len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
         self.stages = 0 if self.depth else min(STAGES, _count_stages(encoder))
@@ -46,6 +52,9 @@ class FeatureSets(nn.Module):
             sets = self._stages(images)
         else:
             sets = {"embedding": self.encoder(images)}
+        if self.pose_width:
+            sets["pose"] = sets["embedding"][:, : self.pose_width]
+            sets["content"] = sets["embedding"][:, self.pose_width :]
         if self.projector is not None:
             sets["projector"] = self.projector(sets["embedding"])
         if self.angles:

@@ -87,9 +87,8 @@ def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> R
 
     def build() -> FeatureSets:
         projector = checkpoint.projector()
-        return FeatureSets(
-            checkpoint.pretrained(), projector, described.angles if projector and described else None
-        )
+        angles = described.angles if projector and described else None
+        return FeatureSets(checkpoint.pretrained(), projector, angles, checkpoint.pose_width)
 
     return _encoder("pretrained", checkpoint, build, checkpoint.weights_sha256, sets)
 
@@ -155,6 +154,7 @@ def _encoder(
             "name": described.name,
             "kwargs": described.kwargs,
             "projector": asdict(described.projector) if described.projector else None,
+            "pose_width": checkpoint.pose_width,
         },
         weights=weights,
         width=described.embedding_width,

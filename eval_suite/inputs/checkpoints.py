@@ -17,7 +17,7 @@ from isotorus.errors import UserError, from_os_error
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import build_encoder
 from pretrain.models.float32 import exact_float32
-from pretrain.models.projector import MLPConfig, build_mlp
+from pretrain.models.projector import FirstNumbers, MLPConfig, build_mlp
 
 WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
 COMPLETE = "COMPLETE"
@@ -96,21 +96,30 @@ class Checkpoint:
         self._load(self.weights, model)
         return model
 
+    @property
+    def pose_width(self) -> int | None:
+        """The angles see the first so many numbers of the embedding; None if they see all of them."""
+        return self.encoder.torus.pose_width if self.encoder.torus else None
+
     def projector(self) -> nn.Sequential | None:
-        """Return the trained MLP from embeddings to projections; None if the checkpoint has none."""
+        """Return the trained MLP from embeddings to projections; None if the checkpoint has none.
+
+        For angles that see some numbers of the embedding only, the MLP is preceded by their choice.
+        """
         described = self.encoder.projector
         if described is None or not self.projector_file.exists():
             return None
         mlp = MLPConfig(hidden=described.hidden, layers=described.layers)
 
         def build() -> nn.Sequential:
-            return build_mlp(self.encoder.embedding_width, mlp, described.width, self.encoder.seed)
+            width = self.pose_width or self.encoder.embedding_width
+            return build_mlp(width, mlp, described.width, self.encoder.seed, described.norm)
 
         with torch.device("meta"):
             self._check(self.projector_file, build(), "the projector")
         model = build()
         self._load(self.projector_file, model)
-        return model
+        return nn.Sequential(FirstNumbers(self.pose_width), *model) if self.pose_width else model
 
     def untrained(self, seed: int | None = None) -> nn.Module:
         """Return the same encoder as `seed` initialises it, by default the seed of the run.

@@ -13,10 +13,12 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
+from data_pipeline.transforms.actions import Action, Border
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.architecture import LONGEST_NAME
 from pretrain.models.encoder import create, embedding_width
+from pretrain.models.projector import Norm
 
 DESCRIPTION, TIMM_DESCRIPTION = "encoder.json", "config.json"
 
@@ -33,11 +35,34 @@ class ProjectorDescription:
     width: Width
     angles: Width | None = None
     """Number of angles m of a torus head, whose output is m pairs of numbers; None for other heads."""
+    norm: Norm = "batch"
+    """What is between the layers; before there was a choice it was batch norm."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless a torus head has a pair of numbers for each angle."""
         if self.angles is not None and self.width != 2 * self.angles:
             raise ValueError(f"{self.angles} angles need a width of {2 * self.angles}, not {self.width}")
+
+
+@dataclass(frozen=True)
+class TorusDescription:
+    """How the angles of a torus head follow the image."""
+
+    actions: list[Action]
+    """The circle actions that turned views in training; the first angles belong to them, in this order."""
+    orders: list[Annotated[int, Field(ge=1, le=2**10)]]
+    """How often each action's angle goes round while the image is turned once."""
+    pose_width: Width | None
+    """The angles see the first so many numbers of the embedding; None: all of them."""
+    border: Border
+    """What rotated views showed in their corners."""
+    size: Annotated[int, Field(ge=1, le=2**14)]
+    """Side in pixels of the views that the angles saw in training."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless each action has an order."""
+        if len(self.orders) != len(self.actions):
+            raise ValueError(f"{len(self.actions)} actions need as many orders, not {len(self.orders)}")
 
 
 @dataclass(frozen=True)
@@ -63,8 +88,17 @@ class EncoderDescription:
     config: dict[str, Any] = field(default_factory=dict)
     """Configuration of the training run."""
     projector: ProjectorDescription | None = None
+    torus: TorusDescription | None = None
+    """What a torus head learned from; None for other heads, and for checkpoints of earlier formats."""
     data_fingerprint: str | None = None
     """What the encoder was trained on; descriptions of other programs do not say it."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the angles would see more numbers than the embedding has beside content."""
+        if self.torus and self.torus.pose_width and self.torus.pose_width >= self.embedding_width:
+            raise ValueError(
+                f"a pose of {self.torus.pose_width} numbers leaves none of {self.embedding_width} for content"
+            )
 
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""

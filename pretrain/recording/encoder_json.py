@@ -3,7 +3,8 @@
 from typing import Any
 
 from pretrain.config import Config
-from pretrain.methods import describe_projector
+from pretrain.methods import TorusConfig, describe_projector
+from pretrain.methods.base import Turned
 from pretrain.preflight import RunInputs
 
 
@@ -20,7 +21,23 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "std": inputs.std,
         "seed": config.seed,
         "data_fingerprint": inputs.sources.fingerprint,
-        "projector": describe_projector(config.objective),
+        "projector": describe_projector(config.objective, Turned.of(config.views)),
+        "torus": _torus(config),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
         "config": config.model_dump(mode="json"),
+    }
+
+
+def _torus(config: Config) -> dict[str, Any] | None:
+    """Return how the angles of a torus head follow the image; None for other heads."""
+    objective, turned = config.objective, Turned.of(config.views)
+    if not isinstance(objective, TorusConfig):
+        return None
+    seen = next(r for r in config.views.resolutions() if r.turned or turned is None)
+    return {
+        "actions": config.views.actions,
+        "orders": objective.orders(turned),
+        "pose_width": objective.pose_width,
+        "border": config.views.border,
+        "size": seen.size,
     }
