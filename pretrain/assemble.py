@@ -18,13 +18,14 @@ from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
 from pretrain.guard import Guard
-from pretrain.methods import build_head
+from pretrain.methods import build_head, takes_actions
 from pretrain.methods.base import Turned
 from pretrain.models.encoder import build_encoder
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.profiler import Profiler
 from pretrain.monitoring.timing import StepTimer, TimedEngine
+from pretrain.monitoring.windings import Windings
 from pretrain.preflight import RunInputs
 from pretrain.recording.recorder import Recorder, catch_up
 from pretrain.run_control.start_up import StartUp
@@ -53,6 +54,8 @@ class Run:
     """The stopwatch of the start, until the first step is done."""
     last_logged: int
     """Number of steps done when the last row was logged."""
+    windings: Windings | None = None
+    """For a torus head with actions, unless `monitor` is 0."""
 
 
 def assemble(
@@ -99,6 +102,9 @@ def assemble(
     timer = StepTimer(device)
     start_up.mark("engine and checkpoint")
     batches = load_batches(config, inputs.sources, state.batch)
+    windings = None
+    if config.monitor and takes_actions(config.objective, Turned.of(config.views)):
+        windings = Windings(config, inputs, engine)
     run = Run(
         config,
         inputs,
@@ -112,6 +118,7 @@ def assemble(
         profiler,
         start_up,
         state.step,
+        windings,
     )
     cleanup.callback(lambda: run.batches.close())
     return run

@@ -51,6 +51,9 @@ class Config(Section):
     and seed give; if one of the three changes, some images are seen again too early, others late."""
     log_every: PositiveInt = 10
     """Steps between rows of metrics.jsonl."""
+    monitor: int = Field(10, ge=0)
+    """With views.actions and objective.kind=torus: rows of metrics.jsonl from one count of the angles'
+    windings, on 32 images of the data, to the next; 0: never. A count takes about as long as a step."""
     online_probe: bool = True
     """Train a linear probe beside the encoder, on detached features, if the data has labels."""
     data: DataConfig

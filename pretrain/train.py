@@ -143,6 +143,9 @@ def log_row(run: Run, result: StepResult) -> None:
     scalars, covariance = collapse.measure(run.engine.networks.head, result, step - 1)
     named = result.parts | scalars
     row = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
+    if run.windings and (step // config.log_every % config.monitor == 0 or step == config.steps):
+        with run.timer.host("monitor"):
+            row |= run.windings.measure(step)
     if state.probe:
         row["probe_balanced_accuracy"] = state.probe.balanced_accuracy()
     row["lr"], _ = rates(config, step - 1)

@@ -9,6 +9,8 @@ from isotorus.randomness import generator
 # Each purpose has its own number, so that two draws of one step are independent.
 DIRECTIONS = 1
 FREQUENCIES = 2
+TURNED_IMAGES = 3
+TURNS = 4
 
 
 def draws(seed: int, step: int, purpose: int) -> np.random.Generator:

@@ -127,14 +127,16 @@ def batch(step: int, actions: bool) -> Batch:
     """
     sizes = (32, 16, 32) if actions else (32, 16)
     parameters = torch.tensor(IDENTITY).expand(2, IMAGES, -1).clone()
-    parameters[0, 0, 5:] = torch.tensor([1.0, 0.5])
+    parameters[0, 0, 5:7] = torch.tensor([1.0, 0.5])
+    turned = parameters.clone()
+    turned[..., 7] = 1.0
     return Batch(
         step,
         np.arange(IMAGES),
         np.zeros(IMAGES, dtype=np.int64),
         torch.tensor([0, -1]),
         [torch.zeros(2, IMAGES, 3, size, size, dtype=torch.uint8) for size in sizes],
-        [parameters for _ in sizes],
+        [parameters, parameters, turned][: len(sizes)],
         [],
         [torch.ones(2, IMAGES, 2) for _ in sizes] if actions else [],
     ).pin_memory()
