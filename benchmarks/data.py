@@ -7,6 +7,8 @@ PHOTOS.tar holds image files, which are packed first. Then the pipelines take tu
 machine disturbs less than time by the clock. `loader` is the CPU's part where a GPU does the photometric
 work. `loader + photometric` does this work too and ends in float32, as the peers do: webdataset (BSD) with
 torchvision (BSD) on the same shards, and stable-pretraining (MIT) with its own transforms on the same files.
+With --turned the loader is compared with itself: all of its views rotated, or two views of 96² beside the
+others that are rotated, against the same views unturned.
 Both peers are only measured here; stable-pretraining is left out where it cannot be imported. All pipelines
 draw crops, flips, jitter, grey, blur and solarisation from the same distributions, and the peers also draw
 the order of the colour jitter.
@@ -43,11 +45,11 @@ BATCH = 16
 PEERS = ("webdataset", "stable-pretraining")
 
 
-def ours(shards: Path, photometric: bool) -> Iterator[object]:
+def ours(shards: Path, photometric: bool, views: ViewsConfig | None = None) -> Iterator[object]:
     """Yield batches of uint8 views, or of float32 views, augmented and normalised."""
     sources = DataConfig(path=str(shards)).open()
     for batch in Loader(
-        sources, batch_size=BATCH, views=ViewsConfig(), augment=AugmentConfig(), channels=3, seed=0
+        sources, batch_size=BATCH, views=views or ViewsConfig(), augment=AugmentConfig(), channels=3, seed=0
     ):
         if not photometric:
             yield batch
@@ -81,6 +83,17 @@ class TorchvisionViews:
 
     def __call__(self, image: object) -> list[torch.Tensor]:
         return [transform(image) for transform in self.transforms]
+
+
+def turned(shards: Path) -> dict[str, Iterator[object]]:
+    """Return the loader with rotated views, and with the same views unturned (the hue moves no pixels)."""
+    beside: Any = {"turned": 2, "turned_size": 96}
+    return {
+        "all unturned": ours(shards, False),
+        "all rotated": ours(shards, False, ViewsConfig(actions=["rotation"], turned="all")),
+        "2 more of 96², unturned": ours(shards, False, ViewsConfig(actions=["hue"], **beside)),
+        "2 more of 96², rotated": ours(shards, False, ViewsConfig(actions=["rotation"], **beside)),
+    }
 
 
 def with_webdataset(shards: Path, blur_taps: int) -> Iterator[object]:
@@ -143,6 +156,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="tar file of images")
     parser.add_argument("--turns", type=int, default=25, help="batches of each that are timed")
     parser.add_argument("--blur", type=int, default=23, help="taps of webdataset + torchvision's blur")
+    parser.add_argument("--turned", action="store_true", help="compare turned views with unturned ones")
     arguments = parser.parse_args()
     if not arguments.photos.exists():
         parser.exit(message=f"skipped: there is no {arguments.photos}\n")
@@ -154,6 +168,10 @@ def main() -> None:
         with tarfile.open(arguments.photos) as tar:
             tar.extractall(photos, filter="data")
         pack(photos, shards, Options(shard_size=5 * 10**6))
+        if arguments.turned:
+            for name, value in images_per_second(turned(shards), arguments.turns).items():
+                print(f"{name}: {value:.0f} images/s, {1e3 / value:.2f} ms an image")
+            return
         pipelines = {
             "webdataset": with_webdataset(shards, arguments.blur),
             "loader": ours(shards, photometric=False),

@@ -1,4 +1,7 @@
-"""Photometric augmentation: the same pixels on CPU and GPU, and how long the GPU takes."""
+"""Photometric augmentation: the same pixels on CPU and GPU, and how long the GPU takes.
+
+The hue of every other image is turned by an action.
+"""
 
 import numpy as np
 import torch
@@ -17,7 +20,10 @@ def augmentation(setting: Setting, report: Report) -> None:
     count, side = setting.size((6, 24), (128, 224))
     random = generator(0)
     config = augment.AugmentConfig()
-    table = torch.from_numpy(np.stack([augment.draw(random, config) for _ in range(count)]))
+    rows = [augment.draw(random, config) for _ in range(count)]
+    for row in rows[::2]:
+        augment.turn_hue(row, random.uniform(0, 2 * np.pi))
+    table = torch.from_numpy(np.stack(rows))
     images = torch.from_numpy(random.integers(0, 256, (count, 3, side, side), dtype=np.uint8))
     mean, std = (0.0,) * 3, (1.0,) * 3
     plain = augment_torch.apply(images, table, mean, std)
