@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
 from data_pipeline.transforms.action_checks import doubts, refuse_unfit
@@ -67,7 +69,7 @@ def check(config: Config, world_size: int) -> RunInputs:
             _check_resume(config, inputs, newest)
             record = checkpoint.describe(newest).get("warm_start")
             continued = dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
-            _warn(config, sources, newest)
+            _warn(config, newest, sources.datasets)
             return continued
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             said = " ".join(str(error).split())[:100]
@@ -83,7 +85,7 @@ def check(config: Config, world_size: int) -> RunInputs:
         inputs = dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
     # Made before the first note, so that a place where no folder can be is one line.
     config.folder.mkdir(parents=True, exist_ok=True)
-    _warn(config, sources, newest)
+    _warn(config, newest, sources.datasets)
     if inputs.warm_start and (difference := silent_difference(encoder, inputs.warm_start.file)):
         log.warning("encoder.weights=%s fit in shape only: %s", config.encoder.weights, difference)
     return inputs
@@ -140,9 +142,9 @@ def check_model(config: Config, world_size: int) -> Model:
     return Model(kwargs, encoder, width)
 
 
-def _warn(config: Config, sources: Sources, newest: Path | None) -> None:
+def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ()) -> None:
     """Log a line for each setting of actions and the learning rate that is possible and hardly meant."""
-    for doubt in doubts(config.views, sources.datasets, config.seed):
+    for doubt in doubts(config.views, datasets, config.seed):
         log.warning("%s", doubt)
     optimizer = config.optimizer.model_dump()
     if optimizer["warmup_steps"] >= config.steps:

@@ -87,6 +87,27 @@ def test_drop_path_is_no_such_randomness(name: str):
     assert check_model(config(encoder={"name": name, "kwargs": kwargs}, views=views), 1).width
 
 
+TURNED = {"actions": ["rotation", "hue"], "turned": 2, "turned_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"views": TURNED | {"turned_size": 40}}, "views.turned_size=40 is not a multiple"),
+        (
+            {"views": TURNED, "data": {"channels": 4}},
+            "views.actions has hue, which turns red, green and blue",
+        ),
+        (
+            {"views": TURNED, "encoder": {"name": "mixer_s16_224"}},
+            "does not take images of 48²",
+        ),
+    ],
+)
+def test_turned_views_that_cannot_work(sections: dict[str, Any], said: str):
+    assert said in refusal(**sections)
+
+
 JEPA = {"kind": "jepa", "projector": {"hidden": 16, "width": 8}, "predictor": {"hidden": 16}}
 SHAPIRO = SMALL["objective"] | {"sigreg": {"num_slices": 16, "test": "shapiro_wilk"}}
 ONE_VIEW = {"global_views": 1, "local_views": 0}

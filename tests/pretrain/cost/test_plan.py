@@ -63,6 +63,10 @@ def test_what_a_step_executes_beside_the_model_s_flops():
     target = of("objective={kind: jepa}")
     assert 0.5 * target.encoder_forward < target.target_forward < target.encoder_forward
     assert target.model == target.executed
+    # Turned views count like others, also those of the size of global views.
+    turned = of("views.actions=[rotation]", "views.turned=2")
+    assert turned.encoder_forward - plain.encoder_forward == of("views.local_views=0").encoder_forward
+    assert of("views.actions=[rotation]", "views.turned=all").encoder_forward == plain.encoder_forward
 
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}
