@@ -29,7 +29,7 @@ from data_pipeline.dataset.index import Corrupt
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment as augmentation
-from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig
 from data_pipeline.transforms.views import Crop, ViewsConfig, cut, draw, draw_angles
 from isotorus.device import to_device
 from isotorus.errors import UserError
@@ -160,6 +160,8 @@ class _Batches(TorchDataset[Batch | UserError]):
             for number, (resolution, drawn) in enumerate(zip(resolutions, parameters, strict=True)):
                 for i, view in enumerate(drawn[:, slot]):
                     row = augmentation.draw(rng, self.augment)
+                    if resolution.kind == "turned" and not self.augment.turned:
+                        row[:] = IDENTITY
                     if resolution.turned and "hue" in turning:
                         augmentation.turn_hue(row, turns[number][i, turning.index("hue")])
                     view.copy_(torch.from_numpy(row))

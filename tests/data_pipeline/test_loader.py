@@ -164,8 +164,9 @@ def test_angles_do_not_depend_on_ranks_workers_and_where_a_run_was_continued(
 def test_the_hue_is_turned_by_the_photometric_parameters_and_others_that_undo_it_are_off(
     packed: Dataset,
 ) -> None:
-    batch = take(packed, 1, batch_size=20, views=TURNED)[0]
-    plain = take(packed, 1, batch_size=20, views=TURNED.model_copy(update={"actions": ["rotation"]}))[0]
+    options = {"batch_size": 20, "augment": AugmentConfig(turned=True)}
+    (batch,) = take(packed, 1, views=TURNED, **options)
+    (plain,) = take(packed, 1, views=TURNED.model_copy(update={"actions": ["rotation"]}), **options)
     column = {name: number for number, name in enumerate(PARAMETERS)}
     turned, upright = batch.parameters[1], batch.parameters[0]
     assert torch.equal(turned[..., column["turn"]], batch.actions[1][..., 0])
@@ -177,6 +178,16 @@ def test_the_hue_is_turned_by_the_photometric_parameters_and_others_that_undo_it
     assert torch.equal(turned[..., kept], plain.parameters[1][..., kept])
     assert torch.equal(upright, plain.parameters[0]) and torch.equal(batch.views[1], plain.views[1])
     assert torch.equal(plain.actions[1][..., 0], batch.actions[1][..., 1])
+
+
+def test_turned_views_beside_others_have_no_other_photometric_change_by_default(packed: Dataset) -> None:
+    (beside,) = take(packed, 1, batch_size=20, views=TURNED)
+    (whole,) = take(packed, 1, batch_size=20, views=TURNED.model_copy(update={"turned": "all"}))
+    turn = PARAMETERS.index("turn")
+    expected = torch.tensor(IDENTITY).repeat(2, 20, 1)
+    expected[..., turn] = beside.actions[1][..., 0]
+    assert torch.equal(beside.parameters[1], expected)
+    assert (whole.parameters[0][..., :turn] != expected[0, :, :turn]).any()
 
 
 def test_turned_views_beside_leave_the_others_as_they_are(packed: Dataset) -> None:
