@@ -110,8 +110,8 @@ class TorusConfig(Section):
             )
         if self.order and len(self.order) != len(actions):
             raise UserError(
-                f"objective.order={self.order} has {len(self.order)} orders for {len(actions)} actions "
-                f"({_listed(actions)}); give one for each of views.actions"
+                f"objective.order={self.order}: views.actions names {len(actions)} actions "
+                f"({_listed(actions)}); give one order for each of them"
             )
         if turned is None:
             if self.equivariant:

@@ -129,8 +129,8 @@ def refusal(turned: Turned | None, **fields: Any) -> str:
 def test_heads_that_do_not_fit_the_actions_are_refused():
     all_turned = Turned(0, BOTH)
     assert "objective.angles=1, but each of the 2" in refusal(all_turned, kind="torus", angles=1)
-    assert "has 1 orders for 2 actions" in refusal(all_turned, kind="torus", order=[2])
-    assert "has 1 orders for 0 actions (none)" in refusal(None, kind="torus", order=[2])
+    assert "names 2 actions (rotation, hue); give one order" in refusal(all_turned, kind="torus", order=[2])
+    assert "names 0 actions (none); give one order" in refusal(None, kind="torus", order=[2])
     assert "no view is turned; set views.actions" in refusal(None, kind="torus", equivariant=True)
     assert "2 others would be encoded for nothing" in refusal(Turned(2, BOTH), kind="torus")
     wide = {"kind": "torus", "content": "lejepa", "pose_width": WIDTH}
