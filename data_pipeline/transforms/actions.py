@@ -69,8 +69,8 @@ def is_periodic(actions: Sequence[Action]) -> bool:
 def _sample(images: Tensor, y: Tensor, x: Tensor, periodic: bool) -> Tensor:
     """Interpolate images (N, C, H, W) at rows y and columns x (N, H', W'), counted in pixels from 0."""
     n, channels, height, width = images.shape
-    flat, result = images.flatten(2), 0
-    across = list(_taps(x, width, periodic))
+    flat, result = images.flatten(2), images.new_zeros(n, channels, *y.shape[1:])
+    across = _taps(x, width, periodic)
     for rows, down in _taps(y, height, periodic):
         for columns, weights in across:
             places = (rows * width + columns).view(n, 1, -1).expand(-1, channels, -1)

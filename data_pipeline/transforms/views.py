@@ -81,8 +81,8 @@ class ViewsConfig(Section):
     """Circle actions that turn views by known angles, for objective.kind=torus. rotation: about the centre;
     hue: of the colour plane, for 3 channels; shift_x, shift_y: cyclic shifts, for periodic images."""
     turned: Literal["all"] | Annotated[int, Field(ge=1)] = 2
-    """Number of views of an image that are turned if there are actions, beside the others; or all: there are
-    no views beside, and every view is turned."""
+    """If there are actions: number of views of an image that are turned, beside the global and local views,
+    which are not; or all: every global and local view is turned, and there are no others."""
     turned_size: int | None = Field(None, ge=1)
     """Side of a turned view in pixels; by default global_size."""
     turned_scale: Scale = (0.3, 1.0)
