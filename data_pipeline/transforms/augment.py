@@ -64,8 +64,8 @@ class AugmentConfig(Section):
     solarize_threshold: float = Field(0.5, ge=0, le=1)
     """Pixels of at least this value are inverted, on the scale where white is 1."""
     turned: bool = False
-    """Whether these operators, but for flips, act on turned views as well, where there are others beside them.
-    A pose is learned faster without: see docs/torus.md. With views.turned=all they act on every view."""
+    """Whether these operators, except for flips, act on turned views as well, where there are others beside
+    them. A pose is learned faster without: see docs/torus.md. With views.turned=all they act on every view."""
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
