@@ -65,7 +65,7 @@ class AugmentConfig(Section):
     """Pixels of at least this value are inverted, on the scale where white is 1."""
     turned: bool = False
     """Whether these operators, except for flips, act on turned views as well, where there are others beside
-    them. A pose is learned faster without: see docs/torus.md. With views.turned=all they act on every view."""
+    them. A pose is learned faster without (docs/torus.md). With views.turned=all they act on every view."""
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
