@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.saver import Saver
 from pretrain.engines import build_engine
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
-from pretrain.methods import LeJEPAConfig, build_head
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.engines.config import EngineConfig, OptimizerConfig
+from pretrain.methods import build_head
+from pretrain.methods.config import LeJEPAConfig
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import build_encoder, timm_kwargs
 
 ROUNDS = 5
 

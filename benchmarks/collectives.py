@@ -21,12 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain import engines
 from pretrain.engines import Engine
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.step import MicroBatch, train_step
-from pretrain.methods import ObjectiveConfig, build_head
+from pretrain.methods import build_head
+from pretrain.methods.config import ObjectiveConfig
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import sample_keys
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.models.encoder import build_encoder, timm_kwargs
 from pretrain.monitoring.online_probe import OnlineProbe
 
 IMAGES, CLASSES = 2, 10

@@ -36,8 +36,7 @@ from data_pipeline.loader import Loader
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms import augment
-from data_pipeline.transforms.augment import AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIEWS = [(224, (0.3, 1.0))] * 2 + [(98, (0.05, 0.3))] * 6

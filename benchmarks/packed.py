@@ -17,8 +17,9 @@ import torch
 from pretrain.engines.blocks import compile_blocks
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import Networks, unfuse_attention
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import sample_keys
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.models.encoder import build_encoder, timm_kwargs
 
 Times = dict[bool, list[float]]
 

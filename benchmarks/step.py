@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch import nn
 
 from pretrain.engines import Engine, build_engine
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.networks import uses_bf16
-from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.step import MicroBatch, StepResult, train_step
-from pretrain.methods import LeJEPAConfig, build_head
+from pretrain.methods import build_head
+from pretrain.methods.config import LeJEPAConfig
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import sample_keys
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.models.encoder import build_encoder, timm_kwargs
 from pretrain.monitoring import collapse
 from pretrain.monitoring.online_probe import OnlineProbe
 

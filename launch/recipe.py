@@ -17,7 +17,7 @@ class Recipe(NamedTuple):
 
 def read_recipe(pretrain: list[str]) -> Recipe:
     """Read the recipe. Raise UserError for arguments or a recipe that `isotorus train` would refuse."""
-    # Imported here because it imports torch, which takes seconds.
+    # Imported here because it takes half a second, which --help need not wait for.
     from pretrain.config import load_config
 
     path, overrides = split_arguments(pretrain)

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
 from isotorus.logs import escape_arguments
-from isotorus.processes import end_with_launcher, first_rank_reports, has_launcher
+from isotorus.processes import collector_paused, end_with_launcher, first_rank_reports, has_launcher
 from isotorus.scheduler import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.surroundings import set_surroundings
 
-# All else is imported where it is used: that takes seconds, in which signals must be noted already.
+# All else is imported where it is used, because that takes seconds. Before that a mistake in the arguments or
+# the recipe is refused, and signals are noted.
 if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     from pretrain.config import Config
     from pretrain.preflight import RunInputs
 
-COMMANDS = {"plan": "pretrain.cost.plan", "sweep": "pretrain.sweep", "export": "pretrain.checkpoint.export"}
+COMMANDS = {
+    "plan": "pretrain.cost.plan_command",
+    "sweep": "pretrain.sweep",
+    "export": "pretrain.checkpoint.export_command",
+}
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"
 """Key of the process group's store that counts the ranks that have met a user error."""
@@ -62,17 +67,17 @@ def main() -> int:
     signals.listen()
     set_surroundings()
     start_up.mark("python")
-
-    from pretrain import train  # noqa: F401, imported here to measure how long it takes
-    from pretrain.preflight import check
-
-    start_up.mark("imports")
     config = parse(sys.argv[1:])
+    start_up.mark("configuration")
+    with collector_paused():
+        from pretrain import train  # noqa: F401, imported here to measure how long it takes
+        from pretrain.preflight import check
+    start_up.mark("imports")
     try:
         inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
     except OSError as error:
         raise from_os_error(error, f"preparing {config.folder}") from error
-    start_up.mark("configuration and data")
+    start_up.mark("data")
     with process_group(config.stopping.hang) as device:
         start_up.mark("process group")
         code = run(config, inputs, device, signals, start_up)

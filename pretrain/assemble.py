@@ -10,18 +10,19 @@ from torch import nn
 
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.sources import Sources
-from pretrain import checkpoint, engines
+from pretrain import engines
+from pretrain.checkpoint import store
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.warm_start import initial_state
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
-from pretrain.guard import Guard
 from pretrain.methods import build_head, takes_actions
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.encoder import build_encoder
 from pretrain.monitoring.corrupt import CorruptSamples
+from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.profiler import Profiler
 from pretrain.monitoring.timing import StepTimer, TimedEngine
@@ -87,7 +88,7 @@ def assemble(
 
     recorder = profiler = None
     if rank() == 0:
-        checkpoint.tidy(checkpoints)
+        store.tidy(checkpoints)
         state.guard.trim(state.step)
         recorder = Recorder(config, inputs, state.step, engine)
         cleanup.callback(recorder.close)

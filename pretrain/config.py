@@ -9,23 +9,20 @@ from pydantic import BaseModel, ByteSize, Field, PositiveInt, ValidationError
 from pydantic.fields import FieldInfo
 
 from data_pipeline.sources import DataConfig
-from data_pipeline.transforms.augment import AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
 from isotorus.paths import PathText
 from isotorus.recipe import read_override, read_recipe_file
 from isotorus.secrets import holds_password
 from isotorus.section import Section, Unfit
-from pretrain.checkpoint import CheckpointConfig
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
-from pretrain.guard import GuardConfig
-from pretrain.methods import LeJEPAConfig, ObjectiveConfig
-from pretrain.models.encoder import EncoderConfig
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
+from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig
+from pretrain.models.config import EncoderConfig
+from pretrain.monitoring.config import GuardConfig, ProfileConfig
 from pretrain.monitoring.mlflow import TrackingConfig
-from pretrain.monitoring.profiler import ProfileConfig
-from pretrain.run_control.stopping import StoppingConfig
+from pretrain.run_control.config import StoppingConfig
 
 _LONGEST_SHOWN = 200
 """Characters of a wrong value that its error shows."""

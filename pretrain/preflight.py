@@ -16,11 +16,11 @@ from data_pipeline.storage.remote import ONE_ATTEMPT
 from data_pipeline.transforms.action_checks import doubts, refuse_unfit
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain import checkpoint
+from pretrain.checkpoint import store
 from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
-from pretrain.engines import config as engine_config
-from pretrain.methods import ObjectiveConfig
+from pretrain.engines.check import check_engine
+from pretrain.methods.config import ObjectiveConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 from pretrain.rehearsal import rehearse
@@ -63,11 +63,11 @@ def check(config: Config, world_size: int) -> RunInputs:
     kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)
-    newest = checkpoint.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
+    newest = store.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
     if newest is not None:
         try:
             _check_resume(config, inputs, newest)
-            record = checkpoint.describe(newest).get("warm_start")
+            record = store.describe(newest).get("warm_start")
             continued = dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
             _warn(config, newest, sources.datasets)
             return continued
@@ -122,7 +122,7 @@ def check_model(config: Config, world_size: int) -> Model:
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = create(config.encoder.name, kwargs)
-    engine_config.check(config.engine, world_size, encoder, config.objective.kind == "jepa")
+    check_engine(config.engine, world_size, encoder, config.objective.kind == "jepa")
     passes = config.engine.passes(config.data.batch_size, world_size)
     if passes > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
         raise UserError(
@@ -156,7 +156,7 @@ def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ())
         )  # fmt: skip
     if newest is None:
         return
-    saved = checkpoint.describe(newest)
+    saved = store.describe(newest)
     step, steps = saved["step"], saved["config"]["steps"]
     before = _rate(min(step, steps - 1), steps, saved["config"]["optimizer"])
     now = _rate(step, config.steps, optimizer)
@@ -181,7 +181,7 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             f"{config.folder} has a checkpoint ({newest.name}) and resume=never; "
             "choose another name, or resume=auto"
         )
-    saved = checkpoint.describe(newest)
+    saved = store.describe(newest)
     if (saved["name"], saved["kwargs"]) != (config.encoder.name, inputs.encoder_kwargs):
         raise UserError(
             f"{newest} is of another architecture, {saved['name']} {saved['kwargs']}, than the "

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isotorus.errors import UserError
 from pretrain.config import Config
 from pretrain.methods import build_head, inputs_beside
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.encoder import ViewEncoder, create
 
 ENOUGH = 8

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from isotorus import files, foreign_files, jsonl
 from isotorus.errors import ArgumentParser, UserError, from_os_error
-from pretrain import checkpoint
 from pretrain.config import Config, load_config
 from pretrain.monitoring import mlflow
 
@@ -100,9 +99,12 @@ def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
 
 def _run(member: Config, command: list[str]) -> int:
     """Start a run unless it is finished, wait for its end, and return its exit code."""
-    newest = checkpoint.latest(member.folder / "checkpoints")
-    with contextlib.suppress(checkpoint.Damaged):  # the run itself finds the damage and uses an earlier one
-        if newest and checkpoint.describe(newest).get("step", 0) >= member.steps:
+    # Imported here because it imports torch: --help, --dry-run and a wrong grid need not wait for it.
+    from pretrain.checkpoint import store
+
+    newest = store.latest(member.folder / "checkpoints")
+    with contextlib.suppress(store.Damaged):  # the run itself finds the damage and uses an earlier one
+        if newest and store.describe(newest).get("step", 0) >= member.steps:
             log.info("%s is finished already", member.name)
             return 0
     log.info("%s", shlex.join(command))

@@ -14,7 +14,7 @@ from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.methods import takes_actions
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse

@@ -8,11 +8,11 @@ import torch
 
 from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import batch_of, engine_of, recipe, start, wait
-from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver
 from pretrain.engines.step import train_step
-from pretrain.guard import Guard
+from pretrain.monitoring.guard import Guard
 
 
 def checkpoint(setting: Setting, report: Report) -> None:

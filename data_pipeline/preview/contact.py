@@ -14,7 +14,7 @@ from data_pipeline.preview import figures
 from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
-from data_pipeline.transforms.actions import Action
+from data_pipeline.transforms.config import Action
 from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 

@@ -12,7 +12,7 @@ from data_pipeline.preview.duplicates import Copies
 from data_pipeline.preview.image_statistics import ImageStatistics, measure_images
 from data_pipeline.preview.sets import Sets
 from data_pipeline.transforms.action_checks import doubts
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import ViewsConfig
 
 FEW = 10
 """A class with fewer images than this gets a warning."""

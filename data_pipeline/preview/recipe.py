@@ -3,8 +3,7 @@
 from pydantic import ConfigDict, Field, ValidationError
 
 from data_pipeline.sources import DataConfig
-from data_pipeline.transforms.augment import AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from isotorus.names import nearest
 from isotorus.recipe import read_recipe_file

@@ -6,8 +6,8 @@ import numpy as np
 
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.pixels import Pixels
-from data_pipeline.transforms.actions import SHIFTS, Action
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.actions import SHIFTS
+from data_pipeline.transforms.config import Action, ViewsConfig
 from isotorus.errors import UserError
 from isotorus.randomness import rows
 

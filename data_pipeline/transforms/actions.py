@@ -6,21 +6,13 @@ resamples the crop (`turned_crop`), so that a turned view is interpolated once.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from data_pipeline.transforms.config import Action, Border
 from data_pipeline.transforms.hue import turn_hue
 
-Action = Literal["rotation", "hue", "shift_x", "shift_y"]
-"""rotation: counterclockwise about the centre. hue: the chroma plane turns. shift_x, shift_y: a cyclic shift
-to the right or downwards, by the whole side at 2π."""
-Border = Literal["disc", "reflect"]
-"""What a rotation shows in the corners. disc: grey, outside the disc that all rotations share; reflect: the
-image, mirrored at its edges."""
-
-ACTIONS: tuple[Action, ...] = ("rotation", "hue", "shift_x", "shift_y")
 SHIFTS: tuple[Action, ...] = ("shift_x", "shift_y")
 GREY = 0.5
 """The value outside the disc, on the scale where white is 1."""

@@ -8,17 +8,14 @@ saturation, hue, grey and turn do nothing, and contrast is computed for each cha
 """
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from data_pipeline.transforms import augment_torch
-from data_pipeline.transforms.views import Interval
-from isotorus.section import Section
+from data_pipeline.transforms.config import AugmentConfig
 
 PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize", "turn")
 """Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
@@ -27,45 +24,6 @@ none), the threshold of solarization (2: none), and the angle in radians by whic
 chroma plane at last (0: none)."""
 IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0)
 """Parameters that change nothing."""
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class AugmentConfig(Section):
-    """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
-    channels.
-    """
-
-    horizontal_flip: Probability = 0.5
-    """Probability of mirroring a view left to right."""
-    vertical_flip: Probability = 0.0
-    """Probability of mirroring a view top to bottom; 0.5 suits images without a natural "up", e.g. from
-    microscopes."""
-    jitter_probability: Probability = 0.8
-    """Probability of changing brightness, contrast, saturation and hue, in this order."""
-    brightness: float = Field(0.4, ge=0)
-    """Pixels are multiplied by a factor drawn uniformly from 1 ± this."""
-    contrast: float = Field(0.4, ge=0)
-    """The distance of pixels to the image's mean grey is multiplied by a factor drawn uniformly from 1 ±
-    this."""
-    saturation: float = Field(0.2, ge=0)
-    """The distance of colours to the pixel's own grey is multiplied by a factor drawn uniformly from 1 ±
-    this."""
-    hue: float = Field(0.1, ge=0, le=0.5)
-    """Shift of the hue, drawn uniformly from ± this, in turns of the colour circle; 0.5 is the complement."""
-    grey_probability: Probability = 0.2
-    """Probability of converting a view to grey."""
-    blur_probability: Probability = 0.5
-    """Probability of a Gaussian blur."""
-    blur_sigma: Interval = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels of the view."""
-    solarize_probability: Probability = 0.2
-    """Probability of inverting the bright pixels of a view."""
-    solarize_threshold: float = Field(0.5, ge=0, le=1)
-    """Pixels of at least this value are inverted, on the scale where white is 1."""
-    turned: bool = False
-    """Whether these operators, except for flips, act on turned views as well, where there are others beside
-    them. A pose is learned faster without (docs/torus.md). With views.turned=all they act on every view."""
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
-from data_pipeline.transforms.augment import AugmentConfig, apply
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.augment import apply
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from eval_suite.features.representation import Representation
 from isotorus.errors import UserError
 from pretrain.models.description import EncoderDescription

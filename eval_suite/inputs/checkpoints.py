@@ -14,10 +14,11 @@ from torch import nn
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
+from pretrain.models.config import MLPConfig
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import build_encoder
 from pretrain.models.float32 import exact_float32
-from pretrain.models.projector import FirstNumbers, MLPConfig, build_mlp
+from pretrain.models.projector import FirstNumbers, build_mlp
 
 WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
 COMPLETE = "COMPLETE"

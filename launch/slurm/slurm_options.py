@@ -78,12 +78,12 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
         )
     _refuse_secrets([*pretrain, " ".join(options), *given])
     _refuse_line_breaks([*options, *(text for text in given if text not in args.setup)])
-    # Imported here because they import torch, which takes seconds; the checks above need not wait for it.
+    base, configs, runs = _runs(args.sweep, pretrain)
+    # Imported here because preflight imports torch, which takes seconds; what is refused above need not wait.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
     from pretrain.preflight import check_model
 
-    base, configs, runs = _runs(args.sweep, pretrain)
     ranks = args.ranks_per_node or int(args.gpus_per_node.rpartition(":")[2])
     for config in configs:
         check_model(config, args.nodes * ranks)

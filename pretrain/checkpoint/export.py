@@ -1,4 +1,4 @@
-"""`isotorus export RUN DEST`: write a checkpoint's encoder for timm or transformers.
+"""Write a checkpoint's encoder for timm or transformers, for `isotorus export`.
 
 timm           timm.create_model("local-dir:DEST", pretrained=True)
 transformers   AutoModel.from_pretrained("DEST").pooler_output, if the encoder computes what a Dinov2 does
@@ -11,13 +11,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isotorus.errors import ArgumentParser, UserError, from_os_error
+from isotorus.errors import UserError, from_os_error
 from isotorus.files import as_new, sync
 from pretrain.checkpoint.dinov2 import dinov2_config, dinov2_state
 from pretrain.checkpoint.warm_start import find_weights, load_exactly
@@ -25,26 +25,6 @@ from pretrain.models.description import DESCRIPTION, EncoderDescription, describ
 from pretrain.models.encoder import create
 
 Format = Literal["timm", "transformers"]
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command; return exit code 0."""
-    parser = ArgumentParser(
-        prog="isotorus export", description="Write a checkpoint's encoder for timm or transformers."
-    )
-    parser.add_argument("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
-    parser.add_argument("dest", type=Path, help="the folder to make")
-    parser.add_argument("--format", choices=get_args(Format), default="timm")
-    given = parser.parse_args(arguments)
-    export(given.checkpoint, given.dest, given.format)
-    print(f"{given.dest}: {_USAGE[given.format].format(dest=given.dest)}")
-    return 0
-
-
-_USAGE = {
-    "timm": "timm.create_model('local-dir:{dest}', pretrained=True)",
-    "transformers": "transformers.AutoModel.from_pretrained('{dest}')(pixel_values).pooler_output",
-}
 
 
 def export(given: Path, dest: Path, format: Format = "timm") -> None:

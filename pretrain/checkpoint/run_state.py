@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import store
+from pretrain.checkpoint.config import OnDamage
 from pretrain.checkpoint.saver import Saver
-from pretrain.checkpoint.store import OnDamage
 from pretrain.engines import Engine
-from pretrain.guard import Guard
+from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
 
 log = logging.getLogger(__name__)

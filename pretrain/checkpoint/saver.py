@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pretrain.checkpoint import store
-from pretrain.checkpoint.store import CheckpointConfig
+from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.distributed import cpu_group, rank, world_size
 
 

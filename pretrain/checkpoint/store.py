@@ -15,12 +15,11 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,12 +28,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import as_new, sync
-from isotorus.section import Section
 from pretrain.checkpoint import dcp_reading
+from pretrain.checkpoint.config import CheckpointConfig, OnDamage
 from pretrain.distributed import rank, world_size
 
 T = TypeVar("T")
-OnDamage = Literal["previous", "refuse"]
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
 _PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "head.projector."}
@@ -42,21 +40,6 @@ _PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "h
 
 _TRIAL = 2**20  # bytes: a disk that does not accept them is full
 _CHUNK = 16 * 2**20  # bytes read at a time for a checksum
-
-
-class CheckpointConfig(Section):
-    every: PositiveInt = 1000
-    """Steps between checkpoints; the last step always has one."""
-    keep_last: PositiveInt | None = None
-    """How many of the newest checkpoints are kept; by default all."""
-    keep_every: PositiveInt | None = None
-    """With keep_last: older checkpoints are kept too if their step is a multiple of this."""
-    asynchronous: bool = True
-    """Train on while a checkpoint is written; needs memory on the CPU for a copy of the state."""
-    on_damage: OnDamage = "previous"
-    """What to do at the start if the newest checkpoint is damaged. previous: rename it
-    damaged_step_XXXXXXXX and continue from the newest whole one; refuse: end with a line that names the
-    file."""
 
 
 class Damaged(UserError):

@@ -24,8 +24,8 @@ from pretrain.cost.by_depth import by_depth
 from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
-from pretrain.methods import ObjectiveConfig, build_head, inputs_beside
-from pretrain.methods.base import Turned
+from pretrain.methods import build_head, inputs_beside
+from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import ViewEncoder, create
 from pretrain.objectives.sigreg import SIGReg
 

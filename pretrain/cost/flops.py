@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
-from pretrain.methods import ObjectiveConfig, build_head, inputs_beside
-from pretrain.methods.base import Turned
+from pretrain.methods import build_head, inputs_beside
+from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import create
 
 

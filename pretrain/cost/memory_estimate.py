@@ -15,7 +15,7 @@ from pretrain.cost.activation_memory import encoder_footprint, gathers_in_bf16, 
 from pretrain.engines.blocks import blocks
 from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.preflight import Model
 
 FP32, BF16 = 4, 2

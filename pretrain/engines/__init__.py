@@ -1,24 +1,24 @@
 """Engines: ways to spread one training step over processes.
 
-The training loop sees `Engine` alone; `build_engine` builds the one that `engine.kind` names.
+The training loop sees `Engine` alone; `build_engine` builds the one that `engine.kind` names. It imports what
+it needs itself, so that `config.py` can be read without torch.
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 
-from pretrain.engines.automatic import decide_here, in_words
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.deterministic import be_deterministic
-from pretrain.engines.fp8 import check_fp8
-from pretrain.engines.networks import Networks, build_on_meta
-from pretrain.engines.optimizer import OptimizerConfig
-from pretrain.methods.base import HeadOutput
-from pretrain.models.float32 import exact_float32
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pretrain.engines.networks import Networks
+    from pretrain.methods.base import HeadOutput
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,14 @@ def build_engine(
     `head` is whole on every rank. The order is: meta device, settings that are `auto`, activation
     checkpointing, compiled blocks, shards, weights. Raises `UserError` for what this machine cannot do.
     """
+    import torch
+
+    from pretrain.engines.automatic import decide_here, in_words
+    from pretrain.engines.deterministic import be_deterministic
+    from pretrain.engines.fp8 import check_fp8
+    from pretrain.engines.networks import build_on_meta
+    from pretrain.models.float32 import exact_float32
+
     exact_float32()
     if config.precision == "fp8":
         check_fp8(device)

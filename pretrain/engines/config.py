@@ -1,14 +1,10 @@
-"""Settings of engines and precision, and the combinations that are refused."""
+"""The sections `engine` and `optimizer` of a recipe, and the combinations of fields that are refused."""
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
-from torch import nn
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from isotorus.errors import UserError
 from isotorus.section import Section
-from pretrain.models.batch_norm import has_batch_norm, unsynchronized
-from pretrain.models.packed import unfit
 
 # Elements of DeepSpeed's communication buffers, 200 MB in fp32.
 ZERO_BUCKET = 50_000_000
@@ -152,35 +148,20 @@ def reduces_by_size(config: EngineConfig) -> bool:
     return config.kind == "fsdp" and config.reshard_after_forward and not config.packed
 
 
-def check(config: EngineConfig, world_size: int, encoder: nn.Module, with_target: bool) -> None:
-    """Raise `UserError` if the engine cannot run on this number of ranks, or with this encoder.
+class OptimizerConfig(Section):
+    """Settings of the optimizer."""
 
-    The encoder is on the meta device.
-    """
-    if isinstance(config.shard, int) and world_size % config.shard:
-        divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
-        raise UserError(
-            f"engine.shard={config.shard} does not divide {world_size} ranks; use {divisors} or node"
-        )
-    if config.kind == "fsdp" and (names := [n for n, p in encoder.named_parameters() if p.ndim == 0]):
-        raise UserError(
-            f"engine.kind=fsdp cannot shard parameters without dimensions, such as the encoder's {names[0]}; "
-            "use engine.kind=ddp or deepspeed"
-        )
-    if config.packed is True and (reason := unfit(encoder)):
-        raise UserError(
-            f"engine.packed=true: {reason}, whose tokens could be one sequence; use engine.packed=false"
-        )
-    if config.offload == "nvme" and with_target:
-        raise UserError("engine.offload=nvme: a target network has to stay in memory; use engine.offload=cpu")
-    if config.activation_checkpointing != "none" and has_batch_norm(encoder):
-        raise UserError(
-            f"engine.activation_checkpointing={config.activation_checkpointing}: recomputing a block would "
-            "update its batch norm's statistics twice; use none, or an encoder without batch norm"
-        )
-    if world_size > 1 and (names := unsynchronized(encoder)):
-        kind = type(encoder.get_submodule(names[0])).__name__
-        raise UserError(
-            f"the encoder's {names[0]} is a {kind}, whose statistics would be of one rank's images alone on "
-            f"{world_size} ranks; use one process, or an encoder with BatchNorm2d or without batch norm"
-        )
+    lr: PositiveFloat = 5e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 5e-2
+    """Decoupled weight decay, on matrices only."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay rate of the first moment."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay rate of the second moment."""
+    warmup_steps: NonNegativeInt = 500
+    """Steps of linear warm-up before the cosine decay."""
+    final_lr_ratio: float = Field(1e-3, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+    clip_grad: PositiveFloat = 1.0
+    """Largest global norm of the gradients; larger ones are scaled down to it."""

@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.distributed import world_size
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.networks import Networks, materialize
-from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.torch_engine import TorchEngine
 
 

@@ -22,9 +22,9 @@ from deepspeed.utils import logger
 from isotorus.device import to_device
 from pretrain.distributed import world_size
 from pretrain.engines import zero_state
-from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
+from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig, OptimizerConfig
 from pretrain.engines.networks import Networks, Weights, materialize, tensors
-from pretrain.engines.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
+from pretrain.engines.optimizer import accepts, build_optimizer, optimizer_state, update
 from pretrain.methods.base import HeadOutput
 
 

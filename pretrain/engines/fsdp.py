@@ -15,9 +15,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from pretrain.distributed import world_size
 from pretrain.engines.blocks import blocks
-from pretrain.engines.config import EngineConfig, reduces_by_size
+from pretrain.engines.config import EngineConfig, OptimizerConfig, reduces_by_size
 from pretrain.engines.networks import Networks, materialize, uses_bf16
-from pretrain.engines.optimizer import OptimizerConfig
 from pretrain.engines.torch_engine import TorchEngine
 
 

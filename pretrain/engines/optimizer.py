@@ -5,32 +5,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from isotorus.section import Section
+from pretrain.engines.config import OptimizerConfig
 from pretrain.models.shards import own_part
-
-
-class OptimizerConfig(Section):
-    """Settings of the optimizer."""
-
-    lr: PositiveFloat = 5e-4
-    """Peak learning rate of AdamW."""
-    weight_decay: NonNegativeFloat = 5e-2
-    """Decoupled weight decay, on matrices only."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay rate of the first moment."""
-    beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay rate of the second moment."""
-    warmup_steps: NonNegativeInt = 500
-    """Steps of linear warm-up before the cosine decay."""
-    final_lr_ratio: float = Field(1e-3, ge=0, le=1)
-    """Learning rate of the last step, as a share of the peak."""
-    clip_grad: PositiveFloat = 1.0
-    """Largest global norm of the gradients; larger ones are scaled down to it."""
 
 
 def build_optimizer(

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.engines.config import EngineConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.networks import Networks
-from pretrain.engines.optimizer import OptimizerConfig, accepts, build_optimizer, optimizer_state, update
+from pretrain.engines.optimizer import accepts, build_optimizer, optimizer_state, update
 from pretrain.methods.base import HeadOutput
 
 

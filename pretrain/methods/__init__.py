@@ -1,18 +1,17 @@
-"""Methods: trainable heads that turn embeddings into a loss, one file each, chosen by `objective.kind`."""
+"""Methods: trainable heads that turn embeddings into a loss, one file each, chosen by `objective.kind`.
 
-from typing import Annotated, Any
+A head is imported where it is built, so that `config.py` can be read without torch.
+"""
 
-import torch
-from pydantic import Field
-from torch import Tensor, nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from isotorus.errors import UserError
-from pretrain.methods.base import Turned
-from pretrain.methods.jepa import JEPAConfig, JEPAHead
-from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
-from pretrain.methods.torus import TorusConfig, TorusHead
+from pretrain.methods.config import JEPAConfig, LeJEPAConfig, ObjectiveConfig, TorusConfig, Turned
 
-ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def build_head(
@@ -22,6 +21,10 @@ def build_head(
 
     Raises `UserError` if the method does not fit the embedding, or the actions on views.
     """
+    from pretrain.methods.jepa import JEPAHead
+    from pretrain.methods.lejepa import LeJEPAHead
+    from pretrain.methods.torus import TorusHead
+
     if isinstance(config, LeJEPAConfig):
         return LeJEPAHead(embedding_width, config, n_global, seed)
     if isinstance(config, JEPAConfig):
@@ -46,6 +49,8 @@ def inputs_beside(
     config: ObjectiveConfig, n_global: int, views: int, images: int, turned: Turned | None
 ) -> list[Tensor]:
     """Return blank inputs of a head, for a number of images, behind the embeddings and the step."""
+    import torch
+
     if isinstance(config, JEPAConfig):
         return [torch.zeros(n_global, images, config.projector.width)]
     if turned and takes_actions(config, turned):

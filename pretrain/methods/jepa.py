@@ -4,67 +4,15 @@ As in EB-JEPA, the prediction from each view is compared with the target network
 global view. The target network is an exponential moving average of encoder and projector and has no gradient.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from isotorus.section import Section
-from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import MLPConfig, ProjectorConfig, build_mlp
+from pretrain.methods.base import HeadOutput, build_sigreg
+from pretrain.methods.config import JEPAConfig
+from pretrain.models.projector import build_mlp
 from pretrain.objectives.batch import covariance_and_sums
-from pretrain.objectives.toroidal import Weighting, covariance_energy
+from pretrain.objectives.toroidal import covariance_energy
 from pretrain.objectives.vicreg import covariance_penalty, squared_error, variance_hinge
-
-
-class JEPAProjectorConfig(ProjectorConfig):
-    """Settings of the projector of JEPA."""
-
-    width: PositiveInt = 256
-    """Width of the projection; the toroidal regularizer needs at least grid_size²."""
-
-
-class PredictorConfig(MLPConfig):
-    """Settings of the predictor."""
-
-    hidden: PositiveInt = 1024
-    """Width of the hidden layers."""
-    layers: PositiveInt = 2
-    """Number of linear layers."""
-
-
-class JEPAConfig(Section):
-    """Settings of JEPA."""
-
-    kind: Literal["jepa"]
-    """jepa: a predictor predicts the output of a target network, and a regularizer prevents collapse."""
-    regularizer: Literal["vicreg", "sigreg", "toroidal"] = "vicreg"
-    """vicreg: variance and covariance; sigreg: SIGReg; toroidal: variance and toroidal covariance."""
-    weight: NonNegativeFloat = 1.0
-    """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1."""
-    variance_weight: NonNegativeFloat = 25.0
-    """Weight of the variance term of vicreg and toroidal."""
-    grid_size: int = Field(8, ge=2)
-    """toroidal: the dimensions of the projection are laid out on a torus of N × N sites; this is N."""
-    weighting: Weighting = "distance"
-    """toroidal: weights of the covariances: distance (published), laplacian, or heat (target e^{−time·L})."""
-    time: float = Field(1.0, gt=0)
-    """toroidal: diffusion time of the heat weighting."""
-    momentum: float = Field(0.996, ge=0, le=1)
-    """Momentum of the target network at the first step; it rises to 1 at the last step along a cosine."""
-    sigreg: SIGRegConfig = SIGRegConfig()
-    projector: JEPAProjectorConfig = JEPAProjectorConfig()
-    predictor: PredictorConfig = PredictorConfig()
-
-    @model_validator(mode="after")
-    def _grid_fits(self) -> "JEPAConfig":
-        if self.regularizer == "toroidal" and self.grid_size**2 > self.projector.width:
-            raise ValueError(
-                f"grid_size={self.grid_size} has {self.grid_size**2} sites for {self.projector.width} "
-                f"dimensions; use at most {int(self.projector.width**0.5)}, or a larger projector.width"
-            )
-        return self
 
 
 class JEPAHead(nn.Module):
@@ -75,7 +23,7 @@ class JEPAHead(nn.Module):
         width = config.projector.width
         self.projector = build_mlp(embedding_width, config.projector, width, seed)
         self.predictor = build_mlp(width, config.predictor, width, (seed + 1) % 2**64)
-        self.sigreg = config.sigreg.build(seed)
+        self.sigreg = build_sigreg(config.sigreg, seed)
         self.config = config
 
     def forward(self, embeddings: Tensor, step: int, target: Tensor) -> HeadOutput:

@@ -1,43 +1,12 @@
 """LeJEPA: every view predicts the centre of its image; SIGReg keeps each view's projections Gaussian."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from isotorus.section import Section
-from pretrain.methods.base import HeadOutput, SIGRegConfig
-from pretrain.models.projector import ProjectorConfig, build_mlp
+from pretrain.methods.base import HeadOutput, build_sigreg
+from pretrain.methods.config import LeJEPAConfig
+from pretrain.models.projector import build_mlp
 from pretrain.objectives.lejepa import lejepa_loss
-
-
-class AutoWeightConfig(Section):
-    """Settings of the automatic weight of SIGReg."""
-
-    enabled: bool = False
-    """Choose λ while training: minimise the prediction error subject to SIGReg ≤ multiple · null (dual
-    ascent)."""
-    multiple: PositiveFloat = 1.5
-    """Largest SIGReg that is allowed, as a multiple of its mean for Gaussian samples (null)."""
-    rate: PositiveFloat = 1e-3
-    """Step size ρ of the update λ ← max(0, λ + ρ (SIGReg − multiple · null))."""
-
-
-class LeJEPAConfig(Section):
-    """Settings of LeJEPA."""
-
-    kind: Literal["lejepa"] = "lejepa"
-    """lejepa: every view predicts the mean of the global views, and SIGReg keeps each view Gaussian."""
-    weight: float = Field(0.05, ge=0, le=1)
-    """λ in (1 − λ)·prediction + λ·SIGReg; with auto_weight, the first λ in prediction + λ·SIGReg."""
-    center: Literal["global", "all"] = "global"
-    """Views whose mean every view predicts: global (published), or all."""
-    encoder_weight: NonNegativeFloat = 0.0
-    """Weight of a second SIGReg, on the encoder's own output; 0 leaves it out."""
-    auto_weight: AutoWeightConfig = AutoWeightConfig()
-    sigreg: SIGRegConfig = SIGRegConfig()
-    projector: ProjectorConfig = ProjectorConfig()
 
 
 class LeJEPAHead(nn.Module):
@@ -48,7 +17,7 @@ class LeJEPAHead(nn.Module):
     def __init__(self, embedding_width: int, config: LeJEPAConfig, n_global: int, seed: int) -> None:
         super().__init__()
         self.projector = build_mlp(embedding_width, config.projector, config.projector.width, seed)
-        self.sigreg = config.sigreg.build(seed)
+        self.sigreg = build_sigreg(config.sigreg, seed)
         self.config, self.n_global = config, n_global
         self.register_buffer("dual_weight", torch.tensor(config.weight))
 

@@ -8,19 +8,15 @@ Where views are turned by known circle actions (`views.actions`), the first angl
 angles are invariant. `content: lejepa` puts LeJEPA's head beside the angles: the latent space is T^m × R^K.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from isotorus.device import to_device
-from isotorus.errors import UserError
-from isotorus.section import Section, Unfit
-from pretrain.methods.base import HeadOutput, SIGRegConfig, Turned
-from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
-from pretrain.models.projector import MLPConfig, Norm, build_mlp
+from pretrain.methods.base import HeadOutput, build_sigreg
+from pretrain.methods.config import TorusConfig, Turned
+from pretrain.methods.lejepa import LeJEPAHead
+from pretrain.models.projector import build_mlp
 from pretrain.objectives.toroidal import (
     angles_from_pairs,
     chance_agreement,
@@ -28,111 +24,6 @@ from pretrain.objectives.toroidal import (
     weighed,
 )
 from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s, sample_frequencies
-
-
-class TorusConfig(Section):
-    """Settings of toroidal JEPA."""
-
-    kind: Literal["torus"]
-    """torus: views agree on a flat torus, and their angles are uniform by Weyl's criterion."""
-    angles: PositiveInt = 2
-    """Number m of angles, the dimension of the torus T^m. With views.actions at least one for each action."""
-    equivariant: bool | None = None
-    """Views agree after the known turn of each is taken back, so that the first angles turn with the actions
-    and further ones ignore them. Default: whether there are views.actions. false with actions makes all
-    angles ignore the actions, as a negative control."""
-    order: list[PositiveInt] = []
-    """How often each action's angle goes round while the image is turned once: k where images look the same
-    after a k-th of a turn, such as 4 for a square cell under rotation. Default: 1 for each action."""
-    weight: float = Field(0.05, ge=0, le=1)
-    """λ in (1 − λ)·prediction + λ·uniformity."""
-    content: Literal["lejepa"] | None = None
-    """lejepa: LeJEPA's projector and SIGReg beside the angles. It sees the views that are not turned; all of
-    them if every view is."""
-    content_weight: float = Field(0.5, ge=0, le=1)
-    """γ in (1 − γ)·torus + γ·content, the losses of the two parts; 0.5 weighs both alike."""
-    lejepa: LeJEPAConfig = LeJEPAConfig()
-    pose_width: PositiveInt | None = None
-    """With content: the angles see only the first pose_width numbers of the embedding, and content only the
-    others. Default: both see the whole embedding."""
-    cutoff: PositiveInt | None = None
-    """Test all frequencies up to this one in every angle. Default: 3 for up to 3 angles, else random
-    frequencies."""
-    num_frequencies: PositiveInt = 1024
-    """Random frequencies, drawn anew in every step, where not all are tested."""
-    decay: PositiveFloat | None = None
-    """s in the weights e^{−s‖k‖²} of the frequencies. Default: the lowest frequencies of all angles weigh 1
-    together."""
-    encoder_weight: NonNegativeFloat = 0.0
-    """Weight of SIGReg on the encoder's output, in addition to the torus; 0 leaves it out. With content, use
-    lejepa.encoder_weight."""
-    sigreg: SIGRegConfig = SIGRegConfig()
-    head: MLPConfig = MLPConfig()
-    norm: Norm | None = None
-    """What is between the layers of the head. batch: batch norm, whose running statistics follow the views of
-    training; layer: layer norm, which is the same in training and on the checkpoint. Default: layer with
-    views.actions, else batch."""
-
-    @model_validator(mode="after")
-    def _content_is_whole(self) -> "TorusConfig":
-        if self.content is None:
-            given = [x for x in ("content_weight", "lejepa", "pose_width") if self._differs(x)]
-            if given:
-                raise Unfit(
-                    f"{given[0]} is for the content beside the angles; set objective.content=lejepa too"
-                )
-        elif self.encoder_weight:
-            raise Unfit(
-                f"encoder_weight={self.encoder_weight:g}: with objective.content=lejepa use "
-                "objective.lejepa.encoder_weight instead"
-            )
-        return self
-
-    def _differs(self, name: str) -> bool:
-        """Return whether a field has another value than its default; config.yaml gives it in any case."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
-
-    def orders(self, turned: Turned | None) -> list[int]:
-        """Return the order of each action."""
-        return self.order or [1] * len(turned.actions if turned else ())
-
-    def norm_of_head(self, turned: Turned | None) -> Norm:
-        """Return what is between the layers of the head."""
-        return self.norm or ("layer" if turned else "batch")
-
-    def check(self, embedding_width: int, turned: Turned | None) -> None:
-        """Raise `UserError` unless the angles fit the embedding and the actions on views."""
-        actions = turned.actions if turned else ()
-        if self.pose_width is not None and self.pose_width >= embedding_width:
-            raise UserError(
-                f"objective.pose_width={self.pose_width} leaves none of the {embedding_width} numbers of the "
-                f"embedding for content; use at most {embedding_width - 1}, or leave it out"
-            )
-        if self.order and len(self.order) != len(actions):
-            raise UserError(
-                f"objective.order={self.order}: views.actions names {len(actions)} actions "
-                f"({_listed(actions)}); give one order for each of them"
-            )
-        if turned is None:
-            if self.equivariant:
-                raise UserError(
-                    "objective.equivariant=true: no view is turned; set views.actions, e.g. [rotation]"
-                )
-            return
-        if self.equivariant is not False and self.angles < len(actions):
-            raise UserError(
-                f"objective.angles={self.angles}, but each of the {len(actions)} actions "
-                f"({_listed(actions)}) needs an angle; use objective.angles={len(actions)}"
-            )
-        if turned.first and self.content is None and not self.encoder_weight:
-            raise UserError(
-                f"objective.kind=torus learns from turned views alone, and {turned.first} others would be "
-                "encoded for nothing; set views.turned=all, or objective.content=lejepa to learn from them"
-            )
-
-
-def _listed(actions: tuple[str, ...]) -> str:
-    return ", ".join(actions) or "none"
 
 
 class TorusHead(nn.Module):
@@ -154,7 +45,7 @@ class TorusHead(nn.Module):
         if config.content:
             rest = embedding_width - (config.pose_width or 0)
             self.content = LeJEPAHead(rest, config.lejepa, n_global, (seed + 1) % 2**64)
-        self.sigreg = config.sigreg.build(seed)
+        self.sigreg = build_sigreg(config.sigreg, seed)
         self.config, self.n_global, self.seed, self.turned = config, n_global, seed, turned
         self.first = turned.first if turned else 0
         self.turns = turned is not None and config.equivariant is not False

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
-from data_pipeline.transforms.actions import Action, Border
+from data_pipeline.transforms.config import Action, Border
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.architecture import LONGEST_NAME
+from pretrain.models.config import Norm
 from pretrain.models.encoder import create, embedding_width
-from pretrain.models.projector import Norm
 
 DESCRIPTION, TIMM_DESCRIPTION = "encoder.json", "config.json"
 

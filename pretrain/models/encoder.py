@@ -3,42 +3,21 @@
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
-from pydantic import PositiveInt
 from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
 from isotorus.names import nearest
-from isotorus.paths import LocalPath
-from isotorus.section import Section
 from pretrain.models import architecture
 from pretrain.models.batch_norm import synchronize
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import draw_masks, key_drop_paths
 from pretrain.models.packed import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
-
-
-class EncoderConfig(Section):
-    """Settings of the encoder."""
-
-    name: str = "vit_small_patch16_224"
-    """Name of a timm model, see `timm.list_models()`."""
-    kwargs: dict[str, Any] = {}
-    """More arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
-    attention: Literal["softmax", "winding"] = "softmax"
-    """winding: each block of a plain ViT learns an angle for every token, and tokens attend only to tokens of
-    the same class, i.e. in the same bin of angles. That leaves as little as 1/winding_classes of attention's
-    products."""
-    winding_classes: PositiveInt = 8
-    """Number of classes of winding attention."""
-    weights: LocalPath | None = None
-    """Start from these weights instead of random ones: a .safetensors file with timm's names, or the folder
-    of a run, a checkpoint or a timm model. Position embeddings, patch size and channels are fitted to the new
-    encoder, a classifier is left out, and everything else must match."""
 
 
 def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[str, Any]:

@@ -1,31 +1,10 @@
 """MLPs between embedding and loss: projector, predictor and angle head."""
 
-from typing import Literal
-
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from isotorus.section import Section
 from pretrain.models.batch_norm import GlobalBatchNorm
-
-Norm = Literal["batch", "layer"]
-
-
-class MLPConfig(Section):
-    """Settings of an MLP."""
-
-    hidden: PositiveInt = 2048
-    """Width of the hidden layers."""
-    layers: int = Field(3, ge=1, le=1000)
-    """Number of linear layers; 1 is a linear map."""
-
-
-class ProjectorConfig(MLPConfig):
-    """Settings of the projector."""
-
-    width: PositiveInt = 64
-    """Width K of the projection; in the published ablation 16 to 128 do better than 1024."""
+from pretrain.models.config import MLPConfig, Norm
 
 
 class FirstNumbers(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from isotorus.device import to_device
 from pretrain.engines.step import StepResult
-from pretrain.methods import TorusHead
+from pretrain.methods.torus import TorusHead
 from pretrain.objectives.batch import covariance_and_sums, in_float32
 from pretrain.objectives.sigreg import SIGReg, aliased_share
 

@@ -3,21 +3,12 @@
 from pathlib import Path
 
 import torch
-from pydantic import PositiveInt
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from isotorus.section import Section
+from pretrain.monitoring.config import ProfileConfig
 
 SHOWN = 40
 """Rows of the table of operators."""
-
-
-class ProfileConfig(Section):
-    start: PositiveInt | None = None
-    """Number of steps before the trace begins, on rank 0; without it nothing is traced. <runs>/<name>/profile
-    gets the trace, for chrome://tracing or ui.perfetto.dev, and a table of the slowest operators."""
-    steps: PositiveInt = 5
-    """How many steps are traced; they run slower than others."""
 
 
 class Profiler:

@@ -26,7 +26,7 @@ from pretrain.distributed import rank, sum_together, world_size
 from pretrain.engines import Engine
 from pretrain.geometry.flat_torus import wrap
 from pretrain.geometry.winding import winding
-from pretrain.methods import TorusHead
+from pretrain.methods.torus import TorusHead
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.objectives import draws
 from pretrain.objectives.toroidal import angles_from_pairs, torus_uniformity

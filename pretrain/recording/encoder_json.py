@@ -3,8 +3,8 @@
 from typing import Any
 
 from pretrain.config import Config
-from pretrain.methods import TorusConfig, describe_projector
-from pretrain.methods.base import Turned
+from pretrain.methods import describe_projector
+from pretrain.methods.config import TorusConfig, Turned
 from pretrain.preflight import RunInputs
 
 

@@ -7,31 +7,15 @@ from typing import Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, PositiveFloat
 
-from isotorus.section import Section
 from pretrain.distributed import cpu_group
+from pretrain.run_control.config import StoppingConfig
 from pretrain.run_control.lock import Lock
 from pretrain.run_control.signals import Signals, StopRequest, interrupted_code
 from pretrain.run_control.watchdog import Watchdog
 
 _SIGNAL_SECONDS = 10.0
 """How much later than others an elastic launcher may learn that a host has joined."""
-
-
-class StoppingConfig(Section):
-    grace: PositiveFloat = 120
-    """Seconds that a run has for saving and ending after Ctrl-C, SIGTERM or SIGUSR1; then it ends without
-    saving, with exit code 75. Choose less than the time that the scheduler waits before it kills."""
-    hang: PositiveFloat = 600
-    """Seconds without a finished step (or save, or part of the start) after which every rank writes its
-    stack to <runs>/<name>/stacks and ends with exit code 75."""
-    lost: PositiveFloat = 60
-    """Seconds without a heartbeat from a rank after which the others count it, or its host, as lost and end
-    with exit code 75, so that the launcher starts them again."""
-    requeue_code: int = Field(0, ge=0, le=125)
-    """Exit code after SIGUSR1 and a save, by which a batch script knows to queue the job again. After SIGTERM
-    it is always 0."""
 
 
 class Stopping:

@@ -14,8 +14,8 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import save_pictures
 

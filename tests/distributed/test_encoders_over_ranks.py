@@ -15,13 +15,14 @@ from torch.distributed.tensor import DTensor
 from isotorus.errors import UserError
 from pretrain import engines
 from pretrain.engines import Engine
-from pretrain.engines import config as engine_config
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.check import check_engine
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.step import MicroBatch, train_step
-from pretrain.methods import LeJEPAConfig, build_head
+from pretrain.methods import build_head
+from pretrain.methods.config import LeJEPAConfig
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import sample_keys
-from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
+from pretrain.models.encoder import build_encoder, embedding_width, timm_kwargs
 
 IMAGES, STEPS = 4, 2
 WINDING = "vit_tiny_patch16_224"
@@ -157,6 +158,6 @@ def test_recomputation_in_bf16_gives_the_same_steps(name: str, mode: str):
 def test_other_batch_norms_are_refused_on_several_ranks():
     with torch.device("meta"):
         encoder = build_encoder("levit_128", {"num_classes": 0}, 0)
-    engine_config.check(EngineConfig(), 1, encoder, with_target=False)
+    check_engine(EngineConfig(), 1, encoder, with_target=False)
     with pytest.raises(UserError, match=r"is a BatchNorm1d.*on 2 ranks; use one process"):
-        engine_config.check(EngineConfig(), 2, encoder, with_target=False)
+        check_engine(EngineConfig(), 2, encoder, with_target=False)

@@ -21,13 +21,13 @@ from pydantic import TypeAdapter
 from data_pipeline.order import share
 from pretrain import engines
 from pretrain.engines import Engine
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.step import MicroBatch, train_step
-from pretrain.methods import ObjectiveConfig, build_head
-from pretrain.methods.base import Turned
+from pretrain.methods import build_head
+from pretrain.methods.config import ObjectiveConfig, Turned
+from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import sample_keys
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.models.encoder import build_encoder, timm_kwargs
 
 # A batch that neither two nor four ranks share equally.
 IMAGES, STEPS, SAVED = 9, 10, 3

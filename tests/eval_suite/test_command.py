@@ -20,7 +20,8 @@ from data_pipeline.transforms.views import center_view
 from eval_suite.geometry import rank
 from eval_suite.inputs import seals
 from eval_suite.usefulness import neighbors
-from pretrain.models.projector import MLPConfig, build_mlp
+from pretrain.models.config import MLPConfig
+from pretrain.models.projector import build_mlp
 from tests.eval_suite.eval_samples import CLASSES, KWARGS, ONE, pack, save_checkpoint
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pretrain.models.projector import MLPConfig, build_mlp
+from pretrain.models.config import MLPConfig
+from pretrain.models.projector import build_mlp
 from tests.eval_suite.eval_samples import save_checkpoint
 
 RANDOM = np.random.default_rng(0)

@@ -22,8 +22,8 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
-from data_pipeline.transforms.augment import PARAMETERS, AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.augment import PARAMETERS
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from tests.formats.contains import assert_contains
 
 HERE = Path(__file__).parent

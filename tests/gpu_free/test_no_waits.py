@@ -21,11 +21,11 @@ from pretrain.checkpoint.run_state import RunState
 from pretrain.config import Config
 from pretrain.engines.networks import build_on_meta
 from pretrain.engines.torch_engine import TorchEngine
-from pretrain.guard import Guard
 from pretrain.methods import build_head
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.encoder import build_encoder, timm_kwargs
 from pretrain.monitoring.corrupt import CorruptSamples
+from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.timing import StepTimer, TimedEngine
 from tests.gpu_free.waits import Waits

@@ -1,4 +1,4 @@
-"""The console command `isotorus`: its help, a wrong command, and commands that run."""
+"""The console command `isotorus`: its help, a wrong command, commands that run, and what they wait for."""
 
 import subprocess
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from isotorus.console import COMMANDS
+
+SETS = Path(__file__).parents[1] / "formats/sets"
 
 
 def isotorus(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,3 +44,46 @@ def test_a_command_shows_its_own_help(command: str, option: str):
 def test_the_readme_names_every_command():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert [name for name in COMMANDS if f"isotorus {name}" not in readme] == []
+
+
+WITHOUT_TORCH = [
+    *(f"{command} --help" for command in COMMANDS),
+    "eval layers --help",
+    "eval duplicates --help",
+    *(f"launch {kind} --help" for kind in ("torchrun", "deepspeed", "slurm", "kubernetes", "doctor")),
+    "info DATA",
+    "sweep --dry-run --config quickstart data.path=DATA seed=0,1",
+    "launch kubernetes --name a --image b --nodes 1 --pvc c:/mnt -- --config quickstart data.path=/mnt/a "
+    "runs=/mnt/runs",
+]
+"""Commands that end with exit code 0."""
+REFUSED_WITHOUT_TORCH = [
+    *(f"{command} --no-such-option" for command in COMMANDS),
+    "train --config no_such_recipe",
+    "train --config quickstart encoder.nmae=x",
+    "train --config quickstart objective.weight=2",
+    "sweep --config quickstart optimizer.lr=0,1e-3",
+    "plan --config quickstart encoder.nmae=x",
+    "plan --config quickstart --gpu abacus",
+    "launch kubernetes --name a --image b --nodes 1 -- --config quickstart encoder.nmae=x",
+    "launch slurm --dry-run --nodes 1 --gpus-per-node 1 -- --config quickstart encoder.nmae=x",
+]
+"""Mistakes, each refused with exit code 2."""
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    """All commands run in one process, in which what one of them imports would stay."""
+    code = f"""
+import sys
+from isotorus.console import main
+for line, expected in {[(x, 0) for x in WITHOUT_TORCH] + [(x, 2) for x in REFUSED_WITHOUT_TORCH]!r}:
+    sys.argv = ["isotorus", *line.replace("DATA", {str(next(SETS.rglob("dataset.json")).parent)!r}).split()]
+    try:
+        ended = main()
+    except SystemExit as end:
+        ended = end.code or 0
+    slow = {{"torch", "timm", "torchvision", "mlflow", "sklearn", "numba", "matplotlib"}} & set(sys.modules)
+    assert ended == expected and not slow, (line, ended, slow)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

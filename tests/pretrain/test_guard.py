@@ -26,11 +26,12 @@ from data_pipeline.loader import Batch
 from data_pipeline.order import Order
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain import checkpoint
 from pretrain.assemble import build_engine, load_batches
+from pretrain.checkpoint import store as checkpoint
 from pretrain.config import Config, load_config
 from pretrain.engines.step import StepResult, train_step
-from pretrain.guard import Guard, GuardConfig
+from pretrain.monitoring.config import GuardConfig
+from pretrain.monitoring.guard import Guard
 from pretrain.preflight import check
 from pretrain.schedule import learning_rate
 from pretrain.train import prepare, train

@@ -14,7 +14,8 @@ from torch import nn
 
 from data_pipeline.loader import Batch
 from pretrain.engines.step import StepResult
-from pretrain.guard import Guard, GuardConfig
+from pretrain.monitoring.config import GuardConfig
+from pretrain.monitoring.guard import Guard
 
 with np.load(Path(__file__).with_name("healthy_runs.npz")) as stored:
     RUNS = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files}

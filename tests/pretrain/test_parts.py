@@ -9,10 +9,12 @@ import torch
 
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain.engines.optimizer import OptimizerConfig, build_optimizer, update
+from pretrain.engines.config import OptimizerConfig
+from pretrain.engines.optimizer import build_optimizer, update
 from pretrain.models.batch_norm import GlobalBatchNorm
-from pretrain.models.encoder import EncoderConfig, ViewEncoder, build_encoder, timm_kwargs
-from pretrain.models.projector import MLPConfig, build_mlp
+from pretrain.models.config import EncoderConfig, MLPConfig
+from pretrain.models.encoder import ViewEncoder, build_encoder, timm_kwargs
+from pretrain.models.projector import build_mlp
 from pretrain.schedule import learning_rate
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
-from pretrain import checkpoint, preflight
+from pretrain import preflight
+from pretrain.checkpoint import store as checkpoint
 from pretrain.config import Config, load_config
 from pretrain.models.encoder import build_encoder, create
 from pretrain.preflight import check_model

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.decoders.decode import decode, size
-from data_pipeline.transforms.views import ViewsConfig, cut
+from data_pipeline.transforms.config import ViewsConfig
+from data_pipeline.transforms.views import cut
 from tests.data_pipeline.encoders import deep_png, encoded, tiff
 from tests.data_pipeline.pictures import picture
 

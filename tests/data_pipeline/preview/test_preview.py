@@ -20,8 +20,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms import augment
-from data_pipeline.transforms.augment import AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import picture
 

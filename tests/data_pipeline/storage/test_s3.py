@@ -21,8 +21,7 @@ from data_pipeline.sources import DataConfig
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.chunks import CHUNK
 from data_pipeline.storage.reader import fetch, open_reader
-from data_pipeline.transforms.augment import AugmentConfig
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.s3_server import S3Server
 

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.transforms.action_checks import doubts, refuse_unfit
-from data_pipeline.transforms.views import ViewsConfig
+from data_pipeline.transforms.config import ViewsConfig
 from isotorus.errors import UserError
 
 WHOLE = {"turned_scale": (1, 1)}

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from data_pipeline.transforms.actions import Action, turn
+from data_pipeline.transforms.actions import turn
+from data_pipeline.transforms.config import Action, ViewsConfig
 from data_pipeline.transforms.hue import WEIGHTS
-from data_pipeline.transforms.views import ViewsConfig, cut, draw, draw_angles
+from data_pipeline.transforms.views import cut, draw, draw_angles
 from tests.data_pipeline.encoders import encoded, npy
 from tests.data_pipeline.pictures import picture
 

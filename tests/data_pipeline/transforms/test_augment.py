@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data_pipeline.transforms import augment_cpu, augment_torch
 from data_pipeline.transforms.actions import turn
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, AugmentConfig, apply, draw, turn_hue
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, apply, draw, turn_hue
+from data_pipeline.transforms.config import AugmentConfig
 
 both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_torch.apply])
 both_depths = pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])

@@ -10,7 +10,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms.v2.functional import resized_crop
 
 from data_pipeline.decoders.decode import decode
-from data_pipeline.transforms.views import ViewsConfig, center_view, crop_box, cut, draw
+from data_pipeline.transforms.config import ViewsConfig
+from data_pipeline.transforms.views import center_view, crop_box, cut, draw
 from tests.data_pipeline.encoders import encoded, npy
 from tests.data_pipeline.pictures import picture, png
 

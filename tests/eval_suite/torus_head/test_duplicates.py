@@ -14,7 +14,8 @@ from eval_suite.torus_head import duplicates
 from eval_suite.usefulness import angle_retrieval
 from isotorus.errors import exit_code
 from pretrain.geometry.memory import WindingMemory
-from pretrain.models.projector import MLPConfig, build_mlp
+from pretrain.models.config import MLPConfig
+from pretrain.models.projector import build_mlp
 from tests.eval_suite.eval_samples import CLASSES, Outcome, pack, save_checkpoint
 
 PROJECTOR = {"hidden": 16, "layers": 2, "width": 6, "angles": 3}

@@ -16,14 +16,14 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from eval_suite.inputs.find import find
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain import checkpoint
 from pretrain.assemble import build_engine
-from pretrain.checkpoint import CheckpointConfig
+from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver, share
 from pretrain.checkpoint.warm_start import find_weights
 from pretrain.config import Config, load_config
-from pretrain.guard import Guard
+from pretrain.monitoring.guard import Guard
 from pretrain.preflight import check
 from pretrain.train import train
 

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from isotorus.errors import UserError, exit_code
-from pretrain.checkpoint.export import export, main
-from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
+from pretrain.checkpoint.export import export
+from pretrain.checkpoint.export_command import main
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import build_encoder, embedding_width, timm_kwargs
 
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 

@@ -11,12 +11,15 @@ import torch
 from isotorus.errors import UserError, exit_code
 from pretrain.config import Config, load_config
 from pretrain.cost import activation_memory, by_depth
-from pretrain.cost.accelerators import KNOWN, detect
+from pretrain.cost.accelerators import detect
+from pretrain.cost.datasheets import KNOWN
 from pretrain.cost.flops import flops_per_image, step_flops
 from pretrain.cost.memory_estimate import Parameters, state_bytes
-from pretrain.cost.plan import Request, estimate, main
+from pretrain.cost.plan import Request, estimate
+from pretrain.cost.plan_command import main
 from pretrain.engines.config import EngineConfig
-from pretrain.models.encoder import EncoderConfig, ViewEncoder, timm_kwargs
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import ViewEncoder, timm_kwargs
 from pretrain.preflight import check_model
 
 GIB = 2**30

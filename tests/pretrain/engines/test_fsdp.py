@@ -11,11 +11,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import engines
-from pretrain.engines.config import EngineConfig
-from pretrain.engines.optimizer import OptimizerConfig
+from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.engines.step import MicroBatch, train_step
-from pretrain.methods import ObjectiveConfig, build_head
-from pretrain.models.encoder import EncoderConfig, build_encoder, timm_kwargs
+from pretrain.methods import build_head
+from pretrain.methods.config import ObjectiveConfig
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import build_encoder, timm_kwargs
 
 DEPTH = 4
 NAME, SMALL = "vit_tiny_patch16_224", {"patch_size": 8, "depth": DEPTH, "embed_dim": 32, "num_heads": 2}

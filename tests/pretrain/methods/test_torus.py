@@ -8,10 +8,11 @@ from pydantic import TypeAdapter
 
 from isotorus.errors import UserError
 from pretrain.config import load_config
-from pretrain.methods import ObjectiveConfig, build_head
-from pretrain.methods.base import HeadOutput, Turned
-from pretrain.methods.lejepa import LeJEPAConfig, LeJEPAHead
-from pretrain.methods.torus import TorusConfig, TorusHead
+from pretrain.methods import build_head
+from pretrain.methods.base import HeadOutput
+from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig, TorusConfig, Turned
+from pretrain.methods.lejepa import LeJEPAHead
+from pretrain.methods.torus import TorusHead
 from pretrain.objectives.toroidal import chance_agreement
 
 IMAGES, WIDTH = 12, 8

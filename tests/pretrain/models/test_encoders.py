@@ -12,11 +12,12 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 
 from isotorus.errors import UserError
-from pretrain import checkpoint
 from pretrain.assemble import build_engine
+from pretrain.checkpoint import store as checkpoint
 from pretrain.checkpoint.warm_start import check_fit, find_weights, initial_state
 from pretrain.config import load_config
-from pretrain.models.encoder import EncoderConfig, build_encoder, embedding_width, timm_kwargs
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import build_encoder, embedding_width, timm_kwargs
 from pretrain.preflight import check
 from pretrain.train import train
 

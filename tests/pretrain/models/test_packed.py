@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isotorus.errors import UserError
-from pretrain.engines import config as engine_config
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
+from pretrain.engines.check import check_engine
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import unfuse_attention
 from pretrain.models.drop_path import sample_keys
@@ -123,7 +123,7 @@ class CountCalls(TorchDispatchMode):
 def test_what_cannot_be_packed_is_refused(name: str, kwargs: dict, said: str):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0, **kwargs)
-    engine_config.check(EngineConfig(), 1, model, False)
+    check_engine(EngineConfig(), 1, model, False)
     with pytest.raises(UserError, match=f"engine.packed=true: {said}") as error:
-        engine_config.check(EngineConfig(packed=True), 1, model, False)
+        check_engine(EngineConfig(packed=True), 1, model, False)
     assert "\n" not in str(error.value) and "engine.packed=false" in str(error.value)

@@ -14,16 +14,17 @@ from torch.nn.attention.flex_attention import create_block_mask
 from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain import checkpoint
+from pretrain.checkpoint import store as checkpoint
 from pretrain.checkpoint.export import export
 from pretrain.config import load_config
 from pretrain.cost.activation_memory import encoder_footprint
 from pretrain.cost.flops import step_flops
-from pretrain.engines import config as engine_config
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
+from pretrain.engines.check import check_engine
 from pretrain.engines.config import EngineConfig
 from pretrain.geometry.jets.transport import holonomy
-from pretrain.models.encoder import EncoderConfig, build_encoder, create, timm_kwargs
+from pretrain.models.config import EncoderConfig
+from pretrain.models.encoder import build_encoder, create, timm_kwargs
 from pretrain.models.winding_attention import (
     Address,
     Addresses,
@@ -223,4 +224,4 @@ def test_packed_sequences_are_refused():
         encoder = create(NAME, TINY | {"winding_classes": 2})
         assert isinstance(timm.create_model(NAME, **TINY), type(encoder))
     with pytest.raises(UserError, match=r"engine.packed=true: its attention is not the usual one"):
-        engine_config.check(EngineConfig(packed=True), 1, encoder, False)
+        check_engine(EngineConfig(packed=True), 1, encoder, False)

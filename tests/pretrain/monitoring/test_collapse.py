@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pretrain.engines.step import StepResult
-from pretrain.methods import LeJEPAConfig, TorusConfig, build_head
-from pretrain.methods.base import SIGRegConfig
-from pretrain.models.projector import MLPConfig, ProjectorConfig
+from pretrain.methods import build_head
+from pretrain.methods.config import LeJEPAConfig, SIGRegConfig, TorusConfig
+from pretrain.models.config import MLPConfig, ProjectorConfig
 from pretrain.monitoring import collapse
 from pretrain.monitoring.online_probe import OnlineProbe
 

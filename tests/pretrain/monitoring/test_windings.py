@@ -14,7 +14,7 @@ from torch import nn
 from pretrain import engines
 from pretrain.config import Config
 from pretrain.methods import build_head
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.encoder import create
 from pretrain.monitoring.windings import Windings
 from tests.eval_suite.torus_samples import KWARGS, SIZE, pack_spots, save_known_torus

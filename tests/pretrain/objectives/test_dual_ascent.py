@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.methods.base import SIGRegConfig
-from pretrain.methods.lejepa import AutoWeightConfig, LeJEPAConfig, LeJEPAHead
+from pretrain.methods.config import AutoWeightConfig, LeJEPAConfig, SIGRegConfig
+from pretrain.methods.lejepa import LeJEPAHead
 
 
 def head_and_samples(test: str, scale: float, rate: float) -> tuple[LeJEPAHead, torch.Tensor]:

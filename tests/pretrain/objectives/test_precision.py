@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.engines.step import StepResult
-from pretrain.methods import JEPAConfig, LeJEPAConfig, ObjectiveConfig, TorusConfig, build_head
+from pretrain.methods import build_head
+from pretrain.methods.config import JEPAConfig, LeJEPAConfig, ObjectiveConfig, TorusConfig
 from pretrain.monitoring import collapse
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.objectives import univariate

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
 from isotorus import jsonl
 from isotorus.errors import UserError
-from isotorus.section import Section
 from pretrain.distributed import rank
 from pretrain.engines.step import StepResult
+from pretrain.monitoring.config import GuardConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +31,6 @@ Gradient norms have heavy tails: where two numbers stand for an angle, one short
 batch ten times the median. In ten recorded healthy runs none was above 1.83 times the largest of the hundred
 before it. The loss is a mean, and its tails are light.
 """
-
-
-class GuardConfig(Section):
-    spike: PositiveFloat | None = 10.0
-    """An update is refused if its loss or gradient norm is this many median absolute deviations above the
-    median of the last `window` accepted updates (with 10: at least half above the median); a gradient norm
-    also has to be more than twice the largest of these. null refuses only NaN and infinity."""
-    window: PositiveInt = 100
-    """Number of accepted updates that define a spike; with fewer, only NaN and infinity are refused."""
-    patience: PositiveInt = 3
-    """Number of refused updates in a row after which the run returns to its newest checkpoint and skips the
-    data up to the last of them."""
-    rewinds: NonNegativeInt = 2
-    """How often the run may return to the same checkpoint before it ends with an error."""
 
 
 class _Step(NamedTuple):

@@ -1,0 +1,146 @@
+"""The sections `views` and `augment` of a recipe."""
+
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from isotorus.section import Section
+
+Action = Literal["rotation", "hue", "shift_x", "shift_y"]
+"""rotation: counterclockwise about the centre. hue: the chroma plane turns. shift_x, shift_y: a cyclic shift
+to the right or downwards, by the whole side at 2π."""
+ACTIONS: tuple[Action, ...] = ("rotation", "hue", "shift_x", "shift_y")
+Border = Literal["disc", "reflect"]
+"""What a rotation shows in the corners. disc: grey, outside the disc that all rotations share; reflect: the
+image, mirrored at its edges."""
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    """Raise ValueError unless 0 < low <= high."""
+    if not 0 < interval[0] <= interval[1]:
+        raise ValueError(f"expected 0 < low <= high, got {interval[0]}, {interval[1]}")
+    return interval
+
+
+def _at_most_whole(interval: tuple[float, float]) -> tuple[float, float]:
+    """Raise ValueError if a crop may be larger than the image."""
+    if interval[1] > 1:
+        raise ValueError(f"a crop holds at most the whole image (1.0), got {interval[1]}")
+    return interval
+
+
+class Resolution(NamedTuple):
+    """How the views of one size are cropped."""
+
+    views: int
+    size: int
+    scale: tuple[float, float]
+    turned: bool
+    """Whether the actions act on these views."""
+    kind: Literal["global", "local", "turned"]
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
+"""A pair 0 < low <= high."""
+Scale = Annotated[Interval, AfterValidator(_at_most_whole)]
+"""A pair 0 < low <= high <= 1: shares of an image's area."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ViewsConfig(Section):
+    """The section `views` of a recipe: multi-crop (Caron et al. 2020, arXiv:2006.09882) with LeJEPA's
+    sizes.
+    """
+
+    global_views: int = Field(2, ge=1)
+    """Number of large crops of an image; their mean is the prediction target."""
+    global_size: int = Field(224, ge=1)
+    """Side of a global view in pixels."""
+    global_scale: Scale = (0.3, 1.0)
+    """Smallest and largest share of the image's area that a global view shows."""
+    local_views: int = Field(6, ge=0)
+    """Number of small crops of an image."""
+    local_size: int = Field(98, ge=1)
+    """Side of a local view in pixels."""
+    local_scale: Scale = (0.05, 0.3)
+    """Smallest and largest share of the image's area that a local view shows."""
+    ratio: Interval = (3 / 4, 4 / 3)
+    """Smallest and largest aspect ratio of a crop, width divided by height."""
+    whole_size: int | None = Field(None, ge=1)
+    """Side in pixels of whole images when the encoder is evaluated or exported; by default global_size. Crops
+    show things larger than a whole image of the same size does (Touvron et al. 2019, arXiv:1906.06423), so a
+    ConvNet may be better at a larger size."""
+
+    actions: list[Action] = []
+    """Circle actions that turn views by known angles, for objective.kind=torus. rotation: about the centre;
+    hue: of the colour plane, for 3 channels; shift_x, shift_y: cyclic shifts, for periodic images."""
+    turned: Literal["all"] | Annotated[int, Field(ge=1)] = 2
+    """If there are actions: number of views of an image that are turned, beside the global and local views,
+    which are not; or all: every global and local view is turned, and there are no others."""
+    turned_size: int | None = Field(None, ge=1)
+    """Side of a turned view in pixels; by default global_size."""
+    turned_scale: Scale = (0.3, 1.0)
+    """Smallest and largest share of the image's area that a turned view shows."""
+    border: Border = "disc"
+    """What rotated views show in their corners. disc: grey, as outside the disc of every view whatever its
+    angle; reflect: the image around the crop, mirrored at the image's edges."""
+
+    @model_validator(mode="after")
+    def _actions_that_act(self) -> Self:
+        """Refuse an action that is named twice, and turned views without actions."""
+        if twice := [action for action in ACTIONS if self.actions.count(action) > 1]:
+            raise ValueError(f"actions names {twice[0]} twice; name each action once")
+        if not self.actions and self.turned != type(self).model_fields["turned"].default:
+            raise ValueError(
+                f"turned={self.turned} needs actions that turn; set views.actions, such as [rotation, hue]"
+            )
+        return self
+
+    def resolutions(self) -> list[Resolution]:
+        """Return the global views, then the local views and the turned views, where there are any."""
+        every = self.turned == "all"
+        beside = self.turned if self.actions and isinstance(self.turned, int) else 0
+        size = self.turned_size or self.global_size
+        resolutions = [
+            Resolution(self.global_views, self.global_size, self.global_scale, every, "global"),
+            Resolution(self.local_views, self.local_size, self.local_scale, every, "local"),
+            Resolution(beside, size, self.turned_scale, True, "turned"),
+        ]
+        return [resolution for resolution in resolutions if resolution.views]
+
+
+class AugmentConfig(Section):
+    """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
+    channels.
+    """
+
+    horizontal_flip: Probability = 0.5
+    """Probability of mirroring a view left to right."""
+    vertical_flip: Probability = 0.0
+    """Probability of mirroring a view top to bottom; 0.5 suits images without a natural "up", e.g. from
+    microscopes."""
+    jitter_probability: Probability = 0.8
+    """Probability of changing brightness, contrast, saturation and hue, in this order."""
+    brightness: float = Field(0.4, ge=0)
+    """Pixels are multiplied by a factor drawn uniformly from 1 ± this."""
+    contrast: float = Field(0.4, ge=0)
+    """The distance of pixels to the image's mean grey is multiplied by a factor drawn uniformly from 1 ±
+    this."""
+    saturation: float = Field(0.2, ge=0)
+    """The distance of colours to the pixel's own grey is multiplied by a factor drawn uniformly from 1 ±
+    this."""
+    hue: float = Field(0.1, ge=0, le=0.5)
+    """Shift of the hue, drawn uniformly from ± this, in turns of the colour circle; 0.5 is the complement."""
+    grey_probability: Probability = 0.2
+    """Probability of converting a view to grey."""
+    blur_probability: Probability = 0.5
+    """Probability of a Gaussian blur."""
+    blur_sigma: Interval = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view."""
+    solarize_probability: Probability = 0.2
+    """Probability of inverting the bright pixels of a view."""
+    solarize_threshold: float = Field(0.5, ge=0, le=1)
+    """Pixels of at least this value are inverted, on the scale where white is 1."""
+    turned: bool = False
+    """Whether these operators, except for flips, act on turned views as well, where there are others beside
+    them. A pose is learned faster without (docs/torus.md). With views.turned=all they act on every view."""

@@ -1,0 +1,238 @@
+"""The section `objective` of a recipe, which has other fields for each kind."""
+
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from data_pipeline.transforms.config import Action, ViewsConfig
+from isotorus.errors import UserError
+from isotorus.section import Section, Unfit
+from pretrain.models.config import MLPConfig, Norm, ProjectorConfig
+
+Test = Literal[
+    "epps_pulley", "anderson_darling", "cramer_von_mises", "watson", "shapiro_wilk", "jarque_bera",
+    "extended_jarque_bera", "moments",
+]  # fmt: skip
+"""Epps-Pulley, and the names of `pretrain.objectives.univariate.TESTS`."""
+
+
+class SIGRegConfig(Section):
+    """Settings of SIGReg."""
+
+    num_slices: PositiveInt = 1024
+    """Random directions of SIGReg, drawn anew in every step."""
+    t_max: PositiveFloat = 3.0
+    """Largest frequency t at which Epps-Pulley compares characteristic functions."""
+    knots: int = Field(17, ge=3)
+    """Number of frequencies in [0, t_max], odd."""
+    chunk: PositiveInt | None = None
+    """Directions computed at once; fewer need less memory. Default: as many as fit into 256 MiB."""
+    test: Test = "epps_pulley"
+    """Univariate test of normality that is applied along each direction."""
+
+    @field_validator("knots")
+    @classmethod
+    def _odd(cls, knots: int) -> int:
+        if knots % 2 == 0:
+            raise ValueError(f"knots must be odd, e.g. {knots + 1}")
+        return knots
+
+
+class AutoWeightConfig(Section):
+    """Settings of the automatic weight of SIGReg."""
+
+    enabled: bool = False
+    """Choose λ while training: minimise the prediction error subject to SIGReg ≤ multiple · null (dual
+    ascent)."""
+    multiple: PositiveFloat = 1.5
+    """Largest SIGReg that is allowed, as a multiple of its mean for Gaussian samples (null)."""
+    rate: PositiveFloat = 1e-3
+    """Step size ρ of the update λ ← max(0, λ + ρ (SIGReg − multiple · null))."""
+
+
+class LeJEPAConfig(Section):
+    """Settings of LeJEPA."""
+
+    kind: Literal["lejepa"] = "lejepa"
+    """lejepa: every view predicts the mean of the global views, and SIGReg keeps each view Gaussian."""
+    weight: float = Field(0.05, ge=0, le=1)
+    """λ in (1 − λ)·prediction + λ·SIGReg; with auto_weight, the first λ in prediction + λ·SIGReg."""
+    center: Literal["global", "all"] = "global"
+    """Views whose mean every view predicts: global (published), or all."""
+    encoder_weight: NonNegativeFloat = 0.0
+    """Weight of a second SIGReg, on the encoder's own output; 0 leaves it out."""
+    auto_weight: AutoWeightConfig = AutoWeightConfig()
+    sigreg: SIGRegConfig = SIGRegConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+
+
+class JEPAProjectorConfig(ProjectorConfig):
+    """Settings of the projector of JEPA."""
+
+    width: PositiveInt = 256
+    """Width of the projection; the toroidal regularizer needs at least grid_size²."""
+
+
+class PredictorConfig(MLPConfig):
+    """Settings of the predictor."""
+
+    hidden: PositiveInt = 1024
+    """Width of the hidden layers."""
+    layers: PositiveInt = 2
+    """Number of linear layers."""
+
+
+class JEPAConfig(Section):
+    """Settings of JEPA."""
+
+    kind: Literal["jepa"]
+    """jepa: a predictor predicts the output of a target network, and a regularizer prevents collapse."""
+    regularizer: Literal["vicreg", "sigreg", "toroidal"] = "vicreg"
+    """vicreg: variance and covariance; sigreg: SIGReg; toroidal: variance and toroidal covariance."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1."""
+    variance_weight: NonNegativeFloat = 25.0
+    """Weight of the variance term of vicreg and toroidal."""
+    grid_size: int = Field(8, ge=2)
+    """toroidal: the dimensions of the projection are laid out on a torus of N × N sites; this is N."""
+    weighting: Literal["distance", "laplacian", "heat"] = "distance"
+    """toroidal: weights of the covariances: distance (published), laplacian, or heat (target e^{−time·L})."""
+    time: float = Field(1.0, gt=0)
+    """toroidal: diffusion time of the heat weighting."""
+    momentum: float = Field(0.996, ge=0, le=1)
+    """Momentum of the target network at the first step; it rises to 1 at the last step along a cosine."""
+    sigreg: SIGRegConfig = SIGRegConfig()
+    projector: JEPAProjectorConfig = JEPAProjectorConfig()
+    predictor: PredictorConfig = PredictorConfig()
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> "JEPAConfig":
+        if self.regularizer == "toroidal" and self.grid_size**2 > self.projector.width:
+            raise ValueError(
+                f"grid_size={self.grid_size} has {self.grid_size**2} sites for {self.projector.width} "
+                f"dimensions; use at most {int(self.projector.width**0.5)}, or a larger projector.width"
+            )
+        return self
+
+
+class Turned(NamedTuple):
+    """Which views of an image are turned, and by which actions; a step's views do not change that."""
+
+    first: int
+    """Place of the first turned view among all views; all views behind it are turned too."""
+    actions: tuple[Action, ...]
+
+    @classmethod
+    def of(cls, views: ViewsConfig) -> Self | None:
+        """Return which of the configured views are turned; None if no view is."""
+        if not views.actions:
+            return None
+        return cls(sum(r.views for r in views.resolutions() if not r.turned), tuple(views.actions))
+
+
+class TorusConfig(Section):
+    """Settings of toroidal JEPA."""
+
+    kind: Literal["torus"]
+    """torus: views agree on a flat torus, and their angles are uniform by Weyl's criterion."""
+    angles: PositiveInt = 2
+    """Number m of angles, the dimension of the torus T^m. With views.actions at least one for each action."""
+    equivariant: bool | None = None
+    """Views agree after the known turn of each is taken back, so that the first angles turn with the actions
+    and further ones ignore them. Default: whether there are views.actions. false with actions makes all
+    angles ignore the actions, as a negative control."""
+    order: list[PositiveInt] = []
+    """How often each action's angle goes round while the image is turned once: k where images look the same
+    after a k-th of a turn, such as 4 for a square cell under rotation. Default: 1 for each action."""
+    weight: float = Field(0.05, ge=0, le=1)
+    """λ in (1 − λ)·prediction + λ·uniformity."""
+    content: Literal["lejepa"] | None = None
+    """lejepa: LeJEPA's projector and SIGReg beside the angles. It sees the views that are not turned; all of
+    them if every view is."""
+    content_weight: float = Field(0.5, ge=0, le=1)
+    """γ in (1 − γ)·torus + γ·content, the losses of the two parts; 0.5 weighs both alike."""
+    lejepa: LeJEPAConfig = LeJEPAConfig()
+    pose_width: PositiveInt | None = None
+    """With content: the angles see only the first pose_width numbers of the embedding, and content only the
+    others. Default: both see the whole embedding."""
+    cutoff: PositiveInt | None = None
+    """Test all frequencies up to this one in every angle. Default: 3 for up to 3 angles, else random
+    frequencies."""
+    num_frequencies: PositiveInt = 1024
+    """Random frequencies, drawn anew in every step, where not all are tested."""
+    decay: PositiveFloat | None = None
+    """s in the weights e^{−s‖k‖²} of the frequencies. Default: the lowest frequencies of all angles weigh 1
+    together."""
+    encoder_weight: NonNegativeFloat = 0.0
+    """Weight of SIGReg on the encoder's output, in addition to the torus; 0 leaves it out. With content, use
+    lejepa.encoder_weight."""
+    sigreg: SIGRegConfig = SIGRegConfig()
+    head: MLPConfig = MLPConfig()
+    norm: Norm | None = None
+    """What is between the layers of the head. batch: batch norm, whose running statistics follow the views of
+    training; layer: layer norm, which is the same in training and on the checkpoint. Default: layer with
+    views.actions, else batch."""
+
+    @model_validator(mode="after")
+    def _content_is_whole(self) -> "TorusConfig":
+        if self.content is None:
+            given = [x for x in ("content_weight", "lejepa", "pose_width") if self._differs(x)]
+            if given:
+                raise Unfit(
+                    f"{given[0]} is for the content beside the angles; set objective.content=lejepa too"
+                )
+        elif self.encoder_weight:
+            raise Unfit(
+                f"encoder_weight={self.encoder_weight:g}: with objective.content=lejepa use "
+                "objective.lejepa.encoder_weight instead"
+            )
+        return self
+
+    def _differs(self, name: str) -> bool:
+        """Return whether a field has another value than its default; config.yaml gives it in any case."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def orders(self, turned: Turned | None) -> list[int]:
+        """Return the order of each action."""
+        return self.order or [1] * len(turned.actions if turned else ())
+
+    def norm_of_head(self, turned: Turned | None) -> Norm:
+        """Return what is between the layers of the head."""
+        return self.norm or ("layer" if turned else "batch")
+
+    def check(self, embedding_width: int, turned: Turned | None) -> None:
+        """Raise `UserError` unless the angles fit the embedding and the actions on views."""
+        actions = turned.actions if turned else ()
+        if self.pose_width is not None and self.pose_width >= embedding_width:
+            raise UserError(
+                f"objective.pose_width={self.pose_width} leaves none of the {embedding_width} numbers of the "
+                f"embedding for content; use at most {embedding_width - 1}, or leave it out"
+            )
+        if self.order and len(self.order) != len(actions):
+            raise UserError(
+                f"objective.order={self.order}: views.actions names {len(actions)} actions "
+                f"({_listed(actions)}); give one order for each of them"
+            )
+        if turned is None:
+            if self.equivariant:
+                raise UserError(
+                    "objective.equivariant=true: no view is turned; set views.actions, e.g. [rotation]"
+                )
+            return
+        if self.equivariant is not False and self.angles < len(actions):
+            raise UserError(
+                f"objective.angles={self.angles}, but each of the {len(actions)} actions "
+                f"({_listed(actions)}) needs an angle; use objective.angles={len(actions)}"
+            )
+        if turned.first and self.content is None and not self.encoder_weight:
+            raise UserError(
+                f"objective.kind=torus learns from turned views alone, and {turned.first} others would be "
+                "encoded for nothing; set views.turned=all, or objective.content=lejepa to learn from them"
+            )
+
+
+def _listed(actions: tuple[str, ...]) -> str:
+    return ", ".join(actions) or "none"
+
+
+ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discriminator="kind")]

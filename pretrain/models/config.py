@@ -1,0 +1,45 @@
+"""The section `encoder` of a recipe, and the settings of MLPs."""
+
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from isotorus.paths import LocalPath
+from isotorus.section import Section
+
+Norm = Literal["batch", "layer"]
+
+
+class EncoderConfig(Section):
+    """Settings of the encoder."""
+
+    name: str = "vit_small_patch16_224"
+    """Name of a timm model, see `timm.list_models()`."""
+    kwargs: dict[str, Any] = {}
+    """More arguments of `timm.create_model`, e.g. {patch_size: 8, reg_tokens: 4, global_pool: avg}."""
+    attention: Literal["softmax", "winding"] = "softmax"
+    """winding: each block of a plain ViT learns an angle for every token, and tokens attend only to tokens of
+    the same class, i.e. in the same bin of angles. That leaves as little as 1/winding_classes of attention's
+    products."""
+    winding_classes: PositiveInt = 8
+    """Number of classes of winding attention."""
+    weights: LocalPath | None = None
+    """Start from these weights instead of random ones: a .safetensors file with timm's names, or the folder
+    of a run, a checkpoint or a timm model. Position embeddings, patch size and channels are fitted to the new
+    encoder, a classifier is left out, and everything else must match."""
+
+
+class MLPConfig(Section):
+    """Settings of an MLP."""
+
+    hidden: PositiveInt = 2048
+    """Width of the hidden layers."""
+    layers: int = Field(3, ge=1, le=1000)
+    """Number of linear layers; 1 is a linear map."""
+
+
+class ProjectorConfig(MLPConfig):
+    """Settings of the projector."""
+
+    width: PositiveInt = 64
+    """Width K of the projection; in the published ablation 16 to 128 do better than 1024."""

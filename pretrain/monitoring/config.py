@@ -1,0 +1,27 @@
+"""The sections `guard` and `profile` of a recipe."""
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from isotorus.section import Section
+
+
+class GuardConfig(Section):
+    spike: PositiveFloat | None = 10.0
+    """An update is refused if its loss or gradient norm is this many median absolute deviations above the
+    median of the last `window` accepted updates (with 10: at least half above the median); a gradient norm
+    also has to be more than twice the largest of these. null refuses only NaN and infinity."""
+    window: PositiveInt = 100
+    """Number of accepted updates that define a spike; with fewer, only NaN and infinity are refused."""
+    patience: PositiveInt = 3
+    """Number of refused updates in a row after which the run returns to its newest checkpoint and skips the
+    data up to the last of them."""
+    rewinds: NonNegativeInt = 2
+    """How often the run may return to the same checkpoint before it ends with an error."""
+
+
+class ProfileConfig(Section):
+    start: PositiveInt | None = None
+    """Number of steps before the trace begins, on rank 0; without it nothing is traced. <runs>/<name>/profile
+    gets the trace, for chrome://tracing or ui.perfetto.dev, and a table of the slowest operators."""
+    steps: PositiveInt = 5
+    """How many steps are traced; they run slower than others."""
