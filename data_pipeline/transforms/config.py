@@ -10,6 +10,7 @@ Action = Literal["rotation", "hue", "shift_x", "shift_y"]
 """rotation: counterclockwise about the centre. hue: the chroma plane turns. shift_x, shift_y: a cyclic shift
 to the right or downwards, by the whole side at 2π."""
 ACTIONS: tuple[Action, ...] = ("rotation", "hue", "shift_x", "shift_y")
+"""All actions, in the order in which their angles are drawn."""
 Border = Literal["disc", "reflect"]
 """What a rotation shows in the corners. disc: grey, outside the disc that all rotations share; reflect: the
 image, mirrored at its edges."""

@@ -1,11 +1,13 @@
 """The other univariate tests against scipy, their null means and autograd's check."""
 
 import math
+from typing import get_args
 
 import pytest
 import scipy.stats
 import torch
 
+from pretrain.methods.config import Test
 from pretrain.objectives.sigreg import SIGReg
 from pretrain.objectives.univariate import TESTS, null_mean
 
@@ -89,3 +91,7 @@ def test_a_test_takes_the_place_of_epps_pulley():
 def test_too_few_samples_for_shapiro_wilk_are_refused():
     with pytest.raises(ValueError, match="at least 3 samples"):
         TESTS["shapiro_wilk"](torch.zeros(2, 1))
+
+
+def test_a_recipe_may_name_every_test():
+    assert get_args(Test) == ("epps_pulley", *TESTS)
