@@ -73,12 +73,11 @@ def usable_cores() -> int:
 def collector_paused() -> Iterator[None]:
     """Import large libraries in this block, without Python's garbage collector.
 
-    Their hundreds of thousands of objects stay. The collector would look through them again and again, for
-    an eighth of the time of an import. Afterwards it leaves them out, here and in forked processes.
+    Their hundreds of thousands of objects stay, and the collector would look through them again and again,
+    for an eighth of the time of an import.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
