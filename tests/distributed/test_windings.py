@@ -14,7 +14,7 @@ from pretrain import engines
 from pretrain.config import Config
 from pretrain.engines.step import MicroBatch, train_step
 from pretrain.methods import build_head
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import build_encoder, timm_kwargs
 from pretrain.monitoring.windings import Windings
