@@ -6,10 +6,13 @@ evaluation mode, as they will be on the checkpoint. `isotorus eval certificate` 
 that the run has not seen.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +24,6 @@ from data_pipeline.transforms.actions import turn
 from data_pipeline.transforms.views import center_view
 from isotorus.device import numbers, to_device
 from isotorus.errors import UserError
-from pretrain.config import Config
 from pretrain.distributed import rank, sum_together, world_size
 from pretrain.engines import Engine
 from pretrain.geometry.flat_torus import wrap
@@ -30,7 +32,10 @@ from pretrain.methods.torus import TorusHead
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.objectives import draws
 from pretrain.objectives.toroidal import angles_from_pairs, torus_uniformity
-from pretrain.preflight import RunInputs
+
+if TYPE_CHECKING:  # the configuration has the settings of checkpoints, which hold what monitors have counted
+    from pretrain.config import Config
+    from pretrain.preflight import RunInputs
 
 log = logging.getLogger(__name__)
 
