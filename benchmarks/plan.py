@@ -78,7 +78,8 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     from pretrain.cost.plan import Request, estimate
     from pretrain.distributed import rank, world_size
     from pretrain.engines.step import MicroBatch, train_step
-    from pretrain.methods import build_head
+    from pretrain.methods import build_head, takes_actions
+    from pretrain.methods.base import Turned
     from pretrain.models.drop_path import sample_keys
     from pretrain.models.encoder import build_encoder
     from pretrain.preflight import check_model
@@ -95,9 +96,10 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     torch.ones(512, 512, device=device) @ torch.ones(512, 512, device=device)
     baseline = _reset_peak(device)
 
+    turned = Turned.of(config.views)
     engine = engines.build_engine(
         lambda: build_encoder(config.encoder.name, model.kwargs, config.seed),
-        build_head(config.objective, model.width, config.views.global_views, config.seed),
+        build_head(config.objective, model.width, config.views.global_views, config.seed, turned),
         config.engine,
         config.optimizer,
         device,
@@ -107,11 +109,15 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     shapes = [(r.views, images, config.data.channels, r.size, r.size) for r in config.views.resolutions()]
     decoded = [torch.zeros(shape, dtype=torch.uint8, device=device) for shape in shapes]
     views = [torch.randn(shape, device=device) for shape in shapes]
-    keys = sample_keys(0, 0, rank() * images, images, sum(len(x) for x in views)).to(device)
+    count = sum(len(x) for x in views)
+    keys = sample_keys(0, 0, rank() * images, images, count).to(device)
+    actions = None
+    if turned and takes_actions(config.objective, turned):
+        actions = torch.rand(count, images, len(turned.actions), device=device)
     _reset_peak(device)  # rank 0 has held the whole encoder's weights
     for step in range(3):  # DDP builds its buckets again after the first step
         began = time.perf_counter()
-        loss = train_step(engine, MicroBatch(views, keys), step, lr=1e-4).parts["loss"].item()
+        loss = train_step(engine, MicroBatch(views, keys, actions), step, lr=1e-4).parts["loss"].item()
         seconds = time.perf_counter() - began
     measured = _peak(device) - baseline
     assert len(decoded) == len(views)

@@ -16,6 +16,8 @@ from pretrain.config import Config, load_config
 from pretrain.distributed import rank
 from pretrain.engines import Engine
 from pretrain.engines.step import MicroBatch
+from pretrain.methods import takes_actions
+from pretrain.methods.base import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.preflight import RunInputs, check_model
 
@@ -83,7 +85,10 @@ def batch_of(config: Config, device: torch.device, step: int = 0) -> MicroBatch:
         for r in config.views.resolutions()
     ]
     keys = sample_keys(config.seed, step, rank() * n, n, sum(len(x) for x in views))
-    return MicroBatch([x.to(device) for x in views], keys.to(device))
+    turned, actions = Turned.of(config.views), None
+    if turned and takes_actions(config.objective, turned):
+        actions = 6 * torch.rand(*keys.shape, len(turned.actions), generator=generator).to(device)
+    return MicroBatch([x.to(device) for x in views], keys.to(device), actions)
 
 
 def wait(device: torch.device) -> None:
