@@ -50,7 +50,8 @@ class Config(Section):
     """Steps between rows of metrics.jsonl."""
     monitor: int = Field(10, ge=0)
     """With views.actions and objective.kind=torus: rows of metrics.jsonl from one count of the angles'
-    windings, on 32 images of the data, to the next; 0: never. A count takes about as long as a step."""
+    windings, on 32 images of the data, to the next; 0: never. For two actions of order 1 a count takes as
+    long as it takes to encode 1,024 turned views."""
     online_probe: bool = True
     """Train a linear probe beside the encoder, on detached features, if the data has labels."""
     data: DataConfig
