@@ -79,7 +79,7 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     from pretrain.distributed import rank, world_size
     from pretrain.engines.step import MicroBatch, train_step
     from pretrain.methods import build_head, takes_actions
-    from pretrain.methods.base import Turned
+    from pretrain.methods.config import Turned
     from pretrain.models.drop_path import sample_keys
     from pretrain.models.encoder import build_encoder
     from pretrain.preflight import check_model

@@ -17,7 +17,7 @@ from pretrain.distributed import rank
 from pretrain.engines import Engine
 from pretrain.engines.step import MicroBatch
 from pretrain.methods import takes_actions
-from pretrain.methods.base import Turned
+from pretrain.methods.config import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.preflight import RunInputs, check_model
 
