@@ -103,11 +103,11 @@ def build(options: dict[str, Any], method: str = "lejepa", encoder: str = "vit",
     )
     for replica in vars(engine).values():
         if isinstance(replica, DistributedDataParallel):
-            replica.register_comm_hook(None, _average)
+            replica.register_comm_hook(None, average)
     return engine
 
 
-def _average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def average(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of gradients as DDP does, which cannot read the result of a fake group's sum."""
     future: torch.futures.Future[Tensor] = torch.futures.Future()
     dist.all_reduce(bucket.buffer())

@@ -95,10 +95,10 @@ def gather_over_ranks(x: Tensor) -> Tensor:
     """Return all ranks' rows of `x` in rank order, differentiably.
 
     Each rank may have another number of rows, of the same shape. This is for statistics that need the whole
-    sample, such as order statistics. It waits for the counts. The gradient follows the same convention as
-    `sum_over_ranks`.
+    sample, such as order statistics. The hosts send each other their numbers of rows, so each waits for the
+    other hosts, but not for a device. The gradient follows the same convention as `sum_over_ranks`.
     """
     if world_size() == 1:
         return x
-    counts = stack_of_ranks(torch.full((), len(x), dtype=torch.int64, device=x.device))
+    counts = stack_of_ranks(torch.tensor(len(x), dtype=torch.int64))
     return _GatherOverRanks.apply(x, counts.tolist())

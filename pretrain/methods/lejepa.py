@@ -35,7 +35,7 @@ class LeJEPAHead(nn.Module):
         return HeadOutput(parts, z.detach())
 
     @torch.no_grad()
-    def _dual_ascent(self, gaussian: Tensor, null: float) -> Tensor:
+    def _dual_ascent(self, gaussian: Tensor, null: Tensor | float) -> Tensor:
         """Return λ for this step, and update it for the next one by the excess of SIGReg over its limit."""
         weight, auto = self.dual_weight.clone(), self.config.auto_weight
         if self.training:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from isotorus.device import constant, to_device
 from isotorus.errors import UserError
-from pretrain.distributed import count_over_ranks, sum_over_ranks, sum_together
+from pretrain.distributed import sum_over_ranks, sum_together
 from pretrain.objectives import draws, univariate
 from pretrain.objectives.batch import in_float32, own_count
 from pretrain.objectives.characteristic_sums import Implementation, characteristic_sums
@@ -114,11 +114,15 @@ class SIGReg(nn.Module):
         """Return the directions of a step, (width, num_slices), on the CPU."""
         return draws.directions(width, self.num_slices, self.seed, step)
 
-    def null(self, z: Tensor) -> float:
-        """Return the mean of the statistic for Gaussian samples of the size of `z` (V, N, K) on all ranks."""
+    @torch.no_grad()
+    def null(self, z: Tensor) -> Tensor | float:
+        """Return the mean of the statistic for Gaussian samples of the size of `z` (V, N, K) on all ranks.
+
+        Tests other than Epps-Pulley take one more collective call, and the result is on the device.
+        """
         if self.test == "epps_pulley":
             return null_mean(self.t_max, self.knots)
-        return univariate.null_mean(self.test, count_over_ranks(z.shape[1]))
+        return univariate.null_mean(self.test, sum_over_ranks(own_count(z, 1)))
 
     def _sums(self, z: Tensor, directions: Tensor) -> Tensor:
         """Return the characteristic sums (2, knots - 1, V · slices) of this rank's images."""

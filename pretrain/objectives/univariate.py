@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from isotorus.device import numbers
+from isotorus.device import constant, numbers, to_device
 from pretrain.distributed import gather_over_ranks, sum_over_ranks, sum_together
 from pretrain.objectives.batch import in_float32, own_count
 
@@ -60,10 +60,10 @@ def shapiro_wilk(x: Tensor) -> Tensor:
         raise ValueError(f"Shapiro-Wilk needs at least 3 samples, got {count}")
     centered = x - x.mean(0)
     spread = centered.square().sum(0)
-    constant = spread < count * SMALLEST_VARIANCE
-    coefficients = _royston_coefficients(count).to(x)
-    w = (coefficients @ centered).square() / spread.masked_fill(constant, 1.0)
-    return count * (1 - w.masked_fill(constant, 0.0))
+    equal = spread < count * SMALLEST_VARIANCE
+    coefficients = _royston_coefficients_on(x.device, x.dtype, count)
+    w = (coefficients @ centered).square() / spread.masked_fill(equal, 1.0)
+    return count * (1 - w.masked_fill(equal, 0.0))
 
 
 @in_float32
@@ -110,30 +110,31 @@ TESTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def null_mean(test: str, samples: int) -> float:
-    """Return the mean of a test's statistic over `samples` draws of N(0, 1).
+def null_mean(test: str, samples: Tensor) -> Tensor | float:
+    """Return the mean of a test's statistic over `samples` draws of N(0, 1), a scalar on any device.
 
     Exact, except for Shapiro-Wilk: it uses Royston's log-normal approximation of 1 - W (1992), which was made
     for 12 to 2000 samples.
     """
     n = samples
     if test == "shapiro_wilk":
-        log = math.log(n)
+        log = n.log()
         mean = 0.0038915 * log**3 - 0.083751 * log**2 - 0.31082 * log - 1.5861
-        deviation = math.exp(0.0030302 * log**2 - 0.082676 * log - 0.4803)
-        return n * math.exp(mean + deviation**2 / 2)
+        deviation = (0.0030302 * log**2 - 0.082676 * log - 0.4803).exp()
+        return n * (mean + deviation**2 / 2).exp()
     # Moments of skewness and kurtosis of normal samples: Fisher 1930.
     skewness = 6 * (n - 2) / ((n + 1) * (n + 3))
     kurtosis = 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5)) + (6 / (n + 1)) ** 2
     bera = n / 6 * (skewness + kurtosis / 4)
-    return {
+    means: dict[str, Tensor | float] = {
         "anderson_darling": 1.0,
         "cramer_von_mises": 1 / 6,
         "watson": 1 / 12,
         "jarque_bera": bera,
         "extended_jarque_bera": bera + 2,
         "moments": 4.0,
-    }[test]
+    }
+    return means[test]
 
 
 def _sorted(x: Tensor) -> Tensor:
@@ -161,6 +162,12 @@ def _central_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     powers = torch.stack([(centered**k).sum(0) for k in (2, 3, 4)])
     variance, third, fourth = (sum_over_ranks(powers) / count).unbind()
     return count, mean, variance, third, fourth
+
+
+@constant
+def _royston_coefficients_on(device: torch.device, dtype: torch.dtype, count: int) -> Tensor:
+    """Return `_royston_coefficients` on a device."""
+    return to_device(_royston_coefficients(count).to(dtype), device)
 
 
 def _royston_coefficients(count: int) -> Tensor:

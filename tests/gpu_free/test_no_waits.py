@@ -1,11 +1,9 @@
 """In a training step the host never waits for the device, and at logged steps only where it reads results."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from pretrain.assemble import Run
 from pretrain.checkpoint.run_state import RunState
 from pretrain.config import Config
 from pretrain.engines.networks import build_on_meta
-from pretrain.engines.torch_engine import TorchEngine
 from pretrain.methods import build_head
 from pretrain.methods.config import Turned
 from pretrain.models.encoder import build_encoder, timm_kwargs
@@ -28,9 +25,10 @@ from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.timing import StepTimer, TimedEngine
+from pretrain.objectives import univariate
 from tests.gpu_free.waits import Waits
+from tests.gpu_free.wrappers import DEVICE, allow_meta, wrap
 
-DEVICE = torch.device("meta")
 IMAGES, RANKS, CLASSES = 2, 8, 3
 VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.3}
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -65,18 +63,16 @@ READ_AT_LOGGED_STEPS = {
 @pytest.fixture(autouse=True)
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make this process one of eight ranks whose messages go nowhere."""
-    # Fused kernels have shapes on the meta device, but the optimizer does not know of it.
-    optimizer = importlib.import_module("torch.optim.optimizer")
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", "meta"])
+    allow_meta(monkeypatch)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
     yield
     dist.destroy_process_group()
 
 
-def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
+def build(objective: dict[str, Any], encoder: str, folder: Path, engine_options: dict[str, Any]) -> Run:
     """Assemble a run as `pretrain.assemble` does, with networks and batches that have no values."""
-    objective, actions = dict(METHODS[method]), method == "torus with actions"
-    objective |= {"head": SMALL} if method.startswith("torus") else {"projector": SMALL | {"width": 8}}
+    torus, actions = objective["kind"] == "torus", "content" in objective
+    objective = objective | ({"head": SMALL} if torus else {"projector": SMALL | {"width": 8}})
     config = Config(
         name="x",
         runs=str(folder),
@@ -85,7 +81,7 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
         views={"global_size": 32, "local_views": 2, "local_size": 16} | (TURNED if actions else {}),
         encoder=ENCODERS[encoder],
         objective=objective,
-        engine={"precision": "fp32", "packed": packed},
+        engine={"precision": "fp32"} | engine_options,
     )
     kwargs = timm_kwargs(config.encoder, 32, 3)
     name, width = config.encoder.name, 32 if encoder == "vit" else 8
@@ -99,7 +95,7 @@ def build(method: str, encoder: str, folder: Path, packed: bool = False) -> Run:
         config.engine,
         torch.device("cpu"),
     ).to(DEVICE)
-    engine = TorchEngine(networks, networks.encoder, networks.head, config.engine, config.optimizer, DEVICE)
+    engine = wrap(networks, config)
     state = RunState(
         engine, Guard(config.guard, folder, networks, DEVICE), OnlineProbe(width, CLASSES, DEVICE)
     )
@@ -142,26 +138,60 @@ def batch(step: int, actions: bool) -> Batch:
     ).pin_memory()
 
 
-CASES = [
-    *((method, "vit", False) for method in METHODS),
-    *((method, "resnet", False) for method in ("lejepa", "jepa", "torus")),
-    ("lejepa", "vit", True),
-]
-
-
-@pytest.mark.parametrize(("method", "encoder", "packed"), CASES)
-def test_a_step_waits_for_nothing(method: str, encoder: str, packed: bool, tmp_path: Path):
-    run, waits = build(method, encoder, tmp_path, packed), Waits()
-    with mock.patch.object(torch.Tensor, "pin_memory", lambda x: x):
-        train.update(run)  # constants are copied once
+def waits_of_steps(run: Run) -> tuple[set[str], set[str]]:
+    """Return what waits in a step and after it where it is logged, when constants are on the device."""
+    waits, logged = Waits(), Waits()
+    with Waits().watch():  # constants are copied, and DDP puts its buckets in order
+        train.update(run)
+        train.update(run)
     with waits.watch():
         result = train.update(run)
-    assert waits.found == set()
-    logged = Waits()
     with logged.watch():
         run.state.guard.report()
         train.log_row(run, result)
-    assert logged.found <= READ_AT_LOGGED_STEPS
+    return waits.found, logged.found
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [
+        *((method, "vit") for method in METHODS),
+        *((method, "resnet") for method in ("lejepa", "jepa", "torus")),
+    ],
+)
+def test_a_step_waits_for_nothing(method: str, encoder: str, tmp_path: Path):
+    in_step, logged = waits_of_steps(build(METHODS[method], encoder, tmp_path, {}))
+    assert in_step == set() and logged <= READ_AT_LOGGED_STEPS
+
+
+MICRO_BATCHES = {
+    f"{accumulate} accumulation": {"accumulation": 2, "accumulate": accumulate}
+    for accumulate in ("exact", "microbatch")
+}
+ENGINES: dict[str, dict[str, Any]] = {
+    "packed": {"packed": True},
+    "fsdp": {"kind": "fsdp"},
+    "fsdp, packed": {"kind": "fsdp", "packed": True},
+    "fsdp, not resharded": {"kind": "fsdp", "reshard_after_forward": False},
+    **{
+        f"{kind}, {name}": {"kind": kind} | x for kind in ("ddp", "fsdp") for name, x in MICRO_BATCHES.items()
+    },
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", ["lejepa", "jepa"])
+def test_engines_wait_for_nothing(engine: str, method: str, tmp_path: Path):
+    """The wrappers' own code is in the trace: hooks, buckets, gathered and scattered buffers."""
+    in_step, logged = waits_of_steps(build(METHODS[method], "vit", tmp_path, ENGINES[engine]))
+    assert in_step == set() and logged <= READ_AT_LOGGED_STEPS
+
+
+@pytest.mark.parametrize("test", univariate.TESTS)
+def test_no_test_of_sigreg_waits(test: str, tmp_path: Path):
+    objective = METHODS["lejepa"] | {"sigreg": SLICES | {"test": test}}
+    in_step, logged = waits_of_steps(build(objective, "vit", tmp_path, {}))
+    assert in_step == set() and logged <= READ_AT_LOGGED_STEPS
 
 
 WAITING = {

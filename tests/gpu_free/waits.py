@@ -53,6 +53,7 @@ class Waits(TorchDispatchMode):
         super().__init__()
         self.found: set[str] = set()
         self._page_locked: list[Tensor] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -111,8 +112,12 @@ class Waits(TorchDispatchMode):
             return operation(*arguments, **options)
         if source.is_meta:
             self.note("copy to the host in")
-            made_up = torch.ones(source.shape, dtype=options.get("dtype") or source.dtype)
-            return arguments[0].fill_(1) if in_place else made_up
+            # What came from the host comes back as it was: DDP sends the order of its buckets to the device.
+            known = next((host for there, host in reversed(self._copied) if there is source), None)
+            values = torch.ones(source.shape, dtype=source.dtype) if known is None else known
+            if in_place:
+                return operation(arguments[0], values)
+            return values.to(options.get("dtype") or source.dtype)
         dtype = arguments[0].dtype if in_place else options.get("dtype") or source.dtype
         non_blocking = arguments[2:3] == (True,) or options.get("non_blocking")
         if not non_blocking:
@@ -121,6 +126,8 @@ class Waits(TorchDispatchMode):
             self.note("copy from memory that is not page-locked in")
         elif dtype != source.dtype:
             self.note("copy that converts in")
+        if in_place:
+            self._copied.append((arguments[0], source.clone()))
         return operation(*arguments, **options)
 
     def _made_up(self, operation: Any, tensor: Tensor, *others: Any, **options: Any) -> Any:

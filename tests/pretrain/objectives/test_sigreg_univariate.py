@@ -51,8 +51,11 @@ def test_anderson_darling_and_watson_equal_their_integrals():
 def test_null_mean_is_the_mean_over_gaussian_samples(name):
     statistic = TESTS[name](gaussian(32, 40000, seed=1))
     # Royston's approximation to 1 - W is good to about one percent.
-    slack = 0.01 * null_mean(name, 32) if name == "shapiro_wilk" else 0
-    assert abs(statistic.mean() - null_mean(name, 32)) < 4 * statistic.std() / math.sqrt(40000) + slack
+    slack = 0.01 * null_mean(name, torch.tensor(32.0)) if name == "shapiro_wilk" else 0
+    assert (
+        abs(statistic.mean() - null_mean(name, torch.tensor(32.0)))
+        < 4 * statistic.std() / math.sqrt(40000) + slack
+    )
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -63,12 +66,12 @@ def test_gradient_passes_gradcheck(name):
 @pytest.mark.parametrize("name", TESTS)
 def test_departures_from_the_normal_are_far_above_the_null(name):
     uniform = torch.rand(500, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 4 - 2
-    assert TESTS[name](uniform) > 3 * null_mean(name, 500)
+    assert TESTS[name](uniform) > 3 * null_mean(name, torch.tensor(500.0))
     shifted = TESTS[name](gaussian(500, 1) * 0.5 + 1)
     if name in ("shapiro_wilk", "jarque_bera"):
         torch.testing.assert_close(shifted, TESTS[name](gaussian(500, 1)))
     else:
-        assert shifted > 5 * null_mean(name, 500)
+        assert shifted > 5 * null_mean(name, torch.tensor(500.0))
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -77,7 +80,7 @@ def test_a_constant_sample_gives_a_finite_value_and_gradient(name):
     value = TESTS[name](x)
     value.sum().backward()
     assert value.isfinite().all() and x.grad.isfinite().all()
-    assert (value > null_mean(name, 20)).all()
+    assert (value > null_mean(name, torch.tensor(20.0))).all()
 
 
 def test_a_test_takes_the_place_of_epps_pulley():
