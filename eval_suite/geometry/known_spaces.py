@@ -1,10 +1,11 @@
 """Samples of spaces whose shape is known, with noise; verdicts are calibrated on them.
 
-Every circle and sphere has radius 1. Noise is the standard deviation of each ambient coordinate, so in R⁷⁶⁸
-noise 0.15 moves a point by √768 · 0.15 ≈ 4.2 radii.
+Every circle and sphere has radius 1, and the smaller circle of a rectangular torus. Noise is the standard
+deviation of each ambient coordinate, so in R⁷⁶⁸ noise 0.15 moves a point by √768 · 0.15 ≈ 4.2 radii.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,21 @@ def flat_torus(n: int, rng: np.random.Generator) -> Points:
     return _angles(n, 2, rng)
 
 
+def rectangular_torus(n: int, rng: np.random.Generator, ratio: float) -> Points:
+    """Draw uniform points of the product of two circles with radii `ratio` and 1, in R⁴."""
+    points = flat_torus(n, rng)
+    points[:, :2] *= ratio
+    return points
+
+
+def hexagonal_torus(n: int, rng: np.random.Generator) -> Points:
+    """Draw uniform points of the flat torus with a hexagonal lattice, in R⁶: it is no product of circles."""
+    first, second = rng.uniform(0, 2 * np.pi, (2, n))
+    # Three waves whose wave vectors sum to 0 and have angles of 120° between them keep all lengths.
+    angles = np.stack([first, second, -first - second], axis=1)
+    return np.sqrt(2 / 3) * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+
 def torus3(n: int, rng: np.random.Generator) -> Points:
     """Draw uniform points of the three-dimensional flat torus T³ in R⁶."""
     return _angles(n, 3, rng)
@@ -59,6 +75,31 @@ def donut(n: int, rng: np.random.Generator) -> Points:
 def circle(n: int, rng: np.random.Generator) -> Points:
     """Draw uniform points of the unit circle in R²."""
     return _angles(n, 1, rng)
+
+
+def cylinder(n: int, rng: np.random.Generator) -> Points:
+    """Draw uniform points of the cylinder of height 2 over the unit circle, in R³."""
+    return np.column_stack([circle(n, rng), rng.uniform(-1, 1, n)])
+
+
+def annulus(n: int, rng: np.random.Generator) -> Points:
+    """Draw uniform points of the plane between the circles of radii ¾ and 1½."""
+    return circle(n, rng) * 1.5 * np.sqrt(rng.uniform(0.25, 1, n))[:, None]
+
+
+def moebius_strip(n: int, rng: np.random.Generator) -> Points:
+    """Draw points of a Möbius strip of width 1.6 around the unit circle, in R⁴."""
+    u, across = rng.uniform(0, 2 * np.pi, n), rng.uniform(-0.8, 0.8, n)
+    return np.stack([np.cos(u), np.sin(u), across * np.cos(u / 2), across * np.sin(u / 2)], axis=1)
+
+
+def figure_eight(n: int, rng: np.random.Generator) -> Points:
+    """Draw points of two unit circles that share one point, S¹ ∨ S¹, each in its own plane of R⁴."""
+    points = np.zeros((n, 4))
+    loops = _angles(n, 1, rng)
+    points[: n // 2, :2] = [1, 0] - loops[: n // 2]
+    points[n // 2 :, 2:] = [1, 0] - loops[n // 2 :]
+    return points
 
 
 def sphere(n: int, rng: np.random.Generator) -> Points:
@@ -127,5 +168,13 @@ SPACES: dict[str, Sampler] = {
     "Gaussian": gaussian,
     "uniform cube": cube,
     "clusters": clusters,
+    "flat torus 3:2": partial(rectangular_torus, ratio=1.5),
+    "flat torus 2:1": partial(rectangular_torus, ratio=2.0),
+    "flat torus 3:1": partial(rectangular_torus, ratio=3.0),
+    "hexagonal torus": hexagonal_torus,
+    "cylinder": cylinder,
+    "annulus": annulus,
+    "Möbius strip": moebius_strip,
+    "figure eight": figure_eight,
 }
 """The sampler of each space, by the name that the calibration table in docs/verdict.md uses."""
