@@ -13,12 +13,13 @@ from scipy.stats import beta
 
 FILE = Path(__file__).with_name("error_rates.json")
 SPACES = {
-    "flat torus T²": "flat torus",
-    "circle": "circle",
-    "sphere": "sphere",
-    "isotropic Gaussian": "Gaussian",
+    "flat torus T²": ("flat torus",),
+    "rectangular flat torus T²": ("flat torus 3:2", "flat torus 2:1", "flat torus 3:1"),
+    "circle": ("circle",),
+    "sphere": ("sphere",),
+    "isotropic Gaussian": ("Gaussian",),
 }
-"""The space that each verdict names, as `known_spaces.SPACES` calls it."""
+"""The spaces that each verdict names, as `known_spaces.SPACES` calls them."""
 SAMPLES_FACTOR = 1.6
 """A calibrated number of samples is near one that is up to this factor smaller or larger."""
 WIDTH_FACTOR = 4.0

@@ -1,27 +1,48 @@
 """The verdict on a cloud of embeddings: flat torus, circle, sphere, isotropic Gaussian, or none of these.
 
-A shape is the verdict if each of a few measured quantities lies in its range (`RULES`). docs/verdict.md lists
-how often the verdict is wrong on spaces of known shape, and `error_rates` has these counts.
+A shape is the verdict if each of a few measured quantities lies in its range. docs/verdict.md lists how
+often the verdict is wrong on spaces of known shape, and `error_rates` has these counts.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.geometry import centring, dimension, error_rates, graph, homology, landmarks, normality, rank
+from eval_suite.geometry import (
+    centring,
+    criteria,
+    dimension,
+    error_rates,
+    graph,
+    homology,
+    landmarks,
+    normality,
+    rank,
+)
+from eval_suite.geometry.criteria import FLAT_TORI, GAUSSIAN, RECTANGULAR, RULES, SQUARE, Criterion, Measured
 from eval_suite.geometry.error_rates import ErrorRate
+from eval_suite.geometry.flat_torus import fitted, shortened
 from isotorus.errors import UserError
+
+__all__ = [
+    "FLAT_TORI",
+    "GAUSSIAN",
+    "NONE",
+    "RECTANGULAR",
+    "RULES",
+    "SQUARE",
+    "Criterion",
+    "Measured",
+]
 
 Array = NDArray[np.floating]
 
 NONE = "none of these"
-GAUSSIAN = "isotropic Gaussian"
 NEIGHBOURS = 15
 """Number of neighbours of each sample in the graph whose spectrum is used."""
-EIGENVALUES = 10
+EIGENVALUES = fitted.COUNT
 """Number of eigenvalues of that graph."""
 NULL_DRAWS = 20
 """Number of shuffled clouds that the bars of homology are compared with."""
@@ -30,59 +51,19 @@ FEWEST = 200
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The measured quantities that a verdict depends on, ready for JSON."""
-
-    samples: int
-    """Number of distinct samples."""
-    width: int
-    """Number of features of a sample."""
-    landmarks: int
-    """Number of landmarks that homology was computed on."""
-    null_draws: int
-    """Number of shuffled clouds that the bars of homology were compared with."""
-    betti: dict[str, list[int]]
-    """Betti numbers in dimensions 0, 1 and 2, over the fields "2" (Z/2) and "3" (Z/3)."""
-    components: int
-    """Number of components of the graph of the 15 nearest neighbours of the principal components."""
-    eigenvalues: list[float]
-    """The ten smallest eigenvalues of that graph's normalised Laplacian, without its zero modes."""
-    dimension: float
-    """Maximum likelihood dimension after denoising twice, with a tenth of the samples as neighbours."""
-    two_nn: float
-    """TwoNN dimension of the principal components; no rule uses it, as noise counts as dimensions here."""
-    isotropy: float
-    """Participation ratio over that of n samples of an isotropic Gaussian in R^d, 1 / (1/d + 1/n)."""
-    radial: float
-    """Variance of the squared distance to the mean, over that of an isotropic Gaussian, 2 (tr C)² / d."""
-    normality: float
-    """Mean Epps-Pulley statistic of the standardised principal components over its mean for N(0, 1)."""
-
-
-class Criterion(NamedTuple):
-    """One condition of a shape: a quantity with its value and range."""
-
-    quantity: str
-    """Name of the quantity."""
-    value: Any
-    """Its measured value."""
-    expected: str
-    """The range or value that the shape demands, as text."""
-    met: bool
-    """Whether the value is in that range."""
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The name of a shape, with the criteria that led to it."""
 
     name: str
-    """A key of `RULES`, `GAUSSIAN` or `NONE`."""
+    """A key of `evidence`, or `NONE`."""
     evidence: dict[str, list[Criterion]]
     """The criteria of every shape, met or not."""
     topology: str
     """Spaces that have these Betti numbers, such as a torus that need not be flat; empty if none is known."""
-
+    flat_torus: fitted.Fit | None
+    """The product of two circles whose spectrum fits best; None if the graph is not connected."""
+    nearest: str
+    """What the cloud is near to, and what it lacks, if the verdict is `NONE`; else empty."""
     error_rate: ErrorRate | None
     """Its error rate at the calibrated setting nearest to this cloud's; None if none is near."""
     calibration: str
@@ -93,45 +74,12 @@ class Verdict:
         return {
             "name": self.name,
             "topology": self.topology,
+            "flat_torus": self.flat_torus.to_json() if self.flat_torus else None,
+            "nearest": self.nearest,
             "error_rate": self.error_rate.to_json() if self.error_rate else None,
             "calibration": self.calibration,
             "evidence": {shape: [row._asdict() for row in rows] for shape, rows in self.evidence.items()},
         }
-
-
-class Shape(NamedTuple):
-    """Known properties of a closed manifold: Betti numbers, dimension, and spectrum of its Laplacian."""
-
-    betti: tuple[int, int, int]
-    """Betti numbers in dimensions 0, 1 and 2."""
-    dimension: tuple[float, float]
-    """Range of the measured dimension."""
-    bands: tuple[int, int]
-    """Multiplicities of the first two distinct eigenvalues above 0."""
-    ratio: float
-    """The second of these eigenvalues over the first."""
-
-
-RULES = {
-    "flat torus T²": Shape((1, 2, 1), (1.2, 2.4), (4, 4), 2.0),
-    "circle": Shape((1, 1, 0), (0.6, 1.65), (2, 2), 4.0),
-    "sphere": Shape((1, 0, 1), (1.2, 2.4), (3, 5), 3.0),
-}
-"""The manifolds that can be a verdict."""
-SPREAD = 1.6
-"""Largest allowed ratio of two eigenvalues that are equal on the manifold, from `SPREAD_SAMPLES` samples on.
-
-Sampling splits them by an amount like 1/√n, so fewer samples are allowed more; see `_spread`.
-"""
-SPREAD_SAMPLES = 1_000
-RATIO_TOLERANCE = 0.2
-"""Allowed relative error of `Shape.ratio`."""
-ISOTROPY = (0.95, 1.05)
-"""Range of `Measured.isotropy` of a Gaussian."""
-RADIAL = (0.85, 1.15)
-"""Range of `Measured.radial` of a Gaussian."""
-NORMALITY = (0.0, 1.0)
-"""Range of `Measured.normality` of a Gaussian; near 0.3 is typical, since mean and variance are fitted."""
 
 
 class Evidence(NamedTuple):
@@ -159,9 +107,12 @@ def measure(
     reduced = landmarks.reduce(x, seed=seed)
     if len(reduced) < FEWEST:
         raise UserError(f"{len(reduced)} distinct samples are too few for a verdict; give {FEWEST} or more")
-    cloud = landmarks.cloud(reduced, count)
+    neighbours = graph.knn_graph(reduced, NEIGHBOURS)
+    spectrum = graph.laplacian_spectrum(neighbours, EIGENVALUES)
+    factor = criteria.shortening(spectrum.eigenvalues, spectrum.components, len(reduced))
+    compact = reduced if factor == 1 else shortened.shortened(reduced, neighbours, factor)
+    cloud = landmarks.cloud(compact, count)
     holes = homology.betti(cloud, draws=draws, memory=memory, jobs=jobs, seed=seed)
-    spectrum = graph.laplacian_spectrum(graph.knn_graph(reduced, NEIGHBOURS), EIGENVALUES)
     isotropy, radial = _second_moments(centring.centred(x))
     measured = Measured(
         samples=len(reduced),
@@ -176,18 +127,23 @@ def measure(
         isotropy=isotropy,
         radial=radial,
         normality=_normality(reduced),
+        shortened=factor,
     )
     return Evidence(measured, holes, cloud)
 
 
 def decide(measured: Measured) -> Verdict:
-    """Return the shape whose criteria are all met; there is at most one, as their Betti numbers differ."""
-    evidence = {name: _manifold(measured, shape) for name, shape in RULES.items()}
-    evidence[GAUSSIAN] = _gaussian(measured)
+    """Return the shape whose criteria are all met.
+
+    Shapes of other Betti numbers exclude each other. A torus that is square within the tolerances of
+    `criteria.RULES` is `SQUARE`, even if it is `RECTANGULAR` too.
+    """
+    fit = criteria.fitted_torus(measured)
+    evidence = criteria.criteria(measured, fit)
     names = [name for name, rows in evidence.items() if all(row.met for row in rows)]
-    assert len(names) < 2, names
     name = names[0] if names else NONE
-    return Verdict(name, evidence, _topology(measured), *_calibration(name, measured))
+    nearest = "" if names else criteria.nearest(measured, evidence)
+    return Verdict(name, evidence, _topology(measured), fit, nearest, *_calibration(name, measured))
 
 
 def _calibration(name: str, measured: Measured) -> tuple[ErrorRate | None, str]:
@@ -206,51 +162,6 @@ def _calibration(name: str, measured: Measured) -> tuple[ErrorRate | None, str]:
     return rate, f"calibrated with {rate.samples:,} samples and {rate.width} features"
 
 
-def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
-    """Return the criteria of a closed manifold."""
-    first, second = _bands(measured.eigenvalues, shape.bands)
-    ratio = float(second.mean() / first.mean())
-    spread = _spread(measured.samples)
-    low, high = (shape.ratio * (1 + sign * RATIO_TOLERANCE) for sign in (-1, 1))
-    return [
-        *_betti(measured, shape.betti),
-        _within("intrinsic dimension", measured.dimension, shape.dimension),
-        Criterion("components of the graph", measured.components, "1", measured.components == 1),
-        _within(f"spread of λ₁…λ{shape.bands[0]}", float(first.max() / first.min()), (1, spread)),
-        _within(f"spread of the next {shape.bands[1]}", float(second.max() / second.min()), (1, spread)),
-        _within("ratio of these bands", ratio, (low, high)),
-    ]
-
-
-def _spread(samples: int) -> float:
-    """Return the largest allowed ratio of two eigenvalues that are equal on the manifold."""
-    return 1 + (SPREAD - 1) * max(1.0, math.sqrt(SPREAD_SAMPLES / samples))
-
-
-def _gaussian(measured: Measured) -> list[Criterion]:
-    """Return the criteria of an isotropic Gaussian."""
-    return [
-        *_betti(measured, (1, 0, 0)),
-        _within("isotropy of the covariance", measured.isotropy, ISOTROPY),
-        _within("variance of the squared radius over a Gaussian's", measured.radial, RADIAL),
-        _within("Epps-Pulley over its null", measured.normality, NORMALITY),
-    ]
-
-
-def _betti(measured: Measured, expected: tuple[int, int, int]) -> list[Criterion]:
-    """Return a criterion for each field: the Betti numbers in dimensions 0, 1 and 2."""
-    return [
-        Criterion(f"Betti numbers over Z/{field}", numbers, str(list(expected)), numbers == list(expected))
-        for field, numbers in measured.betti.items()
-    ]
-
-
-def _within(quantity: str, value: float, limits: tuple[float, float]) -> Criterion:
-    """Return the criterion that a value lies within limits, both included."""
-    low, high = limits
-    return Criterion(quantity, value, f"{low:.3g} to {high:.3g}", bool(low <= value <= high))
-
-
 def _topology(measured: Measured) -> str:
     """Name spaces with the measured Betti numbers; empty if none is known or the fields differ otherwise."""
     if measured.betti["2"] == [1, 2, 1] and measured.betti["3"] == [1, 1, 0]:
@@ -259,13 +170,6 @@ def _topology(measured: Measured) -> str:
         return ""
     known = {(1, 2, 1): "torus, or S¹∨S¹∨S²", (1, 1, 0): "circle", (1, 0, 1): "sphere", (1, 0, 0): "no holes"}
     return known.get(tuple(measured.betti["2"]), "")  # type: ignore[arg-type]
-
-
-def _bands(eigenvalues: list[float], bands: tuple[int, int]) -> tuple[Array, Array]:
-    """Split ascending eigenvalues into the first two bands, of these numbers of eigenvalues."""
-    # A nearly disconnected graph has eigenvalues near 0: the lower limit keeps ratios finite, and too large.
-    values = np.maximum(eigenvalues, 1e-12)
-    return values[: bands[0]], values[bands[0] : sum(bands)]
 
 
 def _dimension(denoised: NDArray[np.float64]) -> float:

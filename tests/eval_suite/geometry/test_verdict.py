@@ -50,7 +50,39 @@ def test_verdicts_on_known_spaces(name, width, expected, topology):
     assert found.name == expected
     assert found.topology.startswith(topology)
     assert json.loads(json.dumps(found.to_json()))["name"] == expected
+    assert bool(found.nearest) == (expected == "none of these" and name != "Klein bottle")
     json.dumps([asdict(evidence.measured), evidence.homology.to_json()])
+
+
+def test_a_rectangular_torus_is_found_with_its_ratio():
+    x = known_spaces.sample("flat torus 3:1", 1000, 64, 0.1, seed=6)
+    measured = verdict.measure(x).measured
+    assert measured.shortened == pytest.approx(3, rel=0.1)
+    found = verdict.decide(measured)
+    assert found.name == "rectangular flat torus T²" and not found.nearest
+    assert found.to_json()["flat_torus"]["ratio"] == pytest.approx(3, rel=0.1)
+
+
+def test_a_verdict_of_none_names_what_is_nearest():
+    donut, hexagonal = (
+        verdict.decide(verdict.measure(known_spaces.sample(name, 1500, 8, 0.02, seed=7)).measured)
+        for name in ("donut", "hexagonal torus")
+    )
+    assert donut.name == hexagonal.name == "none of these"
+    assert donut.nearest.startswith(
+        "a torus's homology, not a flat one's spectrum: error of the fitted spectrum"
+    )
+    assert (
+        hexagonal.nearest.startswith("a flat torus that is not rectangular")
+        and "angle 6" in hexagonal.nearest
+    )
+
+
+def test_a_spectrum_of_ten_eigenvalues_from_earlier_versions_is_judged():
+    squares = sorted(a * a + 4 * b * b for a in range(-5, 6) for b in range(-5, 6))[1:11]
+    found = verdict.decide(replace(TORUS, eigenvalues=[0.01 * value for value in squares]))
+    assert found.name == "rectangular flat torus T²"
+    assert found.flat_torus.ratio == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +132,11 @@ def test_settings_without_a_calibration_have_no_error_rate(changed, said):
 
 
 def test_error_rates_are_those_of_the_recorded_draws_and_of_the_page():
-    counts = calibration.count(ROOT / "studies" / "verdict" / "calibration.jsonl.xz")
+    draws = calibration.judged(ROOT / "studies" / "verdict" / "calibration.jsonl.xz")
+    counts = calibration.count(draws)
     assert list(error_rates.calibrated()) == calibration.rates(counts)
     page = (ROOT / "docs" / "verdict.md").read_text()
-    assert calibration.tables(counts) in page
+    assert calibration.tables(counts) in page and calibration.flat_tori(draws) in page
     tori = [rate for rate in error_rates.calibrated() if rate.name == "flat torus T²" and rate.samples > 300]
     assert sum(rate.found for rate in tori) >= 0.9 * sum(rate.draws for rate in tori) > 0
     assert sum(rate.wrong for rate in tori) == 0
