@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calibration
-from eval_suite.geometry import error_rates
+from eval_suite.geometry import error_rates, known_spaces, landmarks, verdict
 
 ROOT = Path(__file__).parents[3]
 MEASURED = {
@@ -42,6 +42,31 @@ def test_a_round_holds_each_space_in_each_setting():
     assert {draw.space for draw in first} == set(calibration.OTHERS) | {"flat torus"}
 
 
+def test_a_round_of_tori_holds_each_ratio_and_many_other_spaces_in_each_setting():
+    draws = calibration.tori(3)
+    assert [draw.index for draw in draws] == list(range(360))
+    settings = {(draw.space, draw.samples, draw.ambient, draw.noise) for draw in draws}
+    assert len(settings) == len(known_spaces.SPACES) * 2 * 3 * 3
+    assert {draw.series for draw in draws} == {calibration.TORI_SERIES}
+    assert not settings & {draw[1:5] for draw in calibration.plan(1) if draw.samples == 300}
+
+
+def test_missing_eigenvalues_are_drawn_from_the_same_cloud():
+    draw = next(d for d in calibration.plan(1) if d.samples == 300 and d.space == "sphere")
+    x = calibration.points(draw)
+    full = verdict.graph.laplacian_spectrum(
+        verdict.graph.knn_graph(landmarks.reduce(x, seed=draw.index)), 16
+    ).eigenvalues.tolist()
+    recorded = json.loads(row(draw, eigenvalues=full[:10]))
+    recorded.pop("series")  # as rows of earlier versions have it
+    completed = calibration.with_all_eigenvalues(recorded)
+    assert completed["measured"]["eigenvalues"] == pytest.approx(full)
+    assert completed["measured"]["betti"] == MEASURED["betti"]
+    assert calibration.with_all_eigenvalues(completed) == completed
+    with pytest.raises(ValueError, match="other eigenvalues"):
+        calibration.with_all_eigenvalues(json.loads(row(draw)))
+
+
 def test_a_cut_line_is_drawn_again_and_the_others_are_not(tmp_path):
     file = tmp_path / "draws.jsonl"
     small = [draw for draw in calibration.plan(1) if draw.samples == 300]
@@ -70,8 +95,9 @@ def test_page_and_rates_give_the_recorded_counts(tmp_path, monkeypatch):
     calibration.publish(file, page)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("<!-- end -->\nafter\n") and "old" not in text
-    assert "| flat torus | 10 | 9 |  |  |  | 1 |" in text
-    assert "| donut | 2 | 1 |  |  |  | 1 |" in text
+    assert "| flat torus | 10 | 9 |  |  |  |  | 1 |" in text
+    assert "| donut | 2 | 1 |  |  |  |  | 1 |" in text
+    assert "| all flat tori | 0 | 0 |" in text  # these rows begin at 1,000 samples
     assert "| 300 | 9 of 10, 1 of 2 | 0 of 0, 0 of 0 |" in text
     rates = [error_rates.ErrorRate(**rate) for rate in json.loads((tmp_path / "rates.json").read_text())]
     torus_rate = next(rate for rate in rates if rate.name == "flat torus T²" and rate.draws)
