@@ -312,7 +312,15 @@ def _geometry(
     progress.doing(f"geometry of {name}")
     failed: dict[str, str] = {}
     found = attempt("geometry", lambda: geometry.measure(x, labels, options.geometry, jobs), failed)
-    return {"samples": len(x), "width": x.shape[1], "left_out": failed} if found is None else found
+    if found is None:
+        return {"samples": len(x), "width": x.shape[1], "left_out": failed}
+    if name == "angles" and x.shape[1] >= 6 and "homology" in options.geometry.metrics:
+        progress.doing("geometry of pairs of angles")
+        pairs = attempt(
+            "pairs of angles", lambda: geometry.measure_pairs(x, options.geometry, jobs), found["left_out"]
+        )
+        found |= {"pairs": pairs} if pairs else {}
+    return found
 
 
 def _left_out(representations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -5,7 +5,8 @@ from eval_suite.geometry.measure_geometry import (
     Options,
     clouds,
     measure,
+    measure_pairs,
     of_views,
 )
 
-__all__ = ["CLOUDS", "Options", "clouds", "measure", "of_views"]
+__all__ = ["CLOUDS", "Options", "clouds", "measure", "measure_pairs", "of_views"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,10 @@ CLOUDS = ("embedding", "projector", "angles")
 """Feature sets whose geometry is measured. Training shapes the last two; the first is used afterwards."""
 MOST_CIRCLES = 2
 """Largest number of loops for which circular coordinates are computed."""
+MOST_PAIRS = 6
+"""Largest number of pairs of angles that are judged: all pairs of four angles."""
+PAIR_SAMPLES = 2_000
+"""Largest number of samples for the verdict on a pair of angles; verdicts are calibrated with as many."""
 
 
 class Options(Section):
@@ -96,6 +101,32 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
                 count, cloud = min(loops, MOST_CIRCLES), evidence.cloud
                 measured["circular"] = attempt("circular", lambda: _circular(cloud, samples, count))
     return {name: value for name, value in measured.items() if value is not None}
+
+
+def measure_pairs(x: Array, options: Options, jobs: int = 1) -> dict[str, Any]:
+    """Give a verdict on pairs of angles of `x` (n, 2m), which holds cosine and sine of m ≥ 3 angles in turn.
+
+    The product of three or more circles has too many dimensions for homology, but any two of them are a flat
+    torus. The first `MOST_PAIRS` pairs are judged, those of the first angles first. The result is ready for
+    JSON: `pairs` has the places of two angles and their verdict, `of` the number of all pairs, and `left_out`
+    what failed.
+    """
+    x = x[randomness.rows(len(x), min(options.samples, PAIR_SAMPLES), options.seed)]
+    angles = np.reshape(x, (len(x), -1, 2))
+    # Sorted by the later angle: (0, 1), (0, 2), (1, 2), (0, 3), …
+    together = sorted(combinations(range(angles.shape[1]), 2), key=lambda pair: pair[::-1])
+    judged, left_out = [], dict[str, str]()
+    for pair in together[:MOST_PAIRS]:
+        cloud = angles[:, list(pair)].reshape(len(x), 4)
+        evidence = attempts.attempt(
+            f"angles {pair[0] + 1} and {pair[1] + 1}",
+            lambda cloud=cloud: verdict.measure(cloud, draws=options.draws, jobs=jobs, seed=options.seed),
+            left_out,
+        )
+        if evidence:
+            decision = verdict.decide(evidence.measured).to_json()
+            judged.append({"angles": list(pair), **decision, "measured": asdict(evidence.measured)})
+    return {"samples": len(x), "of": len(together), "pairs": judged, "left_out": left_out}
 
 
 def _circular(cloud: landmarks.Cloud, samples: NDArray[np.int64], count: int) -> dict[str, Any]:
