@@ -13,7 +13,12 @@ from eval_suite.report.figures import INK, hide_axes, svg
 DIMENSIONS = ("#8d8d8d", "#3f7fd9", "#e0703c")
 """Colours of components, loops and voids, the homology of dimension 0, 1 and 2."""
 NAMES = ("components", "loops", "voids")
-REFERENCES = {"measured": "#3f7fd9", "flat torus": "#2f9e78", "Gaussian": "#c9973f"}
+REFERENCES = {
+    "measured": "#3f7fd9",
+    "flat torus": "#2f9e78",
+    "Gaussian": "#c9973f",
+    "fitted torus": "#d9577a",
+}
 
 Bars = Sequence[Sequence[tuple[float, float | None]]]
 """For each dimension, (birth, death) of its holes; death is None for a hole alive at the threshold."""

@@ -222,6 +222,13 @@ def _cloud(
             "Gaussian": graph["gaussian"],
         }
         add("smallest eigenvalues of the k-NN graph", geometry_figures.eigenvalues, spectra)
+    if fit := measured.get("verdict", {}).get("flat_torus"):
+        spectra = {
+            "measured": measured["verdict"]["measured"]["eigenvalues"],
+            "fitted torus": fit["eigenvalues"],
+        }
+        title = f"eigenvalues beside the nearest flat torus, circles {fit['ratio']:.2f} : 1"
+        add(title, geometry_figures.eigenvalues, spectra)
     return {"name": CLOUDS[name], "found": measured, "figures": shown, "turns": turns}
 
 

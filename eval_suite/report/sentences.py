@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval_suite.geometry.verdict import NONE
+from eval_suite.geometry.verdict import FLAT_TORI, NONE
 from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import names
 from eval_suite.report.standing import Lead, Standing, lead, standings
@@ -176,9 +176,25 @@ def about_geometry(results: Results) -> str:
     verdicts = []
     for name, measured in results["geometry"].items():
         if "verdict" in measured:
-            shape = measured["verdict"]["name"]
-            verdicts.append(f"{CLOUDS[name]}: {NO_SHAPE if shape == NONE else shape}")
+            verdicts.append(f"{CLOUDS[name]}: {shape_in_words(measured['verdict'])}{_pairs(measured)}")
     return f"Geometry of {'; of '.join(verdicts)}." if verdicts else ""
+
+
+def shape_in_words(said: Mapping[str, Any]) -> str:
+    """Return a verdict with the ratio of a torus's circles, or with what is nearest to the cloud."""
+    if said["name"] == NONE:
+        return NO_SHAPE + (f" (nearest: {said['nearest']})" if said.get("nearest") else "")
+    if said["name"] in FLAT_TORI and said.get("flat_torus"):
+        return f"{said['name']} with circles {said['flat_torus']['ratio']:.2f} : 1"
+    return str(said["name"])
+
+
+def _pairs(measured: Mapping[str, Any]) -> str:
+    """Say how many pairs of angles are flat tori, in brackets; empty without pairs."""
+    if not (judged := measured.get("pairs", {}).get("pairs")):
+        return ""
+    tori = sum(pair["name"] in FLAT_TORI for pair in judged)
+    return f" ({tori} of {len(judged)} pairs of angles are flat tori)"
 
 
 def _behind(over: Lead) -> str:
