@@ -149,7 +149,7 @@ def nearest(measured: Measured, evidence: dict[str, list[Criterion]]) -> str:
         return f"a torus's homology, not a flat one's spectrum: {_lacking(evidence[RECTANGULAR])}"
     if any(all(row.met for row in evidence[name][fields:]) for name in FLAT_TORI):
         return f"a flat torus's spectrum, not its homology: {_lacking(evidence[RECTANGULAR][:fields])}"
-    if homology:
+    if homology and homology[0] != GAUSSIAN:  # no holes are no sign of a Gaussian
         return f"{homology[0]} by its homology, but {_lacking(evidence[homology[0]])}"
     return ""
 

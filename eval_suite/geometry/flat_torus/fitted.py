@@ -29,7 +29,7 @@ DRAWS = 16
 """Number of random mixtures whose mean is the expected spectrum of a sample."""
 STEPS = 80
 """Number of ratios at which `expected` is computed; between them its logarithms are interpolated."""
-SKEWS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+SKEWS = tuple(tenth / 10 for tenth in range(11))
 """Values of σ that `lattice` tries."""
 
 
