@@ -1,10 +1,7 @@
 """SIGReg's Triton kernels without a GPU: compiled for three generations, and run by Triton's interpreter."""
 
 import logging
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,16 @@ import torch
 from pretrain.objectives import characteristic_sums as paths
 from pretrain.objectives.characteristic_sums import characteristic_sums
 from tests.gpu_free import interpreted
+from tests.gpu_free.kernels import (
+    GENERATIONS,
+    assert_no_register_is_spilled,
+    assert_products_have_64_bits,
+    compile_kernel,
+    run_interpreted,
+)
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-GENERATIONS = {"A100": 80, "H100 and H200": 90, "B200": 100}
 POWERS = 16
 POINTERS = {
     "_forward_kernel": ("x_ptr", "partial_ptr"),
@@ -27,52 +30,34 @@ POINTERS = {
 
 def compiled(kernel: str, samples: int, generation: int = 90, integers: str = "i32") -> Any:
     """Compile a kernel for rows of `samples` samples; sizes and strides have the type `integers`."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from pretrain.objectives import characteristic_sums_triton as kernels
 
     function = getattr(kernels, kernel)
-    launch = kernels._blocks(samples)
-    constants = {"POWERS": POWERS, **{name: launch.pop(name) for name in ("BLOCK_ROWS", "BLOCK_SAMPLES")}}
+    options = kernels._blocks(samples)
+    constants = {"POWERS": POWERS, **{name: options.pop(name) for name in ("BLOCK_ROWS", "BLOCK_SAMPLES")}}
     types = dict.fromkeys(function.arg_names, integers) | {"spacing": "fp32"}
-    types |= dict.fromkeys(POINTERS[kernel], "*fp32") | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(function, types, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", generation, 32), options=launch)
+    types |= dict.fromkeys(POINTERS[kernel], "*fp32")
+    return compile_kernel(function, types, constants, options, generation)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS.values(), ids=GENERATIONS)
 @pytest.mark.parametrize("kernel", POINTERS)
 def test_kernels_compile_and_no_register_is_spilled(kernel: str, generation: int, tmp_path: Path):
-    from triton.backends.nvidia.compiler import get_ptxas
-
     for samples in (1, 4096) if generation == 90 else (4096,):
-        ptx = tmp_path / f"{samples}.ptx"
-        ptx.write_text(compiled(kernel, samples, generation).asm["ptx"])
-        target = re.search(r"\.target (\w+)", ptx.read_text()).group(1)  # type: ignore[union-attr]
-        command = [get_ptxas(generation).path, "-v", f"--gpu-name={target}", ptx, "-o", tmp_path / "out"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in said, said
+        assert_no_register_is_spilled(compiled(kernel, samples, generation), generation, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", POINTERS)
 def test_offsets_are_computed_in_64_bits(kernel: str):
     """Also where all sizes and strides are below 2³¹, so that Triton passes them as 32-bit integers."""
-    code = compiled(kernel, 4096, integers="i32").asm["ttir"]
-    shifts = re.findall(r"tt\.addptr .*, (?:tensor<[\dx]+)?(i\d+)>? loc", code)
+    code = compiled(kernel, 4096, integers="i32")
+    shifts = re.findall(r"tt\.addptr .*, (?:tensor<[\dx]+)?(i\d+)>? loc", code.asm["ttir"])
     assert len(shifts) > 2 and set(shifts) == {"i64"}
-    assert not (narrow := re.findall(r"\n.* = arith\.muli .*i32>? loc", code)), narrow
+    assert_products_have_64_bits(code)
 
 
 def test_kernels_equal_the_plain_form_under_the_interpreter(tmp_path: Path):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
-    }
-    command = [sys.executable, interpreted.__file__, tmp_path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_interpreted(interpreted, tmp_path)
 
 
 @pytest.mark.parametrize("samples", [7, 600])
