@@ -1,6 +1,7 @@
 """The networks that an engine spreads over ranks, their precision, and their first weights."""
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pretrain.engines.config import EngineConfig
 from pretrain.engines.deterministic import Resize
 from pretrain.engines.fp8 import convert_to_fp8
 from pretrain.models.encoder import ViewEncoder
+from pretrain.models.residual_norm import fuse
 from pretrain.models.target import Target
 
 
@@ -94,6 +96,10 @@ def build_on_meta(
     if config.precision == "fp8":
         convert_to_fp8(built)
     networks = Networks(built, head, with_target, config, device)
+    zero_3 = config.kind == "deepspeed" and config.zero_stage == 3
+    # ZeRO-3 has a parameter only while the module that owns it is called.
+    if device.type == "cuda" and importlib.util.find_spec("triton") and not zero_3:
+        fuse(networks.encoders(), device)
     if config.activation_checkpointing != "none":
         checkpoint_blocks(networks.encoder.encoder, config.activation_checkpointing)
     if config.compile:
