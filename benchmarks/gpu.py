@@ -38,6 +38,9 @@ class Limited(NamedTuple):
 CASES = {
     "syncs": Limited("syncs.syncs", 60, "where the host waits for the device within a real training step"),
     "sigreg": Limited("sigreg.sigreg", 40, "SIGReg in Triton: exact, and its time and memory"),
+    "residual_norm": Limited(
+        "residual_norm.residual_norm", 40, "residual and norm in Triton: exact, its time"
+    ),
     "fp32": Limited("exactness.fp32", 60, "ten fp32 steps on CPU and GPU, by ddp and fsdp, TF32 off and on"),
     "deterministic": Limited("exactness.deterministic", 45, "the same bits twice"),
     "vitg_eager": Limited("vitg.eager", 45, "ViT-g/14 at 16 images: MFU, and memory against `plan`"),
