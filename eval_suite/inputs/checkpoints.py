@@ -102,10 +102,11 @@ class Checkpoint:
         """The angles see the first so many numbers of the embedding; None if they see all of them."""
         return self.encoder.torus.pose_width if self.encoder.torus else None
 
-    def projector(self) -> nn.Sequential | None:
-        """Return the trained MLP from embeddings to projections; None if the checkpoint has none.
+    def projector(self, *, trained: bool = True) -> nn.Sequential | None:
+        """Return the MLP from embeddings to projections; None if the checkpoint has none.
 
-        For angles that see some numbers of the embedding only, the MLP is preceded by their choice.
+        If not `trained`, it has the weights that the seed of the run gives. For angles that see some numbers
+        of the embedding only, the MLP is preceded by their choice.
         """
         described = self.encoder.projector
         if described is None or not self.projector_file.exists():
@@ -119,7 +120,8 @@ class Checkpoint:
         with torch.device("meta"):
             self._check(self.projector_file, build(), "the projector")
         model = build()
-        self._load(self.projector_file, model)
+        if trained:
+            self._load(self.projector_file, model)
         return nn.Sequential(FirstNumbers(self.pose_width), *model) if self.pose_width else model
 
     def untrained(self, seed: int | None = None) -> nn.Module:
