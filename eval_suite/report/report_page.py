@@ -17,7 +17,7 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.targets import Targets
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
-from eval_suite.report import figures, geometry_figures, names, pictures
+from eval_suite.report import certified, figures, geometry_figures, names, pictures
 from eval_suite.report.pages import template
 from eval_suite.report.sentences import (
     CLOUDS,
@@ -56,8 +56,9 @@ def render(
     seed: int,
     checkpoint: Checkpoint | None,
     splits: Splits | None,
+    certificate: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the page for `results` as HTML.
+    """Return the page for `results` as HTML, with a section about the content of a certificate.json.
 
     `features` (n, d) by representation, feature set and split are drawn as maps. Features that were made
     elsewhere have no checkpoint and no splits: then the page has neither curves nor images. A picture that
@@ -91,6 +92,7 @@ def render(
         reading=" ".join(filter(None, (about_collapse(results), headline(results)))),
         details=[said for said in (what_next(results), about_scores(results)) if said],
         about_geometry=about_geometry(results),
+        certificate=certified.section(certificate),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
         intervals=_intervals(results, undrawn),
         label_curves=_label_curves(results, undrawn),
