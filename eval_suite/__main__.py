@@ -1,8 +1,8 @@
 """`python -m eval_suite RUN_OR_CHECKPOINT… --train SHARDS --val SHARDS`, alone or under torchrun.
 
 The sub-commands: `layers` measures every block of an encoder over training, `winding` whether the angles of a
-torus head follow the image, `codes` discrete codes of the embedding, and `duplicates` finds near-duplicate
-images.
+torus head follow the image, `codes` discrete codes of the embedding, `duplicates` finds near-duplicate
+images, and `certificate` says whether a torus is there whose angles turn with known actions on images.
 """
 
 import io
@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "winding": "eval_suite.torus_head.winding",
     "codes": "eval_suite.torus_head.codes",
     "duplicates": "eval_suite.torus_head.duplicates",
+    "certificate": "eval_suite.torus_head.certificate.command",
 }
 """The module of each sub-command, imported when it is called; its `main` takes the arguments."""
 

@@ -33,6 +33,7 @@ EPILOG = """examples:
   isotorus eval features.npz                                              features made elsewhere
   isotorus eval layers --help                     geometry of every block over training
   isotorus eval winding --help                    whether the angles of a torus head follow the image
+  isotorus eval certificate --help                whether a torus turns with known actions on images
   isotorus eval codes --help                      discrete codes of the embedding
   isotorus eval duplicates --help                 near-duplicate images
 

@@ -32,6 +32,7 @@ from eval_suite.inputs.target_values import Kind
 from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
 from eval_suite.inputs.vectors import SPLITS, Vectors
 from eval_suite.options import Options
+from eval_suite.report import certified
 from eval_suite.usefulness import neighbors
 from eval_suite.usefulness.folds.division import Codes
 from eval_suite.usefulness.selection import standardiser
@@ -374,7 +375,9 @@ def _write(
     results.write(out / "results.json", results.as_json(written))
     progress.doing("drawing the report")
     try:
-        page = report.render(written, features, targets, options.geometry.seed, checkpoint, splits)
+        seed = options.geometry.seed
+        certificate = certified.read(out, checkpoint) if checkpoint else None
+        page = report.render(written, features, targets, seed, checkpoint, splits, certificate)
     except Exception as error:  # the numbers are worth more than the page
         _log.warning("warning: no report.html (%s); %s has the results", reason(error), out / "results.json")
         _log.debug("report", exc_info=True)
