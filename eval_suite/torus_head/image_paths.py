@@ -5,12 +5,14 @@ return the same images at 0 and at 1.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import adjust_hue
 
+from data_pipeline.transforms.actions import Action, Border, turn
 from eval_suite.features.images import rotate
 
 Path = Callable[[Tensor, float], Tensor]
@@ -53,5 +55,23 @@ PATHS: dict[str, Path] = {
     "hue": hue,
 }
 """All paths by their name for --paths."""
+NAMES: dict[Action, str] = {"shift_x": "translation_x", "shift_y": "translation_y"}
+"""The paths of the actions that are called otherwise here."""
 COLOUR = ("hue",)
 """Paths that need images of three channels."""
+
+
+def of_actions(actions: Sequence[Action], border: Border) -> dict[str, Path]:
+    """Return all paths for a head that was trained with `actions`: its own are turned as in training."""
+    own = {
+        NAMES.get(action, action): partial(_turned, actions, border, place)
+        for place, action in enumerate(actions)
+    }
+    return PATHS | own
+
+
+def _turned(actions: Sequence[Action], border: Border, place: int, images: Tensor, share: float) -> Tensor:
+    """Turn images by a share of a full turn of action number `place`, and not by the others."""
+    angles = images.new_zeros(len(images), len(actions))
+    angles[:, place] = 2 * math.pi * share
+    return turn(images, actions, angles, border)

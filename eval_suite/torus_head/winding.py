@@ -2,14 +2,16 @@
 
 Images are rotated, shifted or recoloured until they are the same again. Along such a path each angle of the
 head makes a whole number of turns; these numbers are the winding vector. A head that follows the path has an
-angle that turns once, and a head that ignores it has the vector 0.
+angle that turns once, and a head that ignores it has the vector 0. A head that was trained with actions sees
+the turns of its training, as in `eval certificate`.
 """
 
 import argparse
 import copy
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from eval_suite.features.images import normalise, unit_range
 from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
 from eval_suite.inputs.checkpoints import Checkpoint
-from eval_suite.torus_head import winding_page
+from eval_suite.torus_head import image_paths, winding_page
 from eval_suite.torus_head.image_paths import COLOUR, PATHS
 from isotorus import randomness
 from isotorus.errors import ArgumentParser, UserError, from_os_error
@@ -66,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
             "folder": str(checkpoint.folder),
             "weights_sha256": checkpoint.weights_sha256,
         }
-        r = pretrained(checkpoint, ("angles",))
+        r, paths = pretrained(checkpoint, ("angles",)), PATHS
+        if (torus := checkpoint.encoder.torus) and torus.actions:
+            r, paths = replace(r, size=torus.size), image_paths.of_actions(torus.actions, torus.border)
         r.model.to(device)
         images = None if data is None else load(data, r, args.images, args.seed).to(device)
         frames = load_frames(Path(args.frames), r).to(device) if args.frames else None
@@ -74,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
             chosen = [name for name in names if r.channels == 3 or name not in COLOUR]
             if dropped := [name for name in names if name not in chosen]:
                 left_out.append(f"{title}: no {', '.join(dropped)}, as its images have no colour")
-            entry["paths"] = along_paths(r, images, chosen, args.steps, args.batch_size, title)
+            entry["paths"] = along_paths(
+                r, images, {name: paths[name] for name in chosen}, args.steps, args.batch_size, title
+            )
         if frames is not None:
             path = angles(r, frames, args.batch_size)[None]
             entry["frames"] = summary(path, closed=args.closed)
@@ -205,19 +211,24 @@ def angles(r: Representation, images: Tensor, batch_size: int) -> Tensor:
 
 
 def along_paths(
-    r: Representation, images: Tensor, names: Sequence[str], steps: int, batch_size: int, title: str
+    r: Representation,
+    images: Tensor,
+    paths: Mapping[str, image_paths.Path],
+    steps: int,
+    batch_size: int,
+    title: str,
 ) -> dict[str, Any]:
-    """Measure each named path of `PATHS`; return its `summary` with pictures of the first image along it."""
+    """Measure each path by its name; return its `summary` with pictures of the first image along it."""
     summaries = {}
     with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=len(names) * steps)
-        for name in names:
+        task = progress.add_task(title, total=len(paths) * steps)
+        for name, path in paths.items():
             samples = []
             for step in range(steps):
-                samples.append(angles(r, PATHS[name](images, step / steps), batch_size))
+                samples.append(angles(r, path(images, step / steps), batch_size))
                 progress.advance(task)
             summaries[name] = summary(torch.stack(samples, 1), closed=True)
-            shown = [PATHS[name](images[:1], k / winding_page.STRIP)[0] for k in range(winding_page.STRIP)]
+            shown = [path(images[:1], k / winding_page.STRIP)[0] for k in range(winding_page.STRIP)]
             summaries[name]["strip"] = [winding_page.picture(image) for image in shown]
     return summaries
 
