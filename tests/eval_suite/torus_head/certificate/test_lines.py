@@ -71,9 +71,10 @@ def test_an_angle_that_follows_has_the_error_of_its_noise_and_one_that_does_not_
 
 def test_uniformity_is_one_for_uniform_angles_and_n_for_equal_ones():
     random = np.random.default_rng(2)
-    for k in (1, 2, 5):
+    for k, draws in ((1, 40), (2, 40), (5, 6)):
         values = [
-            uniformity.summary("u", random.uniform(0, 2 * np.pi, (400, k)), seed)["u"] for seed in range(40)
+            uniformity.summary("u", random.uniform(0, 2 * np.pi, (400, k)), seed)["u"]
+            for seed in range(draws)
         ]
         assert np.mean(values) == pytest.approx(1, abs=0.25)
         equal = uniformity.summary("u", np.full((400, k), 0.3), 0)
