@@ -3,8 +3,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CELLS  := data/solar-cells
 RUN    := runs/quickstart
+PHOTOS := data/photographs
+TORUS  := runs/torus_cpu
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart torus test test-all lint clean
 
 quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
@@ -12,6 +14,13 @@ quickstart: $(VENV)/.installed
 		--image-column image --label-column defect --val-fraction 0.15 --test-fraction 0.15
 	$(BIN)/python -m pretrain --config configs/quickstart.yaml
 	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
+
+torus: $(VENV)/.installed
+	$(BIN)/python -m data_pipeline.demo_photographs $(PHOTOS)-patches
+	$(BIN)/python -m data_pipeline pack $(PHOTOS)-patches $(PHOTOS) --labels $(PHOTOS)-patches.csv \
+		--image-column image --label-column photograph --split-column set
+	$(BIN)/python -m pretrain --config configs/torus_cpu.yaml data.path=$(PHOTOS)/train steps=700
+	$(BIN)/python -m eval_suite certificate $(TORUS) --data $(PHOTOS)/test
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
