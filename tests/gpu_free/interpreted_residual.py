@@ -6,6 +6,7 @@ Run by test_residual_norm.py in a process of its own, because Triton reads TRITO
 import copy
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.engines.blocks import checkpoint_blocks
+from pretrain.models import residual_norm_triton as kernels
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import ViewEncoder
 from pretrain.models.residual_norm import FusedBlock, fuse, residual_norm
@@ -152,10 +154,25 @@ def check_types_under_autocast() -> None:
     assert error(mine, truth) < 2**-7
 
 
+def check_that_wrong_kernels_are_left_out() -> None:
+    """Assert that blocks stay as they are where a kernel gives another gradient than torch."""
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2, init_values=0.1)
+    right = kernels.backward
+
+    def wrong(*inputs: Any) -> Any:
+        x, branch, sums = right(*inputs)
+        return x, branch, sums * 1.1
+
+    with mock.patch.object(kernels, "backward", wrong):
+        assert not fuse([model], CPU)
+    assert type(model.blocks[0]) is not FusedBlock
+
+
 def main() -> None:
     for case in cases():
         compare(*case)
     check_types_under_autocast()
+    check_that_wrong_kernels_are_left_out()
     compare_encoders(False, ("plain", "full"))
     compare_encoders(True, ("selective", "compiled"))
 
