@@ -30,21 +30,25 @@ def checked(x: ArrayLike) -> Array:
     if not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).reshape(len(x), -1).any(axis=1).sum())
         raise UserError(f"{bad} of {len(x)} samples have NaN or infinite features; leave them out")
-    if (largest := float(np.abs(x).max())) > LARGEST:
-        raise UserError(
-            f"features as large as {largest:.0e}, whose powers overflow; divide them by a constant"
-        )
+    if (size := largest(x)) > LARGEST:
+        raise UserError(f"features as large as {size:.0e}, whose powers overflow; divide them by a constant")
     return x
+
+
+def largest(x: Array) -> float:
+    """Return the largest absolute value in `x`, without a copy of it."""
+    return max(float(x.max()), -float(x.min()))
 
 
 def rounding(x: Array) -> float:
     """Return the difference of two features of `x`, in its own precision, that rounding alone explains."""
-    return float(ROUNDING * np.finfo(x.dtype).eps * np.abs(x).max())
+    return float(ROUNDING * np.finfo(x.dtype).eps * largest(x))
 
 
 def collapsed(x: Array) -> bool:
     """Return whether the rows of `x` (n, d) are equal up to `rounding`."""
-    return float(np.ptp(x.astype(np.float64), axis=0).max()) <= rounding(x)
+    spread = x.max(axis=0).astype(np.float64) - x.min(axis=0)
+    return float(spread.max()) <= rounding(x)
 
 
 def centred(x: ArrayLike) -> NDArray[np.float64]:
@@ -61,12 +65,12 @@ def centred(x: ArrayLike) -> NDArray[np.float64]:
     if collapsed(x):
         raise UserError(
             f"the embedding has collapsed: all {len(x)} samples have the same features up to rounding (they "
-            f"differ by {np.ptp(x, axis=0).max():.0e}, the largest is {np.abs(x).max():.0e}); train again"
+            f"differ by {np.ptp(x, axis=0).max():.0e}, the largest is {largest(x):.0e}); train again"
         )
     # Taking off one row first is exact for near values, so the mean is that of small numbers.
-    moved = x.astype(np.float64) - x[0].astype(np.float64)
+    moved = np.subtract(x, x[0], dtype=np.float64)
     moved -= moved.mean(axis=0)
-    if (spread := float(np.abs(moved).max())) < 1 / LARGEST:
+    if (spread := largest(moved)) < 1 / LARGEST:
         raise UserError(
             f"features differ by only {spread:.0e}, whose powers vanish; multiply them by a constant"
         )

@@ -1,9 +1,7 @@
 """The largest eigenvalues of a sparse symmetric matrix whose spectrum lies in [-1, 1].
 
 This solver replaces scipy's `eigsh` (ARPACK), which works with one vector and can miss copies of a multiple
-eigenvalue. On the neighbour graph of 50,000 points of a noisy torus it takes 4.0 instead of 12.4 seconds with
-two threads, and 3.7 instead of 7.5 seconds of CPU time with one; on a graph of 100 clusters both take 1.2
-seconds (benchmarks/RESULTS.md, "k-NN graph and its spectrum").
+eigenvalue. Figures beside `eigsh` are in benchmarks/RESULTS.md, "k-NN graph and its spectrum".
 """
 
 import math
@@ -22,11 +20,14 @@ Block = NDArray[np.floating]
 
 DENSE_BELOW = 1000
 """Number of rows up to which dense LAPACK is faster than an iteration."""
-TOLERANCE = 1e-7
-"""Largest residual ‖Ax - θx‖ of an accepted eigenvalue θ with unit vector x.
+ACCURACY = 1e-6
+"""Largest error of an accepted eigenvalue θ, as a share of the distance from the known one to the last.
 
-The error of θ is at most the residual's square over the distance from θ to the other eigenvalues.
+The error is at most the square of the residual ‖Ax - θx‖ over the distance from θ to the eigenvalues outside
+the block (Saad 2011, §3.2), which is taken to its smallest Ritz value.
 """
+TOLERANCE = 1e-7
+"""Residual ‖Ax - θx‖, with a unit vector x, that is accepted in any case."""
 DEGREE = 80
 """Highest degree of the polynomial between two orthogonalisations."""
 GROWTH = {np.dtype(np.float32): 1e4, np.dtype(np.float64): 1e8}
@@ -34,8 +35,8 @@ GROWTH = {np.dtype(np.float32): 1e4, np.dtype(np.float64): 1e8}
 
 A larger factor would let rounding errors of the first one cover the other.
 """
-SINGLE = 1e-5
-"""Residual at which the iteration changes from float32 to float64."""
+SINGLE = 3e-6
+"""Residual at which the iteration changes from float32 to float64, as it does when the residual stays."""
 ROUNDS = 500
 """Number of orthogonalisations after which the iteration gives up."""
 
@@ -55,7 +56,7 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
         return scipy.linalg.eigvalsh(matrix.toarray())[::-1][1 : count + 1]
     random = generator(0)
     block = _orthonormal(random.standard_normal((n, 2 * count + 4)), top)
-    edge, upper = -0.5, 1.0
+    edge, upper, last = -0.5, 1.0, np.inf
     dtype: type[np.floating] = np.float32
     for _ in range(ROUNDS):
         block = _orthonormal(_filtered(matrix, block.astype(dtype), top, edge, upper), top)
@@ -63,10 +64,13 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
         values, rotation = scipy.linalg.eigh(block.T @ image)
         block, image = block @ rotation, image @ rotation
         residual = np.linalg.norm(image - block * values, axis=0)[-count:]
-        if residual.max() < TOLERANCE:
-            return values[::-1][:count]
-        if residual.max() < SINGLE:
+        wanted = values[-count:]
+        error = residual**2 / np.maximum(wanted - values[0], np.finfo(np.float64).tiny)
+        if residual.max() < TOLERANCE or error.max() < ACCURACY * (1 - wanted[0]):
+            return wanted[::-1]
+        if residual.max() < SINGLE or residual.max() > last / 2:
             dtype = np.float64
+        last = residual.max()
         # Ritz values are lower bounds of eigenvalues, so all wanted ones lie above the smallest Ritz value.
         # The polynomial grows above that edge and stays within ±1 below it.
         edge, upper = values[0], min(1.0, values[-1] + residual[-1])
@@ -93,7 +97,7 @@ def _filtered(matrix: scipy.sparse.csr_array, block: Block, top: Block, edge: fl
     for step in range(1, degree):
         before = _next(matrix.indptr, matrix.indices, data, now, before, shift, number(2 / half))
         before, now = now, before
-        if step % 4 == 0:  # rounding brings the known eigenvector back, and it grows fastest
+        if step % 16 == 0:  # rounding brings the known eigenvector back, and it grows fastest
             before -= np.outer(top, top @ before)
             now -= np.outer(top, top @ now)
     return now
@@ -126,7 +130,7 @@ def _next(
             before[row, column] = -before[row, column] - scale * middle * now[row, column]
         for place in range(indptr[row], indptr[row + 1]):
             weight = scale * data[place]
-            other = indices[place]
+            other = np.uint32(indices[place])  # unsigned: numba then does not look for negative indices
             for column in range(now.shape[1]):
                 before[row, column] += weight * now[other, column]
     return before

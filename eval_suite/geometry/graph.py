@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, reverse_cuthill_mckee
 
 from eval_suite.geometry import eigensolver, nearest
 
@@ -67,13 +67,15 @@ def laplacian_spectrum(graph: scipy.sparse.sparray | scipy.sparse.spmatrix, coun
         raise ValueError("laplacian_spectrum takes a symmetric adjacency with weights ≥ 0")
     graph.eliminate_zeros()
     components, label = connected_components(graph, directed=False)
+    # With the vertices sorted by component, each component is a slice of rows and columns. Within it,
+    # neighbours stand close to each other, so that products with the matrix find them in the cache.
+    order = reverse_cuthill_mckee(graph, symmetric_mode=True)
+    order = order[np.argsort(label[order], kind="stable")]
+    graph = graph[order][:, order]
     degree = np.asarray(graph.sum(axis=1)).ravel()
     normalised = _normalised(graph, degree)
     if components == 1:
         return Spectrum(_nonzero_modes(normalised, degree, count), 1)
-    # With the vertices sorted by component, each component is a slice of rows and columns.
-    order = np.argsort(label, kind="stable")
-    normalised, degree = normalised[order][:, order], degree[order]
     ends = np.cumsum(np.bincount(label))
     by_component = [
         _nonzero_modes(normalised[start:end, start:end], degree[start:end], count)

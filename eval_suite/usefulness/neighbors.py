@@ -28,8 +28,9 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the `k` rows of `train_x` (n, d) that are most similar to each row of `test_x` (m, d).
 
-    Returns cosine similarities and train indices, both (m, k), most similar first. The search is exact, on a
-    GPU if FAISS has one. Raises ValueError when k is not in 1 … n.
+    Returns cosine similarities and train indices, both (m, k), most similar first. The search is exact and
+    in float32, on a GPU too, because votes depend on the similarity. Raises ValueError when k is not in
+    1 … n.
     """
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k = {k} neighbours of {len(train_x)} samples; k lies in 1 … {len(train_x)}")
