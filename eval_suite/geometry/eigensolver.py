@@ -35,8 +35,6 @@ GROWTH = {np.dtype(np.float32): 1e4, np.dtype(np.float64): 1e8}
 
 A larger factor would let rounding errors of the first one cover the other.
 """
-SINGLE = 3e-6
-"""Residual at which the iteration changes from float32 to float64, as it does when the residual stays."""
 ROUNDS = 500
 """Number of orthogonalisations after which the iteration gives up."""
 
@@ -68,7 +66,7 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
         error = residual**2 / np.maximum(wanted - values[0], np.finfo(np.float64).tiny)
         if residual.max() < TOLERANCE or error.max() < ACCURACY * (1 - wanted[0]):
             return wanted[::-1]
-        if residual.max() < SINGLE or residual.max() > last / 2:
+        if residual.max() > last / 2:  # float32 ends at a residual of about 3e-7, which may be too large
             dtype = np.float64
         last = residual.max()
         # Ritz values are lower bounds of eigenvalues, so all wanted ones lie above the smallest Ritz value.

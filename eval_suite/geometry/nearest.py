@@ -30,7 +30,10 @@ EXACT_BELOW = 10_000
 CELL = 400
 """Average number of rows in a k-means cell: enough for fast matrix products, few compared with the data."""
 SAMPLE = 500
-"""Number of rows whose true neighbours decide which cells are searched; as many others measure recall."""
+"""Number of rows whose true neighbours decide which cells are searched; as many others measure recall.
+
+If these would find fewer, more cells are searched until they find as many.
+"""
 
 
 class Neighbours(NamedTuple):
@@ -40,6 +43,8 @@ class Neighbours(NamedTuple):
     """(n, k) row indices, nearest first; -1 where a neighbour is missing."""
     recall: float
     """Share of the true neighbours that were found; 1.0 for an exact search."""
+    precision: str = "float32"
+    """Number format of the rows that were searched; "float16" only on a GPU."""
 
 
 def neighbours(x: Array, k: int, *, recall: float = RECALL) -> Neighbours:
@@ -80,94 +85,100 @@ def prepared(x: Array, k: int) -> NDArray[np.float32]:
 def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | None:
     """Search cell by cell; None if that would compare more than half of all pairs."""
     n, d = x.shape
-    cells = n // CELL
     gpu = int(faiss_gpu.available())  # on one GPU: the others belong to other processes
-    means = faiss.Kmeans(d, cells, niter=8, max_points_per_centroid=100, seed=0, gpu=gpu)
+    means = faiss.Kmeans(d, n // CELL, niter=8, max_points_per_centroid=100, seed=0, gpu=gpu)
     means.train(x)
-    cell = means.assign(x)[1]
-    borders = _Borders(np.asarray(means.centroids))
-    order = np.argsort(cell, kind="stable")
-    x, cell = x[order], cell[order]  # now each cell is a slice of the rows
-    ends = np.searchsorted(cell, np.arange(cells), side="right")
-    starts = np.concatenate([[0], ends[:-1]])
+    own = means.assign(x)[1]
+    order = np.argsort(own, kind="stable")
+    x, own = x[order], own[order]  # now each cell is a slice of the rows
+    cells = _Cells(np.asarray(means.centroids), own)
 
     rows = generator(0).permutation(n)[: 2 * SAMPLE]
     true = _among(x[rows], rows, x, np.arange(n), k)
-    chosen, measured = np.split(rows, 2)
-    stored = _stored(x, chosen, true[:SAMPLE], recall)
+    # Cells may lose half of what may be lost; the rest is for rounding and for what the sample does not show.
+    kept = (1 + recall) / 2
+    stored = _stored(x, rows[SAMPLE:], true[SAMPLE:], kept)
     best = _Best(n, k + 1)
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in cells.spans:
         best.search(stored, np.arange(start, end), start, end)
-    visitor, visited = _visits(borders, x, cell, best.farthest(), chosen, true[:SAMPLE], recall)
-    if len(visitor) > n * cells / 2:
+    reach = best.farthest()
+    borders = cells.borders(x[rows], own[rows], np.arange(len(cells.spans))) / reach[rows, None]
+    number, part = _enough(
+        cells.rank[own[rows, None], own[true]], np.take_along_axis(borders, own[true], axis=1), kept
+    )
+    if ((cells.rank[own[rows]] <= number) & (borders <= part)).mean() > 1 / 2:
         return None
-    guests = np.split(visitor, np.cumsum(np.bincount(visited, minlength=cells))[:-1])
-    for visitors, start, end in zip(guests, starts, ends, strict=True):
+    for visitors, (start, end) in zip(cells.visitors(x, reach, number, part), cells.spans, strict=True):
         best.search(stored, visitors, start, end)
     found = _without_self(best.ids, np.arange(n))
+    reached = _share(x, rows[SAMPLE:], found[rows[SAMPLE:]], true[SAMPLE:])
     ids = np.empty_like(found)
     ids[order] = order[found]
-    return Neighbours(ids, _share(found[measured], true[SAMPLE:]))
+    return Neighbours(ids, reached, str(stored.dtype))
 
 
-def _visits(
-    borders: "_Borders",
-    x: NDArray[np.float32],
-    cell: NDArray[np.integer],
-    reach: NDArray[np.float32],
-    chosen: NDArray[np.integer],
-    true: NDArray[np.integer],
-    recall: float,
-) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Return the rows that search another cell, and which, sorted by cell.
+def _enough(rank: NDArray[np.integer], border: Array, recall: float) -> tuple[int, float]:
+    """Return how many near cells a row needs, and how close their borders are, to keep the share `recall`.
 
-    `x` (n, d) are the rows, `cell` (n,) their cells, `reach` (n,) the distance of the k-th neighbour in the
-    own cell, and `true` (m, k) the neighbours of the rows `chosen` (m,). A row searches a cell that is among
-    the nearest ones of its own cell, if the border lies within a part of its reach. The number of cells and
-    the part are those that keep the share `recall` of the true neighbours.
+    `rank` and `border` (m, k) are those of the cells of the true neighbours of m rows; a border's distance
+    is a part of the row's reach. Half of the rows choose both numbers. They grow until the other half too
+    keeps its share.
     """
-    own, others = cell[chosen, None], cell[true]
-    kept = (1 + recall) / 2  # by each of the two conditions
-    rank = borders.rank()
-    number = np.quantile(rank[own, others], kept, method="inverted_cdf")
-    to_true = np.take_along_axis(borders.distance(x[chosen], own[:, 0]), others, axis=1)
-    part = float(np.quantile(to_true / reach[chosen, None], kept, method="inverted_cdf"))
-    # A row whose own cell is too small has an infinite reach, and searches all cells.
-    alone, reach = np.isinf(reach)[:, None], reach[:, None] * max(part, float(np.finfo(np.float32).tiny))
-
-    found = []
-    for rows in np.array_split(np.arange(len(x)), len(x) // EXACT_BELOW + 1):
-        near = rank[cell[rows]]
-        near = (near > 0) & ((near <= number) | alone[rows])
-        row, other = np.nonzero(near & (borders.distance(x[rows], cell[rows]) <= reach[rows]))
-        found.append((rows[row], other))
-    visitor, visited = map(np.concatenate, zip(*found, strict=True))
-    order = np.argsort(visited, kind="stable")
-    return visitor[order], visited[order]
+    half, kept = len(rank) // 2, (1 + recall) / 2  # each number may lose half of what may be lost
+    number = float(np.quantile(rank[:half], kept, method="inverted_cdf"))
+    part = max(float(np.quantile(border[:half], kept, method="inverted_cdf")), 0.01)
+    while ((rank <= number) & (border <= part))[half:].mean() < recall:
+        number, part = 1.1 * number + 1, 1.1 * part
+    return int(number), part
 
 
-class _Borders:
-    """The borders between k-means cells: planes halfway between two centroids."""
+class _Cells:
+    """K-means cells of rows that are sorted by cell, and the borders between them.
 
-    def __init__(self, centroids: NDArray[np.float32]) -> None:
+    A border is the plane halfway between two centroids.
+    """
+
+    def __init__(self, centroids: NDArray[np.float32], own: NDArray[np.integer]) -> None:
         self.centroids = centroids
+        ends = np.searchsorted(own, np.arange(len(centroids)), side="right").tolist()
+        self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        """The first row of each cell, and the first one after it."""
         self.squared = (centroids**2).sum(axis=1)
-        between = self.squared[:, None] + self.squared - 2 * centroids @ centroids.T
-        self.apart = np.sqrt(np.maximum(between, np.finfo(np.float32).tiny))
+        apart = self.squared[:, None] + self.squared - 2 * centroids @ centroids.T
+        self.apart = np.sqrt(np.maximum(apart, np.finfo(np.float32).tiny))
+        np.fill_diagonal(self.apart, 0)
+        self.near = np.argsort(self.apart, axis=1)
+        """The cells (cells, cells) by the distance of their centroid from that of each cell, itself first."""
+        self.rank = np.argsort(self.near, axis=1)
+        """The place of each cell in each row of `near`."""
+        np.fill_diagonal(self.apart, np.inf)
 
-    def rank(self) -> NDArray[np.integer]:
-        """Return for each cell the place (cells, cells) of the others, nearest first; its own is 0."""
-        apart = self.apart.copy()
-        np.fill_diagonal(apart, 0)
-        return np.argsort(np.argsort(apart, axis=1), axis=1)
-
-    def distance(self, x: NDArray[np.float32], own: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the distance (m, cells) of each row (m, d) of the cells `own` (m,) from each other cell.
+    def borders(self, x: Array, own: NDArray[np.integer], others: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the distance (m, p) of rows `x` (m, d) of the cells `own` (m,) from p other cells.
 
         It is that to the border with the other cell, behind which all its rows lie. To the own cell it is 0.
         """
-        power = self.squared - 2 * x @ self.centroids.T
-        return (power - np.take_along_axis(power, own[:, None], axis=1)) / (2 * self.apart[own])
+        power = self.squared[others] - 2 * x @ self.centroids[others].T
+        power -= (self.squared[own] - 2 * (x * self.centroids[own]).sum(axis=1))[:, None]
+        return power / (2 * self.apart[own[:, None], others])
+
+    def visitors(
+        self, x: Array, reach: NDArray[np.float32], number: int, part: float
+    ) -> list[NDArray[np.integer]]:
+        """Return for each cell the rows of other cells that search it.
+
+        A row of `x` (n, d) searches the `number` cells that are nearest to its own, if their border lies
+        within the `part` of its `reach` (n,), the distance of its k-th neighbour in its own cell. Where that
+        has not as many rows, the reach is infinite, and the row searches all cells.
+        """
+        found: list[list[NDArray[np.integer]]] = [[np.empty(0, np.int32)] for _ in self.spans]
+        for own, (start, end) in enumerate(self.spans):
+            alone = start < end and np.isinf(reach[start])
+            near = self.near[own, 1 : len(self.near) if alone else number + 1]
+            borders = self.borders(x[start:end], np.full(end - start, own), near)
+            for other, close in zip(near, (borders <= part * reach[start:end, None]).T, strict=True):
+                found[other].append((start + np.flatnonzero(close)).astype(np.int32))
+        return [np.concatenate(rows) for rows in found]
 
 
 class _Best:
@@ -207,14 +218,23 @@ def _stored(
     if faiss_gpu.available():
         halves = x.astype(np.float16)
         found = _among(halves[rows], rows, halves, np.arange(len(x)), true.shape[1])
-        if _share(found, true) >= recall:
+        if _share(x, rows, found, true) >= recall:
             return halves
     return x
 
 
-def _share(found: NDArray[np.integer], true: NDArray[np.integer]) -> float:
-    """Return the share of the ids `true` (m, k) that are `found` (m, k) in their row."""
-    return float((true[:, :, None] == found[:, None]).any(axis=2).mean())
+def _share(
+    x: Array, rows: NDArray[np.integer], found: NDArray[np.integer], true: NDArray[np.integer]
+) -> float:
+    """Return the share of ids `found` (m, k) that are as near to their row as its neighbours `true` (m, k).
+
+    Distances decide, not ids, because equal rows can stand for each other.
+    """
+    hits = 0.0
+    for row, near, exact in zip(rows, found, true, strict=True):
+        limit = ((x[exact] - x[row]) ** 2).sum(axis=1).max()
+        hits += (((x[near] - x[row]) ** 2).sum(axis=1) <= limit * (1 + 1e-5)).mean()
+    return float(hits / len(rows))
 
 
 def _among(
