@@ -64,16 +64,16 @@ def test_search_by_cells_has_the_recall_it_states(monkeypatch, kind, recall):
     assert (found.ids != np.arange(8000)[:, None]).all()
 
 
-def test_rows_in_a_cell_of_few_search_all_cells(monkeypatch):
-    monkeypatch.setattr(nearest, "EXACT_BELOW", 1000)
-    random = np.random.default_rng(0)
-    x = random.normal(size=(4000, 3))
-    x[:4] += 100  # cells of their own, with fewer rows than neighbours
-    x[4:6] -= 100
-    found = nearest.neighbours(x, 10).ids
-    near = np.argsort(np.linalg.norm(x[:6, None] - x, axis=2), axis=1)[:, 1:11]
-    assert [set(row) for row in found[:6]] == [set(row) for row in near]
-    assert (found >= 0).all()
+def test_rows_in_a_cell_of_few_search_all_cells():
+    centroids = np.array([[0, 0], [10, 0], [0, 20]], dtype=np.float32)
+    own = np.array([0, 0, 1, 1, 1, 2, 2, 2])
+    reach = np.where(own == 0, np.inf, 1.0).astype(np.float32)  # cell 0 has fewer rows than neighbours
+    cells = nearest._Cells(centroids, own)
+    visitors = cells.visitors(centroids[own], reach, number=0, part=0.5)
+    assert [rows.tolist() for rows in visitors] == [[], [0, 1], [0, 1]]
+    np.testing.assert_allclose(
+        cells.borders(centroids[own[[0, 2]]], own[[0, 2]], np.arange(2)), [[0, 5], [5, 0]]
+    )
 
 
 def test_copies_of_a_row_do_not_link_it_to_itself():
