@@ -248,12 +248,12 @@ def _among(
     return _without_self(ids[_knn(queries, x, k + 1)[1]], query_ids)
 
 
-def _without_self(ids: NDArray[np.int64], own: NDArray[np.integer]) -> NDArray[np.int64]:
+def _without_self(ids: NDArray[np.integer], own: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the `ids` (m, k + 1) of the nearest rows without the id that is `own` (m,), (m, k)."""
     other = ids != own[:, None]
     # If a row has many equal ones, it may be missing among its own neighbours: then drop the last one.
     other[other.all(axis=1), -1] = False
-    return ids[other].reshape(len(ids), -1)
+    return ids[other].reshape(len(ids), -1).astype(np.int64, copy=False)
 
 
 def _knn(queries: Array, x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
