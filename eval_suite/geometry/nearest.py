@@ -106,7 +106,8 @@ def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | Non
     number, part = _enough(
         cells.rank[own[rows, None], own[true]], np.take_along_axis(borders, own[true], axis=1), kept
     )
-    if ((cells.rank[own[rows]] <= number) & (borders <= part)).mean() > 1 / 2:
+    searched = (cells.rank[own[rows]] <= number) & (borders <= part)
+    if (searched | np.isinf(reach[rows, None])).mean() > 1 / 2:
         return None
     for visitors, (start, end) in zip(cells.visitors(x, reach, number, part), cells.spans, strict=True):
         best.search(stored, visitors, start, end)
