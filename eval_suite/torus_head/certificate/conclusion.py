@@ -78,6 +78,8 @@ def added(ours: Mapping[str, Any], untrained: Mapping[str, Any], pixels: Mapping
         gained = "Training added nothing that this certificate asks for"
     elif now["right_share_interval"][0] <= before["right_share_interval"][1]:
         gained = "Training made no clear difference to the windings"
+    elif not ours["certified"]:
+        gained = "Training made more windings right, but not enough"
     return (
         f"{gained}: windings were right for {_percent(before['right_share'])} of the images before it and "
         f"are right for {_percent(now['right_share'])} now; the verdict on the angles was "
