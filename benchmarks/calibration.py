@@ -34,8 +34,10 @@ TORI_SAMPLES = (1_000, 2_000)
 TORI_NOISE = (0.05, 0.1, 0.15)
 """The same of the plan `tori`; of a rectangular torus the shorter circle has radius 1."""
 TORUS = "flat torus"
-OTHERS = ("donut", "circle", "sphere", "Klein bottle", "S¹∨S¹∨S²", "T³")
-OTHERS += ("two tori", "Gaussian", "uniform cube", "clusters")
+OTHERS = (
+    *("donut", "circle", "sphere", "Klein bottle", "S¹∨S¹∨S²", "T³"),
+    *("two tori", "Gaussian", "uniform cube", "clusters"),
+)
 """The other spaces of `plan`. Their order decides which seed and noise a draw has."""
 TORI = (TORUS, *error_rates.SPACES[verdict.RECTANGULAR])
 NO_TORI = (*OTHERS, "hexagonal torus", "cylinder", "annulus", "Möbius strip", "figure eight", "donut")
@@ -261,7 +263,7 @@ def flat_tori(draws: list[tuple[Draw, verdict.Verdict]]) -> str:
         "| from 1,000 samples on | draws | called a flat torus | 95 % interval | ratio of the fit |",
         "|---|---|---|---|---|",
     ]
-    spaces = {space: (space,) for space in TORI}
+    spaces: dict[str, tuple[str, ...]] = {space: (space,) for space in TORI}
     spaces |= {"all flat tori": TORI, "all other spaces": tuple(known_spaces.SPACES.keys() - set(TORI))}
     for label, names in spaces.items():
         decisions = [decision for draw, decision in enough if draw.space in names]

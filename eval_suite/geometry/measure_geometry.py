@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 from typing import Any, TypeVar
 
@@ -115,17 +116,15 @@ def measure_pairs(x: Array, options: Options, jobs: int = 1) -> dict[str, Any]:
     angles = np.reshape(x, (len(x), -1, 2))
     # Sorted by the later angle: (0, 1), (0, 2), (1, 2), (0, 3), …
     together = sorted(combinations(range(angles.shape[1]), 2), key=lambda pair: pair[::-1])
-    judged, left_out = [], dict[str, str]()
-    for pair in together[:MOST_PAIRS]:
-        cloud = angles[:, list(pair)].reshape(len(x), 4)
-        evidence = attempts.attempt(
-            f"angles {pair[0] + 1} and {pair[1] + 1}",
-            lambda cloud=cloud: verdict.measure(cloud, draws=options.draws, jobs=jobs, seed=options.seed),
-            left_out,
-        )
-        if evidence:
+    judge = partial(verdict.measure, draws=options.draws, jobs=jobs, seed=options.seed)
+    judged: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    for first, second in together[:MOST_PAIRS]:
+        cloud = angles[:, [first, second]].reshape(len(x), 4)
+        name = f"angles {first + 1} and {second + 1}"
+        if evidence := attempts.attempt(name, partial(judge, cloud), left_out):
             decision = verdict.decide(evidence.measured).to_json()
-            judged.append({"angles": list(pair), **decision, "measured": asdict(evidence.measured)})
+            judged.append({"angles": [first, second], **decision, "measured": asdict(evidence.measured)})
     return {"samples": len(x), "of": len(together), "pairs": judged, "left_out": left_out}
 
 
