@@ -118,7 +118,7 @@ def _orbits(numbers: Mapping[str, Any], pictures: Pictures, drawn: Any) -> list[
     found = []
     kind = "pose" if "orbits_pose" in numbers else "embedding"
     for place, of_embedding in enumerate(numbers["orbits"]["each"]):
-        panels = []
+        panels: list[tuple[str, Markup]] = []
         for number, action in enumerate(numbers["inputs"]["actions"]) if place < ORBITS else ():
             turns = pictures.orbits.turns[place]
             draw = partial(_orbit, pictures.orbits.clouds[place][kind], turns[:, number])

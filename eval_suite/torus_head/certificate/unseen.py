@@ -61,8 +61,8 @@ class Images:
             for name, x in r.embed_normalised(normalise(images, r.mean, r.std)).items():
                 parts.setdefault(name, []).append(x.cpu())
         found = {name: torch.cat(x).numpy() for name, x in parts.items()}
-        for name, x in found.items():
-            if not np.isfinite(x).all():
+        for name, features in found.items():
+            if not np.isfinite(features).all():
                 raise UserError(
                     f"{r.name} gives NaN or infinite features ({name}); certify a checkpoint from before its "
                     "training diverged"
