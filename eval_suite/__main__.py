@@ -19,8 +19,8 @@ from isotorus.scheduler import set_ranks
 
 SUBCOMMANDS = {
     "layers": "eval_suite.layers.command",
-    "winding": "eval_suite.torus_head.winding",
-    "codes": "eval_suite.torus_head.codes",
+    "winding": "eval_suite.torus_head.winding_command",
+    "codes": "eval_suite.torus_head.codes_command",
     "duplicates": "eval_suite.torus_head.duplicates",
     "certificate": "eval_suite.torus_head.certificate.command",
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval_suite.__main__ import SUBCOMMANDS
 from isotorus.console import COMMANDS
 
 SETS = Path(__file__).parents[1] / "formats/sets"
@@ -48,8 +49,7 @@ def test_the_readme_names_every_command():
 
 WITHOUT_TORCH = [
     *(f"{command} --help" for command in COMMANDS),
-    "eval layers --help",
-    "eval duplicates --help",
+    *(f"eval {command} --help" for command in SUBCOMMANDS),
     *(f"launch {kind} --help" for kind in ("torchrun", "deepspeed", "slurm", "kubernetes", "doctor")),
     "info DATA",
     "sweep --dry-run --config quickstart data.path=DATA seed=0,1",
@@ -59,6 +59,11 @@ WITHOUT_TORCH = [
 """Commands that end with exit code 0."""
 REFUSED_WITHOUT_TORCH = [
     *(f"{command} --no-such-option" for command in COMMANDS),
+    *(f"eval {command} --no-such-option" for command in SUBCOMMANDS),
+    "eval winding RUN --data DATA --out OUT --steps 7",
+    "eval winding RUN --data DATA --out OUT --paths roatation",
+    "eval winding RUN --out OUT",
+    "eval codes RUN --data DATA --out OUT --levels 8,x",
     "train --config no_such_recipe",
     "train --config quickstart encoder.nmae=x",
     "train --config quickstart objective.weight=2",

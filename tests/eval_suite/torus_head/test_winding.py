@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval_suite.torus_head import image_paths
+from eval_suite.torus_head import image_paths, winding_command
 from eval_suite.torus_head.winding import summary
 from tests.eval_suite.eval_samples import Outcome, run_other, save_checkpoint
 from tests.eval_suite.torus_samples import pack_spots, save_known_torus, spot
@@ -79,6 +79,7 @@ def test_the_page_shows_it_and_says_what_is_left_out(found):
 
 
 def test_paths_are_closed_and_are_what_they_say():
+    assert tuple(image_paths.PATHS) == winding_command.PATHS
     image = torch.from_numpy(spot(0.3, 0.6)).permute(2, 0, 1)[None] / 255
     for name, path in image_paths.PATHS.items():
         torch.testing.assert_close(path(image, 1.0), path(image, 0.0), atol=2e-3, rtol=0)
