@@ -221,7 +221,8 @@ def _with_defaults(objective: dict[str, Any]) -> dict[str, Any]:
 
     A default is what the objective did before there was the field.
     """
-    with contextlib.suppress(ValidationError):  # fields that are gone again are compared as they are
+    # An objective with a field that no longer exists cannot be read, and is compared as it was saved.
+    with contextlib.suppress(ValidationError):
         config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(objective)
         return config.model_dump(mode="json")
     return objective

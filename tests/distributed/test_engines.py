@@ -40,7 +40,7 @@ METHODS: dict[str, Options] = {
     "torus": {"kind": "torus", "content": "lejepa", "pose_width": 12},
 }
 TURNED = Turned(2, ("rotation", "hue"))
-"""Of the five views of `images`, the small ones are turned."""
+"""The two large views that `images` gives are upright, and the three small ones are turned."""
 FSDP, ZERO = {"kind": "fsdp"}, {"kind": "deepspeed"}
 OFFLOAD = {"offload": "cpu", "accumulation": 2}
 FULL, SELECTIVE = {"activation_checkpointing": "full"}, {"activation_checkpointing": "selective"}

@@ -29,12 +29,15 @@ class Pictures:
     """What the page draws, besides the numbers."""
 
     turning: list[list[Tensor]]
-    """Of each shown image and action the images (`STOPS`, channels, size, size) on the way round."""
+    """The pictures of each shown image while each action turns it once round.
+
+    They are listed by image and then by action, as (`STOPS`, channels, size, size).
+    """
     read: list[NDArray[np.float64]]
-    """Of each shown image the angles (actions, `STOPS`, angles) on that way, in radians."""
+    """The angles (actions, `STOPS`, angles) of each shown image in these pictures, in radians."""
     ours: Angles
     blank: Angles
-    """Those of the untrained encoder."""
+    """The same lines of the untrained encoder."""
     orbits: Orbits
     orbit_images: list[Tensor]
     """The upright image (channels, size, size) of each orbit."""

@@ -82,7 +82,7 @@ def test_the_interval_is_fishers_with_the_variance_of_bonett_and_wright():
 
 
 def test_the_interval_covers_the_correlation():
-    """Of 400 draws of 30 normal pairs with Spearman's ρ = 6/π · asin(0.7/2), about 95 % cover it."""
+    """About 95 % of 400 draws of 30 normal pairs cover Spearman's ρ, which is 6/π · asin(0.7/2)."""
     from scipy.stats import spearmanr
 
     true, random = 6 / math.pi * math.asin(0.35), np.random.default_rng(0)
