@@ -157,7 +157,7 @@ class _Batches(TorchDataset[Batch | UserError]):
             for drawn, turn in zip(angles, turns, strict=True):
                 drawn[:, slot] = torch.from_numpy(turn)
             places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
-            rng = self._generator(places[slot], _PHOTOMETRY)
+            rng = self._generator(place, _PHOTOMETRY)
             for number, (resolution, drawn) in enumerate(zip(resolutions, parameters, strict=True)):
                 for i, view in enumerate(drawn[:, slot]):
                     row = augmentation.draw(rng, self.augment)

@@ -273,6 +273,9 @@ def test_a_damaged_sample_is_replaced_and_moves_no_other(
         same = ~np.isin(whole.indices, [3, 11])
         np.testing.assert_array_equal(batch.indices[same], whole.indices[same])
         assert torch.equal(batch.views[1][:, same], whole.views[1][:, same])
+        # A replacement is augmented otherwise than where it stands by itself in the same epoch.
+        for x, y in zip(batch.parameters, whole.parameters, strict=True):
+            assert torch.equal(x, y)
         assert not np.isin(batch.indices, [3, 11]).any()
         np.testing.assert_array_equal(batch.labels, packed.labels[batch.indices])
         replaced += batch.replaced
