@@ -149,23 +149,16 @@ class _Batches(TorchDataset[Batch | UserError]):
             for r in resolutions
         ]
         parameters = [torch.empty((r.views, len(places), len(PARAMETERS))) for r in resolutions]
-        turning = self.views.actions
-        angles = [torch.empty((r.views, len(places), len(turning))) for r in resolutions if turning]
+        actions = len(self.views.actions)
+        angles = [torch.empty((r.views, len(places), actions)) for r in resolutions if actions]
         replaced: list[Replaced] = []
         for slot, place in enumerate(places):
             turns = draw_angles(self._generator(place, _ACTIONS), self.views)
             for drawn, turn in zip(angles, turns, strict=True):
                 drawn[:, slot] = torch.from_numpy(turn)
             places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
-            rng = self._generator(place, _PHOTOMETRY)
-            for number, (resolution, drawn) in enumerate(zip(resolutions, parameters, strict=True)):
-                for i, view in enumerate(drawn[:, slot]):
-                    row = augmentation.draw(rng, self.augment)
-                    if resolution.kind == "turned" and not self.augment.turned:
-                        row[:] = IDENTITY
-                    if resolution.turned and "hue" in turning:
-                        augmentation.turn_hue(row, turns[number][i, turning.index("hue")])
-                    view.copy_(torch.from_numpy(row))
+            for drawn, rows in zip(parameters, self._photometry(place, turns), strict=True):
+                drawn[:, slot] = torch.from_numpy(rows)
         indices = [self.sources.starts[place.source] + place.sample for place in places]
         labels = [self.sources.label(place.source, place.sample) for place in places]
         return Batch(
@@ -188,10 +181,8 @@ class _Batches(TorchDataset[Batch | UserError]):
     ) -> Place:
         """Write the views of a sample, or of its replacement if it is damaged, into `out`.
 
-        The actions have acted on them by `angles`, as `views.draw_angles` returns them.
-
-        Returns the place of the sample that was used, and appends damaged samples to `replaced`. Raises
-        `UserError` after 100 damaged samples in a row.
+        `angles` are those of `views.draw_angles`. Returns the place of the sample that was used, and appends
+        damaged samples to `replaced`. Raises `UserError` after 100 damaged samples in a row.
         """
         dataset = self.sources.datasets[place.source]
         sample = place.sample
@@ -209,6 +200,21 @@ class _Batches(TorchDataset[Batch | UserError]):
             f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
             f"{replaced[0].reason}; run: isotorus verify {dataset.path}"
         )
+
+    def _photometry(self, place: Place, angles: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Draw the augmentation parameters of a sample: (views, P) for each resolution.
+
+        `angles` are those of `views.draw_angles`.
+        """
+        rng, actions, drawn = self._generator(place, _PHOTOMETRY), self.views.actions, []
+        for number, resolution in enumerate(self.views.resolutions()):
+            rows = np.stack([augmentation.draw(rng, self.augment) for _ in range(resolution.views)])
+            if resolution.kind == "turned" and not self.augment.turned:
+                rows[:] = IDENTITY
+            if resolution.turned and "hue" in actions:
+                augmentation.turn_hue(rows, angles[number][:, actions.index("hue")])
+            drawn.append(rows)
+        return drawn
 
     def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:
         """Return the crops of the image at position `slot` of a step's batch; see `Loader.crops`."""

@@ -46,15 +46,15 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
     return parameters
 
 
-def turn_hue(parameters: NDArray[np.float32], angle: float) -> None:
-    """Set the parameters (P,) of a view whose hue is turned by an action.
+def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> None:
+    """Set the parameters (views, P) of views whose hue an action turns by `angles` (views,), in radians.
 
-    The other operators that do not commute with the turn, or take away what it turns, are switched off.
+    Operators that do not commute with the turn, or that remove what it turns, are switched off.
     """
     for name in ("hue", "grey", "solarize"):
         column = PARAMETERS.index(name)
-        parameters[column] = IDENTITY[column]
-    parameters[PARAMETERS.index("turn")] = angle
+        parameters[:, column] = IDENTITY[column]
+    parameters[:, PARAMETERS.index("turn")] = angles
 
 
 @torch.no_grad()

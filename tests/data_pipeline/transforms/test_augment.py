@@ -149,10 +149,10 @@ def test_channels_that_are_no_colours_keep_to_themselves(
 def random_table(n: int) -> Tensor:
     """Every third image is turned by the action "hue"."""
     rng = np.random.default_rng(0)
-    table = [draw(rng, AugmentConfig(blur_probability=0.7)) for _ in range(n)]
-    for row in table[::3]:
-        turn_hue(row, rng.uniform(0, 2 * np.pi))
-    return torch.from_numpy(np.stack(table))
+    table = np.stack([draw(rng, AugmentConfig(blur_probability=0.7)) for _ in range(n)])
+    third = table[::3]
+    turn_hue(third, rng.uniform(0, 2 * np.pi, len(third)).astype(np.float32))
+    return torch.from_numpy(table)
 
 
 @both_depths
