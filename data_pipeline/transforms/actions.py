@@ -6,13 +6,17 @@ resamples the crop (`turned_crop`), so that a turned view is interpolated once.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.transforms.config import Action, Border
 from data_pipeline.transforms.hue import turn_hue
 
+Places = TypeVar("Places", Tensor, NDArray[np.int64])
 SHIFTS: tuple[Action, ...] = ("shift_x", "shift_y")
 GREY = 0.5
 """The value outside the disc, on the scale where white is 1."""
@@ -58,6 +62,16 @@ def is_periodic(actions: Sequence[Action]) -> bool:
     return any(action in SHIFTS for action in actions)
 
 
+def inside(places: Places, length: int, periodic: bool) -> Places:
+    """Return which of `length` pixels are seen at integer places of a line.
+
+    A line that is not periodic continues with its mirror image.
+    """
+    if periodic:
+        return places % length
+    return length - 1 - abs(places % (2 * length) * 2 + 1 - 2 * length) // 2
+
+
 def _sample(images: Tensor, y: Tensor, x: Tensor, periodic: bool) -> Tensor:
     """Interpolate images (N, C, H, W) at rows y and columns x (N, H', W'), counted in pixels from 0."""
     n, channels, height, width = images.shape
@@ -79,11 +93,6 @@ def _taps(positions: Tensor, length: int, periodic: bool) -> list[tuple[Tensor, 
         distance = (positions - first - offset).abs()
         near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        place = first.long() + offset
-        if periodic:
-            place = place.remainder(length)
-        else:
-            place = place.remainder(2 * length)
-            place = torch.minimum(place, 2 * length - 1 - place)
+        place = inside(first.long() + offset, length, periodic)
         taps.append((place, torch.where(distance < 1, near, far)))
     return taps

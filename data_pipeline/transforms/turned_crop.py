@@ -10,11 +10,10 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.decoders.pixels import Pixels
-from data_pipeline.transforms.actions import GREY
+from data_pipeline.transforms.actions import GREY, inside
 from data_pipeline.transforms.compiled import jit
 
 _f = np.float32
@@ -54,7 +53,7 @@ def turned_crop(
     last = np.ceil(center + reach).astype(int) + half
     lines = [(top, height), (left, width)] if periodic else [(0, n) for n in image.shape[:2]]
     rows, columns = (
-        start + _inside(np.arange(low - start, high - start + 1), length, periodic)
+        start + inside(np.arange(low - start, high - start + 1), length, periodic)
         for low, high, (start, length) in zip(first, last, lines, strict=True)
     )
     patch = image.take(rows, axis=0).take(columns, axis=1)
@@ -64,14 +63,6 @@ def turned_crop(
     channels = image.shape[2]
     _sample(patch.reshape(len(rows), -1), channels, full, start, turn, stretch, half, disc, view)
     return torch.from_numpy(view)
-
-
-def _inside(places: NDArray[np.int64], length: int, periodic: bool) -> NDArray[np.int64]:
-    """Return which of `length` pixels are seen at these places of a line that is periodic, or mirrored."""
-    if periodic:
-        return places % length
-    places = places % (2 * length)
-    return np.minimum(places, 2 * length - 1 - places)
 
 
 @jit
