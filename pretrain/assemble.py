@@ -104,7 +104,7 @@ def assemble(
     start_up.mark("engine and checkpoint")
     batches = load_batches(config, inputs.sources, state.batch)
     windings = None
-    if config.monitor and takes_actions(config.objective, Turned.of(config.views)):
+    if config.monitor and takes_actions(config.objective, config.views):
         windings = Windings(config, inputs, engine)
     run = Run(
         config,

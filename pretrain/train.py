@@ -14,7 +14,6 @@ from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.methods import takes_actions
-from pretrain.methods.config import Turned
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse
@@ -120,8 +119,9 @@ def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.devic
         views.append(augmented.unflatten(0, crops.shape[:2]))
     mine = share(config.data.batch_size, rank(), world_size())
     keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))
-    given = takes_actions(config.objective, Turned.of(config.views))
-    actions = to_device(torch.cat(batch.actions), device) if given else None
+    actions = None
+    if takes_actions(config.objective, config.views):
+        actions = to_device(torch.cat(batch.actions), device)
     return MicroBatch(views, to_device(keys, device), actions)
 
 

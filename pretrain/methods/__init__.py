@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.transforms.config import ViewsConfig
 from isotorus.errors import UserError
 from pretrain.methods.config import JEPAConfig, LeJEPAConfig, ObjectiveConfig, TorusConfig, Turned
 
@@ -37,23 +38,23 @@ def build_head(
     return TorusHead(embedding_width, config, n_global, seed, turned)
 
 
-def takes_actions(config: ObjectiveConfig, turned: Turned | None) -> bool:
+def takes_actions(config: ObjectiveConfig, views: ViewsConfig) -> bool:
     """Return whether the head is given the angles by which views were turned.
 
-    LeJEPA takes turned views for augmented ones, about which all views agree.
+    LeJEPA treats turned views as it treats all augmented views.
     """
-    return isinstance(config, TorusConfig) and turned is not None
+    return isinstance(config, TorusConfig) and bool(views.actions)
 
 
 def inputs_beside(
     config: ObjectiveConfig, n_global: int, views: int, images: int, turned: Turned | None
 ) -> list[Tensor]:
-    """Return blank inputs of a head, for a number of images, behind the embeddings and the step."""
+    """Return blank tensors for what a head takes after the embeddings and the step."""
     import torch
 
     if isinstance(config, JEPAConfig):
         return [torch.zeros(n_global, images, config.projector.width)]
-    if turned and takes_actions(config, turned):
+    if isinstance(config, TorusConfig) and turned:
         return [torch.zeros(views, images, len(turned.actions))]
     return []
 
