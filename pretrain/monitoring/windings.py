@@ -9,6 +9,7 @@ that the run has not seen.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.objectives import draws
 from pretrain.objectives.toroidal import angles_from_pairs, torus_uniformity
 
-if TYPE_CHECKING:  # the configuration has the settings of checkpoints, which hold what monitors have counted
+if TYPE_CHECKING:  # checkpoints hold what monitors have counted, and the configuration imports checkpoints
     from pretrain.config import Config
     from pretrain.preflight import RunInputs
 
@@ -65,7 +66,6 @@ class Windings:
         """Images of this rank."""
         modules = [*engine.networks.encoder.modules(), *head.projector.modules()]
         self.batch_norms = [m for m in modules if isinstance(m, _BatchNorm | GlobalBatchNorm)]
-        self._images: Tensor | None = None
         self._before: dict[str, float] = {}
         self._said: set[str] = set()
 
@@ -79,7 +79,7 @@ class Windings:
         between their angles by running statistics and by the statistics of these images. Logs a line about
         each winding that is stuck.
         """
-        images = self._read()
+        images = self._images
         right, turns = self._wind(images)
         random = self._random()
         angles = self._angles(images, random)
@@ -140,34 +140,33 @@ class Windings:
             pairs = self.engine.head(torch.cat(embeddings, 1), 0, None).projections[0]
         return angles_from_pairs(pairs.unflatten(-1, (-1, 2)))
 
-    def _read(self) -> Tensor:
-        """Return whole images of the run's own data, drawn by its seed, as float (n, C, S, S) in [0, 1].
+    @functools.cached_property
+    def _images(self) -> Tensor:
+        """Whole images of the run's own data, drawn by its seed, as float (n, C, S, S) in [0, 1].
 
-        They are read once. An image that cannot be read is replaced by another one.
+        An image that cannot be read is replaced by another one.
         """
-        if self._images is None:
-            sources, channels = self.inputs.sources, self.config.data.channels
-            size = next(r.size for r in self.config.views.resolutions() if r.turned)
-            drawn = draws.draws(self.config.seed, 0, draws.TURNED_IMAGES)
-            order = drawn.choice(len(sources), min(4 * IMAGES, len(sources)), replace=False)
-            found: list[Tensor] = []
-            error: Exception | None = None
-            for index in np.roll(order, -rank() * self.share):
-                source = int(np.searchsorted(sources.starts, index, side="right")) - 1
-                place = int(index) - sources.starts[source]
-                try:
-                    pixels = sources.datasets[source].pixels(place, channels, sources.depth)
-                except (Corrupt, ValueError) as damage:
-                    error = damage
-                    continue
-                found.append(center_view(pixels, size).float() / (2**sources.depth - 1))
-                if len(found) == self.share:
-                    break
-            if not found:
-                raise UserError(f"none of {len(order)} images can be read ({error}); pack the images again")
-            images = torch.stack([found[i % len(found)] for i in range(self.share)])
-            self._images = to_device(images, self.engine.device)
-        return self._images
+        sources, channels = self.inputs.sources, self.config.data.channels
+        size = next(r.size for r in self.config.views.resolutions() if r.turned)
+        drawn = draws.draws(self.config.seed, 0, draws.TURNED_IMAGES)
+        order = drawn.choice(len(sources), min(4 * IMAGES, len(sources)), replace=False)
+        found: list[Tensor] = []
+        error: Exception | None = None
+        for index in np.roll(order, -rank() * self.share):
+            source = int(np.searchsorted(sources.starts, index, side="right")) - 1
+            place = int(index) - sources.starts[source]
+            try:
+                pixels = sources.datasets[source].pixels(place, channels, sources.depth)
+            except (Corrupt, ValueError) as damage:
+                error = damage
+                continue
+            found.append(center_view(pixels, size).float() / (2**sources.depth - 1))
+            if len(found) == self.share:
+                break
+        if not found:
+            raise UserError(f"none of {len(order)} images can be read ({error}); pack the images again")
+        images = torch.stack([found[i % len(found)] for i in range(self.share)])
+        return to_device(images, self.engine.device)
 
     def _warn(self, step: int, row: dict[str, float], turns: Sequence[float]) -> None:
         """Log a line, once, about each action whose winding is stuck; `turns` are the means over images."""
@@ -192,7 +191,7 @@ class Windings:
 def _evaluating(networks: nn.Module, by_batch: Sequence[nn.Module]) -> Iterator[None]:
     """Put networks into evaluation mode inside this context, all but the batch norms in `by_batch`.
 
-    Those normalise by the batch, and afterwards have the running statistics of before.
+    Those normalise by the batch; at the end, their running statistics are restored.
     """
     networks.eval()
     kept = [(buffer, buffer.clone()) for norm in by_batch for buffer in norm.buffers()]
