@@ -35,9 +35,9 @@ SIDE = 48
 STRIDE = {"train": 8, "val": 6, "test": 6}
 """Pixels from one patch to the next."""
 LONGEST = (640, 320)
-"""Longest side in pixels at the two scales, so that a large photograph does not give most patches."""
+"""Longest side in pixels at the two scales; it is limited so that no photograph gives most of the patches."""
 LEAST_DETAIL, LEAST_COLOUR = 0.06, 0.03
-"""Smallest spread of grey levels in a patch, and smallest mean distance from grey; of 1.
+"""Smallest spread of grey levels in a patch, and smallest mean distance from grey, where white is 1.
 
 A patch of plain sky looks the same however it is turned, and a grey one in every hue."""
 

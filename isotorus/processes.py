@@ -71,10 +71,10 @@ def usable_cores() -> int:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Import large libraries in this block, without Python's garbage collector.
+    """Pause Python's garbage collector in this block, while large libraries are imported.
 
-    Their hundreds of thousands of objects stay, and the collector would look through them again and again,
-    for an eighth of the time of an import.
+    An import makes hundreds of thousands of objects that stay. The collector would look through them again
+    and again, which takes an eighth of the time of the import.
     """
     gc.disable()
     try:

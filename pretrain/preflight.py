@@ -143,7 +143,7 @@ def check_model(config: Config, world_size: int) -> Model:
 
 
 def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ()) -> None:
-    """Log a line for each setting of actions and the learning rate that is possible and hardly meant."""
+    """Log a line for each setting of actions or learning rate that is possible but likely a mistake."""
     for doubt in doubts(config.views, datasets, config.seed):
         log.warning("%s", doubt)
     optimizer = config.optimizer.model_dump()

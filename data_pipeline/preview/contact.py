@@ -34,7 +34,7 @@ class Cut:
     views: list[str]
     """The views as data URIs."""
     angles: list[str]
-    """By how many degrees each view is turned, such as "rotation 90°, hue 12°"; "" if it is not."""
+    """What turned each view, such as "rotation 90°, hue 12°"; "" for views that are not turned."""
     boxes: list[Box]
     """Where each view lies in the original image."""
 

@@ -14,7 +14,7 @@ from isotorus.randomness import rows
 _IMAGES = 16
 """Images that are looked at for a seam."""
 _SEAM = 2.0
-"""An image is not periodic if opposite edges differ this much more than neighbouring lines of pixels do."""
+"""An image is periodic if opposite edges differ at most this many times as much as neighbouring lines."""
 
 
 def refuse_unfit(actions: Sequence[Action], channels: int, datasets: Sequence[Dataset] = ()) -> None:
@@ -36,9 +36,9 @@ def refuse_unfit(actions: Sequence[Action], channels: int, datasets: Sequence[Da
 
 
 def doubts(views: ViewsConfig, datasets: Sequence[Dataset], seed: int) -> Iterator[str]:
-    """Yield a sentence for each reason why the actions hardly are what is meant.
+    """Yield a sentence for each reason to doubt that the actions suit the images.
 
-    Up to 16 images of each data set, drawn by `seed`, are decoded for this if there are shifts.
+    If there are shifts, this decodes up to 16 images of each data set, drawn by `seed`.
     """
     shifts = [action for action in views.actions if action in SHIFTS]
     if not shifts:
@@ -80,7 +80,7 @@ def _some(dataset: Dataset, seed: int) -> Iterator[Pixels]:
 
 
 def _seams(pixels: Pixels, shifts: Sequence[Action]) -> list[float]:
-    """Return how much more opposite edges of an image differ than neighbouring lines, for each shift."""
+    """Return how many times as much opposite edges differ as neighbouring lines of pixels, for each shift."""
     found = []
     for shift in shifts:
         lines = np.moveaxis(pixels.astype(np.float64), 1 if shift == "shift_x" else 0, 0)

@@ -1,7 +1,7 @@
 """Circle actions on images: rotations, turns of the hue, and cyclic shifts, by given angles.
 
-`turn` is the reference, for float images that are there already. The loader does the same to a crop while it
-resamples the crop (`turned_crop`), so that a turned view is interpolated once.
+`turn` is the reference, for float images in memory. The loader does the same to a crop while it resamples the
+crop (`turned_crop`), so that a turned view is interpolated once.
 """
 
 import math
@@ -28,7 +28,7 @@ def turn(images: Tensor, actions: Sequence[Action], angles: Tensor, border: Bord
     Shifts come first, then the rotation, then the hue, in whatever order `actions` are named. Sampling is
     bicubic (Keys 1981, a = -1/2) and nothing is clipped. With a shift the image counts as periodic, also for
     a rotation. With a rotation and the border "disc", pixels outside the inscribed disc are `GREY` at every
-    angle, 0 as well.
+    angle, including 0.
     """
     angle = dict(zip(actions, angles.to(images.dtype).unbind(1), strict=True))
     height, width = images.shape[2:]

@@ -21,7 +21,7 @@ PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "so
 """Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
 turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
 none), the threshold of solarization (2: none), and the angle in radians by which the action "hue" turns the
-chroma plane at last (0: none)."""
+chroma plane after all else (0: none)."""
 IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0)
 """Parameters that change nothing."""
 

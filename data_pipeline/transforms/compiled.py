@@ -10,8 +10,8 @@ def jit(function: Callable[..., Any]) -> Any:
     """Compile a function with numba, and cache the result on disk if there is a folder for it."""
     options: dict[str, Any] = {
         "nogil": True,
-        # A function that is called as such may be another copy in the process that compiles it than in those
-        # that load the cache, optimised otherwise, so that the first run would round unlike all later ones.
+        # A called function that is not inlined may be optimised in one way in the process that compiles it,
+        # and in another way in those that load the cache. The first run would round unlike all later ones.
         "forceinline": True,
         "error_model": "numpy",
         "fastmath": {"contract", "reassoc", "arcp", "nsz"},  # without the flags that assume there are no NaNs

@@ -76,15 +76,15 @@ class ViewsConfig(Section):
     """Circle actions that turn views by known angles, for objective.kind=torus. rotation: about the centre;
     hue: of the colour plane, for 3 channels; shift_x, shift_y: cyclic shifts, for periodic images."""
     turned: Literal["all"] | Annotated[int, Field(ge=1)] = 2
-    """If there are actions: number of views of an image that are turned, beside the global and local views,
-    which are not; or all: every global and local view is turned, and there are no others."""
+    """Number of turned views of an image, beside the global and local views, which are not turned; or all:
+    every global and local view is turned, and there are no others. Without actions no view is turned."""
     turned_size: int | None = Field(None, ge=1)
     """Side of a turned view in pixels; by default global_size."""
     turned_scale: Scale = (0.3, 1.0)
     """Smallest and largest share of the image's area that a turned view shows."""
     border: Border = "disc"
     """What rotated views show in their corners. disc: grey, as outside the disc of every view whatever its
-    angle; reflect: the image around the crop, mirrored at the image's edges."""
+    angle; reflect: the image around the crop, and beyond the image's edges its mirror image."""
 
     @model_validator(mode="after")
     def _actions_that_act(self) -> Self:
@@ -143,5 +143,5 @@ class AugmentConfig(Section):
     solarize_threshold: float = Field(0.5, ge=0, le=1)
     """Pixels of at least this value are inverted, on the scale where white is 1."""
     turned: bool = False
-    """Whether these operators, except for flips, act on turned views as well, where there are others beside
-    them. A pose is learned faster without (docs/torus.md). With views.turned=all they act on every view."""
+    """Whether these operators, except for flips, also act on turned views that are beside others. A pose is
+    learned faster without them (docs/torus.md). With views.turned=all they act on every view."""

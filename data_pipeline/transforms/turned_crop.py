@@ -18,7 +18,7 @@ from data_pipeline.transforms.compiled import jit
 
 _f = np.float32
 _ONE, _TWO = _f(1), _f(2)
-_PHASES = 256  # places are rounded to this part of a pixel, so that weights come from a table
+_PHASES = 256  # places are rounded to 1/256 of a pixel, so that weights come from a table
 
 
 def turned_crop(
@@ -40,7 +40,7 @@ def turned_crop(
     """
     top, left, height, width = box
     stretch = np.array([height / size, width / size])
-    # From a view's pixel, relative to the centre, to the place in the upright view, and on to the image.
+    # This maps a view's pixel, relative to the centre, to a place in the upright view, and that to the image.
     upright = np.array([[math.cos(rotation), math.sin(rotation)], [-math.sin(rotation), math.cos(rotation)]])
     signs = np.where(mirrored[::-1], -1, 1) * stretch
     turn = signs[:, None] * upright
@@ -105,7 +105,7 @@ def _sample(patch, channels, full, start, turn, stretch, half, disc, view):  # t
 
 @jit
 def _weights(stretch, half):  # type: ignore[no-untyped-def]
-    """Return the weights (phases, 2 · half) of the pixels around a place, by its place inside a pixel."""
+    """Return the weights (phases, 2 · half) of the pixels around a place, a row for each part of a pixel."""
     stretch = max(stretch, 1.0)
     table = np.empty((_PHASES + 1, 2 * half), np.float32)
     for phase in range(_PHASES + 1):

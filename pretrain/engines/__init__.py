@@ -46,7 +46,7 @@ class Engine(Protocol):
     def head(self, embeddings: Tensor, step: int, beside: Tensor | None) -> HeadOutput:
         """Return the loss of the global batch, its parts and the projections for embeddings (V, N, D).
 
-        `beside` is what the method's head gets besides: the target's projections (G, N, K), or the radians
+        `beside` is the other input that some heads take: the target's projections (G, N, K), or the radians
         (V, N, actions) by which views were turned.
         """
 

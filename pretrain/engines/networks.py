@@ -97,7 +97,7 @@ def build_on_meta(
         convert_to_fp8(built)
     networks = Networks(built, head, with_target, config, device)
     zero_3 = config.kind == "deepspeed" and config.zero_stage == 3
-    # ZeRO-3 has a parameter only while the module that owns it is called.
+    # Under ZeRO-3 a parameter exists only while its own module is called. Fused blocks use some without.
     if device.type == "cuda" and importlib.util.find_spec("triton") and not zero_3:
         fuse(networks.encoders(), device)
     if config.activation_checkpointing != "none":

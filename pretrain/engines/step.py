@@ -109,7 +109,7 @@ def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) ->
 
 
 def _beside(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
-    """Return what the head gets besides the embeddings of the batches, see `Engine.head`.
+    """Return the head's other input for the batches, if it takes one; see `Engine.head`.
 
     The target's projections are those of the global views, which come first among the views.
     """

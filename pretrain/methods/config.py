@@ -116,10 +116,10 @@ class JEPAConfig(Section):
 
 
 class Turned(NamedTuple):
-    """Which views of an image are turned, and by which actions; a step's views do not change that."""
+    """Which views of an image are turned, and by which actions; this is the same in every step."""
 
     first: int
-    """Place of the first turned view among all views; all views behind it are turned too."""
+    """Number of views before the first turned one; all views after it are turned too."""
     actions: tuple[Action, ...]
 
     @classmethod
@@ -138,9 +138,9 @@ class TorusConfig(Section):
     angles: PositiveInt = 2
     """Number m of angles, the dimension of the torus T^m. With views.actions at least one for each action."""
     equivariant: bool | None = None
-    """Views agree after the known turn of each is taken back, so that the first angles turn with the actions
-    and further ones ignore them. Default: whether there are views.actions. false with actions makes all
-    angles ignore the actions, as a negative control."""
+    """Take back the known turn of each view before views are compared, so that the first angles turn with the
+    actions and further ones ignore them. Default: whether there are views.actions. With actions, false makes
+    all angles ignore them, as a negative control."""
     order: list[PositiveInt] = []
     """How often each action's angle goes round while the image is turned once: k where images look the same
     after a k-th of a turn, such as 4 for a square cell under rotation. Default: 1 for each action."""
@@ -170,7 +170,7 @@ class TorusConfig(Section):
     head: MLPConfig = MLPConfig()
     norm: Norm | None = None
     """What is between the layers of the head. batch: batch norm, whose running statistics follow the views of
-    training; layer: layer norm, which is the same in training and on the checkpoint. Default: layer with
+    training; layer: layer norm, which does the same in training and evaluation. Default: layer with
     views.actions, else batch."""
 
     @model_validator(mode="after")

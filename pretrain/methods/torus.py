@@ -57,9 +57,9 @@ class TorusHead(nn.Module):
     def forward(self, embeddings: Tensor, step: int, actions: Tensor | None = None) -> HeadOutput:
         """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles.
 
-        `actions` (V, N, number of actions) are the radians by which views were turned, where some are. Views
-        that the angles do not see have zeros; with content the projections are joined as `_joined` says. In
-        evaluation mode there is no loss, and the pairs are those of all embeddings.
+        `actions` (V, N, number of actions) are the radians by which views were turned, where some are. The
+        projections of views that the angles do not see are zeros; with content, `_joined` describes the
+        projections. In evaluation mode there is no loss, and the pairs are those of all embeddings.
         """
         config = self.config
         if not self.training:

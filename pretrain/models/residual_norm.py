@@ -1,4 +1,4 @@
-"""Blocks of a ViT in which residual, layer scale, drop-path and the norm behind them are one kernel on GPUs.
+"""Blocks of a ViT in which residual, layer scale, drop-path and the next norm are one kernel on GPUs.
 
 These operations do little arithmetic for the memory that they read. Uncompiled, each reads and writes all
 tokens; torch.compile makes one kernel of them forward, but three backward. Here it is one each way, in an
@@ -39,7 +39,7 @@ class FusedBlock(Block):
         drop_path = self.drop_path1
         scale = drop_path.scale if self.training and isinstance(drop_path, KeyedDropPath) else None
         gamma, norm2 = cast(Tensor, self.ls1.gamma), self.norm2
-        # What torch's operations return of tensors of these types.
+        # This is the type that torch's operations would return.
         x = x.to(torch.promote_types(torch.promote_types(x.dtype, branch.dtype), gamma.dtype))
         x, y, _ = residual_norm(x, branch, gamma, scale, norm2.weight, norm2.bias, norm2.eps)
         return x + self.drop_path2(self.ls2(self.mlp(y)))
@@ -164,7 +164,7 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, total_gradient, norm_gradient, _):  # type: ignore[no-untyped-def]
-    saved = ctx.saved_tensors  # a second look would fail where activations are recomputed
+    saved = ctx.saved_tensors  # read once: a second time fails where activations are recomputed
     *_, gamma, _, weight = saved
     x, branch, sums = residual_norm_backward(total_gradient, norm_gradient, *saved)
     of_gamma, of_weight, of_bias = sums.unbind()
@@ -177,6 +177,6 @@ residual_norm.register_autograd(_backward, setup_context=_save)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return (…, D) as (tokens, D), with channels one after another."""
+    """Return (…, D) as (tokens, D), with the channels of a token next to each other in memory."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

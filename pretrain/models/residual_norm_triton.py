@@ -31,8 +31,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sum (R, D), its norm (R, D) and the mean and 1/deviation of each row (2, R).
 
-    `x` and `branch` are (R, D), with channels one after another. `scale`, of drop-path, has one number for
-    every R / len(scale) rows. The sum has the type of `x`, the norm that of `branch`.
+    `x` and `branch` are (R, D), with the channels of a row next to each other in memory. `scale`, from
+    drop-path, has one number for every R / len(scale) rows. The sum has the type of `x`, the norm that of
+    `branch`.
     """
     rows, width = x.shape
     total = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -60,7 +61,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x (R, D), of the branch (R, D), and of gamma, weight and bias, as (3, D) fp32.
 
-    The two gradients that are given are (R, D), with channels one after another; the rest is as in `forward`.
+    The two given gradients are (R, D), laid out like `x`; the rest is as in `forward`.
     """
     rows, width = total.shape
     x_gradient = torch.empty_like(total)

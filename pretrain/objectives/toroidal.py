@@ -185,7 +185,7 @@ def chance_agreement(views: int) -> float:
     largest, points = 200.0, 40_001
     x = torch.linspace(0, largest, points, dtype=torch.float64)[1:]
     integrand = (1 - torch.special.bessel_j0(x) ** views) / x.square()
-    # At 0 the integrand is V/4; behind the last point it is 1/x² up to oscillations.
+    # At 0 the integrand is V/4; beyond the last point it is 1/x² up to oscillations.
     integrand = torch.cat([integrand.new_full((1,), views / 4), integrand])
     whole = torch.trapezoid(integrand, dx=largest / (points - 1))
     return float(whole + 1 / largest) / views
