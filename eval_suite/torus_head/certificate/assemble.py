@@ -12,7 +12,7 @@ from data_pipeline.dataset.index import Dataset
 from eval_suite.features import representation as kinds
 from eval_suite.features.representation import Representation
 from eval_suite.inputs.checkpoints import Checkpoint
-from eval_suite.torus_head.certificate import beside, conclusion, unseen
+from eval_suite.torus_head.certificate import beside, conclusion, notes, unseen
 from eval_suite.torus_head.certificate.measure import Angles, How, Orbits, of_angles, of_orbits, samples_of
 from eval_suite.torus_head.certificate.unseen import Images
 from isotorus.errors import UserError
@@ -77,6 +77,8 @@ def certificate(
     for other in others:
         name = other.name if other.name not in stands_beside else f"{other.name} (run)"
         stands_beside[name] = judge(kinds.pretrained(other, ())).numbers
+    seen = checkpoint.encoder.data_fingerprint == data.fingerprint
+    about_images = notes.of_images(changed, len(chosen), how.orbits, seen=seen)
     numbers = {**ours.numbers, **orbits.numbers}
     actions, orders = torus.actions, torus.orders
     numbers |= conclusion.conclude(numbers, actions, orders)
@@ -86,7 +88,7 @@ def certificate(
         **numbers,
         "lead": conclusion.lead(numbers, actions),
         "added": conclusion.added(numbers, stands_beside["untrained"], stands_beside["pixels"]),
-        "notes": _notes(checkpoint, data, changed, chosen, how),
+        "notes": [*notes.of_actions(checkpoint.encoder.torus, torus), *about_images],
         "beside": stands_beside,
     }
     return written, _pictures(images, chosen, ours, before, orbits, samples_of(orders, how))
@@ -117,23 +119,6 @@ def _inputs(checkpoint: Checkpoint, torus: TorusDescription, data: Dataset, how:
         "images": how.images,
         "orbit_samples": how.orbit_samples,
     }
-
-
-def _notes(
-    checkpoint: Checkpoint, data: Dataset, changed: NDArray[np.bool_], chosen: NDArray[np.int64], how: How
-) -> list[str]:
-    """Say what a reader has to know about the images."""
-    notes = []
-    if checkpoint.encoder.data_fingerprint == data.fingerprint:
-        notes.append("note: these are the images that the run was trained on, not unseen ones")
-    if still := int((~changed).sum()):
-        notes.append(
-            f"note: {still} of {len(changed)} images are not changed by every action (grey images have no "
-            "hue); orbits are of the others"
-        )
-    if len(chosen) < how.orbits:
-        notes.append(f"note: {len(chosen)} orbits instead of {how.orbits}, as no more images change")
-    return notes
 
 
 def _pictures(

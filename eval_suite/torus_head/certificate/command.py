@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from data_pipeline.transforms.config import ACTIONS, Action
 from eval_suite import arguments
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.names import nearest
 
 if TYPE_CHECKING:
     from data_pipeline.dataset.index import Dataset
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   isotorus eval certificate runs/torus --data shards/test
   isotorus eval certificate runs/torus --data shards/test --against runs/lejepa
+  isotorus eval certificate runs/no-actions --data shards/test --actions rotation hue
 
 Results go to RUN/eval/<step>/: certificate.html, a page to show, and certificate.json."""
 MOST_JOBS = 4
@@ -39,6 +42,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--data", required=True, metavar="SHARDS", help="packed data set that training has not seen")
     others = "runs without angles, such as LeJEPA alone, whose orbits stand beside"
     add("--against", nargs="+", action="extend", default=[], metavar="RUN", help=others)
+    turned_by = (
+        f"what to turn images by, in the order of the angles: {', '.join(ACTIONS)} (default: as trained)"
+    )
+    add("--actions", nargs="+", default=[], metavar="ACTION", help=turned_by)
+    often = "how often the angle of each action should go round (default: as trained; with --actions 1)"
+    add("--order", nargs="+", type=arguments.at_least(1), default=[], metavar="K", help=often)
     round_ = "images that are turned once round by each action (default %(default)s)"
     add("--images", type=arguments.at_least(20), default=200, help=round_)
     of_one = "images all of whose turns are judged (default %(default)s)"
@@ -47,7 +56,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments.add_seed(parser)
     arguments.add_batches(parser, workers=None)
     add("--json", action="store_true", help="print the results as JSON")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.actions = _actions(args.actions)
+    return args
+
+
+def _actions(given: Sequence[str]) -> list[Action]:
+    """Return the actions that are named, divided by spaces or commas; raises UserError for other names."""
+    names = [name for part in given for name in part.split(",") if name]
+    for name in names:
+        if name not in ACTIONS:
+            near = nearest(name, ACTIONS)
+            hint = f"did you mean {near}?" if near else f"one of {', '.join(ACTIONS)}"
+            raise UserError(f"--actions: unknown action '{name}'; {hint}")
+        if names.count(name) > 1:
+            raise UserError(f"--actions names {name} twice; name each action once")
+    return [cast(Action, name) for name in names]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,7 +139,7 @@ def _certify(
     from eval_suite.torus_head.certificate.measure import How
     from isotorus.processes import usable_cores
 
-    torus = beside.actions_of(checkpoint)
+    torus = beside.actions_of(checkpoint, args.actions, args.order)
     for each in (checkpoint, *others):
         embed.check_channels(each.encoder.channels, data)
     if len(data) < args.images:

@@ -115,10 +115,15 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sets that cannot be certified on, and checkpoints that cannot be certified."""
     folder = tmp_path_factory.mktemp("refused")
     without = save_head(folder / "without", "identity", actions=())
+    one_channel = save_head(folder / "one-channel", "identity", actions=("rotation",))
+    described = json.loads((one_channel / "encoder.json").read_text())
+    described |= {"channels": 1, "mean": [0.5], "std": [0.2]}
+    (one_channel / "encoder.json").write_text(json.dumps(described))
     return {
         "SPOTS": pack_spots(folder / "spots", 20),
         "GREY": pack_spots(folder / "grey", 0, grey=20),
         "WITHOUT": without,
+        "ONE_CHANNEL": one_channel,
         "KNOWN": save_head(folder / "known", "identity"),
         "PLAIN": save_checkpoint(folder / "plain"),
         "EMPTY": folder,
@@ -129,7 +134,16 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("arguments", "say"),
     [
-        (["WITHOUT", "--data", "SPOTS"], "trained without actions"),
+        (["WITHOUT", "--data", "SPOTS"], "name actions to hold it against: --actions rotation hue"),
+        (["KNOWN", "--data", "SPOTS", "--actions", "rotation,hue", "shift_x"], "known has 2 angles"),
+        (["KNOWN", "--data", "SPOTS", "--actions", "rotations"], "did you mean rotation?"),
+        (["KNOWN", "--data", "SPOTS", "--actions", "hue", "hue"], "names hue twice"),
+        (
+            ["KNOWN", "--data", "SPOTS", "--actions", "hue", "--order", "1", "2"],
+            "one number for each action (hue)",
+        ),
+        (["KNOWN", "--data", "SPOTS", "--order", "0"], "1 or more"),
+        (["ONE_CHANNEL", "--data", "SPOTS", "--actions", "hue"], "1 channels, which have no hue"),
         (["PLAIN", "--data", "SPOTS"], "has no angles"),
         (["KNOWN", "--data", "SPOTS"], "fewer than the 200 asked for"),
         (["KNOWN", "--data", "NOISE", "--images", "20"], "has 2 images, fewer than the 20"),

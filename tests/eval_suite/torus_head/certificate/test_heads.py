@@ -1,13 +1,14 @@
 """Known heads are called what they are: a torus, in another basis, stuck, invariant, or constant."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite.inputs import find
-from eval_suite.torus_head.certificate import beside, conclusion, unseen
+from eval_suite.torus_head.certificate import beside, conclusion, notes, unseen
 from eval_suite.torus_head.certificate.measure import How, of_angles
 from tests.eval_suite.torus_head.certificate.known_heads import HEADS, pack_spots, save_head
 
@@ -28,10 +29,10 @@ def spots(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(pack_spots(tmp_path_factory.mktemp("spots") / "packed", 60))
 
 
-def certify(folder: Path, data: Dataset) -> dict:
-    """Measure the angles of a checkpoint on 40 images and conclude."""
+def certify(folder: Path, data: Dataset, *given: Any) -> dict:
+    """Measure the angles of a checkpoint on 40 images and conclude; `given` are actions and their orders."""
     (checkpoint,) = find.find([str(folder)])
-    torus = beside.actions_of(checkpoint)
+    torus = beside.actions_of(checkpoint, *given)
     r = beside.trained(checkpoint, torus.size)
     pixels = unseen.read(data, unseen.draw(data, 60, 0), r.channels, r.size)
     images = unseen.Images(pixels, tuple(torus.actions), torus.border)
@@ -73,6 +74,33 @@ def test_one_action_and_an_order(tmp_path, spots):
     assert found["angles"]["verdict"] == "circle"
     wrong = certify(save_head(tmp_path / "one", "stuck", actions=("rotation",)), spots)
     assert wrong["name"] == "other winding number"
+
+
+@pytest.mark.parametrize("head", ["identity", "invariant"])
+def test_a_head_without_actions_is_held_against_given_ones(head, tmp_path, spots):
+    folder = save_head(tmp_path / head, head, actions=())
+    assert certify(folder, spots, ["rotation", "hue"])["name"] == CALLED[head]
+
+
+def test_given_actions_take_the_place_of_the_learned_ones(tmp_path):
+    (checkpoint,) = find.find([str(save_head(tmp_path / "two", "stuck", orders=[2, 1]))])
+    own = checkpoint.encoder.torus
+
+    def actions(*given: Any) -> tuple[list[str], list[int]]:
+        torus = beside.actions_of(checkpoint, *given)
+        assert (torus.border, torus.size, torus.pose_width) == (own.border, own.size, own.pose_width)
+        return torus.actions, torus.orders
+
+    assert actions() == (["rotation", "hue"], [2, 1])
+    assert actions([], [1, 3]) == (["rotation", "hue"], [1, 3])
+    assert actions(["hue", "rotation"], [1, 2]) == (["hue", "rotation"], [1, 2])
+    # Other actions have no order that was learned.
+    assert actions(["rotation"]) == (["rotation"], [1])
+    (note,) = notes.of_actions(own, beside.actions_of(checkpoint, ["rotation"]))
+    assert "trained with rotation of order 2 and hue and is held against rotation, as asked for" in note
+    assert notes.of_actions(own, beside.actions_of(checkpoint)) == []
+    (note,) = notes.of_actions(None, own)
+    assert "trained with no actions" in note
 
 
 def test_grey_images_are_not_changed_by_the_hue(tmp_path):
