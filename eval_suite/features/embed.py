@@ -1,5 +1,6 @@
 """Features of every sample of a data set, computed once by any number of processes and kept on disk."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +74,9 @@ def extract(
     batch_size: int = 64,
     workers: int = 0,
     force: bool = False,
+    rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Features]:
-    """Return the features of all samples, in order, by name of the representation.
+    """Return the features of all samples, or of those with the numbers `rows`, by name of the representation.
 
     The folder `cache` keeps them by `Representation.key` and data, and what is there is not computed again
     except with `force`. All processes must call this: each embeds its share of the samples once. The first
@@ -84,10 +86,12 @@ def extract(
     """
     for r in representations:
         check_channels(r.channels, dataset)
-    keys = [f"{r.key(state.device)}-{dataset.fingerprint}" for r in representations]
+    samples = np.arange(len(dataset)) if rows is None else rows
+    chosen = "" if rows is None else f"-{hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest()[:16]}"
+    keys = [f"{r.key(state.device)}-{dataset.fingerprint}{chosen}" for r in representations]
     features: dict[str, Features] = {}
     if state.is_main_process and not force:
-        found = {key: load(cache / f"{key}.npz", len(dataset)) for key in dict.fromkeys(keys)}
+        found = {key: load(cache / f"{key}.npz", len(samples)) for key in dict.fromkeys(keys)}
         features = {key: x for key, x in found.items() if x is not None}
     known: list[set[str]] = [set(features)]
     broadcast_object_list(known)
@@ -95,7 +99,7 @@ def extract(
     missing = {key: r for key, r in named if key not in known[0]}
     fresh: dict[str, Features] = {}
     if missing:
-        computed = _compute(list(missing.values()), dataset, state, batch_size, workers)
+        computed = _compute(list(missing.values()), dataset, samples, state, batch_size, workers)
         if state.is_main_process:
             fresh = dict(zip(missing, computed, strict=True))
             features |= fresh
@@ -130,12 +134,13 @@ def _broken(r: Representation, features: Features, dataset: Dataset) -> str:
 def _compute(
     representations: list[Representation],
     dataset: Dataset,
+    samples: NDArray[np.int64],
     state: PartialState,
     batch_size: int,
     workers: int,
 ) -> list[Features]:
-    """Embed a share of the samples in each process; the first one returns all features, the others none."""
-    with state.split_between_processes(torch.arange(len(dataset))) as share:
+    """Embed a share of the `samples` in each process; the first one returns all features, the others none."""
+    with state.split_between_processes(torch.from_numpy(samples)) as share:
         indices = share.tolist()
     local, failure = _embed(representations, dataset, indices, state, batch_size, workers)
     reports: list[tuple[str, int]] = gather_object([(failure, len(indices))])

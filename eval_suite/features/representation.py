@@ -39,8 +39,9 @@ class Representation:
     """A function from images (N, C, size, size) to vectors, such as the pretrained encoder."""
 
     name: str
-    build: Callable[[], FeatureSets] = field(compare=False)
-    """Builds the model, which is done on first use: cached features need none."""
+    build: Callable[[], nn.Module] = field(compare=False)
+    """Builds a model that gives vectors by feature set, as `FeatureSets` does. This is done on first use, as
+    cached features need none."""
     described: dict[str, Any]
     """What the model is built from: the encoder's name and arguments, and the projector."""
     weights: str
@@ -59,7 +60,7 @@ class Representation:
     """Computes the vectors of one image (C, size, size) where it is decoded, in place of the model."""
 
     @cached_property
-    def model(self) -> FeatureSets:
+    def model(self) -> nn.Module:
         """The model, in evaluation mode; raises UserError if its weights cannot be loaded."""
         return self.build().eval()
 
