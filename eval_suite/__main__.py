@@ -1,8 +1,9 @@
 """`python -m eval_suite RUN_OR_CHECKPOINT… --train SHARDS --val SHARDS`, alone or under torchrun.
 
-The sub-commands: `layers` measures every block of an encoder over training, `winding` whether the angles of a
-torus head follow the image, `codes` discrete codes of the embedding, `duplicates` finds near-duplicate
-images, and `certificate` says whether a torus is there whose angles turn with known actions on images.
+The sub-commands: `layers` measures every block of an encoder over training, `compare` how alike two encoders
+are, `winding` whether the angles of a torus head follow the image, `codes` discrete codes of the embedding,
+`duplicates` finds near-duplicate images, and `certificate` says whether a torus is there whose angles turn
+with known actions on images.
 """
 
 import io
@@ -19,6 +20,7 @@ from isotorus.scheduler import set_ranks
 
 SUBCOMMANDS = {
     "layers": "eval_suite.layers.command",
+    "compare": "eval_suite.layers.compare.command",
     "winding": "eval_suite.torus_head.winding_command",
     "codes": "eval_suite.torus_head.codes_command",
     "duplicates": "eval_suite.torus_head.duplicates",

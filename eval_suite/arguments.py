@@ -32,6 +32,7 @@ EPILOG = """examples:
   isotorus eval runs/elpv --against dinov2/ other.npz --train … --val …   compared with others
   isotorus eval features.npz                                              features made elsewhere
   isotorus eval layers --help                     geometry of every block over training
+  isotorus eval compare A B --data …              how alike two encoders are, layer by layer
   isotorus eval winding --help                    whether the angles of a torus head follow the image
   isotorus eval certificate --help                whether a torus turns with known actions on images
   isotorus eval codes --help                      discrete codes of the embedding

@@ -194,7 +194,7 @@ def test_names_of_folders_are_no_addresses(tmp_path: Path):
         assert not set(address) & set(":\"'?#<> \\") and not address.startswith("/")
 
 
-@pytest.mark.parametrize("page", ["report", "comparison", "layers", "codes", "winding"])
+@pytest.mark.parametrize("page", ["report", "comparison", "layers", "compare", "codes", "winding"])
 def test_pages_have_a_content_security_policy(page: str):
     loader = template(page).environment.loader
     source, *_ = loader.get_source(template(page).environment, f"{page}.html.j2")
