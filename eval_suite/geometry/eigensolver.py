@@ -5,13 +5,15 @@ eigenvalue. Figures beside `eigsh` are in benchmarks/RESULTS.md, "k-NN graph and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
 import numpy as np
 import scipy.linalg
 import scipy.sparse
+import torch
 from numpy.typing import NDArray
 
 from isotorus.randomness import generator
@@ -57,7 +59,9 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
     edge, upper, last = -0.5, 1.0, np.inf
     dtype: type[np.floating] = np.float32
     for _ in range(ROUNDS):
-        block = _orthonormal(_filtered(matrix, block.astype(dtype), top, edge, upper), top)
+        with _threads_of_torch():
+            filtered = _filtered(matrix, block.astype(dtype), top, edge, upper)
+        block = _orthonormal(filtered, top)
         image = matrix @ block
         values, rotation = scipy.linalg.eigh(block.T @ image)
         block, image = block @ rotation, image @ rotation
@@ -99,6 +103,21 @@ def _filtered(matrix: scipy.sparse.csr_array, block: Block, top: Block, edge: fl
             before -= np.outer(top, top @ before)
             now -= np.outer(top, top @ now)
     return now
+
+
+@contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    """Give numba as many threads as torch has, and leave torch as many as it had.
+
+    Both use OpenMP. When numba starts its threads, it sets OpenMP's number of threads for the whole process
+    to the number of cores, whatever OMP_NUM_THREADS says. On busy cores that makes torch many times slower.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _compiled(function: Callable[..., Any]) -> Any:

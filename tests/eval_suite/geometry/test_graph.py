@@ -1,6 +1,9 @@
 """Neighbour graphs agree with scikit-learn, spectra with LAPACK and with closed forms."""
 
 import json
+import os
+import subprocess
+import sys
 
 import networkx
 import numpy as np
@@ -239,3 +242,20 @@ def test_intervals_hold_the_value_and_the_summary_is_json():
     assert 0.01 < high - low < 0.2
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert spectral_gap.summary(flat_torus(600), 15, seed=3) == found
+
+
+def test_a_spectrum_leaves_the_number_of_threads_as_it_was():
+    """OMP_NUM_THREADS holds for torch after numba has started its own threads."""
+    code = (
+        "import numpy as np, scipy.sparse, torch\n"
+        "from eval_suite.geometry import eigensolver\n"
+        "n = 1200\n"
+        "ring = scipy.sparse.diags_array([0.5] * 4, offsets=[1, -1, n - 1, 1 - n], shape=(n, n)).tocsr()\n"
+        "eigensolver.largest(ring, np.full(n, n**-0.5), 4)\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["1"]
