@@ -16,14 +16,17 @@ WINDING_BASES = (10, 10)
 """Number of values of each digit of `published_winding_code`."""
 
 
-def published_winding_code(x: Tensor) -> Tensor:
+def published_winding_code(x: Tensor, *, truncate: bool = False) -> Tensor:
     """Return p = ⌊1000 Σx⌋ mod 10 + 1 and q = ⌊10⁴ Σx⌋ mod 10 + 1 of `x` (…, d), as (…, 2), each in 1 … 10.
 
-    This is the winding assignment of the published winding memory, kept for comparison. It is two decimals of
-    a sum: there are 100 addresses, the order of the features does not matter, and the gradient is zero.
+    This is the winding assignment of the published winding memory as its text has it, kept for comparison. If
+    `truncate`, it is that of the code published with the text, which rounds toward zero in place of ⌊·⌋: both
+    digits are then others for every negative sum that is no multiple of 10⁻⁴. Both are two decimals of a
+    sum: there are 100 addresses, the order of the features does not matter, and the gradient is zero.
     """
     total = x.double().sum(-1)
-    return torch.stack([(total * 10**power).floor().remainder(10).long() + 1 for power in (3, 4)], -1)
+    rounded = torch.trunc if truncate else torch.floor
+    return torch.stack([rounded(total * 10**power).remainder(10).long() + 1 for power in (3, 4)], -1)
 
 
 def angular_bins(angles: Tensor, bins: int) -> Tensor:

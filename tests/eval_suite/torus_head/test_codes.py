@@ -57,6 +57,7 @@ def test_the_table_shows_which_claim_holds(measured):
     assert four["collisions"]["within"] > 4 * four["collisions"]["between"]
     assert two["stable"][0] > 0.9 > 0.5 > published["stable"][0]
     assert scalars["stable"][0] > scalars["stable"][1]
+    assert "rounded down (⌊·⌋) as its published text says" in page and "truncates toward zero" in page
     assert "does not see classes" in page and "times as often" in page
     assert "published winding code" in terminal and "2 bins of 4 angles" in terminal
     assert not re.search("https?:", page.replace("http://www.w3.org", ""))

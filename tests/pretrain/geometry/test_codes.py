@@ -20,6 +20,19 @@ def test_published_code_by_hand():
     # Sums that binary fractions hold exactly: 0.125, 2.015625, -0.0625 (its floor is below it).
     x = torch.tensor([[0.0625, 0.0625], [2.0, 0.015625], [-0.125, 0.0625]])
     assert codes.published_winding_code(x).tolist() == [[6, 1], [6, 7], [8, 6]]
+    assert codes.published_winding_code(x, truncate=True).tolist() == [[6, 1], [6, 7], [9, 6]]
+
+
+def test_published_text_and_published_code_differ_for_every_negative_sum():
+    sums = normal(1000, 1)
+    text, code = (codes.published_winding_code(sums, truncate=cut) for cut in (False, True))
+    negative = sums[:, 0] < 0
+    assert torch.equal(text[~negative], code[~negative])
+    assert (text[negative] != code[negative]).all()
+    # As the published code computes it, in Python.
+    by_hand = [[int(s * 1000) % 10 + 1, int(s * 10000) % 10 + 1] for (s,) in sums.tolist()]
+    assert code.tolist() == by_hand
+    assert code.min() == 1 and code.max() == 10
 
 
 def test_published_code_is_blind_to_order_and_fills_up():
