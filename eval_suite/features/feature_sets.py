@@ -23,7 +23,8 @@ class FeatureSets(nn.Module):
                  late, if the encoder works in stages of falling resolution, as ConvNets and Swin do
     pose         the first numbers of the embedding, from which a torus head with content reads its angles,
     content      and the others, which the content had to itself, if they were divided
-    projector    the output of the MLP that training puts behind the encoder
+    projector    the output of the MLP that training puts behind the encoder; of a torus head with content
+                 the content's
     angles       cosines and sines of the m angles of a torus head: (N, 2m), points on a flat torus
     """
 
@@ -33,10 +34,12 @@ class FeatureSets(nn.Module):
         projector: nn.Module | None = None,
         angles: int | None = None,
         pose_width: int | None = None,
+        content: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder: Any = encoder
         self.projector, self.angles, self.pose_width = projector, angles, pose_width
+        self.content_projector = content
         blocks = getattr(encoder, "blocks", None) if _gives_tokens(encoder) else None
         self.depth = len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else 0
         self.stages = 0 if self.depth else min(STAGES, _count_stages(encoder))
@@ -60,6 +63,8 @@ class FeatureSets(nn.Module):
         if self.angles:
             pairs = sets["projector"].float().unflatten(1, (self.angles, 2))
             sets["angles"] = F.normalize(pairs, dim=2).flatten(1)
+        if self.content_projector is not None:
+            sets["projector"] = self.content_projector(sets.get("content", sets["embedding"]))
         return {name: x.float() for name, x in sets.items()}
 
     def _tokens(self, images: Tensor) -> dict[str, Tensor]:

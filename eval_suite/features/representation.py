@@ -89,7 +89,8 @@ def pretrained(checkpoint: Checkpoint, sets: tuple[str, ...] | None = None) -> R
     def build() -> FeatureSets:
         projector = checkpoint.projector()
         angles = described.angles if projector and described else None
-        return FeatureSets(checkpoint.pretrained(), projector, angles, checkpoint.pose_width)
+        content = checkpoint.content_projector()
+        return FeatureSets(checkpoint.pretrained(), projector, angles, checkpoint.pose_width, content)
 
     return _encoder("pretrained", checkpoint, build, checkpoint.weights_sha256, sets)
 

@@ -15,12 +15,19 @@ from torch import nn
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.config import MLPConfig
-from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION, EncoderDescription, describe
+from pretrain.models.description import (
+    DESCRIPTION,
+    TIMM_DESCRIPTION,
+    EncoderDescription,
+    ProjectorDescription,
+    describe,
+)
 from pretrain.models.encoder import build_encoder
 from pretrain.models.float32 import exact_float32
 from pretrain.models.projector import FirstNumbers, build_mlp
 
 WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
+CONTENT_PROJECTOR = "content_projector.safetensors"
 COMPLETE = "COMPLETE"
 """File that marks a checkpoint that was saved completely."""
 Shape = tuple[int, ...]
@@ -75,15 +82,19 @@ class Checkpoint:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file in hexadecimal, followed by that of the projector if there is one."""
-        return "-".join(
-            _sha256(file, self.root) for file in (self.weights, self.projector_file) if file.exists()
-        )
+        """SHA-256 of the weights file in hexadecimal, followed by those of its projectors, if any."""
+        files = (self.weights, self.projector_file, self.content_projector_file)
+        return "-".join(_sha256(file, self.root) for file in files if file.exists())
 
     @property
     def projector_file(self) -> Path:
         """The file of the projector's weights, which need not exist."""
         return self.folder / PROJECTOR
+
+    @property
+    def content_projector_file(self) -> Path:
+        """The file with the weights of the projector of content beside angles, which need not exist."""
+        return self.folder / CONTENT_PROJECTOR
 
     @property
     def angles(self) -> int:
@@ -108,21 +119,41 @@ class Checkpoint:
         If not `trained`, it has the weights that the seed of the run gives. For angles that see some numbers
         of the embedding only, the MLP is preceded by their choice.
         """
-        described = self.encoder.projector
-        if described is None or not self.projector_file.exists():
+        model = self._mlp(
+            self.projector_file, self.encoder.projector, self.pose_width or self._width, trained=trained
+        )
+        return nn.Sequential(FirstNumbers(self.pose_width), *model) if model and self.pose_width else model
+
+    def content_projector(self) -> nn.Sequential | None:
+        """Return the MLP of the content beside a torus head's angles; None if the checkpoint has none.
+
+        It takes the numbers of the embedding that the angles do not have to themselves.
+        """
+        torus = self.encoder.torus
+        width = self._width - (self.pose_width or 0)
+        return self._mlp(self.content_projector_file, torus.content if torus else None, width)
+
+    @property
+    def _width(self) -> int:
+        return self.encoder.embedding_width
+
+    def _mlp(
+        self, file: Path, described: ProjectorDescription | None, width: int, *, trained: bool = True
+    ) -> nn.Sequential | None:
+        """Build a described MLP from `width` numbers, with the weights in `file` if `trained`."""
+        if described is None or not file.exists():
             return None
         mlp = MLPConfig(hidden=described.hidden, layers=described.layers)
 
         def build() -> nn.Sequential:
-            width = self.pose_width or self.encoder.embedding_width
             return build_mlp(width, mlp, described.width, self.encoder.seed, described.norm)
 
         with torch.device("meta"):
-            self._check(self.projector_file, build(), "the projector")
+            self._check(file, build(), "the projector")
         model = build()
         if trained:
-            self._load(self.projector_file, model)
-        return nn.Sequential(FirstNumbers(self.pose_width), *model) if self.pose_width else model
+            self._load(file, model)
+        return model
 
     def untrained(self, seed: int | None = None) -> nn.Module:
         """Return the same encoder as `seed` initialises it, by default the seed of the run.

@@ -3,8 +3,9 @@
 A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXXXXXXX`, and only then does
 `latest` point to it, where links can be made. Beside the DCP files lie `encoder.safetensors` and
 `encoder.json`, which are all that `timm.create_model(...).load_state_dict(strict=True)` needs (or, with
-winding attention, `pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation. COMPLETE
-lists the size and checksum of each file, so that damage is found before a checkpoint is loaded.
+winding attention, `pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation, with
+`content_projector.safetensors` where a torus head has content beside its angles. COMPLETE lists the size and
+checksum of each file, so that damage is found before a checkpoint is loaded.
 """
 
 import contextlib
@@ -35,8 +36,15 @@ from pretrain.distributed import rank, world_size
 T = TypeVar("T")
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
-_PARTS = {"encoder.safetensors": "encoder.encoder.", "projector.safetensors": "head.projector."}
-"""Files that are read without DCP, and the prefix that their tensors' names have in a state's "model"."""
+_PARTS = {
+    "encoder.safetensors": "encoder.encoder.",
+    "projector.safetensors": "head.projector.",
+    "content_projector.safetensors": "head.content.projector.",
+}
+"""Files that are read without DCP, and the prefix that their tensors' names have in a state's "model".
+
+A head without content beside its angles has no content_projector.safetensors.
+"""
 
 _TRIAL = 2**20  # bytes: a disk that does not accept them is full
 _CHUNK = 16 * 2**20  # bytes read at a time for a checksum
@@ -172,11 +180,16 @@ def _refusal(folder: Path) -> int:
 
 
 def _publish(partial: Path, final: Path, description: dict[str, Any], measured: dict[str, list[int]]) -> None:
+    written = [".metadata", "encoder.json"]
     for name, prefix in _PARTS.items():
-        save_file(_whole(partial, prefix), partial / name)
+        tensors = _whole(partial, prefix)
+        if not tensors and name == "content_projector.safetensors":
+            continue
+        save_file(tensors, partial / name)
         as_new(partial / name)
+        written.append(name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
-    for name in (".metadata", "encoder.json", *_PARTS):
+    for name in written:
         measured[name] = measure(partial / name)
     (partial / "COMPLETE").write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
     for path in (*partial.iterdir(), partial):

@@ -60,7 +60,7 @@ def inputs_beside(
 
 
 def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[str, Any]:
-    """Return what `build_mlp` needs to rebuild the projector.
+    """Return what `build_mlp` needs to rebuild the projector; of a torus head, that of its angles.
 
     `angles` is m where the projector's output is m pairs of numbers, each pair an angle; otherwise it is
     None.

@@ -58,6 +58,8 @@ class TorusDescription:
     """What rotated views showed in their corners."""
     size: Annotated[int, Field(ge=1, le=2**14)]
     """Side in pixels of the views that the angles saw in training."""
+    content: ProjectorDescription | None = None
+    """The projector of the content beside the angles; None without content, and where it was not kept."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless each action has an order."""

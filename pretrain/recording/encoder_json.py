@@ -40,4 +40,5 @@ def _torus(config: Config) -> dict[str, Any] | None:
         "pose_width": objective.pose_width,
         "border": config.views.border,
         "size": seen.size,
+        "content": describe_projector(objective.lejepa, None) if objective.content else None,
     }

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.nn.functional import normalize
 
+from eval_suite.features.representation import pretrained
 from eval_suite.inputs.find import find
 from isotorus import jsonl
 from isotorus.errors import UserError
@@ -60,6 +62,30 @@ def test_timm_loads_the_export_with_equal_features(recipe: Path):
         untrained = build_engine(config, check(config, 1), CPU).networks.encoder.encoder.eval()(x)
     assert trained.shape == (3, description["embedding_width"])
     assert not torch.allclose(trained, untrained, atol=1e-3)
+
+
+def test_the_evaluation_has_the_projections_of_angles_and_of_content(recipe: Path):
+    """They are those of the head in training; a checkpoint without content's file gives the angle pairs."""
+    content = "content: lejepa, pose_width: 24, lejepa: {projector: {hidden: 16, width: 8}}"
+    config = run(recipe, "steps=2", f"objective={{kind: torus, head: {{hidden: 16}}, {content}}}")
+    newest = config.folder / "checkpoints/latest"
+    engine = build_engine(config, check(config, 1), CPU)
+    RunState(engine, Guard(config.guard, config.folder, engine.networks, CPU), None).restore(newest)
+    head = engine.networks.head.eval()
+    x = torch.randn(5, 1, 32, 32)
+
+    def evaluated() -> dict[str, torch.Tensor]:
+        return pretrained(find([str(config.folder)])[0]).embed_normalised(x)
+
+    with torch.inference_mode():
+        found = evaluated()
+        pairs = head.projector(found["pose"])
+        torch.testing.assert_close(found["projector"], head.content.projector(found["content"]))
+        torch.testing.assert_close(found["angles"].view(5, 2, 2), normalize(pairs.view(5, 2, 2), dim=2))
+        (newest / "content_projector.safetensors").unlink()
+        before = evaluated()
+        torch.testing.assert_close(before["projector"], pairs)
+        torch.testing.assert_close(before["angles"], found["angles"])
 
 
 def test_torch_opens_the_dcp_files(recipe: Path, tmp_path: Path):

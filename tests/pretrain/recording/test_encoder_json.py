@@ -46,6 +46,7 @@ def test_a_torus_is_described(views, objective, orders, pose, size, norm):
     assert (found.torus.actions, found.torus.orders) == (views.get("actions", []), orders)
     assert (found.torus.pose_width, found.torus.size, found.torus.border) == (pose, size, "disc")
     assert (found.projector.angles, found.projector.norm) == (2, norm)
+    assert (found.torus.content is not None) == ("content" in objective)
 
 
 def test_other_heads_have_no_torus():
