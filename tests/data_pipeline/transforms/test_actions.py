@@ -1,7 +1,7 @@
 """Actions on images in closed form, and the loader's resampling beside them."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -137,6 +137,13 @@ def crops(data: bytes, config: ViewsConfig, flips: tuple[float, float], dtype: t
     return *results, torch.from_numpy(angles[0])
 
 
+def all_turned(views: int, size: int, *actions: Action, **fields: Any) -> ViewsConfig:
+    """Return a configuration of turned views of one size, and of no others."""
+    return ViewsConfig(
+        global_views=views, global_size=size, local_views=0, actions=[*actions], turned="all", **fields
+    )
+
+
 SOURCES = {
     torch.uint8: npy((smooth(1, 160)[0].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8)),
     torch.uint16: npy((smooth(1, 160)[0].permute(1, 2, 0) * 65_535).round().numpy().astype(np.uint16)),
@@ -148,9 +155,7 @@ SOURCES = {
 @pytest.mark.parametrize("size", [24, 64, 150])
 def test_a_rotated_view_is_its_unturned_crop_rotated(dtype: torch.dtype, size: int, border: str) -> None:
     """Crops are shrunk or enlarged, of any aspect ratio, and mirrored before they are rotated."""
-    config = ViewsConfig(
-        global_views=8, global_size=size, local_views=0, actions=["rotation"], turned="all", border=border
-    )
+    config = all_turned(8, size, "rotation", border=border)
     turned, upright, angles = crops(SOURCES[dtype], config, (1, 0), dtype)
     expected, inside = turn(upright, ["rotation"], angles, border), disc(size, margin=2)
     assert (turned - expected)[..., inside].abs().max() < 0.02
@@ -162,10 +167,7 @@ def test_a_rotated_view_is_its_unturned_crop_rotated(dtype: torch.dtype, size: i
 def test_corners_show_the_image_around_the_crop_and_beyond_it_a_mirror_image() -> None:
     columns = np.arange(120)
     ramp = np.broadcast_to((columns * 2).astype(np.uint8), (120, 120))[..., None].repeat(3, 2)
-    config = ViewsConfig(
-        global_views=16, global_size=32, global_scale=(0.1, 0.2), local_views=0, ratio=(1, 1),
-        actions=["rotation"], turned="all", border="reflect",
-    )  # fmt: skip
+    config = all_turned(16, 32, "rotation", global_scale=(0.1, 0.2), ratio=(1, 1), border="reflect")
     angles = draw_angles(np.random.default_rng(1), config)
     out = [torch.zeros(16, 3, 32, 32, dtype=torch.uint8)]
     cut(np.random.default_rng(1), npy(ramp), config, (0, 0), out, angles=angles)
@@ -181,10 +183,7 @@ def test_corners_show_the_image_around_the_crop_and_beyond_it_a_mirror_image() -
 
 @pytest.mark.parametrize("dtype", SOURCES)
 def test_a_shifted_view_is_its_unturned_crop_shifted(dtype: torch.dtype) -> None:
-    config = ViewsConfig(
-        global_views=8, global_size=40, global_scale=(1, 1), local_views=0,
-        actions=["shift_y", "shift_x"], turned="all",
-    )  # fmt: skip
+    config = all_turned(8, 40, "shift_y", "shift_x", global_scale=(1, 1))
     turned, upright, angles = crops(SOURCES[dtype], config, (1, 0), dtype)
     expected = turn(upright, ["shift_y", "shift_x"], angles)
     assert (turned - expected).abs().max() < 0.03
@@ -193,28 +192,14 @@ def test_a_shifted_view_is_its_unturned_crop_shifted(dtype: torch.dtype) -> None
 
 def test_a_crop_that_shrinks_is_antialiased_at_every_angle() -> None:
     checkers = (np.indices((192, 192)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    config = ViewsConfig(
-        global_views=12,
-        global_size=32,
-        global_scale=(1, 1),
-        local_views=0,
-        actions=["rotation"],
-        turned="all",
-    )
+    config = all_turned(12, 32, "rotation", global_scale=(1, 1))
     turned, _, _ = crops(npy(checkers), config, (0, 0), torch.uint8)
     assert (turned[..., disc(32)] - 0.5).abs().max() < 0.04
 
 
 def test_photographs_that_are_decoded_smaller_are_turned_alike() -> None:
     photo = picture(1, height=300, width=400).resize((1200, 900))
-    config = ViewsConfig(
-        global_views=6,
-        global_size=64,
-        global_scale=(0.8, 1),
-        local_views=0,
-        actions=["rotation"],
-        turned="all",
-    )
+    config = all_turned(6, 64, "rotation", global_scale=(0.8, 1))
     turned, upright, angles = crops(encoded(photo, "jpeg", quality=95), config, (1, 0), torch.uint8)
     error = (turned - turn(upright, ["rotation"], angles))[..., disc(64, margin=2)]
     assert error.square().mean().sqrt() < 0.03
