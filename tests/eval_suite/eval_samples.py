@@ -70,16 +70,13 @@ def pack(folder: Path, labels: list[str], *, seed: int) -> Path:
             pixels[:18] += 25 * (label == CLASSES[1])
             Image.fromarray(pixels.astype(np.uint8)).save(source / f"{i}.png")
             writer.writerow([f"{i}.png", label])
+    return pack_folder(source, folder, "--labels", str(source / "labels.csv"))
+
+
+def pack_folder(source: Path, folder: Path, *options: str) -> Path:
+    """Pack the images in `source` to `folder`, and return `folder`."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        arguments = [
-            "pack",
-            str(source),
-            str(folder),
-            "--labels",
-            str(source / "labels.csv"),
-            "--workers",
-            "1",
-        ]
+        arguments = ["pack", str(source), str(folder), *options, "--workers", "1"]
         assert exit_code(lambda: pack_main(arguments)) == 0
     return folder
 
@@ -90,20 +87,24 @@ def save_checkpoint(folder: Path, *, step: int = 7, complete: bool = True, **cha
     torch.manual_seed(1)
     model = timm.create_model("vit_tiny_patch16_224", **KWARGS)
     save_file(model.state_dict(), folder / "encoder.safetensors")
+    described = {"step": step, "config": {"name": "tiny"}} | changes
+    write_description(folder, KWARGS, **described)
+    if complete:
+        (folder / "COMPLETE").touch()
+    return folder
+
+
+def write_description(folder: Path, kwargs: dict[str, Any], **changes: Any) -> None:
+    """Write encoder.json of a ViT for images in colour; `changes` are further keys, and other values."""
     description = {
         "format": 1,
         "name": "vit_tiny_patch16_224",
-        "kwargs": KWARGS,
-        "embedding_width": 24,
-        "image_size": 32,
+        "kwargs": kwargs,
+        "embedding_width": kwargs["embed_dim"],
+        "image_size": kwargs["img_size"],
         "channels": 3,
         "mean": [0.5, 0.5, 0.5],
         "std": [0.2, 0.2, 0.2],
         "seed": 0,
-        "step": step,
-        "config": {"name": "tiny"},
     }
     (folder / "encoder.json").write_text(json.dumps(description | changes))
-    if complete:
-        (folder / "COMPLETE").touch()
-    return folder

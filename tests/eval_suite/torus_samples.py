@@ -1,8 +1,5 @@
 """A checkpoint whose four angles are known functions of the image, and images that it reads without doubt."""
 
-import contextlib
-import io
-import json
 import math
 from pathlib import Path
 
@@ -10,32 +7,19 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image
-from safetensors.torch import save_file
 
-from data_pipeline.__main__ import main as pack_main
-from isotorus.errors import exit_code
+from tests.eval_suite.eval_samples import pack_folder
+from tests.eval_suite.linear_encoder import SIZE, kwargs, save_linear
 
-SIZE = 32
-KWARGS = {
-    "img_size": SIZE,
-    "patch_size": SIZE,
-    "in_chans": 3,
-    "num_classes": 0,
-    "depth": 0,
-    "embed_dim": 16,
-    "num_heads": 1,
-    "class_token": False,
-    "global_pool": "avg",
-}
+KWARGS = kwargs(width=16)
 
 
 def save_known_torus(folder: Path, *, step: int = 7) -> Path:
-    """A ViT without blocks: its one patch is a linear map of the image, its layer norm keeps directions.
+    """A linear encoder with four angles.
 
-    The angles are the phases of the first circular harmonic (turns with the image), of the first Fourier mode
+    They are the phases of the first circular harmonic (turns with the image), of the first Fourier mode
     in x and in y (turn as the image moves) and of the two colour differences (turns with the hue).
     """
-    folder.mkdir(parents=True)
     along = torch.arange(SIZE, dtype=torch.float64) - (SIZE - 1) / 2
     x, up = along.expand(SIZE, SIZE), -along[:, None].expand(SIZE, SIZE)
     phase = 2 * math.pi * along / SIZE
@@ -47,34 +31,8 @@ def save_known_torus(folder: Path, *, step: int = 7) -> Path:
     maps = [m.expand(3, SIZE, SIZE) for m in grey]
     maps += [m.expand(3, SIZE, SIZE) for m in waves]
     maps += [c[:, None, None] * flat for c in colour]
-    positive = torch.stack(maps)
-    # With the negatives the mean is 0, so the layer norm only scales; their own scale keeps the sum off 0.
-    weight = torch.cat([positive, -positive]).float()
-    encoder = {
-        "pos_embed": torch.zeros(1, 1, 16),
-        "patch_embed.proj.weight": weight,
-        "patch_embed.proj.bias": torch.zeros(16),
-        "fc_norm.weight": torch.cat([torch.ones(8), 0.5 * torch.ones(8)]),
-        "fc_norm.bias": torch.zeros(16),
-    }
-    save_file(encoder, folder / "encoder.safetensors")
-    save_file({"0.weight": torch.eye(8, 16), "0.bias": torch.zeros(8)}, folder / "projector.safetensors")
-    description = {
-        "format": 1,
-        "name": "vit_tiny_patch16_224",
-        "kwargs": KWARGS,
-        "embedding_width": 16,
-        "image_size": SIZE,
-        "channels": 3,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
-        "seed": 0,
-        "step": step,
-        "config": {"name": "known"},
-        "projector": {"hidden": 1, "layers": 1, "width": 8, "angles": 4},
-    }
-    (folder / "encoder.json").write_text(json.dumps(description))
-    return folder
+    # The negatives' own scale keeps the sum off 0.
+    return save_linear(folder, maps, torch.eye(8, 16), torch.zeros(8), negatives=0.5, step=step)
 
 
 def spot(angle: float, hue: float, radius: float = 8.0, size: int = SIZE) -> np.ndarray:
@@ -94,7 +52,4 @@ def pack_spots(folder: Path, count: int, seed: int = 0) -> Path:
         home = source / f"quarter_{int(direction / (math.pi / 2))}"
         home.mkdir(parents=True, exist_ok=True)
         Image.fromarray(spot(direction, random.uniform())).save(home / f"{i}.png")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        arguments = ["pack", str(source), str(folder), "--labels", "folder", "--workers", "1"]
-        assert exit_code(lambda: pack_main(arguments)) == 0
-    return folder
+    return pack_folder(source, folder, "--labels", "folder")

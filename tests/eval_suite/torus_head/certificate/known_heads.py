@@ -1,25 +1,18 @@
 """Checkpoints whose angles are known functions of an image, and images that they read without doubt.
 
 An image is a spot on grey, in a direction from the centre and with a colour of a hue, both of them angles.
-The encoder is a ViT without blocks: one linear map of the image, whose layer norm keeps directions.
 """
 
-import contextlib
-import io
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
-from data_pipeline.__main__ import main as pack_main
-from isotorus.errors import exit_code
+from tests.eval_suite.eval_samples import pack_folder
+from tests.eval_suite.linear_encoder import SIZE, save_linear
 
-SIZE = 32
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 HEADS = ("identity", "swapped", "sheared", "stuck", "invariant", "constant", "noise")
 
@@ -37,12 +30,11 @@ def save_head(
     constant    of biases alone
     noise       of random weights
     """
-    folder.mkdir(parents=True)
     along = torch.arange(SIZE, dtype=torch.float64) - (SIZE - 1) / 2
     position = torch.complex(along.expand(SIZE, SIZE), -along[:, None].expand(SIZE, SIZE)) / SIZE
     y, i, q = (torch.tensor(row, dtype=torch.float64)[:, None, None] for row in YIQ)
     chroma = torch.complex(i, q).expand(3, SIZE, SIZE)
-    maps = {
+    basic = {
         "luminance": 3 * position * y,
         "chroma": chroma,
         "sheared": 4 * position * chroma,
@@ -52,53 +44,20 @@ def save_head(
     rings = [torch.exp(-((radius - r) ** 2) / 4) * y for r in (4, 8, 6, 11)]
     random = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pairs = {
-        "identity": (maps["luminance"], maps["chroma"]),
-        "swapped": (maps["chroma"], maps["luminance"]),
-        "sheared": (maps["sheared"], maps["chroma"]),
-        "stuck": (maps["twice"], maps["chroma"]),
+        "identity": (basic["luminance"], basic["chroma"]),
+        "swapped": (basic["chroma"], basic["luminance"]),
+        "sheared": (basic["sheared"], basic["chroma"]),
+        "stuck": (basic["twice"], basic["chroma"]),
         "invariant": tuple(torch.complex(a - a.mean(), b - b.mean()) for a, b in (rings[:2], rings[2:])),
-        "constant": (maps["luminance"], maps["chroma"]),
+        "constant": (basic["luminance"], basic["chroma"]),
         "noise": (torch.complex(*random[:2]), torch.complex(*random[2:])),
     }[head]
-    positive = torch.stack([part for z in pairs for part in (z.real, z.imag)])
+    maps = [part for z in pairs for part in (z.real, z.imag)]
     projector = torch.eye(4, 8) if head != "constant" else torch.zeros(4, 8)
     bias = torch.zeros(4) if head != "constant" else torch.tensor([1.0, 0.5, -0.2, 1.0])
-    _save(folder, torch.cat([positive, -positive]).float(), projector, bias)
     described = {"actions": list(actions), "orders": [1] * len(actions), "pose_width": None}
     described |= {"border": "disc", "size": SIZE, **torus}
-    description = {
-        "format": 1,
-        "name": "vit_tiny_patch16_224",
-        "kwargs": {
-            **{"img_size": SIZE, "patch_size": SIZE, "in_chans": 3, "num_classes": 0, "depth": 0},
-            **{"embed_dim": 8, "num_heads": 1, "class_token": False, "global_pool": "avg"},
-        },
-        "embedding_width": 8,
-        "image_size": SIZE,
-        "channels": 3,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
-        "seed": 0,
-        "step": 7,
-        "config": {"name": "known"},
-        "projector": {"hidden": 1, "layers": 1, "width": 4, "angles": 2},
-        "torus": described,
-    }
-    (folder / "encoder.json").write_text(json.dumps(description))
-    return folder
-
-
-def _save(folder: Path, weight: Tensor, projector: Tensor, bias: Tensor) -> None:
-    # With the negatives the mean is 0, so the layer norm only scales.
-    encoder = {
-        "pos_embed": torch.zeros(1, 1, 8),
-        "patch_embed.proj.weight": weight,
-        "patch_embed.proj.bias": torch.zeros(8),
-        "fc_norm.weight": torch.ones(8),
-        "fc_norm.bias": torch.zeros(8),
-    }
-    save_file(encoder, folder / "encoder.safetensors")
-    save_file({"0.weight": projector, "0.bias": bias}, folder / "projector.safetensors")
+    return save_linear(folder, maps, projector, bias, torus=described)
 
 
 def spot(direction: float, hue: float, radius: float, colour: float = 0.14) -> np.ndarray:
@@ -119,6 +78,4 @@ def pack_spots(folder: Path, count: int, *, grey: int = 0, seed: int = 0) -> Pat
         direction, hue = random.uniform(0, 2 * math.pi, 2)
         image = spot(direction, hue, random.uniform(7, 8), 0.14 if i < count else 0.0)
         Image.fromarray(image).save(source / f"{i}.png")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert exit_code(lambda: pack_main(["pack", str(source), str(folder), "--workers", "1"])) == 0
-    return folder
+    return pack_folder(source, folder)
