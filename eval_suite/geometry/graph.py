@@ -55,8 +55,10 @@ def laplacian_spectrum(graph: scipy.sparse.sparray | scipy.sparse.spmatrix, coun
     component has exactly one zero mode; it is left out, and the other eigenvalues of all components are
     merged, ascending, in [0, 2]. There are fewer than `count` if the graph has no more. A vertex without
     edges is a component of its own. The eigenvalues come from the largest ones of D^-½ A D^-½ of each
-    component, because the usual inverse iteration fails on a graph of several components. Raises ValueError
-    for a matrix that is not such an adjacency.
+    component, because the usual inverse iteration fails on a graph of several components. Those of a
+    component of at most `eigensolver.DENSE_BELOW` vertices are exact to rounding, and those of a larger one
+    to 10⁻⁶ of the last one, as `eigensolver.largest` says. Raises ValueError for a matrix that is not such
+    an adjacency.
     """
     graph = scipy.sparse.csr_array(graph).astype(np.float64)
     if graph.ndim != 2 or graph.shape[0] != graph.shape[1] or count < 1:

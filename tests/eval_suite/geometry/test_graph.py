@@ -136,6 +136,14 @@ def test_closed_forms(made, expected):
     np.testing.assert_allclose(found.eigenvalues, np.sort(expected)[1:11], atol=1e-12)
 
 
+def test_components_of_few_rows_have_their_closed_forms_together():
+    cycles = [networkx.to_scipy_sparse_array(networkx.cycle_graph(n)) for n in (40, 50)]
+    found = graph.laplacian_spectrum(scipy.sparse.block_diag(cycles, format="csr"), 8)
+    expected = [1 - np.cos(2 * np.pi * mode / n) for n in (40, 50) for mode in (1, 1, 2, 2)]
+    assert found.components == 2
+    np.testing.assert_allclose(found.eigenvalues, np.sort(expected), atol=1e-12)
+
+
 def test_grid_torus_by_iteration_has_its_fourfold_eigenvalues():
     found = graph.laplacian_spectrum(
         networkx.to_scipy_sparse_array(networkx.grid_2d_graph(50, 50, periodic=True)), 8
