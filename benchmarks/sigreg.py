@@ -1,6 +1,10 @@
 """Compare SIGReg, forward and backward, with stable-pretraining's SlicedEppsPulley: time and extra memory.
 
     python benchmarks/sigreg.py [--device cuda]
+    python benchmarks/sigreg.py --growth --threads 1
+
+With `--growth` it measures how the time of isotorus on a CPU grows with samples and with dimensions. That is
+the processor's time of this process, which other processes on the machine do not add to.
 
 Both take turns in one process, so that the ratio of the medians holds on a busy machine too. Memory is
 measured in one process for each: after a warm-up, the most that one more step adds to the process (on a CPU
@@ -29,6 +33,8 @@ from torch import Tensor, nn
 from pretrain.objectives.sigreg import SIGReg
 
 SIZES = {"cpu": (2048, 64, 1024), "cuda": (4096, 512, 4096)}
+GROWTH = ((1024, 64), (2048, 64), (4096, 64), (2048, 512), (2048, 1024), (2048, 2048))
+"""Samples N and dimensions K of `--growth`, with 1024 slices."""
 
 
 class WrittenOut(nn.Module):
@@ -138,6 +144,26 @@ def in_own_process(name: str, arguments: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
+def show_growth(repeats: int, threads: int) -> None:
+    """Print a row for each size in `GROWTH`: the median CPU time of a forward and backward pass."""
+    for samples, width in GROWTH:
+        z = torch.randn(1, samples, width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sigreg = SIGReg(1024, implementation="compiled")
+        taken = []
+        for repeat in range(repeats + 2):
+            z.grad = None
+            start = time.process_time()
+            sigreg(z, 0).backward()
+            if repeat >= 2:
+                taken.append(time.process_time() - start)
+        print(
+            f"| {machine('cpu', threads)} | torch {torch.__version__} | {samples} | {width} | 1024"
+            f" | {1e3 * statistics.median(taken):.1f}"
+            f" | `python benchmarks/sigreg.py --growth --threads {threads}` |",
+            flush=True,
+        )
+
+
 def machine(device: str, threads: int) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
@@ -151,6 +177,7 @@ def main() -> None:
     parser.add_argument("--device", choices=SIZES, default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=15, help="timed steps of each")
+    parser.add_argument("--growth", action="store_true", help="measure how CPU time grows with the sizes")
     parser.add_argument("--memory", choices=["ours", "peer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -158,6 +185,9 @@ def main() -> None:
         print(peak_extra_mebibytes(arguments.memory, arguments.device))
         return
 
+    if arguments.growth:
+        show_growth(arguments.repeats, arguments.threads)
+        return
     steps, labels = {}, {}
     for name in ("peer", "ours", "floor"):
         steps[name], labels[name] = step_of(name, arguments.device)
