@@ -87,6 +87,7 @@ def render(
         differences=differences(rows),
         notes=notes,
         panels=_panels(named, rows, table, colours),
+        memorising=_memorising(named, rows, table, colours),
         scatter=Markup(figures.pairs(coloured, "training loss", scores[first]))
         if first and len(coloured) > 2
         else None,
@@ -182,18 +183,44 @@ def _panels(
     """Draw each quantity over the steps, a line for each name; those with one step only are left out."""
     panels = []
     for column, title in QUANTITIES.items():
-        lines = {
-            name: sorted(
-                (row.step, flat[column])
-                for row, flat in zip(rows, table, strict=True)
-                if row.name == name and flat.get(column) is not None
-            )
-            for name in named
-        }
-        if any(len(points) > 1 for points in lines.values()):
-            drawn = [(points, colours[name]) for name, points in lines.items() if points]
+        if (drawn := _over_steps(column, named, rows, table, colours)) is not None:
             panels.append((title, Markup(figures.lines(drawn))))
     return panels
+
+
+def _memorising(
+    named: Sequence[str], rows: Sequence[Row], table: Sequence[Flat], colours: Mapping[str, str]
+) -> list[tuple[str, Markup]]:
+    """Draw each headline score of the linear probe over the steps, with its score on train dashed."""
+    kinds = dict.fromkeys(row.results["kind"] for row in rows)
+    panels = []
+    for score in dict.fromkeys(score for kind in kinds for score in headlines(kind)):
+        columns = (f"pretrained/probe/{score}", f"pretrained/probe/train/{score}")
+        held, fitted = (_over_steps(column, named, rows, table, colours) for column in columns)
+        if held is not None and fitted is not None:
+            panels.append((SCORES[score].label, Markup(figures.lines(held, fitted))))
+    return panels
+
+
+def _over_steps(
+    column: str,
+    named: Sequence[str],
+    rows: Sequence[Row],
+    table: Sequence[Flat],
+    colours: Mapping[str, str],
+) -> figures.Series | None:
+    """Return a line over the steps for each name that has values; None if all have one step only."""
+    lines = {
+        name: sorted(
+            (row.step, flat[column])
+            for row, flat in zip(rows, table, strict=True)
+            if row.name == name and flat.get(column) is not None
+        )
+        for name in named
+    }
+    if all(len(points) < 2 for points in lines.values()):
+        return None
+    return [(points, colours[name]) for name, points in lines.items() if points]
 
 
 def _address(folder: Path, out: Path) -> str:

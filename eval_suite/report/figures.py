@@ -86,12 +86,18 @@ def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = 
     return svg(draw, 3.6, 2.1)
 
 
-def lines(series: Sequence[tuple[Sequence[tuple[float, float]], str]]) -> str:
-    """Draw a quantity over the steps of several runs, each given as points (step, value) and a colour."""
+Series = Sequence[tuple[Sequence[tuple[float, float]], str]]
+"""Lines over the steps of several runs, each given as points (step, value) and a colour."""
+
+
+def lines(series: Series, dashed: Series = ()) -> str:
+    """Draw a quantity over the steps of several runs, and another one, such as a train score, dashed."""
 
     def draw(axes: Axes) -> None:
-        for points, colour in series:
-            axes.plot(*np.asarray(points).T, color=colour, linewidth=1.4, marker="o", markersize=3.5)
+        for style, drawn in (("-", series), ("--", dashed)):
+            for points, colour in drawn:
+                of_line: dict[str, Any] = {"linewidth": 1.4, "linestyle": style, "markersize": 3.5}
+                axes.plot(*np.asarray(points).T, color=colour, marker="o", **of_line)
         _step_axes(axes)
 
     return svg(draw, 3.6, 2.1)

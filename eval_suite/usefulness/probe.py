@@ -58,10 +58,11 @@ def linear_probe(
                     {**selection.label(name), "l2": float(l2[member])},
                     fit.scores(val[name], member),
                     functools.partial(fit.scores, test[name], member),
+                    functools.partial(fit.scores, x, member),
                 )
 
     kind = "multiclass" if train_y.ndim == 1 else "multilabel"
-    return {**selection.choose(candidates(), val_y, test_y, kind), "converged": all(converged)}
+    return {**selection.choose(candidates(), val_y, test_y, kind, train_y), "converged": all(converged)}
 
 
 def predictions(

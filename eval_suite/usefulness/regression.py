@@ -44,9 +44,10 @@ def ridge_probe(
                     {**selection.label(name), "l2": strength},
                     predict(val[name]),
                     functools.partial(predict, test[name]),
+                    functools.partial(predict, x),
                 )
 
-    return selection.choose(candidates(), val_y, test_y, "regression")
+    return selection.choose(candidates(), val_y, test_y, "regression", train_y)
 
 
 def predictions(x: Array, y: Array, held: Array, l2: Sequence[float]) -> list[NDArray[np.float64]]:

@@ -25,22 +25,29 @@ _Value = TypeVar("_Value")
 
 
 class Candidate(NamedTuple):
-    """One setting with its predictions for val, and a function that computes its predictions for test."""
+    """One setting with its predictions for val, and functions that compute those for other splits."""
 
     setting: dict[str, Any]
     val: NDArray[np.floating]
     test: Callable[[], NDArray[np.floating]]
+    train: Callable[[], NDArray[np.floating]] | None = None
+    """Predictions for the samples that it was fitted on; None for a method that holds those samples."""
 
 
 def choose(
-    candidates: Iterable[Candidate], val_y: NDArray[Any], test_y: NDArray[Any], kind: str
+    candidates: Iterable[Candidate],
+    val_y: NDArray[Any],
+    test_y: NDArray[Any],
+    kind: str,
+    train_y: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Choose the candidate that is best on val, and score its predictions for test.
 
     Candidates are compared by the headline scores of the kind of targets, in the order of
     `eval_suite.metrics`, where nan is below everything; among equals the later candidate is chosen. Returns
-    test_<score> for each score; the chosen setting; `val`, the setting and scores of every candidate; and
-    `test_scores`, the predictions for test.
+    test_<score> for each score; the chosen setting; `val`, the setting and scores of every candidate; with
+    `train_y` also `train`, the scores on the samples that were fitted; and `test_scores`, the predictions for
+    test.
     """
     judge = JUDGES[kind]
     tried: list[dict[str, Any]] = []
@@ -55,10 +62,12 @@ def choose(
             best, best_key = candidate, key
     assert best is not None
     predicted = best.test()
+    fitted = {} if train_y is None or best.train is None else {"train": judge.summary(train_y, best.train())}
     return {
         **{f"test_{score}": value for score, value in judge.summary(test_y, predicted).items()},
         **best.setting,
         "val": tried,
+        **fitted,
         "test_scores": predicted,
     }
 

@@ -6,7 +6,7 @@ whole grid and five of a single setting.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Method:
     grid: Sequence[Any]
     """Its values; the later one is chosen among equals."""
     predict: Predict
+    on_train: bool = False
+    """Whether it is also scored on the samples that it was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Predicted:
     best: dict[str, Any]
     """The setting that is best in `tried`, for a fit on all samples."""
     converged: bool
+    train: dict[str, float] = field(default_factory=dict)
+    """Scores on the samples that were fitted, mean over folds and repeats; empty without `on_train`."""
 
 
 def cross_validate(
@@ -70,6 +74,7 @@ def cross_validate(
     found: list[Array] = []
     chosen: list[dict[str, Any]] = []
     changes: list[dict[str, float]] = []
+    fitted: list[dict[str, float]] = []
     inner: list[NDArray[np.float64]] = []
     converged = True
     for fold in division.fold:
@@ -93,9 +98,13 @@ def cross_validate(
             best = _best(np.mean(of_candidates, axis=0))
             name, place = candidates[best]
             held = fold == number
+            wanted = held | method.on_train
             (final, *_), fine = method.predict(
-                name, x[name][~held], y[~held], x[name][held], method.grid[place : place + 1]
+                name, x[name][~held], y[~held], x[name][wanted], method.grid[place : place + 1]
             )
+            if method.on_train:
+                fitted.append(judge.summary(y[~held], final[~held]))
+                final = final[held]
             converged &= fine
             chosen.append(settings[best])
             whole = np.empty((len(y), final.shape[1])) if whole is None else whole
@@ -111,7 +120,9 @@ def cross_validate(
         {**setting, **dict(zip(headlines(kind), row, strict=True))}
         for setting, row in zip(settings, mean.tolist(), strict=True)
     ]
-    return Predicted(found, chosen, changes, tried, settings[_best(mean)], converged)
+    scores = fitted[0] if fitted else {}
+    train = {s: float(mean_over_columns(np.array([of[s] for of in fitted]))) for s in scores}
+    return Predicted(found, chosen, changes, tried, settings[_best(mean)], converged, train)
 
 
 def estimates(

@@ -90,6 +90,7 @@ def measure(
             of |= _with_intervals(scored)
             of |= {"converged": of_all.converged} if metric == "probe" else {}
             of |= {"inner": of_all.tried, "chosen": of_all.chosen}
+            of |= {"train": of_all.train} if of_all.train else {}
             of |= by_class(of_all, y, kind, division, names)
             if test is not None:
 
@@ -183,7 +184,11 @@ def _method(
 
         return Method("k", grid[::-1], vote), neighbors.with_directions(x)
     if kind == "regression":
-        return Method("l2", regression.L2_GRID, lambda _, *data: (regression.predictions(*data), True)), x
+
+        def ridge(_: str, of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
+            return regression.predictions(of, y, held, l2), True
+
+        return Method("l2", regression.L2_GRID, ridge, on_train=True), x
 
     bases: dict[str, torch.Tensor] = {}
 
@@ -197,7 +202,7 @@ def _method(
             of, y, held, l2, classes=classes, device=device, tolerance=tolerance, basis=basis
         )
 
-    return Method("l2", sorted(options.l2), fit), x
+    return Method("l2", sorted(options.l2), fit, on_train=True), x
 
 
 def _aligned_test(targets: Mapping[str, Targets], division: Division) -> Targets | None:

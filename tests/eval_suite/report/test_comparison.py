@@ -77,3 +77,20 @@ def test_one_evaluation_ends_with_five_lines(tmp_path: Path, capsys: pytest.Capt
     assert "Pretraining helps: 10.0 points ahead of the untrained encoder" in lines[1]
     assert "Next: use it: isotorus export" in lines[1]
     assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[4]
+
+
+def test_train_and_held_out_scores_stand_side_by_side_over_the_steps(tmp_path: Path):
+    steps = []
+    for step, fitted in ((1, 0.8), (2, 0.95), (3, 1.0)):
+        one = evaluated(tmp_path, "a", step=step, ours=0.8, baselines={})
+        one.results["representations"]["pretrained"]["probe"]["train"] = {"auroc": fitted}
+        steps.append(one)
+    comparison.write(comparison.compare(steps), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    section = page.split("Train and held-out images side by side")[1].split("</section>")[0]
+    assert section.count("<svg") == 1 and "linear probe, AUROC" in section
+    assert section.count("stroke-dasharray") == 1
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["pretrained/probe/train/auroc"] for row in csv.DictReader(file)] == ["0.8", "0.95", "1"]
+    comparison.write(comparison.compare([evaluated(tmp_path, "b", step=1, ours=0.8, baselines={})]), tmp_path)
+    assert "side by side</h2>" not in (tmp_path / "comparison.html").read_text().split("Side by side")[1]

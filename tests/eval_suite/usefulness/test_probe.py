@@ -130,3 +130,15 @@ def test_the_basis_of_other_samples_changes_no_prediction(width: int):
     other, converged = probe.predictions(x[:200], y[:200], x[200:], (1e-3, 1.0), classes=2, basis=of_others)
     assert converged
     np.testing.assert_allclose(other, own, atol=5e-4)
+
+
+def test_a_probe_that_memorises_is_seen_on_train_alone():
+    random = np.random.default_rng(6)
+    x, y = random.normal(size=(300, 90)), random.integers(2, size=300)
+    train, val, test = slice(0, 60), slice(60, 180), slice(180, 300)
+    found = probe.linear_probe(x[train], y[train], x[val], y[val], x[test], y[test], l2=(1e-3,))
+    assert found["train"]["balanced_accuracy"] == found["train"]["auroc"] == 1
+    assert abs(found["test_balanced_accuracy"] - 0.5) < 0.15
+    (predicted,), _ = probe.predictions(x[train], y[train], x[train], [1e1], classes=2)
+    weak = probe.linear_probe(x[train], y[train], x[val], y[val], x[test], y[test], l2=(1e1,))
+    assert weak["train"]["auroc"] == pytest.approx(scores.auroc(y[train], predicted))

@@ -47,7 +47,7 @@ def test_scores_are_those_of_scikit_learn_within_folds():
     features, targets = samples(size=2)
     made = divide(targets, 5, 1, seed=0)
     x, y = made.features(features["good"]), made.targets.values
-    fold, areas = np.empty((1, len(y)), np.int64), []
+    fold, areas, fitted_areas = np.empty((1, len(y)), np.int64), [], []
     for number, (fitted, held) in enumerate(StratifiedGroupKFold(5).split(x, y, made.unit)):
         fold[0, held] = number
         fit = make_pipeline(
@@ -55,10 +55,12 @@ def test_scores_are_those_of_scikit_learn_within_folds():
         )
         fit.fit(x[fitted], y[fitted])
         areas.append(roc_auc_score(y[held], fit.predict_proba(x[held])[:, 1]))
+        fitted_areas.append(roc_auc_score(y[fitted], fit.predict_proba(x[fitted])[:, 1]))
     division = Division(made.rows, made.targets, made.unit, fold, made.about)
     options = QUICK.model_copy(update={"metrics": ("probe",), "l2": (0.1,)})
     found = usefulness.measure({"x": features["good"]}, targets, options, division=division)
     assert found["probe"]["auroc"] == pytest.approx(np.mean(areas), abs=1e-4)
+    assert found["probe"]["train"]["auroc"] == pytest.approx(np.mean(fitted_areas), abs=1e-4)
     low, high = found["probe"]["auroc_interval"]
     assert low < found["probe"]["auroc"] < high
     assert found["intervals"] == {"drawn": "groups", "groups": 110}
