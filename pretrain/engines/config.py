@@ -159,6 +159,8 @@ class OptimizerConfig(Section):
     """Decay rate of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
     """Decay rate of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """ε in AdamW's update m̂ / (√v̂ + ε): gradients much smaller than ε hardly move a parameter."""
     warmup_steps: NonNegativeInt = 500
     """Steps of linear warm-up before the cosine decay."""
     final_lr_ratio: float = Field(1e-3, ge=0, le=1)

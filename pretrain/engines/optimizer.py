@@ -29,6 +29,7 @@ def build_optimizer(
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
+        eps=config.eps,
         fused=fused,
     )
 

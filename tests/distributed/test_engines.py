@@ -31,6 +31,8 @@ from pretrain.models.encoder import build_encoder, timm_kwargs
 
 # A batch that neither two nor four ranks share equally.
 IMAGES, STEPS, SAVED = 9, 10, 3
+# As large as many gradients are, so that an engine with another ε would take other steps.
+EPS = 1e-3
 Options = dict[str, Any]
 Curve = list[tuple[float, float]]
 
@@ -125,7 +127,7 @@ def build(options: Options, method: str = "lejepa") -> Engine:
         lambda: build_encoder(name, kwargs, seed=0),
         build_head(config, 32, n_global=2, seed=0, turned=TURNED if method == "torus" else None),
         EngineConfig(**{"precision": "fp32"} | options),
-        OptimizerConfig(),
+        OptimizerConfig(eps=EPS),
         torch.device("cpu"),
         with_target=method == "jepa",
     )

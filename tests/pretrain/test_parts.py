@@ -64,6 +64,21 @@ def test_updates_are_those_of_torchs_optimizer(clip: float):
     assert {float(state["step"]) for state in mine.state.values()} == {3}
 
 
+def test_eps_is_that_of_the_update():
+    """The first moments are those of one gradient g, so AdamW moves by lr · g / (|g| + ε), and decays."""
+    head, encoder = build_mlp(6, MLPConfig(hidden=8), 4, seed=0), torch.nn.Module()
+    encoder.encoder = torch.nn.Identity()
+    optimizer = build_optimizer(encoder, head, OptimizerConfig(eps=0.3, weight_decay=0.1))
+    head(torch.randn(16, 6, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    expected = {}
+    for name, p in head.named_parameters():
+        assert p.grad is not None
+        decay = 0.1 if p.ndim > 1 else 0.0
+        expected[name] = p.detach() * (1 - 1e-2 * decay) - 1e-2 * p.grad / (p.grad.abs() + 0.3)
+    update(optimizer, 1e-2, clip_grad=1e6)
+    torch.testing.assert_close(dict(head.named_parameters()), expected)
+
+
 def test_batch_norm_is_torch_batch_norm_on_one_process():
     ours, torchs = GlobalBatchNorm(5), torch.nn.BatchNorm1d(5)
     x = (torch.randn(3, 7, 5) * 4 + 100).requires_grad_()
