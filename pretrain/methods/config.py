@@ -89,6 +89,9 @@ class JEPAConfig(Section):
     """jepa: a predictor predicts the output of a target network, and a regularizer prevents collapse."""
     regularizer: Literal["vicreg", "sigreg", "toroidal"] = "vicreg"
     """vicreg: variance and covariance; sigreg: SIGReg; toroidal: variance and toroidal covariance."""
+    prediction: Literal["squared_error", "smooth_l1"] = "squared_error"
+    """Error of a prediction that is off by d in one dimension. squared_error: d²; smooth_l1: d²/2 where
+    |d| < 1, |d| − 1/2 elsewhere, as in the code of I-JEPA."""
     weight: NonNegativeFloat = 1.0
     """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1."""
     variance_weight: NonNegativeFloat = 25.0

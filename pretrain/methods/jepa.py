@@ -12,7 +12,9 @@ from pretrain.methods.config import JEPAConfig
 from pretrain.models.projector import build_mlp
 from pretrain.objectives.batch import covariance_and_sums
 from pretrain.objectives.toroidal import covariance_energy
-from pretrain.objectives.vicreg import covariance_penalty, squared_error, variance_hinge
+from pretrain.objectives.vicreg import covariance_penalty, smooth_l1_error, squared_error, variance_hinge
+
+ERRORS = {"squared_error": squared_error, "smooth_l1": smooth_l1_error}
 
 
 class JEPAHead(nn.Module):
@@ -37,7 +39,8 @@ class JEPAHead(nn.Module):
         if not pairs:
             raise ValueError("a view is predicted from another one, so at least 2 views are needed")
         # Indices in a list would be copied to the device, and the host would wait for it.
-        error = torch.stack([squared_error(predicted[v], target[g].float()) for v, g in pairs]).sum()
+        error_of = ERRORS[self.config.prediction]
+        error = torch.stack([error_of(predicted[v], target[g].float()) for v, g in pairs]).sum()
         regularizers, count, error = self._regularizers(z, step, error)
         prediction = error / (count * len(pairs) * z.shape[2])
         parts = {"prediction": prediction, **regularizers}

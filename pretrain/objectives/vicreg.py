@@ -5,6 +5,7 @@ variance and covariance of the embedding prevent collapse.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.objectives.batch import covariance_and_sums, in_float32, own_count
@@ -41,11 +42,26 @@ def vicreg_loss(
 @in_float32
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the sum of (prediction - target)² on this rank; `target` is constant."""
+    _check_shapes(prediction, target)
+    return (prediction - target.detach()).square().sum()
+
+
+@in_float32
+def smooth_l1_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the sum of d²/2 where |d| < 1 and of |d| - 1/2 elsewhere, on this rank; `target` is constant.
+
+    d is prediction - target. Assran et al. 2023 (I-JEPA, arXiv:2301.08243) train with it, on targets that are
+    normalised by layer norm; ours are as the target network gives them.
+    """
+    _check_shapes(prediction, target)
+    return F.smooth_l1_loss(prediction, target.detach(), reduction="sum", beta=1.0)
+
+
+def _check_shapes(prediction: Tensor, target: Tensor) -> None:
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape"
         )
-    return (prediction - target.detach()).square().sum()
 
 
 @in_float32

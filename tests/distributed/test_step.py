@@ -27,7 +27,12 @@ METHODS = {
     "lejepa": {"kind": "lejepa", "encoder_weight": 0.1, "sigreg": {"num_slices": 64}},
     "auto-weight": {"kind": "lejepa", "auto_weight": {"enabled": True}, "sigreg": {"test": "watson"}},
     "vicreg": {"kind": "jepa"},
-    "jepa-sigreg": {"kind": "jepa", "regularizer": "sigreg", "sigreg": {"num_slices": 64}},
+    "jepa-smooth": {
+        "kind": "jepa",
+        "regularizer": "sigreg",
+        "sigreg": {"num_slices": 64},
+        "prediction": "smooth_l1",
+    },
     "toroidal": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
     "torus": {"kind": "torus", "angles": 2, "weight": 0.2},
     "torus-drawn": {"kind": "torus", "angles": 6, "num_frequencies": 128},
