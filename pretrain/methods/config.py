@@ -39,15 +39,16 @@ class SIGRegConfig(Section):
 
 
 class AutoWeightConfig(Section):
-    """Settings of the automatic weight of SIGReg."""
+    """Settings of the automatic weight of a regularizer."""
 
     enabled: bool = False
-    """Choose λ while training: minimise the prediction error subject to SIGReg ≤ multiple · null (dual
-    ascent)."""
+    """Choose λ while training: minimise the prediction error subject to regularizer ≤ multiple · null (dual
+    ascent). The regularizer is SIGReg, the uniformity of angles, or N − 1 times a covariance of N images."""
     multiple: PositiveFloat = 1.5
-    """Largest SIGReg that is allowed, as a multiple of its mean for Gaussian samples (null)."""
+    """Largest regularizer that is allowed, as a multiple of its mean for samples of the target distribution
+    (null): Gaussian samples, uniform angles, independent dimensions; for heat those of its covariance."""
     rate: PositiveFloat = 1e-3
-    """Step size ρ of the update λ ← max(0, λ + ρ (SIGReg − multiple · null))."""
+    """Step size ρ of the update λ ← max(0, λ + ρ (regularizer − multiple · null))."""
 
 
 class LeJEPAConfig(Section):
@@ -93,7 +94,9 @@ class JEPAConfig(Section):
     """Error of a prediction that is off by d in one dimension. squared_error: d²; smooth_l1: d²/2 where
     |d| < 1, |d| − 1/2 elsewhere, as in the code of I-JEPA."""
     weight: NonNegativeFloat = 1.0
-    """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1."""
+    """Weight of covariance, SIGReg or toroidal covariance; the prediction error has weight 1. With
+    auto_weight, the first weight."""
+    auto_weight: AutoWeightConfig = AutoWeightConfig()
     variance_weight: NonNegativeFloat = 25.0
     """Weight of the variance term of vicreg and toroidal."""
     grid_size: int = Field(8, ge=2)
@@ -148,7 +151,8 @@ class TorusConfig(Section):
     """How often each action's angle goes round while the image is turned once: k where images look the same
     after a k-th of a turn, such as 4 for a square cell under rotation. Default: 1 for each action."""
     weight: float = Field(0.05, ge=0, le=1)
-    """λ in (1 − λ)·prediction + λ·uniformity."""
+    """λ in (1 − λ)·prediction + λ·uniformity; with auto_weight, the first λ in prediction + λ·uniformity."""
+    auto_weight: AutoWeightConfig = AutoWeightConfig()
     content: Literal["lejepa"] | None = None
     """lejepa: LeJEPA's projector and SIGReg beside the angles. It sees the views that are not turned; all of
     them if every view is."""

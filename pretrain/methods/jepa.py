@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pretrain.methods.base import HeadOutput, build_sigreg
 from pretrain.methods.config import JEPAConfig
+from pretrain.methods.dual_ascent import dual_ascent
 from pretrain.models.projector import build_mlp
 from pretrain.objectives.batch import covariance_and_sums
-from pretrain.objectives.toroidal import covariance_energy
+from pretrain.objectives.toroidal import covariance_energy, covariance_energy_null
 from pretrain.objectives.vicreg import covariance_penalty, smooth_l1_error, squared_error, variance_hinge
 
 ERRORS = {"squared_error": squared_error, "smooth_l1": smooth_l1_error}
@@ -27,6 +28,8 @@ class JEPAHead(nn.Module):
         self.predictor = build_mlp(width, config.predictor, width, (seed + 1) % 2**64)
         self.sigreg = build_sigreg(config.sigreg, seed)
         self.config = config
+        if config.auto_weight.enabled:  # only then, as checkpoints of earlier runs have no such buffer
+            self.register_buffer("dual_weight", torch.tensor(config.weight))
 
     def forward(self, embeddings: Tensor, step: int, target: Tensor) -> HeadOutput:
         """Return the loss for embeddings (V, N, D) and the target network's projections (G, N, K).
@@ -44,12 +47,35 @@ class JEPAHead(nn.Module):
         regularizers, count, error = self._regularizers(z, step, error)
         prediction = error / (count * len(pairs) * z.shape[2])
         parts = {"prediction": prediction, **regularizers}
-        weights = {"variance": self.config.variance_weight, "prediction": 1.0}
-        loss = torch.stack([weights.get(name, self.config.weight) * x for name, x in parts.items()]).sum()
-        return HeadOutput({"loss": loss, **parts}, z.detach())
+        weighed, beside = self._weight(z, regularizers, count)
+        weights = {"prediction": 1.0, "variance": self.config.variance_weight} | weighed
+        loss = torch.stack([weights[name] * x for name, x in parts.items()]).sum()
+        return HeadOutput({"loss": loss, **parts, **beside}, z.detach())
+
+    def _weight(
+        self, z: Tensor, regularizers: dict[str, Tensor], count: Tensor
+    ) -> tuple[dict[str, Tensor | float], dict[str, Tensor]]:
+        """Return the weight of the regularizing term that has λ, by its name, and what to log about it.
+
+        A covariance is the larger the fewer the `count` images are, so (count - 1) times it is compared with
+        its null, which does not depend on their number.
+        """
+        config, name = self.config, list(regularizers)[-1]
+        if not config.auto_weight.enabled:
+            return {name: config.weight}, {}
+        if name == "sigreg":
+            weight = dual_ascent(self, regularizers[name], self.sigreg.null(z), config.auto_weight)
+            return {name: weight}, {"weight": weight}
+        null: Tensor | float = 1.0
+        if name == "toroidal":
+            grid = (config.grid_size, config.weighting, config.time)
+            null = covariance_energy_null(z.shape[2], *grid, like=z)
+        statistic = (count - 1) * regularizers[name].detach()
+        weight = dual_ascent(self, statistic, null, config.auto_weight)
+        return {name: weight}, {"weight": weight, f"{name}_over_null": statistic / null}
 
     def _regularizers(self, z: Tensor, step: int, error: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return the regularizing terms, each a mean over views of the view's own statistic.
+        """Return the regularizing terms, the one with λ last: means over views of the view's own statistic.
 
         Views of the same images are not independent samples, so they are not put together. Two sums over
         ranks come with them: the number of images, and `error`.

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from pretrain.methods.base import HeadOutput, build_sigreg
 from pretrain.methods.config import LeJEPAConfig
+from pretrain.methods.dual_ascent import dual_ascent
 from pretrain.models.projector import build_mlp
 from pretrain.objectives.lejepa import lejepa_loss
 
@@ -27,19 +28,10 @@ class LeJEPAHead(nn.Module):
         config = self.config
         parts = lejepa_loss(z, self.n_global, config.weight, self.sigreg, step, center=config.center)
         if config.auto_weight.enabled:
-            parts["weight"] = self._dual_ascent(parts["sigreg"], self.sigreg.null(z))
+            null = self.sigreg.null(z)
+            parts["weight"] = dual_ascent(self, parts["sigreg"], null, config.auto_weight)
             parts["loss"] = parts["prediction"] + parts["weight"] * parts["sigreg"]
         if config.encoder_weight:
             parts["sigreg_encoder"] = self.sigreg(embeddings, step)
             parts["loss"] = parts["loss"] + config.encoder_weight * parts["sigreg_encoder"]
         return HeadOutput(parts, z.detach())
-
-    @torch.no_grad()
-    def _dual_ascent(self, gaussian: Tensor, null: Tensor | float) -> Tensor:
-        """Return λ for this step, and update it for the next one by the excess of SIGReg over its limit."""
-        weight, auto = self.dual_weight.clone(), self.config.auto_weight
-        if self.training:
-            # The engine refuses a step that is not finite, so such a step must not change λ either.
-            excess = torch.where(gaussian.isfinite(), gaussian - auto.multiple * null, 0.0)
-            self.dual_weight.add_(auto.rate * excess).clamp_(min=0)
-        return weight

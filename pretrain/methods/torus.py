@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from isotorus.device import to_device
 from pretrain.methods.base import HeadOutput, build_sigreg
 from pretrain.methods.config import TorusConfig, Turned
+from pretrain.methods.dual_ascent import dual_ascent
 from pretrain.methods.lejepa import LeJEPAHead
 from pretrain.models.projector import build_mlp
 from pretrain.objectives.toroidal import (
@@ -53,6 +54,8 @@ class TorusHead(nn.Module):
         self.decay = config.decay or balanced_s(config.angles)
         cutoff = config.cutoff or (3 if config.angles <= 3 else None)
         self.tested = all_frequencies(config.angles, cutoff, self.decay) if cutoff else None
+        if config.auto_weight.enabled:  # only then, as checkpoints of earlier runs have no such buffer
+            self.register_buffer("dual_weight", torch.tensor(config.weight))
 
     def forward(self, embeddings: Tensor, step: int, actions: Tensor | None = None) -> HeadOutput:
         """Return the loss for embeddings (V, N, D); the projections are the pairs (V, N, 2m) of angles.
@@ -76,6 +79,8 @@ class TorusHead(nn.Module):
         gamma = config.content_weight
         parts["loss"] = (1 - gamma) * parts["loss"] + gamma * content.parts.pop("loss")
         parts["content_prediction"] = content.parts.pop("prediction")
+        if "weight" in parts and "weight" in content.parts:
+            parts["lejepa_weight"] = content.parts.pop("weight")
         return HeadOutput(parts | content.parts, self._joined(pairs.detach(), content.projections))
 
     def _torus(self, pairs: Tensor, step: int, actions: Tensor | None) -> dict[str, Tensor]:
@@ -90,9 +95,14 @@ class TorusHead(nn.Module):
             assert actions is not None, "a head that takes turns back needs them"
             upright = angles - self._known(actions[self.first :])
         center = len(angles) if self.turned else self.n_global
-        frequencies, weights = (to_device(x, angles.device) for x in self.frequencies(step))
+        tested = self.frequencies(step)
+        null = float(tested[1].sum())
+        frequencies, weights = (to_device(x, angles.device) for x in tested)
         errors, uniformity = errors_and_uniformity(angles, upright, center, frequencies, weights)
         parts = weighed(errors, uniformity, self.config.weight)
+        if self.config.auto_weight.enabled:
+            parts["weight"] = dual_ascent(self, uniformity, null, self.config.auto_weight)
+            parts["loss"] = parts["prediction"] + parts["weight"] * uniformity
         if self.turned and self.turns:
             for action, error in zip(self.turned.actions, errors.unbind(), strict=False):
                 parts[f"agreement_{action}"] = 1 - error

@@ -60,6 +60,21 @@ def covariance_energy(matrix: Tensor, grid_size: int, weighting: Weighting, time
     return cost.sum() / (width * (width - 1))
 
 
+@in_float32
+def covariance_energy_null(
+    width: int, grid_size: int, weighting: Weighting, time: float, like: Tensor
+) -> Tensor:
+    """Return (N - 1) · E[energy] over the covariances of N Gaussian samples of what the weighting aims at.
+
+    For Gaussians of covariance Σ, entry (i, j) of the sample covariance has the mean Σ_ij and the variance
+    (Σ_ii Σ_jj + Σ_ij²) / (N - 1). `heat` aims at Σ = C*, the others at independent dimensions of variance 1.
+    Returns a scalar of the type of `like`, on its device.
+    """
+    goal = _goal(width, grid_size, weighting, time, like.dtype, like.device)
+    cost = 1 + goal.square() if weighting == "heat" else goal
+    return cost.sum() / (width * (width - 1))
+
+
 @constant
 def _goal(
     width: int, grid_size: int, weighting: Weighting, time: float, dtype: torch.dtype, device: torch.device

@@ -23,9 +23,10 @@ IMAGES, STEP, SEED = 16, 3, 5
 Found = dict[str, torch.Tensor]
 
 SMALL = {"hidden": 24, "layers": 2}
+AUTO = {"auto_weight": {"enabled": True, "rate": 0.1}}
 METHODS = {
     "lejepa": {"kind": "lejepa", "encoder_weight": 0.1, "sigreg": {"num_slices": 64}},
-    "auto-weight": {"kind": "lejepa", "auto_weight": {"enabled": True}, "sigreg": {"test": "watson"}},
+    "auto-weight": {"kind": "lejepa", "sigreg": {"test": "watson"}} | AUTO,
     "vicreg": {"kind": "jepa"},
     "jepa-smooth": {
         "kind": "jepa",
@@ -33,9 +34,9 @@ METHODS = {
         "sigreg": {"num_slices": 64},
         "prediction": "smooth_l1",
     },
-    "toroidal": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
+    "toroidal": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2} | AUTO,
     "torus": {"kind": "torus", "angles": 2, "weight": 0.2},
-    "torus-drawn": {"kind": "torus", "angles": 6, "num_frequencies": 128},
+    "torus-drawn": {"kind": "torus", "angles": 6, "num_frequencies": 128} | AUTO,
     "torus-turned": {"kind": "torus", "angles": 3, "order": [1, 4]},
     "torus-content": {"kind": "torus", "content": "lejepa", "content_weight": 0.3, "pose_width": 12},
 }

@@ -37,13 +37,15 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 SMALL = {"hidden": 16, "layers": 3}
 SLICES = {"num_slices": 16}
+AUTO = {"auto_weight": {"enabled": True}}
 METHODS: dict[str, dict[str, Any]] = {
-    "lejepa": {"kind": "lejepa", "sigreg": SLICES, "encoder_weight": 0.1, "auto_weight": {"enabled": True}},
-    "jepa": {"kind": "jepa"},
-    "jepa by sigreg": {"kind": "jepa", "regularizer": "sigreg", "sigreg": SLICES},
-    "toroidal jepa": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2},
+    "lejepa": {"kind": "lejepa", "sigreg": SLICES, "encoder_weight": 0.1} | AUTO,
+    "jepa": {"kind": "jepa", "prediction": "smooth_l1"} | AUTO,
+    "jepa by sigreg": {"kind": "jepa", "regularizer": "sigreg", "sigreg": SLICES} | AUTO,
+    "toroidal jepa": {"kind": "jepa", "regularizer": "toroidal", "grid_size": 2} | AUTO,
     "torus": {"kind": "torus", "angles": 2},
-    "torus by drawn frequencies": {"kind": "torus", "angles": 6, "encoder_weight": 0.1, "sigreg": SLICES},
+    "torus by drawn frequencies": {"kind": "torus", "angles": 6, "encoder_weight": 0.1, "sigreg": SLICES}
+    | AUTO,
     "torus with actions": {
         "kind": "torus",
         "content": "lejepa",

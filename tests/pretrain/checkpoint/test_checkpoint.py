@@ -101,8 +101,11 @@ def test_torch_opens_the_dcp_files(recipe: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "method",
     [
-        ["objective={kind: jepa, projector: {hidden: 16, width: 8}, predictor: {hidden: 16}}"],
-        ["objective={kind: torus, head: {hidden: 16}}"],
+        [
+            "objective={kind: jepa, projector: {hidden: 16, width: 8}, predictor: {hidden: 16}, "
+            "auto_weight: {enabled: true, rate: 0.1}}"
+        ],
+        ["objective={kind: torus, head: {hidden: 16}, auto_weight: {enabled: true, rate: 0.1}}"],
         ["objective.auto_weight.enabled=true", "objective.auto_weight.rate=0.1"],
         ["encoder.kwargs.drop_path_rate=0.3"],
     ],

@@ -14,6 +14,7 @@ from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig, TorusConfig, 
 from pretrain.methods.lejepa import LeJEPAHead
 from pretrain.methods.torus import TorusHead
 from pretrain.objectives.toroidal import chance_agreement
+from pretrain.objectives.torus_frequencies import all_frequencies, balanced_s
 
 IMAGES, WIDTH = 12, 8
 SMALL = {"hidden": 16, "layers": 2}
@@ -93,6 +94,19 @@ def test_the_loss_is_the_weighed_sum_of_a_torus_and_lejepa_on_their_own_views_an
     torch.testing.assert_close(found.parts["content_prediction"], other.parts["prediction"])
     torch.testing.assert_close(both.content_projections(found.projections), other.projections)
     assert found.projections.shape[:2] == (5, IMAGES)
+
+
+def test_angles_and_content_may_each_have_a_weight_of_their_own():
+    auto = {"enabled": True, "rate": 0.1}
+    own = head(None, weight=0.2, auto_weight=auto, content="lejepa", lejepa=LEJEPA | {"auto_weight": auto})
+    first, second = (values(own(draw(5, IMAGES, WIDTH), 0)) for _ in range(2))
+    torus = first["prediction"] + 0.2 * first["uniformity"]
+    content = first["content_prediction"] + 0.05 * first["sigreg"]
+    assert first["loss"] == pytest.approx(0.5 * torus + 0.5 * content)
+    assert first["weight"] == pytest.approx(0.2) and first["lejepa_weight"] == pytest.approx(0.05)
+    null = sum(all_frequencies(2, 3, balanced_s(2))[1]).item()
+    assert second["weight"] == pytest.approx(max(0, 0.2 + 0.1 * (first["uniformity"] - 1.5 * null)))
+    assert second["lejepa_weight"] != first["lejepa_weight"]
 
 
 @pytest.mark.parametrize("first", [0, 3])

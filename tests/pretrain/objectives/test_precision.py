@@ -22,7 +22,9 @@ HEADS: dict[str, ObjectiveConfig] = {
     "lejepa": LeJEPAConfig(encoder_weight=0.1, auto_weight={"enabled": True}),
     "vicreg": JEPAConfig(kind="jepa", predictor=PREDICTOR),
     "jepa_smooth": JEPAConfig(kind="jepa", regularizer="sigreg", prediction="smooth_l1", predictor=PREDICTOR),
-    "toroidal": JEPAConfig(kind="jepa", regularizer="toroidal", grid_size=4, predictor=PREDICTOR),
+    "toroidal": JEPAConfig(
+        kind="jepa", regularizer="toroidal", grid_size=4, predictor=PREDICTOR, auto_weight={"enabled": True}
+    ),
     "torus": TorusConfig(kind="torus", angles=WIDTH // 2, encoder_weight=0.1),
 }
 

@@ -7,7 +7,7 @@ import torch
 
 from isotorus.errors import UserError
 from pretrain.geometry import torus
-from pretrain.objectives.toroidal import toroidal_covariance
+from pretrain.objectives.toroidal import covariance_energy_null, toroidal_covariance
 
 
 def with_covariance(matrix: torch.Tensor) -> torch.Tensor:
@@ -86,6 +86,23 @@ def test_heat_has_its_optimum_at_the_heat_kernel():
     shares = torch.linalg.eigvalsh(target) / 16
     expected = torch.softmax(-0.5 * torch.linalg.eigvalsh(torus.laplacian(4)), 0)
     torch.testing.assert_close(shares.sort().values, expected.sort().values)
+
+
+@pytest.mark.parametrize("weighting", ["distance", "laplacian", "heat"])
+def test_the_null_is_the_mean_over_gaussian_samples_of_what_is_aimed_at(weighting):
+    """Dimensions 0 and 4 have one site, where the heat kernel wants copies."""
+    width, count, draws = 6, 12, 4000
+    target = torch.eye(width, dtype=torch.float64)
+    if weighting == "heat":
+        site = torch.arange(width) % 4
+        target = torus.heat_kernel(2, 0.3)[site[:, None], site]
+    values, vectors = torch.linalg.eigh(target)
+    root = vectors * values.clamp(min=0).sqrt()
+    random = torch.Generator().manual_seed(3)
+    z = torch.randn(draws, count, width, dtype=torch.float64, generator=random) @ root.T
+    energies = torch.stack([toroidal_covariance(x, 2, weighting, 0.3) for x in z])
+    null = covariance_energy_null(width, 2, weighting, 0.3, like=z)
+    assert ((count - 1) * energies.mean()).item() == pytest.approx(null.item(), rel=0.03)
 
 
 def test_distance_does_not_forbid_copies_at_one_site():
