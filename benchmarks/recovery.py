@@ -113,11 +113,13 @@ def main() -> None:
                 seconds = recover(run, "launcher" in what, start_again="again" in what)
                 measured.setdefault(what, []).append(seconds)
                 run.stop()
-                for line in re.findall(
-                    r"^(.* s from the start to the first step: .*)$", run.log.read_text(), re.M
+                for total, parts, cpu in re.findall(
+                    r"^(.*) s from the start to the first step: (.*); (.*) s of CPU time$",
+                    run.log.read_text(),
+                    re.M,
                 ):
-                    total, parts = line.split(" s from the start to the first step: ")
                     starts.setdefault("total", []).append(float(total))
+                    starts.setdefault("CPU time", []).append(float(cpu))
                     for part in parts.split(", "):
                         name, _, value = part.rpartition(" ")
                         starts.setdefault(name, []).append(float(value))

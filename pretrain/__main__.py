@@ -67,9 +67,9 @@ def main() -> int:
     signals.listen()
     set_surroundings()
     start_up.mark("python")
-    config = parse(sys.argv[1:])
-    start_up.mark("configuration")
     with collector_paused():
+        config = parse(sys.argv[1:])
+        start_up.mark("configuration")
         from pretrain import train  # noqa: F401, imported here to measure how long it takes
         from pretrain.preflight import check
     start_up.mark("imports")
@@ -86,15 +86,24 @@ def main() -> int:
     return code
 
 
+class TrainParser(ArgumentParser):
+    """An argument parser whose help ends with all fields of a recipe; a run does not wait for that text."""
+
+    def format_help(self) -> str:
+        from pretrain.config import describe_fields
+
+        self.epilog = "fields, each set in the file or as dotted.key=value:\n" + describe_fields()
+        return super().format_help()
+
+
 def parse(arguments: list[str]) -> Config:
     """Read the command line and the configuration that it names; raises UserError."""
-    from pretrain.config import describe_fields, load_config
+    from pretrain.config import load_config
 
-    parser = ArgumentParser(
+    parser = TrainParser(
         prog="isotorus train",
         description="Train one run; several processes: torchrun --nproc-per-node N -m pretrain …; "
         "a grid of runs: isotorus sweep --help",
-        epilog="fields, each set in the file or as dotted.key=value:\n" + describe_fields(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")

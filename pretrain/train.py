@@ -101,6 +101,8 @@ def update(run: Run) -> StepResult:
         run.start_up.mark("first step")
         log.info(run.start_up)
         run.start_up = None
+        if run.recorder:
+            run.recorder.connect()
     return result
 
 

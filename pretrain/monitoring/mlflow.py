@@ -109,10 +109,13 @@ class Mirror(threading.Thread):
     def finish(self, status: str, timeout: float = 60.0, again: str = "run the same command again") -> None:
         """Send the remaining rows and close the MLflow run with this status, within `timeout` seconds.
 
-        `again` says how the user has the rest sent, if some remains.
+        A mirror that was not started yet is started. `again` says how the user has the rest sent, if some
+        remains.
         """
         self._status, self._deadline = status, time.monotonic() + timeout
         self._stop_asked.set()
+        if self.ident is None:
+            self.start()
         self.join(timeout)
         if not self._closed:
             when = ", for the reason above: when it is mended, " if self._problem else ": "

@@ -46,10 +46,15 @@ class Recorder:
         config_history.record(config.folder, config.model_dump(mode="json"), start, remarks)
         self.file = StepLog(config.folder / "metrics.jsonl", start)
         self.progress = Progress(config.name, start, config.steps)
-        self.mirror = _start_mirror(config, start) if config.tracking.enabled else None
+        self.mirror = _mirror(config, start) if config.tracking.enabled else None
         self._seconds_at_peak = _seconds_at_peak(config, inputs, engine)
         self._thread = ThreadPoolExecutor(1, "recorder")
         self._writing: Future[None] | None = None
+
+    def connect(self) -> None:
+        """Begin to send to MLflow; called after the first step, which MLflow's import would delay."""
+        if self.mirror:
+            self.mirror.start()
 
     def write(self, step: int, measured: dict[str, float], covariance: Tensor) -> None:
         """Log what was measured after `step` steps, and warn if it looks bad.
@@ -163,18 +168,16 @@ def catch_up(config: Config) -> None:
     trained = config_history.present(config.folder) | {"name": config.name, "runs": config.runs}
     steps = max((row["step"] for row in jsonl.read(config.folder / "metrics.jsonl", "step")), default=0)
     if steps and not mlflow_run.is_complete(config.folder, config.name, config.tracking):
-        _start_mirror(config, steps, trained).finish("FINISHED", timeout=300.0)
+        _mirror(config, steps, trained).finish("FINISHED", timeout=300.0)
 
 
-def _start_mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow.Mirror:
-    """Start to send the rows to MLflow, with the parameters in `trained` or else those of `config`."""
+def _mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow.Mirror:
+    """Return what sends the rows to MLflow, with the parameters in `trained` or else those of `config`."""
     values = trained or flatten(config.model_dump(mode="json"))
     # Where MLflow is says nothing about the run, and may change when the store is moved.
     parameters = {name: x for name, x in values.items() if not name.startswith("tracking.")}
     changes = [x for x in config_history.changes(config.folder) if not x.name.startswith("tracking.")]
-    mirror = mlflow.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)
-    mirror.start()
-    return mirror
+    return mlflow.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)
 
 
 def _seconds_at_peak(config: Config, inputs: RunInputs, engine: Engine) -> float | None:

@@ -21,7 +21,8 @@ class StartUp:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.seconds.items())
-        return f"{sum(self.seconds.values()):.1f} s from the start to the first step: {parts}"
+        total, cpu = sum(self.seconds.values()), time.process_time()
+        return f"{total:.1f} s from the start to the first step: {parts}; {cpu:.1f} s of CPU time"
 
 
 def _age() -> float:

@@ -35,7 +35,8 @@ def test_an_unknown_command_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("info", "--json"), ("sweep", "--launcher"), ("launch", "doctor")]
+    ("command", "option"),
+    [("info", "--json"), ("sweep", "--launcher"), ("launch", "doctor"), ("train", "optimizer.warmup_steps")],
 )
 def test_a_command_shows_its_own_help(command: str, option: str):
     shown = isotorus(command, "--help")
