@@ -15,7 +15,7 @@ from benchmarks.on_gpu.process import run_case, start_server
 from benchmarks.on_gpu.report import Setting
 
 ROOT = Path(__file__).parents[2]
-QUICK = "sigreg,fp32,vitg_packed,packed_attention,eigvalsh,doctor"
+QUICK = "sigreg,fp32,vitg_packed,packed_attention,eigvalsh"
 TINY = ["--device", "cpu", "--tiny", "--patience", "10", "--minutes", "60"]
 
 
