@@ -137,7 +137,6 @@ def _certify(
     from eval_suite.report import certified
     from eval_suite.torus_head.certificate import assemble, beside
     from eval_suite.torus_head.certificate.measure import How
-    from isotorus.processes import usable_cores
 
     torus = beside.actions_of(checkpoint, args.actions, args.order)
     for each in (checkpoint, *others):
@@ -153,7 +152,7 @@ def _certify(
         orbits=args.orbits,
         seed=args.seed,
         batch_size=args.batch_size,
-        jobs=min(MOST_JOBS, usable_cores()),
+        jobs=min(MOST_JOBS, torch.get_num_threads()),
         device=device,
     )
     progress.evaluating(f"{checkpoint.name}, step {checkpoint.step}")
