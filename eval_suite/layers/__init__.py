@@ -2,5 +2,6 @@
 
 `command` is the sub-command and `series` goes through the checkpoints. `measure` measures one of them with
 `blocks` (what passes through the blocks), `derivatives`, `units` (activations), `rings` (circles among the
-features) and `weights`. `quantities` lists what can be measured, and `page` draws it.
+features), `weights` and `bending` (paths of augmented images). `quantities` lists what can be measured, and
+`page` draws it.
 """

@@ -38,7 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--metrics",
         default=",".join(quantities.DEFAULT),
         help=f"what to measure: some of {', '.join(quantities.NAMES)}; list prints what each one costs "
-        "(default: all but holonomy and curvature)",
+        "(default: all but holonomy, bending and curvature)",
     )
     parser.add_argument(
         "--images",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eval_suite.geometry import centring, dimension, normality, rank
-from eval_suite.layers import derivatives, quantities, rings, units, weights
+from eval_suite.layers import bending, derivatives, quantities, rings, units, weights
 from eval_suite.layers.blocks import Block, Call, Observed, calls_of, observe
 from eval_suite.layers.images import turned
 from isotorus.errors import UserError
@@ -33,6 +33,10 @@ class Subject:
     """Normalised images (n, C, S, S)."""
     labels: NDArray[np.float64] | None
     """Periodic labels (n,) in radians, nan where unknown; if None, the labels are rotations of the images."""
+    mean: tuple[float, ...]
+    """Mean of each channel that the images are normalised by, with pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, likewise."""
     views: Callable[[], Tensor]
     """Returns augmented views (V, N, C, S, S) of some images, for the curvature of the loss."""
     few: int
@@ -88,9 +92,17 @@ def measure(subject: Subject, chosen: tuple[str, ...], before: Trace | None) -> 
     if "heavy_tail" in chosen:
         values["heavy_tail"] = [_finite(weights.heavy_tail(block.module)) for block in blocks]
     values |= _of_maps(subject, chosen)
+    if "bending" in chosen:
+        bent = bends_of(subject, subject.encoder, blocks)
+        values["bending"] = [bending.mean_angle(bent, i) for i in range(len(blocks))]
     if "curvature" in chosen:
         values["curvature"] = _curvature(subject)
     return values, trace
+
+
+def bends_of(subject: Subject, encoder: nn.Module, blocks: list[Block]) -> bending.Bends:
+    """Follow the subject's images along the paths of augmentations through an encoder of its kind."""
+    return bending.bends(encoder, blocks, subject.images, subject.mean, subject.std, subject.batches)
 
 
 def _of_maps(subject: Subject, chosen: tuple[str, ...]) -> dict[str, Row]:

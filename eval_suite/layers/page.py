@@ -13,6 +13,7 @@ from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
 
+from eval_suite.layers import bending
 from eval_suite.layers.quantities import QUANTITIES, Quantity
 from eval_suite.report.figures import INK, hide_axes, svg
 from eval_suite.report.pages import template
@@ -47,7 +48,9 @@ def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
         card = {"quantity": quantity, "figure": Markup(drawn), "change": _change(values)}
         themes.setdefault(quantity.theme, []).append(card)
     maps = [(x["image"], x["sample"], Markup(image_map(x["defect"]))) for x in run.get("holonomy_maps", [])]
-    return {"run": run, "themes": themes, "missing": missing, "maps": maps}
+    paths = run.get("paths", [])
+    said = bending.reading(paths) if paths else ""
+    return {"run": run, "themes": themes, "missing": missing, "maps": maps, "paths": paths, "said": said}
 
 
 def _matrix(run: Mapping[str, Any], name: str) -> NDArray[np.float64]:

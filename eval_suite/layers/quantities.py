@@ -16,6 +16,8 @@ HOLONOMY_IMAGES = 2
 """Number of images that holonomy is measured on."""
 MAPPED_PLACES = 25
 """Number of patches in the holonomy map of an image."""
+BENDING_IMAGES = 64
+"""Largest number of images whose paths under augmentations are followed."""
 LANCZOS_ITERATIONS = 12
 """Number of Lanczos steps of `derivatives.curvatures`."""
 LANCZOS_IMAGES = 16
@@ -123,6 +125,14 @@ QUANTITIES = (
         default=False,
     ),
     Quantity(
+        "bending",
+        "the block as a map",
+        "bending of paths under augmentation",
+        "Angle in degrees between successive differences of the features, while an image is made brighter, "
+        "turned and so on; mean over the augmentations. 0: a straight line.",
+        default=False,
+    ),
+    Quantity(
         "dormant",
         "its units",
         "dormant units",
@@ -208,6 +218,8 @@ def forwards(name: str, work: Work) -> float:
         "stability": (NOISE_DRAWS + 1.0) * work.few,
         # The map is made for one block and once for a run.
         "holonomy": 3.0 * HOLONOMY_IMAGES * work.width * (3 * TRIANGLES + 5 * MAPPED_PLACES / work.blocks),
+        # Three points of six paths, also for the untrained encoder at the last checkpoint.
+        "bending": 18.0 * min(BENDING_IMAGES, work.images),
         "curvature": 8.0 * LANCZOS_ITERATIONS * LANCZOS_IMAGES * LANCZOS_VIEWS * work.blocks,
     }.get(name, 0.0)
 

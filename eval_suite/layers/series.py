@@ -23,10 +23,10 @@ from eval_suite.attempts import reason
 from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.targets import load_targets
-from eval_suite.layers import quantities
+from eval_suite.layers import bending, quantities
 from eval_suite.layers.blocks import measurable
 from eval_suite.layers.images import load
-from eval_suite.layers.measure import Subject, Trace, holonomy_maps, measure
+from eval_suite.layers.measure import Subject, Trace, bends_of, holonomy_maps, measure
 from eval_suite.report import pictures
 from isotorus import randomness
 from isotorus.errors import UserError
@@ -105,10 +105,11 @@ class Survey:
         runs: dict[str, dict[str, Any]] = {}
         failures = []
         before: dict[str, Trace] = {}
+        last = {_home(checkpoint): checkpoint for checkpoint in checkpoints}
         with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as progress:
             task = progress.add_task("layers", total=len(checkpoints))
             for checkpoint in checkpoints:
-                home = str(checkpoint.run or checkpoint.folder.parent)
+                home = _home(checkpoint)
                 title = f"{checkpoint.name}, step {checkpoint.encoder.step}"
                 progress.update(task, description=title)
                 try:
@@ -132,7 +133,17 @@ class Survey:
                 )
                 if "holonomy" in chosen:
                     run["holonomy_maps"] = self._mapped(subject, checkpoint.encoder)
+                if "bending" in chosen and checkpoint is last[home]:
+                    run["paths"] = self._paths(subject, checkpoint)
         return {"runs": list(runs.values()), "failures": failures}
+
+    def _paths(self, subject: Subject, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+        """Return how paths of augmented images bend in a checkpoint, beside the same encoder untrained."""
+        encoder = checkpoint.untrained().eval().to(subject.device)
+        names = {block.name for block in subject.blocks}
+        blocks = [block for block in depth_blocks(encoder) if block.name in names]
+        trained = bends_of(subject, subject.encoder, subject.blocks)
+        return bending.beside(trained, bends_of(subject, encoder, blocks))
 
     def _mapped(self, subject: Subject, described: EncoderDescription) -> list[dict[str, Any]]:
         """Return holonomy maps of the first images, with thumbnails for the page."""
@@ -157,6 +168,8 @@ class Survey:
             blocks=measurable(encoder, depth_blocks(encoder), images[:2].to(device)),
             images=images,
             labels=None if self.labels is None else self.labels[rows],
+            mean=tuple(described.mean),
+            std=tuple(described.std),
             views=self._views(described),
             few=self.few,
             batch=self.batch,
@@ -213,6 +226,11 @@ class Survey:
         )
         shared = {"images": 2 * work.images * work.seconds_an_image}
         return shared | {name: quantities.seconds(name, work) for name in chosen}
+
+
+def _home(checkpoint: Checkpoint) -> str:
+    """Return the folder of the run of a checkpoint, or that which it lies in."""
+    return str(checkpoint.run or checkpoint.folder.parent)
 
 
 def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:

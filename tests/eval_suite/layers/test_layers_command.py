@@ -90,6 +90,20 @@ def test_holonomy_has_a_map_over_images(measured: dict[str, Any]):
         assert all(0 < x < 2 for row in shown["defect"] for x in row)
 
 
+def test_paths_of_the_last_checkpoint_stand_beside_the_untrained_encoder(
+    measured: dict[str, Any], training: Path
+):
+    (run,) = measured["runs"]
+    text = (training / "eval" / "layers" / "layers.html").read_text()
+    assert len(run["paths"]) == 6 and "Paths of augmented images" in text and "At the last block, " in text
+    for row in run["paths"]:
+        assert len(row["trained"]) == len(row["untrained"]) == 3  # the pixels and two blocks
+        assert row["trained"][0] == row["untrained"][0]
+        assert row["trained"][2]["low"] < row["trained"][2]["angle"] < row["trained"][2]["high"]
+    of_last = sum(row["trained"][2]["angle"] for row in run["paths"]) / 6
+    assert values(measured, "bending")[2][1] == pytest.approx(of_last)
+
+
 def test_equal_checkpoints_measure_the_same_and_did_not_move(measured: dict[str, Any]):
     for name in quantities.NAMES:
         first, second, _ = values(measured, name)
