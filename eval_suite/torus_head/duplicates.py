@@ -1,7 +1,8 @@
 """The sub-command `isotorus eval duplicates`: images with nearly the same angles in a torus head.
 
 It also finds them across data sets, such as a test image that is in the training set. The angles are kept in
-a `WindingMemory`, so that each image is compared only with those in nearby cells.
+a `WindingMemory`, so that each image is compared only with those in nearby cells. A few angles cannot tell
+many images apart, so the same search is made in shuffled angles, whose pairs are chance.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +22,7 @@ from isotorus.errors import ArgumentParser, UserError
 
 if TYPE_CHECKING:
     from data_pipeline.dataset.index import Dataset
-    from pretrain.geometry.memory import Found
+    from pretrain.geometry.memory import Found, WindingMemory
 
 NEAREST = 9
 """Number of nearest images that are examined for each image, itself included."""
@@ -63,10 +65,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=arguments.at_least(1),
         help="bins for each angle in the search (default: chosen by the number of images)",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for duplicates.csv (default RUN/eval/<step>)")
+    folder = "folder for duplicates.csv and duplicates.html (default RUN/eval/<step>)"
+    parser.add_argument("--out", metavar="DIR", help=folder)
     parser.add_argument(
         "--save", metavar="FILE", help="also save the angles, as a winding memory in a safetensors file"
     )
+    arguments.add_seed(parser)
     arguments.add_batches(parser)
     args = parser.parse_args(argv)
     if not (math.isfinite(args.within) and 0 < args.within <= 180):
@@ -75,7 +79,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write duplicates.csv and return exit code 0, with or without duplicates; raises UserError."""
+    """Write duplicates.csv and duplicates.html and return exit code 0, with or without duplicates.
+
+    Raises UserError for arguments that cannot work.
+    """
     args = parse(argv)
     import torch
     from accelerate import PartialState
@@ -85,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     from eval_suite.features import embed
     from eval_suite.features.representation import pretrained
     from eval_suite.inputs import find
+    from eval_suite.torus_head import chance_pairs, duplicates_page
     from eval_suite.usefulness import angle_retrieval
     from isotorus import foreign_files
     from pretrain.geometry.memory import WindingMemory
@@ -114,20 +122,37 @@ def main(argv: Sequence[str]) -> int:
         ]
     angles = angle_retrieval.angles_of(np.concatenate(parts))
     memory = angle_retrieval.remember(angles, args.bins)
-    duplicates = pairs(angles, memory.query(angles, min(NEAREST, len(angles))), args.within)
+    duplicates = _search(angles, memory, args.within)
+    shuffled = chance_pairs.shuffled(angles, args.seed)
+    by_chance = len(_search(shuffled, angle_retrieval.remember(shuffled, args.bins), args.within))
     results.write(out / "duplicates.csv", as_csv(duplicates, datasets))
     if args.save:
         memory.save(args.save)
     images = len({row for pair in duplicates for row in pair[:2]})
     dataset_of = np.repeat(np.arange(len(datasets)), [len(data) for data in datasets])
     across = sum(int(dataset_of[p.first] != dataset_of[p.second]) for p in duplicates)
-    terminal.tell(
-        f"{len(duplicates)} pairs of {images} of {len(angles):,} images lie within {args.within:g}°"
-        + (f", {across} of them across data sets" if len(datasets) > 1 else ""),
-        quiet=False,
+    sentence = (
+        f"{len(duplicates):,} pairs of {images:,} of {len(angles):,} images lie within {args.within:g}°"
+        + (f", {across:,} of them across data sets" if len(datasets) > 1 else "")
+        + f"; {by_chance:,} would by chance (angles shuffled over the images)."
     )
+    n, m = angles.shape
+    warning = chance_pairs.warning(len(duplicates), by_chance, n, m, args.within)
+    title = {"name": checkpoint.name, "step": checkpoint.encoder.step}
+    found = {**title, "sentence": sentence, "warning": warning}
+    draw = partial(duplicates_page.render, found, duplicates, datasets, checkpoint.encoder.channels)
+    results.write_page(out / "duplicates.html", draw)
+    terminal.tell(sentence, quiet=False)
+    if warning:
+        terminal.tell(f"warning: {warning}", quiet=False)
     terminal.tell(f"{out / 'duplicates.csv'}, the nearest pair first", quiet=False)
+    terminal.tell(f"page: {out / 'duplicates.html'} (open it in a browser)", quiet=False)
     return 0
+
+
+def _search(angles: NDArray[np.float64], memory: "WindingMemory", within: float) -> list[Pair]:
+    """Return the pairs of angles (n, m) that `memory` holds."""
+    return pairs(angles, memory.query(angles, min(NEAREST, len(angles))), within)
 
 
 def pairs(angles: NDArray[np.float64], neighbours: "Found", within: float) -> list[Pair]:

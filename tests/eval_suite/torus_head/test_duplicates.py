@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval_suite.torus_head import duplicates
+from eval_suite.torus_head import chance_pairs, duplicates
 from eval_suite.usefulness import angle_retrieval
 from isotorus.errors import exit_code
 from pretrain.geometry.memory import WindingMemory
@@ -45,7 +45,10 @@ def test_copies_are_found_within_and_across_data_sets(tmp_path: Path, torus: Pat
     options = ["--within", 0.02, "--out", tmp_path / "out", "--save", kept]
     done = run(torus, "--data", train, other, *options)
     assert done.code == 0, done.err
-    assert "8 pairs of 16 of 32 images lie within 0.02°, 8 of them across data sets" in done.out
+    said = "8 pairs of 16 of 32 images lie within 0.02°, 8 of them across data sets; 0 would by chance"
+    assert said in done.out and "warning" not in done.out
+    page = (tmp_path / "out/duplicates.html").read_text()
+    assert said in page and page.count("<img") == 16 and "All pairs" in page
     rows = list(csv.DictReader((tmp_path / "out" / "duplicates.csv").open()))
     assert {(row["key_1"], row["key_2"]) for row in rows} == {(str(i), str(i)) for i in range(8)}
     assert {(row["data_1"], row["data_2"]) for row in rows} == {(str(train), str(other))}
@@ -58,6 +61,28 @@ def test_pairs_are_each_listed_once_and_the_nearest_first():
     pairs = duplicates.pairs(angles, memory.query(angles, 3), 5)
     assert [pair[:2] for pair in pairs] == [(0, 2), (1, 3)]
     assert [pair.degrees for pair in pairs] == pytest.approx(np.rad2deg([0.01, 0.03]))
+
+
+def test_too_few_angles_are_warned_of(tmp_path: Path, torus: Path):
+    data = pack(tmp_path / "data", [*CLASSES] * 12, seed=0)
+    done = run(torus, "--data", data, "--within", 30, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    said = "these pairs say little: 3 angles are too few to tell 24 images apart at 30°"
+    assert said in done.out and said[1:] in (tmp_path / "out/duplicates.html").read_text()
+
+
+@pytest.mark.parametrize("angles", [1, 2, 3, 5])
+def test_the_expected_pairs_are_those_of_uniform_angles(angles: int):
+    random = np.random.default_rng(0)
+    x = random.uniform(0, 2 * np.pi, (2000, angles))
+    away = np.angle(np.exp(1j * (x[:, None] - x)))[np.triu_indices(2000, 1)]
+    within = 40 if angles == 5 else 15
+    counted = int((np.rad2deg(np.sqrt(np.square(away).mean(-1))) <= within).sum())
+    # Pairs are nearly independent, so their number is nearly Poisson.
+    expected = chance_pairs.expected(2000, angles, within)
+    assert abs(counted - expected) < 5 * np.sqrt(expected)
+    enough = chance_pairs.angles_for(2000, within)
+    assert chance_pairs.expected(2000, enough, within) < 1 < chance_pairs.expected(2000, enough - 1, within)
 
 
 def test_what_is_refused(tmp_path: Path, torus: Path, checkpoint: Path, splits: dict[str, Path]):
