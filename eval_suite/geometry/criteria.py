@@ -12,6 +12,7 @@ from eval_suite.geometry.flat_torus import fitted
 Array = NDArray[np.floating]
 
 GAUSSIAN = "isotropic Gaussian"
+CIRCLE = "circle"
 SQUARE = "flat torus T²"
 RECTANGULAR = "rectangular flat torus T²"
 FLAT_TORI = (SQUARE, RECTANGULAR)
@@ -81,7 +82,7 @@ class Shape(NamedTuple):
 
 RULES = {
     SQUARE: Shape((1, 2, 1), (1.2, 2.4), (4, 4), 2.0),
-    "circle": Shape((1, 1, 0), (0.6, 1.65), (2, 2), 4.0),
+    CIRCLE: Shape((1, 1, 0), (0.6, 1.65), (2, 2), 4.0),
     "sphere": Shape((1, 0, 1), (1.2, 2.4), (3, 5), 3.0),
 }
 """The manifolds that are judged by two bands of eigenvalues."""
@@ -93,6 +94,8 @@ Sampling splits them by an amount like 1/√n, so fewer samples are allowed more
 SPREAD_SAMPLES = 1_000
 RATIO_TOLERANCE = 0.2
 """Allowed relative error of `Shape.ratio`."""
+CIRCLE_EIGENVALUES, CIRCLE_ERROR = 8, 0.28
+"""Number of eigenvalues that are compared with those of a circle, and the largest error (`_circle_error`)."""
 RATIOS = (1.0, 3.5)
 """Range of the ratio of a rectangular torus; beyond it a spectrum is hard to tell from a circle's."""
 FIT_ERROR = 0.063
@@ -114,6 +117,7 @@ def criteria(measured: Measured, fit: fitted.Fit | None) -> dict[str, list[Crite
     """Return the criteria of every shape, met or not; `fit` is that of `fitted_torus`."""
     return {
         **{name: _manifold(measured, shape) for name, shape in RULES.items()},
+        CIRCLE: [*_manifold(measured, RULES[CIRCLE]), _circle(measured)],
         RECTANGULAR: _rectangular(measured, fit),
         GAUSSIAN: _gaussian(measured),
     }
@@ -168,6 +172,19 @@ def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
         _within(f"spread of the next {shape.bands[1]}", float(second.max() / second.min()), (1, spread)),
         _within("ratio of these bands", ratio, (low, high)),
     ]
+
+
+def _circle(measured: Measured) -> Criterion:
+    """Return the criterion that tells a circle from a Möbius strip, which has its first two bands as well."""
+    error = _circle_error(measured.eigenvalues)
+    return _within(f"error of λ₁…λ{CIRCLE_EIGENVALUES} against a circle's", error, (0, CIRCLE_ERROR))
+
+
+def _circle_error(eigenvalues: Array | list[float]) -> float:
+    """Return the standard deviation of log(λ / k²), where k² are a circle's: 1, 1, 4, 4, 9, 9, 16, 16."""
+    known = np.maximum(eigenvalues[:CIRCLE_EIGENVALUES], 1e-12)
+    squares = np.square(np.arange(len(known)) // 2 + 1)
+    return float(np.log(known / squares).std())
 
 
 def _rectangular(measured: Measured, fit: fitted.Fit | None) -> list[Criterion]:

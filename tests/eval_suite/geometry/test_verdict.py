@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from benchmarks import calibration
-from eval_suite.geometry import error_rates, known_spaces, verdict
+from eval_suite.geometry import error_rates, graph, known_spaces, landmarks, verdict
 from isotorus.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -53,6 +53,23 @@ def test_verdicts_on_known_spaces(name, width, expected, topology):
     torus_that_is_none = expected == "none of these" and topology.startswith("torus")
     assert found.nearest.startswith("a torus's homology") == torus_that_is_none
     json.dumps([asdict(evidence.measured), evidence.homology.to_json()])
+
+
+@pytest.mark.parametrize("space", ["circle", "Möbius strip"])
+@pytest.mark.parametrize("width", [4, 64])
+def test_a_moebius_strip_is_no_circle_by_its_spectrum(space, width):
+    """Both have a circle's Betti numbers and first two bands; seeds are not those of the rule."""
+    x = known_spaces.sample(space, 600, width, 0.1, seed=8)
+    neighbours = graph.knn_graph(landmarks.reduce(x), verdict.NEIGHBOURS)
+    eigenvalues = graph.laplacian_spectrum(neighbours, verdict.EIGENVALUES).eigenvalues.tolist()
+    betti = {field: [1, 1, 0] for field in ("2", "3")}
+    found = verdict.decide(replace(TORUS, samples=600, betti=betti, eigenvalues=eigenvalues, dimension=1.3))
+    unmet = [row.quantity for row in found.evidence["circle"] if not row.met]
+    if space == "circle":
+        assert found.name == "circle" and not unmet
+    else:
+        assert found.name == "none of these" and unmet == ["error of λ₁…λ8 against a circle's"]
+        assert found.nearest.startswith("circle by its homology, but error of")
 
 
 def test_a_rectangular_torus_is_found_with_its_ratio():
