@@ -92,8 +92,12 @@ def lead(numbers: Mapping[str, Any], actions: Sequence[str]) -> str:
     """Say in a sentence what the windings of one head are, with the interval."""
     found = numbers["windings"]
     low, high = found["right_share_interval"]
-    each = "the angle turns" if len(actions) == 1 else "its own angle turns"
-    others = "" if len(actions) == 1 else " and no other angle does"
+    if len(actions) == 1:
+        turning = f"once round by {WORDS[actions[0]]}, the angle turns as often as it should"
+    else:
+        turning = (
+            "once round by an action, the action's own angle turns as often as it should and no other does"
+        )
     errors = listed(
         [
             f"{error['median']:.1f}° for {WORDS[action]}"
@@ -101,7 +105,7 @@ def lead(numbers: Mapping[str, Any], actions: Sequence[str]) -> str:
         ]
     )
     return (
-        f"When an unseen image is turned once round, {each} as often as it should{others}, for "
+        f"When an unseen image is turned {turning}, for "
         f"{_percent(found['right_share'])} of {found['images']:,} images (95 % interval {100 * low:.1f} to "
         f"{100 * high:.1f}). The angles miss a turn by a median of {errors}."
     )
