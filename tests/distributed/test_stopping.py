@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,17 @@ def worker(run: Run, rank: int) -> psutil.Process:
     process = psutil.Process(run.process.pid) if run.ranks == 1 else run.rank(rank)
     (found,) = [c for c in process.children() if "resource_tracker" not in c.cmdline()[-1]]
     return found
+
+
+@contextlib.contextmanager
+def suspended(process: psutil.Process) -> Iterator[None]:
+    """Suspend a process, and kill it at the end: a suspended one outlives a parent that is ended."""
+    process.suspend()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed", marks=pytest.mark.nightly)])
@@ -69,11 +81,11 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(recipe: Path, tmp_path: Path
 
     run = Run(ranks, recipe, folder, *LONG, "checkpoint.every=100000")
     run.wait_for_step(stopped + 3)
-    worker(run, 0).suspend()  # no step is finished any more, so the first Ctrl-C waits
-    for _ in range(2):
-        os.killpg(run.process.pid, signal.SIGINT)
-        time.sleep(1.5)
-    assert run.end() == 130, run.stderr
+    with suspended(worker(run, 0)):  # no step is finished any more, so the first Ctrl-C waits
+        for _ in range(2):
+            os.killpg(run.process.pid, signal.SIGINT)
+            time.sleep(1.5)
+        assert run.end() == 130, run.stderr
     assert checkpoints(folder) == [f"step_{stopped:08d}"] and "Traceback" not in run.stderr
 
 
@@ -82,13 +94,8 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(recipe: Path, tmp_path: Path):
     run = Run(2, recipe, folder, *LONG, "stopping.hang=12")
     run.wait_for_step(3)
     # Rank 1 waits for its worker and rank 0 for rank 1, as when a file server stops answering.
-    stuck = worker(run, 1)
-    stuck.suspend()
-    try:
+    with suspended(worker(run, 1)):
         assert run.end() == 75, run.stderr
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stuck.kill()
     said = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "no step for stopping.hang=12 s" in said[0]
     stacks = [(folder / f"stacks/rank{rank}.txt").read_text() for rank in (0, 1)]
@@ -100,17 +107,12 @@ def test_who_cannot_stop_in_time_is_ended(recipe: Path, tmp_path: Path):
     folder = tmp_path / "runs/tiny"
     run = Run(1, recipe, folder, *LONG, "checkpoint.every=2", "stopping.grace=3")
     run.wait_for(lambda: (folder / "checkpoints/latest").exists())
-    (stuck,) = [c for c in psutil.Process(run.process.pid).children() if "tracker" not in c.cmdline()[-1]]
-    stuck.suspend()
-    try:
+    with suspended(worker(run, 0)):
         done = -1
         while done != (done := len(losses(folder))):  # it trains on with the batches that are there
             time.sleep(5)
         os.kill(run.process.pid, signal.SIGTERM)
         assert run.end() == 75, run.stderr
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stuck.kill()
     assert "error: rank 0: stopping took longer than stopping.grace=3 s" in run.stderr
     assert "loader.py" in (folder / "stacks/rank0.txt").read_text()
 
