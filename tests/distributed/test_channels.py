@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from isotorus.errors import UserError
+from pretrain.config import load_config
+from pretrain.preflight import check
 from tests.distributed.runs import ENVIRONMENT, ROOT, losses, train
 
 
@@ -48,8 +51,8 @@ def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
     # Values fill a sixteenth of the scale: cut to 8 bits, or not standardised, all views would look the same.
     assert all(np.isfinite(list(losses(tmp_path / "runs/tiny").values())))
 
-    refused = train(1, recipe, f"data.path={bands}/train", "data.channels=3")
-    assert refused.returncode == 2 and "use data.channels=5" in refused.stderr
+    with pytest.raises(UserError, match=r"use data\.channels=5"):
+        check(load_config(str(recipe), [f"data.path={bands}/train", "data.channels=3"]), world_size=1)
 
     shown = run(
         "eval_suite", tmp_path / "runs/tiny", "--train", bands / "train", "--val", bands / "val",

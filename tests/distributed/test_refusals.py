@@ -75,7 +75,7 @@ def test_sizes_that_patches_do_not_fill(recipe: Path, override: str, said: str):
 
 
 def test_refused_before_training(recipe: Path):
-    assert refused(1, recipe, "data.path=nowhere").startswith("nowhere is not a packed data set")
+    assert refusal(recipe, "data.path=nowhere").startswith("nowhere is not a packed data set")
 
 
 def test_checkpoint_of_another_run(recipe: Path, tmp_path: Path):
@@ -131,6 +131,7 @@ def test_intended_differences(recipe: Path, images: Path, shards: Path, tmp_path
     check(load_config(str(recipe), list(changed)), world_size=1)
 
 
+@pytest.mark.nightly
 def test_a_run_that_diverges_says_so_once(recipe: Path, tmp_path: Path):
     said = refused(2, recipe, "optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.every=1")
     assert said.startswith("3 updates in a row were refused, the last for NaN or infinity in the projections")
