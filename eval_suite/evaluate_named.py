@@ -88,11 +88,12 @@ class _Command:
         tasks = []
         for c in checkpoints:
             try:
-                step = str(c.step)
+                step = c.results_name
             except UserError:  # which its own evaluation reports
                 step = "unknown"
             out = folder(c.run or c.folder, step, f"{c.name}-{step}")
-            tasks.append(batch.Task(f"{c.name}, step {step}", str(c.folder if c.run else c.weights), out))
+            given_again = str(c.folder if c.run and not c.is_average else c.weights)
+            tasks.append(batch.Task(f"{c.name}, step {step}", given_again, out))
         for file in files:
             tasks.append(batch.Task(file.stem, str(file), folder(file.parent, file.stem, file.stem)))
         return tasks

@@ -25,7 +25,7 @@ from eval_suite.features.constant import is_constant
 from eval_suite.features.representation import Representation
 from eval_suite.geometry import rank
 from eval_suite.inputs import copies
-from eval_suite.inputs.against import Against
+from eval_suite.inputs.against import Against, with_average
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.target_values import Kind
@@ -121,7 +121,8 @@ def evaluate(
         "checkpoint": {
             "name": checkpoint.name,
             "folder": str(checkpoint.folder),
-            "run": str(checkpoint.run) if checkpoint.run else None,
+            # MLflow and comparisons over steps take results of a run for those of its last weights.
+            "run": str(checkpoint.run) if checkpoint.run and not checkpoint.is_average else None,
             "step": checkpoint.step,
             "encoder": checkpoint.encoder.name,
             "embedding_width": checkpoint.encoder.embedding_width,
@@ -157,8 +158,8 @@ def inputs_of(
     }
     if "views" in options.geometry.metrics:
         inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
-    if against.inputs:
-        inputs["against"] = against.inputs
+    if compared_inputs := with_average(against, checkpoint).inputs:
+        inputs["against"] = compared_inputs
     safe: dict[str, Any] = results.json_safe(inputs)
     return safe
 
@@ -166,11 +167,14 @@ def inputs_of(
 def compared_with(
     checkpoint: Checkpoint, splits: Splits, against: Against, options: Options
 ) -> list[Representation]:
-    """Return the pretrained encoder and everything with images that the options compare it with."""
+    """Return the pretrained encoder and everything with images that the options compare it with.
+
+    That includes the encoder's own averaged weights, where the checkpoint has them.
+    """
     return compared.representations(
         checkpoint,
         splits,
-        against,
+        with_average(against, checkpoint),
         baselines=options.baselines,
         initialisations=options.initialisations,
         pixel_size=options.pixel_size,

@@ -164,4 +164,5 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
     )
     with_target = config.objective.kind == "jepa"
     spread = config.engine.on(config.data.batch_size, world_size())
-    return engines.build_engine(encoder, head, spread, config.optimizer, device, with_target)
+    average = config.average.momentum
+    return engines.build_engine(encoder, head, spread, config.optimizer, device, with_target, average)

@@ -19,7 +19,7 @@ from isotorus.section import Section, Unfit
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig
-from pretrain.models.config import EncoderConfig
+from pretrain.models.config import AverageConfig, EncoderConfig
 from pretrain.monitoring.config import GuardConfig, ProfileConfig
 from pretrain.monitoring.mlflow import TrackingConfig
 from pretrain.run_control.config import StoppingConfig
@@ -60,6 +60,7 @@ class Config(Section):
     encoder: EncoderConfig = EncoderConfig()
     objective: ObjectiveConfig = LeJEPAConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    average: AverageConfig = AverageConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()

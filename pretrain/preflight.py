@@ -122,7 +122,8 @@ def check_model(config: Config, world_size: int) -> Model:
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = create(config.encoder.name, kwargs)
-    check_engine(config.engine, world_size, encoder, config.objective.kind == "jepa")
+    followed = config.objective.kind == "jepa" or config.average.momentum is not None
+    check_engine(config.engine, world_size, encoder, followed)
     passes = config.engine.passes(config.data.batch_size, world_size)
     if passes > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
         raise UserError(
@@ -189,6 +190,11 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             "encoder"
         )
     before, now = saved["config"], config.model_dump(mode="json")
+    if now["average"]["momentum"] is not None and before.get("average", {}).get("momentum") is None:
+        raise UserError(
+            f"average.momentum={now['average']['momentum']:g}: {newest} has no average to continue; leave it "
+            "out, or choose another name for the run"
+        )
     weights = [values["encoder"].get("weights") for values in (before, now)]
     objectives = _with_defaults(before["objective"]), now["objective"]
     old_objective, objective = (flatten({"objective": values}) for values in objectives)

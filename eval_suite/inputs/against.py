@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from pretrain.models.description import TIMM_DESCRIPTION
 
 FOLDER = "ISOTORUS_BASELINES"
 """Environment variable: a folder whose timm model folders join every evaluation of a checkpoint."""
-_TAKEN = re.compile("pretrained|untrained.*|pixels|handmade|projector|angles|geometry")
+AVERAGED = "averaged"
+"""Name of the encoder's own averaged weights, where a checkpoint has them."""
+_TAKEN = re.compile(f"pretrained|{AVERAGED}|untrained.*|pixels|handmade|projector|angles|geometry")
 """Names of rows and columns that an evaluation has anyway."""
 BySplit = Mapping[str, NDArray[np.floating]]
 """Features (n, d) by split."""
@@ -37,6 +39,15 @@ class Against:
     """What the features of each depend on, for results.json."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why models of the folder `FOLDER` are left out, by name."""
+
+
+def with_average(others: Against, checkpoint: Checkpoint) -> Against:
+    """Return what a checkpoint is compared with: its averaged weights, if it has any, and `others`."""
+    average = checkpoint.average
+    if average is None:
+        return others
+    encoders, inputs = {AVERAGED: average}, {AVERAGED: _inputs(average)}
+    return replace(others, encoders=encoders | others.encoders, inputs=inputs | others.inputs)
 
 
 def named(given: Sequence[str], splits: Splits, check: Callable[[Checkpoint], None]) -> Against:
@@ -99,10 +110,12 @@ def _add(checkpoint: Checkpoint, found: Against) -> None:
     """Add an encoder under a name of its own."""
     name = _free(checkpoint.name, found)
     found.encoders[name] = checkpoint
-    found.inputs[name] = {
-        "weights_sha256": checkpoint.weights_sha256,
-        "encoder": checkpoint.encoder.inputs(),
-    }
+    found.inputs[name] = _inputs(checkpoint)
+
+
+def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the features of an encoder depend on, for results.json."""
+    return {"weights_sha256": checkpoint.weights_sha256, "encoder": checkpoint.encoder.inputs()}
 
 
 def _add_rows(file: files.Vectors, rows: BySplit, found: Against) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from pretrain.models.projector import FirstNumbers, build_mlp
 
 WEIGHTS, PROJECTOR, TIMM_WEIGHTS = "encoder.safetensors", "projector.safetensors", "model.safetensors"
 CONTENT_PROJECTOR = "content_projector.safetensors"
+AVERAGE = "encoder_average.safetensors"
+"""Averaged weights of the same encoder, where the run keeps them."""
 COMPLETE = "COMPLETE"
 """File that marks a checkpoint that was saved completely."""
 Shape = tuple[int, ...]
@@ -78,7 +80,24 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The name of the run, or of the folder of a checkpoint without a run."""
-        return self.run.name if self.run else self.folder.name
+        name = self.run.name if self.run else self.folder.name
+        return f"{name}-average" if self.is_average else name
+
+    @property
+    def results_name(self) -> str:
+        """The name of the folder of its results in RUN/eval: the step, and -average for averaged weights."""
+        return f"{self.step}-average" if self.is_average else str(self.step)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether the weights are a run's averaged ones."""
+        return self.weights.name == AVERAGE
+
+    @property
+    def average(self) -> "Checkpoint | None":
+        """The same checkpoint with its averaged weights; None if it has none, or if these are they."""
+        averaged = self.folder / AVERAGE
+        return replace(self, weights=averaged) if self.weights.name == WEIGHTS and averaged.exists() else None
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -89,12 +108,16 @@ class Checkpoint:
     @property
     def projector_file(self) -> Path:
         """The file of the projector's weights, which need not exist."""
-        return self.folder / PROJECTOR
+        return self.folder / self._named(PROJECTOR)
 
     @property
     def content_projector_file(self) -> Path:
         """The file with the weights of the projector of content beside angles, which need not exist."""
-        return self.folder / CONTENT_PROJECTOR
+        return self.folder / self._named(CONTENT_PROJECTOR)
+
+    def _named(self, file: str) -> str:
+        """Return the name of a file that goes with the weights, which may be averaged ones."""
+        return file.replace(".", "_average.") if self.is_average else file
 
     @property
     def angles(self) -> int:

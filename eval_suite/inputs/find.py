@@ -6,7 +6,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from eval_suite.inputs.checkpoints import COMPLETE, TIMM_WEIGHTS, WEIGHTS, Checkpoint, refuse_pickle
+from eval_suite.inputs.checkpoints import (
+    AVERAGE,
+    COMPLETE,
+    TIMM_WEIGHTS,
+    WEIGHTS,
+    Checkpoint,
+    refuse_pickle,
+)
 from isotorus import foreign_files
 from isotorus.errors import UserError
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION
@@ -14,7 +21,7 @@ from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION
 log = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
-PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION}
+PAIRS = {WEIGHTS: DESCRIPTION, TIMM_WEIGHTS: TIMM_DESCRIPTION, AVERAGE: DESCRIPTION}
 """Weights files, each with the name of its description."""
 
 

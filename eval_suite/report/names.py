@@ -6,6 +6,7 @@ HEADS = {"projector": "the projector's output", "angles": "the torus head's angl
 """Outputs of the pretrained model's own head. They are rows of the tables, but no baselines."""
 _PHRASES = {
     "pretrained": "the pretrained encoder",
+    "averaged": "the encoder with averaged weights",
     "untrained": "the untrained encoder",
     "pixels": "raw pixels",
     "handmade": "hand-made descriptors",
@@ -13,6 +14,7 @@ _PHRASES = {
 }
 _TITLES = {
     "pretrained": "pretrained encoder",
+    "averaged": "same encoder, averaged weights",
     "untrained": "same encoder, untrained",
     "projector": "projector's output",
     "angles": "torus head's angles",

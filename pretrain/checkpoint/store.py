@@ -4,7 +4,8 @@ A checkpoint is written to a hidden folder, synced to disk, renamed to `step_XXX
 `latest` point to it, where links can be made. Beside the DCP files lie `encoder.safetensors` and
 `encoder.json`, which are all that `timm.create_model(...).load_state_dict(strict=True)` needs (or, with
 winding attention, `pretrain.models.encoder.create`), and `projector.safetensors` for the evaluation, with
-`content_projector.safetensors` where a torus head has content beside its angles. COMPLETE lists the size and
+`content_projector.safetensors` where a torus head has content beside its angles. Where a run averages its
+weights, `encoder_average.safetensors` and `projector_average.safetensors` do too. COMPLETE lists the size and
 checksum of each file, so that damage is found before a checkpoint is loaded.
 """
 
@@ -40,10 +41,12 @@ _PARTS = {
     "encoder.safetensors": "encoder.encoder.",
     "projector.safetensors": "head.projector.",
     "content_projector.safetensors": "head.content.projector.",
+    "encoder_average.safetensors": "average.encoder.encoder.",
+    "projector_average.safetensors": "average.projector.",
 }
 """Files that are read without DCP, and the prefix that their tensors' names have in a state's "model".
 
-A head without content beside its angles has no content_projector.safetensors.
+Those of which a state has nothing are left out.
 """
 
 _TRIAL = 2**20  # bytes: a disk that does not accept them is full
@@ -182,12 +185,10 @@ def _refusal(folder: Path) -> int:
 def _publish(partial: Path, final: Path, description: dict[str, Any], measured: dict[str, list[int]]) -> None:
     written = [".metadata", "encoder.json"]
     for name, prefix in _PARTS.items():
-        tensors = _whole(partial, prefix)
-        if not tensors and name == "content_projector.safetensors":
-            continue
-        save_file(tensors, partial / name)
-        as_new(partial / name)
-        written.append(name)
+        if whole := _whole(partial, prefix):
+            save_file(whole, partial / name)
+            as_new(partial / name)
+            written.append(name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")
     for name in written:
         measured[name] = measure(partial / name)

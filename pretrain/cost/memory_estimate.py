@@ -28,7 +28,7 @@ FRAGMENTATION = {"cuda": 0.05, "cpu": 0.0}
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters; those of the target network are not trained."""
+    """Numbers of parameters; those of target network and average are not trained."""
 
     encoder: int
     blocks: int
@@ -37,7 +37,7 @@ class Parameters:
     projector: int
     """All MLPs of the head."""
     target: int
-    """Encoder and projector again, where the method has a target network."""
+    """Encoder and projector again, for a target network and for an average."""
     buffers: int
     """Bytes of buffers, mostly of batch norm."""
 
@@ -60,7 +60,7 @@ def count_parameters(config: Config, model: Model) -> Parameters:
         blocks=sum(each),
         largest_block=max(each),
         projector=_count(head),
-        target=followed if config.objective.kind == "jepa" else 0,
+        target=followed * ((config.objective.kind == "jepa") + (config.average.momentum is not None)),
         buffers=sum(buffer.nbytes for buffer in buffers),
     )
 

@@ -222,7 +222,7 @@ def show(
     counts = figures.parameters
     console.print(
         f"Parameters: encoder {counts.encoder / 1e6:,.1f} M, projector {counts.projector / 1e6:,.1f} M"
-        + (f", target network {counts.target / 1e6:,.1f} M" if counts.target else "")
+        + (f", target network or average {counts.target / 1e6:,.1f} M" if counts.target else "")
     )
     console.print(_flops_table(flops))
     console.print(_memory_table(figures.memory))

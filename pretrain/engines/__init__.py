@@ -60,11 +60,11 @@ class Engine(Protocol):
         """Return the context for every backward pass of a step but the last one."""
 
     def step(self, lr: float, momentum: float = 1.0, limit: Tensor | None = None) -> Tensor:
-        """Clip gradients, update, clear gradients and move the target; return the gradient norm.
+        """Clip gradients, update, clear gradients and move target and average; return the gradient norm.
 
         The norm is that before clipping, a scalar tensor. If it is not finite, or above `limit` (a finite
-        scalar on the device), the update is refused on all ranks: parameters, moments and the target stay as
-        they are.
+        scalar on the device), the update is refused on all ranks: parameters, moments, target and average
+        stay as they are.
         """
 
     def state(self) -> dict[str, Any]:
@@ -87,12 +87,14 @@ def build_engine(
     optimizer: OptimizerConfig,
     device: torch.device,
     with_target: bool = False,
+    average: float | None = None,
 ) -> Engine:
     """Build the engine that `config` names, with the weights of `encoder()` and `head` on all ranks.
 
     `encoder` builds a timm model; every rank calls it on the meta device, and rank 0 alone for its weights.
-    `head` is whole on every rank. The order is: meta device, settings that are `auto`, activation
-    checkpointing, compiled blocks, shards, weights. Raises `UserError` for what this machine cannot do.
+    `head` is whole on every rank, and `average` is the momentum of averaged weights, where there are to be
+    some. The order is: meta device, settings that are `auto`, activation checkpointing, compiled blocks,
+    shards, weights. Raises `UserError` for what this machine cannot do.
     """
     import torch
 
@@ -112,7 +114,7 @@ def build_engine(
         log.info(", ".join(said))
     if config.deterministic:
         be_deterministic()
-    networks = build_on_meta(built, head, with_target, config, device)
+    networks = build_on_meta(built, head, with_target, config, device, average)
     if config.kind == "ddp":
         from pretrain.engines.ddp import DDPEngine
 

@@ -8,10 +8,10 @@ from pretrain.models.batch_norm import has_batch_norm, unsynchronized
 from pretrain.models.packed import unfit
 
 
-def check_engine(config: EngineConfig, world_size: int, encoder: nn.Module, with_target: bool) -> None:
+def check_engine(config: EngineConfig, world_size: int, encoder: nn.Module, followed: bool) -> None:
     """Raise `UserError` if the engine cannot run on this number of ranks, or with this encoder.
 
-    The encoder is on the meta device.
+    The encoder is on the meta device. `followed` says that there is a target network or an average.
     """
     if isinstance(config.shard, int) and world_size % config.shard:
         divisors = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
@@ -27,8 +27,11 @@ def check_engine(config: EngineConfig, world_size: int, encoder: nn.Module, with
         raise UserError(
             f"engine.packed=true: {reason}, whose tokens could be one sequence; use engine.packed=false"
         )
-    if config.offload == "nvme" and with_target:
-        raise UserError("engine.offload=nvme: a target network has to stay in memory; use engine.offload=cpu")
+    if config.offload == "nvme" and followed:
+        raise UserError(
+            "engine.offload=nvme: a target network and averaged weights have to stay in memory; use "
+            "engine.offload=cpu"
+        )
     if config.activation_checkpointing != "none" and has_batch_norm(encoder):
         raise UserError(
             f"engine.activation_checkpointing={config.activation_checkpointing}: recomputing a block would "

@@ -162,9 +162,11 @@ def _partition(
     networks.head.to(device)
     deepspeed.zero.Init(module=networks.head, config_dict_or_path=settings)
     convert = next(networks.head.parameters()).convert_to_zero_parameters  # type: ignore[attr-defined]
-    if networks.has_target:
-        networks.target.projector.to(device)
-        convert(param_list=list(networks.target.projector.parameters()))
+    for follower in networks.followers():
+        follower.projector.to(device)
+        convert(param_list=list(follower.projector.parameters()))
+    for name, buffer in networks.named_buffers(recurse=False):
+        setattr(networks, name, buffer.to(device))
     weights = Weights(encoder)
     layers = [dict(copy.named_modules()) for copy in networks.encoders()]
     for name, *copies in zip(layers[0], *(each.values() for each in layers), strict=True):

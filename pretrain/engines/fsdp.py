@@ -41,8 +41,8 @@ class FSDPEngine(TorchEngine):
                 _shard(block, mesh, config.reshard_after_forward or not trained, bf16)
             _shard(copy, mesh, not trained, bf16)
         _shard(networks.head, mesh, False, bf16)
-        if networks.has_target:
-            _shard(networks.target.projector, mesh, True, bf16)
+        for follower in networks.followers():
+            _shard(follower.projector, mesh, True, bf16)
         # torch 2.15 has it, 2.11 not. One NCCL communicator would let gradients wait until the next block's
         # parameters are gathered; on CPUs they wait anyway.
         if device.type == "cuda" and hasattr(FSDPModule, "set_separate_reduce_scatter_group"):

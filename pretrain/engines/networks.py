@@ -18,15 +18,18 @@ from pretrain.engines.deterministic import Resize
 from pretrain.engines.fp8 import convert_to_fp8
 from pretrain.models.encoder import ViewEncoder
 from pretrain.models.residual_norm import fuse
-from pretrain.models.target import Target
+from pretrain.models.target import Target, average_momentum
 
 
 class Networks(nn.Module):
-    """Encoder, head and, where the method has one, the target network.
+    """Encoder, head and what follows them: a target network where the method has one, and an average.
 
     Names in this module are those of checkpoints, whatever the engine. `forward` runs one part by its name,
     because DeepSpeed's hooks belong to one module.
     """
+
+    average_updates: Tensor
+    """Number of accepted updates that the average has followed, where there is one."""
 
     def __init__(
         self,
@@ -35,7 +38,9 @@ class Networks(nn.Module):
         with_target: bool,
         config: EngineConfig,
         device: torch.device,
+        average: float | None = None,
     ) -> None:
+        """Put the networks together; `average` is the momentum of averaged weights, None for none."""
         super().__init__()
         self.deterministic, self.device_type = config.deterministic, device.type
         self.bf16 = uses_bf16(config, device)
@@ -45,6 +50,10 @@ class Networks(nn.Module):
         self.head = head
         if with_target:
             self.target = Target(self.encoder, head.get_submodule("projector"))
+        self.average_momentum = average
+        if average is not None:
+            self.average = Target(self.encoder, head.get_submodule("projector"))
+            self.register_buffer("average_updates", torch.zeros((), dtype=torch.int64))
         self.train()
 
     @property
@@ -52,9 +61,13 @@ class Networks(nn.Module):
         """Whether the method has a target network."""
         return "target" in self._modules
 
+    def followers(self) -> list[Target]:
+        """Return the target network and the average, as far as there are."""
+        return [module for module in self.children() if isinstance(module, Target)]
+
     def encoders(self) -> list[nn.Module]:
-        """Return the trained `ViewEncoder` and, where there is one, the target's."""
-        return [self.encoder, self.target.encoder] if self.has_target else [self.encoder]
+        """Return the trained `ViewEncoder` and those of the followers."""
+        return [self.encoder, *(follower.encoder for follower in self.followers())]
 
     def forward(self, part: str, *inputs: Any) -> Any:
         """Run one part, "encoder", "head" or "target", in the configured precision."""
@@ -71,9 +84,17 @@ class Networks(nn.Module):
             yield
 
     def follow(self, momentum: float, accepted: Tensor) -> None:
-        """Move the target, if there is one, towards encoder and projector after an accepted update."""
+        """Move the followers towards encoder and projector after an accepted update.
+
+        `momentum` is that of the target; the average's depends on its number of updates.
+        """
+        online = self.encoder, self.head.get_submodule("projector")
         if self.has_target:
-            self.target.follow(self.encoder, self.head.get_submodule("projector"), momentum, accepted)
+            self.target.follow(*online, momentum, accepted)
+        if self.average_momentum is not None:
+            slow = average_momentum(self.average_updates, self.average_momentum)
+            self.average.follow(*online, slow, accepted)
+            self.average_updates += accepted
 
     def online_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Return the trained parameters with their names."""
@@ -86,6 +107,7 @@ def build_on_meta(
     with_target: bool,
     config: EngineConfig,
     device: torch.device,
+    average: float | None = None,
 ) -> Networks:
     """Build networks whose encoder, on the meta device, has no weights yet, with blocks ready to be sharded.
 
@@ -95,7 +117,7 @@ def build_on_meta(
         unfuse_attention(built)
     if config.precision == "fp8":
         convert_to_fp8(built)
-    networks = Networks(built, head, with_target, config, device)
+    networks = Networks(built, head, with_target, config, device, average)
     zero_3 = config.kind == "deepspeed" and config.zero_stage == 3
     # Under ZeRO-3 a parameter exists only while its own module is called. Fused blocks use some without.
     if device.type == "cuda" and importlib.util.find_spec("triton") and not zero_3:

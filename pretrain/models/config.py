@@ -29,6 +29,15 @@ class EncoderConfig(Section):
     encoder, a classifier is left out, and everything else must match."""
 
 
+class AverageConfig(Section):
+    """Settings of averaged weights."""
+
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Momentum m of an exponential moving average of encoder and projector that is kept beside them and never
+    trains: after update n it moves by 1 − min(m, (1 + n)/(10 + n)) towards the weights. 0.999 is usual.
+    Checkpoints have it in encoder_average.safetensors. Default: there is none."""
+
+
 class MLPConfig(Section):
     """Settings of an MLP."""
 

@@ -1,4 +1,4 @@
-"""The target network: an exponential moving average of encoder and projector, without gradient."""
+"""Exponential moving averages of encoder and projector, without gradient: target network and average."""
 
 import copy
 import math
@@ -34,7 +34,9 @@ class Target(nn.Module):
         return self.projector(torch.cat(pieces, dim=1))
 
     @torch.no_grad()
-    def follow(self, encoder: nn.Module, projector: nn.Module, momentum: float, accepted: Tensor) -> None:
+    def follow(
+        self, encoder: nn.Module, projector: nn.Module, momentum: Tensor | float, accepted: Tensor
+    ) -> None:
         """Set each parameter to momentum · itself + (1 − momentum) · the online one, and copy the buffers.
 
         Parameters stay if the update was not `accepted`, a scalar on the device. Where parameters are
@@ -73,6 +75,15 @@ def _pieces(sizes: list[int]) -> Iterator[tuple[int, int]]:
         if elements >= PIECE or i == len(sizes) - 1:
             yield first, i + 1
             first, elements = i + 1, 0
+
+
+def average_momentum(updates: Tensor, momentum: float) -> Tensor:
+    """Return the momentum of the average at its next update, after so many `updates`, a scalar.
+
+    (1 + n) / (10 + n) lets early weights count less, until that is `momentum`: TensorFlow's rule for
+    `ExponentialMovingAverage` with `num_updates`.
+    """
+    return ((1 + updates) / (10 + updates)).clamp(max=momentum)
 
 
 def target_momentum(step: int, steps: int, initial: float) -> float:

@@ -158,6 +158,6 @@ def test_recomputation_in_bf16_gives_the_same_steps(name: str, mode: str):
 def test_other_batch_norms_are_refused_on_several_ranks():
     with torch.device("meta"):
         encoder = build_encoder("levit_128", {"num_classes": 0}, 0)
-    check_engine(EngineConfig(), 1, encoder, with_target=False)
+    check_engine(EngineConfig(), 1, encoder, followed=False)
     with pytest.raises(UserError, match=r"is a BatchNorm1d.*on 2 ranks; use one process"):
-        check_engine(EngineConfig(), 2, encoder, with_target=False)
+        check_engine(EngineConfig(), 2, encoder, followed=False)

@@ -33,6 +33,8 @@ from pretrain.models.encoder import build_encoder, timm_kwargs
 IMAGES, STEPS, SAVED = 9, 10, 3
 # As large as many gradients are, so that an engine with another ε would take other steps.
 EPS = 1e-3
+MOMENTUM = 0.5
+"""Of the averaged weights, which every engine keeps."""
 Options = dict[str, Any]
 Curve = list[tuple[float, float]]
 
@@ -128,6 +130,7 @@ def build(options: Options, method: str = "lejepa") -> Engine:
         OptimizerConfig(eps=EPS),
         torch.device("cpu"),
         with_target=method == "jepa",
+        average=MOMENTUM,
     )
 
 
@@ -155,6 +158,16 @@ def train(engine: Engine, first: int, last: int, method: str = "") -> Curve:
         result = train_step(engine, images(step, method), step, lr, momentum=0.9)
         curve.append((result.parts["loss"].item(), result.parts["grad_norm"].item()))
     return curve
+
+
+def trained(options: Options, method: str) -> tuple[Curve, dict[str, torch.Tensor]]:
+    """Return the curve of all steps, and the averaged weights after them."""
+    engine = build(options, method)
+    curve = train(engine, 0, STEPS, method)
+    model = engine.state()["model"]
+    averages = {name: x for name, x in model.items() if name.startswith("average") and "running" not in name}
+    whole = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in averages.items()}
+    return curve, {name: x.detach().cpu().clone() for name, x in whole.items()}
 
 
 def method_of(name: str) -> str:
@@ -218,23 +231,19 @@ def snapshot(engine: Engine) -> dict[str, torch.Tensor]:
 def rank_main(rank: int, folder: Path, everything: bool) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    trained = {*TWO, *FOUR} if everything else QUICK
+    names = {*TWO, *FOUR} if everything else QUICK
     refused = {*WRITERS_OF_TWO} if everything else QUICK_REFUSALS
     written = {
         reader: [w for r, w in PAIRS if r == reader and (everything or (r, w) in QUICK_PAIRS)]
         for reader in WRITERS
     }
     join(folder / "a", rank, 4)
-    found |= {name: train(build(options), 0, STEPS) for name, options in FOUR.items() if name in trained}
+    found |= {name: trained(options, "lejepa") for name, options in FOUR.items() if name in names}
     write(folder, WRITERS_OF_FOUR)
     dist.destroy_process_group()
     if rank < 2:
         join(folder / "b", rank, 2)
-        found |= {
-            name: train(build(options, method_of(name)), 0, STEPS, method_of(name))
-            for name, options in TWO.items()
-            if name in trained
-        }
+        found |= {name: trained(options, method_of(name)) for name, options in TWO.items() if name in names}
         found |= {
             f"{name} refused": refuse(WRITERS_OF_TWO[name]) for name in WRITERS_OF_TWO if name in refused
         }
@@ -272,9 +281,14 @@ def found(folder: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def truth() -> dict[str, Curve]:
+def whole() -> dict[str, tuple[Curve, dict[str, torch.Tensor]]]:
     """Return the results of one process without a process group, with the whole batch at once."""
-    return {method: train(build({}, method), 0, STEPS, method) for method in METHODS}
+    return {method: trained({}, method) for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def truth(whole) -> dict[str, Curve]:
+    return {method: curve for method, (curve, _) in whole.items()}
 
 
 def deviation(curve: Curve, truth: Curve) -> tuple[float, float]:
@@ -286,7 +300,7 @@ def deviation(curve: Curve, truth: Curve) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", cases([*TWO, *FOUR], QUICK))
 def test_ten_steps_are_those_of_one_process(found, truth, name):
-    curve, exact = found[name], truth[method_of(name)]
+    (curve, _), exact = found[name], truth[method_of(name)]
     # A short pair has an angle with a long gradient, so rounding errors of a torus grow fast.
     same, loosest = (3, (1e-4, 5e-3)) if method_of(name) == "torus" else (10, (1e-5, 2e-5))
     loss, norm = deviation(curve[:same], exact[:same])
@@ -294,6 +308,17 @@ def test_ten_steps_are_those_of_one_process(found, truth, name):
     assert loss < 1e-5 and norm < 2e-5, (loss, norm)
     loss, norm = deviation(curve, exact)
     assert loss < loosest[0] and norm < loosest[1], (loss, norm)
+
+
+@pytest.mark.parametrize("name", cases([*TWO, *FOUR], QUICK))
+def test_averaged_weights_are_those_of_one_process(found, whole, name):
+    averages, exact = found[name][1], whole[method_of(name)][1]
+    assert averages.keys() == exact.keys() and averages["average_updates"] == STEPS
+    first = build({}, method_of(name)).networks.state_dict()
+    moved = max((x - first[key]).abs().max() for key, x in exact.items() if x.is_floating_point())
+    assert moved > 1e-3
+    for key, x in exact.items():
+        torch.testing.assert_close(averages[key], x, rtol=0, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @pytest.mark.parametrize(("reader", "writer"), cases(PAIRS, QUICK_PAIRS))

@@ -84,6 +84,7 @@ def build(objective: dict[str, Any], encoder: str, folder: Path, engine_options:
         encoder=ENCODERS[encoder],
         objective=objective,
         engine={"precision": "fp32"} | engine_options,
+        average={"momentum": 0.99},
     )
     kwargs = timm_kwargs(config.encoder, 32, 3)
     name, width = config.encoder.name, 32 if encoder == "vit" else 8
@@ -96,6 +97,7 @@ def build(objective: dict[str, Any], encoder: str, folder: Path, engine_options:
         config.objective.kind == "jepa",
         config.engine,
         torch.device("cpu"),
+        config.average.momentum,
     ).to(DEVICE)
     engine = wrap(networks, config)
     state = RunState(

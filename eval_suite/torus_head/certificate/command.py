@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoint = _one(args.name)
     data = Dataset(args.data)
     others = [(name, _one(name, option="--against")) for name in args.against]
-    home = checkpoint.run / "eval" / str(checkpoint.step) if checkpoint.run else checkpoint.folder
+    home = checkpoint.run / "eval" / checkpoint.results_name if checkpoint.run else checkpoint.folder
     out = Path(args.out) if args.out else home
     with results.folder(out, checkpoint.root):
         numbers, pictures = _certify(checkpoint, data, [other for _, other in others], args)

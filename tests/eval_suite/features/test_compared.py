@@ -98,3 +98,27 @@ def test_force_computes_the_features_of_several_checkpoints_again(tmp_path: Path
         np.savez(file.with_suffix(""), **zeros)
     forced = json.loads(command(tmp_path / "run", *options, "--force").out)
     assert [each["representations"] for each in forced] == [each["representations"] for each in first]
+
+
+def test_averaged_weights_are_a_row_of_their_own(tmp_path: Path, data, command: Callable):
+    (place,) = several(tmp_path, 1)
+    weights = load_file(place / "encoder.safetensors")
+    weights["norm.weight"][:8] *= 3
+    save_file(weights, place / "encoder_average.safetensors")
+    options = [*data, *QUICK, "--baselines", "untrained", "--initialisations", "1"]
+    outcome = command(tmp_path / "run", *options)
+    assert outcome.code == 0, outcome.err
+    results = json.loads(outcome.out)
+    assert list(results["representations"]) == ["pretrained", "untrained", "averaged"]
+    named = command(place / "encoder_average.safetensors", *options)
+    assert named.code == 0, named.err
+    alone = json.loads(named.out)
+    assert alone["checkpoint"]["name"] == "run-average" and alone["checkpoint"]["run"] is None
+    assert (tmp_path / "run/eval/1-average/results.json").is_file()
+    last, mean = (results["representations"][name]["rank"] for name in ("pretrained", "averaged"))
+    assert alone["representations"]["pretrained"]["rank"] == mean != last
+    # New averaged weights are evaluated again.
+    weights["norm.weight"][:8] *= 3
+    save_file(weights, place / "encoder_average.safetensors")
+    again = json.loads(command(tmp_path / "run", *options).out)["representations"]
+    assert again["pretrained"]["rank"] == last and again["averaged"]["rank"] != mean
