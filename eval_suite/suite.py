@@ -115,6 +115,7 @@ def evaluate(
                 measured["representations"][r.name]["views"] = found
             place = "views" if r.name == "pretrained" else f"{r.name}/views"
             measured["left_out"] += [{"metric": place, "reason": why} for why in failed.values()]
+    encoder: Any = representations[0].model.encoder
     written = {
         "format": results.FORMAT,
         "inputs": inputs,
@@ -126,7 +127,7 @@ def evaluate(
             "step": checkpoint.step,
             "encoder": checkpoint.encoder.name,
             "embedding_width": checkpoint.encoder.embedding_width,
-            "parameters": sum(p.numel() for p in representations[0].model.encoder.parameters()),
+            "parameters": sum(p.numel() for p in encoder.parameters()),
             "weights_sha256": checkpoint.weights_sha256,
         },
         "data": {

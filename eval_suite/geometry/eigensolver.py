@@ -115,7 +115,8 @@ def _threads_of_torch() -> Iterator[None]:
     to the number of cores, whatever OMP_NUM_THREADS says. On busy cores that makes torch many times slower.
     """
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(threads, most))
     try:
         yield
     finally:
