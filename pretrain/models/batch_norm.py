@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from isotorus.device import without_autocast
-from pretrain.distributed import stack_of_ranks, sum_over_ranks, world_size
+from pretrain.distributed import sum_over_ranks, world_size
 
 
 class GlobalBatchNorm(nn.Module):
@@ -116,39 +116,19 @@ def _moments_of_images(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _moments_of_ranks(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the count, mean and variance of all ranks from those of this rank; over ranks, in float64."""
+    """Return the count, mean and variance of all ranks from those of this rank; over ranks, in float64.
+
+    Ranks sum their count, count · mean and count · mean square, which are as large for any number of ranks.
+    E[x²] − E[x]² cancels digits: the variance has a relative error of about 1e-16 · (1 + mean²/variance),
+    which is below the 6e-8 of float32 up to means of 20,000 standard deviations.
+    """
     if world_size() == 1:
         return mean.new_full((), count), mean, variance
-    combined: tuple[Tensor, Tensor, Tensor] = _CombinedMoments.apply(mean, variance, count)
-    return combined
-
-
-class _CombinedMoments(torch.autograd.Function):
-    """Count, mean and variance of all ranks: one gathered tensor, and one sum in the backward pass.
-
-    Gathered are float32 numbers, as torch's kernels compute them. The formula of Chan, Golub and LeVeque
-    (1983), in float64, cancels no digits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        own = torch.cat([mean.new_full((1,), count), mean, variance])
-        counts, means, variances = stack_of_ranks(own).double().split([1, len(mean), len(mean)], dim=1)
-        total = counts.sum()
-        center = (counts * means).sum(0) / total
-        spread = (counts * (variances + (means - center).square())).sum(0) / total
-        ctx.save_for_backward(mean, total, center)
-        ctx.mark_non_differentiable(total)
-        ctx.count = count
-        return total, center, spread
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        mean, total, center = ctx.saved_tensors
-        of_center, of_spread = sum_over_ranks(torch.stack(grads[1:])) * (ctx.count / total)
-        # All ranks' deviations from `center` add to 0, so `center` within `spread` has no gradient.
-        of_mean = of_center + 2 * (mean - center) * of_spread
-        return of_mean.to(mean.dtype), of_spread.to(mean.dtype), None
+    mean, variance = mean.double(), variance.double()
+    own = torch.cat([mean.new_full((1,), count), count * mean, count * (variance + mean.square())])
+    total, first, second = sum_over_ranks(own).split([1, len(mean), len(mean)])
+    center = first / total
+    return total.squeeze(), center, (second / total - center.square()).clamp(min=0)
 
 
 class _NormalizeImages(torch.autograd.Function):
