@@ -1,0 +1,147 @@
+"""`python -m studies.torus.runs FOLDER [NAME …]`: train, certify and probe the runs of docs/torus.md.
+
+FOLDER is that of `studies.torus.cifar`, and FOLDER/cells has the packed solar cells of `make quickstart`.
+Runs are trained in FOLDER/runs, one after the other, and continue where they were stopped. Each finished run
+is a line of FOLDER/results.jsonl.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from isotorus.errors import UserError, exit_code
+
+HERE = Path(__file__).resolve().parent
+TORUS = HERE.parent.parent / "configs" / "torus_cpu.yaml"
+LEJEPA = HERE / "lejepa_cpu.yaml"
+CELLS = HERE / "cells_torus.yaml"
+
+
+class Run(NamedTuple):
+    """What a run is trained with, and the folder of its train, val and test shards."""
+
+    recipe: Path
+    settings: list[str]
+    shards: str = "shards"
+
+
+RUNS = {
+    **{f"torus-s{seed}": Run(TORUS, [f"seed={seed}"]) for seed in range(3)},
+    **{f"lejepa-s{seed}": Run(LEJEPA, [f"seed={seed}"]) for seed in range(3)},
+    "control-invariant": Run(TORUS, ["steps=1000", "objective.equivariant=false"]),
+    "control-shuffled": Run(TORUS, ["steps=1000"]),
+    **{f"cells-s{seed}": Run(CELLS, [f"seed={seed}"], "cells") for seed in range(3)},
+    "cells-order-1": Run(CELLS, ["objective.order=[1]"], "cells"),
+    **{f"weight-{w}": Run(TORUS, ["steps=1000", f"objective.content_weight={w}"]) for w in (0.15, 0.5, 0.85)},
+    "torus-half-s0": Run(TORUS, ["objective.content_weight=0.5"]),
+    "weight-1": Run(LEJEPA, ["steps=1000"]),
+    "lejepa-equal-time": Run(LEJEPA, ["steps=4000"]),
+}
+"""The runs of docs/torus.md."""
+IMAGES = {"shards": "500", "cells": "300"}
+"""Images whose windings are counted."""
+
+
+def train(folder: Path, name: str) -> float | None:
+    """Train a run; return its seconds of CPU time, or None if it went on with a run that was stopped."""
+    run, stopped = RUNS[name], (folder / "runs" / name).exists()
+    module = "studies.torus.shuffled" if name == "control-shuffled" else "pretrain"
+    given = ["--config", str(run.recipe), f"name={name}", f"data.path={run.shards}/train"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    call(folder, ["-m", module, *given, *run.settings])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return None if stopped else used
+
+
+def certify(folder: Path, name: str) -> None:
+    """Write certificate.json of a torus run, if it is missing; LeJEPA alone with this seed stands beside."""
+    if any((folder / "runs" / name / "eval").glob("*/certificate.json")):
+        return
+    against = folder / "runs" / name.replace("torus", "lejepa")
+    beside = ["--against", str(against)] if "torus" in name and against.exists() else []
+    shards = ["--data", f"{RUNS[name].shards}/test", "--images", IMAGES[RUNS[name].shards]]
+    orbits = ["--orbits", "2"] if name.startswith("weight") else []  # a run of 1,000 steps is no last word
+    call(folder, ["-m", "eval_suite", "certificate", f"runs/{name}", *shards, *orbits, *beside])
+
+
+def probe(folder: Path, name: str) -> None:
+    """Write results.json of a run: k-NN and linear probe, settings chosen on val."""
+    shards = [x for part in ("train", "val", "test") for x in (f"--{part}", f"{RUNS[name].shards}/{part}")]
+    metrics = ["--metrics", "probe,knn", "--baselines", "", "--folds", "0"]
+    call(folder, ["-m", "eval_suite", f"runs/{name}", *shards, *metrics])
+
+
+BULKY = {"each", "clouds", "evidence"}
+"""Parts of a certificate that are most of its bytes: what each verdict was decided by."""
+
+
+def summary(certificate: Any) -> Any:
+    """Return a certificate without the evidence of its verdicts."""
+    if isinstance(certificate, list):
+        return [summary(x) for x in certificate]
+    if not isinstance(certificate, dict):
+        return certificate
+    return {key: summary(x) for key, x in certificate.items() if key not in BULKY}
+
+
+def scores(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the test scores of k-NN and probe of each representation, and the best on val by features."""
+    kept: dict[str, Any] = {}
+    for name, measured in results["representations"].items():
+        for method in ("knn", "probe"):
+            of = {
+                key: measured[method][key]
+                for key in ("feature_set", "accuracy", "balanced_accuracy", "auroc")
+            }
+            of["val"] = {}
+            for tried in measured[method]["val"]:
+                best = of["val"].get(tried["feature_set"], 0.0)
+                of["val"][tried["feature_set"]] = max(best, tried["balanced_accuracy"])
+            kept.setdefault(name, {})[method] = of
+    return kept
+
+
+def call(folder: Path, command: list[str]) -> None:
+    """Run a Python command in FOLDER; raise `UserError` if it fails."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
+    if subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=False).returncode:
+        raise UserError(f"this failed: {' '.join(command)}; mend it, then give the same command again")
+
+
+def main() -> int:
+    """Run what is not in FOLDER/results.jsonl yet."""
+    if len(sys.argv) < 2:
+        raise UserError("expected the folder of studies.torus.cifar, and perhaps names of runs")
+    folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(RUNS)
+    for unknown in set(names) - set(RUNS):
+        raise UserError(f"no run is called {unknown!r}; there are {', '.join(RUNS)}")
+    results = folder / "results.jsonl"
+    for name in names:
+        lines = results.read_text().splitlines() if results.exists() else []
+        if name in {json.loads(line)["name"] for line in lines}:
+            continue
+        row: dict[str, Any] = {
+            "name": name,
+            "settings": RUNS[name].settings,
+            "cpu_seconds": train(folder, name),
+        }
+        if RUNS[name].recipe != LEJEPA:
+            certify(folder, name)
+        probe(folder, name)
+        for file in (folder / "runs" / name / "eval").glob("*/certificate.json"):
+            row["certificate"] = summary(json.loads(file.read_text()))
+        for file in (folder / "runs" / name / "eval").glob("*/results.json"):
+            row["scores"] = scores(json.loads(file.read_text()))
+        with results.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+    print(f"{results} has {len(names)} runs; docs/torus.md has the tables")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
