@@ -94,7 +94,7 @@ def save_checkpoint(folder: Path, *, step: int = 7, complete: bool = True, **cha
     return folder
 
 
-def write_description(folder: Path, kwargs: dict[str, Any], **changes: Any) -> None:
+def write_description(folder: Path, kwargs: dict[str, Any], /, **changes: Any) -> None:
     """Write encoder.json of a ViT for images in colour; `changes` are further keys, and other values."""
     description = {
         "format": 1,
