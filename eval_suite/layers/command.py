@@ -100,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
     if args.out is None and len(homes) > 1:
         raise UserError(f"{len(homes)} runs are named; say with --out where the page of all should go")
     home = homes.pop()
-    out = Path(args.out) if args.out else home / "eval" / "layers"
+    name = "layers-average" if all(c.is_average for c in checkpoints) else "layers"
+    out = Path(args.out) if args.out else home / "eval" / name
     results.make_folder(out, home)
     seconds = sum(estimate.values()) * len(checkpoints)
     terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=args.json)

@@ -229,15 +229,20 @@ class Survey:
 
 
 def _home(checkpoint: Checkpoint) -> str:
-    """Return the folder of the run of a checkpoint, or that which it lies in."""
-    return str(checkpoint.run or checkpoint.folder.parent)
+    """Return what the checkpoints of a series share: the run's folder, or that which they lie in.
+
+    Averaged weights are a series of their own.
+    """
+    home = str(checkpoint.run or checkpoint.folder.parent)
+    return f"{home}, averaged" if checkpoint.is_average else home
 
 
 def _run(checkpoint: Checkpoint, blocks: list[str]) -> dict[str, Any]:
     """Return the entry of a checkpoint's run in layers.json, still without checkpoints."""
     return {
         "name": checkpoint.name,
-        "folder": str(checkpoint.run) if checkpoint.run else None,
+        # MLflow takes results of a run for those of its last weights.
+        "folder": str(checkpoint.run) if checkpoint.run and not checkpoint.is_average else None,
         "encoder": checkpoint.encoder.name,
         "blocks": blocks,
         "checkpoints": [],

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,21 @@ def test_values_are_in_the_runs_own_mlflow_run(measured: dict[str, Any], trainin
     ]
     artifacts = {x.path for x in client.list_artifacts(record["run_id"], "eval/layers")}
     assert artifacts == {"eval/layers/layers.html", "eval/layers/layers.json"}
+
+
+def test_averaged_weights_are_a_series_of_their_own(tmp_path: Path, splits: dict[str, Path]):
+    checkpoint = save_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000007")
+    shutil.copy(checkpoint / "encoder.safetensors", checkpoint / "encoder_average.safetensors")
+    averaged = checkpoint / "encoder_average.safetensors"
+    options = ["--data", splits["val"], "--metrics", "rank", "--images", 10]
+    both = layers(tmp_path / "run", averaged, *options, "--json")
+    assert both.code == 0, both.err
+    last, average = json.loads(both.out)["runs"]
+    assert (last["folder"], average["folder"]) == (str(tmp_path / "run"), None)  # MLflow gets the first only
+    kept = (tmp_path / "run" / "eval" / "layers" / "layers.json").read_bytes()
+    assert layers(averaged, *options).code == 0
+    assert (tmp_path / "run" / "eval" / "layers" / "layers.json").read_bytes() == kept
+    assert (tmp_path / "run" / "eval" / "layers-average" / "layers.html").exists()
 
 
 def test_a_store_that_is_gone_costs_no_result(tmp_path: Path, splits: dict[str, Path]):
