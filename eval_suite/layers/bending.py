@@ -139,6 +139,6 @@ def reading(rows: list[Mapping[str, Any]]) -> str:
     straighter = sum(a["high"] < b["low"] for a, b in known)
     more = sum(a["low"] > b["high"] for a, b in known)
     return (
-        f"At the last block, {straighter} of {len(known)} paths bend less than in the untrained encoder and "
-        f"{more} more, beyond both intervals."
+        f"At the last block, {straighter} of {len(known)} paths bend less than in the untrained encoder, and "
+        f"{more} bend more: only paths whose two intervals do not overlap are counted so."
     )

@@ -196,7 +196,7 @@ def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
 NOTES = {
     "parameters": "fp32, trained",
     "optimizer": "AdamW's two moments, fp32",
-    "target": "the EMA network's parameters",
+    "target": "of a target network and of averaged weights",
     "views": "a rank's batch, uint8 and augmented",
     "embeddings": "of all views, with their gradient",
     "activations": "that the backward pass needs, of one micro-batch",

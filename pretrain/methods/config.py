@@ -46,7 +46,8 @@ class AutoWeightConfig(Section):
     ascent). The regularizer is SIGReg, the uniformity of angles, or N − 1 times a covariance of N images."""
     multiple: PositiveFloat = 1.5
     """Largest regularizer that is allowed, as a multiple of its mean for samples of the target distribution
-    (null): Gaussian samples, uniform angles, independent dimensions; for heat those of its covariance."""
+    (null): Gaussian samples, uniform angles or independent dimensions; with weighting=heat, samples of the
+    covariance that it aims at."""
     rate: PositiveFloat = 1e-3
     """Step size ρ of the update λ ← max(0, λ + ρ (regularizer − multiple · null))."""
 

@@ -82,4 +82,4 @@ def test_the_sentence_counts_what_is_beyond_both_intervals():
     pairs = ((20, 60), (50, 55), (90, 60))
     rows = [{"path": "p", "trained": [at(0), at(a)], "untrained": [at(0), at(b)]} for a, b in pairs]
     assert bending.reading(rows).startswith("At the last block, 1 of 3 paths bend less")
-    assert "and 1 more" in bending.reading(rows)
+    assert "and 1 bend more" in bending.reading(rows)
