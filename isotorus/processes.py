@@ -1,5 +1,6 @@
 """The launcher of this process, the CPU cores that it may use, where it finds modules, and importing them."""
 
+import atexit
 import ctypes
 import gc
 import os
@@ -74,11 +75,13 @@ def collector_paused() -> Iterator[None]:
     """Pause Python's garbage collector in this block, while large libraries are imported.
 
     An import makes hundreds of thousands of objects that stay. The collector would look through them again
-    and again, which takes an eighth of the time of the import. After the block it leaves them out for good.
+    and again, which takes an eighth of the time of the import. After the block it leaves them out until the
+    process ends. Then they have to be collected: Triton's library prints a page about leaks otherwise.
     """
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)
         gc.enable()
