@@ -34,7 +34,7 @@ def conclude(rows: Sequence[Row], k: int) -> str:
 
 def same_depth(rows: Sequence[Row]) -> bool:
     """Return whether layers were compared one by one and not in all pairs."""
-    return len({row["a"] for row in rows}) == len(rows)
+    return all(len({row[encoder] for row in rows}) == len(rows) for encoder in "ab")
 
 
 def best_pairs(rows: Sequence[Row]) -> list[Row]:
@@ -57,7 +57,7 @@ def _over_depth(blocks: Sequence[Row], embedding: Row | None) -> str:
         count = len(of)
         last = before + count == len(blocks)
         if count == len(blocks):
-            which = f"all {count} blocks" if count > 1 else "the only block"
+            which = {1: "the only block", 2: "both blocks"}.get(count, f"all {count} blocks")
         else:
             place = "first" if not before else "last" if last else "next"
             which = f"the {place} {count} blocks" if count > 1 else f"the {place} block"

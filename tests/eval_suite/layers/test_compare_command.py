@@ -156,7 +156,14 @@ def test_the_conclusion_follows_the_depth():
         "In the embeddings, 20 % of the 10 images nearest to an image are the same (3 % by chance)."
     )
     same = conclude([row("blocks.0", 0.99), row("blocks.1", 0.98), row("embedding", 0.97)], 10)
-    assert same.startswith("All 2 blocks are alike (CKA 0.99 to 0.98), the embeddings are alike (CKA 0.97).")
+    assert same.startswith("Both blocks are alike (CKA 0.99 to 0.98), the embeddings are alike (CKA 0.97).")
+
+
+def test_an_encoder_with_a_single_block_differs_in_depth_from_one_with_three():
+    rows = [row(f"blocks.{i}", 0.5 + i / 10) | {"b": "stem"} for i in range(3)]
+    assert conclude([*rows, row("embedding", 0.3)], 10).startswith(
+        "The encoders differ in depth; most alike are blocks.2 of A and stem of B (CKA 0.70); the embeddings "
+    )
 
 
 def test_layers_are_paired_by_depth_or_all_with_all():
