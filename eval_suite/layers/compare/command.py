@@ -93,7 +93,8 @@ def main(argv: Sequence[str]) -> int:
     state = PartialState(cpu=not torch.cuda.is_available())
     embed.one_process(state, "eval compare")
     home = (a.run or a.folder) / "eval"
-    out = Path(args.out) if args.out else home / "compare" / f"{b.name}-{b.step}"
+    kept = "compare-average" if a.is_average else "compare"
+    out = Path(args.out) if args.out else home / kept / f"{b.name}-{b.step}"
     cache = Path(args.cache) if args.cache else (out if args.out else home) / "cache"
     rows = randomness.rows(len(data), args.images, args.seed)
     comparison = Comparison(args.neighbours, None if data.groups is None else data.groups[rows], args.seed)

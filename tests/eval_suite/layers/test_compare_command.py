@@ -106,6 +106,17 @@ def test_encoders_of_different_depth_are_compared_in_all_pairs(
     assert "block of A" in (out / "compare.html").read_text()
 
 
+def test_averaged_weights_do_not_replace_a_comparison_of_the_last_ones(
+    pair: tuple[Path, Path], data: Path, tmp_path: Path
+):
+    checkpoint = save_checkpoint(tmp_path / "a" / "checkpoints" / "step_00000007")
+    averaged = checkpoint / "encoder_average.safetensors"
+    save_file(load_file(checkpoint / "encoder.safetensors"), averaged)
+    outcome = run_command("compare", averaged, pair[1], "--data", data)
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in (tmp_path / "a" / "eval").glob("comp*")] == ["compare-average"]
+
+
 def test_a_collapsed_encoder_is_left_out_with_its_reason(pair: tuple[Path, Path], data: Path, tmp_path: Path):
     dead = save_checkpoint(tmp_path / "dead")
     weights = load_file(dead / "encoder.safetensors")
