@@ -118,6 +118,8 @@ GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 METRICS = (*USEFULNESS, *GEOMETRY)
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
+AVERAGED = "averaged"
+"""Name of the encoder's own averaged weights, where a checkpoint has them. They are a row, but no baseline."""
 FEATURE_SETS = (
     *("embedding", "patch_mean", "last2", "last4", "stages"),
     *("pose", "content", "projector", "angles"),

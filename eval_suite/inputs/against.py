@@ -16,13 +16,12 @@ from eval_suite.inputs import vectors as files
 from eval_suite.inputs.checkpoints import TIMM_WEIGHTS, Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.inputs.targets import key_hashes
+from eval_suite.metrics import AVERAGED
 from isotorus.errors import UserError
 from pretrain.models.description import TIMM_DESCRIPTION
 
 FOLDER = "ISOTORUS_BASELINES"
 """Environment variable: a folder whose timm model folders join every evaluation of a checkpoint."""
-AVERAGED = "averaged"
-"""Name of the encoder's own averaged weights, where a checkpoint has them."""
 _TAKEN = re.compile(f"pretrained|{AVERAGED}|untrained.*|pixels|handmade|projector|angles|geometry")
 """Names of rows and columns that an evaluation has anyway."""
 BySplit = Mapping[str, NDArray[np.floating]]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from eval_suite.metrics import METHODS, SCORES, headlines
+from eval_suite.metrics import AVERAGED, METHODS, SCORES, headlines
 from eval_suite.report.names import HEADS, is_untrained
 from eval_suite.results import dig
 
@@ -122,8 +122,11 @@ def lead(results: Results, path: str, baseline: str) -> Lead | None:
 
 
 def _standing(results: Results, method: str, score: str) -> Standing | None:
-    """Compare by one method and score; None if the pretrained encoder or all baselines lack it."""
-    named = baselines(results)
+    """Compare by one method and score; None if the pretrained encoder or all baselines lack it.
+
+    Averaged weights come from the same pretraining, so they do not tell whether it helps.
+    """
+    named = [name for name in baselines(results) if name != AVERAGED]
     leads = [found for name in named if (found := lead(results, f"{method}/{score}", name)) is not None]
     if not leads:
         return None

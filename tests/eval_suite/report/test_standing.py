@@ -111,6 +111,12 @@ def test_heads_of_the_pretrained_model_are_no_baselines():
     assert standings(found)[0].outcome == "ahead"
 
 
+def test_averaged_weights_of_the_same_run_do_not_decide_whether_pretraining_helps():
+    found = results(baselines={"untrained": (0.7, (0.07, 0.13)), "averaged": (0.81, (-0.02, 0.01))})
+    assert standings(found)[0].outcome == "ahead"
+    assert headline(found).startswith("Pretraining helps: 10.0 points ahead of the untrained encoder")
+
+
 def test_a_baseline_without_a_score_is_named_and_costs_nothing_else():
     found = results(baselines={"untrained": (0.7, (0.07, 0.13))})
     found["representations"]["handmade"] = {}
