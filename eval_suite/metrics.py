@@ -119,7 +119,7 @@ METRICS = (*USEFULNESS, *GEOMETRY)
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
 AVERAGED = "averaged"
-"""Name of the encoder's own averaged weights, where a checkpoint has them. They are a row, but no baseline."""
+"""Name of the row of a run's own averaged weights, where a checkpoint has them; it is no baseline."""
 FEATURE_SETS = (
     *("embedding", "patch_mean", "last2", "last4", "stages"),
     *("pose", "content", "projector", "angles"),
