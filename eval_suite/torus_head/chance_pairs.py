@@ -45,7 +45,12 @@ def warning(found: int, by_chance: int, images: int, angles: int, degrees: float
     if not by_chance or found >= 2 * by_chance:
         return None
     needed = angles_for(images, degrees)
-    head = f"a head of {needed} angles, or " if needed and needed > angles else ""
+    if needed and needed <= angles:
+        return (
+            f"these pairs say little: most are chance, as the {angles} angles are far from uniform; it takes "
+            "a smaller --within"
+        )
+    head = f"a head of {needed} angles, or " if needed else ""
     are = "1 angle is" if angles == 1 else f"{angles} angles are"
     return (
         f"these pairs say little: {are} too few to tell {images:,} images apart at {degrees:g}°; it takes "

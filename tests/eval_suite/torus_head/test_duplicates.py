@@ -85,6 +85,14 @@ def test_the_expected_pairs_are_those_of_uniform_angles(angles: int):
     assert chance_pairs.expected(2000, enough, within) < 1 < chance_pairs.expected(2000, enough - 1, within)
 
 
+def test_the_warning_blames_the_number_of_angles_only_where_uniform_angles_would_be_too_few():
+    few = chance_pairs.warning(400, 390, 2000, 2, 2.0)
+    assert few is not None and "2 angles are too few" in few
+    uneven = chance_pairs.warning(400, 390, 2000, 64, 2.0)
+    assert uneven is not None and "too few" not in uneven and "far from uniform" in uneven
+    assert chance_pairs.warning(800, 390, 2000, 2, 2.0) is None
+
+
 def test_what_is_refused(tmp_path: Path, torus: Path, checkpoint: Path, splits: dict[str, Path]):
     for name, arguments, message in (
         (checkpoint, [], "has no angles: its head is no torus"),
