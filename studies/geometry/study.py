@@ -6,15 +6,13 @@ Each run is a line of results.jsonl beside this file; runs that are there are le
 """
 
 import json
-import os
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError, exit_code
 from studies.geometry.plan import OBJECTIVES, Run, grid, run
+from studies.running import cpu_seconds, folder_and_names, python
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
@@ -23,14 +21,12 @@ SHARDS = {part: f"cifar/shards/{part}" for part in ("train", "val", "test")}
 
 def main() -> int:
     """Train what is missing."""
-    if len(sys.argv) < 2:
-        raise UserError("expected a folder with the packed images, and perhaps names of objectives")
-    folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(OBJECTIVES)
-    for unknown in set(names) - set(OBJECTIVES):
-        raise UserError(f"no objective is called {unknown!r}; there are {', '.join(OBJECTIVES)}")
+    folder, names = folder_and_names(OBJECTIVES)
     for name in names:
         tuning = [_row(folder, x) for x in grid(name)]
         best = max(tuning, key=_on_val)
+        if "failed" in best:
+            raise UserError(f"no run of the grid of {name} could be measured; see {RESULTS}")
         for seed in range(OBJECTIVES[name].seeds):
             _row(folder, run(name, best["learning_rate"], best["weight"], seed), test=True)
     print(f"{RESULTS} has the runs of {', '.join(names)}; python -m studies.geometry.tables prints them")
@@ -43,7 +39,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def _on_val(row: dict[str, Any]) -> float:
-    """Return the score by which a point of the grid is chosen; a run that failed is never chosen."""
+    """Return the score by which a point of the grid is chosen; a run that failed is below all others."""
     return -1.0 if "failed" in row else (row["val"]["knn"] + row["val"]["probe"]) / 2
 
 
@@ -54,13 +50,12 @@ def _row(folder: Path, planned: Run, test: bool = False) -> dict[str, Any]:
         if row["name"] == planned.name and row["stage"] == stage:
             return row
     row = planned._asdict() | {"stage": stage}
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_seconds()
     given = ["--config", str(HERE / "base.yaml"), f"name={planned.name}", *planned.overrides]
-    if _call(folder, ["-m", "pretrain", *given]):
+    if python(folder, ["-m", "pretrain", *given]):
         row["failed"] = "training"
     else:
-        now = resource.getrusage(resource.RUSAGE_CHILDREN)
-        row["cpu_seconds"] = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+        row["cpu_seconds"] = cpu_seconds() - before
         row |= _measured(folder, planned.name, test)
     with RESULTS.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
@@ -74,18 +69,12 @@ def _measured(folder: Path, name: str, test: bool) -> dict[str, Any]:
     options = [x for part in parts for x in (f"--{part}", SHARDS[part])]
     options += ["--folds", "0", "--initialisations", "1", "--out", str(out), "--cache", str(folder / "cache")]
     options += [] if test else ["--metrics", "probe,knn", "--baselines", ""]
-    if _call(folder, ["-m", "eval_suite", f"runs/{name}", *options]):
+    if python(folder, ["-m", "eval_suite", f"runs/{name}", *options]):
         return {"failed": "evaluation"}
     results = json.loads((out / "results.json").read_text())
     trained = results["representations"]["pretrained"]
     scores = {method: trained[method]["balanced_accuracy"] for method in ("knn", "probe")}
     return {"test" if test else "val": scores} | ({"geometry": results["geometry"]} if test else {})
-
-
-def _call(folder: Path, command: list[str]) -> int:
-    """Run a Python command in FOLDER; return its exit code."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
-    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

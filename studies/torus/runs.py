@@ -6,14 +6,12 @@ is a line of FOLDER/results.jsonl.
 """
 
 import json
-import os
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from isotorus.errors import UserError, exit_code
+from studies.running import cpu_seconds, folder_and_names, python
 
 HERE = Path(__file__).resolve().parent
 TORUS = HERE.parent.parent / "configs" / "torus_cpu.yaml"
@@ -51,11 +49,9 @@ def train(folder: Path, name: str) -> float | None:
     run, stopped = RUNS[name], (folder / "runs" / name).exists()
     module = "studies.torus.shuffled" if name == "control-shuffled" else "pretrain"
     given = ["--config", str(run.recipe), f"name={name}", f"data.path={run.shards}/train"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = cpu_seconds()
     call(folder, ["-m", module, *given, *run.settings])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return None if stopped else used
+    return None if stopped else cpu_seconds() - before
 
 
 def certify(folder: Path, name: str) -> None:
@@ -108,18 +104,13 @@ def scores(results: dict[str, Any]) -> dict[str, Any]:
 
 def call(folder: Path, command: list[str]) -> None:
     """Run a Python command in FOLDER; raise `UserError` if it fails."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
-    if subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=False).returncode:
+    if python(folder, command):
         raise UserError(f"this failed: {' '.join(command)}; mend it, then give the same command again")
 
 
 def main() -> int:
     """Run what is not in FOLDER/results.jsonl yet."""
-    if len(sys.argv) < 2:
-        raise UserError("expected the folder of studies.torus.cifar, and perhaps names of runs")
-    folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(RUNS)
-    for unknown in set(names) - set(RUNS):
-        raise UserError(f"no run is called {unknown!r}; there are {', '.join(RUNS)}")
+    folder, names = folder_and_names(RUNS)
     results = folder / "results.jsonl"
     for name in names:
         lines = results.read_text().splitlines() if results.exists() else []

@@ -34,7 +34,7 @@ IMAGES, STEPS, SAVED = 9, 10, 3
 # As large as many gradients are, so that an engine with another ε would take other steps.
 EPS = 1e-3
 MOMENTUM = 0.5
-"""Of the averaged weights, which every engine keeps."""
+"""Momentum of the averaged weights, which runs on every engine keep."""
 Options = dict[str, Any]
 Curve = list[tuple[float, float]]
 
