@@ -89,7 +89,7 @@ def evaluate(
     if not state.is_main_process:
         return {}
     features, left_out = compared.finite(_pixels_standardised(features))
-    left_out |= against.left_out
+    left_out |= with_average(against, checkpoint).left_out
     for name in options.features or ():
         if name not in features["pretrained"]:
             missing = "the checkpoint has no such features"

@@ -41,10 +41,17 @@ class Against:
 
 
 def with_average(others: Against, checkpoint: Checkpoint) -> Against:
-    """Return what a checkpoint is compared with: its averaged weights, if it has any, and `others`."""
+    """Return what a checkpoint is compared with: its averaged weights, if it has any, and `others`.
+
+    Averaged weights that are damaged are left out, since nobody named them.
+    """
     average = checkpoint.average
     if average is None:
         return others
+    try:
+        average.require_fit()
+    except UserError as error:
+        return replace(others, left_out=others.left_out | {AVERAGED: str(error)})
     encoders, inputs = {AVERAGED: average}, {AVERAGED: _inputs(average)}
     return replace(others, encoders=encoders | others.encoders, inputs=inputs | others.inputs)
 

@@ -77,6 +77,10 @@ class Checkpoint:
                     f"{self.description.name}"
                 )
 
+    def require_fit(self) -> None:
+        """Raise UserError unless the weights file is whole and belongs to the described encoder."""
+        self._compared  # noqa: B018
+
     @property
     def name(self) -> str:
         """The name of the run, or of the folder of a checkpoint without a run."""

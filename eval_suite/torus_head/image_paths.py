@@ -33,12 +33,12 @@ def rotation(images: Tensor, turn: float) -> Tensor:
     return mean + disc * (rotated - mean)
 
 
-def translation_x(images: Tensor, turn: float) -> Tensor:
+def shift_x(images: Tensor, turn: float) -> Tensor:
     """Shift images to the right by whole pixels; pixels that leave come in again on the left."""
     return images.roll(round(turn * images.shape[-1]), -1)
 
 
-def translation_y(images: Tensor, turn: float) -> Tensor:
+def shift_y(images: Tensor, turn: float) -> Tensor:
     """Shift images down by whole pixels; pixels that leave come in again at the top."""
     return images.roll(round(turn * images.shape[-2]), -2)
 
@@ -50,23 +50,18 @@ def hue(images: Tensor, turn: float) -> Tensor:
 
 PATHS: dict[str, Path] = {
     "rotation": rotation,
-    "translation_x": translation_x,
-    "translation_y": translation_y,
+    "shift_x": shift_x,
+    "shift_y": shift_y,
     "hue": hue,
 }
 """All paths by their name for --paths."""
-NAMES: dict[Action, str] = {"shift_x": "translation_x", "shift_y": "translation_y"}
-"""The paths of the actions that are called otherwise here."""
 COLOUR = ("hue",)
 """Paths that need images of three channels."""
 
 
 def of_actions(actions: Sequence[Action], border: Border) -> dict[str, Path]:
     """Return all paths for a head that was trained with `actions`: its own are turned as in training."""
-    own = {
-        NAMES.get(action, action): partial(_turned, actions, border, place)
-        for place, action in enumerate(actions)
-    }
+    own = {action: partial(_turned, actions, border, place) for place, action in enumerate(actions)}
     return PATHS | own
 
 

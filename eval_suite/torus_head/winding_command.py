@@ -14,7 +14,7 @@ from isotorus.errors import ArgumentParser, UserError
 if TYPE_CHECKING:
     from eval_suite.inputs.checkpoints import Checkpoint
 
-PATHS = ("rotation", "translation_x", "translation_y", "hue")
+PATHS = ("rotation", "shift_x", "shift_y", "hue")
 """The names of `image_paths.PATHS`."""
 
 
@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--paths",
         default=",".join(PATHS),
-        help=f"what is done to the images: some of {', '.join(PATHS)}; translation means both (default: all)",
+        help=f"what is done to the images: some of {', '.join(PATHS)}; shift means both (default: all)",
     )
     parser.add_argument(
         "--frames", metavar="DIR", help="folder with the images of a sequence, in the order of their names"

@@ -26,8 +26,8 @@ STRIP = 12
 """Number of pictures that show an image along a path."""
 DOES = {
     "rotation": "the image turns once",
-    "translation_x": "the image moves once round to the right",
-    "translation_y": "the image moves once round downwards",
+    "shift_x": "the image moves once round to the right",
+    "shift_y": "the image moves once round downwards",
     "hue": "the hue turns once",
 }
 """What happens along each path of `image_paths.PATHS`, as part of a sentence."""

@@ -79,7 +79,7 @@ class TorusHead(nn.Module):
         gamma = config.content_weight
         parts["loss"] = (1 - gamma) * parts["loss"] + gamma * content.parts.pop("loss")
         parts["content_prediction"] = content.parts.pop("prediction")
-        if "weight" in parts and "weight" in content.parts:
+        if "weight" in content.parts:
             parts["lejepa_weight"] = content.parts.pop("weight")
         return HeadOutput(parts | content.parts, self._joined(pairs.detach(), content.projections))
 

@@ -22,7 +22,7 @@ EPILOG = """examples:
   isotorus eval compare runs/a/checkpoints/step_00000100 runs/a --data …     two steps of one run
   isotorus eval compare runs/a dinov2/ --data … --images 5000                beside a timm model folder
 
-Results go to A/eval/compare/B-STEP/: compare.html, a page with one chart, and compare.json."""
+Results go to A/eval/STEP/compare/B-STEP/: compare.html, a page with one chart, and compare.json."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             help="a run (its newest checkpoint), a checkpoint folder or its weights, or a timm model folder",
         )
     arguments.add_data(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder for the results (default A/eval/compare/B-STEP)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the results (default: see below)")
     parser.add_argument(
         "--cache", metavar="DIR", help="folder that keeps features for later calls (default A/eval/cache)"
     )
@@ -93,8 +93,7 @@ def main(argv: Sequence[str]) -> int:
     state = PartialState(cpu=not torch.cuda.is_available())
     embed.one_process(state, "eval compare")
     home = (a.run or a.folder) / "eval"
-    kept = "compare-average" if a.is_average else "compare"
-    out = Path(args.out) if args.out else home / kept / f"{b.name}-{b.step}"
+    out = Path(args.out) if args.out else home / a.results_name / "compare" / f"{b.name}-{b.step}"
     cache = Path(args.cache) if args.cache else (out if args.out else home) / "cache"
     rows = randomness.rows(len(data), args.images, args.seed)
     comparison = Comparison(args.neighbours, None if data.groups is None else data.groups[rows], args.seed)

@@ -122,3 +122,8 @@ def test_averaged_weights_are_a_row_of_their_own(tmp_path: Path, data, command: 
     save_file(weights, place / "encoder_average.safetensors")
     again = json.loads(command(tmp_path / "run", *options).out)["representations"]
     assert again["pretrained"]["rank"] == last and again["averaged"]["rank"] != mean
+    # Damaged ones, which nobody named, do not stop the evaluation of the run.
+    (place / "encoder_average.safetensors").write_bytes(b"\x10" * 40)
+    outcome = command(tmp_path / "run", *options)
+    assert outcome.code == 0, outcome.err
+    assert "encoder_average.safetensors is not a whole" in json.loads(outcome.out)["left_out"][0]["reason"]

@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def compared(pair: tuple[Path, Path], data: Path) -> tuple[Outcome, dict[str, Any], str]:
     outcome = run_command("compare", *pair, "--data", data)
     assert outcome.code == 0, outcome.err
-    folder = pair[0] / "eval" / "compare" / "b-7"
+    folder = pair[0] / "eval" / "7" / "compare" / "b-7"
     return outcome, json.loads((folder / "compare.json").read_text()), (folder / "compare.html").read_text()
 
 
@@ -106,15 +106,18 @@ def test_encoders_of_different_depth_are_compared_in_all_pairs(
     assert "block of A" in (out / "compare.html").read_text()
 
 
-def test_averaged_weights_do_not_replace_a_comparison_of_the_last_ones(
+def test_each_checkpoint_of_a_run_keeps_its_own_comparisons(
     pair: tuple[Path, Path], data: Path, tmp_path: Path
 ):
     checkpoint = save_checkpoint(tmp_path / "a" / "checkpoints" / "step_00000007")
     averaged = checkpoint / "encoder_average.safetensors"
     save_file(load_file(checkpoint / "encoder.safetensors"), averaged)
-    outcome = run_command("compare", averaged, pair[1], "--data", data)
-    assert outcome.code == 0, outcome.err
-    assert [path.name for path in (tmp_path / "a" / "eval").glob("comp*")] == ["compare-average"]
+    later = save_checkpoint(tmp_path / "a" / "checkpoints" / "step_00000009")
+    for one in (averaged, checkpoint, later):
+        outcome = run_command("compare", one, pair[1], "--data", data)
+        assert outcome.code == 0, outcome.err
+    kept = (tmp_path / "a" / "eval").glob("*/compare/*/compare.json")
+    assert sorted(path.parts[-4] for path in kept) == ["7", "7-average", "9"]
 
 
 def test_a_collapsed_encoder_is_left_out_with_its_reason(pair: tuple[Path, Path], data: Path, tmp_path: Path):

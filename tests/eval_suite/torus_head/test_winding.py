@@ -88,7 +88,7 @@ def test_paths_are_closed_and_are_what_they_say():
     torch.testing.assert_close(
         quarter, torch.rot90(image_paths.rotation(image, 0.0), 1, (2, 3)), atol=1e-3, rtol=0
     )
-    assert torch.equal(image_paths.translation_x(image, 0.25), image.roll(8, 3))
+    assert torch.equal(image_paths.shift_x(image, 0.25), image.roll(8, 3))
     turned = image_paths.hue(image, 0.4)
     expected = torch.from_numpy(spot(0.3, 0.0)).permute(2, 0, 1)[None] / 255
     torch.testing.assert_close(turned, expected, atol=0.02, rtol=0)
