@@ -1,0 +1,168 @@
+"""Read DICOM files with pydicom: images of one or several frames.
+
+The values are the stored numbers after the rescale slope and intercept (or the modality LUT), so CT slices
+are in Hounsfield units. Windows of the header (VOI LUT) are not applied. MONOCHROME1 is inverted before that:
+a stored number v becomes lowest + highest − v, where lowest and highest are those that BitsStored allows, so
+that larger values are brighter in all pictures. YBR and palette colours become RGB.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.datadict import dictionary_keyword, tag_for_keyword
+from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from data_pipeline.decoders.pixels import check_size
+from data_pipeline.field_formats import dicom_codecs
+from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.values import scaled, storable
+
+_DEFAULT = {
+    "modality": "Modality",
+    "body_part": "BodyPartExamined",
+    "view": "ViewPosition",
+    "laterality": "ImageLaterality",
+}
+"""Fields that every sample gets, by the name in its JSON; none identifies a patient."""
+
+logging.getLogger("pydicom").setLevel(
+    logging.CRITICAL
+)  # its warnings about unusual values do not matter here
+
+
+def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+    """Yield the frames of a DICOM file; a file of one frame gives a picture without a name.
+
+    Raises ValueError for a file without pixels, and whatever pydicom raises for a damaged one.
+    """
+    dicom_codecs.register()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield from _read(file, reading)
+
+
+def _read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+    file.seek(128)
+    has_preamble = file.read(4) == b"DICM"
+    file.seek(0)
+    # Old files begin without a preamble, in the syntax that was the only one then.
+    header = pydicom.dcmread(file, stop_before_pixels=has_preamble, force=not has_preamble)
+    if "Rows" not in header or "Columns" not in header:
+        kind = f" ({header.SOPClassUID.name})" if "SOPClassUID" in header else ""
+        raise ValueError(f"a DICOM file without pixels{kind}" if has_preamble else "no DICOM file")
+    if header.get("Modality") == "SEG":
+        raise ValueError("a DICOM segmentation, which is no picture")
+    if not has_preamble and "TransferSyntaxUID" not in header.file_meta:
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    _check_codec(header.file_meta.TransferSyntaxUID)
+    count = int(header.get("NumberOfFrames") or 1)
+    whole = not has_preamble or header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    frames = range(0, count, reading.every)
+    if whole and has_preamble:
+        file.seek(0)
+        header = pydicom.dcmread(file)
+    check_size(header.Rows, header.Columns, header.get("SamplesPerPixel", 1))
+    pixels = iter_pixels(header if whole else file, indices=list(frames))
+    fields = _fields(header, reading.keep)
+    found = 0
+    for number, stored in zip(frames, pixels, strict=True):
+        found += 1
+        name = numbered("f", number, count) if count > 1 else ""
+        yield Picture(name, _values(header, stored, number), fields | _geometry(header, number))
+    if not found:
+        raise ValueError("a DICOM file without frames")
+
+
+def _check_codec(syntax: UID) -> None:
+    """Raise ValueError if the pixels are compressed in a way that no installed library decodes."""
+    if not syntax.is_transfer_syntax:
+        raise ValueError(f"a DICOM file of unknown transfer syntax {syntax}")
+    if not syntax.is_encapsulated:
+        return
+    try:
+        decoder = pydicom.pixels.get_decoder(syntax)
+    except NotImplementedError:
+        raise ValueError(f"a DICOM file compressed as {syntax.name}, which is not read") from None
+    if not decoder.is_available:
+        raise ValueError(
+            f'a DICOM file compressed as {syntax.name}; to read it: pip install "isotorus[medical]"'
+        )
+
+
+def _values(header: pydicom.Dataset, stored: NDArray[Any], frame: int) -> NDArray[Any]:
+    """Return the values of a frame, (H, W) or (H, W, 3)."""
+    photometric = header.PhotometricInterpretation
+    if photometric == "PALETTE COLOR":
+        return storable(apply_color_lut(stored, header))
+    if stored.ndim == 3:
+        return storable(stored)
+    if photometric == "MONOCHROME1" and stored.dtype.kind in "iu":
+        highest = 2 ** int(header.BitsStored) - 1
+        signed = bool(header.PixelRepresentation)
+        stored = ((-1 if signed else highest) - stored.astype(np.int64)).astype(stored.dtype)
+    if "ModalityLUTSequence" in header:
+        return storable(apply_modality_lut(stored, header))
+    transformation = _functional(header, "PixelValueTransformationSequence", frame) or header
+    slope, intercept = transformation.get("RescaleSlope"), transformation.get("RescaleIntercept")
+    return scaled(stored, float(1 if slope is None else slope), float(intercept or 0))
+
+
+def _functional(header: pydicom.Dataset, name: str, frame: int) -> pydicom.Dataset | None:
+    """Return the item of a functional group of an enhanced multi-frame file: that of the frame, or else the
+    one that all frames share; None if there is none.
+    """
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    for group in (*own[frame : frame + 1], *shared[:1]):
+        if found := group.get(name):
+            item: pydicom.Dataset = found[0]
+            return item
+    return None
+
+
+def _fields(header: pydicom.Dataset, keep: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the header says about all frames, and the fields to `keep` by their DICOM keyword."""
+    fields = {name: plain(header.get(keyword)) for name, keyword in _DEFAULT.items()}
+    maker = (header.get("Manufacturer"), header.get("ManufacturerModelName"))
+    fields["device"] = plain(" ".join(str(part) for part in maker if part))
+    for name in keep:
+        tag = tag_for_keyword(name) or _tag(name)
+        if tag is not None and tag in header:
+            fields[dictionary_keyword(tag) if tag_for_keyword(name) else name] = _plain(header[tag].value)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _geometry(header: pydicom.Dataset, frame: int) -> dict[str, Any]:
+    """Return the distance between rows and between columns in mm, and the thickness of the slice."""
+    measures = _functional(header, "PixelMeasuresSequence", frame) or header
+    spacing = measures.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    thickness = measures.get("SliceThickness")
+    fields: dict[str, Any] = {}
+    if spacing and len(spacing) == 2:
+        fields |= {"spacing": [float(each) for each in spacing], "spacing_unit": "mm"}
+    if thickness is not None:
+        fields["thickness"] = float(thickness)
+    return fields
+
+
+def _tag(name: str) -> int | None:
+    """Return the tag that is written as eight hexadecimal digits, such as 0010,1010; None for other names."""
+    digits = name.strip("()").replace(",", "").replace(" ", "")
+    return int(digits, 16) if len(digits) == 8 and set(digits.lower()) <= set("0123456789abcdef") else None
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of an element as JSON has it; of a sequence, its items as mappings by keyword."""
+    if isinstance(value, pydicom.Sequence):
+        return [{each.keyword or str(each.tag): _plain(each.value) for each in item} for item in value]
+    if isinstance(value, pydicom.multival.MultiValue):
+        return [_plain(each) for each in value]
+    if isinstance(value, pydicom.valuerep.IS):
+        return int(value)
+    return plain(float(value) if isinstance(value, pydicom.valuerep.DSdecimal | float) else value)

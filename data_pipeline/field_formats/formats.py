@@ -1,0 +1,90 @@
+"""Tell the format of a file by its ending and first bytes, and open it."""
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from data_pipeline.field_formats.picture import Picture, Reading
+from isotorus.errors import UserError
+
+
+class Format(NamedTuple):
+    """A format of a field."""
+
+    name: str
+    endings: tuple[str, ...]
+    start: tuple[int, bytes]
+    """Where files begin with which bytes, by which a file without one of the endings is recognised."""
+    module: str
+    """The module that reads it."""
+    library: str
+    """The Python package that this module needs."""
+    extra: str
+    """The extra of this package that installs the library."""
+
+
+_FORMATS = (Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),)
+NOT_PICTURES = {"dicomdir"}
+"""Names, in lower case, of files that only list other files."""
+_LOOKED_AT = 352
+"""Bytes that are read to recognise a file."""
+
+
+def by_name(name: str) -> str:
+    """Return the name of the format that a file's ending belongs to; "" for any other ending."""
+    name = name.lower()
+    return next((each.name for each in _FORMATS if name.endswith(each.endings)), "")
+
+
+def of(file: Path) -> str:
+    """Return the name of a file's format, by its ending or else by its first bytes; "" for any other, for
+    hidden files and for those that cannot be read.
+    """
+    if file.name.startswith(".") or file.name.lower() in NOT_PICTURES:
+        return ""
+    if named := by_name(file.name):
+        return named
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(_LOOKED_AT)
+    except OSError:
+        return ""
+    return next((f.name for f in _FORMATS if start[f.start[0] :].startswith(f.start[1])), "")
+
+
+def stem(path: str, format_name: str) -> str:
+    """Return a path without the ending of its format; a path with another ending stays whole."""
+    endings = _format(format_name).endings
+    ending = max((e for e in endings if path.lower().endswith(e)), key=len, default="")
+    return path[: len(path) - len(ending)]
+
+
+def endings() -> list[str]:
+    """Return all endings of files of the field."""
+    return [ending for each in _FORMATS for ending in each.endings]
+
+
+def require(names: set[str]) -> None:
+    """Raise `UserError` if the library of one of these formats is not installed."""
+    for each in _FORMATS:
+        if each.name in names and importlib.util.find_spec(each.library) is None:
+            raise UserError(
+                f"{each.name} files are read by {each.library}, which is not installed; "
+                f'pip install "isotorus[{each.extra}]", or take these files away'
+            )
+
+
+def read(format_name: str, file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+    """Yield the pictures of an open file.
+
+    Raises ValueError, OSError or whatever else the library raises if the file is damaged or of another kind.
+    """
+    module = importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
+    pictures: Iterator[Picture] = module.read(file, reading)
+    return pictures
+
+
+def _format(name: str) -> Format:
+    return next(each for each in _FORMATS if each.name == name)

@@ -1,0 +1,59 @@
+"""A picture of a file, and what the user says about reading such files."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+
+from isotorus.section import Section
+
+PICTURE_NAME = re.compile(r"(?:[a-z]\d+_?)+")
+"""What the names of pictures look like."""
+
+
+class Picture(NamedTuple):
+    """One picture of a file."""
+
+    name: str
+    """Says which picture of the file it is, such as "z012"; "" if the file is a single picture."""
+    values: NDArray[Any]
+    """Numbers (H, W) or (H, W, C), in the units of the file, of one of the types that `values.storable`
+    returns."""
+    header: Mapping[str, Any]
+    """What the file says about the picture, by name of the field, for the JSON beside it."""
+
+
+class Reading(Section):
+    """How files of the field are read; the same for all files of a packing."""
+
+    axis: Literal["axial", "coronal", "sagittal"] = "axial"
+    """Which slices of a NIfTI volume are the pictures."""
+    every: PositiveInt = 1
+    """Take every n-th picture of a file, from the first."""
+    hdu: str | None = None
+    """Number or name of the part of a FITS file that holds the pictures; None: the first that holds any."""
+    keep: tuple[str, ...] = ()
+    """Fields of the files' headers to keep beside the pictures, by the name that the format gives them."""
+
+
+def numbered(letter: str, number: int, count: int) -> str:
+    """Return the name of one of `count` pictures, such as "z012": names of one file sort by number."""
+    return f"{letter}{number:0{max(len(str(count - 1)), 3)}d}"
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a header as JSON has it: numbers, text, or lists of them; None if it is empty."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        value = value.rstrip(b"\0").decode(errors="replace")
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(each) for each in value] or None
+    if isinstance(value, bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else None
+    return str(value).strip() or None

