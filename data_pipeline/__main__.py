@@ -83,9 +83,19 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     _add_missing(parser)
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
     _add_channels(parser)
+    _add_reading(parser)
     add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
     _add_workers(parser)
     add("--strict", action="store_true", help="stop with an error if any file would be left out")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `pack` about files of several pictures with a header, such as DICOM."""
+    add = parser.add_argument_group("files of medicine, astronomy and microscopy").add_argument
+    add("--every", type=_positive, metavar="N", help="take every N-th picture of a file (default: all)")
+    kept = "field of the files' headers to keep beside the pictures, by its name in the format, such as "
+    kept += "PatientAge; may be given several times. Names and numbers of patients, dates and free text are "
+    add("--keep", action="append", metavar="FIELD", help=f"{kept}left out unless they are named here")
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -200,10 +210,13 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 def _pack(args: argparse.Namespace) -> int:
     # Imported here: the other commands do not need the image decoders.
     """Run `pack`; raise `UserError` for options that contradict each other."""
+    from data_pipeline.field_formats.picture import Reading
     from data_pipeline.packing.pack import Options, pack
 
     _refuse_contradictions(args)
     columns = Columns(args.image_column, args.label_column, args.group_column, args.split_column)
+    given = {"every": args.every, "keep": args.keep}
+    given = {name: value for name, value in given.items() if value is not None}
     options = Options(
         labels=args.labels,
         columns=columns,
@@ -213,6 +226,7 @@ def _pack(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         stratify=args.stratify,
         channels=args.channels,
+        reading=Reading(**given) if given else None,
         shard_size=args.shard_size,
         append=args.append,
         workers=args.workers,

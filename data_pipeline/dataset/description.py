@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.decoders.pixels import PixelRules
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import fetch, is_remote, join, refuse_password
 from isotorus.errors import UserError, from_os_error
@@ -95,6 +96,9 @@ class Generation(Section):
     pixel_rules: PixelRules = 1
     """Version of the rules by which files become pixels, see `decoders.pixels`; sets that are older than the
     first number lack this key."""
+    reading: Reading | None = None
+    """How files were read that the library of their field reads; None if the set holds none. The set then has
+    a files.npy."""
     split: Split | None
     """None if all images went into this set."""
     groups: int | None = None

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,15 @@ class Part(Section):
     """Path and reason of every file that was left out."""
 
 
+class Mark(NamedTuple):
+    """The counts of a `Census` at one time."""
+
+    rows: int
+    contents: dict[int, Content]
+    sixteen_bit: int
+    extensions: int
+
+
 class Census:
     """Counts the samples of one shard, which are added one after another."""
 
@@ -53,6 +63,15 @@ class Census:
         self._sixteen_bit = 0
         self._extensions: list[str] = []
         self._skipped: list[tuple[str, str]] = []
+
+    def mark(self) -> Mark:
+        """Return the present counts, for `rewind`."""
+        return Mark(len(self._rows), dict(self._contents), self._sixteen_bit, len(self._extensions))
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget the images that were added after a mark."""
+        del self._rows[mark.rows :], self._extensions[mark.extensions :]
+        self._contents, self._sixteen_bit = mark.contents, mark.sixteen_bit
 
     def add(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset import modified
+from data_pipeline.dataset import files, modified
 from data_pipeline.dataset.description import (
     DESCRIPTION,
     Description,
@@ -16,10 +16,12 @@ from data_pipeline.dataset.description import (
     Split,
     describe,
 )
+from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset_writer.part import Part
 from data_pipeline.decoders.pixels import PixelRules
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.files import atomic, sync
 
@@ -40,6 +42,8 @@ class FinishedShard:
     """Hash of the group of each row, 0 for none; None if no groups are known."""
     modified: NDArray[np.int64] | None = None
     """Time of each row's image file, see `dataset.modified`; None if it is not known."""
+    files: NDArray[np.void] | None = None
+    """The file of each row, see `dataset.files`; None if each row is a file."""
 
 
 def publish(
@@ -58,6 +62,7 @@ def publish(
     tar_names_in_keys: bool = False,
     missing: Sequence[str] | None = None,
     table_missing: Sequence[str] | None = None,
+    reading: Reading | None = None,
     base: Dataset | None = None,
 ) -> None:
     """Write index.npy, shards.npy and at last dataset.json of a data set with these shards.
@@ -86,6 +91,10 @@ def publish(
             np.save(file, groups)
     if any(shard.modified is not None for shard in shards):
         modified.write(folder, _times(shards, base))
+    if reading is None and base:
+        reading = base.description.reading
+    if reading is not None:
+        files.write(folder / FILES, _files(shards, base))
     sync(folder)
 
     moments = _moments(shards, base, channels)
@@ -113,6 +122,7 @@ def publish(
         missing=None if missing is None else list(missing),
         table_missing=None if table_missing is None else list(table_missing),
         pixel_rules=pixel_rules,
+        reading=reading,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         plan=plan,
@@ -133,6 +143,15 @@ def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uin
     if base is not None:
         parts.insert(0, np.zeros(len(base), np.uint64) if base.groups is None else base.groups)
     return np.concatenate(parts)
+
+
+def _files(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void]:
+    """Return the files of all samples, in the order of the index."""
+    tables = [files.read(base)] if base else []
+    for shard in shards:
+        own = shard.files
+        tables.append(files.of_rows(np.load(shard.rows, allow_pickle=False)) if own is None else own)
+    return np.concatenate(tables)
 
 
 def _times(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.int64]:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dataset import files
 from data_pipeline.dataset.description import Generation, Split
 from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.field_formats.picture import PICTURE_NAME, Reading
 from data_pipeline.packing.division import Sides, divide, hashed
 from data_pipeline.packing.listing import Item, class_names
 from data_pipeline.tables import cells
@@ -30,6 +32,8 @@ class Assignment:
     classes: list[str]
     """Class names in the order of their index."""
     split: Split | None
+    reading: Reading | None = None
+    """How files are read that the library of their field reads; None if there are none."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -41,19 +45,29 @@ class Assignment:
             for shard in shards:
                 items = [(item.path, item.size, item.label, item.extra, item.group) for item in shard]
                 digest.update(json.dumps([name, items]).encode())
+        if self.reading is not None:
+            digest.update(self.reading.model_dump_json().encode())
         return digest.hexdigest()
 
 
 def assign(
-    items: list[Item], classes: list[str], split: Split | None, shard_size: int, sides: Sides | None = None
+    items: list[Item],
+    classes: list[str],
+    split: Split | None,
+    shard_size: int,
+    sides: Sides | None = None,
+    reading: Reading | None = None,
 ) -> Assignment:
     """Split the images into sets, shuffle them, and divide each set into shards of about `shard_size` bytes.
+    The pictures of a file stay together.
 
     Groups in `sides` stay in their set. A set may be empty. Raises `UserError` if two images have the same
     key.
     """
     sets = divide(_shuffle(items), split, sides)
-    return Assignment({name: _cut(members, shard_size) for name, members in sets.items()}, classes, split)
+    of_field = any(item.format for item in items)
+    shards = {name: _cut(members, shard_size) for name, members in sets.items()}
+    return Assignment(shards, classes, split, (reading or Reading()) if of_field else None)
 
 
 def refuse_empty_sets(assignment: Assignment) -> None:
@@ -84,7 +98,22 @@ def _shuffle(items: list[Item]) -> list[Item]:
                 f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path without "
                 "extension, with _ in place of each remaining dot; rename one, or list what to pack in a CSV"
             )
+    _refuse_names_of_pictures(items)
     return [items[i] for i in order]
+
+
+def _refuse_names_of_pictures(items: list[Item]) -> None:
+    """Raise `UserError` if an image lies where the pictures of a file get their keys: scan/z012.png beside
+    scan.nii.
+    """
+    stacks = {item.key: item.path for item in items if item.format}
+    for item in items if stacks else []:
+        folder, _, name = item.key.rpartition("/")
+        if folder in stacks and PICTURE_NAME.fullmatch(name):
+            raise UserError(
+                f"{item.path} would have a key like those of the pictures in {stacks[folder]}; rename one, "
+                "or list what to pack in a CSV"
+            )
 
 
 def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
@@ -119,7 +148,8 @@ def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], Alrea
 
     Raises `UserError` if an image has the key of a packed image but another size in bytes.
     """
-    keys, sizes, labels = (np.concatenate([s.rows[name] for s in sets]) for name in ("key", "size", "label"))
+    packed = np.concatenate([files.read(dataset) for dataset in sets])
+    keys, sizes, labels = packed["key"], packed["size"], np.concatenate([s.rows["label"] for s in sets])
     order = np.argsort(keys)
     hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
     rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
@@ -139,13 +169,14 @@ def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], Alrea
 
 
 def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
-    """Return whether the key of `item` equals the key of a sample, and not only the hash of that key.
+    """Return whether the key of `item` is that of a sample or of its file, and not only the hash of it.
 
     `row` is the sample's index in the concatenated sets.
     """
     for dataset in sets:
         if row < len(dataset):
-            return dataset.key(row) == item.key
+            key = dataset.key(row)
+            return key == item.key or key.startswith(f"{item.key}/")
         row -= len(dataset)
     raise AssertionError(row)
 
@@ -192,6 +223,21 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
             "leave out --group-column and --group-pattern, or pack all images into another folder"
         )
     return packed
+
+
+def reading_to_keep(dest: Path, packed: Reading | None, asked: Reading | None) -> Reading | None:
+    """Return how new files of a field are read: as those `packed` before, if there are any.
+
+    Raises `UserError` if something else is `asked` for.
+    """
+    if packed is None or asked is None or asked == packed:
+        return packed or asked
+    before, now = (each.model_dump() for each in (packed, asked))
+    name = next(name for name in before if before[name] != now[name])
+    raise UserError(
+        f"{dest} was packed with {name}={before[name]}, not {now[name]}; leave out --axis, --every, --hdu "
+        "and --keep, which stay as they were, or pack into another folder"
+    )
 
 
 def _shares(split: Split) -> str:

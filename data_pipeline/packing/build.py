@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
+from data_pipeline.dataset import files
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
+from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_hash
 from data_pipeline.dataset.modified import MODIFIED
 from data_pipeline.dataset_writer import staging
@@ -15,6 +17,7 @@ from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.dataset_writer.staging import Base, State
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import shard
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.shard import Task
@@ -72,10 +75,11 @@ def build(
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 pixel_rules=state.pixel_rules,
                 table_missing=missing,
+                reading=assigned.reading,
                 base=old.get(name),
             )
     for name in ("", *tasks):
-        sweep(dest / name, (INDEX, SHARDS, GROUPS, MODIFIED, DESCRIPTION, SKIPPED))
+        sweep(dest / name, (INDEX, SHARDS, GROUPS, FILES, MODIFIED, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
 
@@ -121,6 +125,7 @@ def _tasks(
                 channels,
                 folder / name / _name(i),
                 rules,
+                assigned.reading or Reading(),
             )
             for i, items in enumerate(shards)
         ]
@@ -189,26 +194,34 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         if task.target.exists():  # if not, an earlier call that was interrupted has moved it
             task.target.replace(folder / name)
         rows = task.target.with_suffix(".npy")
-        shards.append(FinishedShard(name, part, rows, _groups(task, rows), _times(task, rows)))
+        table = np.load(rows, allow_pickle=False)
+        of_field = np.load(task.files, allow_pickle=False) if task.files.exists() else None
+        of = files.of_rows(table) if of_field is None else of_field
+        groups = _groups(task, table["key"], of["key"])
+        shards.append(FinishedShard(name, part, rows, groups, _times(task, of["key"]), of_field))
     return shards
 
 
-def _groups(task: Task, rows: Path) -> NDArray[np.uint64] | None:
-    """Return the hash of each row's group, 0 for none; None if no image of the shard has a group."""
-    by_key = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
-    if not by_key:
-        return None
-    keys = np.load(rows, allow_pickle=False)["key"].tolist()
-    return np.array([by_key.get(key, 0) for key in keys], np.uint64)
+def _groups(task: Task, keys: NDArray[np.uint64], of: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
+    """Return the hash of each row's group, 0 for none; None if no image of the shard has a group.
+
+    `keys` are those of the rows, and `of` those of their files. Pictures of one file are a group, unless the
+    file has one.
+    """
+    by_file = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
+    groups = np.array([by_file.get(key, 0) for key in of.tolist()], np.uint64)
+    groups = np.where((groups == 0) & (keys != of), of, groups)
+    return groups if groups.any() else None
 
 
-def _times(task: Task, rows: Path) -> NDArray[np.int64] | None:
-    """Return the time of each row's image file; None if it changed since an earlier call wrote the shard."""
+def _times(task: Task, of: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """Return the time of each row's file, whose key is in `of`; None if a file changed since an earlier call
+    wrote the shard.
+    """
     if not shard.is_current(task):
         return None
-    by_key = {key_hash(item.key): item.modified for item in task.items}
-    keys = np.load(rows, allow_pickle=False)["key"].tolist()
-    return np.array([by_key[key] for key in keys], np.int64)
+    by_file = {key_hash(item.key): item.modified for item in task.items}
+    return np.array([by_file[key] for key in of.tolist()], np.int64)
 
 
 def _name(number: int) -> str:

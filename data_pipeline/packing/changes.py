@@ -5,7 +5,6 @@ differs, or the data set records none, the file's CRC-32 is compared with that o
 were only copied or touched are unchanged.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
-from data_pipeline.dataset import modified
+from data_pipeline.dataset import files, modified
 from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
@@ -65,13 +64,14 @@ def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], wo
     The times of files that turn out to be unchanged are recorded, so that the next comparison is quick.
     Raises `UserError` if a file cannot be read.
     """
-    keys, sizes, checksums = (
-        np.concatenate([dataset.rows[name] for dataset in sets]) for name in ("key", "size", "checksum")
-    )
+    packed = np.concatenate([files.read(dataset) for dataset in sets])
+    keys, sizes, checksums = packed["key"], packed["size"], packed["checksum"]
     times = np.concatenate([modified.read(Path(dataset.path), len(dataset)) for dataset in sets])
     hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
-    order = np.argsort(keys)
-    rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
+    order = np.argsort(keys, kind="stable")
+    starts = np.searchsorted(keys, hashes, sorter=order)
+    ends = np.searchsorted(keys, hashes, side="right", sorter=order)
+    rows = order[starts.clip(max=len(keys) - 1)]
     known = keys[rows] == hashes
 
     changed, doubtful = [], []
@@ -82,9 +82,17 @@ def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], wo
         elif item.modified != times[row]:
             doubtful.append((item, row))
     differing = set(_other_bytes(source, doubtful, checksums, workers))
-    _record(sets, times, [(item, row) for item, row in doubtful if item.path not in differing])
+    unchanged = {item.path for item, _ in doubtful} - differing
+    recorded = False
+    for place in np.flatnonzero(known).tolist():
+        item, same = items[place], order[starts[place] : ends[place]]
+        if item.path in unchanged:
+            times[same], recorded = item.modified, True
+    if recorded:
+        _record(sets, times)
 
-    gone = np.setdiff1d(np.arange(len(keys)), rows[known])
+    each, first = np.unique(keys, return_index=True)
+    gone = np.sort(first[~np.isin(each, hashes)])
     left_out, when = _left_out(dest)
     unknown = [item for item, found in zip(items, known.tolist(), strict=True) if not found]
     return Changes(
@@ -153,20 +161,18 @@ def _differing(task: _Task) -> list[str]:
         pool.count()
         try:
             with open_regular(task.source / item.path) as file:
-                data = file.read()
+                found = files.checksum(file)
         except OSError as error:
             raise from_os_error(error, "comparing the images with the packed ones") from error
-        if zlib.crc32(data) != checksum:
+        if found != checksum:
             differing.append(item.path)
     return differing
 
 
-def _record(sets: list[Dataset], times: NDArray[np.int64], unchanged: list[tuple[Item, int]]) -> None:
-    """Record the times of unchanged files, if the newest generation is open and its folder can be written."""
-    if not unchanged or any(dataset.generation < len(dataset.generations) for dataset in sets):
+def _record(sets: list[Dataset], times: NDArray[np.int64]) -> None:
+    """Record the times of the files, if the newest generation is open and its folder can be written."""
+    if any(dataset.generation < len(dataset.generations) for dataset in sets):
         return
-    for item, row in unchanged:
-        times[row] = item.modified
     start = 0
     for dataset in sets:
         try:

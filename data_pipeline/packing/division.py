@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from data_pipeline.dataset import files
 from data_pipeline.dataset.description import Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
@@ -114,7 +115,7 @@ def sides_of(items: list[Item], sets: Mapping[str, Dataset]) -> dict[str, str]:
     sides: dict[str, str] = {}
     for side, dataset in sets.items():
         kept = [] if dataset.groups is None else np.unique(dataset.groups).tolist()
-        again = dataset.rows["key"].tolist() if by_key else []
+        again = np.unique(files.read(dataset)["key"]).tolist() if by_key else []
         for group in (*(by_hash.get(value) for value in kept), *(by_key.get(key) for key in again)):
             if group is not None:
                 sides.setdefault(group, side)

@@ -13,6 +13,7 @@ from data_pipeline.dataset.description import DESCRIPTION
 from data_pipeline.dataset.index import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
+from data_pipeline.field_formats import formats
 from data_pipeline.packing import manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import (
@@ -51,6 +52,9 @@ class Item:
     """Name of the image's set, where the table says it."""
     unread: str = ""
     """The kind of what is there, such as a named pipe, if it is not a regular file; otherwise empty."""
+    format: str = ""
+    """Format of a file that is read by the library of its field, see `field_formats.formats`; otherwise
+    empty."""
 
     @property
     def key(self) -> str:
@@ -58,6 +62,8 @@ class Item:
 
         Dots are replaced because WebDataset ends a key at the first dot of the file name.
         """
+        if self.format:
+            return formats.stem(self.path, self.format).replace(".", "_")
         folder, slash, name = self.path.rpartition("/")
         return f"{folder}{slash}{name.rpartition('.')[0] or name}".replace(".", "_")
 
@@ -75,9 +81,8 @@ def from_folder(
     paths = sorted(_image_files(source, others, Counter() if passed is None else passed))
     if not paths:
         but = f" but {other_pictures.summary(others)}" if others else ""
-        raise UserError(
-            f"{source} holds no images{but}; expected files ending in {', '.join(sorted(EXTENSIONS))}"
-        )
+        expected = ", ".join(sorted({*EXTENSIONS, *formats.endings()}))
+        raise UserError(f"{source} holds no images{but}; expected files ending in {expected}")
     loose = [path for path in paths if "/" not in path] if labelled else []
     if loose:
         raise UserError(
@@ -88,7 +93,7 @@ def from_folder(
     for path in paths:
         size, modified, unread = _stat(source, path)
         label = intern(one_form(path.partition("/")[0])) if labelled else ""
-        items.append(Item(path, size, modified, label, unread=unread))
+        items.append(Item(path, size, modified, label, unread=unread, format=_format(source, path, unread)))
     return items, others
 
 
@@ -120,7 +125,8 @@ def from_manifest(
                 continue
             path = other
             size, modified, unread = _stat(source, path)
-        items.append(Item(path, size, modified, row.label, row.extra, row.group, row.split, unread))
+        kind = _format(source, path, unread)
+        items.append(Item(path, size, modified, row.label, row.extra, row.group, row.split, unread, kind))
     if absent:
         raise UserError(
             f"{len(absent)} of the {len(items) + len(absent)} files named by {file} are not in {source} "
@@ -204,17 +210,26 @@ def _image_files(source: Path, others: Counter[str], passed: Counter[str]) -> It
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             relative = folder.relative_to(source)
             for name in names:
-                if Path(name).suffix.lower() in EXTENSIONS:
+                if _is_image(folder / name):
                     yield (relative / name).as_posix()
                 elif ending := other_pictures.ending(folder / name):
                     others[ending] += 1
             for name, kind in special:
-                if Path(name).suffix.lower() in EXTENSIONS and kind not in (ELSEWHERE, AROUND):
+                is_image = Path(name).suffix.lower() in EXTENSIONS or formats.by_name(name)
+                if is_image and kind not in (ELSEWHERE, AROUND):
                     yield (relative / name).as_posix()
                 else:
                     passed[kind] += 1
     except OSError as error:
         raise from_os_error(error, f"reading the images in {source}") from error
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a file is an image by its ending, or by its first bytes if the ending says nothing."""
+    ending = file.suffix.lower()
+    if ending in EXTENSIONS or formats.by_name(file.name):
+        return True
+    return ending not in other_pictures.NOT_LOOKED_INTO and bool(formats.of(file))
 
 
 def _stat(source: Path, path: str) -> tuple[int, int, str]:
@@ -231,6 +246,13 @@ def _stat(source: Path, path: str) -> tuple[int, int, str]:
         raise from_os_error(error, "reading the images") from error
     kind = kind_of(status.st_mode)
     return (0, 0, kind) if kind else (status.st_size, status.st_mtime_ns, "")
+
+
+def _format(source: Path, path: str, unread: str) -> str:
+    """Return `Item.format` of an image."""
+    if unread or Path(path).suffix.lower() in EXTENSIONS:
+        return formats.by_name(path)
+    return formats.of(source / path)
 
 
 def _leads_out(path: str) -> bool:

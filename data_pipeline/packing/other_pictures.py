@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from data_pipeline.field_formats import formats
 from isotorus.errors import one_line
 
 
@@ -26,7 +27,7 @@ _PICTURES = _endings(
     "ppm pgm pbm pnm pfm pam psd psb tga pcx exr hdr dds qoi xcf kra eps ai wbmp xbm xpm sgi rgb ras cin dpx",
     "dib emf wmf mpo jps pns btf",
 )
-_NOT_LOOKED_INTO = _endings(
+NOT_LOOKED_INTO = _endings(
     "txt json jsonl csv tsv xml html htm md rst yaml yml toml ini cfg log py ipynb sh js css cls parquet xls",
     "xlsx doc docx pdf zip tar gz bz2 xz zst 7z rar npz pt pth safetensors h5 hdf5 db sqlite xmp aae thm mp4",
     "mov avi mkv webm wav mp3",
@@ -65,11 +66,11 @@ def ending(file: Path) -> str | None:
     without an ending. Returns None for other files, for hidden ones, and for files that cannot be read.
     """
     suffix = file.suffix.lower()
-    if file.name.startswith("."):
+    if file.name.startswith(".") or file.name.lower() in formats.NOT_PICTURES:
         return None
     if by_name := known_ending(file.name):
         return by_name
-    if suffix in _NOT_LOOKED_INTO:
+    if suffix in NOT_LOOKED_INTO:
         return None
     try:
         with file.open("rb") as stream:

@@ -18,6 +18,8 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
 from data_pipeline.decoders.pixels import NEWEST_RULES
+from data_pipeline.field_formats import formats
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import assignment, changes, division, listing, other_pictures
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build
@@ -48,6 +50,9 @@ class Options:
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
+    reading: Reading | None = None
+    """How to read files that the library of their field reads; None: as `Reading` says, or for more images of
+    a data set, as before."""
     shard_size: int = 256 * 10**6
     """Approximate size of a shard in bytes."""
     append: bool = False
@@ -87,6 +92,7 @@ def pack(source: Path, dest: Path, options: Options) -> str:
         options = replace(options, missing=_missing_before(dest))
     passed: Counter[str] = Counter()
     items, others = _list(source, options, passed)
+    formats.require({item.format for item in items})
     passed += Counter(item.unread for item in items if item.unread)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
     advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
@@ -133,12 +139,25 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
         others = Counter()
     if options.group_pattern is not None:
         items = listing.grouped(items, options.group_pattern)
+    if (options.val_fraction or options.test_fraction) and not options.grouped:
+        _note_slices(source, items)
     return items, others
+
+
+def _note_slices(source: Path, items: list[Item]) -> None:
+    """Say on stderr that files which may be slices of one patient are divided one by one."""
+    if slices := sum(item.format == "DICOM" for item in items):
+        print(
+            f"note: the {slices} DICOM files in {source} are divided file by file, so slices of one patient "
+            "can be on both sides; name the patient with --group-pattern or --group-column",
+            file=sys.stderr,
+        )
 
 
 def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> str:
     """Pack into an empty folder, or continue a packing that was interrupted there."""
-    assigned = assignment.assign(items, listing.class_names(items), options.split, options.shard_size)
+    classes = listing.class_names(items)
+    assigned = assignment.assign(items, classes, options.split, options.shard_size, reading=options.reading)
     assignment.refuse_empty_sets(assigned)
     if _is_packed(source, dest, assigned, options) and not (dest / STAGING).exists():
         return _already_packed(source, dest, items, assigned, options)
@@ -203,6 +222,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         bases = begun.bases if begun else {name: _base(dest / name) for name in names}
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)
+        reading = assignment.reading_to_keep(dest, sets[0].description.reading, options.reading)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
         since = changes.compare(source, dest, items, sets, options.workers)
         changes.refuse_changed(dest, since)
@@ -213,7 +233,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
             return f"nothing new: {known}{gone}"
         sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
         classes = assignment.extended_classes(new, sets)
-        assigned = assignment.assign(new, classes, split, options.shard_size, sides)
+        assigned = assignment.assign(new, classes, split, options.shard_size, sides, reading)
         assignment.refuse_new_sets(dest, assigned, names)
         assigned = replace(assigned, sets=assigned.sets | {n: [] for n in names if n not in assigned.sets})
         added = _build(source, dest, folder, assigned, bases, options)

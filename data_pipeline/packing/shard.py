@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline import pool
-from data_pipeline.dataset.index import LARGEST_IMAGE
+from data_pipeline.dataset import files
+from data_pipeline.dataset.files import FILE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
-from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
-from isotorus.errors import UserError, from_os_error, no_memory
+from data_pipeline.packing.samples import Sample, file_row, samples
+from isotorus.errors import from_os_error, no_memory
 from isotorus.files import atomic
-from isotorus.foreign_files import open_regular
 from isotorus.section import Section
 
 
@@ -38,6 +40,13 @@ class Task:
     """The tar file to write; its index rows (.npy) and its `Staged` record (.json) are written beside it."""
     pixel_rules: PixelRules
     """Version of the rules by which files become pixels."""
+    reading: Reading
+    """How files are read that the library of their field reads."""
+
+    @property
+    def files(self) -> Path:
+        """The file (.npy) with the `dataset.files` of the shard's samples; only if any has its own."""
+        return self.target.with_suffix(".files.npy")
 
     @property
     def sources(self) -> str:
@@ -65,12 +74,14 @@ def write(task: Task) -> Part:
     """
     try:
         with atomic(task.target) as file:
-            census = _write_tar(task, file)
+            census, of_field = _write_tar(task, file)
         with task.target.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         part, rows = census.part(task.target.stat().st_size, sha256)
         with atomic(task.target.with_suffix(".npy")) as file:
             np.save(file, rows)
+        if of_field is not None:
+            files.write(task.files, of_field)
         with atomic(task.target.with_suffix(".json")) as file:
             staged = Staged(sources=task.sources, channels=task.channels, part=part)
             file.write(staged.model_dump_json().encode())
@@ -103,60 +114,56 @@ def _staged(task: Task) -> Staged | None:
         return None
 
 
-def _write_tar(task: Task, file: BinaryIO) -> Census:
-    """Write the tar file, and return the counts of its samples."""
+def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | None]:
+    """Write the tar file, and return the counts of its samples and, if any were read by the library of a
+    field, the file of each.
+
+    A file is packed whole or not at all: if one of its pictures cannot be, what was written of it is removed.
+    """
     census = Census()
+    rows: list[tuple[int, int, int]] = []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
-            extension = Path(item.path).suffix.lower()
+            start, before = tar.offset, census.mark()
+            first, count = None, 0
             try:
-                if item.unread:
-                    raise ValueError(f"no regular file but a {item.unread}")
-                if extension not in EXTENSIONS:
-                    raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
-                if item.size > LARGEST_IMAGE:
-                    raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
-                data = _read(task.source, item)
-                pixels = decode(data, task.channels, depth=None, rules=task.pixel_rules)
+                for sample in samples(task.source, item, task.channels, task.pixel_rules, task.reading):
+                    offset = _add(tar, sample, label)
+                    census.add(
+                        item.path, sample.key, sample.extension, label, offset, sample.data, sample.pixels
+                    )
+                    first, count = first or sample, count + 1
             except MemoryError as error:
                 raise no_memory(item.path, error) from None
             except ValueError as error:
+                census.rewind(before)
                 census.skip(item.path, str(error))
+                file.seek(start)
+                file.truncate()
+                tar.offset = start
                 continue
-            extension = extension.removeprefix(".")
-            offset = _add(tar, item, extension, label, data)
-            census.add(item.path, item.key, extension, label, offset, data, pixels)
-    return census
+            if first is None:
+                census.skip(item.path, "no pictures in this file")
+            else:
+                rows += [file_row(task.source, item, first)] * count
+    of_field = any(item.format for item in task.items)
+    return census, np.array(rows, FILE) if of_field else None
 
 
-def _read(source: Path, item: Item) -> bytes:
-    """Return the bytes of an image file; raise `UserError` if its size has changed since it was listed."""
-    try:
-        with open_regular(source / item.path) as file:
-            data = file.read(item.size + 1)
-    except OSError as error:
-        raise from_os_error(error, "reading the images") from error
-    if len(data) != item.size:
-        raise UserError(
-            f"{source / item.path} changed while it was packed; wait until it is complete and pack again"
-        )
-    return data
-
-
-def _add(tar: tarfile.TarFile, item: Item, extension: str, label: int, data: bytes) -> int:
+def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:
     """Append the files of one sample to the tar file; return the offset of the image's bytes in it."""
-    members = {extension: data}
+    members = {sample.extension: sample.data}
     if label >= 0:
         members["cls"] = str(label).encode()
-    if item.extra:
-        members["json"] = item.extra.encode()
+    if sample.extra:
+        members["json"] = sample.extra.encode()
     offset = 0
     for name, content in members.items():
         # No owner and no date, so that every user writes the same bytes at any time.
-        header = tarfile.TarInfo(f"{item.key}.{name}")
+        header = tarfile.TarInfo(f"{sample.key}.{name}")
         header.size, header.mode = len(content), 0o444
         tar.addfile(header, io.BytesIO(content))
-        if name == extension:
-            offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if name == sample.extension:
+            offset = tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return offset

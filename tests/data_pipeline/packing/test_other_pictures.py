@@ -14,9 +14,9 @@ JPEG = encoded(picture(1), "jpeg")
 PICTURES = {
     "IMG_1.HEIC": b"\0\0\0\x18ftypheic",
     "IMG_2.heic": b"",
-    "ct.dcm": b"",
-    "brain.nii.gz": b"",
-    "sky.FITS": b"",
+    "mr.nrrd": b"",
+    "brain.mgz": b"",
+    "cells.CZI": b"",
     "raw.CR2": b"",
     "raw.NEF": b"",
     "drawing.svg": b"<svg/>",
@@ -24,15 +24,15 @@ PICTURES = {
     "IMG_0001": JPEG,
     "upload.jpg_large": JPEG,
     "backup.jpg.bak": JPEG,
-    "slice": bytes(128) + b"DICM",
+    "slice": b"\xff\x4f\xff\x51",
     "camera": b"\0\0\0\x18ftypcrx ",
     "old.picture": encoded(picture(1), "bmp"),
     "scan.bak": encoded(picture(1), "tiff"),
 }
 """Names and the first bytes of pictures that are not read."""
 COUNTS = (
-    "16 pictures of formats or names that are not read (without ending 3, .bak 2, .heic 2, .cr2 1, .dcm 1, "
-    ".fits 1, .gif 1, .jpg_large 1, .nef 1, .nii.gz 1, .picture 1, .svg 1)"
+    "16 pictures of formats or names that are not read (without ending 3, .bak 2, .heic 2, .cr2 1, .czi 1, "
+    ".gif 1, .jpg_large 1, .mgz 1, .nef 1, .nrrd 1, .picture 1, .svg 1)"
 )
 NO_PICTURES = {
     "notes.txt": JPEG,

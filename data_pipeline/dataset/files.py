@@ -1,0 +1,61 @@
+"""files.npy: the file that each sample was read from, for sets with files that give several samples.
+
+In other sets a sample is a file: its bytes, and the key of its path.
+"""
+
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.index import Dataset
+from isotorus.errors import UserError
+from isotorus.files import atomic
+
+FILES = "files.npy"
+FILE = np.dtype([("key", "<u8"), ("size", "<u8"), ("checksum", "<u4")])
+"""`key_hash` of the path without its ending, size in bytes and CRC-32 of a file."""
+_PIECE = 2**20
+
+
+def read(dataset: Dataset) -> NDArray[np.void]:
+    """Return the file of each sample (n,) of dtype `FILE`, in the order of the index.
+
+    Raises `UserError` if files.npy is missing or does not fit the data set.
+    """
+    if dataset.description.reading is None:
+        return of_rows(dataset.rows)
+    path = Path(dataset.path) / FILES
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        advice = "bring it back from a copy, or pack again"
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
+    if table.dtype != FILE or table.ndim != 1 or len(table) < len(dataset):
+        raise UserError(f"{path} does not fit the data set; bring it back from a copy, or pack again")
+    newest: NDArray[np.void] = table[: len(dataset)]  # it is longer if there are newer generations
+    return newest
+
+
+def of_rows(rows: NDArray[np.void]) -> NDArray[np.void]:
+    """Return the files of samples that are files themselves, from their rows of the index."""
+    table = np.empty(len(rows), FILE)
+    for name in FILE.names or ():
+        table[name] = rows[name]
+    return table
+
+
+def write(path: Path, table: NDArray[np.void]) -> None:
+    """Write a table of dtype `FILE`."""
+    with atomic(path) as file:
+        np.save(file, table)
+
+
+def checksum(file: BinaryIO) -> int:
+    """Return the CRC-32 of the rest of a file, which is read in pieces."""
+    value = 0
+    while piece := file.read(_PIECE):
+        value = zlib.crc32(piece, value)
+    return value

@@ -1,0 +1,126 @@
+"""Turn one file into the samples that are packed: a picture is one as it is, a volume one for each slice."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.dataset import files
+from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
+from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.decoders.pixels import PixelRules, Pixels
+from data_pipeline.field_formats import formats
+from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.field_formats.stored import as_tiff
+from data_pipeline.packing.listing import Item
+from isotorus.errors import UserError, from_os_error
+from isotorus.foreign_files import open_regular
+
+
+class Sample(NamedTuple):
+    """One sample of a shard."""
+
+    key: str
+    extension: str
+    """Ending of the image in the shard, without the dot."""
+    data: bytes
+    """Bytes of the image in the shard."""
+    pixels: Pixels
+    extra: str
+    """What the JSON beside the image says; "" for no JSON."""
+
+
+def samples(
+    source: Path, item: Item, channels: int | None, rules: PixelRules, reading: Reading
+) -> Iterator[Sample]:
+    """Yield the samples of a file.
+
+    Raises ValueError, with the reason in one line, if the file is damaged or cannot be packed, `UserError` if
+    it cannot be read or has changed since it was listed, and MemoryError.
+    """
+    if item.unread:
+        raise ValueError(f"no regular file but a {item.unread}")
+    if item.format:
+        yield from _of_field(source, item, channels, rules, reading)
+        return
+    extension = Path(item.path).suffix.lower()
+    if extension not in EXTENSIONS:
+        raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
+    if item.size > LARGEST_IMAGE:
+        raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
+    data = _read(source, item)
+    pixels = decode(data, channels, depth=None, rules=rules)
+    yield Sample(item.key, extension.removeprefix("."), data, pixels, item.extra)
+
+
+def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
+    """Return the row of `dataset.files` for a file, whose first sample is `first`."""
+    if not item.format:
+        return key_hash(item.key), item.size, zlib.crc32(first.data)
+    try:
+        with open_regular(source / item.path) as file:
+            checksum = files.checksum(file)
+            size = file.tell()
+    except OSError as error:
+        raise from_os_error(error, "reading the images") from error
+    if size != item.size:
+        raise _changed(source, item)
+    return key_hash(item.key), item.size, checksum
+
+
+def _of_field(
+    source: Path, item: Item, channels: int | None, rules: PixelRules, reading: Reading
+) -> Iterator[Sample]:
+    """Yield the samples of a file that is read by the library of its field."""
+    try:
+        with open_regular(source / item.path) as file:
+            if os.fstat(file.fileno()).st_size != item.size:
+                raise _changed(source, item)
+            for picture in formats.read(item.format, file, reading):
+                data = as_tiff(picture.values)
+                pixels = decode(data, channels, depth=None, rules=rules)
+                key = f"{item.key}/{picture.name}" if picture.name else item.key
+                yield Sample(key, "tif", data, pixels, _extra(item, picture))
+    except (MemoryError, UserError):
+        raise
+    except OSError as error:
+        if error.errno:  # libraries raise OSError without a number for files that are damaged
+            raise from_os_error(error, "reading the images") from error
+        raise ValueError(_reason(error)) from error
+    except Exception as error:  # libraries raise nearly every kind of exception for damaged files
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return one line about a file that a library could not read."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError) else f"the file is damaged ({type(error).__name__}: {said})"
+
+
+def _extra(item: Item, picture: Picture) -> str:
+    """Return the JSON of a sample: the fields of its header, and the columns of its row in the table, which
+    take precedence.
+    """
+    fields = dict(picture.header) | (json.loads(item.extra) if item.extra else {})
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False) if fields else ""
+
+
+def _read(source: Path, item: Item) -> bytes:
+    """Return the bytes of an image file; raise `UserError` if its size has changed since it was listed."""
+    try:
+        with open_regular(source / item.path) as file:
+            data = file.read(item.size + 1)
+    except OSError as error:
+        raise from_os_error(error, "reading the images") from error
+    if len(data) != item.size:
+        raise _changed(source, item)
+    return data
+
+
+def _changed(source: Path, item: Item) -> UserError:
+    """Return the error for a file that has another size than when it was listed."""
+    return UserError(
+        f"{source / item.path} changed while it was packed; wait until it is complete and pack again"
+    )
