@@ -92,6 +92,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `pack` about files of several pictures with a header, such as DICOM."""
     add = parser.add_argument_group("files of medicine, astronomy and microscopy").add_argument
+    hdu = "number or name of the part (HDU) of a FITS file that is read (default: the first with an image)"
+    add("--hdu", help=hdu)
+    axis = "which slices of a NIfTI volume are its pictures (default: axial)"
+    add("--axis", choices=("axial", "coronal", "sagittal"), help=axis)
     add("--every", type=_positive, metavar="N", help="take every N-th picture of a file (default: all)")
     kept = "field of the files' headers to keep beside the pictures, by its name in the format, such as "
     kept += "PatientAge; may be given several times. Names and numbers of patients, dates and free text are "
@@ -215,7 +219,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     _refuse_contradictions(args)
     columns = Columns(args.image_column, args.label_column, args.group_column, args.split_column)
-    given = {"every": args.every, "keep": args.keep}
+    given = {"axis": args.axis, "every": args.every, "hdu": args.hdu, "keep": args.keep}
     given = {name: value for name, value in given.items() if value is not None}
     options = Options(
         labels=args.labels,

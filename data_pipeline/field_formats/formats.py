@@ -25,7 +25,12 @@ class Format(NamedTuple):
     """The extra of this package that installs the library."""
 
 
-_FORMATS = (Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),)
+_FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
+_FORMATS = (
+    Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),
+    Format("NIfTI", (".nii", ".nii.gz"), (344, b"n+1\0"), "nifti", "nibabel", "medical"),
+    Format("FITS", _FITS, (0, b"SIMPLE  ="), "fits", "astropy", "astro"),
+)
 NOT_PICTURES = {"dicomdir"}
 """Names, in lower case, of files that only list other files."""
 _LOOKED_AT = 352

@@ -46,11 +46,11 @@ def numbered(letter: str, number: int, count: int) -> str:
 
 def plain(value: Any) -> Any:
     """Return a value of a header as JSON has it: numbers, text, or lists of them; None if it is empty."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, bytes):
         value = value.rstrip(b"\0").decode(errors="replace")
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, list | tuple):
         return [plain(each) for each in value] or None
     if isinstance(value, bool | int) or value is None:
         return value
