@@ -1,13 +1,16 @@
 """The runs of the study: each objective on a grid of learning rate × weight, then seeds of the best point.
 
 The grid has four points for every objective, so that all are tuned with the same effort. Its second axis is
-the weight of what shapes the latent space.
+the weight of what shapes the latent space. `order.py` says which run comes next, `further.py` has runs that
+are no objective of their own.
 """
 
 from itertools import product
 from typing import NamedTuple
 
 LEARNING_RATES = (1e-3, 3e-3)
+IMAGES = 15_000
+"""Images that all runs but those of the data-size curve are trained on."""
 PROJECTOR = "projector={hidden: 512, layers: 3, width: 64}"
 JEPA_PROJECTOR = "objective.projector={hidden: 512, layers: 3, width: 256}"
 PREDICTOR = "objective.predictor={hidden: 512, layers: 2}"
@@ -31,10 +34,13 @@ class Run(NamedTuple):
 
     name: str
     objective: str
+    """Name in the tables."""
     overrides: tuple[str, ...]
     learning_rate: float
     weight: float
     seed: int
+    images: int = IMAGES
+    """Images that it is trained on."""
 
 
 def _jepa(*settings: str) -> tuple[str, ...]:
@@ -62,19 +68,20 @@ _ACTIONS = (
 
 OBJECTIVES = {
     "lejepa": Objective(_LEJEPA, "objective.weight", (0.02, 0.1), seeds=5),
+    "torus_actions": Objective(_ACTIONS, "objective.content_weight", (0.15, 0.5), seeds=5),
+    "vicreg": Objective(_jepa("regularizer=vicreg"), "objective.weight", (0.2, 1.0)),
+    "toroidal_N8": _toroidal(8),
+    "sigreg": Objective(_jepa("regularizer=sigreg", SLICES), "objective.weight", (0.03, 0.3)),
+    "torus_m2": _torus(2),
     "lejepa_auto": Objective(
         (*_LEJEPA, "objective.auto_weight.enabled=true"), "objective.auto_weight.multiple", (1.2, 2.0)
     ),
-    "vicreg": Objective(_jepa("regularizer=vicreg"), "objective.weight", (0.2, 1.0)),
-    "sigreg": Objective(_jepa("regularizer=sigreg", SLICES), "objective.weight", (0.03, 0.3)),
-    "toroidal_N8": _toroidal(8),
     "toroidal_N12": _toroidal(12),
     "toroidal_N16": _toroidal(16),
-    "torus_m2": _torus(2),
     "torus_m16": _torus(16),
-    "torus_actions": Objective(_ACTIONS, "objective.content_weight", (0.15, 0.5), seeds=5),
 }
-"""All objectives, by the names of the tables."""
+"""All objectives by the names of the tables, the most wanted first."""
+TOROIDAL = ("toroidal_N8", "toroidal_N12", "toroidal_N16")
 
 
 def grid(objective: str) -> list[Run]:

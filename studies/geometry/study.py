@@ -1,80 +1,89 @@
-"""`python -m studies.geometry.study FOLDER [OBJECTIVE …]`: train and measure the runs of the study.
+"""`python -m studies.geometry.study FOLDER [NAME …]`: train and measure the runs of the study.
 
-FOLDER/cifar is what `studies.torus.cifar` writes. An objective's grid is trained with seed 0, the point with
-the best mean of k-NN and linear probe on the validation images is chosen, and more seeds are trained there.
-Each run is a line of results.jsonl beside this file; runs that are there are left out, on any machine.
+FOLDER/cifar is what `studies.torus.cifar` writes. NAMEs are objectives of plan.py and families of further.py.
+The grids are trained with seed 0; the point with the best mean of k-NN and linear probe on the validation
+images is chosen, and seeds are trained there. Each measured run is a line of results.jsonl beside this file;
+lines that are there are left out, on any machine. A run that was stopped is continued. The same command may
+be given several times at once, to use more cores: no run is done twice.
 """
 
-import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from isotorus import jsonl
 from isotorus.errors import UserError, exit_code
-from studies.geometry.plan import OBJECTIVES, Run, grid, run
-from studies.running import cpu_seconds, folder_and_names, python
+from studies.geometry import measured
+from studies.geometry.fewer_images import pack
+from studies.geometry.further import FURTHER
+from studies.geometry.order import Task, missing
+from studies.geometry.plan import IMAGES, OBJECTIVES
+from studies.running import add_row, claim, cpu_seconds, folder_and_names, python
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results.jsonl"
-SHARDS = {part: f"cifar/shards/{part}" for part in ("train", "val", "test")}
+BASE, RESULTS = HERE / "base.yaml", HERE / "results.jsonl"
+WAIT = 10.0
+"""Seconds until this process looks again, while others do all that is left."""
+DIVERGED = "updates in a row were refused"
+"""What the last line of a run says that its guard has ended."""
 
 
 def main() -> int:
-    """Train what is missing."""
-    folder, names = folder_and_names(OBJECTIVES)
-    for name in names:
-        tuning = [_row(folder, x) for x in grid(name)]
-        best = max(tuning, key=_on_val)
-        if "failed" in best:
-            raise UserError(f"no run of the grid of {name} could be measured; see {RESULTS}")
-        for seed in range(OBJECTIVES[name].seeds):
-            _row(folder, run(name, best["learning_rate"], best["weight"], seed), test=True)
-    print(f"{RESULTS} has the runs of {', '.join(names)}; python -m studies.geometry.tables prints them")
+    """Do what is missing."""
+    folder, names = folder_and_names([*OBJECTIVES, *FURTHER])
+    if not (folder / "cifar" / "shards" / "train").is_dir():
+        raise UserError(f"{folder} has no cifar/shards; python -m studies.torus.cifar ARCHIVE {folder}/cifar")
+    while left := missing(rows(), names):
+        if not any(_do(folder, task, len(left)) for task in left):
+            time.sleep(WAIT)
+    print(f"{RESULTS} has all runs of {', '.join(names)}; python -m studies.geometry.tables prints them")
     return 0
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return the runs that are there."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    """Return the measured runs."""
+    return jsonl.read(RESULTS)
 
 
-def _on_val(row: dict[str, Any]) -> float:
-    """Return the score by which a point of the grid is chosen; a run that failed is below all others."""
-    return -1.0 if "failed" in row else (row["val"]["knn"] + row["val"]["probe"]) / 2
+def _do(folder: Path, task: Task, left: int) -> bool:
+    """Train and measure a run and add its row; return False if another process does it, or has done it."""
+    with claim(folder / "locks" / task.run.name) as held:
+        if held is None or task.key in {(row["name"], row["stage"]) for row in rows()}:
+            return False
+        print(f"{time.strftime('%H:%M:%S')} {task.run.name}, {task.stage}; {left} can be started", flush=True)
+        add_row(RESULTS, task.run._asdict() | {"stage": task.stage} | _row(folder, task, held))
+    return True
 
 
-def _row(folder: Path, planned: Run, test: bool = False) -> dict[str, Any]:
-    """Return the row of a run; train and measure it first where the row is missing."""
-    stage = "test" if test else "val"
-    for row in rows():
-        if row["name"] == planned.name and row["stage"] == stage:
-            return row
-    row = planned._asdict() | {"stage": stage}
+def _row(folder: Path, task: Task, held: int) -> dict[str, Any]:
+    """Return what a run has to show: what was measured, or why it failed."""
+    run = folder / "runs" / task.run.name
+    row = _train(folder, task, held)
+    if "failed" in row:
+        return row
     before = cpu_seconds()
-    given = ["--config", str(HERE / "base.yaml"), f"name={planned.name}", *planned.overrides]
-    if python(folder, ["-m", "pretrain", *given]):
-        row["failed"] = "training"
-    else:
-        row["cpu_seconds"] = cpu_seconds() - before
-        row |= _measured(folder, planned.name, test)
-    with RESULTS.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
-    return row
+    try:
+        row |= measured.training(run) | measured.evaluation(folder, task.run.name, task.stage == "test", held)
+    except measured.Failed as error:
+        row["failed"] = str(error)
+    return row | {"evaluation_cpu_seconds": round(cpu_seconds() - before, 1)}
 
 
-def _measured(folder: Path, name: str, test: bool) -> dict[str, Any]:
-    """Evaluate the newest checkpoint: scores on val to choose by, or all measures with test scores."""
-    out = folder / "evaluations" / f"{name}-{'test' if test else 'val'}"
-    parts = ["train", "val", "test"] if test else ["train", "val"]
-    options = [x for part in parts for x in (f"--{part}", SHARDS[part])]
-    options += ["--folds", "0", "--initialisations", "1", "--out", str(out), "--cache", str(folder / "cache")]
-    options += [] if test else ["--metrics", "probe,knn", "--baselines", ""]
-    if python(folder, ["-m", "eval_suite", f"runs/{name}", *options]):
-        return {"failed": "evaluation"}
-    results = json.loads((out / "results.json").read_text())
-    trained = results["representations"]["pretrained"]
-    scores = {method: trained[method]["balanced_accuracy"] for method in ("knn", "probe")}
-    return {"test" if test else "val": scores} | ({"geometry": results["geometry"]} if test else {})
+def _train(folder: Path, task: Task, held: int) -> dict[str, Any]:
+    """Train a run to its end, or go on with it; return its CPU time, if it was trained in one go here."""
+    name, before = task.run.name, cpu_seconds()
+    stopped, log = (folder / "runs" / name).exists(), measured.log_of(folder, name)
+    if task.run.images < IMAGES:
+        pack(folder, task.run.images)
+    given = ["--config", str(BASE), f"name={name}", *task.run.overrides]
+    code = python(folder, ["-m", "pretrain", *given], log, held)
+    if code and DIVERGED in (said := measured.last_line(log)):
+        return {"failed": f"training: {said}"}
+    if code or not measured.is_complete(folder / "runs" / name):
+        raise UserError(f"{name} did not end (exit code {code}), see {log}; the same command continues it")
+    used = {} if stopped else {"cpu_seconds": round(cpu_seconds() - before, 1)}
+    return {"cpu_seconds": None} | used
 
 
 if __name__ == "__main__":
