@@ -1,7 +1,7 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`: train one run, alone or under a launcher.
 
 `python -m pretrain plan …` says what a run costs, `sweep …` runs a grid of runs, and `export …` writes an
-encoder for timm or transformers.
+encoder for other libraries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "plan": "pretrain.cost.plan_command",
     "sweep": "pretrain.sweep",
-    "export": "pretrain.checkpoint.export_command",
+    "export": "pretrain.export.command",
 }
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: written, read, used as first weights, and exported for other libraries."""
+"""Checkpoints on disk: written, read, and used as first weights."""

@@ -101,6 +101,8 @@ class WindingAttention(Attention):
         addresses = self.address(x)
         blockwise = x.is_cuda and not torch.are_deterministic_algorithms_enabled()
         attend = attend_in_blocks if blockwise else functools.partial(attend_sorted, self.address.classes)
+        if torch.compiler.is_exporting():
+            attend = attend_densely
         attended = attend(q * self.scale, k, v, addresses)
         return self.proj(self.norm(attended.flatten(2)))
 
@@ -136,6 +138,15 @@ def attend_sorted(count: int, q: Tensor, k: Tensor, v: Tensor, addresses: Addres
     out = torch.cat(results)
     of_sorted = torch.cat(places).argsort(stable=True)[: images * tokens]
     return out[of_sorted[order.argsort()]].view(images, tokens, heads, -1)
+
+
+def attend_densely(q: Tensor, k: Tensor, v: Tensor, addresses: Addresses) -> Tensor:
+    """Do the same as `attend_sorted` over all pairs of tokens, by operators that any graph has."""
+    classes, layers, membership = (x[:, None] for x in addresses)
+    bias = membership[..., None, :] - (layers[..., :, None] - layers[..., None, :]).abs()
+    bias = bias.masked_fill(classes[..., :, None] != classes[..., None, :], -torch.inf)
+    weights = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + bias).softmax(-1).to(v.dtype)
+    return (weights @ v.transpose(1, 2)).transpose(1, 2)
 
 
 def _sizes(keys: Tensor, count: int) -> list[int]:

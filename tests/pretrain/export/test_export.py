@@ -8,48 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from isotorus.errors import UserError, exit_code
-from pretrain.checkpoint.export import export
-from pretrain.checkpoint.export_command import main
-from pretrain.models.config import EncoderConfig
-from pretrain.models.encoder import build_encoder, embedding_width, timm_kwargs
-
-SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3}
-
-
-def save_checkpoint(folder: Path, name: str, kwargs: dict, channels: int = 3) -> torch.nn.Module:
-    """Write a checkpoint folder as a run does, with weights that differ from any initialisation."""
-    kwargs = timm_kwargs(EncoderConfig(name=name, kwargs=kwargs), 56, channels)
-    encoder = build_encoder(name, kwargs, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    folder.mkdir(parents=True)
-    save_file(encoder.state_dict(), folder / "encoder.safetensors")
-    with torch.device("meta"):
-        width = embedding_width(timm.create_model(name, **kwargs), name, channels, [56])
-    description = {
-        "format": 1,
-        "name": name,
-        "kwargs": kwargs,
-        "embedding_width": width,
-        "image_size": 56,
-        "channels": channels,
-        "mean": [0.4] * channels,
-        "std": [0.2] * channels,
-        "seed": 1,
-        "step": 7,
-        "data_fingerprint": "f00d",
-    }
-    (folder / "encoder.json").write_text(json.dumps(description))
-    return encoder.eval()
-
-
-def images(size: int = 56, channels: int = 3) -> torch.Tensor:
-    return torch.randn(3, channels, size, size, generator=torch.Generator().manual_seed(3))
+from pretrain.export.command import main
+from pretrain.export.export import export
+from tests.pretrain.export.checkpoints import SMALL, images, save_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -135,3 +98,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match="does not exist"):
         export(tmp_path / "nothing", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "step"]
+
+
+def test_mistakes_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_checkpoint(tmp_path / "step", "vit_small_patch14_dinov2", SMALL)
+    step, out = str(tmp_path / "step"), str(tmp_path / "out")
+    for given, said in (
+        ([step], "name the folder to make once"),
+        ([step, out, "--out", out], "name the folder to make once"),
+        ([step, out, "--format", "tensorrt"], "invalid choice: 'tensorrt'"),
+    ):
+        assert exit_code(lambda given=given: main(given)) == 2
+        assert said in capsys.readouterr().err
+    weights = tmp_path / "step/encoder.safetensors"
+    for damaged in (weights.read_bytes()[:-100], b"", b"\x80\x02K\x01."):
+        weights.write_bytes(damaged)
+        assert exit_code(lambda: main([step, "--out", out])) == 2
+        assert "is not a whole safetensors file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]

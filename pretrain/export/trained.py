@@ -1,0 +1,76 @@
+"""A checkpoint of a run as exports read it: its encoder, its weights, and what the run says about them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isotorus.errors import UserError
+from pretrain.checkpoint.warm_start import WarmStart, find_weights, load_exactly
+from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
+from pretrain.models.encoder import build_encoder, create
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run. It may be a stranger's: it gives weights, an architecture and numbers."""
+
+    folder: Path
+    """The folder of the checkpoint."""
+    weights: WarmStart
+    described: EncoderDescription
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that the checkpoint lies in; None if it lies elsewhere."""
+        checkpoints = self.folder.parent
+        return checkpoints.parent if checkpoints.name == "checkpoints" else None
+
+    @property
+    def name(self) -> str:
+        """The name of the run, or of the checkpoint's folder."""
+        return (self.run or self.folder).resolve().name
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Arguments of the encoder without drop-path, which only acts in training."""
+        return {key: value for key, value in self.described.kwargs.items() if key != "drop_path_rate"}
+
+    @cached_property
+    def on_meta(self) -> Any:
+        """The encoder without memory."""
+        with torch.device("meta"):
+            return create(self.described.name, self.kwargs)
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The encoder's tensors; UserError if the file is damaged or of another encoder."""
+        return load_exactly(self.weights.file, self.on_meta, self.described.name)
+
+    def encoder(self) -> nn.Module:
+        """Return the encoder with its weights, in evaluation mode."""
+        encoder = build_encoder(self.described.name, self.kwargs, self.described.seed)
+        encoder.load_state_dict(self.state)
+        return encoder.eval().requires_grad_(False)
+
+    def origin(self, vector: str) -> dict[str, Any]:
+        """Return where the weights come from, for the files of an export; `vector` says what they give."""
+        return {
+            "vector": vector,
+            "embedding_width": self.described.embedding_width,
+            "encoder_sha256": self.weights.sha256,
+            "step": self.described.step,
+            "data_fingerprint": self.described.data_fingerprint,
+        }
+
+
+def read(given: Path) -> Trained:
+    """Find the newest checkpoint of a run, a checkpoint, or that of a weights file; else raise UserError."""
+    weights = find_weights(given, str(given))
+    folder = Path(weights.file).parent
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
+    return Trained(folder, weights, describe(folder / DESCRIPTION))
