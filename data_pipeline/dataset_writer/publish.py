@@ -91,8 +91,7 @@ def publish(
             np.save(file, groups)
     if any(shard.modified is not None for shard in shards):
         modified.write(folder, _times(shards, base))
-    if reading is None and base:
-        reading = base.description.reading
+    reading = _reading(shards, base, reading)
     if reading is not None:
         files.write(folder / FILES, _files(shards, base))
     sync(folder)
@@ -143,6 +142,13 @@ def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uin
     if base is not None:
         parts.insert(0, np.zeros(len(base), np.uint64) if base.groups is None else base.groups)
     return np.concatenate(parts)
+
+
+def _reading(shards: list[FinishedShard], base: Dataset | None, asked: Reading | None) -> Reading | None:
+    """Return how the files of the data set were read; None if each sample is a file."""
+    if base and base.description.reading:
+        return base.description.reading
+    return asked or Reading() if any(shard.files is not None for shard in shards) else None
 
 
 def _files(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void]:

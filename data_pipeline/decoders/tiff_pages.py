@@ -19,11 +19,11 @@ GREY = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 """Colour spaces of a single grey band."""
 _MOST_PAGES = 1024
 _ADVICE = "write each to a file of its own"
-_STACKED = ("shaped", "imagej", "lsm", "mmstack", "fluoview", "stk", "nih", "scanimage")
+STACKED = ("shaped", "imagej", "lsm", "mmstack", "fluoview", "stk", "nih", "scanimage")
 """Kinds of metadata, as tifffile names them, that say what the planes of a file are."""
 _ONE_DIRECTORY = ("shaped", "imagej", "stk")
 """Kinds of metadata whose files may hold several planes behind a single page."""
-_CHANNEL_AXES = "CSEIQ"
+CHANNEL_AXES = "CSEIQ"
 """Axes of channels in tifffile's letters: channel, sample, wavelength, and two for unnamed planes."""
 _AXIS_NAMES = {"Z": "depths", "T": "times"}
 
@@ -142,7 +142,7 @@ def _planes_behind(file: TiffFile, pages: list[TiffPage]) -> int:
     Raises ValueError if metadata call the planes depths or times, or describe more of them than there are.
     """
     first = pages[0]
-    if not any(getattr(file, f"is_{kind}") for kind in _STACKED):
+    if not any(getattr(file, f"is_{kind}") for kind in STACKED):
         return 1
     series = next((s for s in file.series if s.keyframe.index == first.index), None)
     if series is None:
@@ -161,7 +161,7 @@ def _planes_behind(file: TiffFile, pages: list[TiffPage]) -> int:
 
 def _refuse_stack(sizes: dict[str, int]) -> None:
     """Raise ValueError if an axis other than height, width and channels is longer than 1."""
-    stacked = {axis: size for axis, size in sizes.items() if axis not in f"YX{_CHANNEL_AXES}" and size > 1}
+    stacked = {axis: size for axis, size in sizes.items() if axis not in f"YX{CHANNEL_AXES}" and size > 1}
     if stacked:
         each = " and ".join(f"{n} {_AXIS_NAMES.get(axis, f'of axis {axis}')}" for axis, n in stacked.items())
         raise ValueError(

@@ -33,7 +33,7 @@ def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
         with fits.open(file, memmap=False, lazy_load_hdus=True) as parts:
             part = _part(parts, reading.hdu)
             shape = part.shape
-            check_size(*shape[-2:], 1)
+            check_size(shape[-2], shape[-1], 1)
             count = math.prod(shape[:-2])
             fields = _fields(part.header, reading.keep)
             for number in range(0, count, reading.every):

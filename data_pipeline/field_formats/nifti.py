@@ -7,6 +7,7 @@ scl_slope and scl_inter.
 """
 
 import gzip
+import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -36,7 +37,7 @@ def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
     """
     compressed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
+    stream = cast(io.BufferedIOBase, gzip.GzipFile(fileobj=file) if compressed else file)
     first = stream.read(4)
     stream.seek(0)
     second_version = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
@@ -46,16 +47,18 @@ def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
         shape = shape[:-1]
     if not 2 <= len(shape) <= 4:
         raise ValueError(f"a NIfTI image of {len(shape)} dimensions; expected 2 to 4")
-    check_size(*sorted(shape[:3])[-2:], 1)
+    height, width = sorted(shape[:3])[-2:]
+    check_size(height, width, 1)
     if len(shape) == 2:
-        flat = fileslice(stream, (), shape, image.dataobj.dtype, image.dataobj.offset, order="F")
+        proxy: Any = image.dataobj
+        flat = fileslice(stream, (), shape, proxy.dtype, proxy.offset, order="F")
         yield Picture("", _values(image, flat.T[::-1]), _kept(image, reading.keep))
         return
     yield from _slices(stream, compressed, image, shape, reading)
 
 
 def _slices(
-    stream: BinaryIO, compressed: bool, image: Any, shape: tuple[int, ...], reading: Reading
+    stream: io.BufferedIOBase, compressed: bool, image: Any, shape: tuple[int, ...], reading: Reading
 ) -> Iterator[Picture]:
     """Yield the slices of a volume (X, Y, Z) or of several (X, Y, Z, T)."""
     letter, across = _AXES[reading.axis]

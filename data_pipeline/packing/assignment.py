@@ -33,7 +33,8 @@ class Assignment:
     """Class names in the order of their index."""
     split: Split | None
     reading: Reading | None = None
-    """How files are read that the library of their field reads; None if there are none."""
+    """How files are read that the library of their field reads; None if nothing was said about it, and no
+    name of a file tells that there are any."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,7 +68,7 @@ def assign(
     sets = divide(_shuffle(items), split, sides)
     of_field = any(item.format for item in items)
     shards = {name: _cut(members, shard_size) for name, members in sets.items()}
-    return Assignment(shards, classes, split, (reading or Reading()) if of_field else None)
+    return Assignment(shards, classes, split, reading or (Reading() if of_field else None))
 
 
 def refuse_empty_sets(assignment: Assignment) -> None:

@@ -12,11 +12,14 @@ from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode
 from data_pipeline.decoders.pixels import PixelRules, Pixels
 from data_pipeline.field_formats import formats
+from data_pipeline.field_formats import tiff_stack as stack
 from data_pipeline.field_formats.picture import Picture, Reading
 from data_pipeline.field_formats.stored import as_tiff
 from data_pipeline.packing.listing import Item
 from isotorus.errors import UserError, from_os_error
 from isotorus.foreign_files import open_regular
+
+_TIFF = (".tif", ".tiff")
 
 
 class Sample(NamedTuple):
@@ -42,10 +45,10 @@ def samples(
     """
     if item.unread:
         raise ValueError(f"no regular file but a {item.unread}")
-    if item.format:
+    extension = Path(item.path).suffix.lower()
+    if item.format or (extension in _TIFF and rules > 1 and _is_stack(source, item)):
         yield from _of_field(source, item, channels, rules, reading)
         return
-    extension = Path(item.path).suffix.lower()
     if extension not in EXTENSIONS:
         raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
     if item.size > LARGEST_IMAGE:
@@ -57,7 +60,7 @@ def samples(
 
 def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
     """Return the row of `dataset.files` for a file, whose first sample is `first`."""
-    if not item.format:
+    if not item.format and first.key == item.key:
         return key_hash(item.key), item.size, zlib.crc32(first.data)
     try:
         with open_regular(source / item.path) as file:
@@ -78,7 +81,8 @@ def _of_field(
         with open_regular(source / item.path) as file:
             if os.fstat(file.fileno()).st_size != item.size:
                 raise _changed(source, item)
-            for picture in formats.read(item.format, file, reading):
+            pictures = formats.read(item.format, file, reading) if item.format else stack.read(file, reading)
+            for picture in pictures:
                 data = as_tiff(picture.values)
                 pixels = decode(data, channels, depth=None, rules=rules)
                 key = f"{item.key}/{picture.name}" if picture.name else item.key
@@ -91,6 +95,15 @@ def _of_field(
         raise ValueError(_reason(error)) from error
     except Exception as error:  # libraries raise nearly every kind of exception for damaged files
         raise ValueError(_reason(error)) from error
+
+
+def _is_stack(source: Path, item: Item) -> bool:
+    """Return whether a TIFF is a stack of pictures."""
+    try:
+        with open_regular(source / item.path) as file:
+            return stack.is_stack(file)
+    except OSError as error:
+        raise from_os_error(error, "reading the images") from error
 
 
 def _reason(error: Exception) -> str:

@@ -122,6 +122,7 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
     """
     census = Census()
     rows: list[tuple[int, int, int]] = []
+    several = False
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
@@ -134,6 +135,7 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
                         item.path, sample.key, sample.extension, label, offset, sample.data, sample.pixels
                     )
                     first, count = first or sample, count + 1
+                several = several or bool(item.format or (first and first.key != item.key))
             except MemoryError as error:
                 raise no_memory(item.path, error) from None
             except ValueError as error:
@@ -147,8 +149,7 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
                 census.skip(item.path, "no pictures in this file")
             else:
                 rows += [file_row(task.source, item, first)] * count
-    of_field = any(item.format for item in task.items)
-    return census, np.array(rows, FILE) if of_field else None
+    return census, np.array(rows, FILE) if several else None
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:
