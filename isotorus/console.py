@@ -15,6 +15,8 @@ COMMANDS = {
     "verify": ("data_pipeline verify", "check a packed data set for damage"),
     "info": ("data_pipeline info", "show what a packed data set holds"),
     "preview": ("data_pipeline preview", "write a page of what the encoder will see"),
+    "init": ("pretrain init", "write a recipe for a data set and a machine"),
+    "recipes": ("pretrain recipes", "list the packaged recipes, or print one"),
     "plan": ("pretrain plan", "estimate what a run will cost"),
     "train": ("pretrain", "pretrain an encoder"),
     "sweep": ("pretrain sweep", "pretrain once for each point of a grid"),

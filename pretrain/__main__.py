@@ -1,7 +1,7 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`: train one run, alone or under a launcher.
 
-`python -m pretrain plan …` says what a run costs, `sweep …` runs a grid of runs, and `export …` writes an
-encoder for other libraries.
+`python -m pretrain init …` writes a recipe and `recipes` lists the packaged ones, `plan …` says what a run
+costs, `sweep …` runs a grid of runs, and `export …` writes an encoder for other libraries.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pretrain.preflight import RunInputs
 
 COMMANDS = {
+    "init": "pretrain.starting.init_command",
+    "recipes": "pretrain.starting.recipes_command",
     "plan": "pretrain.cost.plan_command",
     "sweep": "pretrain.sweep",
     "export": "pretrain.export.command",

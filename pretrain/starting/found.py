@@ -1,0 +1,107 @@
+"""What a recipe depends on: the facts of a packed data set, and the machine that trains."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.preview.image_statistics import measure_images
+from data_pipeline.preview.symmetry import differences
+from isotorus.errors import UserError
+from isotorus.processes import usable_cores
+from isotorus.randomness import generator
+from pretrain.cost.accelerators import detect
+from pretrain.cost.datasheets import KNOWN
+from pretrain.models.encoder import build_encoder
+
+
+@dataclass(frozen=True)
+class Images:
+    """The facts of a data set that decide the values of a recipe."""
+
+    path: str
+    count: int
+    side: int
+    """Median of the shorter side in pixels."""
+    channels: int
+    depth: int
+    """8 or 16 bits a channel."""
+    labelled: int
+    classes: int
+    groups: int | None
+    remote: bool
+    mirrored: dict[str, float]
+    """Differences of `data_pipeline.preview.symmetry`."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Accelerators and cores that the run will have."""
+
+    gpu: str
+    """A name of `pretrain.cost.datasheets`, or cpu."""
+    gpus: int
+    cores: int
+
+
+def images(data: Dataset, seed: int = 0) -> Images:
+    """Return the facts of a data set; up to 2,000 of its images are decoded.
+
+    Raises UserError if fewer than two images can be decoded.
+    """
+    facts = data.description
+    measured = measure_images([data], data.channels, data.depth, seed, usable_cores())
+    if len(measured.thumbnails) < 2:
+        raise UserError(
+            f"{data.path} has {len(measured.thumbnails)} images that can be decoded; pack more images"
+        )
+    return Images(
+        path=data.path,
+        count=len(data),
+        side=min(facts.width.median, facts.height.median),
+        channels=data.channels,
+        depth=data.depth,
+        labelled=sum(facts.class_counts),
+        classes=len(facts.classes),
+        groups=facts.groups,
+        remote=data.remote,
+        mirrored=differences(measured.thumbnails),
+    )
+
+
+def machine(gpu: str | None, gpus: int | None) -> Machine:
+    """Return the named accelerators, or by default those of this machine.
+
+    A GPU that the datasheets do not have counts as an H100.
+    """
+    cores = usable_cores()
+    if gpu is None and torch.cuda.is_available():
+        known = detect(torch.cuda.get_device_name())
+        gpu = next((key for key, each in KNOWN.items() if each == known), "h100")
+        gpus = gpus or torch.cuda.device_count()
+    return Machine(gpu or "cpu", gpus or 1, cores)
+
+
+def seconds_an_image(name: str, kwargs: dict[str, Any], sizes: list[int], bf16: bool) -> float:
+    """Measure the seconds that this machine's CPUs take to train `name` on one image with views of `sizes`.
+
+    Steps forward and backward on 16 images are timed. The CPU time of all threads counts, shared equally
+    among them, so that other work on the machine does not.
+    """
+    encoder = build_encoder(name, kwargs, 0).to(memory_format=torch.channels_last)
+    channels = kwargs["in_chans"]
+    values = generator(0)
+    views = [
+        torch.from_numpy(values.standard_normal((16, channels, size, size), np.float32)) for size in sizes
+    ]
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            embeddings = torch.cat([encoder(view).float() for view in views])
+        embeddings.square().mean().backward()
+        seconds.append(time.process_time() - began)
+    return min(seconds) / torch.get_num_threads() / 16

@@ -1,0 +1,159 @@
+"""The text of a recipe for a data set and a machine: values with their reasons, and steps for the time."""
+
+import math
+import re
+import textwrap
+from typing import Any
+
+import yaml
+
+from data_pipeline.preview.symmetry import ALIKE
+from isotorus.errors import UserError
+from pretrain.config import Config
+from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
+from pretrain.starting import choose
+from pretrain.starting.choose import Setting
+from pretrain.starting.found import Images, Machine, seconds_an_image
+
+_LINE = 100
+"""Longest line of the text; a reason that is longer stands above its value."""
+
+
+def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[str, Config]:
+    """Return a recipe in YAML with a comment behind each value, and its configuration.
+
+    Raises UserError if no accelerator of this kind has the memory.
+    """
+    chosen = choose.settings(images, machine)
+    batch = choose.batch(images, machine.gpu == "cpu")
+    wanted = choose.wanted_steps(images, batch)
+    config = _config(name, chosen, wanted)
+    request = Request(machine.gpus, machine.gpu, 0.4, images.count, 2e9)
+    figures = estimate(config, request)
+    chosen += _fitting(config, request, figures)
+    config = _config(name, chosen, wanted)
+    rate, source = _rate(config, machine, estimate(config, request))
+    possible = int(hours * 3600 * rate / batch)
+    steps = max(10, min(wanted, _round(possible)))
+    passes = steps * batch / images.count
+    took = _duration(steps * batch / rate)
+    why = f"each image {passes:,.0f} times; about {took} at {rate:,.0f} images/s, {source}"
+    if steps < wanted:
+        why += f"; {wanted:,} would be better, in {_duration(wanted * batch / rate)}"
+    schedule = [
+        Setting(
+            "optimizer.warmup_steps", _round(max(steps // 50, min(100, steps // 6))), "a linear rise at first"
+        ),
+        Setting("checkpoint.every", _round(max(steps // 20, min(50, steps))), "steps"),
+    ]
+    head = [Setting("name", name, f"the run's folder is runs/{name}"), Setting("steps", steps, why)]
+    settings = [*head, *chosen, *schedule]
+    return _yaml(settings, _opening(images, machine, hours)), _config(name, [*chosen, *schedule], steps)
+
+
+def _config(name: str, chosen: list[Setting], steps: int) -> Config:
+    values: dict[str, Any] = {"name": name, "steps": steps}
+    for setting in chosen:
+        *sections, field = setting.key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[field] = setting.value
+    return Config.model_validate(values)
+
+
+def _fitting(config: Config, request: Request, figures: Estimate) -> list[Setting]:
+    """Return the settings of the engine with which the run fits into memory; none if it does anyway."""
+    if figures.memory.fits:
+        return []
+    fitting = nearest_fit(config, request)
+    if fitting is None or any(argument.startswith("--") for argument in fitting[0]):
+        more = f"; it would fit with {' '.join(fitting[0])}" if fitting else ""
+        raise UserError(
+            f"--gpu {request.gpu} --gpus {request.gpus}: {config.encoder.name} with a batch of "
+            f"{config.data.batch_size} does not fit into memory{more}; name larger accelerators"
+        )
+    pairs = (argument.partition("=") for argument in fitting[0])
+    return [Setting(key, yaml.safe_load(value), "so that it fits into memory") for key, _, value in pairs]
+
+
+def _rate(config: Config, machine: Machine, figures: Estimate) -> tuple[float, str]:
+    """Return images a second, and where the figure comes from."""
+    if machine.gpu != "cpu":
+        return (
+            figures.speed.images_per_second,
+            f"planned for {machine.gpus} × {machine.gpu} at 40 % of its peak",
+        )
+    kwargs = {**config.encoder.kwargs, "in_chans": config.data.channels, "num_classes": 0}
+    sizes = [r.size for r in config.views.resolutions() for _ in range(r.views)]
+    seconds = seconds_an_image(config.encoder.name, kwargs, sizes, figures.precision == "bf16")
+    return machine.gpus / seconds, "measured now on this machine, without the loader's work"
+
+
+def _opening(images: Images, machine: Machine, hours: float) -> list[str]:
+    """Return the comment at the recipe's top: what was found."""
+    labels = "no labels" if not images.labelled else f"{images.labelled:,} labels of {images.classes} classes"
+    groups = "" if images.groups is None else f", {images.groups:,} groups"
+    lines = [
+        f"{images.path}: {images.count:,} images of {images.side} pixels (median of the shorter side), "
+        f"{images.channels} x {images.depth} bits a pixel; {labels}{groups}.",
+        f"For {machine.gpus} × {machine.gpu} in at most {hours:g} hours. `isotorus plan` says what it costs.",
+    ]
+    alike = [name for name, share in images.mirrored.items() if share < ALIKE]
+    if len(alike) == len(images.mirrored):
+        lines.append(
+            "The mean image is the same however it is turned by quarters. If your images have no up, an "
+            "angle that turns with them can be learned: `isotorus recipes --show torus_rotation`."
+        )
+    if not images.labelled:
+        lines.append(
+            "Without labels the evaluation has rank, geometry and neighbours; --targets takes a table later."
+        )
+    return lines
+
+
+def _yaml(settings: list[Setting], opening: list[str]) -> str:
+    """Return the settings in YAML, sections in the order in which they first occur."""
+    lines = [line for text in opening for line in _comment(text)]
+    section = ""
+    sections = list(dict.fromkeys(setting.key.rpartition(".")[0] for setting in settings))
+    for setting in sorted(settings, key=lambda x: sections.index(x.key.rpartition(".")[0])):
+        first, dot, field = setting.key.rpartition(".")
+        if dot and first != section:
+            section = first
+            lines.append(f"{section}:")
+        value = yaml.safe_dump(setting.value, default_flow_style=True, width=10_000, allow_unicode=True)
+        value = value.removesuffix("\n").removesuffix("\n...")
+        if isinstance(setting.value, float):
+            value = _decimal(setting.value)
+        indent = "  " if dot else ""
+        text = f"{indent}{field if dot else setting.key}: {value}"
+        beside = f"{text}  # {setting.reason}"
+        if setting.reason and len(beside) > _LINE:
+            lines += _comment(setting.reason, indent)
+        lines.append(beside if setting.reason and len(beside) <= _LINE else text)
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    """Return a text as lines of a comment."""
+    start = f"{indent}# "
+    return textwrap.wrap(text, _LINE, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
+
+
+def _decimal(value: float) -> str:
+    """Return a number as YAML 1.1 and 1.2 both read it: 2.0e-3, not 2e-3."""
+    text = repr(value) if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
+    return re.sub(r"e([-+])0*", r"e\1", text)
+
+
+def _round(steps: int) -> int:
+    """Return a number with at most two digits other than 0, rounded down; at least 1."""
+    unit = 10 ** max(0, math.floor(math.log10(max(steps, 1))) - 1)
+    return max(1, steps // unit * unit)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
