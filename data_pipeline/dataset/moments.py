@@ -19,19 +19,23 @@ class Moments(Section):
     The sums are integers, so the order and grouping of the images never change the result.
     """
 
-    pixels: int
-    """Number of pixels in each channel."""
+    pixels: int | list[int]
+    """Number of valid pixels in each channel; a list where channels may have different numbers."""
     totals: list[int]
     """Sum of the values in each channel."""
     squares: list[int]
     """Sum of the squared values in each channel."""
 
     @classmethod
-    def of_image(cls, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Self:
+    def of_image(
+        cls, pixels: NDArray[np.uint8] | NDArray[np.uint16], valid: NDArray[np.bool_] | None = None
+    ) -> Self:
         """Return the sums of one image (H, W, C), uint8 or uint16, in which white is the largest value of
-        the type.
+        the type. `valid` says which values count; None: all.
         """
         height, width, channels = pixels.shape
+        if valid is not None:
+            pixels = np.where(valid, pixels, 0).astype(pixels.dtype)
         rows = pixels.reshape(height, width * channels)
         step = max(_AT_ONCE // rows.shape[1], 1)
         # Floats are fast, and exact here: at most 65535 squares of at most 65535² sum to less than 2⁵³.
@@ -42,7 +46,7 @@ class Moments(Section):
             squares += np.einsum("ij,ij->j", block, block)
         scale = WHITE // np.iinfo(pixels.dtype).max
         return cls(
-            pixels=height * width,
+            pixels=height * width if valid is None else valid.sum((0, 1)).tolist(),
             totals=[scale * total for total in _by_channel(totals, channels)],
             squares=[scale**2 * total for total in _by_channel(squares, channels)],
         )
@@ -56,8 +60,10 @@ class Moments(Section):
         """Return the sums of both; a grey image counts as one with equal red, green and blue."""
         channels = max(len(self.totals), len(other.totals))
         mine, others = self._spread(channels), other._spread(channels)
+        one_number = isinstance(mine.pixels, int) and isinstance(others.pixels, int)
+        counts = [a + b for a, b in zip(mine._counts, others._counts, strict=True)]
         return Moments(
-            pixels=mine.pixels + others.pixels,
+            pixels=counts[0] if one_number else counts,
             totals=[a + b for a, b in zip(mine.totals, others.totals, strict=True)],
             squares=[a + b for a, b in zip(mine.squares, others.squares, strict=True)],
         )
@@ -65,19 +71,28 @@ class Moments(Section):
     def _spread(self, channels: int) -> "Moments":
         """Return the sums of grey images as those of images with `channels` equal channels."""
         times = channels // len(self.totals)
-        return Moments(pixels=self.pixels, totals=self.totals * times, squares=self.squares * times)
+        pixels = self.pixels if isinstance(self.pixels, int) else self.pixels * times
+        return Moments(pixels=pixels, totals=self.totals * times, squares=self.squares * times)
+
+    @property
+    def _counts(self) -> list[int]:
+        """Number of valid pixels in each channel."""
+        return [self.pixels] * len(self.totals) if isinstance(self.pixels, int) else self.pixels
 
     @property
     def mean(self) -> list[float]:
-        """Mean of each channel, on the scale where white is 1."""
-        return [total / self.pixels / WHITE for total in self.totals]
+        """Mean of each channel, on the scale where white is 1; 0 for a channel without a valid pixel."""
+        return [
+            total / count / WHITE if count else 0.0
+            for total, count in zip(self.totals, self._counts, strict=True)
+        ]
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, on the scale where white is 1."""
+        """Standard deviation of each channel, on the scale where white is 1; 0 as for the mean."""
         return [
-            math.sqrt(squares * self.pixels - total**2) / self.pixels / WHITE
-            for total, squares in zip(self.totals, self.squares, strict=True)
+            math.sqrt(squares * count - total**2) / count / WHITE if count else 0.0
+            for total, squares, count in zip(self.totals, self.squares, self._counts, strict=True)
         ]
 
 

@@ -3,7 +3,7 @@
 The first bytes of a file determine its format. Each format has a module of its own with the functions
 `matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile and
 numpy; these modules only choose between them, check sizes before decoding, and close the gaps that each
-module's docstring names.
+module's docstring names. `intensity` turns numbers that are no brightness yet into pixels.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.decoders import jpeg, npy, orientation, pillow, png, tiff
-from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, PixelRules, Pixels, convertible
+from data_pipeline.decoders.intensity import NONE, Intensity, Valid, brightness
+from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, Numbers, PixelRules, Pixels, convertible
 
 _LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
 
@@ -37,6 +38,7 @@ def decode(
     depth: Literal[8] = ...,
     shrink: Shrink = ...,
     rules: PixelRules = ...,
+    intensity: Intensity = ...,
 ) -> NDArray[np.uint8]: ...
 @overload
 def decode(
@@ -45,6 +47,7 @@ def decode(
     depth: Literal[8, 16] | None,
     shrink: Shrink = ...,
     rules: PixelRules = ...,
+    intensity: Intensity = ...,
 ) -> Pixels: ...
 def decode(
     data: bytes,
@@ -52,6 +55,7 @@ def decode(
     depth: Literal[8, 16] | None = 8,
     shrink: Shrink = 1,
     rules: PixelRules = NEWEST_RULES,
+    intensity: Intensity = NONE,
 ) -> Pixels:
     """Return the pixels (H, W, C) of an encoded image, uint8, or uint16 for depth 16; the largest value is
     white.
@@ -60,25 +64,51 @@ def decode(
     other; any other number must be the image's own. For another depth, 8-bit values are multiplied by 257 and
     16-bit values rounded; with depth None the image keeps its own. Transparency is dropped. The
     image is turned by its orientation tag, as people see it. Grey pages of a TIFF are channels; an animation,
-    or a TIFF of several pictures, is refused. `Dataset.pixels` reads the images of a data set by the `rules`
-    under which it was packed.
+    or a TIFF of several pictures, is refused. Under a rule of `intensity` the image's own depth is 16.
+    `Dataset.pixels` reads the images of a data set by the `rules` and the `intensity` under which it was
+    packed.
 
     A JPEG may be returned at 1/`shrink` of its size, rounded up, which takes less time.
 
     Raises ValueError, with the reason in one line, if the bytes are not a complete image of a supported
     format, or if the image is larger than `pixels.check_size` allows; MemoryError if memory runs out.
     """
+    return decode_valid(data, channels, depth, shrink, rules, intensity)[0]
+
+
+def decode_valid(
+    data: bytes,
+    channels: int | None,
+    depth: Literal[8, 16] | None,
+    shrink: Shrink = 1,
+    rules: PixelRules = NEWEST_RULES,
+    intensity: Intensity = NONE,
+) -> tuple[Pixels, Valid | None]:
+    """Return what `decode` returns, and which of its values (H, W, C) are valid; None if all are."""
     with _one_line():
-        if jpeg.matches(data):
+        valid = None
+        if jpeg.matches(data) and not intensity.is_stated:
             pixels = jpeg.read(data, channels, shrink, rules)
-        elif png.matches(data):
-            pixels = png.read(data, rules)
-        elif tiff.matches(data):
-            pixels = tiff.read(data, rules)
         else:
-            pixels = npy.read(data) if npy.matches(data) else pillow.read(data, rules)
-        pixels = orientation.upright(pixels, _tag(data, rules))
-        return _to_depth(_to_channels(pixels, channels), depth)
+            pixels, valid = brightness(_numbers(data, rules), intensity)
+        tag = _tag(data, rules)
+        pixels = _to_depth(_to_channels(orientation.upright(pixels, tag), channels), depth)
+        if valid is not None:
+            valid = orientation.upright(valid, tag)
+            valid = valid if valid.shape == pixels.shape else valid.all(axis=2, keepdims=True)
+            valid = np.broadcast_to(valid, pixels.shape)
+        return pixels, valid
+
+
+def _numbers(data: bytes, rules: PixelRules) -> Numbers:
+    """Return the values of an image that is no JPEG; raise ValueError for a JPEG, which is for display."""
+    if jpeg.matches(data):
+        raise ValueError("a JPEG holds brightness, not measurements; leave --intensity out for JPEG files")
+    if png.matches(data):
+        return Numbers(png.read(data, rules))
+    if tiff.matches(data):
+        return tiff.read(data, rules)
+    return npy.read(data) if npy.matches(data) else Numbers(pillow.read(data, rules))
 
 
 def largest_shrink(limit: float) -> Shrink:

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from numpy.lib import format as npy_format
 
-from data_pipeline.decoders.pixels import Pixels, check_size
+from data_pipeline.decoders.pixels import Numbers, check_size, is_number
 
 
 def matches(data: bytes) -> bool:
@@ -22,15 +22,15 @@ def size(data: bytes) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def read(data: bytes) -> Pixels:
-    """Return pixels (H, W, C) from an array (H, W) or (H, W, C) of uint8 or uint16; never unpickles."""
+def read(data: bytes) -> Numbers:
+    """Return the values (H, W, C) of an array (H, W) or (H, W, C) of real numbers; never unpickles."""
     shape, fortran_order, dtype, offset = _header(data)
     expected = offset + int(np.prod(shape)) * dtype.itemsize
     if len(data) != expected:
         raise ValueError(f"a .npy of {len(data)} bytes; by its header expected {expected}")
     pixels = np.frombuffer(data, dtype, offset=offset).reshape(shape, order="F" if fortran_order else "C")
     # Copied, so that the array is writeable and has the byte order of this machine.
-    return pixels.astype(dtype.newbyteorder("="), order="C")
+    return Numbers(pixels.astype(dtype.newbyteorder("="), order="C"))
 
 
 def _header(data: bytes) -> tuple[tuple[int, int, int], bool, np.dtype, int]:
@@ -45,8 +45,8 @@ def _header(data: bytes) -> tuple[tuple[int, int, int], bool, np.dtype, int]:
         shape, fortran_order, dtype = npy_format.read_array_header_2_0(stream)
     else:
         raise ValueError(f"a .npy of version {version}; expected (1, 0) or (2, 0)")
-    if dtype.kind != "u" or dtype.itemsize > 2:
-        raise ValueError(f"a .npy of {dtype}; expected uint8 or uint16")
+    if not is_number(dtype):
+        raise ValueError(f"a .npy of {dtype}; expected whole numbers or floats of up to 64 bits")
     if len(shape) not in (2, 3):
         raise ValueError(f"a .npy of shape {shape}; expected (height, width) or (height, width, channels)")
     height, width, channels = (*shape, 1)[:3]

@@ -6,9 +6,9 @@ and columns exchanged. Any other value counts as 1.
 """
 
 import struct
-from typing import Final
+from typing import Any, Final
 
-from data_pipeline.decoders.pixels import Pixels
+from numpy.typing import NDArray
 
 TAG: Final = 274
 _EXIF = b"Exif\0\0"
@@ -83,7 +83,7 @@ def size_upright(height: int, width: int, tag: int) -> tuple[int, int]:
     return (width, height) if tag >= 5 else (height, width)
 
 
-def upright(pixels: Pixels, tag: int) -> Pixels:
+def upright(pixels: NDArray[Any], tag: int) -> NDArray[Any]:
     """Return stored pixels (H, W, C) as the image is seen."""
     if tag == 1:
         return pixels

@@ -1,12 +1,24 @@
 """The array type of decoded images, conversion rules for their channels, and limits for their size."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 """An image (H, W, C); the largest value of the type is white, 0 is black."""
+
+
+class Numbers(NamedTuple):
+    """The values of an image as its file holds them, before they become brightness."""
+
+    values: NDArray[Any]
+    """The values (H, W, C), real numbers of any type."""
+    nodata: tuple[float, ...] = ()
+    """Values that the file itself says stand for no measurement."""
+    inverted: bool = False
+    """Whether the smallest value is white."""
+
 
 PixelRules = Literal[1, 2]
 """Version of the rules by which a file becomes pixels. Under 1, only the TIFF files that Pillow reads are
@@ -23,6 +35,11 @@ MOST_PIXELS = 89_478_485
 """Most pixels of an image; Pillow's own limit."""
 MOST_VALUES = 3 * MOST_PIXELS
 """Most pixels times channels; 512 MiB at 16 bits."""
+
+
+def is_number(dtype: np.dtype[Any]) -> bool:
+    """Return whether values of a type may become brightness: whole numbers and floats of up to 64 bits."""
+    return dtype.kind in "uif" and dtype.itemsize <= 8
 
 
 def convertible(own: int, wanted: int) -> bool:

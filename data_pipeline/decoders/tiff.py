@@ -1,4 +1,4 @@
-"""Decode TIFF files of 8 or 16 bits and any number of bands, whose pixels tifffile or Pillow reads.
+"""Decode TIFF files of any number of bands and any type of numbers, which tifffile or Pillow reads.
 
 tifffile does not limit the size that compressed data expands to, so sizes are checked here first.
 """
@@ -8,15 +8,18 @@ import io
 import logging
 import math
 import zlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT, TiffFile, TiffPage
 
 from data_pipeline.decoders import orientation, pillow
-from data_pipeline.decoders.pixels import PixelRules, Pixels, check_size
+from data_pipeline.decoders.pixels import Numbers, PixelRules, check_size, is_number
 from data_pipeline.decoders.tiff_pages import GREY, Image, image_before, image_of, tag_of
 
 _DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
+_GDAL_NODATA = 42113  # a tag of GDAL: the value without a measurement, as text
 _ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings about unusual tags do not matter here
@@ -37,29 +40,45 @@ def size(data: bytes, rules: PixelRules) -> tuple[int, int]:
         return orientation.size_upright(page.imagelength, page.imagewidth, tag_of(page))
 
 
-def read(data: bytes, rules: PixelRules) -> Pixels:
-    """Return pixels (H, W, C), as people see the image; C is the number of bands, or of pages or planes of
-    one band.
+def read(data: bytes, rules: PixelRules) -> Numbers:
+    """Return the values (H, W, C), as people see the image; C is the number of bands, or of pages or planes
+    of one band.
 
     Raises ValueError for types, colour spaces and compressions that are not supported.
     """
     with TiffFile(io.BytesIO(data)) as file:
         if rules == 1:  # Pillow turns what it reads, nothing else is turned
-            return _stored(data, image_before(file), rules)
-        image = image_of(file)
-        return orientation.upright(_stored(data, image, rules), tag_of(image.pages[0]))
+            image, tag = image_before(file), 1
+        else:
+            image = image_of(file)
+            tag = tag_of(image.pages[0])
+        first = image.pages[0]
+        values = orientation.upright(_stored(data, image, rules), tag)
+        return Numbers(values, _nodata(first), first.photometric == PHOTOMETRIC.MINISWHITE)
 
 
-def _stored(data: bytes, image: Image, rules: PixelRules) -> Pixels:
-    """Return pixels (H, W, C) of an image as they are stored."""
+def _nodata(page: TiffPage) -> tuple[float, ...]:
+    """Return the finite value that GDAL's tag names as nodata, if it names one."""
+    try:
+        value = float(str(page.tags.valueof(_GDAL_NODATA, "")).strip(" \0"))
+    except ValueError:
+        return ()
+    return (value,) if math.isfinite(value) else ()
+
+
+def _stored(data: bytes, image: Image, rules: PixelRules) -> NDArray[Any]:
+    """Return the values (H, W, C) of an image as they are stored."""
     first = image.pages[0]
     height, width = first.imagelength, first.imagewidth
     check_size(height, width, len(image.pages) * first.samplesperpixel * image.planes)
     if image.planes > 1:
         return _read_planes(data, first, image.planes)
     if len(image.pages) == 1 and _is_plain(first):
-        return pillow.read(data, rules, first.index)
-    return np.concatenate([_read(data, page) for page in image.pages], axis=2)
+        pixels = pillow.read(data, rules, first.index)
+        return ~pixels if first.photometric == PHOTOMETRIC.MINISWHITE else pixels  # Pillow inverts these
+    each = [(page, _read(data, page)) for page in image.pages]
+    alike = [values if page.photometric == first.photometric else ~values for page, values in each]
+    return np.concatenate(alike, axis=2)
 
 
 def _is_plain(page: TiffPage) -> bool:
@@ -82,16 +101,16 @@ def _bands(page: TiffPage) -> int:
 
 
 def _check_type(page: TiffPage) -> None:
-    """Raise ValueError unless a pixel is an unsigned number of 8 or 16 bits in each band."""
+    """Raise ValueError unless a pixel is a number of 8, 16, 32 or 64 bits in each band."""
     bits = page.bitspersample
-    if page.dtype not in (np.uint8, np.uint16) or bits not in (8, 16):
-        whole = page.dtype is not None and page.dtype.itemsize * 8 == bits
+    whole = page.dtype is not None and page.dtype.itemsize * 8 == bits
+    if page.dtype is None or not whole or not is_number(page.dtype):
         kind = page.dtype if whole else f"{bits}-bit"
-        raise ValueError(f"a TIFF of {kind} pixels; expected 8 or 16 bits unsigned")
+        raise ValueError(f"a TIFF of {kind} pixels; expected numbers of 8, 16, 32 or 64 bits")
 
 
-def _read(data: bytes, page: TiffPage) -> Pixels:
-    """Return pixels (H, W, bands) of a page."""
+def _read(data: bytes, page: TiffPage) -> NDArray[Any]:
+    """Return the values (H, W, bands) of a page."""
     _check_type(page)
     if page.photometric not in (*GREY, PHOTOMETRIC.RGB):
         raise ValueError(f"a TIFF of {page.bitspersample}-bit {page.photometric!r}; expected grey or RGB")
@@ -100,12 +119,11 @@ def _read(data: bytes, page: TiffPage) -> Pixels:
     if depth != 1:
         raise ValueError("a TIFF of volumes; expected flat pages")
     pixels = page.asarray(squeeze=False, maxworkers=1).reshape(planes, height, width, bands)
-    pixels = pixels.transpose(1, 2, 0, 3).reshape(height, width, planes * bands)[..., : _bands(page)]
-    return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
+    return pixels.transpose(1, 2, 0, 3).reshape(height, width, planes * bands)[..., : _bands(page)]
 
 
-def _read_planes(data: bytes, page: TiffPage, planes: int) -> Pixels:
-    """Return pixels (H, W, planes) of uncompressed planes that begin where the page's pixels do."""
+def _read_planes(data: bytes, page: TiffPage, planes: int) -> NDArray[Any]:
+    """Return the values (H, W, planes) of uncompressed planes that begin where the page's pixels do."""
     _check_type(page)
     assert page.dtype is not None
     kind = page.dtype.newbyteorder(page.parent.byteorder)
@@ -114,8 +132,7 @@ def _read_planes(data: bytes, page: TiffPage, planes: int) -> Pixels:
     if start + values * kind.itemsize > len(data):
         raise ValueError(f"a TIFF of {planes} planes that is cut off")
     pixels = np.frombuffer(data, kind, values, start).reshape(shape).transpose(1, 2, 0)
-    pixels = pixels.astype(page.dtype.newbyteorder("="), order="C")
-    return ~pixels if page.photometric == PHOTOMETRIC.MINISWHITE else pixels
+    return pixels.astype(page.dtype.newbyteorder("="), order="C")
 
 
 def _check_pieces(data: bytes, page: TiffPage) -> None:
