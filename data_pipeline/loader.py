@@ -189,8 +189,8 @@ class _Batches(TorchDataset[Batch | UserError]):
         for attempt in range(_SUBSTITUTES):
             try:
                 rng = self._generator(place, _CROPS)
-                data, rules = dataset.read(sample), dataset.pixel_rules
-                cut(rng, data, self.views, self._flips, out, rules, angles)
+                data, rules, intensity = dataset.read(sample), dataset.pixel_rules, dataset.intensity
+                cut(rng, data, self.views, self._flips, out, rules, angles, intensity)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from data_pipeline.dataset.moments import Moments
+from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
@@ -99,6 +100,9 @@ class Generation(Section):
     reading: Reading | None = None
     """How files were read that the library of their field reads; None if the set holds none. The set then has
     a files.npy."""
+    intensity: Intensity = NONE
+    """How the numbers of the images become brightness, the same in all generations; sets without this key
+    hold unsigned numbers of 8 or 16 bits, of which the largest is white."""
     split: Split | None
     """None if all images went into this set."""
     groups: int | None = None
@@ -203,12 +207,14 @@ class IndexCounts:
         depth: int,
         shards: NDArray[np.void],
         pixel_rules: PixelRules,
+        intensity: Intensity,
     ) -> str:
         """Return the fingerprint of the data set: a hash of the rows counted so far, of the `shards` they
         refer to, and of the rules by which these become pixels.
         """
         identity = [self._digest.hexdigest(), classes, extensions, channels, depth]
         identity += [pixel_rules] if pixel_rules > 1 else []  # sets of rules 1 keep their fingerprints
+        identity += [intensity.model_dump()] if intensity.is_stated else []
         return hashlib.sha256(json.dumps(identity).encode() + shards["sha256"].tobytes()).hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import DESCRIPTION, Generation, describe
+from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import LUMA, PixelRules, Pixels, convertible
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import Reader, fetch, is_remote, join, open_reader
@@ -65,15 +66,8 @@ def shard_row(name_bytes: int) -> np.dtype[np.void]:
     `name` is relative to the data set, or an absolute path or URL; `first` is the index of the shard's first
     sample; `sha256` is in hexadecimal digits.
     """
-    return np.dtype(
-        [
-            ("name", f"S{name_bytes}"),
-            ("bytes", "<u8"),
-            ("samples", "<u8"),
-            ("first", "<u8"),
-            ("sha256", "S64"),
-        ]
-    )
+    sizes = [("bytes", "<u8"), ("samples", "<u8"), ("first", "<u8")]
+    return np.dtype([("name", f"S{name_bytes}"), *sizes, ("sha256", "S64")])
 
 
 def key_hash(key: str) -> int:
@@ -184,6 +178,11 @@ class Dataset:
         return self.description.pixel_rules
 
     @property
+    def intensity(self) -> Intensity:
+        """How the numbers of the images become brightness."""
+        return self.description.intensity
+
+    @property
     def mean(self) -> tuple[float, ...]:
         """Mean of all pixels in each channel, on the scale where white is 1."""
         return tuple(self.description.mean)
@@ -241,7 +240,7 @@ class Dataset:
         # Imported here: the commands that only look at tables do not need the image decoders.
         from data_pipeline.decoders.decode import decode
 
-        return decode(self.read(i), channels, depth, shrink, self.pixel_rules)
+        return decode(self.read(i), channels, depth, shrink, self.pixel_rules, self.intensity)
 
     def extension(self, i: int) -> str:
         """Return the file extension of sample `i` without the dot, such as "jpg"."""

@@ -36,6 +36,7 @@ def as_text(folder: str) -> str:
         "channels": _CHANNELS.get(facts.channels, str(facts.channels)),
         "depth": _depth(facts),
         "pixel rules": _rules(facts),
+        "intensity": _intensity(facts),
         "mean": " ".join(f"{x:.4f}" for x in facts.mean),
         "std": " ".join(f"{x:.4f}" for x in facts.std),
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
@@ -68,6 +69,11 @@ def _rules(facts: Generation) -> str:
     return f"{facts.pixel_rules}" + (
         "" if facts.pixel_rules == NEWEST_RULES else " (earlier ones, see docs/data.md)"
     )
+
+
+def _intensity(facts: Generation) -> str:
+    """Say how the numbers of files become brightness."""
+    return str(facts.intensity) + ("" if facts.intensity.is_stated else " (the largest value is white)")
 
 
 def _depth(facts: Generation) -> str:

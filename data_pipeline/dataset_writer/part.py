@@ -82,19 +82,22 @@ class Census:
         offset: int,
         data: bytes,
         pixels: NDArray[np.uint8] | NDArray[np.uint16],
+        valid: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count the image file `data` at `offset` of the shard, which decodes to `pixels` (H, W, C)."""
+        """Count the image file `data` at `offset` of the shard, which decodes to `pixels` (H, W, C), of which
+        those that are `valid` count for the statistics; None: all.
+        """
         height, width, channels = pixels.shape
         if extension not in self._extensions:
             self._extensions.append(extension)
         kind = self._extensions.index(extension)
         self._rows.append((0, offset, len(data), label, width, height, zlib.crc32(data), key_hash(key), kind))
         self._sixteen_bit += pixels.dtype == np.uint16
-        known = self._contents.get(channels)
+        known, moments = self._contents.get(channels), Moments.of_image(pixels, valid)
         self._contents[channels] = Content(
             images=known.images + 1 if known else 1,
             first=known.first if known else one_line(path),
-            moments=known.moments + Moments.of_image(pixels) if known else Moments.of_image(pixels),
+            moments=known.moments + moments if known else moments,
         )
 
     def skip(self, path: str, reason: str) -> None:

@@ -20,6 +20,7 @@ from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset_writer.part import Part
+from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
@@ -57,6 +58,7 @@ def publish(
     plan: str,
     skipped: int,
     pixel_rules: PixelRules,
+    intensity: Intensity = NONE,
     label_field: str | None = None,
     label_extension: str | None = None,
     tar_names_in_keys: bool = False,
@@ -122,10 +124,11 @@ def publish(
         table_missing=None if table_missing is None else list(table_missing),
         pixel_rules=pixel_rules,
         reading=reading,
+        intensity=intensity,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         plan=plan,
-        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table, pixel_rules),
+        fingerprint=counts.fingerprint(classes, extensions, channels, depth, table, pixel_rules, intensity),
     )
     before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
     with atomic(folder / DESCRIPTION) as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from isotorus.errors import UserError
 from isotorus.files import atomic
@@ -44,6 +45,8 @@ class State(Section):
     """The number of channels that was asked for."""
     pixel_rules: PixelRules = 1
     """Version of the rules by which files become pixels."""
+    intensity: Intensity = NONE
+    """How the numbers of the images become brightness."""
     complete: bool = False
     """Whether all shards are finished and accepted, so that only publishing is left."""
 

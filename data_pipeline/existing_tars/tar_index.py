@@ -19,6 +19,7 @@ from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.decoders.decode import EXTENSIONS
+from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.existing_tars import equal_keys, label_places, tar_labels, tar_scan
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
@@ -38,6 +39,9 @@ class Options:
     """Which files of a sample are its image and its label."""
     classes: Path | None = None
     """Text file of class names, one per line, in the order of the numbers used as labels."""
+    intensity: Intensity | None = None
+    """How the numbers of the images become brightness; None: as in the data set that they are added to, and
+    in a new one the largest value of an unsigned type is white."""
     append: bool = False
     """Add tar files that the data set does not contain yet, as a new generation."""
     workers: int = 1
@@ -54,6 +58,7 @@ class _Task:
     rule: Rule
     rows: Path
     pixel_rules: PixelRules
+    intensity: Intensity
     prefix: str
 
 
@@ -70,7 +75,7 @@ def index(sources: Sequence[str], target: str, options: Options) -> str:
     classes = None if options.classes is None else tar_labels.read_classes(options.classes)
     tars = {_name(tar.path, dest): tar for tar in tar_files.find(sources, passed)}
     plan = _fingerprint(tars, classes, options.rule)
-    base = _base(dest, plan, options.append)
+    base = _base(dest, plan, options)
     new = tars if base is None else _added(tars, base)
     special = f"\nleft out: {counted(+passed)}" if +passed else ""
     if not new:
@@ -120,28 +125,25 @@ def _fingerprint(tars: dict[str, TarFile], classes: list[str] | None, rule: Rule
     """Return a hash of the tar files, class names and rule, which identifies what is to be indexed."""
     sizes = {name: tar.size for name, tar in tars.items()}
     read_as = asdict(rule)
-    for later in (
-        "missing",
-        "group_field",
-        "label_extension",
-    ):  # which hashes of earlier versions do not have
+    for later in ("missing", "group_field", "label_extension"):  # hashes of earlier versions lack these
         if read_as[later] in (None, False):
             del read_as[later]
     return hashlib.sha256(json.dumps([sizes, classes, read_as]).encode()).hexdigest()
 
 
-def _base(dest: Path, plan: str, append: bool) -> Dataset | None:
-    """Return the data set that `dest` contains, or None; raise `UserError` if that does not fit `append`."""
+def _base(dest: Path, plan: str, options: Options) -> Dataset | None:
+    """Return the data set that `dest` contains, or None; raise `UserError` if it does not fit the options."""
     if not (dest / DESCRIPTION).exists():
-        if append:
+        if options.append:
             raise UserError(f"{dest} holds no data set to add to; leave out --append")
         return None
     base = Dataset(dest)
-    if not append and base.description.plan != plan:
+    if not options.append and base.description.plan != plan:
         raise UserError(
             f"{dest} already holds a data set of other tars or options; "
             "add tars to it with --append, or choose another folder"
         )
+    refuse_other(base.path, base.intensity, options.intensity or (None if options.append else NONE))
     return base
 
 
@@ -209,15 +211,21 @@ def _pixel_rules(base: Dataset | None) -> PixelRules:
     return base.pixel_rules if base is not None else NEWEST_RULES
 
 
+def _intensity(base: Dataset | None, options: Options) -> Intensity:
+    """Return how numbers of new tar files become brightness: as in the data set that they are added to."""
+    return base.intensity if base is not None else options.intensity or NONE
+
+
 def _scan_all(
     tars: list[TarFile], folder: Path, dest: Path, base: Dataset | None, options: Options
 ) -> list[Scan]:
     """Read all tar files, in several processes."""
-    rule = _rule(base, options)
+    rule, intensity = _rule(base, options), _intensity(base, options)
     tasks = []
     for number, tar in enumerate(tars):
         prefix = key_prefix(rule.tar_names_in_keys, _name(tar.path, dest))
-        tasks.append(_Task(tar.path, rule, folder / f"index-{number}.npy", _pixel_rules(base), prefix))
+        rows = folder / f"index-{number}.npy"
+        tasks.append(_Task(tar.path, rule, rows, _pixel_rules(base), intensity, prefix))
     megabytes = sum(tar.size // 10**6 for tar in tars)
     scans = pool.run(_scan, tasks, options.workers, "indexing, MB", megabytes)
     _refuse_no_images(scans)
@@ -234,7 +242,7 @@ def _scan_all(
 
 def _scan(task: _Task) -> Scan:
     """Read one tar file; runs in a worker of `pool.run`."""
-    return tar_scan.scan(task.path, task.rule, task.rows, task.pixel_rules, task.prefix)
+    return tar_scan.scan(task.path, task.rule, task.rows, task.pixel_rules, task.intensity, task.prefix)
 
 
 def _publish(
@@ -268,6 +276,7 @@ def _publish(
         plan=plan,
         skipped=len(skipped),
         pixel_rules=_pixel_rules(base),
+        intensity=_intensity(base, options),
         label_field=rule.label_field,
         label_extension=rule.label_extension,
         tar_names_in_keys=rule.tar_names_in_keys,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from data_pipeline import pool
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
-from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
+from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.existing_tars.tar_labels import Label, Labels
@@ -90,7 +91,9 @@ class Scan:
     """Hash of the group of each row, 0 for none; None without `Rule.group_field`."""
 
 
-def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules, prefix: str = "") -> Scan:
+def scan(
+    path: str, rule: Rule, rows: Path, pixel_rules: PixelRules, intensity: Intensity, prefix: str = ""
+) -> Scan:
     """Read a tar file, and write the index rows of its samples to the file `rows`; `prefix` is that of keys.
 
     Runs in a worker of `pool.run` and reports megabytes to the progress bar. Raises `UserError`, which names
@@ -100,7 +103,7 @@ def scan(path: str, rule: Rule, rows: Path, pixel_rules: PixelRules, prefix: str
     try:
         with tar_files.open_stream(path) as stream:
             tar = Tar(stream, tar_files.size_of(path))
-            samples = _Samples(path, rule, pixel_rules, prefix)
+            samples = _Samples(path, rule, pixel_rules, intensity, prefix)
             samples.read(tar)
         result = samples.finish(tar, rows)
         common_channels([result.part.contents])  # raises now, not only when all tars are read
@@ -123,8 +126,11 @@ def key_at(path: str, offset: int) -> str:
 class _Samples:
     """Collects the files of a tar by key; the files of one sample need not be next to each other."""
 
-    def __init__(self, path: str, rule: Rule, pixel_rules: PixelRules, prefix: str) -> None:
-        self._path, self._rule, self._pixel_rules, self._prefix = path, rule, pixel_rules, prefix
+    def __init__(
+        self, path: str, rule: Rule, pixel_rules: PixelRules, intensity: Intensity, prefix: str
+    ) -> None:
+        self._path, self._rule, self._prefix = path, rule, prefix
+        self._pixel_rules, self._intensity = pixel_rules, intensity
         self._census = Census()
         self._images: dict[str, list[str]] = {}  # extensions of the images of each key
         self._several = False  # whether a key has several images
@@ -263,14 +269,20 @@ class _Samples:
         else:
             data = content()
             try:
-                pixels = decode(data, self._rule.channels, depth=None, rules=self._pixel_rules)
+                pixels, valid = decode_valid(
+                    data,
+                    self._rule.channels,
+                    depth=None,
+                    rules=self._pixel_rules,
+                    intensity=self._intensity,
+                )
             except MemoryError as error:
                 raise no_memory(name, error) from None
             except ValueError as error:
                 self._census.skip(name, str(error))
                 return
             last = extension.rpartition(".")[2]
-            self._census.add(name, self._prefix + key, last, -1, member.offset, data, pixels)
+            self._census.add(name, self._prefix + key, last, -1, member.offset, data, pixels, valid)
             self._indexed.append((key, stem(key, extension)))
 
     def _error(self, reason: str) -> UserError:

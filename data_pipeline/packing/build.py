@@ -16,6 +16,7 @@ from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.dataset_writer.staging import Base, State
+from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import shard
@@ -33,6 +34,7 @@ def build(
     bases: dict[str, Base],
     *,
     channels: int | None,
+    intensity: Intensity,
     workers: int,
     strict: bool,
     missing: Sequence[str] | None,
@@ -50,8 +52,8 @@ def build(
         for name, base in bases.items()
         if base.generation
     }
-    state = _begin(folder, assigned, bases, channels, _rules(old))
-    tasks = _tasks(source, folder, assigned, channels, state.pixel_rules)
+    state = _begin(folder, assigned, bases, channels, _rules(old), intensity)
+    tasks = _tasks(source, folder, assigned, state)
     parts = _write_shards(tasks, workers, check_sources=not state.complete)
     _report_skipped(dest, tasks, parts, strict, is_new=not old)
     contents = [*(part.contents for part in parts.values()), *(contents_of(base) for base in old.values())]
@@ -74,6 +76,7 @@ def build(
                 plan=assigned.fingerprint,
                 skipped=sum(len(parts[task.target].skipped) for task in shards),
                 pixel_rules=state.pixel_rules,
+                intensity=intensity,
                 table_missing=missing,
                 reading=assigned.reading,
                 base=old.get(name),
@@ -90,30 +93,37 @@ def _rules(old: dict[str, Dataset]) -> PixelRules:
 
 
 def _begin(
-    folder: Path, assigned: Assignment, bases: dict[str, Base], channels: int | None, rules: PixelRules
+    folder: Path,
+    assigned: Assignment,
+    bases: dict[str, Base],
+    channels: int | None,
+    rules: PixelRules,
+    intensity: Intensity,
 ) -> State:
     """Record in the staging folder what this packing is, and return the record.
 
     Raises `UserError` if the folder contains an unfinished packing of other images or options.
     """
     begun = staging.read(folder)
-    if begun and (begun.plan != assigned.fingerprint or (begun.complete and begun.channels != channels)):
+    accepted = begun is not None and begun.complete
+    if begun and (
+        begun.plan != assigned.fingerprint
+        or (accepted and (begun.channels, begun.intensity) != (channels, intensity))
+    ):
         raise staging.other_packing(folder)
-    complete = begun is not None and begun.complete
     state = State(
         plan=assigned.fingerprint,
         bases=bases,
         channels=channels,
         pixel_rules=begun.pixel_rules if begun else rules,
-        complete=complete,
+        intensity=intensity,
+        complete=accepted,
     )
     staging.write(folder, state)
     return state
 
 
-def _tasks(
-    source: Path, folder: Path, assigned: Assignment, channels: int | None, rules: PixelRules
-) -> dict[str, list[Task]]:
+def _tasks(source: Path, folder: Path, assigned: Assignment, state: State) -> dict[str, list[Task]]:
     """Return a task for each shard of every set."""
     number = {name: i for i, name in enumerate(assigned.classes)}
     return {
@@ -122,10 +132,11 @@ def _tasks(
                 source,
                 items,
                 [number.get(item.label, -1) for item in items],
-                channels,
+                state.channels,
                 folder / name / _name(i),
-                rules,
+                state.pixel_rules,
                 assigned.reading or Reading(),
+                state.intensity,
             )
             for i, items in enumerate(shards)
         ]
@@ -178,7 +189,7 @@ def _report_skipped(
         if is_new and not any(parts[task.target].samples for task in shards):
             raise UserError(
                 f"no usable image for {dest / name}, {len(skipped)} files cannot be packed ({first}); "
-                "check the source folder"
+                "correct that, or check the source folder"
             )
 
 

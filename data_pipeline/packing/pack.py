@@ -17,6 +17,7 @@ from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subse
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
+from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
 from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats.picture import Reading
@@ -53,6 +54,9 @@ class Options:
     reading: Reading | None = None
     """How to read files that the library of their field reads; None: as `Reading` says, or for more images of
     a data set, as before."""
+    intensity: Intensity | None = None
+    """How the numbers of the images become brightness; None: as in the data set that they are added to, and
+    in a new one the largest value of an unsigned type is white."""
     shard_size: int = 256 * 10**6
     """Approximate size of a shard in bytes."""
     append: bool = False
@@ -190,6 +194,7 @@ def _is_packed(source: Path, dest: Path, assigned: Assignment, options: Options)
         first = Dataset(dataset.path, generation=1).description
         if first.plan != assigned.fingerprint or options.channels not in (None, dataset.channels):
             raise _other_data(source, dest, sets, assigned, options)
+        refuse_other(dataset.path, dataset.intensity, options.intensity or NONE)
     unfinished = (dest / STAGING).exists()
     if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
         raise UserError(f"{dest} is not empty; choose another folder, or empty it")
@@ -223,6 +228,8 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)
         reading = assignment.reading_to_keep(dest, sets[0].description.reading, options.reading)
+        refuse_other(sets[0].path, sets[0].intensity, options.intensity)
+        options = replace(options, intensity=sets[0].intensity)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
         since = changes.compare(source, dest, items, sets, options.workers)
         changes.refuse_changed(dest, since)
@@ -262,6 +269,7 @@ def _build(
         assigned,
         bases,
         channels=options.channels,
+        intensity=options.intensity or NONE,
         workers=options.workers,
         strict=options.strict,
         missing=options.missing,

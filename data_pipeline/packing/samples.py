@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from data_pipeline.dataset import files
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
-from data_pipeline.decoders.decode import EXTENSIONS, decode
+from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
+from data_pipeline.decoders.intensity import Intensity, Valid
 from data_pipeline.decoders.pixels import PixelRules, Pixels
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats import tiff_stack as stack
@@ -31,12 +32,19 @@ class Sample(NamedTuple):
     data: bytes
     """Bytes of the image in the shard."""
     pixels: Pixels
+    valid: Valid | None
+    """Which of its values are valid; None if all are."""
     extra: str
     """What the JSON beside the image says; "" for no JSON."""
 
 
 def samples(
-    source: Path, item: Item, channels: int | None, rules: PixelRules, reading: Reading
+    source: Path,
+    item: Item,
+    channels: int | None,
+    rules: PixelRules,
+    intensity: Intensity,
+    reading: Reading,
 ) -> Iterator[Sample]:
     """Yield the samples of a file.
 
@@ -47,15 +55,15 @@ def samples(
         raise ValueError(f"no regular file but a {item.unread}")
     extension = Path(item.path).suffix.lower()
     if item.format or (extension in _TIFF and rules > 1 and _is_stack(source, item)):
-        yield from _of_field(source, item, channels, rules, reading)
+        yield from _of_field(source, item, channels, rules, intensity, reading)
         return
     if extension not in EXTENSIONS:
         raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
     if item.size > LARGEST_IMAGE:
         raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
     data = _read(source, item)
-    pixels = decode(data, channels, depth=None, rules=rules)
-    yield Sample(item.key, extension.removeprefix("."), data, pixels, item.extra)
+    pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
+    yield Sample(item.key, extension.removeprefix("."), data, pixels, valid, item.extra)
 
 
 def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
@@ -74,7 +82,12 @@ def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
 
 
 def _of_field(
-    source: Path, item: Item, channels: int | None, rules: PixelRules, reading: Reading
+    source: Path,
+    item: Item,
+    channels: int | None,
+    rules: PixelRules,
+    intensity: Intensity,
+    reading: Reading,
 ) -> Iterator[Sample]:
     """Yield the samples of a file that is read by the library of its field."""
     try:
@@ -84,9 +97,9 @@ def _of_field(
             pictures = formats.read(item.format, file, reading) if item.format else stack.read(file, reading)
             for picture in pictures:
                 data = as_tiff(picture.values)
-                pixels = decode(data, channels, depth=None, rules=rules)
+                pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
                 key = f"{item.key}/{picture.name}" if picture.name else item.key
-                yield Sample(key, "tif", data, pixels, _extra(item, picture))
+                yield Sample(key, "tif", data, pixels, valid, _extra(item, picture))
     except (MemoryError, UserError):
         raise
     except OSError as error:

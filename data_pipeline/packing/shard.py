@@ -15,6 +15,7 @@ from data_pipeline import pool
 from data_pipeline.dataset import files
 from data_pipeline.dataset.files import FILE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
+from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
@@ -42,6 +43,8 @@ class Task:
     """Version of the rules by which files become pixels."""
     reading: Reading
     """How files are read that the library of their field reads."""
+    intensity: Intensity = NONE
+    """How the numbers of the images become brightness."""
 
     @property
     def files(self) -> Path:
@@ -62,6 +65,7 @@ class Staged(Section):
 
     sources: str
     channels: int | None
+    intensity: Intensity = NONE
     part: Part
 
 
@@ -83,7 +87,7 @@ def write(task: Task) -> Part:
         if of_field is not None:
             files.write(task.files, of_field)
         with atomic(task.target.with_suffix(".json")) as file:
-            staged = Staged(sources=task.sources, channels=task.channels, part=part)
+            staged = Staged(sources=task.sources, channels=task.channels, intensity=task.intensity, part=part)
             file.write(staged.model_dump_json().encode())
     except OSError as error:
         raise from_os_error(error, f"writing {task.target}") from error
@@ -95,6 +99,8 @@ def finished(task: Task, *, check_sources: bool = True) -> Part | None:
     """Return the counts of this shard if an earlier call has written it; None if it must be written."""
     staged = _staged(task)
     if staged is None or (check_sources and staged.sources != task.sources):
+        return None
+    if staged.intensity != task.intensity:
         return None
     fits = staged.channels is None and set(staged.part.contents) <= {task.channels}
     return staged.part if fits or staged.channels == task.channels else None
@@ -129,10 +135,19 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
             start, before = tar.offset, census.mark()
             first, count = None, 0
             try:
-                for sample in samples(task.source, item, task.channels, task.pixel_rules, task.reading):
+                for sample in samples(
+                    task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading
+                ):
                     offset = _add(tar, sample, label)
                     census.add(
-                        item.path, sample.key, sample.extension, label, offset, sample.data, sample.pixels
+                        item.path,
+                        sample.key,
+                        sample.extension,
+                        label,
+                        offset,
+                        sample.data,
+                        sample.pixels,
+                        sample.valid,
                     )
                     first, count = first or sample, count + 1
                 several = several or bool(item.format or (first and first.key != item.key))

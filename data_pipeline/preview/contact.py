@@ -109,7 +109,13 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
     data = dataset.read(index)
     original = figures.unit_scale(
-        decode(data, recipe.data.channels, sources.depth, rules=dataset.pixel_rules)
+        decode(
+            data,
+            recipe.data.channels,
+            sources.depth,
+            rules=dataset.pixel_rules,
+            intensity=dataset.intensity,
+        )
     )
     height, width, _ = original.shape
     limits = figures.display_range(original, sources.depth)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.decoders.decode import Shrink, decode, largest_shrink, size
+from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules, Pixels
 from data_pipeline.transforms.actions import is_periodic, moves
 from data_pipeline.transforms.config import ACTIONS, ViewsConfig
@@ -109,19 +110,20 @@ def cut(
     out: Sequence[Tensor],
     rules: PixelRules = NEWEST_RULES,
     angles: Sequence[NDArray[np.float32]] = (),
+    intensity: Intensity = NONE,
 ) -> None:
     """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
     `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
-    to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` are those of the data set, and
-    `angles` those of `draw_angles`. The pixels depend on the arguments alone.
+    to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` and `intensity` are those of the
+    data set, and `angles` those of `draw_angles`. The pixels depend on the arguments alone.
     Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
     height, width = size(data, rules)
     crops = draw(rng, height, width, config, flips)
     depth: Literal[8, 16] = 8 if out[0].dtype == torch.uint8 else 16
     shrink = _shrink(crops, config)
-    image = decode(data, out[0].shape[1], depth, shrink, rules)
+    image = decode(data, out[0].shape[1], depth, shrink, rules, intensity)
     if image.shape[:2] == (height, width):  # only some formats can be decoded smaller
         shrink = 1
     for number, (resolution, views, chosen) in enumerate(zip(config.resolutions(), out, crops, strict=True)):

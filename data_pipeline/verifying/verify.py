@@ -132,6 +132,7 @@ def _counts(generations: list[Generation], shards: NDArray[np.void], rows: NDArr
                 generation.depth,
                 shards[: generation.shards],
                 generation.pixel_rules,
+                generation.intensity,
             ),
         }
         if any(differing.values()):
