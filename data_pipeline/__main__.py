@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         case "index":
             return _index(args)
         case "verify":
-            return _verify(args.dest, args.workers)
+            return (_phi if args.phi else _verify)(args.dest, args.workers)
         case "preview":
             return _preview(args)
         case _:
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser("verify", help="check every byte of a data set; exit code 1 if it is damaged")
     check.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
+    phi = "instead, list the fields that may identify a person; exit code 1 if there are any"
+    check.add_argument("--phi", action="store_true", help=phi)
     _add_workers(check)
     show = commands.add_parser("info", help="show what a data set contains")
     show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
@@ -328,6 +330,26 @@ def _verify(dest: str, workers: int) -> int:
         if unknown := unknown_tars(folder):
             print(f"note: {folder} holds tars that are not in the data set: {', '.join(unknown)}")
     print(f"{dest}: whole")
+    return 0
+
+
+def _phi(dest: str, workers: int) -> int:
+    """Run `verify --phi` on a data set, or on all sets of a split, and print the identifying fields."""
+    from data_pipeline.verifying.phi import phi
+
+    folders = subsets(dest) or [dest]
+    lines = [f"{folder}: {line}" for folder in folders for line in phi(folder, workers)]
+    print("\n".join([f"identifying: {line}" for line in lines]))
+    if lines:
+        print(
+            f"{dest}: {len(lines)} identifying field{'s' * (len(lines) > 1)}; pack again without their "
+            "--keep, columns or headers before the set leaves your house"
+        )
+        return 1
+    print(
+        f"{dest}: no identifying field by its name, in JSON and in headers of images; values, pixels and the "
+        "names of files were not judged"
+    )
     return 0
 
 

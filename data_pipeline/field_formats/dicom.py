@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.datadict import dictionary_keyword, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -134,7 +134,7 @@ def _fields(header: pydicom.Dataset, keep: tuple[str, ...]) -> dict[str, Any]:
     for name in keep:
         tag = tag_for_keyword(name) or _tag(name)
         if tag is not None and tag in header:
-            fields[dictionary_keyword(tag) if tag_for_keyword(name) else name] = _plain(header[tag].value)
+            fields[header[tag].keyword or name] = _plain(header[tag].value)
     return {name: value for name, value in fields.items() if value is not None}
 
 
