@@ -112,16 +112,9 @@ def evaluation(folder: Path, name: str, test: bool, held: int) -> dict[str, Any]
             call("studies.torus.angles", f"runs/{name}", SHARDS["test"], str(file))
             row["angles"] = json.loads(file.read_text())
         if config["seed"] == 0:
-            call(
-                "eval_suite",
-                f"runs/{name}",
-                "--every",
-                str(CHECKPOINTS_EVERY),
-                *_options(out / "steps", False),
-            )
-            row["checkpoints"] = [
-                _checkpoint(file) for file in sorted((out / "steps").glob("*/results.json"))
-            ]
+            steps, every = out / "steps", ("--every", str(CHECKPOINTS_EVERY))
+            call("eval_suite", f"runs/{name}", *every, *_options(steps, False))
+            row["checkpoints"] = [_checkpoint(file, run) for file in sorted(steps.rglob("results.json"))]
     for features in out.rglob("cache"):
         shutil.rmtree(features)
     return row
@@ -184,12 +177,14 @@ def _uniformity(out: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def _checkpoint(file: Path) -> dict[str, Any]:
-    """Return the step of an evaluation of an earlier checkpoint, and its numbers as in a row on val."""
+def _checkpoint(file: Path, run: Path) -> dict[str, Any]:
+    """Return the step of an evaluated checkpoint of a run, and its numbers as in a row on val."""
     results = json.loads(file.read_text())
+    step = results["checkpoint"]["step"]
     pretrained = scores(results["representations"]["pretrained"])
     return {
-        "step": results["checkpoint"]["step"],
+        "step": step,
+        "training": {"loss": training_log.at(training_log.logged(run), "loss", step, LAST)},
         "val": {method: max(of["val"].values()) for method, of in pretrained.items()},
         "geometry": {cloud: geometry(x) for cloud, x in results["geometry"].items()},
     }
