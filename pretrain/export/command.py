@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> int:
     add("dest", type=Path, nargs="?", help="the folder to make; the same as --out")
     add("--out", type=Path, metavar="FOLDER", help="the folder to make")
     add("--format", choices=get_args(Format), default="timm", help="default: %(default)s")
+    text = "licence of the data, for the model card, such as CC-BY-4.0"
+    add("--data-license", metavar="TEXT", help=text)
     given = parser.parse_args(arguments)
     if (given.dest is None) == (given.out is None):
         raise UserError("name the folder to make once: isotorus export RUN --out FOLDER")
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
     # Imported here because it imports torch; a mistake in the arguments is refused before that.
     from pretrain.export.export import export
 
-    if checked := export(given.checkpoint, dest, given.format):
+    if checked := export(given.checkpoint, dest, given.format, given.data_license):
         print(checked)
     print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError
-from pretrain.export import graph, to_onnx, to_timm, to_torch, to_transformers
+from pretrain.export import card, graph, to_onnx, to_timm, to_torch, to_transformers
 from pretrain.export.command import Format
 from pretrain.export.new_folder import new_folder, refuse_taken
 from pretrain.export.trained import Trained, read
@@ -13,8 +13,10 @@ from pretrain.export.trained import Trained, read
 VECTOR = f"the output '{graph.OUTPUT}' (N, D) for the input '{graph.INPUT}', pixels in [0, 1]"
 
 
-def export(given: Path, dest: Path, format: Format = "timm") -> str:
+def export(given: Path, dest: Path, format: Format = "timm", licence: str | None = None) -> str:
     """Write the folder `dest`, whole or not at all; return in words how it was checked, if it was.
+
+    `licence` is that of the data, for the model card.
 
     Raises UserError if `dest` exists, the checkpoint is damaged, or the format cannot express the encoder.
     """
@@ -28,7 +30,9 @@ def export(given: Path, dest: Path, format: Format = "timm") -> str:
             "--format onnx or torch, or evaluate the checkpoint as it is"
         )
     with new_folder(dest) as folder:
-        return _write(trained, folder, format)
+        checked = _write(trained, folder, format)
+        card.write(trained, folder, format, dest.absolute().name, licence, checked)
+    return checked
 
 
 def _write(trained: Trained, folder: Path, format: Format) -> str:

@@ -94,6 +94,10 @@ class EncoderDescription:
     """What a torus head learned from; None for other heads, and for checkpoints of earlier formats."""
     data_fingerprint: str | None = None
     """What the encoder was trained on; descriptions of other programs do not say it."""
+    images: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The number of images of that data; checkpoints of earlier formats do not say it."""
+    depth: Literal[8, 16] | None = None
+    """Bits of a channel in that data; checkpoints of earlier formats do not say it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if the angles would see more numbers than the embedding has beside content."""
@@ -104,7 +108,7 @@ class EncoderDescription:
 
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""
-        about_training = ("config", "step", "data_fingerprint")
+        about_training = ("config", "step", "data_fingerprint", "images", "depth")
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
 
     def on_meta(self) -> nn.Module:

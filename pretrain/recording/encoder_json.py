@@ -21,6 +21,8 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "std": inputs.std,
         "seed": config.seed,
         "data_fingerprint": inputs.sources.fingerprint,
+        "images": len(inputs.sources),
+        "depth": inputs.sources.depth,
         "projector": describe_projector(config.objective, Turned.of(config.views)),
         "torus": _torus(config),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),

@@ -7,25 +7,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain.export.command import Format
 from pretrain.export.export import export
+from pretrain.export.loading import code
+from pretrain.export.trained import read
 from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
 
 PAGE = (Path(__file__).parents[3] / "docs/export.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-FORMATS = {"timm": [0, 1], "transformers": [1], "onnx": [2], "torch": [3]}
-"""The pieces of code that read each format."""
+FORMATS: dict[Format, list[int]] = {"timm": [0, 1], "transformers": [1], "onnx": [2], "torch": [3]}
+"""The pieces of code that read each format. The first of each is what the model card says, too."""
 
 
 @pytest.mark.usefixtures("no_trace_log")
 def test_each_piece_of_code_gives_the_same_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_checkpoint(tmp_path / "step", "vit_small_patch14_dinov2", SMALL)
-    vectors, used = [], set()
+    vectors, used, described = [], set(), read(tmp_path / "step").described
     for format, numbers in FORMATS.items():
         folder = tmp_path / format
         folder.mkdir()
         noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
         Image.fromarray(noise).resize((72, 56)).save(folder / "photo.jpg", quality=95)
         export(tmp_path / "step", folder / "encoder", format)
+        assert SNIPPETS[numbers[0]] == code(format, described, "encoder")
         monkeypatch.chdir(folder)
         for number in numbers:
             names: dict[str, object] = {}

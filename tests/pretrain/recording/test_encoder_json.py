@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from data_pipeline.sources import Sources
 from pretrain.config import Config
 from pretrain.models.description import EncoderDescription
 from pretrain.recording.encoder_json import encoder_json
@@ -15,7 +16,7 @@ BOTH = ["rotation", "hue"]
 
 def described(views: dict[str, Any], objective: dict[str, Any]) -> EncoderDescription:
     config = Config(name="x", steps=1, data={"path": "unused"}, views=views, objective=objective)
-    sources = SimpleNamespace(fingerprint="f")
+    sources = Sources([], [])
     inputs: Any = SimpleNamespace(
         encoder_kwargs={}, embedding_width=32, mean=(0.5,), std=(0.2,), sources=sources, warm_start=None
     )

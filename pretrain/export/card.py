@@ -1,0 +1,207 @@
+"""The model card of an export: README.md, as the Hugging Face hub shows it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isotorus import jsonl
+from isotorus.errors import one_line
+from pretrain.export import evaluated
+from pretrain.export.command import Format
+from pretrain.export.evaluated import Evaluation, plain
+from pretrain.export.loading import code
+from pretrain.export.trained import Trained
+
+FILE = "README.md"
+_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
+_RECIPE = ("encoder", "objective", "views", "augment", "optimizer", "average", "seed")
+"""Sections of the configuration that shape the encoder; others name somebody's folders and stores."""
+_FORMATS = {
+    "timm": "a model folder of timm",
+    "transformers": "a model folder of transformers",
+    "onnx": "an ONNX file",
+    "torch": "a program of torch.export",
+}
+
+
+def write(
+    trained: Trained, folder: Path, format: Format, called: str, licence: str | None, checked: str
+) -> None:
+    """Write README.md into the folder of an export, which will be called `called`.
+
+    `licence` is that of the data, None if it was not given; `checked` says how the files were checked.
+    """
+    found = evaluated.newest(trained)
+    parts = [
+        _front_matter(format),
+        _what(trained, format, checked),
+        _loading(trained, format, called),
+        _images(trained),
+        _training(trained, licence),
+        *_scores(trained, found),
+        _not_tested(trained, found),
+    ]
+    (folder / FILE).write_text("\n".join(parts))
+
+
+def _front_matter(format: Format) -> str:
+    """Return the YAML block that the hub reads."""
+    values = {
+        "library_name": _LIBRARIES[format],
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["isotorus", "self-supervised-learning", "image-feature-extraction"],
+    }
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
+
+
+def _what(trained: Trained, format: Format, checked: str) -> str:
+    described = trained.described
+    parameters = sum(x.numel() for x in trained.on_meta.parameters())
+    kind = _text(described.config, "objective", "kind")
+    by = f" with the objective {plain(kind)}" if kind else ""
+    said = (
+        f"# {_heading(trained.name)}\n\n"
+        f"An encoder that maps an image to a vector of {described.embedding_width} numbers: "
+        f"{plain(described.name)} with {parameters:,} parameters, pretrained without labels{by} by "
+        f"Isotorus. These are the weights of step {described.step:,}, as {_FORMATS[format]}.\n"
+    )
+    return said + (f"\n{checked[0].upper()}{checked[1:]}.\n" if checked else "")
+
+
+def _loading(trained: Trained, format: Format, called: str) -> str:
+    text = code(format, trained.described, _plain_name(called))
+    return f"## Load it\n\nFrom the folder above this one:\n\n```python\n{text}```\n"
+
+
+def _images(trained: Trained) -> str:
+    described = trained.described
+    colours = {1: "grey", 3: "RGB"}.get(described.channels, "as in the files")
+    depth = {8: "8 bits a channel", 16: "16 bits a channel", None: "bits a channel not recorded"}
+    rows = {
+        "size": f"{described.image_size} × {described.image_size} pixels: the largest centred square, "
+        "resized (bicubic, antialiased)",
+        "channels": f"{described.channels} ({colours}), {depth[described.depth]}",
+        "scale": "0 is black and 1 is white: 8-bit values are divided by 255, 16-bit values by 65535",
+        "mean": ", ".join(f"{x:.6g}" for x in described.mean),
+        "standard deviation": ", ".join(f"{x:.6g}" for x in described.std),
+        "orientation": "upright: images are turned by their orientation tag (EXIF)",
+    }
+    return f"## Images\n\n{_table(rows)}"
+
+
+def _training(trained: Trained, licence: str | None) -> str:
+    described = trained.described
+    rows = jsonl.read(trained.run / "metrics.jsonl", "step") if trained.run else []
+    rows = [row for row in rows if row["step"] <= described.step]
+    images = described.images or _images_by_epoch(rows)
+    recipe = {key: described.config[key] for key in _RECIPE if key in described.config}
+    if warm_start := _text(recipe, "encoder", "weights"):
+        recipe["encoder"] = recipe["encoder"] | {"weights": Path(warm_start).name}
+    about = {
+        "data": f"fingerprint {plain(described.data_fingerprint)}"
+        if described.data_fingerprint
+        else "unknown",
+        "images": "not recorded" if images is None else f"{images:,}",
+        "licence of the data": one_line(licence).replace("|", "/") if licence else "not stated",
+        "first weights": f"from {plain(Path(warm_start).name)}" if warm_start else "random",
+        "seen in training": _seen(rows, described.step),
+        "cost": _cost(rows),
+        "weights": f"SHA-256 `{trained.weights.sha256}` of the checkpoint's safetensors file",
+    }
+    text = yaml.safe_dump(recipe, sort_keys=False).replace("```", "'''") if recipe else "not recorded\n"
+    return (
+        f"## Training\n\n{_table(about)}\n<details><summary>Recipe</summary>\n\n```yaml\n{text}```\n\n"
+        "</details>\n"
+    )
+
+
+def _scores(trained: Trained, found: Evaluation | None) -> list[str]:
+    """Return the sections about scores and geometry; they say so where there is no evaluation."""
+    if found is None:
+        return [
+            "## Scores\n\nNot evaluated: the run's folder has no evaluation of these weights. "
+            "`isotorus eval RUN --train … --val …` makes one.\n"
+        ]
+    place = plain("/".join(found.file.parts[-3:]))
+    rows = found.scores()
+    table = "| score | this encoder (95 % interval) | best baseline |\n|---|---|---|\n" + "\n".join(rows)
+    scores = (
+        f"On {found.about_data()}, as {place} of the run's folder says.\n\n{table}"
+        if rows
+        else (f"{place} of the run's folder has no scores against labels.")
+    )
+    geometry = found.geometry() or ["Not measured."]
+    return [f"## Scores\n\n{scores}\n", "## Geometry\n\n" + "\n".join(geometry) + "\n"]
+
+
+def _not_tested(trained: Trained, found: Evaluation | None) -> str:
+    described = trained.described
+    said = [
+        f"Images of other sizes than {described.image_size} pixels, of other channels, cameras, places or "
+        "times than those of the data above.",
+        "Fairness between groups, safety, and any decision about a person.",
+        "Robustness to damaged, altered or adversarial images.",
+    ]
+    if found is None:
+        said.insert(0, "Any task: these weights were not evaluated.")
+    else:
+        said.insert(0, f"Any other data than {found.about_data()}.")
+        if found.certificate is None:
+            said.append("Whether its vectors follow rotations, shifts or hue: it has no certificate.")
+    return "## Not tested\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
+
+
+def _images_by_epoch(rows: list[dict[str, Any]]) -> int | None:
+    """Return the number of images in an epoch, from a row that says how many epochs some samples are."""
+    for row in rows[:1]:
+        samples, epoch = row.get("samples"), row.get("epoch")
+        if isinstance(samples, int) and isinstance(epoch, float) and epoch > 0:
+            return round(samples / epoch)
+    return None
+
+
+def _seen(rows: list[dict[str, Any]], step: int) -> str:
+    last = rows[-1] if rows else {}
+    samples, epoch = last.get("samples"), last.get("epoch")
+    if isinstance(samples, int) and isinstance(epoch, int | float):
+        return f"{step:,} steps, {samples:,} images, {epoch:.1f} times each image"
+    return f"{step:,} steps"
+
+
+def _cost(rows: list[dict[str, Any]]) -> str:
+    """Return the hours that the logged steps took at the speed logged for them."""
+    seconds, before = 0.0, 0
+    for row in rows:
+        samples, speed = row.get("samples"), row.get("images_per_second")
+        if not isinstance(samples, int) or not isinstance(speed, int | float) or speed <= 0:
+            return "not recorded"
+        seconds, before = seconds + (samples - before) / speed, samples
+    if not rows:
+        return "not recorded"
+    hours = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    memory = rows[-1].get("memory_gib")
+    peak = f", {memory:.1f} GiB of memory a process" if isinstance(memory, int | float) else ""
+    return f"{hours} of training steps{peak}; the machine is not recorded"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def _text(values: Any, *keys: str) -> str:
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values if isinstance(values, str) else ""
+
+
+def _heading(name: str) -> str:
+    """Return a name without what Markdown or HTML would read as more than letters."""
+    return re.sub(r"[^\w .+-]", "·", one_line(name))[:100] or "encoder"
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of a folder as it can stand in a string of code."""
+    return re.sub(r'["\\\n{}]', "_", one_line(name))
