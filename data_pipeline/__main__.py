@@ -339,7 +339,8 @@ def _phi(dest: str, workers: int) -> int:
 
     folders = subsets(dest) or [dest]
     lines = [f"{folder}: {line}" for folder in folders for line in phi(folder, workers)]
-    print("\n".join([f"identifying: {line}" for line in lines]))
+    for line in lines:
+        print(f"identifying: {line}")
     if lines:
         print(
             f"{dest}: {len(lines)} identifying field{'s' * (len(lines) > 1)}; pack again without their "

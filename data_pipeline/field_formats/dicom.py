@@ -8,7 +8,7 @@ that larger values are brighter in all pictures. YBR and palette colours become 
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -36,7 +36,7 @@ logging.getLogger("pydicom").setLevel(
 )  # its warnings about unusual values do not matter here
 
 
-def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the frames of a DICOM file; a file of one frame gives a picture without a name.
 
     Raises ValueError for a file without pixels, and whatever pydicom raises for a damaged one.
@@ -47,7 +47,7 @@ def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
         yield from _read(file, reading)
 
 
-def _read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def _read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     file.seek(128)
     has_preamble = file.read(4) == b"DICM"
     file.seek(0)

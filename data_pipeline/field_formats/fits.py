@@ -7,7 +7,7 @@ bottom. Values are those after BSCALE and BZERO; pixels of whole numbers that eq
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,7 +21,7 @@ _DEFAULT = {"telescope": "TELESCOP", "device": "INSTRUME", "filter": "FILTER", "
 """Fields that every sample gets, by the name in its JSON."""
 
 
-def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the planes of an image; a flat image gives a picture without a name.
 
     Axes of length 1 do not count, and of more than three, the outer ones count the planes together. Raises

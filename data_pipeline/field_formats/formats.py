@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -81,13 +81,13 @@ def require(names: set[str]) -> None:
             )
 
 
-def read(format_name: str, file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def read(format_name: str, file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the pictures of an open file.
 
     Raises ValueError, OSError or whatever else the library raises if the file is damaged or of another kind.
     """
     module = importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
-    pictures: Iterator[Picture] = module.read(file, reading)
+    pictures: Generator[Picture] = module.read(file, reading)
     return pictures
 
 

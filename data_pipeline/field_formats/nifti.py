@@ -8,7 +8,7 @@ scl_slope and scl_inter.
 
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, BinaryIO, cast
 
 import nibabel
@@ -28,7 +28,7 @@ _IN_ORDER = 2
 """Stored axis whose slices lie one behind the other in the file."""
 
 
-def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the slices of a volume, of each time in turn; a flat image gives a picture without a name.
 
     Slices are read one by one; only a compressed volume that is cut across the order of its file is held in
@@ -59,7 +59,7 @@ def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
 
 def _slices(
     stream: io.BufferedIOBase, compressed: bool, image: Any, shape: tuple[int, ...], reading: Reading
-) -> Iterator[Picture]:
+) -> Generator[Picture]:
     """Yield the slices of a volume (X, Y, Z) or of several (X, Y, Z, T)."""
     letter, across = _AXES[reading.axis]
     # Row i: the axis of RAS+ that the stored axis i is, and -1 if it runs the other way.

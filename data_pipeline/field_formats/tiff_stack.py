@@ -7,12 +7,12 @@ stack, and is packed as it is.
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPage, TiffPageSeries
+from tifffile import TiffFile, TiffPageSeries
 
 from data_pipeline.decoders.pixels import check_size
 from data_pipeline.decoders.tiff_pages import CHANNEL_AXES, STACKED
@@ -37,7 +37,7 @@ def is_stack(file: BinaryIO) -> bool:
         file.seek(0)
 
 
-def read(file: BinaryIO, reading: Reading) -> Iterator[Picture]:
+def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the pictures of a stack; with several series (positions of a slide), those of each in turn.
 
     Raises ValueError for a stack that lacks planes, and whatever tifffile raises for a damaged file.
@@ -91,6 +91,7 @@ def _planes(file: BinaryIO, series: TiffPageSeries, outer: int) -> Any:
     """Return a function from the place on the `outer` axes to the plane that is stored there."""
     shape = series.shape[:outer]
     if series.dataoffset is not None:
+        assert series.keyframe.dtype is not None
         kind = series.keyframe.dtype.newbyteorder(series.keyframe.parent.byteorder)
         return np.memmap(file, kind, "r", series.dataoffset, series.shape).__getitem__
     if len(series) != math.prod(shape):
@@ -98,7 +99,7 @@ def _planes(file: BinaryIO, series: TiffPageSeries, outer: int) -> Any:
 
     def plane(place: tuple[int, ...]) -> NDArray[Any]:
         page = series[int(np.ravel_multi_index(place, shape)) if place else 0]
-        if not isinstance(page, TiffPage) and page is None:
+        if page is None:
             raise ValueError("a TIFF stack that lacks a plane")
         values: NDArray[Any] = page.asarray(maxworkers=1)
         return values
@@ -112,9 +113,8 @@ def _fields(tiff: TiffFile, number: int, keep: tuple[str, ...]) -> dict[str, Any
     """
     fields: dict[str, Any] = {}
     if tiff.is_ome:
-        image = (re.findall(r"<(?:\w+:)?Image\b.*?</(?:\w+:)?Image>", tiff.ome_metadata or "", re.DOTALL))[
-            number
-        ]
+        images = re.findall(r"<(?:\w+:)?Image\b.*?</(?:\w+:)?Image>", tiff.ome_metadata or "", re.DOTALL)
+        image = images[number] if number < len(images) else ""
         pixels = _attributes(image, "Pixels")
         fields |= _spacing(
             pixels.get("PhysicalSizeY"), pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeYUnit", "µm")
@@ -124,8 +124,8 @@ def _fields(tiff: TiffFile, number: int, keep: tuple[str, ...]) -> dict[str, Any
     elif tiff.imagej_metadata:
         tags = tiff.pages.first.tags
         y, x = (tags.valueof(name) for name in ("YResolution", "XResolution"))
-        each = [None if not value or not value[0] else value[1] / value[0] for value in (y, x)]
-        fields |= _spacing(*each, str(tiff.imagej_metadata.get("unit", "")))
+        rows, columns = (value[1] / value[0] if value and value[0] else None for value in (y, x))
+        fields |= _spacing(rows, columns, str(tiff.imagej_metadata.get("unit", "")))
     for name in keep:
         value = tiff.pages.first.tags.valueof(name)
         if value is None:

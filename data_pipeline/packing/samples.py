@@ -1,5 +1,6 @@
 """Turn one file into the samples that are packed: a picture is one as it is, a volume one for each slice."""
 
+import contextlib
 import json
 import os
 import zlib
@@ -95,11 +96,12 @@ def _of_field(
             if os.fstat(file.fileno()).st_size != item.size:
                 raise _changed(source, item)
             pictures = formats.read(item.format, file, reading) if item.format else stack.read(file, reading)
-            for picture in pictures:
-                data = as_tiff(picture.values)
-                pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
-                key = f"{item.key}/{picture.name}" if picture.name else item.key
-                yield Sample(key, "tif", data, pixels, valid, _extra(item, picture))
+            with contextlib.closing(pictures):  # before the file: libraries still move in it
+                for picture in pictures:
+                    data = as_tiff(picture.values)
+                    pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
+                    key = f"{item.key}/{picture.name}" if picture.name else item.key
+                    yield Sample(key, "tif", data, pixels, valid, _extra(item, picture))
     except (MemoryError, UserError):
         raise
     except OSError as error:

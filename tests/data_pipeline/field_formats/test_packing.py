@@ -18,7 +18,7 @@ from pydicom import uid
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
 from isotorus.errors import exit_code
-from tests.data_pipeline.field_formats.dicoms import write_dicom
+from tests.data_pipeline.field_formats.dicoms import write_ct, write_dicom
 from tests.data_pipeline.pictures import save_pictures
 
 RANDOM = np.random.default_rng(0)
@@ -81,6 +81,18 @@ def test_columns_of_the_table_and_of_the_header_are_beside_the_picture(source: P
     assert dataset.description.groups == 2
 
 
+def test_hounsfield_units_become_brightness_by_the_stated_window(tmp_path: Path, capfd) -> None:
+    expected = {f"im{z}": write_ct(tmp_path / f"ct/im{z}.dcm", seed=z) for z in range(3)}
+    assert run("pack", tmp_path / "ct", tmp_path / "set") == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "int16" in said and "--intensity" in said
+    assert run("pack", tmp_path / "ct", tmp_path / "other", "--intensity", "window:-160,240") == 0
+    found = pixels(Dataset(tmp_path / "other"))
+    for key, units in expected.items():
+        assert found[key].dtype == np.uint16
+        np.testing.assert_array_equal(found[key], np.rint(((units + 160) / 400).clip(0, 1) * 65_535))
+
+
 def test_nothing_of_the_patient_is_in_the_shards(source: Path, tmp_path: Path) -> None:
     assert run("pack", source, tmp_path / "set") == 0
     everything = b"".join(file.read_bytes() for file in (tmp_path / "set").iterdir())
@@ -115,7 +127,7 @@ def test_packing_again_finds_nothing_new_and_a_changed_file_is_named(
     assert "was packed with every=1, not 2" in capsys.readouterr().err
 
 
-def test_damaged_files_are_left_out_whole_and_named(source: Path, tmp_path: Path, capsys) -> None:
+def test_damaged_files_are_left_out_whole_and_named(source: Path, tmp_path: Path, capfd) -> None:
     data = (source / "heart.dcm").read_bytes()
     (source / "cut.dcm").write_bytes(data[:-3000])
     (source / "foreign.dcm").write_bytes(b"%PDF-1.4" * 99)
@@ -125,14 +137,15 @@ def test_damaged_files_are_left_out_whole_and_named(source: Path, tmp_path: Path
     rle.save_as(source / "rle.dcm")
     (source / "rle.dcm").write_bytes((source / "rle.dcm").read_bytes()[:-6000])
     assert run("pack", source, tmp_path / "set") == 0
-    assert "packed: 19 images" in capsys.readouterr().out
+    said = capfd.readouterr()
+    assert "packed: 19 images" in said.out and said.err == ""
     skipped = dict(line.split("\t") for line in (tmp_path / "set/skipped.txt").read_text().splitlines())
     assert sorted(skipped) == ["cut.dcm", "empty.dcm", "foreign.dcm", "rle.dcm"]
     assert skipped["foreign.dcm"] == "no DICOM file"
     assert run("verify", tmp_path / "set") == 0
     assert not any(name.startswith(("cut", "rle")) for name in members(Dataset(tmp_path / "set")))
     assert run("pack", source, tmp_path / "set", "--append") == 0
-    assert "nothing new: 14 were there already" in capsys.readouterr().out
+    assert "nothing new: 14 were there already" in capfd.readouterr().out
 
 
 def test_the_bytes_are_the_same_with_any_workers_and_after_a_kill(source: Path, tmp_path: Path) -> None:
