@@ -5,8 +5,11 @@ CELLS  := data/solar-cells
 RUN    := runs/quickstart
 PHOTOS := data/photographs
 TORUS  := runs/torus_cpu
+# make study ARCHIVE=cifar10.tar.xz: images and runs of docs/study.md; the archive is needed once.
+FOLDER  ?= data/study
+ARCHIVE ?=
 
-.PHONY: quickstart torus test test-all lint clean
+.PHONY: quickstart torus study test test-all lint clean
 
 quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
@@ -21,6 +24,11 @@ torus: $(VENV)/.installed
 		--image-column image --label-column photograph --split-column set
 	$(BIN)/python -m pretrain --config configs/torus_cpu.yaml data.path=$(PHOTOS)/train steps=1500
 	$(BIN)/python -m eval_suite certificate $(TORUS) --data $(PHOTOS)/test
+
+study: $(VENV)/.installed
+	$(if $(ARCHIVE),test -d $(FOLDER)/cifar/shards || $(BIN)/python -m studies.torus.cifar $(ARCHIVE) $(FOLDER)/cifar)
+	$(BIN)/python -m studies.geometry.study $(FOLDER)
+	$(BIN)/python -m studies.geometry.tables
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -93,12 +93,13 @@ def print_scores(rows: dict[str, Row]) -> None:
         )
 
 
-def over_seeds(values: Sequence[float]) -> str:
+def over_seeds(values: Sequence[float], digits: int = 1) -> str:
     """Return the mean of values and its 95 % interval by Student's t; one value has no interval."""
     if len(values) < 2:
-        return ", ".join(f"{x:.1f}" for x in values)
+        return ", ".join(f"{x:.{digits}f}" for x in values)
+    mean = np.mean(values)
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.1f} ({np.mean(values) - half:.1f} to {np.mean(values) + half:.1f})"
+    return f"{mean:.{digits}f} ({mean - half:.{digits}f} to {mean + half:.{digits}f})"
 
 
 if __name__ == "__main__":
