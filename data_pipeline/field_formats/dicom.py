@@ -6,10 +6,10 @@ a stored number v becomes lowest + highest − v, where lowest and highest are t
 that larger values are brighter in all pictures. YBR and palette colours become RGB.
 """
 
+import contextlib
 import logging
-import warnings
 from collections.abc import Generator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom
@@ -42,12 +42,6 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     Raises ValueError for a file without pixels, and whatever pydicom raises for a damaged one.
     """
     dicom_codecs.register()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield from _read(file, reading)
-
-
-def _read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     file.seek(128)
     has_preamble = file.read(4) == b"DICM"
     file.seek(0)
@@ -68,15 +62,12 @@ def _read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
         file.seek(0)
         header = pydicom.dcmread(file)
     check_size(header.Rows, header.Columns, header.get("SamplesPerPixel", 1))
-    pixels = iter_pixels(header if whole else file, indices=list(frames))
     fields = _fields(header, reading.keep)
-    found = 0
-    for number, stored in zip(frames, pixels, strict=True):
-        found += 1
-        name = numbered("f", number, count) if count > 1 else ""
-        yield Picture(name, _values(header, stored, number), fields | _geometry(header, number))
-    if not found:
-        raise ValueError("a DICOM file without frames")
+    pixels = iter_pixels(header if whole else file, indices=list(frames))
+    with contextlib.closing(cast(Generator[NDArray[Any]], pixels)):  # at its end it moves in the file
+        for number, stored in zip(frames, pixels, strict=True):
+            name = numbered("f", number, count) if count > 1 else ""
+            yield Picture(name, _values(header, stored, number), fields | _geometry(header, number))
 
 
 def _check_codec(syntax: UID) -> None:

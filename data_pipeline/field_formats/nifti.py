@@ -8,6 +8,7 @@ scl_slope and scl_inter.
 
 import gzip
 import io
+import logging
 from collections.abc import Generator
 from typing import Any, BinaryIO, cast
 
@@ -26,6 +27,8 @@ _AXES = {"sagittal": ("x", 0), "coronal": ("y", 1), "axial": ("z", 2)}
 _MM = {"meter": 1e3, "micron": 1e-3}
 _IN_ORDER = 2
 """Stored axis whose slices lie one behind the other in the file."""
+
+logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # it tells what it mends in every damaged header
 
 
 def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:

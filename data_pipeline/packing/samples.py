@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from data_pipeline.dataset import files
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
 from data_pipeline.decoders.intensity import Intensity, Valid
-from data_pipeline.decoders.pixels import PixelRules, Pixels
+from data_pipeline.decoders.pixels import PixelRules, Pixels, check_size
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats import tiff_stack as stack
 from data_pipeline.field_formats.picture import Picture, Reading
@@ -96,8 +97,12 @@ def _of_field(
             if os.fstat(file.fileno()).st_size != item.size:
                 raise _changed(source, item)
             pictures = formats.read(item.format, file, reading) if item.format else stack.read(file, reading)
-            with contextlib.closing(pictures):  # before the file: libraries still move in it
+            # The pictures are closed before the file, because libraries still move in it then.
+            with contextlib.closing(pictures), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about headers that are unusual or damaged
                 for picture in pictures:
+                    height, width, *more = picture.values.shape
+                    check_size(height, width, more[0] if more else 1)
                     data = as_tiff(picture.values)
                     pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
                     key = f"{item.key}/{picture.name}" if picture.name else item.key

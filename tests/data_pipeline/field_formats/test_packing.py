@@ -81,11 +81,12 @@ def test_columns_of_the_table_and_of_the_header_are_beside_the_picture(source: P
     assert dataset.description.groups == 2
 
 
-def test_hounsfield_units_become_brightness_by_the_stated_window(tmp_path: Path, capfd) -> None:
+def test_hounsfield_units_become_brightness_by_the_stated_window(tmp_path: Path) -> None:
     expected = {f"im{z}": write_ct(tmp_path / f"ct/im{z}.dcm", seed=z) for z in range(3)}
-    assert run("pack", tmp_path / "ct", tmp_path / "set") == 2
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "int16" in said and "--intensity" in said
+    call = [sys.executable, "-m", "data_pipeline", "pack", str(tmp_path / "ct"), str(tmp_path / "set")]
+    refused = subprocess.run(call, capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "int16" in refused.stderr and "--intensity" in refused.stderr
     assert run("pack", tmp_path / "ct", tmp_path / "other", "--intensity", "window:-160,240") == 0
     found = pixels(Dataset(tmp_path / "other"))
     for key, units in expected.items():
