@@ -78,6 +78,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--group-column", help=f"column of the --labels file with the group of each image; {group}")
     pattern = "regular expression such as 'patient([0-9]+)': the text in parentheses is the image's group"
     add("--group-pattern", help=f"instead of --group-column, applied to the image's path: {pattern}")
+    header = (
+        "instead of --group-column, for DICOM, NIfTI and FITS: field of the header with the group, such as "
+    )
+    add("--group-field", metavar="FIELD", help=f"{header}PatientID; only a hash of it is kept")
     sides = "column of the --labels file that says train, val or test for each image"
     add("--split-column", help=f"{sides}; instead of the fractions")
     for name in ("val", "test"):
@@ -248,8 +252,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
                 raise UserError(
                     f"--{option.replace('_', '-')} is about a table; give that with --labels FILE.csv"
                 )
-    if args.group_column is not None and args.group_pattern is not None:
-        raise UserError("--group-column and --group-pattern both say what a group is; give one of them")
+    options = ("group_column", "group_pattern", "group_field")
+    given = [f"--{name.replace('_', '-')}" for name in options if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} both say what a group is; give one of them")
     fractions = bool(args.val_fraction or args.test_fraction)
     if args.split_column is not None and (fractions or args.stratify):
         raise UserError("--split-column names the set of each image; leave out the fractions and --stratify")
@@ -272,6 +278,7 @@ def _pack(args: argparse.Namespace) -> int:
         columns=columns,
         missing=args.missing,
         group_pattern=args.group_pattern,
+        group_field=args.group_field,
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
         stratify=args.stratify,

@@ -70,6 +70,15 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
             yield Picture(name, _values(header, stored, number), fields | _geometry(header, number))
 
 
+def field(file: BinaryIO, name: str) -> Any:
+    """Return a field of the header by its keyword or tag; None if there is none."""
+    tag = _tag(name)
+    if tag is None:
+        return None
+    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag], force=True)
+    return _plain(header[tag].value) if tag in header else None
+
+
 def _check_codec(syntax: UID) -> None:
     """Raise ValueError if the pixels are compressed in a way that no installed library decodes."""
     if not syntax.is_transfer_syntax:
@@ -123,7 +132,7 @@ def _fields(header: pydicom.Dataset, keep: tuple[str, ...]) -> dict[str, Any]:
     maker = (header.get("Manufacturer"), header.get("ManufacturerModelName"))
     fields["device"] = plain(" ".join(str(part) for part in maker if part))
     for name in keep:
-        tag = tag_for_keyword(name) or _tag(name)
+        tag = _tag(name)
         if tag is not None and tag in header:
             fields[header[tag].keyword or name] = _plain(header[tag].value)
     return {name: value for name, value in fields.items() if value is not None}
@@ -143,7 +152,11 @@ def _geometry(header: pydicom.Dataset, frame: int) -> dict[str, Any]:
 
 
 def _tag(name: str) -> int | None:
-    """Return the tag that is written as eight hexadecimal digits, such as 0010,1010; None for other names."""
+    """Return the tag of a keyword, or that of eight hexadecimal digits, such as 0010,1010; None for other
+    names.
+    """
+    if (known := tag_for_keyword(name)) is not None:
+        return known
     digits = name.strip("()").replace(",", "").replace(" ", "")
     return int(digits, 16) if len(digits) == 8 and set(digits.lower()) <= set("0123456789abcdef") else None
 

@@ -43,6 +43,12 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
                 yield Picture(name, storable(plane), fields)
 
 
+def field(file: BinaryIO, name: str) -> Any:
+    """Return the value of a keyword in the first part of the file that has it; None if none has."""
+    with fits.open(file, memmap=False, lazy_load_hdus=True) as parts:
+        return next((plain(part.header[name]) for part in parts if name in part.header), None)
+
+
 def _part(parts: Any, asked: str | None) -> Any:
     """Return the part that is asked for by number or name, else the first with an image.
 

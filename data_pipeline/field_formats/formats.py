@@ -2,9 +2,11 @@
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Generator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
 
 from data_pipeline.field_formats.picture import Picture, Reading
 from isotorus.errors import UserError
@@ -86,9 +88,26 @@ def read(format_name: str, file: BinaryIO, reading: Reading) -> Generator[Pictur
 
     Raises ValueError, OSError or whatever else the library raises if the file is damaged or of another kind.
     """
-    module = importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
-    pictures: Generator[Picture] = module.read(file, reading)
+    pictures: Generator[Picture] = _module(format_name).read(file, reading)
     return pictures
+
+
+def field_of(format_name: str, file: BinaryIO, name: str) -> str:
+    """Return a field of the header of an open file as text; "" if it lacks the field or cannot be read."""
+    module = _module(format_name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers that are unusual or damaged
+            value: Any = module.field(file, name)
+    except MemoryError:
+        raise
+    except Exception:  # libraries raise nearly every kind of exception for damaged files
+        return ""
+    return "" if value is None else str(value)
+
+
+def _module(format_name: str) -> ModuleType:
+    return importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
 
 
 def _format(name: str) -> Format:

@@ -38,13 +38,7 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     memory. Raises ValueError for images of other than 2 to 4 dimensions, and whatever nibabel raises for a
     damaged file.
     """
-    compressed = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    stream = cast(io.BufferedIOBase, gzip.GzipFile(fileobj=file) if compressed else file)
-    first = stream.read(4)
-    stream.seek(0)
-    second_version = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
-    image = (nibabel.Nifti2Image if second_version else nibabel.Nifti1Image).from_stream(stream)
+    image, stream, compressed = _opened(file)
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -58,6 +52,23 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
         yield Picture("", _values(image, flat.T[::-1]), _kept(image, reading.keep))
         return
     yield from _slices(stream, compressed, image, shape, reading)
+
+
+def field(file: BinaryIO, name: str) -> Any:
+    """Return a field of the header by its name; None if there is none."""
+    return _kept(_opened(file)[0], (name,)).get(name)
+
+
+def _opened(file: BinaryIO) -> tuple[Any, io.BufferedIOBase, bool]:
+    """Return the image whose header is read, the stream of its data, and whether that is compressed."""
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    stream = cast(io.BufferedIOBase, gzip.GzipFile(fileobj=file) if compressed else file)
+    first = stream.read(4)
+    stream.seek(0)
+    second_version = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
+    image = (nibabel.Nifti2Image if second_version else nibabel.Nifti1Image).from_stream(stream)
+    return image, stream, compressed
 
 
 def _slices(

@@ -216,12 +216,12 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
     if packed is not None and packed.grouped and not grouped:
         raise UserError(
             f"{dest} was split by groups of images; name those of the new ones with --group-column or "
-            "--group-pattern, so that none is split apart"
+            "--group-pattern or --group-field, so that none is split apart"
         )
     if packed is not None and grouped and not packed.grouped:
         raise UserError(
             f"{dest} was split image by image, so groups can no longer be kept together; "
-            "leave out --group-column and --group-pattern, or pack all images into another folder"
+            "leave out options of groups, or pack all images into another folder"
         )
     return packed
 

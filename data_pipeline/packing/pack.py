@@ -21,7 +21,7 @@ from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
 from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats.picture import Reading
-from data_pipeline.packing import assignment, changes, division, listing, other_pictures
+from data_pipeline.packing import assignment, changes, division, header_groups, listing, other_pictures
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build
 from data_pipeline.packing.listing import Item
@@ -42,6 +42,8 @@ class Options:
     """Cells of that file that mean "no label"; None: those that `tables.cells` lists."""
     group_pattern: str | None = None
     """Regular expression whose first group, matched in an image's path, is the name of the image's group."""
+    group_field: str | None = None
+    """Field of the files' headers, such as PatientID, that names the image's group."""
     val_fraction: float = 0.0
     """Fraction of the images, or of their groups, that go to DEST/val."""
     test_fraction: float = 0.0
@@ -69,7 +71,7 @@ class Options:
     @property
     def grouped(self) -> bool:
         """Whether images are split by group."""
-        return self.group_pattern is not None or self.columns.group is not None
+        return any(name is not None for name in (self.group_pattern, self.group_field, self.columns.group))
 
     @property
     def split(self) -> Split | None:
@@ -96,7 +98,6 @@ def pack(source: Path, dest: Path, options: Options) -> str:
         options = replace(options, missing=_missing_before(dest))
     passed: Counter[str] = Counter()
     items, others = _list(source, options, passed)
-    formats.require({item.format for item in items})
     passed += Counter(item.unread for item in items if item.unread)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
     advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
@@ -141,8 +142,11 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
         others = Counter()
+    formats.require({item.format for item in items})
     if options.group_pattern is not None:
         items = listing.grouped(items, options.group_pattern)
+    if options.group_field is not None:
+        items = header_groups.grouped(source, items, options.group_field, options.workers)
     if (options.val_fraction or options.test_fraction) and not options.grouped:
         _note_slices(source, items)
     return items, others
@@ -153,7 +157,7 @@ def _note_slices(source: Path, items: list[Item]) -> None:
     if slices := sum(item.format == "DICOM" for item in items):
         print(
             f"note: the {slices} DICOM files in {source} are divided file by file, so slices of one patient "
-            "can be on both sides; name the patient with --group-pattern or --group-column",
+            "can be on both sides; name the patient, e.g. with --group-field PatientID",
             file=sys.stderr,
         )
 

@@ -183,6 +183,31 @@ def test_dividing_slices_file_by_file_is_noted(source: Path, tmp_path: Path, cap
     assert capsys.readouterr().err == ""
 
 
+def test_the_patient_in_the_header_is_the_group(tmp_path: Path, capsys) -> None:
+    source, dest = tmp_path / "scans", tmp_path / "set"
+    for number in range(24):
+        write_dicom(source / f"IM{number:03d}", FRAMES[0], PatientID=f"MRN-{number % 6}")
+    save_pictures(source, ["photo.png"], mode="L")
+    options = ("--group-field", "PatientID", "--val-fraction", "0.4")
+    assert run("pack", source, dest, *options) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "groups" in said.out
+    patients = []
+    for name in ("train", "val"):
+        dataset = Dataset(dest / name)
+        numbers = [int(dataset.key(i)[2:]) for i in range(len(dataset)) if dataset.groups[i]]
+        patients.append({number % 6 for number in numbers})
+        assert len(numbers) == 4 * len(patients[-1])
+    assert patients[0] and patients[1] and not patients[0] & patients[1]
+    write_dicom(source / "later", FRAMES[0], PatientID=f"MRN-{min(patients[1])}")
+    assert run("pack", source, dest, *options[:2], "--append") == 0
+    val = Dataset(dest / "val")
+    assert "later" in {val.key(i) for i in range(len(val))}
+    assert b"MRN" not in b"".join(file.read_bytes() for file in dest.rglob("*.*"))
+    assert run("pack", source, tmp_path / "other", "--group-field", "PatientAge") == 2
+    assert "none of the 25 files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("absent", "code"), [("pydicom", 2), ("imagecodecs", 0)])
 def test_without_a_library_one_line_names_the_extra(
     source: Path, tmp_path: Path, absent: str, code: int

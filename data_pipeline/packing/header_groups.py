@@ -1,0 +1,60 @@
+"""Name the group of each file by a field of its header, such as the patient of a DICOM file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from sys import intern
+
+from data_pipeline import pool
+from data_pipeline.field_formats import formats
+from data_pipeline.packing.listing import Item
+from data_pipeline.tables.cells import one_form
+from isotorus.errors import UserError, from_os_error
+from isotorus.foreign_files import open_regular
+
+_AT_ONCE = 256  # files that a worker reads in one task
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Files whose headers are read."""
+
+    source: Path
+    items: list[Item]
+    field: str
+
+
+def grouped(source: Path, items: list[Item], field: str, workers: int) -> list[Item]:
+    """Return the images with the groups that a field of their headers names.
+
+    Files that are no files of a field, or whose header cannot be read or lacks the field, have no group.
+    Raises `UserError` if no header has the field, or if a file cannot be read.
+    """
+    of_field = [item for item in items if item.format]
+    tasks = [_Task(source, of_field[i : i + _AT_ONCE], field) for i in range(0, len(of_field), _AT_ONCE)]
+    named = pool.run(_names, tasks, workers, "reading headers", len(of_field)) if tasks else []
+    names = {item.path: intern(one_form(name)) for item, name in zip(of_field, _flat(named), strict=True)}
+    if not any(names.values()):
+        raise UserError(
+            f"--group-field {field}: none of the {len(of_field)} files in {source} with a header has this "
+            "field; spell it as the format does, e.g. PatientID"
+        )
+    return [replace(item, group=names.get(item.path, "")) for item in items]
+
+
+def _flat(lists: list[list[str]]) -> Iterator[str]:
+    for each in lists:
+        yield from each
+
+
+def _names(task: _Task) -> list[str]:
+    """Return the value of the field for each file, "" if it has none; runs in a worker of `pool.run`."""
+    names = []
+    for item in task.items:
+        pool.count()
+        try:
+            with open_regular(task.source / item.path) as file:
+                names.append(formats.field_of(item.format, file, task.field))
+        except OSError as error:
+            raise from_os_error(error, "reading the headers") from error
+    return names
