@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import fetch, join
 from isotorus.errors import UserError
 from isotorus.files import atomic
 
@@ -27,15 +29,20 @@ def read(dataset: Dataset) -> NDArray[np.void]:
     """
     if dataset.description.reading is None:
         return of_rows(dataset.rows)
-    path = Path(dataset.path) / FILES
+    return open_files(dataset.path, len(dataset), CacheConfig())
+
+
+def open_files(folder: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
+    """Return the first `count` rows of files.npy; raise `UserError` if it is missing or has fewer."""
+    path = join(folder, FILES)
     try:
-        table = np.load(path, allow_pickle=False)
+        table = np.load(fetch(path, cache), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         advice = "bring it back from a copy, or pack again"
         raise UserError(f"{path} cannot be read ({error}); {advice}") from None
-    if table.dtype != FILE or table.ndim != 1 or len(table) < len(dataset):
+    if table.dtype != FILE or table.ndim != 1 or len(table) < count:
         raise UserError(f"{path} does not fit the data set; bring it back from a copy, or pack again")
-    newest: NDArray[np.void] = table[: len(dataset)]  # it is longer if there are newer generations
+    newest: NDArray[np.void] = table[:count]  # it is longer if there are newer generations
     return newest
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from data_pipeline.dataset.description import Generation, describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import NEWEST_RULES
+from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import one_line
 
@@ -42,6 +43,8 @@ def as_text(folder: str) -> str:
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
         "fingerprint": one_line(facts.fingerprint),
     }
+    if facts.reading is not None:
+        lines["read with"] = _reading(facts.reading)
     for number, g in enumerate(generations[:-1], start=1):
         lines[f"generation {number}"] = (
             f"{g.count} images in {g.shards} shards, fingerprint {one_line(g.fingerprint)}"
@@ -74,6 +77,13 @@ def _rules(facts: Generation) -> str:
 def _intensity(facts: Generation) -> str:
     """Say how the numbers of files become brightness."""
     return str(facts.intensity) + ("" if facts.intensity.is_stated else " (the largest value is white)")
+
+
+def _reading(reading: Reading) -> str:
+    """Return the options of `pack` by which files of a field were read."""
+    given = {"--axis": reading.axis, "--every": str(reading.every), "--hdu": reading.hdu}
+    options = [f"{name} {one_line(value)}" for name, value in given.items() if value is not None]
+    return " ".join([*options, *(f"--keep {one_line(name)}" for name in reading.keep)])
 
 
 def _depth(facts: Generation) -> str:

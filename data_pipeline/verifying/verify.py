@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
+from data_pipeline.dataset import files
 from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
 from data_pipeline.dataset_writer.publish import statistics
@@ -43,6 +44,7 @@ def verify(path: str, workers: int) -> list[str]:
         return [*damage, str(error)]
     damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
     damage += _groups(path, generations, cache)
+    damage += _files(path, newest, cache)
     tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
     for lines in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
         damage += lines
@@ -88,6 +90,19 @@ def _groups(path: str, generations: list[Generation], cache: CacheConfig) -> Ite
             return
         if groups is not None and (np.unique(groups) != 0).sum() != generation.groups:
             yield f"{path}: {GROUPS} has another number of groups than generation {number} in {DESCRIPTION}"
+
+
+def _files(path: str, newest: Generation, cache: CacheConfig) -> Iterator[str]:
+    """Yield what is wrong with the files that the samples were read from."""
+    if newest.reading is None:
+        return
+    try:
+        table = files.open_files(path, newest.count, cache)
+    except UserError as error:
+        yield str(error)
+        return
+    if len(np.unique(table)) != len(np.unique(table["key"])):
+        yield f"{path}: {files.FILES} names a file with two sizes or checksums"
 
 
 def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:

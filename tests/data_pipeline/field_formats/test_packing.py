@@ -168,6 +168,24 @@ def test_the_bytes_are_the_same_with_any_workers_and_after_a_kill(source: Path, 
             assert hashlib.sha256(ours).digest() == hashlib.sha256(theirs).digest(), name
 
 
+def test_verify_misses_the_list_of_files_and_info_says_how_they_were_read(
+    source: Path, tmp_path: Path, capsys
+) -> None:
+    assert run("pack", source, tmp_path / "set", "--every", "2", "--keep", "PatientAge") == 0
+    assert run("verify", tmp_path / "set") == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "set")]) == 0
+    assert "read with    --axis axial --every 2 --keep PatientAge\n" in capsys.readouterr().out + "\n"
+    table = np.load(tmp_path / "set/files.npy")
+    np.save(tmp_path / "set/files.npy", table[:-1])
+    assert run("verify", tmp_path / "set") == 1
+    assert "files.npy does not fit the data set" in capsys.readouterr().out
+    (tmp_path / "set/files.npy").unlink()
+    assert run("verify", tmp_path / "set") == 1
+    assert run("pack", source, tmp_path / "set", "--append") == 2
+    assert "files.npy cannot be read" in capsys.readouterr().err
+
+
 def test_a_picture_with_the_key_of_a_frame_is_refused(source: Path, tmp_path: Path, capsys) -> None:
     save_pictures(source, ["heart/f001.png"])
     assert run("pack", source, tmp_path / "set") == 2
