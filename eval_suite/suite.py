@@ -24,7 +24,7 @@ from eval_suite.features.compared import Features
 from eval_suite.features.constant import is_constant
 from eval_suite.features.representation import Representation
 from eval_suite.geometry import rank
-from eval_suite.inputs import copies
+from eval_suite.inputs import brightness, copies
 from eval_suite.inputs.against import Against, with_average
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
@@ -81,6 +81,8 @@ def evaluate(
     broadcast_object_list(decided)
     if decided[0]:
         return finished or {}
+    if state.is_main_process and (other := brightness.difference(checkpoint.encoder, splits.items())):
+        _log.warning("note: %s", other)
 
     representations = compared_with(checkpoint, splits, against, options)
     loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers}

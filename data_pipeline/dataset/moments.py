@@ -1,7 +1,7 @@
 """Mean and standard deviation over any number of pixels, from exact integer sums."""
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,8 @@ class Moments(Section):
         the type. `valid` says which values count; None: all.
         """
         height, width, channels = pixels.shape
-        if valid is not None:
-            pixels = np.where(valid, pixels, 0).astype(pixels.dtype)
-        rows = pixels.reshape(height, width * channels)
+        counted: NDArray[Any] = pixels if valid is None else np.where(valid, pixels, 0)
+        rows = counted.reshape(height, width * channels)
         step = max(_AT_ONCE // rows.shape[1], 1)
         # Floats are fast, and exact here: at most 65535 squares of at most 65535² sum to less than 2⁵³.
         totals, squares = np.zeros((2, rows.shape[1]))

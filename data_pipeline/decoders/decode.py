@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.decoders import jpeg, npy, orientation, pillow, png, tiff
-from data_pipeline.decoders.intensity import NONE, Intensity, Valid, brightness
+from data_pipeline.decoders.intensity import NONE, Intensity, NoValidValue, Valid, brightness
 from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, Numbers, PixelRules, Pixels, convertible
 
 _LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
@@ -95,8 +95,8 @@ def decode_valid(
         pixels = _to_depth(_to_channels(orientation.upright(pixels, tag), channels), depth)
         if valid is not None:
             valid = orientation.upright(valid, tag)
-            valid = valid if valid.shape == pixels.shape else valid.all(axis=2, keepdims=True)
-            valid = np.broadcast_to(valid, pixels.shape)
+            if valid.shape != pixels.shape:  # grey became colour or the reverse
+                valid = np.broadcast_to(valid.all(axis=2)[..., None], pixels.shape)
         return pixels, valid
 
 
@@ -147,14 +147,15 @@ def _tag(data: bytes, rules: PixelRules) -> int:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn whatever a decoder raises into a ValueError with the reason in one line, except MemoryError.
+    """Turn whatever a decoder raises into a ValueError with the reason in one line, except MemoryError, and
+    `NoValidValue`, which is one already.
 
     A sound image that finds no memory is not damaged. How much a damaged one can ask for is limited by
     `pixels.check_size`.
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, NoValidValue):
         raise
     except Exception as error:  # decoders raise nearly every kind of exception for damaged files
         reason = " ".join(str(error).split())

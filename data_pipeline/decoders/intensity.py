@@ -68,6 +68,10 @@ class Intensity(Section):
         return self.rule + nodata + (f" --fill={_spelled(self.fill)}" if self.fill else "")
 
 
+class NoValidValue(ValueError):
+    """No value of an image is a measurement."""
+
+
 NONE: Final = Intensity()
 """The largest value of an unsigned type is white."""
 
@@ -84,8 +88,8 @@ def refuse_other(path: str, packed: Intensity, asked: Intensity | None) -> None:
 def brightness(image: Numbers, intensity: Intensity) -> tuple[Pixels, Valid | None]:
     """Return the pixels (H, W, C) of an image, and which of them are valid; None if all are.
 
-    Pixels are uint16 under a rule; without one they keep their type. Raises ValueError if no value is valid,
-    or if the type needs a rule and there is none.
+    Pixels are uint16 under a rule; without one they keep their type. Raises `NoValidValue`, and ValueError if
+    the type needs a rule and there is none.
     """
     values = image.values
     if not intensity.is_stated:
@@ -94,7 +98,7 @@ def brightness(image: Numbers, intensity: Intensity) -> tuple[Pixels, Valid | No
         return (~values if image.inverted else values), None
     valid = _valid(image, intensity)
     if not valid.any():
-        raise ValueError(f"no valid value: all {values.size} are NaN, infinite or nodata")
+        raise NoValidValue(f"no valid value: all {values.size} are NaN, infinite or nodata")
     rule = _parsed(intensity.rule)
     low, high = _limits(values, valid, rule) if rule.kind != "asinh" else (np.empty(0), np.empty(0))
     pixels = np.empty(values.shape, np.uint16)
@@ -133,13 +137,11 @@ def _limits(values: NDArray[Any], valid: Valid, rule: _Rule) -> tuple[NDArray[An
 
     If both percentiles are equal, what is above them is white and all else black.
     """
-    if rule.kind == "window":
-        low, high = rule.numbers
-        return np.array([low]), np.array([high])
-    limits = np.zeros((values.shape[2], 2))
-    for channel, pair in enumerate(limits):
-        if len(chosen := values[..., channel][valid[..., channel]]):
-            pair[:] = np.percentile(chosen.astype(np.float64), rule.numbers)
+    limits = np.tile(rule.numbers, (values.shape[2], 1)).astype(np.float64)
+    if rule.kind == "percentile":
+        for channel, pair in enumerate(limits):
+            if len(chosen := values[..., channel][valid[..., channel]]):
+                pair[:] = np.percentile(chosen.astype(np.float64), rule.numbers)
     low, high = limits.T
     return low, np.maximum(high, np.nextafter(low, np.inf))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from data_pipeline.dataset import files
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
-from data_pipeline.decoders.intensity import Intensity, Valid
+from data_pipeline.decoders.intensity import Intensity, NoValidValue, Valid
 from data_pipeline.decoders.pixels import PixelRules, Pixels, check_size
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats import tiff_stack as stack
@@ -40,6 +40,14 @@ class Sample(NamedTuple):
     """What the JSON beside the image says; "" for no JSON."""
 
 
+class LeftOut(NamedTuple):
+    """A picture of a file that is left out, while the others are packed."""
+
+    name: str
+    """Which picture of the file it is."""
+    reason: str
+
+
 def samples(
     source: Path,
     item: Item,
@@ -47,8 +55,8 @@ def samples(
     rules: PixelRules,
     intensity: Intensity,
     reading: Reading,
-) -> Iterator[Sample]:
-    """Yield the samples of a file.
+) -> Iterator[Sample | LeftOut]:
+    """Yield the samples of a file, and which of its pictures are left out as none of their values is valid.
 
     Raises ValueError, with the reason in one line, if the file is damaged or cannot be packed, `UserError` if
     it cannot be read or has changed since it was listed, and MemoryError.
@@ -90,7 +98,7 @@ def _of_field(
     rules: PixelRules,
     intensity: Intensity,
     reading: Reading,
-) -> Iterator[Sample]:
+) -> Iterator[Sample | LeftOut]:
     """Yield the samples of a file that is read by the library of its field."""
     try:
         with open_regular(source / item.path) as file:
@@ -104,7 +112,15 @@ def _of_field(
                     height, width, *more = picture.values.shape
                     check_size(height, width, more[0] if more else 1)
                     data = as_tiff(picture.values)
-                    pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
+                    try:
+                        pixels, valid = decode_valid(
+                            data, channels, depth=None, rules=rules, intensity=intensity
+                        )
+                    except NoValidValue as error:  # as at the ends of a cube
+                        if not picture.name:
+                            raise
+                        yield LeftOut(picture.name, str(error))
+                        continue
                     key = f"{item.key}/{picture.name}" if picture.name else item.key
                     yield Sample(key, "tif", data, pixels, valid, _extra(item, picture))
     except (MemoryError, UserError):

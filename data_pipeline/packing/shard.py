@@ -19,7 +19,7 @@ from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
-from data_pipeline.packing.samples import Sample, file_row, samples
+from data_pipeline.packing.samples import LeftOut, Sample, file_row, samples
 from isotorus.errors import from_os_error, no_memory
 from isotorus.files import atomic
 from isotorus.section import Section
@@ -133,11 +133,15 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
             start, before = tar.offset, census.mark()
-            first, count = None, 0
+            first, count, left_out = None, 0, False
             try:
                 for sample in samples(
                     task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading
                 ):
+                    if isinstance(sample, LeftOut):
+                        census.skip(f"{item.path} ({sample.name})", sample.reason)
+                        left_out = True
+                        continue
                     offset = _add(tar, sample, label)
                     census.add(
                         item.path,
@@ -160,9 +164,9 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
                 file.truncate()
                 tar.offset = start
                 continue
-            if first is None:
+            if first is None and not left_out:
                 census.skip(item.path, "no pictures in this file")
-            else:
+            elif first is not None:
                 rows += [file_row(task.source, item, first)] * count
     return census, np.array(rows, FILE) if several else None
 

@@ -85,11 +85,20 @@ def _images(trained: Trained) -> str:
         "resized (bicubic, antialiased)",
         "channels": f"{described.channels} ({colours}), {depth[described.depth]}",
         "scale": "0 is black and 1 is white: 8-bit values are divided by 255, 16-bit values by 65535",
+        **_brightness(described.intensity),
         "mean": ", ".join(f"{x:.6g}" for x in described.mean),
         "standard deviation": ", ".join(f"{x:.6g}" for x in described.std),
         "orientation": "upright: images are turned by their orientation tag (EXIF)",
     }
     return f"## Images\n\n{_table(rows)}"
+
+
+def _brightness(rules: list[str]) -> dict[str, str]:
+    """Return a row about how numbers became brightness; none if the largest value of the type is white."""
+    if rules == ["none"]:
+        return {}
+    stated = " or ".join(map(plain, rules))
+    return {"brightness of numbers": f"{stated}, as after `--intensity` of `isotorus pack`"}
 
 
 def _training(trained: Trained, licence: str | None) -> str:

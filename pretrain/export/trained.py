@@ -64,6 +64,7 @@ class Trained:
             "encoder_sha256": self.weights.sha256,
             "step": self.described.step,
             "data_fingerprint": self.described.data_fingerprint,
+            "intensity": self.described.intensity,
         }
 
 

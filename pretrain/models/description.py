@@ -98,6 +98,8 @@ class EncoderDescription:
     """The number of images of that data; checkpoints of earlier formats do not say it."""
     depth: Literal[8, 16] | None = None
     """Bits of a channel in that data; checkpoints of earlier formats do not say it."""
+    intensity: list[Annotated[str, Field(max_length=200)]] = field(default_factory=lambda: ["none"])
+    """How numbers became brightness in the data sets that it was trained on, as after --intensity of pack."""
 
     def __post_init__(self) -> None:
         """Raise ValueError if the angles would see more numbers than the embedding has beside content."""
@@ -108,7 +110,7 @@ class EncoderDescription:
 
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""
-        about_training = ("config", "step", "data_fingerprint", "images", "depth")
+        about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity")
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
 
     def on_meta(self) -> nn.Module:
@@ -184,6 +186,7 @@ def _of_timm(values: Any) -> EncoderDescription:
             "std": list(pretrained["std"]),
             "seed": 0,
             "step": ours.get("step", 0),
+            "intensity": ours.get("intensity", ["none"]),
         }
     )
     if "embedding_width" in ours:

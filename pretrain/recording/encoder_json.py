@@ -23,6 +23,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "data_fingerprint": inputs.sources.fingerprint,
         "images": len(inputs.sources),
         "depth": inputs.sources.depth,
+        "intensity": sorted({str(dataset.intensity) for dataset in inputs.sources.datasets}),
         "projector": describe_projector(config.objective, Turned.of(config.views)),
         "torus": _torus(config),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),

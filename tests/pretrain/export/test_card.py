@@ -53,6 +53,13 @@ def test_its_facts_are_those_of_the_run(run: Path):
     assert recipe["objective"]["kind"] == "torus" and "data" not in recipe and "tracking" not in recipe
 
 
+def test_it_says_by_which_rule_numbers_became_brightness(run: Path):
+    assert "brightness of numbers" not in card_of(run)
+    file = run / "checkpoints/latest/encoder.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intensity": ["window:-160,240 --fill=0.5"]}))
+    assert "| brightness of numbers | `window:-160,240 --fill=0.5`, as after `--intensity`" in card_of(run)
+
+
 def test_the_hub_reads_its_front_matter(run: Path):
     data = ModelCard(card_of(run)).data
     assert data.library_name == "timm" and data.pipeline_tag == "image-feature-extraction"
