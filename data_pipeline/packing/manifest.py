@@ -83,7 +83,7 @@ def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> 
 def _extra(file: Path, place: str, row: dict[str, Any]) -> str:
     """Return the other columns of a row as JSON; raise `UserError` if they cannot be written as JSON."""
     try:
-        return json.dumps(_plain(row), sort_keys=True, ensure_ascii=False, default=str)
+        return json.dumps(without_nan(row), sort_keys=True, ensure_ascii=False, default=str)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file}, {place}: its columns cannot be kept as JSON ({error}); leave out the one that is "
@@ -133,13 +133,13 @@ def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
     return kept
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return a value with null in place of NaN and infinity, which JSON does not have."""
     match value:
         case float() if not math.isfinite(value):
             return None
         case dict():
-            return {name: _plain(inner) for name, inner in value.items()}
+            return {name: without_nan(inner) for name, inner in value.items()}
         case list():
-            return [_plain(inner) for inner in value]
+            return [without_nan(inner) for inner in value]
     return value

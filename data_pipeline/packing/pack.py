@@ -29,6 +29,9 @@ from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error, one_line
 
+_DARK = 0.1
+"""Images of less mean brightness are called dark; white is 1."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -177,7 +180,21 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
             return _already_packed(source, dest, items, assigned, options)
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
         _build(source, dest, folder, assigned, bases, options)
-    return f"packed: {_summary(dest, assigned)}"
+    return f"packed: {_summary(dest, assigned)}{_dark_line(dest, assigned)}"
+
+
+def _dark_line(dest: Path, assigned: Assignment) -> str:
+    """Return a line about 16-bit images that are nearly black, as 12-bit numbers are; "" for others."""
+    sets = [Dataset(dest / name).description for name in assigned.sets]
+    brightest = max(mean for described in sets for mean in described.mean)
+    dark = brightest < _DARK and all(described.sixteen_bit == described.count for described in sets)
+    if not dark or sets[0].intensity.is_stated:
+        return ""
+    return (
+        f"\nnote: these images use little of their range (mean {brightest:.1%} of white), as raw numbers "
+        "do; to say what is black and white, pack into another folder with --intensity percentile:0.5,99.5 "
+        "or window:LOW,HIGH"
+    )
 
 
 def _already_packed(

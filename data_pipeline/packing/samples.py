@@ -19,6 +19,7 @@ from data_pipeline.field_formats import tiff_stack as stack
 from data_pipeline.field_formats.picture import Picture, Reading
 from data_pipeline.field_formats.stored import as_tiff
 from data_pipeline.packing.listing import Item
+from data_pipeline.packing.manifest import without_nan
 from isotorus.errors import UserError, from_os_error
 from isotorus.foreign_files import open_regular
 
@@ -153,7 +154,7 @@ def _extra(item: Item, picture: Picture) -> str:
     take precedence.
     """
     fields = dict(picture.header) | (json.loads(item.extra) if item.extra else {})
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False) if fields else ""
+    return json.dumps(without_nan(fields), sort_keys=True, ensure_ascii=False) if fields else ""
 
 
 def _read(source: Path, item: Item) -> bytes:

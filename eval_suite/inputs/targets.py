@@ -11,7 +11,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset import files
 from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.field_formats import formats
 from data_pipeline.packing.listing import Item
 from data_pipeline.tables import cells, table
 from eval_suite.inputs.target_values import Encoded, Kind, encode
@@ -181,11 +183,12 @@ def _rows(
 ) -> NDArray[np.int64]:
     """Return the row of the table for each sample (n,), -1 where the table has no such row.
 
-    Keys are compared by their hashes, which are in the index, so that the shards need not be read.
+    Keys are compared by their hashes, which are in the index, so that the shards need not be read. A row of a
+    file of several pictures is that of each picture, unless the picture has a row of its own.
     """
-    samples = np.asarray(dataset.rows["key"])
+    samples, of_files = np.asarray(dataset.rows["key"]), files.read(dataset)["key"]
     hashes = key_hashes(keys, dataset)
-    rows = np.flatnonzero(np.isin(hashes, samples))
+    rows = np.flatnonzero(np.isin(hashes, np.concatenate([samples, of_files])))
     if not len(rows):
         first = f" (the first: {keys[0][:80]!r})" if keys else ""
         raise UserError(
@@ -203,13 +206,18 @@ def _rows(
                 f"{file}: {places[one]} and {places[other]} both name the sample {keys[other]!r}, with "
                 "different values; keep the right one"
             )
-    place = np.minimum(np.searchsorted(ordered, samples), len(ordered) - 1)
-    return np.where(ordered[place] == samples, order[place], -1)
+    found = []
+    for wanted in (samples, of_files):
+        place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+        found.append(np.where(ordered[place] == wanted, order[place], -1))
+    return np.where(found[0] >= 0, found[0], found[1])
 
 
 def key_hashes(keys: list[str], dataset: Dataset) -> NDArray[np.uint64]:
-    """Return the hash of each key; of its spellings the first that is a sample of the data set, else any."""
-    samples = np.asarray(dataset.rows["key"])
+    """Return the hash of each key; of its spellings the first that is a sample of the data set or a file of
+    several, else any.
+    """
+    samples = np.concatenate([dataset.rows["key"], files.read(dataset)["key"]])
     # Keys begin so in tars that were made with `tar -cf x.tar .`
     prefixes = ("", "./") if dataset.key(0).startswith("./") else ("",)
     hashes = np.zeros(len(keys), np.uint64)
@@ -217,10 +225,17 @@ def key_hashes(keys: list[str], dataset: Dataset) -> NDArray[np.uint64]:
     for written in (keys, paths) if paths != keys else (keys,):
         for form in ("NFC", "NFD"):
             spelled = [key if key.isascii() else unicodedata.normalize(form, key) for key in written]
-            for spelling in (spelled, [Item(key, 0).key for key in spelled]):
+            # Files of a field may have no ending, so that all of their name is the key: 1.2.840.10008.
+            whole = [path.replace(".", "_") for path in spelled]
+            for spelling in (spelled, [_key_of(path) for path in spelled], whole):
                 for prefix in prefixes:
                     other = np.array([key_hash(prefix + key) for key in spelling], dtype=np.uint64)
                     hashes = np.where(np.isin(hashes, samples), hashes, other)
             if all(map(str.isascii, written)):
                 break
     return hashes
+
+
+def _key_of(path: str) -> str:
+    """Return the key that `pack` gives to the file of a path."""
+    return Item(path, 0, format=formats.by_name(path)).key

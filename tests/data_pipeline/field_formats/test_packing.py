@@ -94,6 +94,16 @@ def test_hounsfield_units_become_brightness_by_the_stated_window(tmp_path: Path)
         np.testing.assert_array_equal(found[key], np.rint(((units + 160) / 400).clip(0, 1) * 65_535))
 
 
+def test_dark_measurements_are_noted(tmp_path: Path, capsys) -> None:
+    write_dicom(tmp_path / "mr/a.dcm", RANDOM.integers(0, 4096, (20, 30)).astype(np.uint16))
+    assert run("pack", tmp_path / "mr", tmp_path / "set") == 0
+    assert "(mean 3." in capsys.readouterr().out
+    assert run("pack", tmp_path / "mr", tmp_path / "other", "--intensity", "percentile:1,99") == 0
+    write_dicom(tmp_path / "mr/a.dcm", RANDOM.integers(0, 60_000, (20, 30)).astype(np.uint16))
+    assert run("pack", tmp_path / "mr", tmp_path / "bright") == 0
+    assert "of white" not in capsys.readouterr().out
+
+
 def test_nothing_of_the_patient_is_in_the_shards(source: Path, tmp_path: Path) -> None:
     assert run("pack", source, tmp_path / "set") == 0
     everything = b"".join(file.read_bytes() for file in (tmp_path / "set").iterdir())

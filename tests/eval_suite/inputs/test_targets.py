@@ -3,6 +3,7 @@
 import unicodedata
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,9 +11,12 @@ import pytest
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.existing_tars.tar_index import Options, index
+from data_pipeline.packing.pack import Options as PackOptions
+from data_pipeline.packing.pack import pack as pack_files
 from eval_suite.inputs.splits import open_splits, targets_of
 from eval_suite.inputs.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from isotorus.errors import UserError
+from tests.data_pipeline.field_formats.dicoms import write_dicom
 from tests.data_pipeline.pictures import png
 from tests.data_pipeline.tar_index import write
 from tests.eval_suite.eval_samples import pack
@@ -46,6 +50,22 @@ def test_rows_find_their_samples_in_any_order_by_key_or_path(dataset, table, suf
     assert found.names == ["age"]
     assert found.known.all()
     assert found.values[:, 0].tolist() == [n + 0.5 for n in number(dataset)]
+
+
+def test_a_row_of_a_file_is_that_of_its_pictures(table, tmp_path: Path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 8)).astype(np.uint8)
+    for name in ("heart.dcm", "series/IM.1.2"):
+        write_dicom(tmp_path / "scans" / name, frames, NumberOfFrames=3)
+    nibabel.save(nibabel.Nifti1Image(frames, np.eye(4)), tmp_path / "scans/sub-1.T1.nii.gz")
+    pack_files(tmp_path / "scans", tmp_path / "set", PackOptions(workers=1))
+    dataset = Dataset(tmp_path / "set")
+    rows = ["heart.dcm,1.5", "series/IM.1.2,2.5", "sub-1.T1.nii.gz,3.5", "heart/f001,9.5"]
+    found = load_targets(dataset, table("id,age", rows), "id", ["age"])
+    values = {dataset.key(i): float(found.values[i, 0]) for i in range(len(dataset))}
+    expected = {f"heart/f{i:03d}": 9.5 if i == 1 else 1.5 for i in range(3)}
+    expected |= {f"series/IM_1_2/f{i:03d}": 2.5 for i in range(3)}
+    expected |= {f"sub-1_T1/z{i:03d}": 3.5 for i in range(8)}
+    assert found.known.all() and values == expected
 
 
 def test_samples_without_row_or_value_are_counted(dataset, table):
