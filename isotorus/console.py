@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": ("pretrain plan", "estimate what a run will cost"),
     "train": ("pretrain", "pretrain an encoder"),
     "sweep": ("pretrain sweep", "pretrain once for each point of a grid"),
+    "watch": ("pretrain watch", "follow a run in the terminal"),
     "export": ("pretrain export", "export an encoder for other libraries"),
     "eval": ("eval_suite", "evaluate checkpoints"),
     "launch": ("launch", "start a run on many processes or nodes"),

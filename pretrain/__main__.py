@@ -1,7 +1,8 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`: train one run, alone or under a launcher.
 
 `python -m pretrain init …` writes a recipe and `recipes` lists the packaged ones, `plan …` says what a run
-costs, `sweep …` runs a grid of runs, and `export …` writes an encoder for other libraries.
+costs, `sweep …` runs a grid of runs, `watch …` follows a run, and `export …` writes an encoder for other
+libraries.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ COMMANDS = {
     "recipes": "pretrain.starting.recipes_command",
     "plan": "pretrain.cost.plan_command",
     "sweep": "pretrain.sweep",
+    "watch": "pretrain.monitoring.watch_command",
     "export": "pretrain.export.command",
 }
 """Other commands, and the modules with their `main`, which are imported when the command is given."""

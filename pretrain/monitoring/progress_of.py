@@ -1,0 +1,142 @@
+"""How a run stands, from the files of its folder: what `isotorus watch` shows."""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from isotorus import jsonl
+from isotorus.recipe import read_yaml
+
+Row = dict[str, Any]
+_RECENT = 20
+"""Newest rows whose median speed decides the time that is left."""
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run at one moment."""
+
+    name: str
+    rows: list[Row]
+    """Logged rows by ascending step."""
+    steps: int | None
+    """Steps of the whole run; None if config.yaml cannot be read."""
+    checkpoint: int | None
+    """Step of the newest complete checkpoint."""
+    quiet: float | None
+    """Seconds since the newest row was written."""
+
+    @property
+    def step(self) -> int:
+        """The newest logged step; 0 before the first."""
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done and saved."""
+        return self.steps is not None and self.checkpoint is not None and self.checkpoint >= self.steps
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Median over the newest rows of the time of a step; None before the second row."""
+        recent = [row for row in self.rows[-_RECENT - 1 :] if "time" in row]
+        each = [
+            (b["time"] - a["time"]) / (b["step"] - a["step"])
+            for a, b in itertools.pairwise(recent)
+            if b["step"] > a["step"]
+        ]
+        return statistics.median(each) if each else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time to the last step at the speed of the newest rows; None if it is not known."""
+        each = self.seconds_a_step
+        return None if each is None or self.steps is None else max(0, self.steps - self.step) * each
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether nothing was logged for ten times as long as rows took, and a minute at least."""
+        if self.finished or self.quiet is None or len(self.rows) < 2:
+            return False
+        between = [b["step"] - a["step"] for a, b in zip(self.rows, self.rows[1:], strict=False)]
+        usual = statistics.median(between) * (self.seconds_a_step or 0)
+        return self.quiet > max(60.0, 10 * usual)
+
+    def series(self, key: str) -> list[float]:
+        """Return the logged values of a quantity, without those that are no numbers."""
+        values = (row.get(key) for row in self.rows)
+        return [float(x) for x in values if isinstance(x, int | float) and math.isfinite(x)]
+
+
+def standing(run: Path) -> Standing:
+    """Read how a run stands; what is not there yet, or is being written, is missing from the result."""
+    rows = {row["step"]: row for row in jsonl.read(run / "metrics.jsonl", "step")}
+    ordered = [rows[step] for step in sorted(rows)]
+    saved = [
+        int(marker.parent.name.removeprefix("step_"))
+        for marker in (run / "checkpoints").glob("step_*/COMPLETE")
+        if marker.parent.name.removeprefix("step_").isdigit()
+    ]
+    newest = ordered[-1].get("time") if ordered else None
+    quiet = max(0.0, time.time() - newest) if isinstance(newest, int | float) else None
+    return Standing(run.name, ordered, _steps(run), max(saved, default=None), quiet)
+
+
+def _steps(run: Path) -> int | None:
+    """Return the steps that config.yaml names."""
+    try:
+        found = read_yaml((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    steps = found.get("steps") if isinstance(found, dict) else None
+    return steps if isinstance(steps, int) else None
+
+
+def notes(now: Standing) -> list[str]:
+    """Return what in a run's newest rows is outside of the ranges of docs/healthy-run.md, and what to do."""
+    said = []
+    if now.stands_still:
+        quiet = duration(now.quiet or 0)
+        said.append(f"nothing was logged for {quiet}; if the run has ended, start it again to go on")
+    if not now.rows:
+        return said
+    newest = now.rows[-1]
+    wait = now.series("data_wait")[-_RECENT:]
+    if wait and statistics.median(wait) > 0.1:
+        said.append(f"waits for data {statistics.median(wait):.0%} of the time: raise data.workers")
+    if newest.get("collapsed"):
+        said.append("the embeddings have collapsed: see docs/results-are-bad.md")
+    refused, done = newest.get("skipped_steps", 0), max(now.step, 1)
+    if refused > 0.02 * done:
+        said.append(f"{refused:,} updates were refused ({refused / done:.1%}): lower optimizer.lr")
+    if newest.get("corrupt_samples"):
+        said.append(f"{newest['corrupt_samples']:,} damaged images were replaced: corrupt.jsonl lists them")
+    return said
+
+
+def sparkline(values: Sequence[float], width: int = 30) -> str:
+    """Return a curve of block characters: the means of `width` equal parts, from the least to the largest."""
+    if not values:
+        return ""
+    parts = min(width, len(values))
+    edges = [len(values) * i // parts for i in range(parts + 1)]
+    means = [statistics.fmean(values[a:b]) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two or more."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,135 @@
+"""`isotorus watch RUN`: follow a run in the terminal, from the files of its folder."""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from isotorus.errors import ArgumentParser, UserError
+from pretrain.monitoring.progress_of import Standing, duration, notes, sparkline, standing
+
+SHOWN = {
+    "loss": "loss",
+    "prediction": "prediction",
+    "sigreg_over_null": "SIGReg over null (1: Gaussian)",
+    "uniformity_over_null": "U over null (1: uniform angles)",
+    "windings_right": "windings right",
+    "probe_balanced_accuracy": "online probe, balanced accuracy",
+    "effective_rank": "effective rank",
+    "grad_norm": "gradient norm",
+}
+"""Quantities of metrics.jsonl that are drawn where a run has them, and their names."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; Ctrl-C ends it with exit code 0."""
+    parser = ArgumentParser(
+        prog="isotorus watch",
+        description="Show how a run stands, and follow it until its last step; a folder of runs is a table. "
+        "It reads the run's files only, so the run may be on any machine that shares the folder.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/mine, or a folder of runs")
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="between looks (default 2)"
+    )
+    parser.add_argument("--once", action="store_true", help="show it once and end")
+    options = parser.parse_args(arguments)
+    if not options.every > 0:
+        parser.error(f"--every {options.every:g}: expected a number of seconds above 0")
+    runs = _runs(Path(options.run))
+    console = Console(highlight=False)
+    looks = [standing(run) for run in runs]
+    if options.once or not console.is_terminal or all(look.finished for look in looks):
+        console.print(_shown(looks))
+        _end(looks, runs)
+        return 0
+    try:
+        with Live(_shown(looks), console=console, auto_refresh=False) as live:
+            while not all(look.finished for look in looks):
+                time.sleep(options.every)
+                looks = [standing(run) for run in runs]
+                live.update(_shown(looks), refresh=True)
+    except KeyboardInterrupt:
+        return 0
+    _end(looks, runs)
+    return 0
+
+
+def _runs(path: Path) -> list[Path]:
+    """Return the run at a path, or the runs in it; raises UserError if there are none."""
+    if (path / "config.yaml").exists():
+        return [path]
+    found = sorted(each.parent for each in path.glob("*/config.yaml")) if path.is_dir() else []
+    if not found:
+        raise UserError(f"{path} is no run (it has no config.yaml), and no folder of runs; name runs/NAME")
+    return found
+
+
+def _shown(looks: list[Standing]) -> Group | Table:
+    return _one(looks[0]) if len(looks) == 1 else _several(looks)
+
+
+def _one(now: Standing) -> Group:
+    """Return the page of one run."""
+    head = f"{now.name}: step {now.step:,}" + (f" of {now.steps:,}" if now.steps else "") + f", {_state(now)}"
+    lines = [head]
+    if now.steps:
+        done = round(50 * min(1.0, now.step / now.steps))
+        lines.append("█" * done + "░" * (50 - done) + f" {now.step / now.steps:.0%}")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, name in SHOWN.items():
+        if values := now.series(key):
+            table.add_row(name, f"{values[-1]:.4g}", sparkline(values))
+    if now.rows:
+        newest = now.rows[-1]
+        wait = newest.get("data_wait")
+        table.add_row(
+            "images/s",
+            f"{newest.get('images_per_second', 0):.4g}",
+            sparkline(now.series("images_per_second")),
+        )
+        if isinstance(wait, int | float):
+            table.add_row("waits for data", f"{wait:.0%}", sparkline(now.series("data_wait")))
+    table.add_row("newest checkpoint", "none yet" if now.checkpoint is None else f"{now.checkpoint:,}", "")
+    return Group(*lines, table, *(f"! {note}" for note in notes(now)))
+
+
+def _several(looks: list[Standing]) -> Table:
+    """Return a table of runs."""
+    table = Table(box=None)
+    table.add_column("run", overflow="fold")
+    for title in ("step", "of", "loss", "probe", "left"):
+        table.add_column(title, justify="right")
+    table.add_column("notes", overflow="fold")
+    for now in looks:
+        loss, probe = now.series("loss"), now.series("probe_balanced_accuracy")
+        table.add_row(
+            now.name,
+            f"{now.step:,}",
+            f"{now.steps:,}" if now.steps else "",
+            f"{loss[-1]:.4f}" if loss else "",
+            f"{probe[-1]:.1%}" if probe else "",
+            _state(now),
+            "; ".join(notes(now)),
+        )
+    return table
+
+
+def _state(now: Standing) -> str:
+    """Return in words how long it will take, or that it has ended."""
+    if now.finished:
+        return "finished"
+    if not now.rows:
+        return "no step logged yet"
+    if now.stands_still:
+        return "stands still"
+    return "" if now.seconds_left is None else f"{duration(now.seconds_left)} left"
+
+
+def _end(looks: list[Standing], runs: list[Path]) -> None:
+    """Say what to do with a run that has ended."""
+    if len(looks) == 1 and looks[0].finished:
+        print(f"next: isotorus eval {runs[0]} --train SHARDS --val SHARDS", file=sys.stderr)
