@@ -2,15 +2,13 @@
 
 import argparse
 import contextlib
-import math
 import re
 import sys
 from pathlib import Path
 
+from data_pipeline import intensity_arguments
 from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
-from data_pipeline.decoders import intensity
-from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.reader import is_remote
 from data_pipeline.tables.cells import MISSING, cell_list
@@ -93,7 +91,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
     _add_channels(parser)
     _add_reading(parser)
-    _add_intensity(parser)
+    intensity_arguments.add_to(parser)
     add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
     _add_workers(parser)
     add("--strict", action="store_true", help="stop with an error if any file would be left out")
@@ -130,7 +128,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--tar-names-in-keys", action="store_true", help=alike)
     add("--image-extension", type=_ending, help=several)
     _add_channels(parser)
-    _add_intensity(parser)
+    intensity_arguments.add_to(parser)
     add("--append", action="store_true", help="add the tar files that the data set does not contain yet")
     _add_workers(parser)
     add("--strict", action="store_true", help="stop with an error if any image cannot be read")
@@ -157,17 +155,6 @@ def _add_missing(parser: argparse.ArgumentParser) -> None:
 def _add_channels(parser: argparse.ArgumentParser) -> None:
     text = "leave out images that cannot be converted to this number of channels (1 and 3 can be converted)"
     parser.add_argument("--channels", type=_positive, help=text)
-
-
-def _add_intensity(parser: argparse.ArgumentParser) -> None:
-    forms = "window:LOW,HIGH, percentile:LOW,HIGH (of each image), asinh:STRETCH[,Q[,BLACK]] or none"
-    text = f"how numbers become brightness, so that floats, signed and 32-bit images are read too: {forms}"
-    text += " (default: none; the largest value of 8 or 16 unsigned bits is white); see docs/data.md"
-    parser.add_argument("--intensity", metavar="RULE", type=_intensity_rule, help=text)
-    text = "with --intensity: a value that stands for no measurement, as NaN does; e.g. --nodata=-3.4e38"
-    parser.add_argument("--nodata", metavar="VALUE", type=float, help=text)
-    text = "with --intensity: brightness of NaN and nodata, from 0 (black, the default) to 1 (white)"
-    parser.add_argument("--fill", metavar="SHARE", type=float, help=text)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -197,34 +184,6 @@ def _size(text: str) -> int:
     if match is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
     return max(int(float(match[1]) * _UNITS[match[2]]), 1)
-
-
-def _intensity_rule(text: str) -> str:
-    """Read a rule for brightness from the command line."""
-    try:
-        return intensity.spelled(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _intensity(args: argparse.Namespace) -> Intensity | None:
-    """Return the rule for brightness that was given; None if none was.
-
-    Raises `UserError` for --nodata or --fill without a rule, and for values that they cannot have.
-    """
-    if args.intensity in (None, "none"):
-        for option in ("nodata", "fill"):
-            if getattr(args, option) is not None:
-                raise UserError(
-                    f"--{option} needs a rule beside it, such as --intensity window:0,4095; give one, or "
-                    f"leave out --{option}"
-                )
-        return None if args.intensity is None else NONE
-    if args.nodata is not None and not math.isfinite(args.nodata):
-        raise UserError(f"--nodata {args.nodata}: NaN and infinities are never valid; leave the option out")
-    if args.fill is not None and not 0 <= args.fill <= 1:
-        raise UserError(f"--fill {args.fill:g}: expected a brightness from 0 (black) to 1 (white)")
-    return Intensity(rule=args.intensity, nodata=args.nodata, fill=args.fill or 0.0)
 
 
 def _ending(text: str) -> str:
@@ -284,7 +243,7 @@ def _pack(args: argparse.Namespace) -> int:
         stratify=args.stratify,
         channels=args.channels,
         reading=Reading(**given) if given else None,
-        intensity=_intensity(args),
+        intensity=intensity_arguments.chosen(args),
         shard_size=args.shard_size,
         append=args.append,
         workers=args.workers,
@@ -311,7 +270,7 @@ def _index(args: argparse.Namespace) -> int:
     options = Options(
         rule=rule,
         classes=args.classes,
-        intensity=_intensity(args),
+        intensity=intensity_arguments.chosen(args),
         append=args.append,
         workers=args.workers,
         strict=args.strict,

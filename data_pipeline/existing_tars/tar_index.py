@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import pool
-from data_pipeline.dataset import label_counts
+from data_pipeline.dataset import brightness, label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_prefix
 from data_pipeline.dataset_writer import staging
@@ -378,5 +378,5 @@ def _summary(dest: Path, left_out: str = "") -> str:
     return (
         f"{len(dataset)} images in {len(dataset.shards)} tars, described in {dest}"
         + (f"; {skipped} images skipped, see {dest / SKIPPED}" if skipped else "")
-        + "\n".join([left_out, *label_counts.lines({"": dataset})])
+        + "\n".join([left_out, *label_counts.lines({"": dataset}), *brightness.lines({"": dataset})])
     )

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_pipeline.dataset import label_counts
+from data_pipeline.dataset import brightness, label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subsets
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
@@ -320,5 +320,5 @@ def _summary(dest: Path, assigned: Assignment) -> str:
             if total[0].pixel_rules != NEWEST_RULES
             else ""
         )
-        + "".join(f"\n{line}" for line in label_counts.lines(opened))
+        + "".join(f"\n{line}" for line in [*label_counts.lines(opened), *brightness.lines(opened)])
     )

@@ -107,6 +107,19 @@ def test_the_rule_is_part_of_the_fingerprint_and_verified(
     assert "is damaged" in error and error.count("\n") == 1
 
 
+def test_pack_says_how_bright_the_images_are_and_if_the_rule_hardly_fits(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = np.random.default_rng(0).uniform(0, 1, (4, 20, 20)).astype(np.float32)
+    for i, array in enumerate(arrays):
+        np.save(images / f"{i}.npy", array)
+    run(images, tmp_path / "fits", "--intensity", "window:0,1")
+    said = f"brightness by window:0,1: mean {arrays.mean():.3f}, standard deviation {arrays.std():.3f}\n"
+    assert said in capsys.readouterr().out
+    run(images, tmp_path / "not", "--intensity", "window:-160,240")
+    assert "mean 0.401, standard deviation 0.001; that is nearly one brightness" in capsys.readouterr().out
+
+
 def test_what_is_not_valid_counts_for_no_statistics(images: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     arrays = random.uniform(0, 100, (4, 10, 14, 3)).astype(np.float32)
