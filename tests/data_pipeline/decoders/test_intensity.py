@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_pipeline.decoders.decode import decode, decode_valid, size
 from data_pipeline.decoders.intensity import Intensity
@@ -113,6 +114,16 @@ def test_a_turned_image_and_its_valid_values_are_turned_alike() -> None:
     np.testing.assert_array_equal(valid, np.isfinite(turned)[..., None].repeat(3, axis=2))
     expected = np.where(np.isnan(turned), 0, window(np.nan_to_num(turned), -20.5, 90))
     np.testing.assert_array_equal(pixels[..., 1], expected)
+
+
+def test_nodata_of_a_turned_png_is_turned_too() -> None:
+    x = np.arange(12, dtype=np.uint16).reshape(3, 4)
+    tags = Image.Exif()
+    tags[274] = 6
+    data = encoded(Image.fromarray(x), "png", exif=tags)
+    pixels, valid = decode_valid(data, None, None, intensity=Intensity(rule="window:0,11", nodata=1))
+    assert valid is not None and np.argwhere(~valid[..., 0]).tolist() == [[1, 2]]
+    np.testing.assert_array_equal(pixels[..., 0], window(np.rot90(np.where(x == 1, 0, x), -1), 0, 11))
 
 
 def test_a_grey_image_of_colours_is_valid_where_all_are() -> None:
