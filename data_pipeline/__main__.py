@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import re
 import sys
 from pathlib import Path
@@ -104,6 +105,9 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--hdu", help=hdu)
     axis = "which slices of a NIfTI volume are its pictures (default: axial)"
     add("--axis", choices=("axial", "coronal", "sagittal"), help=axis)
+    add("--tile", type=_positive, help="side in pixels of the tiles of a whole slide (default: 256)")
+    add("--mpp", type=float, help="micrometres a pixel of these tiles (default: 0.5, about 20×)")
+    add("--tissue", type=float, help="least share of a tile that is tissue (default: 0.25)")
     add("--every", type=_positive, metavar="N", help="take every N-th picture of a file (default: all)")
     kept = "field of the files' headers to keep beside the pictures, by its name in the format, such as "
     kept += "PatientAge; may be given several times. Names and numbers of patients, dates and free text are "
@@ -205,6 +209,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             f"--val-fraction {args.val_fraction:g} --test-fraction {args.test_fraction:g}: "
             "expected shares from 0 that are less than 1 together"
         )
+    if args.mpp is not None and not 0 < args.mpp < math.inf:
+        raise UserError(f"--mpp {args.mpp:g}: expected micrometres a pixel above 0, such as 0.5")
+    if args.tissue is not None and not 0 <= args.tissue <= 1:
+        raise UserError(f"--tissue {args.tissue:g}: expected a share from 0 to 1")
     if args.labels in (None, "folder"):
         for option in ("group_column", "split_column", "missing"):
             if getattr(args, option) is not None:
@@ -230,8 +238,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     _refuse_contradictions(args)
     columns = Columns(args.image_column, args.label_column, args.group_column, args.split_column)
-    given = {"axis": args.axis, "every": args.every, "hdu": args.hdu, "keep": args.keep}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(args, name) for name in Reading.model_fields if getattr(args, name) is not None}
     options = Options(
         labels=args.labels,
         columns=columns,

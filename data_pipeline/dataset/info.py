@@ -81,9 +81,9 @@ def _intensity(facts: Generation) -> str:
 
 def _reading(reading: Reading) -> str:
     """Return the options of `pack` by which files of a field were read."""
-    given = {"--axis": reading.axis, "--every": str(reading.every), "--hdu": reading.hdu}
-    options = [f"{name} {one_line(value)}" for name, value in given.items() if value is not None]
-    return " ".join([*options, *(f"--keep {one_line(name)}" for name in reading.keep)])
+    given = reading.model_dump(exclude_defaults=True)
+    options = [f"--{name} {one_line(str(value))}" for name, value in given.items() if name != "keep"]
+    return " ".join([*options, *(f"--keep {one_line(name)}" for name in reading.keep)]) or "the defaults"
 
 
 def _depth(facts: Generation) -> str:

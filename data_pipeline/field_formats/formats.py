@@ -17,8 +17,9 @@ class Format(NamedTuple):
 
     name: str
     endings: tuple[str, ...]
-    start: tuple[int, bytes]
-    """Where files begin with which bytes, by which a file without one of the endings is recognised."""
+    start: tuple[int, bytes] | None
+    """Where files begin with which bytes, by which a file without one of the endings is recognised; None if
+    it is not."""
     module: str
     """The module that reads it."""
     library: str
@@ -31,6 +32,7 @@ _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
 _FORMATS = (
     Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),
     Format("NIfTI", (".nii", ".nii.gz"), (344, b"n+1\0"), "nifti", "nibabel", "medical"),
+    Format("whole slide", (".svs", ".ndpi", ".scn"), None, "slide", "tiffslide", "pathology"),
     Format("FITS", _FITS, (0, b"SIMPLE  ="), "fits", "astropy", "astro"),
 )
 NOT_PICTURES = {"dicomdir"}
@@ -58,7 +60,8 @@ def of(file: Path) -> str:
             start = stream.read(_LOOKED_AT)
     except OSError:
         return ""
-    return next((f.name for f in _FORMATS if start[f.start[0] :].startswith(f.start[1])), "")
+    known = (f.name for f in _FORMATS if f.start and start[f.start[0] :].startswith(f.start[1]))
+    return next(known, "")
 
 
 def stem(path: str, format_name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from isotorus.section import Section
 
@@ -35,6 +35,12 @@ class Reading(Section):
     """Take every n-th picture of a file, from the first."""
     hdu: str | None = None
     """Number or name of the part of a FITS file that holds the pictures; None: the first that holds any."""
+    tile: PositiveInt = 256
+    """Side in pixels of the tiles of a whole slide."""
+    mpp: PositiveFloat = 0.5
+    """Micrometres a pixel of these tiles: 0.5 is about 20×, 0.25 about 40×."""
+    tissue: float = Field(0.25, ge=0, le=1)
+    """Least share of a tile that is tissue."""
     keep: tuple[str, ...] = ()
     """Fields of the files' headers to keep beside the pictures, by the name that the format gives them."""
 

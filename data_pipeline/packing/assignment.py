@@ -47,7 +47,7 @@ class Assignment:
                 items = [(item.path, item.size, item.label, item.extra, item.group) for item in shard]
                 digest.update(json.dumps([name, items]).encode())
         if self.reading is not None:
-            digest.update(self.reading.model_dump_json().encode())
+            digest.update(self.reading.model_dump_json(exclude_defaults=True).encode())
         return digest.hexdigest()
 
 
@@ -236,8 +236,8 @@ def reading_to_keep(dest: Path, packed: Reading | None, asked: Reading | None) -
     before, now = (each.model_dump() for each in (packed, asked))
     name = next(name for name in before if before[name] != now[name])
     raise UserError(
-        f"{dest} was packed with {name}={before[name]}, not {now[name]}; leave out --axis, --every, --hdu "
-        "and --keep, which stay as they were, or pack into another folder"
+        f"{dest} was packed with {name}={before[name]}, not {now[name]}; leave out options about files of a "
+        "field, which stay as they were, or pack into another folder"
     )
 
 

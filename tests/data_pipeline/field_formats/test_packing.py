@@ -185,7 +185,7 @@ def test_verify_misses_the_list_of_files_and_info_says_how_they_were_read(
     assert run("verify", tmp_path / "set") == 0
     capsys.readouterr()
     assert main(["info", str(tmp_path / "set")]) == 0
-    assert "read with    --axis axial --every 2 --keep PatientAge\n" in capsys.readouterr().out + "\n"
+    assert "read with    --every 2 --keep PatientAge\n" in capsys.readouterr().out + "\n"
     table = np.load(tmp_path / "set/files.npy")
     np.save(tmp_path / "set/files.npy", table[:-1])
     assert run("verify", tmp_path / "set") == 1
