@@ -96,7 +96,7 @@ def decode_valid(
         if valid is not None:
             valid = orientation.upright(valid, tag)
             if valid.shape != pixels.shape:  # grey became colour or the reverse
-                valid = np.broadcast_to(valid.all(axis=2)[..., None], pixels.shape)
+                valid = np.broadcast_to(np.logical_and.reduce(valid, axis=2, keepdims=True), pixels.shape)
         return pixels, valid
 
 
