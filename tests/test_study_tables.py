@@ -56,6 +56,16 @@ def test_differences_are_taken_within_a_seed() -> None:
     assert cells[5] == "3.0 (0.5 to 5.5)"  # 3 ± 4.303 / √3, Student's t with 2 degrees of freedom
 
 
+def test_the_untrained_encoder_is_a_line_of_its_own() -> None:
+    found = [measured("lejepa", seed, 0.4) for seed in range(2)]
+    for row, knn in zip(found, (0.2, 0.3), strict=True):
+        untrained = {method: {"balanced_accuracy": knn} for method in ("knn", "probe")}
+        row["scores"] = {"pretrained": {}, "untrained": untrained}
+    cells = line(tables.sections(found)["Scores on test"], "untrained")
+    assert cells[2] == "2"
+    assert cells[5].startswith("-15.0 ")
+
+
 def test_the_chosen_point_of_a_grid_is_bold_and_failures_are_listed() -> None:
     found = [measured("vicreg", 0, 0.3 + 0.01 * point, "val", point) for point in range(3)]
     failed = grid("vicreg")[3]._asdict() | {"stage": "val", "failed": "training: updates were refused"}

@@ -74,37 +74,24 @@ def training(run: Path) -> dict[str, Any]:
     return json_safe(seen | {"training": means, "curves": curves})
 
 
-def evaluation(folder: Path, name: str, test: bool, held: int) -> dict[str, Any]:
+def evaluation(folder: Path, name: str, test: bool, held: int, untrained: bool = False) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run: to choose by, or with all measures and scores on test.
 
-    The first seed has its earlier checkpoints as well, and a torus with actions its windings. Raises
-    `Failed` with what an evaluation said last, and UserError if one was stopped.
+    The first seed has its earlier checkpoints as well, and a torus with actions its windings. `untrained`
+    measures the encoder as it was initialised beside it. Raises `Failed` with what an evaluation said last,
+    and UserError if one was stopped.
     """
     stage = "test" if test else "val"
     out = folder / "evaluations" / f"{name}-{stage}"
     run, log = folder / "runs" / name, log_of(folder, name)
 
     def call(*arguments: str) -> None:
-        code = python(folder, ["-m", *arguments], log, held)
-        if code in ERRORS:
-            raise Failed(f"{arguments[0]}: {last_line(log)}")
-        if code:
-            raise UserError(
-                f"{arguments[0]} of {name} was stopped (exit code {code}); the same command goes on"
-            )
+        command(folder, log, *arguments, held=held)
 
-    call("eval_suite", f"runs/{name}", *_options(out, test))
+    call("eval_suite", f"runs/{name}", *shards(test), *options(out, test, untrained))
     results = json.loads((out / "results.json").read_text())
-    row = {
-        "scores": {of: scores(x) for of, x in results["representations"].items()},
-        "geometry": {cloud: geometry(x) for cloud, x in results["geometry"].items()},
-        "left_out": results["left_out"],
-        "torch": results["inputs"]["features"]["torch"],
-    }
-    pretrained = row["scores"]["pretrained"]
-    row["val"] = {method: max(of["val"].values()) for method, of in pretrained.items()}
+    row = numbers(results) | {"torch": results["inputs"]["features"]["torch"]}
     if test:
-        row["test"] = {method: of["balanced_accuracy"] for method, of in pretrained.items()}
         row["uniformity"] = _uniformity(out, results)
         config = read_recipe_file(str(run / "config.yaml"))
         if config["views"]["actions"]:
@@ -113,22 +100,49 @@ def evaluation(folder: Path, name: str, test: bool, held: int) -> dict[str, Any]
             row["angles"] = json.loads(file.read_text())
         if config["seed"] == 0:
             steps, every = out / "steps", ("--every", str(CHECKPOINTS_EVERY))
-            call("eval_suite", f"runs/{name}", *every, *_options(steps, False))
+            call("eval_suite", f"runs/{name}", *every, *shards(False), *options(steps, False))
             row["checkpoints"] = [_checkpoint(file, run) for file in sorted(steps.rglob("results.json"))]
     for features in out.rglob("cache"):
         shutil.rmtree(features)
     return row
 
 
-def _options(out: Path, test: bool) -> list[str]:
-    """Return the options of an evaluation, without baselines."""
-    parts = ["train", "val", "test"] if test else ["train", "val"]
+def command(folder: Path, log: Path, *arguments: str, held: int | None = None) -> None:
+    """Run a module of this checkout; raises `Failed` where it ends with an error, UserError if stopped."""
+    code = python(folder, ["-m", *arguments], log, held)
+    if code in ERRORS:
+        raise Failed(f"{arguments[0]}: {last_line(log)}")
+    if code:
+        raise UserError(f"{arguments[0]} was stopped (exit code {code}), see {log}; give the same command")
+
+
+def shards(test: bool) -> list[str]:
+    """Return the options that name the packed sets."""
+    return [x for part in SHARDS if test or part != "test" for x in (f"--{part}", SHARDS[part])]
+
+
+def options(out: Path, test: bool, untrained: bool = False) -> list[str]:
+    """Return what an evaluation measures, and whether the untrained encoder stands beside it."""
     metrics = ["knn", "minibatch_probe", "rank", "shape", "graph", *(["probe", "homology"] if test else [])]
     return [
-        *(x for part in parts for x in (f"--{part}", SHARDS[part])),
-        *("--metrics", ",".join(metrics), "--baselines", "", "--samples", str(SAMPLES)),
-        *("--folds", "0", "--out", str(out)),
+        *("--metrics", ",".join(metrics), "--samples", str(SAMPLES), "--folds", "0", "--out", str(out)),
+        *("--baselines", "untrained" if untrained else "", "--initialisations", "1"),
     ]
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores and the geometry of an evaluation; test scores where they were measured."""
+    found = {of: scores(x) for of, x in results["representations"].items()}
+    pretrained = found["pretrained"]
+    row: dict[str, Any] = {
+        "scores": found,
+        "geometry": {cloud: geometry(x) for cloud, x in results["geometry"].items()},
+        "left_out": results["left_out"],
+        "val": {method: max(of["val"].values()) for method, of in pretrained.items()},
+    }
+    if results["reported_on"] == "test":
+        row["test"] = {method: of["balanced_accuracy"] for method, of in pretrained.items()}
+    return row
 
 
 def scores(representation: Mapping[str, Any]) -> dict[str, Any]:

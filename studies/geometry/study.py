@@ -62,9 +62,10 @@ def _row(folder: Path, task: Task, held: int) -> dict[str, Any]:
     row = _train(folder, task, held)
     if "failed" in row:
         return row
-    before = cpu_seconds()
+    before, test = cpu_seconds(), task.stage == "test"
+    beside = test and task.run.objective == "lejepa"  # the encoder is the same in all others
     try:
-        row |= measured.training(run) | measured.evaluation(folder, task.run.name, task.stage == "test", held)
+        row |= measured.training(run) | measured.evaluation(folder, task.run.name, test, held, beside)
     except measured.Failed as error:
         row["failed"] = str(error)
     return row | {"evaluation_cpu_seconds": round(cpu_seconds() - before, 1)}

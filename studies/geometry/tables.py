@@ -125,6 +125,7 @@ def _point(run: Run, row: Row | None, chosen: bool) -> list[str]:
 def _scores(finished: dict[tuple[str, str], Row], tested: Sequence[Row]) -> list[str]:
     """Return scores over seeds, and the differences to LeJEPA by seed."""
     lejepa = {row["seed"]: row for row in tested if row["objective"] == "lejepa"}
+    tested = [*tested, *filter(None, map(_untrained, lejepa.values()))]
     lines = []
     for name in dict.fromkeys([*OBJECTIVES, *(row["objective"] for row in tested)]):
         of = [row for row in tested if row["objective"] == name]
@@ -149,6 +150,14 @@ def _scores(finished: dict[tuple[str, str], Row], tested: Sequence[Row]) -> list
     labels = [f"{x}, %" for x in METHODS.values()]
     minus = [f"{x} less LeJEPA's, points" for x in METHODS.values()]
     return table(("objective", "learning rate, weight", "seeds", *labels, *minus, "CPU s a run"), lines)
+
+
+def _untrained(row: Row) -> Row | None:
+    """Return the row of the encoder before training, from that of a run beside which it was measured."""
+    if (found := row.get("scores", {}).get("untrained")) is None:
+        return None
+    scores = {method: of["balanced_accuracy"] for method, of in found.items()}
+    return {"objective": "untrained", "seed": row["seed"], "test": scores}
 
 
 def _geometry(tested: Sequence[Row], *clouds: str) -> list[str]:
