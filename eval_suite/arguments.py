@@ -17,9 +17,9 @@ from eval_suite.metrics import (
     USUAL_FOLDS,
 )
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.mlflow_store import address
 from isotorus.names import nearest
 from isotorus.processes import usable_cores
-from isotorus.secrets import holds_password
 
 if TYPE_CHECKING:
     from eval_suite.options import Options
@@ -138,17 +138,7 @@ def add_key_column(parser: argparse.ArgumentParser) -> None:
 def add_mlflow(parser: argparse.ArgumentParser) -> None:
     """Add --mlflow: results are sent to a run's MLflow run only if it lies in this store."""
     store = "MLflow store of the runs (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
-    parser.add_argument("--mlflow", metavar="URI", type=_address, help=store)
-
-
-def _address(text: str) -> str:
-    """Return the address of a store; for argparse's `type`. One with a password is refused."""
-    if holds_password(text):
-        raise argparse.ArgumentTypeError(
-            "holds a password or a token; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or give all of the address in MLFLOW_TRACKING_URI"
-        )
-    return text
+    parser.add_argument("--mlflow", metavar="URI", type=address, help=store)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

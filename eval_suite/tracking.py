@@ -6,7 +6,6 @@ import shlex
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from eval_suite.report import results_table
 from isotorus import foreign_files, mlflow_store
@@ -112,7 +111,7 @@ def send(
         constants = {name: value for name, value in values.items() if _CONSTANT.search(name)}
         _send_constants(client, run, step, constants)
         _send_metrics(client, run, step, {k: v for k, v in values.items() if k not in constants})
-        _require_remote_files(uri, run.info.artifact_uri)
+        mlflow_store.require_remote_files(uri, run.info.artifact_uri)
         for file in files:
             client.log_artifact(record["run_id"], str(file), artifact_path=folder)
     except Exception as error:  # the results are on disk already, so no error of the store may end this
@@ -158,15 +157,6 @@ def _send_constants(client: Any, run: Any, step: int, values: dict[str, float]) 
     ]
     for start in range(0, len(others), 100):
         client.log_batch(run.info.run_id, tags=others[start : start + 100])
-
-
-def _require_remote_files(uri: str, artifacts: str) -> None:
-    """Raise StoreProblem if a server keeps the files of its runs in a folder: it must not choose one here."""
-    if mlflow_store.local_path(uri) is None and urlsplit(artifacts).scheme in ("", "file"):
-        raise mlflow_store.StoreProblem(
-            f"has the numbers, but not the pages: it keeps files in {one_line(artifacts)[:200]}, which may "
-            "be a folder of this machine; start it with --serve-artifacts"
-        )
 
 
 def _require_store(uri: str) -> None:

@@ -4,6 +4,7 @@ A store is a server, a database, or a folder. Training, evaluation and sweeps us
 depends on what it returns, because what they log is in files of their own.
 """
 
+import argparse
 import contextlib
 import os
 import re
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from isotorus.secrets import masked
+from isotorus.errors import one_line
+from isotorus.secrets import holds_password, masked
 
 DEFAULT = "sqlite:///mlflow.db"
 _KIND = {
@@ -185,6 +187,25 @@ def require_active(client: Any, run: Any, folder: Path) -> None:
         f"has this run's MLflow run as deleted: restore it with 'MLFLOW_TRACKING_URI="
         f"{masked(client.tracking_uri)} {restore}', or remove {folder / 'mlflow.json'} to begin a new one"
     )
+
+
+def require_remote_files(uri: str, artifacts: str) -> None:
+    """Raise StoreProblem if a server keeps the files of its runs in a folder: it must not choose one here."""
+    if local_path(uri) is None and urlsplit(artifacts).scheme in ("", "file"):
+        raise StoreProblem(
+            f"has the numbers, but not the files: it keeps files in {one_line(artifacts)[:200]}, which may "
+            "be a folder of this machine; start it with --serve-artifacts"
+        )
+
+
+def address(text: str) -> str:
+    """Return the address of a store; for argparse's `type`. One with a password is refused."""
+    if holds_password(text):
+        raise argparse.ArgumentTypeError(
+            "holds a password or a token; give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or give all of the address in MLFLOW_TRACKING_URI"
+        )
+    return text
 
 
 def reason(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""A trained encoder for other libraries: timm, transformers, ONNX, torch.export, each in a file here."""
+"""A trained encoder for other libraries, with a model card; each format has a file here."""

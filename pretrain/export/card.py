@@ -16,7 +16,13 @@ from pretrain.export.loading import code
 from pretrain.export.trained import Trained
 
 FILE = "README.md"
-_LIBRARIES = {"timm": "timm", "transformers": "transformers", "onnx": "onnx", "torch": "pytorch"}
+_LIBRARIES = {
+    "timm": "timm",
+    "transformers": "transformers",
+    "onnx": "onnx",
+    "torch": "pytorch",
+    "mlflow": "pytorch",
+}
 _RECIPE = ("encoder", "objective", "views", "augment", "optimizer", "average", "seed")
 """Sections of the configuration that shape the encoder; others name somebody's folders and stores."""
 _FORMATS = {
@@ -24,13 +30,16 @@ _FORMATS = {
     "transformers": "a model folder of transformers",
     "onnx": "an ONNX file",
     "torch": "a program of torch.export",
+    "mlflow": "a model of MLflow",
 }
 
 
 def write(
     trained: Trained, folder: Path, format: Format, called: str, licence: str | None, checked: str
 ) -> None:
-    """Write README.md into the folder of an export, which will be called `called`.
+    """Write README.md into the folder of an export.
+
+    `called` is what the folder will be called, or what the registry calls the model.
 
     `licence` is that of the data, None if it was not given; `checked` says how the files were checked.
     """
@@ -73,7 +82,8 @@ def _what(trained: Trained, format: Format, checked: str) -> str:
 
 def _loading(trained: Trained, format: Format, called: str) -> str:
     text = code(format, trained.described, _plain_name(called))
-    return f"## Load it\n\nFrom the folder above this one:\n\n```python\n{text}```\n"
+    where = "With mlflow and torch:" if format == "mlflow" else "From the folder above this one:"
+    return f"## Load it\n\n{where}\n\n```python\n{text}```\n"
 
 
 def _images(trained: Trained) -> str:

@@ -1,41 +1,65 @@
 """The options of `isotorus export RUN --out FOLDER`."""
 
+import argparse
 from pathlib import Path
 from typing import Literal, get_args
 
+from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.secrets import masked
 
-Format = Literal["timm", "transformers", "onnx", "torch"]
+Format = Literal["timm", "transformers", "onnx", "torch", "mlflow"]
 _USAGE = {
     "timm": "timm.create_model('local-dir:{dest}', pretrained=True)",
     "transformers": "transformers.AutoModel.from_pretrained('{dest}')(pixel_values).pooler_output",
     "onnx": "onnxruntime.InferenceSession('{dest}/model.onnx').run(None, {{'image': pixels}})",
     "torch": "torch.export.load('{dest}/model.pt2').module()(pixels)",
 }
-"""Each format, and how the folder is read that `export` writes in it."""
+"""Each format of a folder, and how that is read."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return exit code 0."""
+    given = _parse(arguments)
+    dest = given.out or given.dest
+    # Imported here because it imports torch; a mistake in the arguments is refused before that.
+    from pretrain.export.export import export, register
+
+    if given.format == "mlflow":
+        uri = mlflow_store.own(given.mlflow)
+        print(register(given.checkpoint, dest, uri, given.name, given.data_license))
+        print(
+            f"registered in MLflow at {masked(uri)}; the code that loads it is in the version's description"
+        )
+        return 0
+    if checked := export(given.checkpoint, dest, given.format, given.data_license):
+        print(checked)
+    print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
+    print(f"{dest / 'README.md'} is the model card, with code that loads the encoder")
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; raises UserError for options that do not go together."""
     parser = ArgumentParser(
         prog="isotorus export",
-        description="Write a checkpoint's encoder for timm, transformers, ONNX or torch.export.",
+        description="Write a checkpoint's encoder for timm, transformers, ONNX or torch.export, or register "
+        "it in MLflow, each with a model card.",
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
     add("dest", type=Path, nargs="?", help="the folder to make; the same as --out")
-    add("--out", type=Path, metavar="FOLDER", help="the folder to make")
+    add("--out", type=Path, metavar="FOLDER", help="the folder to make; --format mlflow does not need one")
     add("--format", choices=get_args(Format), default="timm", help="default: %(default)s")
-    text = "licence of the data, for the model card, such as CC-BY-4.0"
-    add("--data-license", metavar="TEXT", help=text)
+    licence = "licence of the data, for the model card, such as CC-BY-4.0"
+    add("--data-license", metavar="TEXT", help=licence)
+    add("--name", help="with --format mlflow: what the registry calls the model (default: the run's name)")
+    store = "with --format mlflow: the store (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
+    add("--mlflow", metavar="URI", type=mlflow_store.address, help=store)
     given = parser.parse_args(arguments)
-    if (given.dest is None) == (given.out is None):
+    folders = [folder for folder in (given.dest, given.out) if folder is not None]
+    if len(folders) > 1 or (not folders and given.format != "mlflow"):
         raise UserError("name the folder to make once: isotorus export RUN --out FOLDER")
-    dest = given.out or given.dest
-    # Imported here because it imports torch; a mistake in the arguments is refused before that.
-    from pretrain.export.export import export
-
-    if checked := export(given.checkpoint, dest, given.format, given.data_license):
-        print(checked)
-    print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
-    return 0
+    if given.format != "mlflow" and (given.name or given.mlflow):
+        raise UserError(f"--name and --mlflow belong to --format mlflow, not to {given.format}")
+    return given

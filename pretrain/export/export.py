@@ -1,11 +1,13 @@
-"""Write a checkpoint's encoder to a folder in one of the formats of `isotorus export`."""
+"""Write a checkpoint's encoder to a folder in one of the formats of `isotorus export`, or register it."""
 
+import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError
-from pretrain.export import card, graph, to_onnx, to_timm, to_torch, to_transformers
+from pretrain.export import card, graph, to_mlflow, to_onnx, to_timm, to_torch, to_transformers
 from pretrain.export.command import Format
 from pretrain.export.new_folder import new_folder, refuse_taken
 from pretrain.export.trained import Trained, read
@@ -17,13 +19,39 @@ def export(given: Path, dest: Path, format: Format = "timm", licence: str | None
     """Write the folder `dest`, whole or not at all; return in words how it was checked, if it was.
 
     `licence` is that of the data, for the model card.
-
     Raises UserError if `dest` exists, the checkpoint is damaged, or the format cannot express the encoder.
     """
     if format == "onnx":
         to_onnx.require()
     refuse_taken(dest)
+    return _export(read(given), dest, format, dest.absolute().name, licence)
+
+
+def register(given: Path, dest: Path | None, uri: str, name: str | None, licence: str | None = None) -> str:
+    """Register the encoder in the MLflow store at `uri`, as a new version of the model `name`.
+
+    `name` is by default that of the run. The folder `dest` gets the same files, if it is not None. Returns in
+    words how they were checked and what was registered; raises UserError also if the store refuses, and then
+    `dest` stays.
+    """
+    client = to_mlflow.connect(uri)
+    if dest:
+        refuse_taken(dest)
     trained = read(given)
+    name = name or trained.name
+    with contextlib.ExitStack() as stack:
+        folder = dest or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "encoder"
+        checked = _export(trained, folder, "mlflow", name, licence)
+        try:
+            version = to_mlflow.register(client, uri, trained, folder, name)
+        except UserError as error:
+            stays = f"; the files are in {dest}, remove it before the same command" if dest else ""
+            raise UserError(f"{error}{stays}") from error
+    return f"{checked}\nmodel {name}, version {version}"
+
+
+def _export(trained: Trained, dest: Path, format: Format, called: str, licence: str | None) -> str:
+    """Write the folder `dest`, whole or not at all; `called` is what the model card calls the export."""
     if format in ("timm", "transformers") and "winding_classes" in trained.described.kwargs:
         raise UserError(
             f"{trained.folder} has winding attention, which neither timm nor transformers computes; use "
@@ -31,7 +59,7 @@ def export(given: Path, dest: Path, format: Format = "timm", licence: str | None
         )
     with new_folder(dest) as folder:
         checked = _write(trained, folder, format)
-        card.write(trained, folder, format, dest.absolute().name, licence, checked)
+        card.write(trained, folder, format, called, licence, checked)
     return checked
 
 
@@ -39,16 +67,20 @@ def _write(trained: Trained, folder: Path, format: Format) -> str:
     """Write the files of a format, and return in words how they were checked, if they were."""
     if format == "timm":
         to_timm.write(trained, folder)
-    elif format == "transformers":
+        return ""
+    if format == "transformers":
         to_transformers.write(trained, folder)
+        return ""
+    traced = graph.trace(trained)
+    about = _about(trained, traced)
+    if format == "torch":
+        checked = to_torch.write(traced, folder)
+    elif format == "onnx":
+        checked = to_onnx.write(traced, folder, json.dumps(about))
     else:
-        traced = graph.trace(trained)
-        about = _about(trained, traced)
-        to_timm.write_json(about, folder / "isotorus.json")
-        if format == "torch":
-            return to_torch.write(traced, folder)
-        return to_onnx.write(traced, folder, json.dumps(about))
-    return ""
+        checked = to_mlflow.write(traced, folder)
+    to_timm.write_json(about, folder / "isotorus.json")
+    return checked
 
 
 def _about(trained: Trained, traced: graph.Graph) -> dict[str, Any]:

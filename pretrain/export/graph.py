@@ -109,7 +109,7 @@ def trace(trained: Trained) -> Graph:
     described, encoder = trained.described, trained.encoder()
     model = FromPixels(encoder, described.mean, described.std).eval()
     size, multiple = described.image_size, patch_size(encoder)
-    step = multiple if multiple > 1 else 32
+    step = multiple if multiple > 1 else 5  # an odd size, as halving may depend on it
     for sizes in ((size, size + step, 2 * size), (size,)):
         dynamic = {0: Dim.DYNAMIC} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if len(sizes) > 1 else {})
         example = torch.rand(2, described.channels, size, size)

@@ -34,13 +34,14 @@ _PREPARE = """\
 image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC)
 pixels = np.asarray(image, np.float32).reshape({size}, {size}, {channels}).transpose(2, 0, 1)[None] / 255"""
 _ANY_PIXELS = """\
-# Put {channels} channels of your image here: upright, cropped to its centred square, values in [0, 1].
+# Put {channels} channels of your image here: upright, its centred square, brightness from 0 to 1.
 pixels = np.random.rand(1, {channels}, {size}, {size}).astype(np.float32)"""
 _IMPORTS = {
     "timm": "import numpy as np\nimport timm\nimport torch\n",
     "transformers": "import numpy as np\nimport torch\nfrom transformers import AutoModel\n",
     "onnx": "import numpy as np\nimport onnxruntime\n",
     "torch": "import numpy as np\nimport torch\n",
+    "mlflow": "import mlflow\nimport numpy as np\nimport torch\n",
 }
 _FROM_PIXELS = {
     "timm": """\
@@ -63,16 +64,22 @@ session = onnxruntime.InferenceSession("{folder}/model.onnx")
 encoder = torch.export.load("{folder}/model.pt2").module()
 vectors = encoder(torch.from_numpy(pixels))
 """,
+    "mlflow": """\
+encoder = mlflow.pytorch.load_model("models:/{folder}/latest")  # from the store of MLFLOW_TRACKING_URI
+vectors = encoder(torch.from_numpy(pixels)).detach().numpy()
+the_same = mlflow.pyfunc.load_model("models:/{folder}/latest").predict(pixels)
+""",
 }
 
 
 def code(format: Format, described: EncoderDescription, folder: str) -> str:
     """Return Python code that makes `vectors` (1, D) of photo.jpg, or of pixels that are no photograph's.
 
-    `folder` is what the folder of the export is called from where the code runs.
+    `folder` is what the folder of the export is called from where the code runs; for `mlflow`, what the
+    registry calls the model.
     """
     size, channels = described.image_size, described.channels
-    is_photo = channels in _MODES and described.depth != 16
+    is_photo = channels in _MODES and described.depth != 16 and described.intensity == ["none"]
     opened = _OPEN.format(mode=_MODES[channels]) if is_photo else ""
     words = {"folder": folder, "size": size, "channels": channels, "open": opened}
     words |= {"mean": described.mean, "std": described.std}

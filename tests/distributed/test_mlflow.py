@@ -1,13 +1,6 @@
 """A real MLflow server gets one run with each step once, in spite of kills; training never waits for it."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,38 +9,13 @@ from mlflow import MlflowClient
 
 from pretrain.monitoring.mlflow import Mirror, TrackingConfig
 from tests.distributed.runs import Run, losses, train
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.mlflow_server import free_port, mlflow_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *server, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"],
-        cwd=folder,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seconds of starting
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=1)
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, "no MLflow server"
-            time.sleep(0.3)
-    yield address
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
+        yield address
 
 
 def test_a_run_whose_id_was_never_noted_is_found_again(tmp_path: Path):

@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isotorus import mlflow_store
 from pretrain.export.command import Format
-from pretrain.export.export import export
+from pretrain.export.export import export, register
 from pretrain.export.loading import code
 from pretrain.export.trained import read
 from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
 
 PAGE = (Path(__file__).parents[3] / "docs/export.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-FORMATS: dict[Format, list[int]] = {"timm": [0, 1], "transformers": [1], "onnx": [2], "torch": [3]}
+FORMATS: dict[Format, list[int]] = {
+    "timm": [0, 1],
+    "transformers": [1],
+    "onnx": [2],
+    "torch": [3],
+    "mlflow": [4],
+}
 """The pieces of code that read each format. The first of each is what the model card says, too."""
 
 
@@ -28,9 +35,14 @@ def test_each_piece_of_code_gives_the_same_vectors(tmp_path: Path, monkeypatch: 
         folder.mkdir()
         noise = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
         Image.fromarray(noise).resize((72, 56)).save(folder / "photo.jpg", quality=95)
-        export(tmp_path / "step", folder / "encoder", format)
-        assert SNIPPETS[numbers[0]] == code(format, described, "encoder")
         monkeypatch.chdir(folder)
+        if format == "mlflow":
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+            register(tmp_path / "step", None, mlflow_store.own(None), "cells")
+        else:
+            export(tmp_path / "step", folder / "encoder", format)
+        called = "cells" if format == "mlflow" else "encoder"
+        assert SNIPPETS[numbers[0]] == code(format, described, called)
         for number in numbers:
             names: dict[str, object] = {}
             exec(SNIPPETS[number], names)
