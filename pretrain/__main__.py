@@ -42,7 +42,7 @@ COMMANDS = {
     "plan": "pretrain.cost.plan_command",
     "sweep": "pretrain.sweep",
     "watch": "pretrain.monitoring.watch_command",
-    "export": "pretrain.export.command",
+    "export": "pretrain.checkpoint.export.command",
 }
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"

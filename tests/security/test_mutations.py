@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from eval_suite.__main__ import main as eval_main
 from isotorus.errors import exit_code
+from pretrain.checkpoint.export.command import main as export_main
 from pretrain.cost.plan_command import main as plan_main
-from pretrain.export.command import main as export_main
 from pretrain.sweep import main as sweep_main
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
 from tests.recipe import write_recipe

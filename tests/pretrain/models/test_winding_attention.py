@@ -15,13 +15,13 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint.export.export import export
 from pretrain.config import load_config
 from pretrain.cost.activation_memory import encoder_footprint
 from pretrain.cost.flops import step_flops
 from pretrain.engines.blocks import checkpoint_blocks, compile_blocks
 from pretrain.engines.check import check_engine
 from pretrain.engines.config import EngineConfig
-from pretrain.export.export import export
 from pretrain.geometry.jets.transport import holonomy
 from pretrain.models.config import EncoderConfig
 from pretrain.models.encoder import build_encoder, create, timm_kwargs

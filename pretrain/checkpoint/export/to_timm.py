@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isotorus.files import as_new
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export.trained import Trained
 
 
 def write(trained: Trained, folder: Path) -> None:

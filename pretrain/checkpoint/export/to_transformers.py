@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pretrain.export.dinov2 import dinov2_config, dinov2_state
-from pretrain.export.to_timm import write_json, write_weights
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export.dinov2 import dinov2_config, dinov2_state
+from pretrain.checkpoint.export.to_timm import write_json, write_weights
+from pretrain.checkpoint.export.trained import Trained
 from pretrain.models.description import EncoderDescription
 
 VECTOR = "pooler_output: the class token after the last layer norm (global_pool=token)"

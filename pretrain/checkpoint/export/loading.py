@@ -1,6 +1,6 @@
 """Code that loads an export and makes the vectors of an image, for the model card and docs/export.md."""
 
-from pretrain.export.command import Format
+from pretrain.checkpoint.export.command import Format
 from pretrain.models.description import EncoderDescription
 
 _MODES = {1: "L", 3: "RGB"}

@@ -12,9 +12,9 @@ import torch
 from isotorus import mlflow_store
 from isotorus.errors import UserError
 from isotorus.secrets import masked
-from pretrain.export import card
-from pretrain.export.graph import Graph
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export import card
+from pretrain.checkpoint.export.graph import Graph
+from pretrain.checkpoint.export.trained import Trained
 from pretrain.monitoring import mlflow_run
 
 EXPERIMENT = "isotorus"

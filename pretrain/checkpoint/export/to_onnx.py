@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isotorus.errors import UserError
-from pretrain.export.graph import INPUT, OUTPUT, Graph
+from pretrain.checkpoint.export.graph import INPUT, OUTPUT, Graph
 
 FILE = "model.onnx"
 OPSET = 18

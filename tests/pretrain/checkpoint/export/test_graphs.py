@@ -14,9 +14,9 @@ import timm
 import torch
 
 from isotorus.errors import UserError
-from pretrain.export import graph
-from pretrain.export.export import export
-from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
+from pretrain.checkpoint.export import graph
+from pretrain.checkpoint.export.export import export
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_trace_log")
 TORCH = tuple(int(x) for x in torch.__version__.split(".")[:2])

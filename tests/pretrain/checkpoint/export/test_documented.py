@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from isotorus import mlflow_store
-from pretrain.export.command import Format
-from pretrain.export.export import export, register
-from pretrain.export.loading import code
-from pretrain.export.trained import read
-from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
+from pretrain.checkpoint.export.command import Format
+from pretrain.checkpoint.export.export import export, register
+from pretrain.checkpoint.export.loading import code
+from pretrain.checkpoint.export.trained import read
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
-PAGE = (Path(__file__).parents[3] / "docs/export.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs/export.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 FORMATS: dict[Format, list[int]] = {
     "timm": [0, 1],

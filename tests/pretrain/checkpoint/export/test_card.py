@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from isotorus import jsonl
-from pretrain.export.command import main
-from pretrain.export.export import export
-from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
+from pretrain.checkpoint.export.command import main
+from pretrain.checkpoint.export.export import export
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
-RUNS = Path(__file__).parents[2] / "formats/runs"
+RUNS = Path(__file__).parents[3] / "formats/runs"
 
 
 def card_of(folder: Path, *options: str) -> str:

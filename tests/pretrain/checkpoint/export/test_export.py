@@ -10,9 +10,9 @@ import timm
 import torch
 
 from isotorus.errors import UserError, exit_code
-from pretrain.export.command import main
-from pretrain.export.export import export
-from tests.pretrain.export.checkpoints import SMALL, images, save_checkpoint
+from pretrain.checkpoint.export.command import main
+from pretrain.checkpoint.export.export import export
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, images, save_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, one_line
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export.trained import Trained
 
 _LARGEST = 2**28  # bytes of results.json
 _METHODS = {"probe": "linear probe", "knn": "k-NN"}

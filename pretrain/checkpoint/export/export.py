@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from isotorus.errors import UserError
-from pretrain.export import card, graph, to_mlflow, to_onnx, to_timm, to_torch, to_transformers
-from pretrain.export.command import Format
-from pretrain.export.new_folder import new_folder, refuse_taken
-from pretrain.export.trained import Trained, read
+from pretrain.checkpoint.export import card, graph, to_mlflow, to_onnx, to_timm, to_torch, to_transformers
+from pretrain.checkpoint.export.command import Format
+from pretrain.checkpoint.export.new_folder import new_folder, refuse_taken
+from pretrain.checkpoint.export.trained import Trained, read
 
 VECTOR = f"the output '{graph.OUTPUT}' (N, D) for the input '{graph.INPUT}', pixels in [0, 1]"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.export.graph import Graph
+from pretrain.checkpoint.export.graph import Graph
 
 FILE = "model.pt2"
 

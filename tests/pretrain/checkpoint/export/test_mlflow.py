@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from isotorus.errors import exit_code
-from pretrain.export.command import main
+from pretrain.checkpoint.export.command import main
 from tests.mlflow_server import free_port, mlflow_server
-from tests.pretrain.export.checkpoints import SMALL, save_checkpoint
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_trace_log")
 VIT = "vit_small_patch14_dinov2"

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     given = _parse(arguments)
     dest = given.out or given.dest
     # Imported here because it imports torch; a mistake in the arguments is refused before that.
-    from pretrain.export.export import export, register
+    from pretrain.checkpoint.export.export import export, register
 
     if given.format == "mlflow":
         uri = mlflow_store.own(given.mlflow)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from isotorus.errors import UserError
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export.trained import Trained
 from pretrain.models.encoder import patch_size
 
 INPUT, OUTPUT = "image", "vector"

@@ -9,11 +9,11 @@ import yaml
 
 from isotorus import jsonl
 from isotorus.errors import one_line
-from pretrain.export import evaluated
-from pretrain.export.command import Format
-from pretrain.export.evaluated import Evaluation, plain
-from pretrain.export.loading import code
-from pretrain.export.trained import Trained
+from pretrain.checkpoint.export import evaluated
+from pretrain.checkpoint.export.command import Format
+from pretrain.checkpoint.export.evaluated import Evaluation, plain
+from pretrain.checkpoint.export.loading import code
+from pretrain.checkpoint.export.trained import Trained
 
 FILE = "README.md"
 _LIBRARIES = {
