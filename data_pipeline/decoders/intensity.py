@@ -106,11 +106,11 @@ def brightness(image: Numbers, intensity: Intensity) -> tuple[Pixels, Valid | No
     for start in range(0, len(values), step):
         rows = slice(start, start + step)
         x = np.where(valid[rows], values[rows], 0).astype(np.float64)
-        if rule.kind == "asinh":
-            stretch, q, black = rule.numbers
-            b = np.arcsinh(q * (x - black) / stretch) / q
-        else:
-            with np.errstate(over="ignore"):  # where both percentiles are nearly equal
+        with np.errstate(over="ignore"):  # of huge values, or where both percentiles are nearly equal
+            if rule.kind == "asinh":
+                stretch, q, black = rule.numbers
+                b = np.arcsinh(q * (x - black) / stretch) / q
+            else:
                 b = (x - low) / (high - low)
         b = np.clip(b, 0, 1)
         if image.inverted:
@@ -151,7 +151,7 @@ def _needs_a_rule(image: Numbers) -> str:
     valid = _valid(image, NONE)
     seen, example = "of which none is valid", "percentile:0.5,99.5"
     if valid.any():
-        low, high = (_spelled(float(f(image.values[valid]))) for f in (np.min, np.max))
+        low, high = (_shown(float(f(image.values[valid]))) for f in (np.min, np.max))
         seen = f"from {low} to {high}"
         example = f"window:{low},{high}" if low != high else example
     return (
@@ -192,6 +192,11 @@ def _parsed(text: str) -> _Rule:
                 raise ValueError(f"{text!r}: STRETCH and Q must be greater than 0")
             return _Rule("asinh", (stretch, q, black))
     raise ValueError(f"{text!r} is no rule for brightness; {_FORMS}")
+
+
+def _shown(number: float) -> str:
+    """Return a number for a message: whole numbers in full, others with six digits."""
+    return _spelled(number) if number.is_integer() and abs(number) < 1e16 else f"{number:.6g}"
 
 
 def _spelled(number: float) -> str:

@@ -151,6 +151,14 @@ def test_an_even_image_is_black_and_what_exceeds_equal_percentiles_is_white() ->
     assert pixels[4, 4] == 65_535 and pixels.astype(int).sum() == 65_535
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", ["window:0,1", "percentile:0,100", "asinh:1"])
+def test_huge_values_are_white_and_no_warning(rule: str) -> None:
+    x = np.array([[-8e307, 0, 8e307]])
+    pixels = decode(npy(x), None, None, intensity=Intensity(rule=rule)).ravel()
+    assert pixels[0] == 0 and pixels[2] == 65_535
+
+
 @pytest.mark.parametrize(
     ("data", "rule", "reason"),
     [
@@ -163,6 +171,11 @@ def test_an_even_image_is_black_and_what_exceeds_equal_percentiles_is_white() ->
             tiff(np.array([[0.5, np.nan, 1e9]], np.float32)),
             "none",
             "float32 values from 0.5 to 1000000000: say",
+        ),
+        (
+            npy(np.array([[1 / 3, 2 / 3]])),
+            "none",
+            "from 0.333333 to 0.666667.*window:0.333333,0.666667$",
         ),
         (npy(np.full((2, 2), np.nan)), "none", "float64 values of which none is valid"),
         (npy(np.array([[-np.inf, np.nan]])), "window:0,1", "no valid value: all 2"),
