@@ -30,6 +30,8 @@ _DEFAULT = {
     "laterality": "ImageLaterality",
 }
 """Fields that every sample gets, by the name in its JSON; none identifies a patient."""
+_NO_PICTURES = {"SEG": "segmentation", "RTDOSE": "dose distribution"}
+"""Modalities whose pixels are results, not measurements."""
 
 logging.getLogger("pydicom").setLevel(
     logging.CRITICAL
@@ -48,10 +50,10 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     # Old files begin without a preamble, in the syntax that was the only one then.
     header = pydicom.dcmread(file, stop_before_pixels=has_preamble, force=not has_preamble)
     if "Rows" not in header or "Columns" not in header:
-        kind = f" ({header.SOPClassUID.name})" if "SOPClassUID" in header else ""
-        raise ValueError(f"a DICOM file without pixels{kind}" if has_preamble else "no DICOM file")
-    if header.get("Modality") == "SEG":
-        raise ValueError("a DICOM segmentation, which is no picture")
+        what = f" ({header.SOPClassUID.name})" if "SOPClassUID" in header else ""
+        raise ValueError(f"a DICOM file without pixels{what}" if has_preamble else "no DICOM file")
+    if (kind := header.get("Modality")) in _NO_PICTURES:
+        raise ValueError(f"a DICOM {_NO_PICTURES[kind]}, which is no picture")
     if not has_preamble and "TransferSyntaxUID" not in header.file_meta:
         header.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     _check_codec(header.file_meta.TransferSyntaxUID)

@@ -7,7 +7,7 @@ smallest level. Glass is grey, and so is most dirt; the marks of a pen are not.
 
 import itertools
 from collections.abc import Generator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     Raises ValueError if the slide does not say its resolution or has none as fine as is asked for, if it has
     no small level, or if no tile shows enough tissue; and whatever tiffslide raises for a damaged file.
     """
-    with TiffSlide(file, tifffile_options={"name": "slide"}) as slide:
+    with TiffSlide(cast(Any, file), tifffile_options={"name": "slide"}) as slide:
         step = reading.mpp / _resolution(slide)
         if step < 0.95:
             raise ValueError(
@@ -100,5 +100,5 @@ def _fields(slide: TiffSlide, reading: Reading) -> dict[str, Any]:
 
 def field(file: BinaryIO, name: str) -> Any:
     """Return a property of the slide by its name, such as aperio.ImageID; None if there is none."""
-    with TiffSlide(file, tifffile_options={"name": "slide"}) as slide:
+    with TiffSlide(cast(Any, file), tifffile_options={"name": "slide"}) as slide:
         return plain(slide.properties.get(name))

@@ -6,6 +6,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 from numpy.typing import NDArray
 from pydicom import uid
@@ -105,6 +106,38 @@ def test_rle_deflated_and_12_bit_jpeg_are_read(tmp_path: Path) -> None:
     coded = imagecodecs.jpeg8_encode(smooth, bitspersample=12, level=100)
     write_dicom(tmp_path / "a.dcm", smooth, stored_bits=12, frames=[coded], syntax=uid.JPEGExtended12Bit)
     assert np.abs(only(tmp_path / "a.dcm").values.astype(int) - smooth).max() <= 4
+
+
+SCANS = [
+    "693_J2KI",
+    "CT_small",
+    "ExplVR_BigEnd",
+    "J2K_pixelrep_mismatch",
+    "JPEG-lossy",
+    "JPEG2000",
+    "JPGExtended",
+    "JPEGLSNearLossless_16",
+    "MR_small_RLE",
+    "MR_small_jp2klossless",
+    "MR_small_jpeg_ls_lossless",
+    "MR_small_padded",
+    "SC_rgb_jpeg_dcmtk",
+    "SC_rgb_rle_16bit",
+    "SC_ybr_full_422_uncompressed",
+    "image_dfl",
+]
+"""Files of scanners that pydicom brings along."""
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_files_of_scanners_have_the_values_of_pydicom(name: str) -> None:
+    path = Path(pydicom.data.get_testdata_file(f"{name}.dcm", download=False) or "")
+    values = only(path).values
+    data = pydicom.dcmread(path)
+    expected = pydicom.pixels.pixel_array(data)
+    if data.SamplesPerPixel == 1:
+        expected = pydicom.pixels.apply_rescale(expected, data)
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_colours_become_rgb(tmp_path: Path) -> None:

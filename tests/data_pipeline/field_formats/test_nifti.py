@@ -69,6 +69,19 @@ def test_values_are_rescaled_as_nibabel_does(tmp_path: Path, slope: float, inter
         np.testing.assert_allclose(values, np.rot90(expected[..., number]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["anatomical.nii", "example4d.nii.gz", "example_nifti2.nii.gz"])
+def test_volumes_of_scanners_have_the_values_of_nibabel(name: str) -> None:
+    path = Path(nibabel.__file__).parent / "tests/data" / name
+    if not path.exists():
+        pytest.skip("this nibabel comes without its test data")
+    expected = nibabel.as_closest_canonical(nibabel.load(path)).get_fdata()
+    expected = expected.reshape(*expected.shape[:3], -1)
+    pictures = list(read(path, every=5).values())
+    planes = [expected[:, :, z, t] for t in range(expected.shape[3]) for z in range(0, expected.shape[2], 5)]
+    for picture, plane in zip(pictures, planes, strict=True):
+        np.testing.assert_allclose(picture.values, np.rot90(plane), rtol=1e-6)
+
+
 def test_times_colours_flat_images_and_single_slices(tmp_path: Path) -> None:
     films = np.random.default_rng(0).normal(size=(*SHAPE, 3))
     nibabel.save(nibabel.Nifti2Image(films, AFFINE), tmp_path / "film.nii.gz")
