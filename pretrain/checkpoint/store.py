@@ -115,12 +115,8 @@ def describe(checkpoint: Path) -> dict[str, Any]:
     Its checksum is compared first: with a flipped bit it may still be JSON, with another value.
     """
     name = "encoder.json"
-    try:
-        listed = foreign_files.read_json(checkpoint / "COMPLETE")
-    except (OSError, UserError):  # `restore` reports it
-        listed = {}
-    if isinstance(listed, dict) and name in listed and (damage := _damage(checkpoint, name, listed[name])):
-        raise Damaged(checkpoint, damage)
+    if found := damage(checkpoint, name):
+        raise Damaged(checkpoint, found)
     try:
         values = foreign_files.read_json(checkpoint / name)
     except (OSError, UserError) as error:
@@ -128,6 +124,15 @@ def describe(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Damaged(checkpoint, f"{name} describes nothing")
     return values
+
+
+def damage(checkpoint: Path, name: str) -> str:
+    """Say how a file differs from its checksum in COMPLETE; "" if it does not, or none is listed."""
+    try:
+        listed = foreign_files.read_json(checkpoint / "COMPLETE")
+    except (OSError, UserError):  # `restore` reports it
+        return ""
+    return _damage(checkpoint, name, listed[name]) if isinstance(listed, dict) and name in listed else ""
 
 
 def write(

@@ -14,8 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from isotorus import jsonl
+from isotorus.errors import exit_code
+from pretrain.checkpoint.export.command import main as export
 from tests.distributed.runs import ENVIRONMENT, ROOT, Run, losses, rows, train
 from tests.faults.conftest import STEPS, command_or_skip
+from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
 Mount = Callable[..., Path]
 
@@ -180,3 +183,16 @@ def test_results_of_an_evaluation_on_a_full_disk(recipe: Path, shards: Path, tmp
     filler.unlink()
     assert evaluate().returncode == 0
     assert (out / "results.json").exists() and (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("format", ["timm", "torch", "onnx", "mlflow"])
+def test_a_full_disk_while_exporting(tmp_path: Path, mounted: Mount, format: str, capsys):
+    """Each library has an error of its own for it; the user gets one line, and no folder."""
+    disk = mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=200k", "tmpfs")
+    save_checkpoint(tmp_path / "step", "vit_small_patch14_dinov2", SMALL)
+    store = ["--mlflow", f"sqlite:///{tmp_path}/mlflow.db"] if format == "mlflow" else []
+    given = [str(tmp_path / "step"), "--out", str(disk / "out"), "--format", format, *store]
+    assert exit_code(lambda: export(given)) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: exporting to {disk / 'out'}: No space left on device"), said
+    assert "free some space" in said and list(disk.iterdir()) == []

@@ -9,10 +9,13 @@ from typing import Any
 from isotorus.errors import UserError
 from pretrain.checkpoint.export import card, graph, to_mlflow, to_onnx, to_timm, to_torch, to_transformers
 from pretrain.checkpoint.export.command import Format
-from pretrain.checkpoint.export.new_folder import new_folder, refuse_taken
+from pretrain.checkpoint.export.new_folder import new_folder, refuse_taken, require_room
 from pretrain.checkpoint.export.trained import Trained, read
 
 VECTOR = f"the output '{graph.OUTPUT}' (N, D) for the input '{graph.INPUT}', pixels in [0, 1]"
+
+_ROOM_BESIDE_WEIGHTS = 2**23
+"""Bytes for a graph without its weights, and for files beside it."""
 
 
 def export(given: Path, dest: Path, format: Format = "timm", licence: str | None = None) -> str:
@@ -72,6 +75,7 @@ def _write(trained: Trained, folder: Path, format: Format) -> str:
         to_transformers.write(trained, folder)
         return ""
     traced = graph.trace(trained)
+    require_room(folder, traced.size + _ROOM_BESIDE_WEIGHTS)
     about = _about(trained, traced)
     if format == "torch":
         checked = to_torch.write(traced, folder)

@@ -59,6 +59,11 @@ class Graph:
         return len(self.sizes) > 1
 
     @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(x.nbytes for x in self.program.state_dict.values())
+
+    @property
     def shape(self) -> list[str | int]:
         """The shape of the input, with names for what may vary."""
         sides: list[str | int] = ["height", "width"] if self.any_size else [self.sizes[0]] * 2

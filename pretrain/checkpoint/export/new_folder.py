@@ -1,6 +1,5 @@
 """The folder that an export writes: it appears whole, or not at all."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -42,18 +41,26 @@ def new_folder(dest: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_room(folder: Path, size: int) -> None:
+    """Raise OSError unless the disk of a folder takes a file of `size` bytes.
+
+    torch ends the whole process, by an error in a destructor, if the disk is full while it writes a program.
+    """
+    reserved = folder / "reserved"
+    try:
+        with reserved.open("xb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        reserved.unlink(missing_ok=True)
+
+
 def _refused_by_disk(error: Exception, partial: Path) -> OSError | None:
     """Return the error of the disk behind one of a library; None if it is another one.
 
-    safetensors and torch say in words of their own that a disk is full.
+    Libraries say in words of their own that a disk is full.
     """
     if isinstance(error, OSError):
         return error
     if "os error 28" in str(error) or "No space left" in str(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if "PytorchStreamWriter" in str(error):
-        with contextlib.suppress(OSError):
-            if shutil.disk_usage(partial).free < 2**20:
-                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return OSError(errno.EIO, str(error).splitlines()[0])
     return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
+from pretrain.checkpoint.store import damage
 from pretrain.checkpoint.warm_start import WarmStart, find_weights, load_exactly
 from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import build_encoder, create
@@ -69,9 +70,18 @@ class Trained:
 
 
 def read(given: Path) -> Trained:
-    """Find the newest checkpoint of a run, a checkpoint, or that of a weights file; else raise UserError."""
+    """Find the newest checkpoint of a run, a checkpoint, or that of a weights file.
+
+    Raises UserError if there is none, or if its files are not those that were written.
+    """
     weights = find_weights(given, str(given))
     folder = Path(weights.file).parent
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
+    for name in (DESCRIPTION, Path(weights.file).name):
+        # A flipped bit of the weights would load, and give other vectors.
+        if found := damage(folder, name):
+            raise UserError(
+                f"{folder} is damaged: {found}; copy it again, or export another checkpoint of the run"
+            )
     return Trained(folder, weights, describe(folder / DESCRIPTION))

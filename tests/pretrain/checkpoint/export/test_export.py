@@ -1,6 +1,7 @@
 """Exports: timm and transformers load them offline and give the same features; the rest is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,16 @@ def test_mistakes_in_the_arguments(tmp_path: Path, capsys: pytest.CaptureFixture
         assert exit_code(lambda: main([step, "--out", out])) == 2
         assert "is not a whole safetensors file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["step"]
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = shutil.copytree(Path(__file__).parents[3] / "formats/runs/lejepa", tmp_path / "run", symlinks=True)
+    given = [str(run), "--out", str(tmp_path / "out")]
+    for name in ("encoder.safetensors", "encoder.json"):
+        file = run / "checkpoints/latest" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+        assert exit_code(lambda: main(given)) == 2
+        assert f"is damaged: {name} has another checksum" in capsys.readouterr().err
+        file.write_bytes(whole)
+    assert not (tmp_path / "out").exists() and main(given) == 0
