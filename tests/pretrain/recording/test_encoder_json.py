@@ -1,11 +1,16 @@
-"""encoder.json of a torus head says what its certificate needs, and the evaluation reads it."""
+"""encoder.json says what a certificate needs and how numbers became brightness; the evaluation reads it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.intensity import Intensity
+from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
 from pretrain.config import Config
 from pretrain.models.description import EncoderDescription
@@ -14,9 +19,11 @@ from pretrain.recording.encoder_json import encoder_json
 BOTH = ["rotation", "hue"]
 
 
-def described(views: dict[str, Any], objective: dict[str, Any]) -> EncoderDescription:
+def described(
+    views: dict[str, Any], objective: dict[str, Any], sources: Sources | None = None
+) -> EncoderDescription:
     config = Config(name="x", steps=1, data={"path": "unused"}, views=views, objective=objective)
-    sources = Sources([], [])
+    sources = sources or Sources([], [])
     inputs: Any = SimpleNamespace(
         encoder_kwargs={}, embedding_width=32, mean=(0.5,), std=(0.2,), sources=sources, warm_start=None
     )
@@ -52,3 +59,16 @@ def test_a_torus_is_described(views, objective, orders, pose, size, norm):
 
 def test_other_heads_have_no_torus():
     assert described({"actions": BOTH}, {"kind": "lejepa"}).torus is None
+
+
+def test_it_says_how_numbers_of_each_source_become_brightness(tmp_path: Path):
+    rules = [None, Intensity(rule="window:0,4095", nodata=0), Intensity(rule="window:0,4095", nodata=0)]
+    datasets = []
+    for i, rule in enumerate(rules):
+        (tmp_path / f"{i}").mkdir()
+        np.save(tmp_path / f"{i}/a.npy", np.arange(12, dtype=np.uint16).reshape(3, 4))
+        pack(tmp_path / f"{i}", tmp_path / f"{i}-set", Options(intensity=rule))
+        datasets.append(Dataset(tmp_path / f"{i}-set"))
+    found = described({}, {"kind": "lejepa"}, Sources(datasets, [1.0] * 3))
+    assert found.intensity == ["none", "window:0,4095 --nodata=0"]
+    assert described({}, {"kind": "lejepa"}, Sources(datasets[:1], [1.0])).intensity == ["none"]
