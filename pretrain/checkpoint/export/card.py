@@ -11,7 +11,7 @@ from isotorus import jsonl
 from isotorus.errors import one_line
 from pretrain.checkpoint.export import evaluated
 from pretrain.checkpoint.export.command import Format
-from pretrain.checkpoint.export.evaluated import Evaluation, plain
+from pretrain.checkpoint.export.evaluated import Evaluation, number, plain
 from pretrain.checkpoint.export.loading import code
 from pretrain.checkpoint.export.trained import Trained
 
@@ -71,11 +71,12 @@ def _what(trained: Trained, format: Format, checked: str) -> str:
     parameters = sum(x.numel() for x in trained.on_meta.parameters())
     kind = _text(described.config, "objective", "kind")
     by = f" with the objective {plain(kind)}" if kind else ""
+    weights = "averaged weights" if "average" in Path(trained.weights.file).name else "weights"
     said = (
         f"# {_heading(trained.name)}\n\n"
         f"An encoder that maps an image to a vector of {described.embedding_width} numbers: "
         f"{plain(described.name)} with {parameters:,} parameters, pretrained without labels{by} by "
-        f"Isotorus. These are the weights of step {described.step:,}, as {_FORMATS[format]}.\n"
+        f"Isotorus. These are the {weights} of step {described.step:,}, as {_FORMATS[format]}.\n"
     )
     return said + (f"\n{checked[0].upper()}{checked[1:]}.\n" if checked else "")
 
@@ -175,34 +176,31 @@ def _not_tested(trained: Trained, found: Evaluation | None) -> str:
 
 def _images_by_epoch(rows: list[dict[str, Any]]) -> int | None:
     """Return the number of images in an epoch, from a row that says how many epochs some samples are."""
-    for row in rows[:1]:
-        samples, epoch = row.get("samples"), row.get("epoch")
-        if isinstance(samples, int) and isinstance(epoch, float) and epoch > 0:
-            return round(samples / epoch)
-    return None
+    samples, epoch = (number(rows[0].get(key)) if rows else None for key in ("samples", "epoch"))
+    images = samples / epoch if samples and epoch else 0.0
+    return round(images) if 0 < images < 2**63 else None
 
 
 def _seen(rows: list[dict[str, Any]], step: int) -> str:
-    last = rows[-1] if rows else {}
-    samples, epoch = last.get("samples"), last.get("epoch")
-    if isinstance(samples, int) and isinstance(epoch, int | float):
-        return f"{step:,} steps, {samples:,} images, {epoch:.1f} times each image"
-    return f"{step:,} steps"
+    samples, epoch = (number(rows[-1].get(key)) if rows else None for key in ("samples", "epoch"))
+    if samples is None or epoch is None:
+        return f"{step:,} steps"
+    return f"{step:,} steps, {samples:,.0f} images, {epoch:.1f} times each image"
 
 
 def _cost(rows: list[dict[str, Any]]) -> str:
     """Return the hours that the logged steps took at the speed logged for them."""
-    seconds, before = 0.0, 0
+    seconds, before = 0.0, 0.0
     for row in rows:
-        samples, speed = row.get("samples"), row.get("images_per_second")
-        if not isinstance(samples, int) or not isinstance(speed, int | float) or speed <= 0:
+        samples, speed = number(row.get("samples")), number(row.get("images_per_second"))
+        if samples is None or not speed:
             return "not recorded"
         seconds, before = seconds + (samples - before) / speed, samples
     if not rows:
         return "not recorded"
     hours = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-    memory = rows[-1].get("memory_gib")
-    peak = f", {memory:.1f} GiB of memory a process" if isinstance(memory, int | float) else ""
+    memory = number(rows[-1].get("memory_gib"))
+    peak = f", {memory:.1f} GiB of memory a process" if memory else ""
     return f"{hours} of training steps{peak}; the machine is not recorded"
 
 

@@ -4,6 +4,8 @@ The folder may be a stranger's. So the card says which file its numbers are from
 names from it, and leaves out whatever is not where an evaluation puts it.
 """
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,15 @@ _CLOUDS = {"embedding": "embedding", "projector": "projector's output", "angles"
 def plain(text: Any, most: int = 80) -> str:
     """Return a text of somebody's file as code of Markdown, on one line and cut."""
     return "`" + one_line(str(text))[:most].replace("`", "'").replace("|", "/") + "`"
+
+
+def number(value: Any) -> float | None:
+    """Return a number of somebody's file; None if it is none, or not finite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 class Evaluation:
@@ -57,9 +68,9 @@ class Evaluation:
             parts = []
             if name := _dig(found, "verdict", "name"):
                 parts.append(f"the verdict is {plain(name)}")
-            if (dimension := _number(_dig(found, "dimension", "two_nn"))) is not None:
+            if (dimension := number(_dig(found, "dimension", "two_nn"))) is not None:
                 parts.append(f"the intrinsic dimension is {dimension:.1f} (TwoNN)")
-            if (rank := _number(_dig(found, "rank", "effective_rank"))) is not None:
+            if (rank := number(_dig(found, "rank", "effective_rank"))) is not None:
                 parts.append(f"the effective rank is {rank:.1f}")
             if parts:
                 said.append(f"- Of the {title}, {', '.join(parts)}.")
@@ -75,13 +86,13 @@ class Evaluation:
         """Say which split the scores are on, and of how many images."""
         split = str(self.results.get("reported_on"))
         data = _dig(self.results, "data", "train" if split == "folds" else split)
-        count = _number(_dig(data, "samples"))
+        count = number(_dig(data, "samples"))
         of = f" of {count:,.0f} images" if count is not None else ""
         mark = f" (fingerprint {plain(_dig(data, 'fingerprint'))})" if _dig(data, "fingerprint") else ""
         return f"{'held-out folds' if split == 'folds' else f'the {plain(split)} split'}{of}{mark}"
 
     def _shown(self, name: str, method: str, score: str) -> str | None:
-        value = _number(_dig(self.results, "representations", name, method, score))
+        value = number(_dig(self.results, "representations", name, method, score))
         if value is None:
             return None
         interval = _interval(
@@ -92,7 +103,7 @@ class Evaluation:
     def _baselines(self, method: str, score: str) -> Iterator[tuple[float, str]]:
         rows = _dig(self.results, "representations")
         for name in rows if isinstance(rows, Mapping) else ():
-            value = _number(_dig(rows, name, method, score))
+            value = number(_dig(rows, name, method, score))
             if name.startswith(_BASELINES) and value is not None:
                 yield value, name
 
@@ -135,13 +146,9 @@ def _dig(values: Any, *keys: str) -> Any:
     return values
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _interval(values: Any, percent: bool = True) -> str:
     """Return the two ends of an interval; an empty string if that is not what it is."""
-    ends = [_number(x) for x in values] if isinstance(values, list) and len(values) == 2 else [None]
+    ends = [number(x) for x in values] if isinstance(values, list) and len(values) == 2 else [None]
     if any(end is None for end in ends):
         return ""
     return " to ".join(f"{100 * end:.1f} %" if percent else f"{end:.3f}" for end in ends if end is not None)
