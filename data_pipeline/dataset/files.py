@@ -60,9 +60,8 @@ def write(path: Path, table: NDArray[np.void]) -> None:
         np.save(file, table)
 
 
-def checksum(file: BinaryIO) -> int:
-    """Return the CRC-32 of the rest of a file, which is read in pieces."""
-    value = 0
+def checksum(file: BinaryIO, value: int = 0) -> int:
+    """Return the CRC-32 of the rest of a file, which is read in pieces, after what has the CRC-32 `value`."""
     while piece := file.read(_PIECE):
         value = zlib.crc32(piece, value)
     return value

@@ -3,13 +3,15 @@
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 from data_pipeline.field_formats.picture import Picture, Reading
 from isotorus.errors import UserError
+from isotorus.foreign_files import open_regular
 
 
 class Format(NamedTuple):
@@ -26,6 +28,8 @@ class Format(NamedTuple):
     """The Python package that this module needs."""
     extra: str
     """The extra of this package that installs the library."""
+    is_folder: bool = False
+    """Whether it is a folder, which is known by its ending and read by its path."""
 
 
 _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
@@ -33,8 +37,11 @@ _FORMATS = (
     Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),
     Format("NIfTI", (".nii", ".nii.gz"), (344, b"n+1\0"), "nifti", "nibabel", "medical"),
     Format("whole slide", (".svs", ".ndpi", ".scn"), None, "slide", "tiffslide", "pathology"),
+    Format("OME-Zarr", (".zarr", ".ome.zarr"), None, "ome_zarr", "zarr", "microscopy", is_folder=True),
     Format("FITS", _FITS, (0, b"SIMPLE  ="), "fits", "astropy", "astro"),
 )
+STACK = "TIFF stack"
+"""The format of TIFF files that hold several pictures, which no ending tells."""
 NOT_PICTURES = {"dicomdir"}
 """Names, in lower case, of files that only list other files."""
 _LOOKED_AT = 352
@@ -86,8 +93,23 @@ def require(names: set[str]) -> None:
             )
 
 
-def read(format_name: str, file: BinaryIO, reading: Reading) -> Generator[Picture]:
-    """Yield the pictures of an open file.
+def is_folder(name: str) -> bool:
+    """Return whether a name is that of a folder which is an image."""
+    return any(each.is_folder and name.lower().endswith(each.endings) for each in _FORMATS)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO | Path]:
+    """Open a file for `read` and `field_of`; a folder is its path. Raises OSError as `open_regular` does."""
+    if is_folder(path.name):
+        yield path
+        return
+    with open_regular(path) as file:
+        yield file
+
+
+def read(format_name: str, file: BinaryIO | Path, reading: Reading) -> Generator[Picture]:
+    """Yield the pictures of an open file, or of a folder.
 
     Raises ValueError, OSError or whatever else the library raises if the file is damaged or of another kind.
     """
@@ -95,7 +117,7 @@ def read(format_name: str, file: BinaryIO, reading: Reading) -> Generator[Pictur
     return pictures
 
 
-def field_of(format_name: str, file: BinaryIO, name: str) -> str:
+def field_of(format_name: str, file: BinaryIO | Path, name: str) -> str:
     """Return a field of the header of an open file as text; "" if it lacks the field or cannot be read."""
     module = _module(format_name)
     try:
@@ -110,7 +132,8 @@ def field_of(format_name: str, file: BinaryIO, name: str) -> str:
 
 
 def _module(format_name: str) -> ModuleType:
-    return importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
+    name = "tiff_stack" if format_name == STACK else _format(format_name).module
+    return importlib.import_module(f"data_pipeline.field_formats.{name}")
 
 
 def _format(name: str) -> Format:

@@ -16,9 +16,9 @@ from data_pipeline import pool
 from data_pipeline.dataset import files, modified
 from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.packing import item_bytes
 from data_pipeline.packing.listing import Item
 from isotorus.errors import UserError, from_os_error, one_line
-from isotorus.foreign_files import open_regular
 
 _NAMED = 3  # files that a message names
 _AT_ONCE = 256  # files that a worker compares in one task
@@ -160,8 +160,7 @@ def _differing(task: _Task) -> list[str]:
     for item, checksum in zip(task.items, task.checksums, strict=True):
         pool.count()
         try:
-            with open_regular(task.source / item.path) as file:
-                found = files.checksum(file)
+            _, found = item_bytes.size_and_checksum(task.source / item.path)
         except OSError as error:
             raise from_os_error(error, "comparing the images with the packed ones") from error
         if found != checksum:

@@ -10,7 +10,6 @@ from data_pipeline.field_formats import formats
 from data_pipeline.packing.listing import Item
 from data_pipeline.tables.cells import one_form
 from isotorus.errors import UserError, from_os_error
-from isotorus.foreign_files import open_regular
 
 _AT_ONCE = 256  # files that a worker reads in one task
 
@@ -53,7 +52,7 @@ def _names(task: _Task) -> list[str]:
     for item in task.items:
         pool.count()
         try:
-            with open_regular(task.source / item.path) as file:
+            with formats.opened(task.source / item.path) as file:
                 names.append(formats.field_of(item.format, file, task.field))
         except OSError as error:
             raise from_os_error(error, "reading the headers") from error

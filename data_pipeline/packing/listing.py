@@ -14,7 +14,7 @@ from data_pipeline.dataset.index import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.field_formats import formats
-from data_pipeline.packing import manifest, other_pictures
+from data_pipeline.packing import item_bytes, manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import (
     AROUND,
@@ -209,6 +209,9 @@ def _image_files(source: Path, others: Counter[str], passed: Counter[str]) -> It
             passed[HIDDEN] += sum(name.startswith(".") for name in subfolders)
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             relative = folder.relative_to(source)
+            for name in filter(formats.is_folder, subfolders):
+                yield (relative / name).as_posix()
+            subfolders[:] = [name for name in subfolders if not formats.is_folder(name)]
             for name in names:
                 if _is_image(folder / name):
                     yield (relative / name).as_posix()
@@ -245,6 +248,8 @@ def _stat(source: Path, path: str) -> tuple[int, int, str]:
             raise
         raise from_os_error(error, "reading the images") from error
     kind = kind_of(status.st_mode)
+    if kind == "folder" and formats.is_folder(path):
+        return *item_bytes.size_and_time(source / path), ""
     return (0, 0, kind) if kind else (status.st_size, status.st_mtime_ns, "")
 
 

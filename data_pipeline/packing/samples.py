@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.dataset import files
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
 from data_pipeline.decoders.intensity import Intensity, NoValidValue, Valid
@@ -18,6 +17,7 @@ from data_pipeline.field_formats import formats
 from data_pipeline.field_formats import tiff_stack as stack
 from data_pipeline.field_formats.picture import Picture, Reading
 from data_pipeline.field_formats.stored import as_tiff
+from data_pipeline.packing import item_bytes
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import without_nan
 from isotorus.errors import UserError, from_os_error
@@ -82,9 +82,7 @@ def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
     if not item.format and first.key == item.key:
         return key_hash(item.key), item.size, zlib.crc32(first.data)
     try:
-        with open_regular(source / item.path) as file:
-            checksum = files.checksum(file)
-            size = file.tell()
+        size, checksum = item_bytes.size_and_checksum(source / item.path)
     except OSError as error:
         raise from_os_error(error, "reading the images") from error
     if size != item.size:
@@ -102,10 +100,10 @@ def _of_field(
 ) -> Iterator[Sample | LeftOut]:
     """Yield the samples of a file that is read by the library of its field."""
     try:
-        with open_regular(source / item.path) as file:
-            if os.fstat(file.fileno()).st_size != item.size:
+        with formats.opened(source / item.path) as file:
+            if not isinstance(file, Path) and os.fstat(file.fileno()).st_size != item.size:
                 raise _changed(source, item)
-            pictures = formats.read(item.format, file, reading) if item.format else stack.read(file, reading)
+            pictures = formats.read(item.format or formats.STACK, file, reading)
             # The pictures are closed before the file, because libraries still move in it then.
             with contextlib.closing(pictures), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about headers that are unusual or damaged
