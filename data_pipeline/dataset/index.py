@@ -81,14 +81,14 @@ def key_prefix(tar_names_in_keys: bool, shard: str) -> str:
     return f"{shard.removesuffix('.tar')}/" if tar_names_in_keys else ""
 
 
-def key_before(headers: bytes, hashed: int, prefix: str) -> str | None:
-    """Return the key of the image that follows the tar headers `headers`; None if no key there has this
-    hash. `prefix` is that of the shard's keys.
+def key_before(headers: bytes, hashed: int, prefix: str) -> tuple[str, str] | None:
+    """Return the key and the name of the image that follows the tar headers `headers`; None if no key there
+    has this hash. `prefix` is that of the shard's keys.
     """
     for name in names_before(headers):
         key = prefix + (key_and_extension(name) or (name, ""))[0]
         if key_hash(key) == hashed:
-            return key
+            return key, name
     return None
 
 
@@ -224,7 +224,7 @@ class Dataset:
         row = self.rows[i]
         name, offset, size = self.shard_name(int(row["shard"])), int(row["offset"]), int(row["size"])
         for _ in range(2):
-            data = self._read(i, offset, size)
+            data = self.read_range(i, offset, size)
             if zlib.crc32(data) == row["checksum"]:
                 return data
             self._reader.forget(name, offset, size)  # perhaps only the cached copy is damaged
@@ -253,13 +253,16 @@ class Dataset:
         """Return the WebDataset key of sample `i`: its path in the source folder or the tar, without the
         extension; if the tars' names are in the keys, it begins with that of its tar.
         """
+        return self.key_and_name(i)[0]
+
+    def key_and_name(self, i: int) -> tuple[str, str]:
+        """Return the key of sample `i`, and the name of its image file in the shard."""
         row = self.rows[i]
         shard, offset = self.shard_name(int(row["shard"])), int(row["offset"])
         for reach in (HEADERS, LONGEST_HEADERS):
-            headers = self._read(i, max(offset - reach, 0), min(offset, reach))
-            key = key_before(headers, int(row["key"]), self._prefix(shard))
-            if key is not None:
-                return key
+            headers = self.read_range(i, max(offset - reach, 0), min(offset, reach))
+            if found := key_before(headers, int(row["key"]), self._prefix(shard)):
+                return found
         raise self._changed(i, shard)
 
     def ranges(self, indices: NDArray[np.integer[Any]]) -> list[tuple[str, int, int]]:
@@ -302,7 +305,7 @@ class Dataset:
             raise _does_not_fit(join(self.path, SHARDS))
         return name
 
-    def _read(self, i: int, offset: int, size: int) -> bytes:
+    def read_range(self, i: int, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on of the shard of sample `i`, after a check of the shard's
         size.
         """

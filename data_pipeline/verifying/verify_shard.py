@@ -232,8 +232,8 @@ class _Comparison:
         offset = int(self._rows["offset"][i])
         start = max(offset - HEADERS, 0)
         stream.seek(start)
-        key = key_before(stream.read(offset - start), int(self._rows["key"][i]), self._prefix)
-        return f"row {self._first + i}" if key is None else printable(key)
+        found = key_before(stream.read(offset - start), int(self._rows["key"][i]), self._prefix)
+        return f"row {self._first + i}" if found is None else printable(found[0])
 
     def _add(self, what: str, name: str) -> None:
         """Record a damage of a sample."""

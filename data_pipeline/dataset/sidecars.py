@@ -1,0 +1,81 @@
+"""What a sample has beside its image: its key, and the columns in the JSON file of its sample.
+
+`pack` writes there what a table of images says besides the path and the label. Tars that others made may hold
+more. The index does not point to these files, so the bytes between two images are searched for them.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from tarfile import BLOCKSIZE
+from typing import Any, NamedTuple
+
+from data_pipeline.dataset.index import Dataset, key_prefix
+from data_pipeline.storage.tar_reader import Damaged, Tar, key_and_extension, stem
+
+LARGEST = 2**26
+"""Bytes between two images that are searched; more of them hold other data than columns."""
+
+
+class Sidecar(NamedTuple):
+    """What the shard says about a sample beside its image."""
+
+    key: str
+    name: str
+    """Name of its image file in the shard."""
+    columns: dict[str, Any]
+    """Values of its JSON file by name; {} without such a file."""
+
+
+def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
+    """Return what the data set says about samples `start` to `stop` - 1.
+
+    The JSON file of an image may stand before it or after it, up to the next image of this range. What is no
+    JSON object counts as no columns. Raises UserError if a shard cannot be read.
+    """
+    found: dict[tuple[str, str], bytes] = {}
+    rows = dataset.rows
+    for i in range(start, stop):
+        end = int(rows["offset"][i]) + -(-int(rows["size"][i]) // BLOCKSIZE) * BLOCKSIZE
+        follows = i + 1 < len(dataset) and rows["shard"][i + 1] == rows["shard"][i]
+        until = int(rows["offset"][i + 1] if follows else dataset.shards["bytes"][rows["shard"][i]])
+        first = not i or rows["shard"][i - 1] != rows["shard"][i]
+        gaps = [(end, until)]
+        if first:
+            gaps.append((0, int(rows["offset"][i])))
+        elif i == start:
+            before = int(rows["offset"][i - 1]) + int(rows["size"][i - 1])
+            gaps.append((-(-before // BLOCKSIZE) * BLOCKSIZE, int(rows["offset"][i])))
+        prefix = key_prefix(dataset.description.tar_names_in_keys, dataset.shard_name(int(rows["shard"][i])))
+        for begin, finish in gaps:
+            if 0 < finish - begin <= LARGEST:
+                for name, content in _json_files(dataset.read_range(i, begin, finish - begin)):
+                    key, extension = key_and_extension(name) or (name, "")
+                    found[prefix + key, extension] = content
+    sidecars = []
+    for i in range(start, stop):
+        key, name = dataset.key_and_name(i)
+        # The columns of a.left.png are in a.json, or else in a.left.json.
+        own = stem("", (key_and_extension(name) or ("", ""))[1])
+        content = found.get((key, "json")) or found.get((key, f"{own}.json"), b"")
+        sidecars.append(Sidecar(key, name, _columns(content)))
+    return sidecars
+
+
+def _columns(content: bytes) -> dict[str, Any]:
+    """Return the values of a JSON object by name, {} for anything else."""
+    with suppress(ValueError, RecursionError):
+        values = json.loads(content)
+        if isinstance(values, dict):
+            return values
+    return {}
+
+
+def _json_files(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each JSON file in a piece of a tar, which may end with an image's header."""
+    tar = Tar(io.BytesIO(data), len(data))
+    with suppress(Damaged):  # because the image that the last header announces is not in the piece
+        for member in tar:
+            if member.name.lower().endswith(".json") and not member.link:
+                yield member.name, tar.read()
