@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from eval_suite import batch, progress, suite, terminal, tracking
 from eval_suite.arguments import pass_on
 from eval_suite.features import compared
+from eval_suite.features.cache import FOLDER as CACHE
 from eval_suite.inputs import against, find, vectors
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
@@ -28,9 +29,6 @@ from eval_suite.report import best_checkpoint, comparison, over_seeds
 from eval_suite.results import finished
 from isotorus import foreign_files, mlflow_store
 from isotorus.errors import UserError
-
-CACHE = "cache"
-"""Folder of the features that evaluations share, beside the folders of their results."""
 
 
 def run(given: argparse.Namespace, options: Options) -> int:

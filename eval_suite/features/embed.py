@@ -1,7 +1,7 @@
 """Features of every sample of a data set, computed once by any number of processes and kept on disk."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.views import center_view
 from eval_suite import progress
@@ -48,18 +48,18 @@ def check_channels(channels: int, dataset: Dataset) -> None:
 def check(r: Representation) -> None:
     """Embed one image on the CPU; raises UserError if the encoder cannot, or gives another width."""
     with torch.inference_mode():
-        _blank(r, torch.device("cpu"))
+        blank(r, torch.device("cpu"))
 
 
 def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
     """Return the centre crop of sample `i` at each size, uint8 or uint16 (channels, size, size).
 
-    Raises UserError for a sample that cannot be read.
+    Raises Corrupt for a sample that is damaged, and UserError for one that cannot be read.
     """
     try:
         image = dataset.pixels(i, channels, dataset.depth)
     except ValueError as error:
-        raise UserError(
+        raise Corrupt(
             f"sample {i} of {dataset.path} cannot be decoded ({error}); pack the images again"
         ) from None
     return [center_view(image, size) for size in sizes]
@@ -186,35 +186,71 @@ def _embed(
     for r in representations:
         # A process without samples must also know which feature sets the others gather.
         try:
-            parts.append({name: [x.cpu()] for name, x in _blank(r, state.device).items()})
+            parts.append({name: [x.cpu()] for name, x in blank(r, state.device).items()})
         except UserError as error:
             return [], str(error)
-    images = _Images(dataset, indices, representations)
-    loader = DataLoader(
-        images,
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=state.device.type == "cuda",
-    )
     title, share = f"embedding {Path(dataset.path).name}", " of a process" * (state.num_processes > 1)
     finished = 0
-    for batch in loader:
-        if isinstance(batch, str):
-            return [], batch
-        progress.doing(f"{title}, {finished:,} of {len(indices):,} images{share}")
-        views = {view: x.to(state.device, non_blocking=True) for view, x in batch.views.items()}
-        described = iter(batch.described)
-        for r, kept in zip(representations, parts, strict=True):
-            vectors = r.embed(views[r.channels, r.size]) if r.describe is None else next(described)
-            for name, x in vectors.items():
-                kept[name].append(x.cpu())
-        finished += batch.images
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    try:
+        for batch in stream(representations, dataset, batches, state.device, workers):
+            if batch.damaged:
+                return [], next(iter(batch.damaged.values()))
+            progress.doing(f"{title}, {finished:,} of {len(indices):,} images{share}")
+            for vectors, kept in zip(batch.vectors, parts, strict=True):
+                for name, x in vectors.items():
+                    kept[name].append(x)
+            finished += len(batch.samples)
+    except UserError as error:
+        return [], str(error)
     return [{name: torch.cat(rows) for name, rows in sets.items()} for sets in parts], ""
 
 
-def _blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
-    """Return empty features (0, width) by name, made from those of one image.
+class Batch(NamedTuple):
+    """The features of some samples."""
+
+    samples: list[int]
+    """The samples that have features, in their order."""
+    damaged: dict[int, str]
+    """Why the others have none, by sample."""
+    vectors: list[dict[str, Tensor]]
+    """Features (samples, width) on the host by name, for each representation; empty without samples."""
+
+
+@torch.inference_mode()
+def stream(
+    representations: Sequence[Representation],
+    dataset: Dataset,
+    batches: Iterable[list[int]],
+    device: torch.device,
+    workers: int,
+) -> Iterator[Batch]:
+    """Yield the features of `batches` of samples, which this process reads, in their order.
+
+    Damaged samples are named in their batch. The models must be on the `device`. Raises UserError if the
+    samples cannot be read.
+    """
+    loader = DataLoader(
+        _Images(dataset, representations),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise UserError(batch)
+        views = {view: x.to(device, non_blocking=True) for view, x in batch.views.items()}
+        described = iter(batch.described)
+        vectors = []
+        for r in representations if batch.samples else ():
+            sets = r.embed(views[r.channels, r.size]) if r.describe is None else next(described)
+            vectors.append({name: x.cpu() for name, x in sets.items()})
+        yield Batch(batch.samples, batch.damaged, vectors)
+
+
+def blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
+    """Put the model on the device; return empty features (0, width) by name, made from those of one image.
 
     Raises UserError if the model cannot embed it, or for a width that is not the described one.
     """
@@ -253,19 +289,20 @@ class _Item(NamedTuple):
     """Centre crops (channels, size, size)."""
     described: list[dict[str, Tensor]]
     """The vectors of the representations that describe an image where it is decoded, in their order."""
-    images: int = 1
+    samples: list[int]
+    """The samples that these are of."""
+    damaged: dict[int, str]
+    """What is wrong with the others, by sample."""
 
 
 class _Images(TorchDataset[_Item | str]):
-    """Centre crops and descriptions of chosen samples; an unreadable sample gives an error message.
+    """Centre crops and descriptions of samples; what cannot be read gives an error message.
 
     The message is returned, because an exception would reach the main process with a worker's traceback.
     """
 
-    def __init__(
-        self, dataset: Dataset, indices: list[int], representations: Sequence[Representation]
-    ) -> None:
-        self.dataset, self.indices = dataset, indices
+    def __init__(self, dataset: Dataset, representations: Sequence[Representation]) -> None:
+        self.dataset = dataset
         self.embedded = {(r.channels, r.size) for r in representations if r.describe is None}
         self.describe = [
             ((r.channels, r.size), r.describe) for r in representations if r.describe is not None
@@ -275,30 +312,37 @@ class _Images(TorchDataset[_Item | str]):
             self.sizes.setdefault(channels, []).append(size)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
-    def __getitem__(self, position: int) -> _Item | str:
+    def __getitem__(self, i: int) -> _Item | str:
         views: dict[View, Tensor] = {}
         try:
             for channels, sizes in self.sizes.items():
-                crops = read_views(self.dataset, self.indices[position], channels, sizes)
+                crops = read_views(self.dataset, i, channels, sizes)
                 views |= {(channels, size): crop for size, crop in zip(sizes, crops, strict=True)}
+        except Corrupt as error:
+            return _Item({}, [], [], {i: str(error)})
         except UserError as error:
             return str(error)
         described = [
             {name: torch.from_numpy(x) for name, x in describe(views[view]).items()}
             for view, describe in self.describe
         ]
-        return _Item({view: x for view, x in views.items() if view in self.embedded}, described)
+        return _Item({view: x for view, x in views.items() if view in self.embedded}, described, [i], {})
 
 
 def _collate(items: list[_Item | str]) -> _Item | str:
     """Stack what the images of a batch give; return the first error message if there is one."""
-    whole = []
+    whole: list[_Item] = []
+    damaged: dict[int, str] = {}
     for item in items:
         if isinstance(item, str):
             return item
-        whole.append(item)
+        damaged |= item.damaged
+        if item.samples:
+            whole.append(item)
+    if not whole:
+        return _Item({}, [], [], damaged)
     first = whole[0]
     return _Item(
         {view: torch.stack([item.views[view] for item in whole]) for view in first.views},
@@ -306,5 +350,6 @@ def _collate(items: list[_Item | str]) -> _Item | str:
             {name: torch.stack([item.described[i][name] for item in whole]) for name in sets}
             for i, sets in enumerate(first.described)
         ],
-        len(whole),
+        [i for item in whole for i in item.samples],
+        damaged,
     )

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite import faiss_gpu
+from eval_suite.features import faiss_gpu
 from eval_suite.geometry import centring
 from isotorus.errors import UserError
 from isotorus.randomness import generator

@@ -12,8 +12,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite import faiss_gpu
 from eval_suite.attempts import Unmeasurable
+from eval_suite.features import faiss_gpu
 from eval_suite.features.constant import is_constant
 from eval_suite.usefulness import selection
 from eval_suite.usefulness.selection import Array, Candidate, FeatureSets

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval_suite import faiss_gpu
+from eval_suite.features import faiss_gpu
 from eval_suite.geometry import nearest
 from eval_suite.usefulness import neighbors
 
