@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.pixels import Pixels
 from data_pipeline.transforms.views import center_view
 from eval_suite.attempts import Unmeasurable
 from eval_suite.features.constant import is_constant
@@ -137,11 +138,17 @@ def _class(dataset: Dataset, i: int) -> str | None:
 
 def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
     """Return the centre crop of a sample as a JPEG in a data URI."""
-    image = center_view(dataset.pixels(i, channels, dataset.depth), THUMBNAIL).float()
-    if dataset.depth == 16:  # 16-bit values often use a small part of the range
+    return thumbnail_of(dataset.pixels(i, channels, dataset.depth))
+
+
+def thumbnail_of(pixels: Pixels) -> str:
+    """Return the centre crop of an image (H, W, C) as a JPEG in a data URI."""
+    channels = pixels.shape[2]
+    image = center_view(pixels, THUMBNAIL).float()
+    if pixels.dtype == np.uint16:  # 16-bit values often use a small part of the range
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
-    pixels = image.byte().permute(1, 2, 0).numpy()
+    shown = image.byte().permute(1, 2, 0).numpy()
     stream = io.BytesIO()
     # Images with more than three channels show the first three.
-    Image.fromarray(pixels[..., 0] if channels < 3 else pixels[..., :3]).save(stream, "JPEG", quality=82)
+    Image.fromarray(shown[..., 0] if channels < 3 else shown[..., :3]).save(stream, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
