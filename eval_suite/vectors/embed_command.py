@@ -1,0 +1,67 @@
+"""The command `isotorus embed`: the vectors of a data set in one Parquet or .npz file."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from eval_suite import arguments
+from eval_suite.metrics import FEATURE_SETS
+from isotorus.errors import ArgumentParser, UserError
+from isotorus.logs import escape_arguments
+from isotorus.processes import usable_cores
+from isotorus.scheduler import set_ranks
+
+EPILOG = """examples:
+  isotorus embed runs/mine shards/train --out train.parquet
+  isotorus embed runs/mine shards/test --out test.parquet --neighbours 5 --anomaly-against train.parquet
+  torchrun --nproc-per-node 8 -m eval_suite embed runs/mine shards/train --out train.parquet
+
+The columns are in docs/vectors.md. A command that was killed goes on where it was, if it is given again."""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of the command; raises UserError for values that cannot work."""
+    parser = ArgumentParser(
+        prog="isotorus embed",
+        description="Write the vectors that an encoder gives for the images of a packed data set, with their "
+        "keys, labels, groups and other columns, to one file that pandas reads.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, or a timm model"
+    add("name", metavar="CHECKPOINT_OR_RUN", help=a_checkpoint)
+    add("shards", metavar="SHARDS", help="packed data set with the images")
+    add("--out", required=True, metavar="FILE", help="file to write: .parquet, or .npz")
+    sets = "feature set (default: the one that the linear probe of the checkpoint's evaluation chose, else "
+    add("--features", metavar="NAME", help=f"{sets}embedding); one of {', '.join(FEATURE_SETS)}")
+    near = "also write the keys of the K nearest rows, and their cosine similarities"
+    add("--neighbours", type=arguments.at_least(1), metavar="K", help=near)
+    against = "also write how far each image is from the images of this file of vectors, such as train's"
+    add("--anomaly-against", metavar="VECTORS", help=against)
+    kth = "the anomaly is the distance to the K-th nearest of them (default %(default)s)"
+    add("--anomaly-k", type=arguments.at_least(1), default=5, metavar="K", help=kth)
+    kept = "folder with the features of evaluations, which are not computed again (default RUN/eval/cache)"
+    add("--cache", metavar="DIR", help=kept)
+    part = "images of a part, which a kill can lose in each process, and of a row group (default %(default)s)"
+    add("--part-rows", type=arguments.at_least(1), default=4096, metavar="N", help=part)
+    arguments.add_batches(parser, workers=min(8, usable_cores()))
+    given = parser.parse_args(argv)
+    if given.features is not None:
+        named = arguments.names(given.features, FEATURE_SETS, "--features")
+        if len(named) != 1:
+            raise UserError(f"--features {given.features}: a file has the vectors of one set; name one")
+        given.features = named[0]
+    return given
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the file of vectors and return exit code 0; raises UserError for what cannot work."""
+    args = parse(argv)
+    set_ranks()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    escape_arguments()
+    # Imported here because it takes seconds; a mistyped option is refused before that.
+    from eval_suite.vectors import embed_run
+
+    return embed_run.run(args)

@@ -1,0 +1,216 @@
+"""Embed a data set: refuse what cannot work, share the missing parts among the processes, write the file."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite import progress, terminal
+from eval_suite.features import cache, embed
+from eval_suite.features.representation import Representation, pretrained
+from eval_suite.inputs import brightness, find
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.vectors import anomaly, assemble, embedding, feature_choice, table, vectors_file
+from eval_suite.vectors.about import About, describe
+from eval_suite.vectors.assemble import Extras
+from eval_suite.vectors.parts import Parts
+from eval_suite.vectors.vectors_file import VectorsFile
+from isotorus.errors import UserError, one_line
+
+_SHOWN = 5
+"""Images that are left out, of which a note says why."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file of vectors that the arguments ask for; returns exit code 0."""
+    out = _place(Path(args.out))
+    checkpoint = _one_checkpoint(args.name)
+    dataset = _data(args.shards, checkpoint, args.neighbours)
+    every = pretrained(checkpoint)
+    widths = {name: x.shape[1] for name, x in embed.blank(every, torch.device("cpu")).items()}
+    name, why = feature_choice.choose(checkpoint, args.features, widths)
+    one = replace(every, build=lambda: every.model, sets=(name,))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about = describe(checkpoint, dataset, one, name, widths[name], device, args.part_rows)
+    reference = vectors_file.open_file(args.anomaly_against) if args.anomaly_against else None
+    if reference is not None:
+        anomaly.check(reference, about, args.anomaly_k)
+    extras = Extras(args.neighbours, reference, args.anomaly_k)
+    earlier = _earlier(out, about)
+    if earlier is not None and extras.are_in(earlier.about):
+        return _finished(out, earlier.about, "was there already")
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    try:
+        if earlier is not None and out.suffix == ".parquet":
+            return _add_columns(out, earlier, extras) if state.is_main_process else 0
+        if state.is_main_process:
+            terminal.tell(f"{dataset.path}: {len(dataset):,} images, {name}, {why}.", quiet=True)
+            if note := brightness.difference(checkpoint.encoder, {dataset.path: dataset}):
+                terminal.tell(f"note: {note}", quiet=True)
+        progress.evaluating(f"embedding {Path(dataset.path).name}")
+        parts = Parts(out.with_name(f"{out.name}.{about.identity[:8]}.parts"), len(dataset), args.part_rows)
+        _embed(args, checkpoint, dataset, (every, one), name, parts, state)
+        if not state.is_main_process:
+            return 0
+        progress.doing("putting the parts together")
+        layout, tables = table.of_parts(parts, dataset)
+        about = about.model_copy(update={"rows": layout.rows, "left_out": len(layout.left_out)})
+        written = assemble.write(out, tables, about, extras)
+        parts.remove()
+        _tell_left_out(layout.left_out, dataset)
+        return _finished(out, written, "is written")
+    finally:
+        state.destroy_process_group()
+
+
+def _place(out: Path) -> Path:
+    """Return where the file will be; raises UserError for a name or a folder that cannot be."""
+    vectors_file.check_suffix(out)
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it with: mkdir -p {out.parent}")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    return out.absolute()
+
+
+def _one_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint that is named; raises UserError for several, and for one that is not whole."""
+    checkpoint, *others = find.find([name])
+    if others:
+        raise UserError(f"{name} means {1 + len(others)} checkpoints; name one of them")
+    checkpoint.require_whole()
+    return checkpoint
+
+
+def _data(shards: str, checkpoint: Checkpoint, neighbours: int | None) -> Dataset:
+    """Open the data set; raises UserError if the encoder cannot embed it, or an image has too few others."""
+    dataset = Dataset(shards)
+    if not len(dataset):
+        raise UserError(f"{dataset.path} has no images; name another data set")
+    embed.check_channels(checkpoint.encoder.channels, dataset)
+    if neighbours is not None and neighbours >= len(dataset):
+        raise UserError(
+            f"--neighbours {neighbours}: {dataset.path} has {len(dataset):,} images, so an image has at most "
+            f"{len(dataset) - 1:,} neighbours; give a smaller number"
+        )
+    return dataset
+
+
+def _earlier(out: Path, about: About) -> VectorsFile | None:
+    """Return the file that is there already, with the same vectors; None without a file.
+
+    Raises UserError for any other file, which is not overwritten.
+    """
+    if not out.exists():
+        return None
+    try:
+        earlier = vectors_file.open_file(out)
+    except UserError as error:
+        raise UserError(f"--out {out}: a file is in the way, which is kept ({error})") from None
+    found = earlier.about
+    if found.identity != about.identity:
+        raise UserError(
+            f"--out {out} has other vectors ({found.feature_set} of {found.encoder}, step {found.step}, of "
+            f"{found.shards}); choose another name, or remove it"
+        )
+    if not earlier.own:
+        raise UserError(
+            f"--out {out} has these vectors, but was moved or changed, or somebody else made it; choose "
+            "another name, or remove it"
+        )
+    return earlier
+
+
+def _add_columns(out: Path, earlier: VectorsFile, extras: Extras) -> int:
+    """Write the file again with further columns, without embedding anything."""
+    kept = [column for column in earlier.columns if column not in extras.columns]
+    written = assemble.write(out, lambda: earlier.tables(kept), earlier.about, extras)
+    return _finished(out, written, "had these vectors; further columns are added")
+
+
+def _embed(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    representations: tuple[Representation, Representation],
+    name: str,
+    parts: Parts,
+    state: PartialState,
+) -> None:
+    """Write the parts that are missing, each process its share; all processes must call this.
+
+    The `representations` give all feature sets, as evaluations keep them, and the one that is called `name`.
+    Raises UserError on all processes for data that cannot be read, and where the disk refuses.
+    """
+    missing, failure, features = [], "", None
+    if state.is_main_process:
+        try:
+            parts.make_folder()
+            missing = parts.missing()
+            if there := len(parts) - len(missing):
+                terminal.tell(f"Continued: {there:,} of {len(parts):,} parts are there already.", quiet=True)
+            home = (checkpoint.run or checkpoint.folder) / "eval" / cache.FOLDER
+            place = Path(args.cache) if args.cache else home
+            how = {"name": name, "count": parts.rows}
+            if missing:
+                features = embedding.cached(place, representations, dataset, state.device, **how)
+            if features is not None:
+                terminal.tell(f"The vectors are in the cache of an evaluation, {place}.", quiet=True)
+                embedding.copy_parts(parts, missing, dataset, features)
+        except UserError as error:
+            failure = str(error)
+    agreed = [([] if features is not None else missing, failure)]
+    broadcast_object_list(agreed)
+    missing, failure = agreed[0]
+    if not failure:
+        with state.split_between_processes(missing) as share:
+            try:
+                loading = {"batch_size": args.batch_size, "workers": args.workers}
+                embedding.embed_parts(
+                    parts, share, dataset, representations[1], name, state.device, **loading
+                )
+            except UserError as error:
+                failure = str(error)
+        failure = next(filter(None, gather_object([failure])), "")
+    if failure:
+        raise UserError(failure)
+    if state.is_main_process and (absent := parts.unwritten()):
+        raise UserError(
+            f"{len(absent):,} of {len(parts):,} parts are not in {parts.folder}; write to a folder that all "
+            "nodes share"
+        )
+
+
+def _tell_left_out(left_out: Mapping[int, str], dataset: Dataset) -> None:
+    """Name the images that have no row, the first ones of many, on standard error."""
+    if not left_out:
+        return
+    print(f"note: {len(left_out):,} of {len(dataset):,} images are left out", file=sys.stderr)
+    for sample in sorted(left_out)[:_SHOWN]:
+        print(one_line(f"  {dataset.name(sample)}: {left_out[sample]}"), file=sys.stderr)
+    if len(left_out) > _SHOWN:
+        print(f"  and {len(left_out) - _SHOWN:,} more", file=sys.stderr)
+
+
+def _finished(out: Path, about: About, said: str) -> int:
+    """Say what the file has and what can be done with it; returns exit code 0."""
+    size = out.stat().st_size
+    shown = f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+    terminal.tell(
+        f"{out} {said}: {about.rows:,} vectors of {about.width:,} numbers ({about.feature_set}), {shown}",
+        quiet=False,
+    )
+    first = next(vectors_file.open_file(out).pieces()).keys[0]
+    terminal.tell(f"Near images: isotorus search {out} {first} --page near.html", quiet=False)
+    terminal.tell(f"Geometry and scores: isotorus eval {out} [--against OTHER.parquet]", quiet=False)
+    if out.suffix == ".parquet":
+        terminal.tell(f'In Python: pandas.read_parquet("{out}"); its columns: docs/vectors.md', quiet=False)
+    return 0
