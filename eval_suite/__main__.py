@@ -3,7 +3,8 @@
 The sub-commands: `layers` measures every block of an encoder over training, `compare` how alike two encoders
 are, `winding` whether the angles of a torus head follow the image, `codes` discrete codes of the embedding,
 `duplicates` finds near-duplicate images, and `certificate` says whether a torus is there whose angles turn
-with known actions on images.
+with known actions on images. `embed` and `search`, also `isotorus embed` and `isotorus search`, write the
+vectors of a data set to a file and find what is near in it.
 """
 
 import io
@@ -25,6 +26,8 @@ SUBCOMMANDS = {
     "codes": "eval_suite.torus_head.codes_command",
     "duplicates": "eval_suite.torus_head.duplicates",
     "certificate": "eval_suite.torus_head.certificate.command",
+    "embed": "eval_suite.vectors.embed_command",
+    "search": "eval_suite.vectors.search_command",
 }
 """The module of each sub-command, imported when it is called; its `main` takes the arguments."""
 

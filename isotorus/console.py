@@ -23,6 +23,8 @@ COMMANDS = {
     "watch": ("pretrain watch", "follow a run in the terminal"),
     "export": ("pretrain export", "export an encoder for other libraries"),
     "eval": ("eval_suite", "evaluate checkpoints"),
+    "embed": ("eval_suite embed", "write the vectors of a data set to a file"),
+    "search": ("eval_suite search", "find the images that are near to others"),
     "launch": ("launch", "start a run on many processes or nodes"),
 }
 """Each command: what follows `python -m` to run the same thing, and a summary for the help text."""
