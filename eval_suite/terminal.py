@@ -26,8 +26,9 @@ def show(
 ) -> None:
     """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
-    One evaluation ends with five lines: what was done, the gain, the report, MLflow, and what to do with
-    other images. If `quiet`, when standard output is for JSON, print only the last two, to standard error.
+    One evaluation ends with six lines: what was done, the gain, the report, MLflow, how to get its vectors,
+    and what to do with other images. If `quiet`, when standard output is for JSON, print only the report and
+    MLflow, to standard error.
     """
     in_rows = compared is not None and (len(outcomes) > SHOWN or any(row.seeds for row in compared.rows))
     if compared is not None and not quiet and in_rows:
@@ -53,9 +54,11 @@ def show(
     if compared is not None and not quiet:
         for line in _about_comparison(compared):
             tell(line, quiet=quiet)
-    runs = [outcome.results["checkpoint"]["run"] for outcome in outcomes if outcome.results]
-    if not quiet and len(runs) == 1 and runs[0]:
-        tell(_own_images(Path(runs[0])), quiet=quiet)
+    found = [outcome.results for outcome in outcomes if outcome.results]
+    if not quiet and len(found) == 1 and (run := found[0]["checkpoint"]["run"]):
+        shards = next(iter(found[0]["data"].values()))["path"]
+        tell(f"Vectors: isotorus embed {run} {shards} --out vectors.parquet", quiet=quiet)
+        tell(_own_images(Path(run)), quiet=quiet)
 
 
 def _done_and_found(results: dict[str, Any]) -> list[str]:

@@ -66,17 +66,19 @@ def test_correlations_are_a_table(tmp_path: Path):
     assert not (tmp_path / "correlations.csv").exists()
 
 
-def test_one_evaluation_ends_with_five_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_one_evaluation_ends_with_six_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     one = evaluated(tmp_path, "a", ours=0.8, baselines={"untrained": (0.7, (0.05, 0.15))})
-    one.results["data"] = {"test": {"labelled": 100}}
+    one.results["data"] = {"test": {"path": "shards/test", "labelled": 100}}
     one.folder.mkdir(parents=True)
     (one.folder / "report.html").touch()
     terminal.show([Outcome(Task("a", "a", one.folder), one.results)], ["MLflow: here"], quiet=False)
-    lines = capsys.readouterr().out.splitlines()[-5:]
-    assert [line.split(":")[0] for line in lines] == ["Done", "Result", "Report", "MLflow", "Your own images"]
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    said = ["Done", "Result", "Report", "MLflow", "Vectors", "Your own images"]
+    assert [line.split(":")[0] for line in lines] == said
     assert "Pretraining helps: 10.0 points ahead of the untrained encoder" in lines[1]
     assert "Next: use it: isotorus export" in lines[1]
-    assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[4]
+    assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[5]
+    assert lines[4].endswith(f"isotorus embed {tmp_path}/runs/a shards/test --out vectors.parquet")
 
 
 def test_train_and_held_out_scores_stand_side_by_side_over_the_steps(tmp_path: Path):
