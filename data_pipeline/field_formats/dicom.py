@@ -7,6 +7,7 @@ that larger values are brighter in all pictures. YBR and palette colours become 
 """
 
 import contextlib
+import difflib
 import logging
 from collections.abc import Generator
 from typing import Any, BinaryIO, cast
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import keyword_dict, tag_for_keyword
 from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
@@ -79,6 +80,16 @@ def field(file: BinaryIO, name: str) -> Any:
         return None
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag], force=True)
     return _plain(header[tag].value) if tag in header else None
+
+
+def unknown(name: str) -> str:
+    """Return what is wrong with the name of a field, with the nearest one; "" if it is a keyword or tag."""
+    if _tag(name) is not None:
+        return ""
+    near = difflib.get_close_matches(name, keyword_dict, n=1)
+    return f"{name} is no keyword of DICOM" + (
+        f"; do you mean {near[0]}?" if near else ", such as PatientAge"
+    )
 
 
 def _check_codec(syntax: UID) -> None:

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +91,17 @@ def require(names: set[str]) -> None:
                 f"{each.name} files are read by {each.library}, which is not installed; "
                 f'pip install "isotorus[{each.extra}]", or take these files away'
             )
+
+
+def refuse_unknown(names: set[str], fields: Iterable[str]) -> None:
+    """Raise `UserError` if a field of headers cannot exist in files of these formats.
+
+    Only DICOM has a list of all fields, so nothing is refused if there are other formats.
+    """
+    if names == {"DICOM"}:
+        for field in fields:
+            if wrong := _module("DICOM").unknown(field):
+                raise UserError(wrong)
 
 
 def is_folder(name: str) -> bool:

@@ -145,7 +145,10 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
         others = Counter()
-    formats.require({item.format for item in items})
+    kinds = {item.format for item in items}
+    formats.require(kinds)
+    fields = (*(options.reading or Reading()).keep, *filter(None, [options.group_field]))
+    formats.refuse_unknown(kinds - {""}, fields)
     if options.group_pattern is not None:
         items = listing.grouped(items, options.group_pattern)
     if options.group_field is not None:

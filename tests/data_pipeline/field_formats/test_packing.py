@@ -204,6 +204,15 @@ def test_a_picture_with_the_key_of_a_frame_is_refused(source: Path, tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("option", ["--keep", "--group-field"])
+def test_a_field_that_dicom_does_not_have_is_refused(
+    source: Path, tmp_path: Path, capsys, option: str
+) -> None:
+    assert run("pack", source, tmp_path / "set", option, "PatientAgee") == 2
+    assert "PatientAgee is no keyword of DICOM; do you mean PatientAge?" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
 def test_dividing_slices_file_by_file_is_noted(source: Path, tmp_path: Path, capsys) -> None:
     assert run("pack", source, tmp_path / "set", "--val-fraction", "0.3") == 0
     assert "slices of one patient can be on both sides" in capsys.readouterr().err
