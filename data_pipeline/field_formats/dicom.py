@@ -70,7 +70,9 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     with contextlib.closing(cast(Generator[NDArray[Any]], pixels)):  # at its end it moves in the file
         for number, stored in zip(frames, pixels, strict=True):
             name = numbered("f", number, count) if count > 1 else ""
-            yield Picture(name, _values(header, stored, number), fields | _geometry(header, number))
+            values = _values(header, stored, number)
+            padding = _padding(header, stored, number) if values.ndim == 2 else None
+            yield Picture(name, values, fields | _geometry(header, number), padding)
 
 
 def field(file: BinaryIO, name: str) -> Any:
@@ -124,6 +126,17 @@ def _values(header: pydicom.Dataset, stored: NDArray[Any], frame: int) -> NDArra
     transformation = _functional(header, "PixelValueTransformationSequence", frame) or header
     slope, intercept = transformation.get("RescaleSlope"), transformation.get("RescaleIntercept")
     return scaled(stored, float(1 if slope is None else slope), float(intercept or 0))
+
+
+def _padding(header: pydicom.Dataset, stored: NDArray[Any], frame: int) -> float | None:
+    """Return the value of the pixels that the scanner did not measure; None if the header names none."""
+    padding = header.get("PixelPaddingValue")
+    if not isinstance(padding, int) or "PixelPaddingRangeLimit" in header or stored.dtype.kind not in "iu":
+        return None
+    limits = np.iinfo(stored.dtype)
+    if not limits.min <= padding <= limits.max:
+        return None
+    return float(_values(header, np.full((1, 1), padding, stored.dtype), frame)[0, 0])
 
 
 def _functional(header: pydicom.Dataset, name: str, frame: int) -> pydicom.Dataset | None:

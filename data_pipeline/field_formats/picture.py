@@ -24,6 +24,8 @@ class Picture(NamedTuple):
     returns."""
     header: Mapping[str, Any]
     """What the file says about the picture, by name of the field, for the JSON beside it."""
+    nodata: float | None = None
+    """Value of pixels that were not measured, if the file names one."""
 
 
 class Reading(Section):

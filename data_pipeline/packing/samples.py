@@ -110,7 +110,7 @@ def _of_field(
                 for picture in pictures:
                     height, width, *more = picture.values.shape
                     check_size(height, width, more[0] if more else 1)
-                    data = as_tiff(picture.values)
+                    data = as_tiff(picture.values, picture.nodata)
                     try:
                         pixels, valid = decode_valid(
                             data, channels, depth=None, rules=rules, intensity=intensity

@@ -94,6 +94,20 @@ def test_hounsfield_units_become_brightness_by_the_stated_window(tmp_path: Path)
         np.testing.assert_array_equal(found[key], np.rint(((units + 160) / 400).clip(0, 1) * 65_535))
 
 
+def test_padding_of_the_scanner_is_no_measurement(tmp_path: Path) -> None:
+    stored = RANDOM.integers(100, 4000, (20, 30)).astype(np.int16)
+    stored[:, :5] = -2000
+    rescale = {"RescaleSlope": "0.5", "RescaleIntercept": "10", "PixelPaddingValue": -2000}
+    write_dicom(tmp_path / "mr/a.dcm", stored, **rescale)
+    rule = ("--intensity", "percentile:0,100", "--fill", "1")
+    assert run("pack", tmp_path / "mr", tmp_path / "set", *rule) == 0
+    found = pixels(Dataset(tmp_path / "set"))["a"]
+    measured = stored[:, 5:].astype(float)
+    low, high = measured.min(), measured.max()
+    assert (found[:, :5] == 65_535).all()
+    np.testing.assert_allclose(found[:, 5:], (measured - low) / (high - low) * 65_535, atol=1)
+
+
 def test_dark_measurements_are_noted(tmp_path: Path, capsys) -> None:
     write_dicom(tmp_path / "mr/a.dcm", RANDOM.integers(0, 4096, (20, 30)).astype(np.uint16))
     assert run("pack", tmp_path / "mr", tmp_path / "set") == 0
