@@ -1,5 +1,6 @@
 """Register the encoder in MLflow's model registry, as a program of torch.export with a signature."""
 
+import inspect
 import os
 import re
 import uuid
@@ -24,6 +25,13 @@ _LONGEST_DESCRIPTION = 5000  # characters that every MLflow store accepts
 
 def connect(uri: str) -> Any:
     """Return a client of the store at `uri`; raises UserError if it does not answer or keeps no registry."""
+    import mlflow
+
+    if "serialization_format" not in inspect.signature(mlflow.pytorch.save_model).parameters:
+        raise UserError(
+            f"--format mlflow: MLflow {mlflow.__version__} writes models as pickles only; pip install "
+            "--upgrade mlflow"
+        )
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client = mlflow_store.connect(uri)

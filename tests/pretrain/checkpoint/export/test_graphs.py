@@ -14,7 +14,7 @@ import timm
 import torch
 
 from isotorus.errors import UserError
-from pretrain.checkpoint.export import graph
+from pretrain.checkpoint.export import graph, to_onnx
 from pretrain.checkpoint.export.export import export
 from tests.pretrain.checkpoint.export.checkpoints import SMALL, save_checkpoint
 
@@ -100,8 +100,9 @@ def test_vectors_are_those_of_the_checkpoint(
     assert said_input["normalised_inside_with"] == {"mean": [0.4] * channels, "std": [0.2] * channels}
 
 
-def test_whole_images_of_another_size_than_crops(tmp_path: Path):
-    """Position embeddings are resampled inside the graph."""
+def test_whole_images_of_another_size_than_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Position embeddings are resampled inside the graph. Weights too large for one file lie beside it."""
+    monkeypatch.setattr(to_onnx, "_LARGEST_FILE", 0)
     encoder = save_checkpoint(tmp_path / "step", VIT, SMALL)
     description = json.loads((tmp_path / "step/encoder.json").read_text())
     (tmp_path / "step/encoder.json").write_text(json.dumps(description | {"image_size": 84}))
@@ -110,6 +111,7 @@ def test_whole_images_of_another_size_than_crops(tmp_path: Path):
         export(tmp_path / "step", tmp_path / format, format)
         found = run(tmp_path / format, images)
         assert_close(found, expected(encoder, images))
+    assert (tmp_path / "onnx/model.onnx.data").stat().st_size > (tmp_path / "onnx/model.onnx").stat().st_size
 
 
 def test_a_file_with_other_vectors_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
