@@ -36,7 +36,7 @@ from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 
-_CROPS, _PHOTOMETRY, _SUBSTITUTE, _ACTIONS = range(4)
+_CROPS, _PHOTOMETRY, _SUBSTITUTE, _ACTIONS, _INSTRUMENT, _QUARTERS = range(6)
 """The purposes of a sample's random numbers; each purpose has its own stream."""
 _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
@@ -157,6 +157,8 @@ class _Batches(TorchDataset[Batch | UserError]):
             for drawn, turn in zip(angles, turns, strict=True):
                 drawn[:, slot] = torch.from_numpy(turn)
             places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
+            if self.augment.quarter_turns:
+                self._turn_by_quarters(place, [pixels[:, slot] for pixels in views])
             for drawn, rows in zip(parameters, self._photometry(place, turns), strict=True):
                 drawn[:, slot] = torch.from_numpy(rows)
         indices = [self.sources.starts[place.source] + place.sample for place in places]
@@ -209,12 +211,26 @@ class _Batches(TorchDataset[Batch | UserError]):
         rng, actions, drawn = self._generator(place, _PHOTOMETRY), self.views.actions, []
         for number, resolution in enumerate(self.views.resolutions()):
             rows = np.stack([augmentation.draw(rng, self.augment) for _ in range(resolution.views)])
+            if any(augmentation.probabilities(self.augment)):
+                instrument = self._generator(place, _INSTRUMENT, number)
+                augmentation.draw_instrument(instrument, rows, self.augment, self.channels)
             if resolution.kind == "turned" and not self.augment.turned:
                 rows[:] = IDENTITY
             if resolution.turned and "hue" in actions:
                 augmentation.turn_hue(rows, angles[number][:, actions.index("hue")])
             drawn.append(rows)
         return drawn
+
+    def _turn_by_quarters(self, place: Place, views: list[Tensor]) -> None:
+        """Turn some views (views, C, size, size) of a sample by quarters of a full turn, in place."""
+        rng = self._generator(place, _QUARTERS)
+        for resolution, pixels in zip(self.views.resolutions(), views, strict=True):
+            chance, quarters = rng.random(resolution.views), rng.integers(1, 4, resolution.views)
+            if resolution.turned:
+                continue
+            for view, turned, quarter in zip(pixels, chance, quarters.tolist(), strict=True):
+                if turned < self.augment.quarter_turns:
+                    view.copy_(view.rot90(quarter, (1, 2)))
 
     def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:
         """Return the crops of the image at position `slot` of a step's batch; see `Loader.crops`."""

@@ -7,7 +7,7 @@ import numpy as np
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.pixels import Pixels
 from data_pipeline.transforms.actions import SHIFTS
-from data_pipeline.transforms.config import Action, ViewsConfig
+from data_pipeline.transforms.config import Action, AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from isotorus.randomness import rows
 
@@ -15,6 +15,15 @@ _IMAGES = 16
 """Images that are looked at for a seam."""
 _SEAM = 2.0
 """An image is periodic if opposite edges differ at most this many times as much as neighbouring lines."""
+
+
+def refuse_quarter_turns(actions: Sequence[Action], augment: AugmentConfig) -> None:
+    """Raise `UserError` if views are turned by quarters beside an action that rotates by known angles."""
+    if "rotation" in actions and augment.quarter_turns:
+        raise UserError(
+            f"augment.quarter_turns={augment.quarter_turns:g} beside views.actions=[rotation]: content would "
+            "forget what the angles are to know; set augment.quarter_turns=0"
+        )
 
 
 def refuse_unfit(actions: Sequence[Action], channels: int, datasets: Sequence[Dataset] = ()) -> None:

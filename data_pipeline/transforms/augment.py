@@ -1,10 +1,10 @@
-"""Photometric augmentation: changes of colour, blur and solarization, applied to a batch on its device.
+"""Photometric augmentation: colour, blur, noise and solarization, applied to a batch on its device.
 
 Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
 one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
-parameters give the same pixels on any device, except for rounding. Each operator but `turn` equals that of
-the same name in `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels,
-saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
+parameters give the same pixels on any device, except for rounding. Those that torchvision has equal the
+function of the same name in `torchvision.transforms.v2.functional` on float images. If images do not have 3
+channels, saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,17 @@ from torch import Tensor
 from data_pipeline.transforms import augment_torch
 from data_pipeline.transforms.config import AugmentConfig
 
-PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize", "turn")
+PARAMETERS = (
+    *("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize", "turn"),
+    *("gamma", "noise", "shot", "key", "drop"),
+)
 """Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
 turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
-none), the threshold of solarization (2: none), and the angle in radians by which the action "hue" turns the
-chroma plane after all else (0: none)."""
-IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0)
+none), the threshold of solarization (2: none), the angle in radians by which the action "hue" turns the
+chroma plane after all else (0: none), the power of the values (1: none), the standard deviation of Gaussian
+noise and the scale of Poisson noise (0: none), the whole number below 2²⁴ that the noise is drawn by, and the
+number of the channel that is dropped, counted from 1 (0: none)."""
+IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 """Parameters that change nothing."""
 
 
@@ -44,6 +49,29 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
     if chance[3] < config.solarize_probability:
         parameters[6] = config.solarize_threshold
     return parameters
+
+
+def draw_instrument(
+    rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: int
+) -> None:
+    """Draw what instruments do to the views in `rows` (views, P): power, noise, and a dropped channel.
+
+    `rng` is not that of `draw`, whose numbers so stay those of runs that know nothing of these operators.
+    """
+    chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
+    power, noisy, dropped = (chance < np.array(probabilities(config))).T
+    low, high = np.log(config.gamma)
+    rows[power, 8] = np.exp(low + amount[power, 0] * (high - low))
+    rows[noisy, 9] = amount[noisy, 1] * config.noise
+    rows[noisy, 10] = amount[noisy, 2] * config.shot_noise
+    rows[:, 11] = np.floor(amount[:, 3] * 2**24)
+    if channels > 1:
+        rows[dropped, 12] = 1 + np.floor(amount[dropped, 4] * channels)
+
+
+def probabilities(config: AugmentConfig) -> tuple[float, float, float]:
+    """Return the probabilities of what `draw_instrument` draws."""
+    return config.gamma_probability, config.noise_probability, config.channel_drop_probability
 
 
 def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> None:

@@ -24,6 +24,9 @@ _ZERO, _ONE, _SIX = _f(0), _f(1), _f(6)
 _RED, _GREEN, _BLUE = (_f(weight) for weight in LUMA)
 _SIGMAS = _f(KERNEL_SIGMAS)
 _WEIGHTS, _QUARTER = np.array(WEIGHTS, np.float32), np.array(QUARTER, np.float32)
+_BITS, _STEP = np.uint64(2**32 - 1), np.uint64(0x9E3779B9)
+_TURN = _f(2 * math.pi * 2.0**-32)
+_PARAMETERS = 13
 _RUN = 4096  # pixels summed in float32 before the sum is added in float64
 
 
@@ -31,6 +34,7 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     """Augment images as `augment.apply` describes, with as many threads as torch uses."""
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()
+    assert table.shape == (len(source), _PARAMETERS), table.shape  # compiled loops check no bounds
     # Allocated by torch: the rounding of later matrix products depends on the alignment of memory.
     result = torch.empty(images.shape, dtype=torch.float32)
     out = result.numpy()
@@ -69,11 +73,16 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
                 _levels(image[c].ravel(), full, row[0], row[1], out[c].ravel())
         if row[5] > 0:
             _blur(out, row[5])
+        if row[8] != _ONE or row[9] > 0 or row[10] > 0:
+            for c in range(len(out)):
+                _measure(out[c].ravel(), row[8], row[9], row[10], np.uint64(row[11]), c * out[c].size)
         if row[7] != 0 and len(image) == 3:
             _finish_turned(out, row[6], row[7], mean, std)
         else:
             for c in range(len(out)):
                 _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
+        if row[12] > 0:
+            out[int(row[12]) - 1, :, :] = _ZERO
 
 
 @jit
@@ -188,6 +197,34 @@ def _add(out, weight, a, b):  # type: ignore[no-untyped-def]
     """Add `weight` · (a + b) to `out`."""
     for i in range(len(out)):
         out[i] += weight * (a[i] + b[i])
+
+
+@jit
+def _measure(plane, power, noise, shot, key, first):  # type: ignore[no-untyped-def]
+    """Raise one channel (pixels,) to a power and add noise, as `augment_torch.measure` does, in place.
+
+    `first` is the number of the channel's first pixel in the image.
+    """
+    start = key * _STEP + np.uint64(first)
+    for i in range(len(plane)):
+        x = plane[i]
+        if power != _ONE:
+            x = x**power
+        variance = noise * noise + shot * x
+        if variance > 0:
+            a = _mixed((start + np.uint64(i)) & _BITS)
+            b = _mixed((a + _STEP) & _BITS)
+            radius = np.sqrt(_f(-2) * np.log((_f(a >> np.uint64(8)) + _f(0.5)) * _f(2.0**-24)))
+            x += np.sqrt(variance) * radius * np.cos(_f(b) * _TURN)
+        plane[i] = _clamp(x)
+
+
+@jit
+def _mixed(x):  # type: ignore[no-untyped-def]
+    """Return 32 mixed bits, as `augment_torch` does."""
+    x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x7FEB352D)) & _BITS
+    x = ((x ^ (x >> np.uint64(15))) * np.uint64(0x846CA68B)) & _BITS
+    return x ^ (x >> np.uint64(16))
 
 
 @jit

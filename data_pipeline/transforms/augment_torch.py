@@ -7,6 +7,7 @@ image as it is.
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +21,10 @@ LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey; torchvision's, so that results equal those of its operators."""
 KERNEL_SIGMAS = 3
 """Radius of the blur kernel in standard deviations; 99.7 % of a Gaussian lies within three."""
+
+_BITS = 2**32 - 1
+_STEP = 0x9E3779B9
+"""2³² over the golden ratio: keys that follow each other start far apart (Knuth 1973)."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,16 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
             kernels = to_device(_kernels(sigma[blurred], limit=min(x.shape[2:]) - 1), device)
             rows = to_device(blurred, device)
             x = x.index_copy(0, rows, _blur(x.index_select(0, rows), kernels))
-        return _fused(finish, x, values, center, scale)
+        measured = (parameters[:, 8:11] != parameters.new_tensor([1, 0, 0])).any(1).nonzero().squeeze(1)
+        if len(measured):
+            rows = to_device(measured, device)
+            chosen = x.index_select(0, rows), values.index_select(0, rows)
+            x = x.index_copy(0, rows, _fused(measure, *chosen))
+        x = _fused(finish, x, values, center, scale)
+        if parameters[:, 12].any():
+            channel = torch.arange(1, x.shape[1] + 1, device=device)
+            x = x.masked_fill((channel == values[:, 12:13])[..., None, None], 0)
+        return x
 
 
 def colour(x: Tensor, parameters: Tensor) -> Tensor:
@@ -57,6 +71,31 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
     x = _luma(x).lerp(x, saturation).clamp(0, 1)
     x = torch.where(hue != 0, _shift_hue(x, hue), x)
     return torch.where(grey != 0, _luma(x), x)
+
+
+def measure(x: Tensor, parameters: Tensor) -> Tensor:
+    """Raise images (N, C, H, W) in [0, 1] to a power, and add noise of variance noise² + shot · x."""
+    power, noise, shot = (column.view(-1, 1, 1, 1) for column in parameters[:, 8:11].unbind(1))
+    x = x**power
+    deviation = (noise.square() + shot * x).sqrt()
+    return (x + deviation * normal(parameters[:, 11].long(), x[0].numel()).view_as(x)).clamp(0, 1)
+
+
+def normal(keys: Tensor, count: int) -> Tensor:
+    """Return standard normal numbers (N, count) that `keys` (N,) decide, by Box and Muller (1958)."""
+    place = torch.arange(count, device=keys.device)
+    first = _mixed(place + (keys * _STEP)[:, None])
+    second = _mixed(first + _STEP)
+    radius = (-2 * ((first >> 8).float().add(0.5) * 2.0**-24).log()).sqrt()
+    return radius * (second.float() * (2 * math.pi * 2.0**-32)).cos()
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Return integers mixed to 32 bits that look random: Wellons' "lowbias32" of 2018."""
+    x = x & _BITS
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _BITS
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _BITS
+    return x ^ (x >> 16)
 
 
 def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ class ViewsConfig(Section):
 
 class AugmentConfig(Section):
     """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
-    channels.
+    channels. Quarter turns, gamma, noise and dropped channels are for the images of laboratories, and off by
+    default.
     """
 
     horizontal_flip: Probability = 0.5
@@ -120,6 +121,9 @@ class AugmentConfig(Section):
     vertical_flip: Probability = 0.0
     """Probability of mirroring a view top to bottom; 0.5 suits images without a natural "up", e.g. from
     microscopes."""
+    quarter_turns: Probability = 0.0
+    """Probability of turning a view by one, two or three quarters of a full turn, each as likely, for images
+    without an up; with 0.75 all four positions are as likely. Not beside the action rotation."""
     jitter_probability: Probability = 0.8
     """Probability of changing brightness, contrast, saturation and hue, in this order."""
     brightness: float = Field(0.4, ge=0)
@@ -142,6 +146,21 @@ class AugmentConfig(Section):
     """Probability of inverting the bright pixels of a view."""
     solarize_threshold: float = Field(0.5, ge=0, le=1)
     """Pixels of at least this value are inverted, on the scale where white is 1."""
+    gamma_probability: Probability = 0.0
+    """Probability of raising the values of a view to a power, as other exposures and detectors do."""
+    gamma: Interval = (0.7, 1.4)
+    """Smallest and largest power; its logarithm is drawn uniformly."""
+    noise_probability: Probability = 0.0
+    """Probability of adding noise to a view, after everything but solarization."""
+    noise: float = Field(0.05, ge=0)
+    """Largest standard deviation of Gaussian noise, on the scale where white is 1; drawn uniformly from 0
+    on."""
+    shot_noise: float = Field(0.0, ge=0)
+    """Largest scale a of Poisson noise, as counted photons have: a pixel of value x gets the variance a · x.
+    With n photons at white it is 1/n. Drawn uniformly from 0 on, and approximated by a Gaussian."""
+    channel_drop_probability: Probability = 0.0
+    """Probability of replacing one channel of a view, each as likely, by that channel's mean over the data
+    set; for images of several channels."""
     turned: bool = False
     """Whether these operators, except for flips, also act on turned views that are beside others. A pose is
     learned faster without them (docs/torus.md). With views.turned=all they act on every view."""

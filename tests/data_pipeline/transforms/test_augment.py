@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipeline.transforms import augment_cpu, augment_torch
 from data_pipeline.transforms.actions import turn
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, apply, draw, turn_hue
+from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, apply, draw, draw_instrument, turn_hue
 from data_pipeline.transforms.config import AugmentConfig
 
 both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_torch.apply])
@@ -247,7 +247,7 @@ from data_pipeline.transforms import augment_cpu
 random = np.random.default_rng(0)
 for kind in ("uint8", "uint16"):
     images = random.integers(0, np.iinfo(kind).max, (8, 3, 40, 44)).astype(kind)
-    table = random.uniform(0.6, 1.4, (8, 8)) * [1, 1, 1, 0.1, 0, 1, 0.6, 1]
+    table = random.uniform(0.6, 1.4, (8, 13)) * [1, 1, 1, 0.1, 0, 1, 0.6, 1, 1, 0.1, 0.01, 1000, 0]
     out = augment_cpu.apply(torch.from_numpy(images), torch.from_numpy(table), [0.4] * 3, [0.2] * 3)
     sys.stdout.write(str(hash(out.numpy().tobytes())))
 """
@@ -258,3 +258,86 @@ def test_the_process_that_compiles_rounds_like_those_that_load_the_cache(tmp_pat
     command = [sys.executable, "-c", ROUNDING]
     first, second = (subprocess.check_output(command, env=environment, text=True) for _ in range(2))
     assert list(tmp_path.rglob("*.nbc")) and first == second
+
+
+@both_paths
+@both_depths
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_noise_has_the_variance_that_was_asked_for(
+    path: Callable[..., Tensor], dtype: torch.dtype, channels: int
+) -> None:
+    """Gaussian noise has one variance everywhere, and that of counted photons grows with the value."""
+    white = torch.iinfo(dtype).max
+    levels = torch.tensor([0.3, 0.5, 0.7, 0.7])
+    x = (levels.view(4, 1, 1, 1) * white).round().expand(4, channels, 96, 96).to(dtype)
+    table = parameters(noise=[0.05, 0.0, 0.05, 0.0], shot=[0.0, 0.01, 0.01, 0.01], key=[1, 2, 3, 4])
+    added = plain(path, x, table) - scaled(x)
+    variances = torch.tensor([0.0025, 0.005, 0.0095, 0.007])
+    torch.testing.assert_close(added.var((1, 2, 3)), variances, rtol=0.05, atol=0)
+    assert added.mean((1, 2, 3)).abs().max() < 0.003
+    kurtosis = (added**4).mean((1, 2, 3)) / added.var((1, 2, 3)) ** 2
+    torch.testing.assert_close(kurtosis, torch.full((4,), 3.0), rtol=0, atol=0.15)  # that of a Gaussian
+    apart = torch.corrcoef(added.flatten(1)).fill_diagonal_(0)
+    assert apart.abs().max() < 0.06
+    assert (
+        torch.corrcoef(torch.stack([added[0, :, :, 1:].flatten(), added[0, :, :, :-1].flatten()]))[0, 1]
+        < 0.05
+    )
+
+
+@both_depths
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_both_paths_draw_the_same_noise(dtype: torch.dtype, channels: int) -> None:
+    x = images(channels, dtype=dtype)
+    table = parameters(
+        gamma=[0.7, 1.0, 1.3, 1.0],
+        noise=[0.1, 0.0, 0.02, 0.0],
+        shot=[0.0, 0.1, 0.1, 0.0],
+        key=[2**24 - 1, 0, 5, 7],
+        solarize=[2.0, 2.0, 0.4, 2.0],
+        blur=[0.0, 1.0, 1.0, 0.0],
+    )
+    ours, theirs = (plain(path, x, table) for path in (augment_cpu.apply, augment_torch.apply))
+    # A pixel at the threshold of solarization may fall on either side of it.
+    assert ((ours - theirs).abs() > 1e-4).float().mean() < 1e-3
+    torch.testing.assert_close(ours[3], scaled(x)[3])  # without noise, power and blur nothing changes
+
+
+@both_paths
+def test_powers_and_dropped_channels(path: Callable[..., Tensor]) -> None:
+    x = images(3)
+    powers = torch.tensor([0.7, 1.0, 1.4, 2.0])
+    bare = scaled(x) ** powers.view(4, 1, 1, 1)
+    torch.testing.assert_close(plain(path, x, parameters(gamma=powers)), bare, atol=1e-5, rtol=0)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
+    whole = path(x, parameters(), mean, std)
+    dropped = path(x, parameters(drop=[0, 1, 2, 3]), mean, std)
+    for i, channel in enumerate([None, 0, 1, 2]):
+        for c in range(3):
+            expected = torch.zeros_like(whole[i, c]) if c == channel else whole[i, c]
+            assert torch.equal(dropped[i, c], expected)
+
+
+def test_what_instruments_do_is_drawn_as_often_as_asked_and_apart() -> None:
+    config = AugmentConfig(
+        gamma_probability=0.5,
+        gamma=(0.5, 2.0),
+        noise_probability=0.25,
+        shot_noise=0.02,
+        channel_drop_probability=0.1,
+    )
+    rows = np.tile(np.array(IDENTITY, np.float32), (20_000, 1))
+    draw_instrument(np.random.default_rng(0), rows, config, 4)
+    of = {name: rows[:, PARAMETERS.index(name)] for name in ("gamma", "noise", "shot", "key", "drop")}
+    assert [np.mean(of[n] != 0) for n in ("noise", "shot", "drop")] == pytest.approx(
+        [0.25, 0.25, 0.1], abs=0.01
+    )
+    powers = of["gamma"][of["gamma"] != 1]
+    assert len(powers) / len(rows) == pytest.approx(0.5, abs=0.02)
+    assert np.log2(powers).min() > -1.001 and np.log2(powers).max() < 1.001
+    assert np.mean(powers > 1) == pytest.approx(0.5, abs=0.02)
+    assert set(of["drop"]) == {0, 1, 2, 3, 4} and len(set(of["key"])) > 19_900
+    assert np.array_equal(rows[:, :8], np.tile(np.array(IDENTITY[:8], np.float32), (20_000, 1)))
+    # An image of one channel has none to spare.
+    draw_instrument(np.random.default_rng(0), alone := rows * 0, config, 1)
+    assert not alone[:, PARAMETERS.index("drop")].any()
