@@ -20,11 +20,11 @@ from pretrain.checkpoint import store
 from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines.check import check_engine
+from pretrain.engines.schedule import learning_rate
 from pretrain.methods.config import ObjectiveConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
 from pretrain.rehearsal import rehearse
-from pretrain.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 

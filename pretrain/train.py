@@ -12,6 +12,7 @@ from isotorus.device import to_device
 from pretrain.assemble import Run, assemble, load_batches
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
+from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.methods import takes_actions
 from pretrain.models.drop_path import sample_keys
@@ -23,7 +24,6 @@ from pretrain.recording.encoder_json import encoder_json
 from pretrain.run_control.signals import StopRequest
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping
-from pretrain.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 

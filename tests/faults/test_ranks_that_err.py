@@ -16,9 +16,9 @@ import torch.distributed as dist
 from isotorus import jsonl
 from pretrain.assemble import build_engine, load_batches
 from pretrain.config import Config, load_config
+from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import train_step
 from pretrain.preflight import check
-from pretrain.schedule import learning_rate
 from pretrain.train import prepare
 from tests.distributed.runs import Run, losses, rows, train
 

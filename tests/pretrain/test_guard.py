@@ -29,11 +29,11 @@ from isotorus.errors import UserError
 from pretrain.assemble import build_engine, load_batches
 from pretrain.checkpoint import store as checkpoint
 from pretrain.config import Config, load_config
+from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import StepResult, train_step
 from pretrain.monitoring.config import GuardConfig
 from pretrain.monitoring.guard import Guard
 from pretrain.preflight import check
-from pretrain.schedule import learning_rate
 from pretrain.train import prepare, train
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.engines.config import OptimizerConfig
 from pretrain.engines.optimizer import build_optimizer, update
+from pretrain.engines.schedule import learning_rate
 from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.models.config import EncoderConfig, MLPConfig
 from pretrain.models.encoder import ViewEncoder, build_encoder, timm_kwargs
 from pretrain.models.projector import build_mlp
-from pretrain.schedule import learning_rate
 
 
 def test_schedule_warms_up_then_falls_to_the_final_ratio():
