@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from studies.geometry import flat, tables
+from studies.geometry import measured as measured_parts
 from studies.geometry.plan import grid, run
 from studies.geometry.study import RESULTS, rows
 
@@ -90,6 +91,26 @@ def test_loss_and_accuracy_are_correlated_within_an_objective() -> None:
     cells = line(lines["What tells accuracy"], "lejepa, runs")
     assert cells[2].startswith("-1.00")
     assert not any("vicreg" in each for each in lines["What tells accuracy"])
+
+
+def test_a_row_keeps_verdicts_and_spectra_and_not_their_evidence() -> None:
+    """Verdicts on pairs of angles are in a list; without that their evidence would be half of a row."""
+    verdict = {"name": "flat torus T²", "evidence": {"circle": ["…"]}, "measured": {"samples": 2000}}
+    cloud = {
+        "rank": {"eigenspectrum": list(range(320))},
+        "graph": {"gap": 0.1, "intervals": {"gap": [0.0, 0.2]}},
+        "verdict": verdict,
+        "pairs": {"of": 1, "pairs": [{"angles": [0, 1], **verdict}]},
+        "homology": {"betti": {"2": [1, 2, 1]}, "null_longest": [[1.0] * 20]},
+        "circular": {"angles": [[0.0] * 300]},
+    }
+    assert measured_parts.geometry(cloud) == {
+        "rank": {"eigenspectrum": list(range(40))},
+        "graph": {"gap": 0.1, "intervals": {"gap": [0.0, 0.2]}},
+        "verdict": {"name": "flat torus T²"},
+        "pairs": {"of": 1, "pairs": [{"angles": [0, 1], "name": "flat torus T²"}]},
+        "homology": {"betti": {"2": [1, 2, 1]}},
+    }
 
 
 def test_a_run_that_was_measured_twice_is_one_row_of_the_csv(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def geometry(cloud: Mapping[str, Any]) -> dict[str, Any]:
 def _without_bulk(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_bulk(x) for key, x in value.items() if key not in BULKY}
-    return value[:LARGEST] if isinstance(value, list) else value
+    return [_without_bulk(x) for x in value[:LARGEST]] if isinstance(value, list) else value
 
 
 def _uniformity(out: Path, results: Mapping[str, Any]) -> dict[str, Any] | None:
