@@ -230,7 +230,8 @@ def test_unusable_bytes_are_refused_with_a_reason_in_one_line(data: bytes, reaso
     assert "\n" not in str(refused.value)
 
 
-def test_a_compression_that_needs_another_package_names_it() -> None:
+def test_a_compression_that_needs_another_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)  # as if it were not installed
     plain = tiff(DEEP, photometric="minisblack", planarconfig="contig")
     start = struct.unpack_from("<I", plain, 4)[0]
     data = bytearray(plain)
