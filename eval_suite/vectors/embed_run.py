@@ -210,7 +210,8 @@ def _finished(out: Path, about: About, said: str) -> int:
     )
     first = next(vectors_file.open_file(out).pieces()).keys[0]
     terminal.tell(f"Near images: isotorus search {out} {first} --page near.html", quiet=False)
-    terminal.tell(f"Geometry and scores: isotorus eval {out} [--against OTHER.parquet]", quiet=False)
+    others = "--against FILE: another encoder's vectors of these images"
+    terminal.tell(f"Geometry and scores: isotorus eval {out} ({others})", quiet=False)
     if out.suffix == ".parquet":
         terminal.tell(f'In Python: pandas.read_parquet("{out}"); its columns: docs/vectors.md', quiet=False)
     return 0

@@ -93,7 +93,7 @@ class Parts:
             with atomic(file) as stream:
                 stream.write(content.getbuffer())
         except OSError as error:
-            raise from_os_error(error, "writing vectors (finished parts are kept)") from error
+            raise from_os_error(error, f"writing {self.folder} (finished parts are kept)") from error
         seals.write(_seal(file), [file])
 
     def read(self, number: int) -> Part:

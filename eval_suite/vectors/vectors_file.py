@@ -104,7 +104,7 @@ def write(path: Path, tables: Tables, about: About) -> None:
             else:
                 _write_parquet(stream, tables, about)
     except OSError as error:
-        raise from_os_error(error, f"writing {path.name} (finished parts are kept)") from error
+        raise from_os_error(error, f"writing {path} (finished parts are kept)") from error
     seals.write(_seal(path), [path])
 
 

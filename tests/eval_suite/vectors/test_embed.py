@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite.inputs import vectors
-from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, run_command, save_checkpoint
+from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, pack_folder, run_command, save_checkpoint
 from tests.eval_suite.vectors.vector_samples import IMAGES, command, embed
 
 
@@ -119,6 +119,18 @@ def test_the_evaluation_reads_it(encoder: Path, table_set: Path, tmp_path: Path,
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["data"]["train"]["labelled"] == 20 and results["folds"]["groups"]
+
+
+def test_groups_without_names_are_hashes(encoder: Path, table_set: Path, tmp_path: Path):
+    """Groups by --group-pattern are in no table, so the shards have only their hashes."""
+    source = table_set.with_name("set-images")
+    data = pack_folder(source, tmp_path / "data", "--group-pattern", r"/(\d)")
+    embed(encoder, data, "--out", tmp_path / "x.parquet")
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    tens = frame["key"].str[2]
+    assert frame.groupby("group")["key"].count().tolist() == [10, 10, 10]
+    assert (frame.groupby("group")["key"].apply(lambda keys: keys.str[2].nunique()) == 1).all()
+    assert frame["group"].str.fullmatch("[0-9a-f]{16}").all() and tens.nunique() == 3
 
 
 def test_a_set_without_labels_groups_and_columns(encoder: Path, tmp_path: Path, data_without: Path):

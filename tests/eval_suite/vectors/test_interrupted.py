@@ -75,7 +75,7 @@ def test_a_full_disk_keeps_the_finished_parts(many: Path, encoder: Path, tmp_pat
     said = full.communicate(timeout=200)[1]
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert full.returncode == 2 and "Traceback" not in said, said
-    assert "writing out.parquet (finished parts are kept): File too large" in error
+    assert f"writing {out} (finished parts are kept): File too large" in error
     assert not out.exists() and not list(tmp_path.glob(".out*"))
     assert "Continued: 100 of 100 parts are there already." in embed(encoder, many, *SMALL, "--out", out).err
     assert len(pd.read_parquet(out)) == 200 and out.stat().st_size > limit
