@@ -35,8 +35,6 @@ HOMOLOGY = ("betti", "p_values", "bars", "threshold", "landmarks")
 """What a row keeps of persistent homology."""
 OF_THE_MACHINE = ("seconds_", "slowest_", "median_", "images_per", "memory", "time", "epoch", "data_wait")
 """What the names of logged numbers begin with that say nothing about the objective."""
-
-
 ERRORS = (1, 2)
 """Exit codes of a command that ends with an error of its own; others are signals."""
 
@@ -164,9 +162,7 @@ def geometry(cloud: Mapping[str, Any]) -> dict[str, Any]:
     """Return the geometry of a cloud without its evidence, with the first numbers of its spectra."""
     kept = _without_bulk(cloud)
     if "homology" in cloud:
-        kept["homology"] = {
-            key: cloud["homology"].get(key) for key in ("betti", "p_values", "bars", "threshold", "landmarks")
-        }
+        kept["homology"] = {key: x for key, x in cloud["homology"].items() if key in HOMOLOGY}
     if "graph" in cloud:
         kept["graph"]["intervals"] = cloud["graph"]["intervals"]
     if cloud.get("left_out"):
