@@ -58,7 +58,11 @@ class Parts:
         return range(number * self.rows, min((number + 1) * self.rows, self.samples))
 
     def make_folder(self) -> None:
-        """Make the folder, and remove what killed writers left there; raises UserError if it cannot be."""
+        """Make the folder, and remove what killed writers left there; raises UserError if it cannot be.
+
+        A link out of the folder above it is refused, because somebody else may have put it there.
+        """
+        foreign_files.inside(self.folder, self.folder.parent)
         try:
             self.folder.mkdir(exist_ok=True)
             remove_leftovers(self.folder, ("*.parquet", "*.seal"))

@@ -14,6 +14,7 @@ import pytest
 
 from data_pipeline.dataset.sidecars import Sidecar
 from eval_suite.vectors.parts import Parts, joined
+from isotorus.errors import UserError
 from tests.eval_suite.eval_samples import CLASSES, pack
 from tests.eval_suite.vectors.vector_samples import embed
 
@@ -111,3 +112,7 @@ def test_parts_of_somebody_else_do_not_count(tmp_path: Path):
     (parts.folder / "part-000000.parquet.seal").unlink()
     shutil.copy(parts.folder / "part-000002.parquet", parts.folder / "part-000001.parquet")
     assert parts.missing() == [0, 1]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/y.parts").symlink_to(tmp_path / "x.parts")
+    with pytest.raises(UserError, match="a link that leads out of"):
+        Parts(tmp_path / "in/y.parts", samples=5, rows=2).make_folder()
