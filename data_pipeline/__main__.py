@@ -231,8 +231,8 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    # Imported here: the other commands do not need the image decoders.
     """Run `pack`; raise `UserError` for options that contradict each other."""
+    # Imported here: the other commands do not need the image decoders.
     from data_pipeline.field_formats.picture import Reading
     from data_pipeline.packing.pack import Options, pack
 
@@ -316,8 +316,8 @@ def _phi(dest: str, workers: int) -> int:
         print(f"identifying: {line}")
     if lines:
         print(
-            f"{dest}: {len(lines)} identifying field{'s' * (len(lines) > 1)}; pack again without their "
-            "--keep, columns or headers before the set leaves your house"
+            f"{dest}: {len(lines)} identifying field{'s' * (len(lines) > 1)}; before you give "
+            "the set to others, pack again without the --keep, columns or headers that they come from"
         )
         return 1
     print(

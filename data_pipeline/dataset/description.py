@@ -98,8 +98,8 @@ class Generation(Section):
     """Version of the rules by which files become pixels, see `decoders.pixels`; sets that are older than the
     first number lack this key."""
     reading: Reading | None = None
-    """How files were read that the library of their field reads; None if the set holds none. The set then has
-    a files.npy."""
+    """How files of scientific formats, such as DICOM, were read; None if the set holds none. A set that holds
+    some has a files.npy."""
     intensity: Intensity = NONE
     """How the numbers of the images become brightness, the same in all generations; sets without this key
     hold unsigned numbers of 8 or 16 bits, of which the largest is white."""

@@ -80,7 +80,7 @@ def _intensity(facts: Generation) -> str:
 
 
 def _reading(reading: Reading) -> str:
-    """Return the options of `pack` by which files of a field were read."""
+    """Return the options of `pack` by which files of scientific formats were read."""
     given = reading.model_dump(exclude_defaults=True)
     options = [f"--{name} {one_line(str(value))}" for name, value in given.items() if name != "keep"]
     return " ".join([*options, *(f"--keep {one_line(name)}" for name in reading.keep)]) or "the defaults"

@@ -39,7 +39,7 @@ class _Rule(NamedTuple):
     numbers: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.kind}:{','.join(map(_spelled, self.numbers))}" if self.numbers else self.kind
+        return f"{self.kind}:{','.join(map(_shortest, self.numbers))}" if self.numbers else self.kind
 
 
 class Intensity(Section):
@@ -64,8 +64,8 @@ class Intensity(Section):
 
     def __str__(self) -> str:
         """Return what follows --intensity on the command line."""
-        nodata = "" if self.nodata is None else f" --nodata={_spelled(self.nodata)}"
-        return self.rule + nodata + (f" --fill={_spelled(self.fill)}" if self.fill else "")
+        nodata = "" if self.nodata is None else f" --nodata={_shortest(self.nodata)}"
+        return self.rule + nodata + (f" --fill={_shortest(self.fill)}" if self.fill else "")
 
 
 class NoValidValue(ValueError):
@@ -196,9 +196,9 @@ def _parsed(text: str) -> _Rule:
 
 def _shown(number: float) -> str:
     """Return a number for a message: whole numbers in full, others with six digits."""
-    return _spelled(number) if number.is_integer() and abs(number) < 1e16 else f"{number:.6g}"
+    return _shortest(number) if number.is_integer() and abs(number) < 1e16 else f"{number:.6g}"
 
 
-def _spelled(number: float) -> str:
+def _shortest(number: float) -> str:
     """Return the shortest text of a number that is read as the same number."""
     return repr(number).removesuffix(".0")

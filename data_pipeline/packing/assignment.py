@@ -33,8 +33,7 @@ class Assignment:
     """Class names in the order of their index."""
     split: Split | None
     reading: Reading | None = None
-    """How files are read that the library of their field reads; None if nothing was said about it, and no
-    name of a file tells that there are any."""
+    """How files of scientific formats are read; None if nothing was said about it and there are none."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -66,9 +65,9 @@ def assign(
     key.
     """
     sets = divide(_shuffle(items), split, sides)
-    of_field = any(item.format for item in items)
+    any_scientific = any(item.format for item in items)
     shards = {name: _cut(members, shard_size) for name, members in sets.items()}
-    return Assignment(shards, classes, split, reading or (Reading() if of_field else None))
+    return Assignment(shards, classes, split, reading or (Reading() if any_scientific else None))
 
 
 def refuse_empty_sets(assignment: Assignment) -> None:
@@ -215,19 +214,20 @@ def split_to_keep(dest: Path, packed: Split | None, asked: Split | None, grouped
         raise UserError(f"{dest} was packed {before}, not with {_shares(asked)}; leave these options out")
     if packed is not None and packed.grouped and not grouped:
         raise UserError(
-            f"{dest} was split by groups of images; name those of the new ones with --group-column or "
+            f"{dest} was split by groups of images; name those of the new ones with --group-column, "
             "--group-pattern or --group-field, so that none is split apart"
         )
     if packed is not None and grouped and not packed.grouped:
         raise UserError(
             f"{dest} was split image by image, so groups can no longer be kept together; "
-            "leave out options of groups, or pack all images into another folder"
+            "leave out --group-column, --group-pattern and --group-field, or pack all images into another "
+            "folder"
         )
     return packed
 
 
 def reading_to_keep(dest: Path, packed: Reading | None, asked: Reading | None) -> Reading | None:
-    """Return how new files of a field are read: as those `packed` before, if there are any.
+    """Return how new files of scientific formats are read: as those `packed` before, if there are any.
 
     Raises `UserError` if something else is `asked` for.
     """
@@ -236,8 +236,8 @@ def reading_to_keep(dest: Path, packed: Reading | None, asked: Reading | None) -
     before, now = (each.model_dump() for each in (packed, asked))
     name = next(name for name in before if before[name] != now[name])
     raise UserError(
-        f"{dest} was packed with {name}={before[name]}, not {now[name]}; leave out options about files of a "
-        "field, which stay as they were, or pack into another folder"
+        f"{dest} was packed with {name}={before[name]}, not {now[name]}; leave out --{name}, which "
+        "stays as it was, or pack into another folder"
     )
 
 

@@ -189,7 +189,7 @@ def _report_skipped(
         if is_new and not any(parts[task.target].samples for task in shards):
             raise UserError(
                 f"no usable image for {dest / name}, {len(skipped)} files cannot be packed ({first}); "
-                "correct that, or check the source folder"
+                "correct what the reason names, or check the source folder"
             )
 
 
@@ -206,33 +206,33 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
             task.target.replace(folder / name)
         rows = task.target.with_suffix(".npy")
         table = np.load(rows, allow_pickle=False)
-        of_field = np.load(task.files, allow_pickle=False) if task.files.exists() else None
-        of = files.of_rows(table) if of_field is None else of_field
-        groups = _groups(task, table["key"], of["key"])
-        shards.append(FinishedShard(name, part, rows, groups, _times(task, of["key"]), of_field))
+        stored = np.load(task.files, allow_pickle=False) if task.files.exists() else None
+        file_rows = files.of_rows(table) if stored is None else stored
+        groups = _groups(task, table["key"], file_rows["key"])
+        shards.append(FinishedShard(name, part, rows, groups, _times(task, file_rows["key"]), stored))
     return shards
 
 
-def _groups(task: Task, keys: NDArray[np.uint64], of: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
+def _groups(task: Task, keys: NDArray[np.uint64], file_keys: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
     """Return the hash of each row's group, 0 for none; None if no image of the shard has a group.
 
-    `keys` are those of the rows, and `of` those of their files. Pictures of one file are a group, unless the
-    file has one.
+    `keys` are those of the rows, and `file_keys` those of their files. The pictures of one file are a group
+    of their own, unless the file belongs to a group.
     """
     by_file = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
-    groups = np.array([by_file.get(key, 0) for key in of.tolist()], np.uint64)
-    groups = np.where((groups == 0) & (keys != of), of, groups)
+    groups = np.array([by_file.get(key, 0) for key in file_keys.tolist()], np.uint64)
+    groups = np.where((groups == 0) & (keys != file_keys), file_keys, groups)
     return groups if groups.any() else None
 
 
-def _times(task: Task, of: NDArray[np.uint64]) -> NDArray[np.int64] | None:
-    """Return the time of each row's file, whose key is in `of`; None if a file changed since an earlier call
-    wrote the shard.
+def _times(task: Task, file_keys: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """Return the time of each row's file, whose key is in `file_keys`; None if a file changed since an
+    earlier call wrote the shard.
     """
     if not shard.is_current(task):
         return None
     by_file = {key_hash(item.key): item.modified for item in task.items}
-    return np.array([by_file[key] for key in of.tolist()], np.int64)
+    return np.array([by_file[key] for key in file_keys.tolist()], np.int64)
 
 
 def _name(number: int) -> str:

@@ -1,7 +1,7 @@
 """Name the group of each file by a field of its header, such as the patient of a DICOM file."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from sys import intern
 
@@ -26,24 +26,19 @@ class _Task:
 def grouped(source: Path, items: list[Item], field: str, workers: int) -> list[Item]:
     """Return the images with the groups that a field of their headers names.
 
-    Files that are no files of a field, or whose header cannot be read or lacks the field, have no group.
+    Files without such a header, or whose header cannot be read or lacks the field, have no group.
     Raises `UserError` if no header has the field, or if a file cannot be read.
     """
-    of_field = [item for item in items if item.format]
-    tasks = [_Task(source, of_field[i : i + _AT_ONCE], field) for i in range(0, len(of_field), _AT_ONCE)]
-    named = pool.run(_names, tasks, workers, "reading headers", len(of_field)) if tasks else []
-    names = {item.path: intern(one_form(name)) for item, name in zip(of_field, _flat(named), strict=True)}
+    headed = [item for item in items if item.format]
+    tasks = [_Task(source, headed[i : i + _AT_ONCE], field) for i in range(0, len(headed), _AT_ONCE)]
+    named = pool.run(_names, tasks, workers, "reading headers", len(headed)) if tasks else []
+    names = {item.path: intern(one_form(name)) for item, name in zip(headed, chain(*named), strict=True)}
     if not any(names.values()):
         raise UserError(
-            f"--group-field {field}: none of the {len(of_field)} files in {source} with a header has this "
+            f"--group-field {field}: none of the {len(headed)} files in {source} with a header has this "
             "field; spell it as the format does, e.g. PatientID"
         )
     return [replace(item, group=names.get(item.path, "")) for item in items]
-
-
-def _flat(lists: list[list[str]]) -> Iterator[str]:
-    for each in lists:
-        yield from each
 
 
 def _names(task: _Task) -> list[str]:

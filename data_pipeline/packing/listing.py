@@ -53,8 +53,7 @@ class Item:
     unread: str = ""
     """The kind of what is there, such as a named pipe, if it is not a regular file; otherwise empty."""
     format: str = ""
-    """Format of a file that is read by the library of its field, see `field_formats.formats`; otherwise
-    empty."""
+    """Scientific format of the file, such as "DICOM", see `field_formats.formats`; "" for other images."""
 
     @property
     def key(self) -> str:

@@ -57,8 +57,8 @@ class Options:
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
     reading: Reading | None = None
-    """How to read files that the library of their field reads; None: as `Reading` says, or for more images of
-    a data set, as before."""
+    """How to read files of scientific formats; None: by the defaults of `Reading`, and with `append` as those
+    that the data set already has."""
     intensity: Intensity | None = None
     """How the numbers of the images become brightness; None: as in the data set that they are added to, and
     in a new one the largest value of an unsigned type is white."""

@@ -57,7 +57,7 @@ def samples(
     intensity: Intensity,
     reading: Reading,
 ) -> Iterator[Sample | LeftOut]:
-    """Yield the samples of a file, and which of its pictures are left out as none of their values is valid.
+    """Yield the samples of a file, and those of its pictures that are left out because no value is valid.
 
     Raises ValueError, with the reason in one line, if the file is damaged or cannot be packed, `UserError` if
     it cannot be read or has changed since it was listed, and MemoryError.
@@ -66,7 +66,7 @@ def samples(
         raise ValueError(f"no regular file but a {item.unread}")
     extension = Path(item.path).suffix.lower()
     if item.format or (extension in _TIFF and rules > 1 and _is_stack(source, item)):
-        yield from _of_field(source, item, channels, rules, intensity, reading)
+        yield from _pictures_of(source, item, channels, rules, intensity, reading)
         return
     if extension not in EXTENSIONS:
         raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
@@ -90,7 +90,7 @@ def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
     return key_hash(item.key), item.size, checksum
 
 
-def _of_field(
+def _pictures_of(
     source: Path,
     item: Item,
     channels: int | None,
@@ -98,13 +98,13 @@ def _of_field(
     intensity: Intensity,
     reading: Reading,
 ) -> Iterator[Sample | LeftOut]:
-    """Yield the samples of a file that is read by the library of its field."""
+    """Yield the samples of a file of a scientific format: one for each of its pictures."""
     try:
         with formats.opened(source / item.path) as file:
             if not isinstance(file, Path) and os.fstat(file.fileno()).st_size != item.size:
                 raise _changed(source, item)
             pictures = formats.read(item.format or formats.STACK, file, reading)
-            # The pictures are closed before the file, because libraries still move in it then.
+            # Closed before the file, because libraries still seek in the file when they close.
             with contextlib.closing(pictures), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about headers that are unusual or damaged
                 for picture in pictures:

@@ -42,7 +42,7 @@ class Task:
     pixel_rules: PixelRules
     """Version of the rules by which files become pixels."""
     reading: Reading
-    """How files are read that the library of their field reads."""
+    """How files of scientific formats are read."""
     intensity: Intensity = NONE
     """How the numbers of the images become brightness."""
 
@@ -78,14 +78,14 @@ def write(task: Task) -> Part:
     """
     try:
         with atomic(task.target) as file:
-            census, of_field = _write_tar(task, file)
+            census, file_rows = _write_tar(task, file)
         with task.target.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         part, rows = census.part(task.target.stat().st_size, sha256)
         with atomic(task.target.with_suffix(".npy")) as file:
             np.save(file, rows)
-        if of_field is not None:
-            files.write(task.files, of_field)
+        if file_rows is not None:
+            files.write(task.files, file_rows)
         with atomic(task.target.with_suffix(".json")) as file:
             staged = Staged(sources=task.sources, channels=task.channels, intensity=task.intensity, part=part)
             file.write(staged.model_dump_json().encode())
@@ -121,8 +121,8 @@ def _staged(task: Task) -> Staged | None:
 
 
 def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | None]:
-    """Write the tar file, and return the counts of its samples and, if any were read by the library of a
-    field, the file of each.
+    """Write the tar file, and return the counts of its samples and, if any came from a scientific format, the
+    file of each.
 
     A file is packed whole or not at all: if one of its pictures cannot be, what was written of it is removed.
     """

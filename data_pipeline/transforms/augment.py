@@ -2,9 +2,10 @@
 
 Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
 one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
-parameters give the same pixels on any device, except for rounding. Those that torchvision has equal the
-function of the same name in `torchvision.transforms.v2.functional` on float images. If images do not have 3
-channels, saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
+parameters give the same pixels on any device, except for rounding. Operators that
+`torchvision.transforms.v2.functional` also has give what its function of the same name gives on float images.
+If images do not have 3 channels, saturation, hue, grey and turn do nothing, and contrast is computed for each
+channel by itself.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,19 @@ from data_pipeline.transforms import augment_torch
 from data_pipeline.transforms.config import AugmentConfig
 
 PARAMETERS = (
-    *("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize", "turn"),
-    *("gamma", "noise", "shot", "key", "drop"),
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "grey",
+    "blur",
+    "solarize",
+    "turn",
+    "gamma",
+    "noise",
+    "shot",
+    "key",
+    "drop",
 )
 """Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
 turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
@@ -56,7 +68,7 @@ def draw_instrument(
 ) -> None:
     """Draw what instruments do to the views in `rows` (views, P): power, noise, and a dropped channel.
 
-    `rng` is not that of `draw`, whose numbers so stay those of runs that know nothing of these operators.
+    `rng` is not the generator of `draw`, whose draws therefore do not depend on these operators.
     """
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
     power, noisy, dropped = (chance < np.array(probabilities(config))).T

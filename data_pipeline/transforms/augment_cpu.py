@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipeline.transforms.augment import PARAMETERS
 from data_pipeline.transforms.augment_torch import KERNEL_SIGMAS, LUMA
 from data_pipeline.transforms.compiled import jit
 from data_pipeline.transforms.hue import QUARTER, WEIGHTS
@@ -26,7 +27,6 @@ _SIGMAS = _f(KERNEL_SIGMAS)
 _WEIGHTS, _QUARTER = np.array(WEIGHTS, np.float32), np.array(QUARTER, np.float32)
 _BITS, _STEP = np.uint64(2**32 - 1), np.uint64(0x9E3779B9)
 _TURN = _f(2 * math.pi * 2.0**-32)
-_PARAMETERS = 13
 _RUN = 4096  # pixels summed in float32 before the sum is added in float64
 
 
@@ -34,7 +34,7 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     """Augment images as `augment.apply` describes, with as many threads as torch uses."""
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()
-    assert table.shape == (len(source), _PARAMETERS), table.shape  # compiled loops check no bounds
+    assert table.shape == (len(source), len(PARAMETERS)), table.shape  # compiled loops check no bounds
     # Allocated by torch: the rounding of later matrix products depends on the alignment of memory.
     result = torch.empty(images.shape, dtype=torch.float32)
     out = result.numpy()
