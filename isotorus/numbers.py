@@ -1,4 +1,4 @@
-"""Read whole numbers that a user wrote."""
+"""Whole numbers that a user wrote, and durations that a user reads."""
 
 _DIGITS = 18
 """More digits than this are not read: Python refuses a number of thousands, and 64 bits hold no more."""
@@ -7,3 +7,11 @@ _DIGITS = 18
 def whole_number(text: str) -> int | None:
     """Return the number in a text of up to 18 digits 0 to 9, or None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else None
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two or more, such as "90 s" or "2.5 h"."""
+    for unit, name in ((86400, "days"), (3600, "h")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

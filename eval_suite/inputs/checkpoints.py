@@ -79,7 +79,7 @@ class Checkpoint:
 
     def require_fit(self) -> None:
         """Raise UserError unless the weights file is whole and belongs to the described encoder."""
-        self._compared  # noqa: B018
+        self._compared  # noqa: B018, a cached property, whose first use compares
 
     @property
     def name(self) -> str:

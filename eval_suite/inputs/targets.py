@@ -225,7 +225,7 @@ def key_hashes(keys: list[str], dataset: Dataset) -> NDArray[np.uint64]:
     for written in (keys, paths) if paths != keys else (keys,):
         for form in ("NFC", "NFD"):
             spelled = [key if key.isascii() else unicodedata.normalize(form, key) for key in written]
-            # Files of a field may have no ending, so that all of their name is the key: 1.2.840.10008.
+            # A DICOM file may have no ending, so that all of its name is the key: 1.2.840.10008.
             whole = [path.replace(".", "_") for path in spelled]
             for spelling in (spelled, [_key_of(path) for path in spelled], whole):
                 for prefix in prefixes:

@@ -13,6 +13,7 @@ from eval_suite import arguments
 from eval_suite.layers import quantities
 from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.numbers import duration
 
 EPILOG = """examples:
   isotorus eval layers runs/elpv --every 100 --data data/elpv/val
@@ -104,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out) if args.out else home / "eval" / name
     results.make_folder(out, home)
     seconds = sum(estimate.values()) * len(checkpoints)
-    terminal.tell(f"{len(checkpoints)} checkpoints, about {series.duration(seconds)}", quiet=args.json)
+    terminal.tell(f"{len(checkpoints)} checkpoints, about {duration(max(seconds, 1.0))}", quiet=args.json)
     started = time.monotonic()
     measured: dict[str, Any] = {
         "format": 2,

@@ -295,11 +295,3 @@ def show_costs(estimate: Mapping[str, float]) -> None:
     Console().print(
         "Estimated for one checkpoint on this machine, from one timed forward pass.", highlight=False
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a rough duration as text, such as "3 min"."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, round(seconds))} s"

@@ -141,7 +141,7 @@ def attend_sorted(count: int, q: Tensor, k: Tensor, v: Tensor, addresses: Addres
 
 
 def attend_densely(q: Tensor, k: Tensor, v: Tensor, addresses: Addresses) -> Tensor:
-    """Do the same as `attend_sorted` over all pairs of tokens, by operators that any graph has."""
+    """Do the same as `attend_sorted` over all pairs of tokens, with operators that exported graphs have."""
     classes, layers, membership = (x[:, None] for x in addresses)
     bias = membership[..., None, :] - (layers[..., :, None] - layers[..., None, :]).abs()
     bias = bias.masked_fill(classes[..., :, None] != classes[..., None, :], -torch.inf)

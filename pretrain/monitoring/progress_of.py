@@ -1,10 +1,9 @@
-"""How a run stands, from the files of its folder: what `isotorus watch` shows."""
+"""Read from the files of a run's folder how far the run is, and what is unhealthy in it."""
 
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import yaml
 
 from isotorus import jsonl
+from isotorus.numbers import duration
 from isotorus.recipe import read_yaml
 
 Row = dict[str, Any]
 _RECENT = 20
-"""Newest rows whose median speed decides the time that is left."""
-_BARS = "▁▂▃▄▅▆▇█"
+"""Number of newest rows whose median speed gives the time that is left."""
 
 
 @dataclass(frozen=True)
@@ -120,23 +119,3 @@ def notes(now: Standing) -> list[str]:
     if newest.get("corrupt_samples"):
         said.append(f"{newest['corrupt_samples']:,} damaged images were replaced: corrupt.jsonl lists them")
     return said
-
-
-def sparkline(values: Sequence[float], width: int = 30) -> str:
-    """Return a curve of block characters: the means of `width` equal parts, from the least to the largest."""
-    if not values:
-        return ""
-    parts = min(width, len(values))
-    edges = [len(values) * i // parts for i in range(parts + 1)]
-    means = [statistics.fmean(values[a:b]) for a, b in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the largest unit of which there are two or more."""
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"

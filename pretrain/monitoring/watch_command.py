@@ -1,7 +1,10 @@
 """`isotorus watch RUN`: follow a run in the terminal, from the files of its folder."""
 
+import itertools
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -9,8 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from isotorus.errors import ArgumentParser, UserError
-from pretrain.monitoring.progress_of import Standing, duration, notes, sparkline, standing
+from isotorus.numbers import duration
+from pretrain.monitoring.progress_of import Standing, notes, standing
 
+_BARS = "▁▂▃▄▅▆▇█"
 SHOWN = {
     "loss": "loss",
     "prediction": "prediction",
@@ -28,7 +33,7 @@ def main(arguments: list[str]) -> int:
     """Run the command; Ctrl-C ends it with exit code 0."""
     parser = ArgumentParser(
         prog="isotorus watch",
-        description="Show how a run stands, and follow it until its last step; a folder of runs is a table. "
+        description="Show how far a run is, and follow it to its last step; for a folder of runs, a table. "
         "It reads the run's files only, so the run may be on any machine that shares the folder.",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/mine, or a folder of runs")
@@ -69,6 +74,7 @@ def _runs(path: Path) -> list[Path]:
 
 
 def _shown(looks: list[Standing]) -> Group | Table:
+    """Return the page of one run, or the table of several."""
     return _one(looks[0]) if len(looks) == 1 else _several(looks)
 
 
@@ -129,7 +135,19 @@ def _state(now: Standing) -> str:
     return "" if now.seconds_left is None else f"{duration(now.seconds_left)} left"
 
 
+def sparkline(values: Sequence[float], width: int = 30) -> str:
+    """Return a curve of block characters: the means of `width` equal parts, from the least to the largest."""
+    if not values:
+        return ""
+    parts = min(width, len(values))
+    edges = [len(values) * i // parts for i in range(parts + 1)]
+    means = [statistics.fmean(values[a:b]) for a, b in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
 def _end(looks: list[Standing], runs: list[Path]) -> None:
-    """Say what to do with a run that has ended."""
+    """Say what to do next with a run that has finished."""
     if len(looks) == 1 and looks[0].finished:
         print(f"next: isotorus eval {runs[0]} --train SHARDS --val SHARDS", file=sys.stderr)

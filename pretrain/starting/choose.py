@@ -14,9 +14,9 @@ SMALL = 50_000
 _LARGE = ((20_000_000, "vit_large_patch16_224"), (2_000_000, "vit_base_patch16_224"))
 """Images from which on a larger encoder is chosen."""
 _PASSES = 100
-"""Times that LeJEPA's published runs see each image of ImageNet-1k."""
+"""How often LeJEPA's published runs see each image of ImageNet-1k."""
 _SEEN, _MOST_PASSES = 5_000_000, 800
-"""Images that a run of a small set sees if there is time, repeated ones counted, and most passes for it."""
+"""Views of a small set's images that a run takes if there is time, but in no more than so many passes."""
 
 
 class Setting(NamedTuple):
@@ -75,7 +75,7 @@ def _data(images: Images, machine: Machine, on_cpu: bool) -> list[Setting]:
     share = (
         f"one of {machine.cores} cores" if on_cpu else f"of {machine.cores} cores for {machine.gpus} ranks"
     )
-    remote = "the set is remote: long reads" if images.remote else "a local set: every order is as fast"
+    remote = "long reads, as the set is remote" if images.remote else "any order is as fast on a local disk"
     return [
         Setting("data.path", images.path, f"{images.count:,} images"),
         Setting("data.batch_size", batch_size, "over all ranks, however many there are"),
@@ -99,14 +99,12 @@ def _views(images: Images, size: int, on_cpu: bool) -> list[Setting]:
             Setting("views.local_size", 96, "2 global and 6 local views, as LeJEPA for ImageNet-1k"),
         ]
     found = [
-        Setting(
-            "views.global_size", size, why + ("; larger views cost more than CPUs have" if on_cpu else "")
-        ),
+        Setting("views.global_size", size, why + ("; larger views take too long on CPUs" if on_cpu else "")),
         Setting("views.global_views", 4, "4 views of one size, as LeJEPA's minimal recipe"),
         Setting("views.local_views", 0, ""),
     ]
     if on_cpu and images.side >= size * 3 // 2:
-        larger = "whole images are evaluated larger: crops enlarge things"
+        larger = "crops enlarge what they show, so whole images are evaluated larger"
         found.append(Setting("views.whole_size", size * 3 // 2, larger))
     return found
 
@@ -122,10 +120,12 @@ def _augment(images: Images, size: int) -> list[Setting]:
         why = f"left and right differ in the mean ({share:.3f} of 1): 0 if a side means something"
         found.append(Setting("augment.horizontal_flip", 0.5, why))
     if size < 96:
-        found.append(Setting("augment.blur_probability", 0.0, f"views of {size} pixels are blurred as it is"))
+        found.append(
+            Setting("augment.blur_probability", 0.0, f"views of {size} pixels have too little detail to blur")
+        )
     if images.channels != 3 or images.depth == 16:
         found.append(
-            Setting("augment.solarize_probability", 0.0, "values that are measured have no negative")
+            Setting("augment.solarize_probability", 0.0, "the negative of a measured value means nothing")
         )
     return found
 

@@ -9,6 +9,7 @@ import yaml
 
 from data_pipeline.preview.symmetry import ALIKE
 from isotorus.errors import UserError
+from isotorus.numbers import duration
 from pretrain.config import Config
 from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
 from pretrain.starting import choose
@@ -36,10 +37,10 @@ def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[
     possible = int(hours * 3600 * rate / batch)
     steps = max(10, min(wanted, _round(possible)))
     passes = steps * batch / images.count
-    took = _duration(steps * batch / rate)
+    took = duration(steps * batch / rate)
     why = f"each image {passes:,.0f} times; about {took} at {rate:,.0f} images/s, {source}"
     if steps < wanted:
-        why += f"; {wanted:,} would be better, in {_duration(wanted * batch / rate)}"
+        why += f"; {wanted:,} would be better, in {duration(wanted * batch / rate)}"
     schedule = [
         Setting(
             "optimizer.warmup_steps", _round(max(steps // 50, min(100, steps // 6))), "a linear rise at first"
@@ -151,9 +152,3 @@ def _round(steps: int) -> int:
     """Return a number with at most two digits other than 0, rounded down; at least 1."""
     unit = 10 ** max(0, math.floor(math.log10(max(steps, 1))) - 1)
     return max(1, steps // unit * unit)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def main() -> int:
-    """Train what is missing, write rows.csv, and print it as a table."""
+    """Train the runs that are named, write the rows of all that are in the folder, and print them."""
     folder, names = folder_and_names(RUNS)
     for name in names:
         given = [
@@ -56,7 +56,7 @@ def main() -> int:
         ]
         python(folder, ["-m", "pretrain", *given, *RUNS[name]])  # one of them ends early, as it should
     table = [["run", "step", *COLUMNS]]
-    for name in names:
+    for name in RUNS:
         rows = {row["step"]: row for row in jsonl.read(folder / "healthy" / name / "metrics.jsonl", "step")}
         for step in (step for step in STEPS if step in rows):
             table.append([name, str(step), *(f"{rows[step][key]:.4g}" for key in COLUMNS)])

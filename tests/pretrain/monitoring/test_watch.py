@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.monitoring.progress_of import notes, sparkline, standing
+from pretrain.monitoring.progress_of import notes, standing
+from pretrain.monitoring.watch_command import sparkline
 
 WATCH = [sys.executable, "-m", "pretrain", "watch"]
 

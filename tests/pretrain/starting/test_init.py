@@ -1,5 +1,6 @@
 """`isotorus init` and `isotorus recipes`: what they write can be trained with, and says why."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pretrain.preflight import check
 from pretrain.starting import recipe
 from pretrain.starting.found import Images, Machine, images
 
+ROOT = Path(__file__).resolve().parents[3]
 PHOTOS = Images(
     path="shards",
     count=200_000,
@@ -31,9 +33,15 @@ PHOTOS = Images(
 )
 
 
-def isotorus(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def isotorus(*arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     code = "import sys; from isotorus.console import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 def test_a_run_starts_with_what_init_writes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -65,8 +73,8 @@ def test_every_choice_is_a_configuration_that_fits(machine: Machine, count: int,
     # PyYAML reads YAML 1.1, where 2e-3 is text.
     assert isinstance(yaml.safe_load(text)["optimizer"]["lr"], float)
     assert "vertical_flip" not in text
-    hours = config.steps * config.data.batch_size / count
-    assert hours <= 801  # passes
+    passes = config.steps * config.data.batch_size / count
+    assert passes <= 801
 
 
 def test_less_time_means_fewer_steps(tmp_path: Path):
@@ -75,7 +83,7 @@ def test_less_time_means_fewer_steps(tmp_path: Path):
     assert long == pytest.approx(10 * short, rel=0.1)
 
 
-def test_what_is_odd_about_the_images_is_found(shards: Path):
+def test_the_facts_of_a_set_are_found(shards: Path):
     found = images(Dataset(str(shards)))
     assert (found.count, found.side, found.channels, found.depth) == (60, 40, 1, 8)
     assert found.labelled == 60 and found.classes == 2 and not found.remote
@@ -103,11 +111,12 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_recipes_are_listed_and_shown(tmp_path: Path):
-    (tmp_path / "configs").mkdir()  # the user's own folder of this name is not the packaged one
-    listed = isotorus("recipes")
-    names = [path.stem for path in Path("configs").glob("*.yaml")]
+    (tmp_path / "configs").mkdir()  # a folder of this name in the present folder is the user's own
+    (tmp_path / "configs/own.yaml").write_text("# A recipe of the user.\n")
+    listed = isotorus("recipes", folder=tmp_path)
+    names = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
     assert sorted(line.split()[0] for line in listed.stdout.splitlines()[:-2]) == sorted(names)
-    assert isotorus("recipes", "--show", "torus_m2").stdout == Path("configs/torus_m2.yaml").read_text()
+    assert isotorus("recipes", "--show", "torus_m2").stdout == (ROOT / "configs/torus_m2.yaml").read_text()
 
 
 @pytest.mark.parametrize(
