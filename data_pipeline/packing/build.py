@@ -166,19 +166,24 @@ def _write_shards(tasks: dict[str, list[Task]], workers: int, *, check_sources: 
 def _report_skipped(
     dest: Path, tasks: dict[str, list[Task]], parts: dict[Path, Part], strict: bool, *, is_new: bool
 ) -> None:
-    """Write the list of files that were left out to skipped.txt.
+    """Write the list of files that were left out to skipped.txt; for a new data set it replaces that of an
+    earlier call.
 
     Raises `UserError` with `strict` if there are any, and for a new data set if one of its sets has no
-    images.
+    images. If none has, the staging folder is deleted: it holds no work, and would refuse other options.
     """
     skipped = sorted(entry for part in parts.values() for entry in part.skipped)
     if not skipped:
+        if is_new:
+            (dest / SKIPPED).unlink(missing_ok=True)
         return
     lines = [f"{path}\t{reason}" for path, reason in skipped]
     if not is_new and (dest / SKIPPED).exists():  # files left out earlier stay in the list
         lines = sorted({*lines, *(dest / SKIPPED).read_text().splitlines()})
     with atomic(dest / SKIPPED) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
+    if is_new and not any(part.samples for part in parts.values()):
+        staging.clear(dest / staging.STAGING)
     first = f"first: {skipped[0][0]}: {skipped[0][1]}; all are in {dest / SKIPPED}"
     if strict:
         raise UserError(

@@ -220,7 +220,8 @@ def _is_packed(source: Path, dest: Path, assigned: Assignment, options: Options)
             raise _other_data(source, dest, sets, assigned, options)
         refuse_other(dataset.path, dataset.intensity, options.intensity or NONE)
     unfinished = (dest / STAGING).exists()
-    if not sets and not unfinished and dest.exists() and any(dest.iterdir()):
+    others = [path for path in dest.iterdir() if path.name != SKIPPED] if dest.exists() else []
+    if not sets and not unfinished and others:
         raise UserError(f"{dest} is not empty; choose another folder, or empty it")
     return len(sets) == len(assigned.sets)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline import pool
@@ -60,6 +61,21 @@ def test_no_usable_image_at_all(refused: Refused, tmp_path: Path) -> None:
     line = refused("pack", tmp_path / "images", tmp_path / "set")
     assert "no usable image" in line and "2 files" in line and "a.png: not an image" in line
     assert not (tmp_path / "set/dataset.json").exists()
+
+
+def test_what_the_refusal_of_all_images_advises_is_then_done_with_any_further_options(
+    refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "ct").mkdir()
+    for name in ("p1-a", "p1-b", "p2-a"):
+        np.save(tmp_path / "ct" / f"{name}.npy", np.arange(-500, 524, dtype=np.int16).reshape(32, 32))
+    command = ["pack", tmp_path / "ct", tmp_path / "set"]
+    line = refused(*command)
+    assert "--intensity window:-500,523" in line and (tmp_path / "set/skipped.txt").exists()
+    rule, groups = ("--intensity", "window:-500,523"), ("--group-pattern", "(p[0-9])")
+    assert main([str(argument) for argument in (*command, *rule, *groups)]) == 0
+    assert len(Dataset(tmp_path / "set")) == 3
+    assert not (tmp_path / "set/skipped.txt").exists(), "all images are packed now"
 
 
 def test_strict_publishes_nothing_and_without_it_nothing_is_done_twice(
