@@ -30,7 +30,7 @@ LINES: dict[str, Callable[[Row], float]] = {
 def main() -> int:
     """Print a table of certificates, one of controls, and one of scores."""
     rows = {row["name"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
-    for family in ("torus", "cells"):
+    for family in ("torus", "light", "cells"):
         print_certificates([rows[name] for name in sorted(rows) if name.startswith(f"{family}-s")])
     print_controls([row for name, row in rows.items() if name.startswith(("control", "cells-order"))])
     print_scores(rows)
@@ -81,16 +81,16 @@ def print_scores(rows: dict[str, Row]) -> None:
         )
         used = row["cpu_seconds"]
         print(f"| {name} | {scores} | {'' if used is None else f'{used:.0f}'} |")
-    seeds = [seed for seed in range(3) if {f"torus-s{seed}", f"lejepa-s{seed}"} <= rows.keys()]
-    for method in ("knn", "probe"):
-        torus, lejepa = (
-            [100 * rows[f"{family}-s{seed}"]["scores"]["pretrained"][method]["accuracy"] for seed in seeds]
-            for family in ("torus", "lejepa")
-        )
-        less = [a - b for a, b in zip(torus, lejepa, strict=True)]
-        print(
-            f"torus less LeJEPA alone, {method}: {', '.join(f'{x:+.1f}' for x in less)}; {over_seeds(less)}"
-        )
+    for family in ("torus", "light"):
+        seeds = [seed for seed in range(3) if {f"{family}-s{seed}", f"lejepa-s{seed}"} <= rows.keys()]
+        for method in ("knn", "probe"):
+            torus, lejepa = (
+                [100 * rows[f"{name}-s{seed}"]["scores"]["pretrained"][method]["accuracy"] for seed in seeds]
+                for name in (family, "lejepa")
+            )
+            less = [a - b for a, b in zip(torus, lejepa, strict=True)]
+            each = ", ".join(f"{x:+.1f}" for x in less)
+            print(f"{family} less LeJEPA alone, {method}: {each}; {over_seeds(less)}")
 
 
 def over_seeds(values: Sequence[float], digits: int = 1) -> str:

@@ -172,17 +172,17 @@ def test_changed_bytes_are_corrupt_and_leave_the_others_readable(many_shards: Pa
 
 
 def test_a_pickled_data_set_is_small_and_stays_in_its_generation(tmp_path: Path) -> None:
-    save_pictures(tmp_path / "images", [f"{i}.png" for i in range(40)])
+    save_pictures(tmp_path / "images", [f"{i}.png" for i in range(60)])
     pack(tmp_path / "images", tmp_path / "set", Options())
     dataset = Dataset(tmp_path / "set")
-    keys = [dataset.key(i) for i in range(40)]
+    keys = [dataset.key(i) for i in range(60)]
     blob = pickle.dumps(dataset)
     assert len(blob) < dataset.rows.nbytes
-    save_pictures(tmp_path / "images", [f"{i}.png" for i in range(60)])
+    save_pictures(tmp_path / "images", [f"{i}.png" for i in range(90)])
     pack(tmp_path / "images", tmp_path / "set", Options(append=True))
     copy = pickle.loads(blob)
-    assert len(copy) == 40 and copy.fingerprint == dataset.fingerprint
-    assert [copy.key(i) for i in range(40)] == keys
+    assert len(copy) == 60 and copy.fingerprint == dataset.fingerprint
+    assert [copy.key(i) for i in range(60)] == keys
 
 
 def test_another_version_of_the_format_is_named(tmp_path: Path) -> None:
