@@ -190,7 +190,10 @@ def require_active(client: Any, run: Any, folder: Path) -> None:
 
 
 def require_remote_files(uri: str, artifacts: str) -> None:
-    """Raise StoreProblem if a server keeps the files of its runs in a folder: it must not choose one here."""
+    """Raise StoreProblem if a server names a folder for the files of its runs.
+
+    The client would write them into that folder of this machine, which the server must not choose.
+    """
     if local_path(uri) is None and urlsplit(artifacts).scheme in ("", "file"):
         raise StoreProblem(
             f"has the numbers, but not the files: it keeps files in {one_line(artifacts)[:200]}, which may "

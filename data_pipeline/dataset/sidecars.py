@@ -37,20 +37,10 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
     found: dict[tuple[str, str], bytes] = {}
     rows = dataset.rows
     for i in range(start, stop):
-        end = int(rows["offset"][i]) + -(-int(rows["size"][i]) // BLOCKSIZE) * BLOCKSIZE
-        follows = i + 1 < len(dataset) and rows["shard"][i + 1] == rows["shard"][i]
-        until = int(rows["offset"][i + 1] if follows else dataset.shards["bytes"][rows["shard"][i]])
-        first = not i or rows["shard"][i - 1] != rows["shard"][i]
-        gaps = [(end, until)]
-        if first:
-            gaps.append((0, int(rows["offset"][i])))
-        elif i == start:
-            before = int(rows["offset"][i - 1]) + int(rows["size"][i - 1])
-            gaps.append((-(-before // BLOCKSIZE) * BLOCKSIZE, int(rows["offset"][i])))
         prefix = key_prefix(dataset.description.tar_names_in_keys, dataset.shard_name(int(rows["shard"][i])))
-        for begin, finish in gaps:
-            if 0 < finish - begin <= LARGEST:
-                for name, content in _json_files(dataset.read_range(i, begin, finish - begin)):
+        for begin, end in _gaps(dataset, i, start):
+            if 0 < end - begin <= LARGEST:
+                for name, content in _json_files(dataset.read_range(i, begin, end - begin)):
                     key, extension = key_and_extension(name) or (name, "")
                     found[prefix + key, extension] = content
     sidecars = []
@@ -61,6 +51,26 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
         content = found.get((key, "json")) or found.get((key, f"{own}.json"), b"")
         sidecars.append(Sidecar(key, name, _columns(content)))
     return sidecars
+
+
+def _gaps(dataset: Dataset, i: int, start: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the bytes of the shard before and after image `i` that are no image.
+
+    Those before it are left out if they follow an image from `start` on, because they are after that one.
+    """
+    shards, offsets = dataset.rows["shard"], dataset.rows["offset"]
+    if i == 0 or shards[i - 1] != shards[i]:
+        yield 0, int(offsets[i])
+    elif i == start:
+        yield _end(dataset, i - 1), int(offsets[i])
+    follows = i + 1 < len(dataset) and shards[i + 1] == shards[i]
+    yield _end(dataset, i), int(offsets[i + 1] if follows else dataset.shards["bytes"][shards[i]])
+
+
+def _end(dataset: Dataset, i: int) -> int:
+    """Return where the blocks of image `i` end in its shard."""
+    row = dataset.rows[i]
+    return int(row["offset"]) + -(-int(row["size"]) // BLOCKSIZE) * BLOCKSIZE
 
 
 def _columns(content: bytes) -> dict[str, Any]:

@@ -83,12 +83,10 @@ def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], wo
             doubtful.append((item, row))
     differing = set(_other_bytes(source, doubtful, checksums, workers))
     unchanged = {item.path for item, _ in doubtful} - differing
-    recorded = False
-    for place in np.flatnonzero(known).tolist():
-        item, same = items[place], order[starts[place] : ends[place]]
-        if item.path in unchanged:
-            times[same], recorded = item.modified, True
-    if recorded:
+    copied = [place for place in np.flatnonzero(known).tolist() if items[place].path in unchanged]
+    for place in copied:
+        times[order[starts[place] : ends[place]]] = items[place].modified  # all samples of one file
+    if copied:
         _record(sets, times)
 
     each, first = np.unique(keys, return_index=True)

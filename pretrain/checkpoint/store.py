@@ -132,7 +132,7 @@ def damage(checkpoint: Path, name: str) -> str:
         listed = foreign_files.read_json(checkpoint / "COMPLETE")
     except (OSError, UserError):  # `restore` reports it
         return ""
-    return _damage(checkpoint, name, listed[name]) if isinstance(listed, dict) and name in listed else ""
+    return _difference(checkpoint, name, listed[name]) if isinstance(listed, dict) and name in listed else ""
 
 
 def write(
@@ -261,11 +261,11 @@ def _damages(folder: Path, part: int, parts: int) -> list[str]:
         return [f"COMPLETE cannot be read ({error})"]
     if not isinstance(listed, dict) or any("/" in name for name in listed):
         return ["COMPLETE is no list of files"]
-    found = (_damage(folder, name, listed[name]) for name in sorted(listed)[part::parts])
+    found = (_difference(folder, name, listed[name]) for name in sorted(listed)[part::parts])
     return [damage for damage in found if damage]
 
 
-def _damage(folder: Path, name: str, written: Any) -> str:
+def _difference(folder: Path, name: str, written: Any) -> str:
     """Say how a file differs from its size and checksum when it was written; "" if it does not."""
     file = folder / name
     try:
