@@ -17,8 +17,9 @@ _PERSON = "patients?|subjects?|persons?|participants?|cases?"
 _STAFF = "physicians?|doctors?|operators?|performers?|observers?|reviewers?|radiologists?|technologists?"
 _KINDS = {
     "name": (
-        rf"(?:{_PERSON}|{_STAFF}|first|last|given|family|sur|maiden|birth|middle|full|other|mothers?|owner|artist|"
-        r"author|creator|camera ?owner|institution|institutional|hospital|clinic|department|station|site)"
+        rf"(?:{_PERSON}|{_STAFF}|first|last|given|family|sur|maiden|birth|middle|full|other|"
+        r"mothers?|owner|artist|author|creator|cameraowner|institution|institutional|hospital|clinic|"
+        r"department|station|site)"
         r"(?:al|s)?(?:department)?(?:name|names)|name|surname|forename|"
         rf"(?:performing|referring|requesting|reading|ordering|consulting)?(?:{_STAFF})(?:name|ofrecord)?|"
         r"owners?|artist|author|creator|copyright|xpauthor|institution|hospital|experimenter|namesofintended.*|"
@@ -32,20 +33,24 @@ _KINDS = {
         r".*patientids?.*|.*(?:serialnumber|uids?(?:infile|list|of.*)?)|imageuniqueid|deviceid|hostcomputer"
     ),
     "date": (
-        r"(?!candidate|update).*(?:date|dates|datetime|timestamp|dateobs|birthday)|dateof.*|.*(?:birth|death)(?:date|time).*|dob|birth|birth(?:year|day)|"
-        r"(?:study|series|acquisition|content|visit|admission|birth|(?:instance ?)?creation)time|"
+        r"(?!candidate|update).*(?:date|dates|datetime|timestamp|dateobs|birthday)|dateof.*|"
+        r".*(?:birth|death)(?:date|time).*|dob|birth|birth(?:year|day)|"
+        r"(?:study|series|acquisition|content|visit|admission|birth|(?:instance)?creation)time|"
         r"datetime(?:original|digitized)|date"
     ),
     "address": (
         r".*(?:address|street|zipcode|postcode|postalcode|telephone|telephonenumbers?|phone|phonenumber|email)|"
-        r".*telecominformation|zip|city|fax|gps.*|latitude|longitude|residence|countryofresidence|regionofresidence"
+        r".*telecominformation|zip|city|fax|gps.*|latitude|longitude|"
+        r"residence|countryofresidence|regionofresidence"
     ),
     "free text": (
-        r".*(?:comment|comments|description|history|remarks?|notes?)|commentson.*|descrip|auxfile|dbname|reason.*|"
-        r"impression|findings|report|xpcomment|xpsubject|xptitle|xpkeywords|usercomment|caption|title|xmp|iptc"
+        r".*(?:comment|comments|description|history|remarks?|notes?)|commentson.*|descrip|auxfile|dbname|"
+        r"reason.*|impression|findings|report|xpcomment|xpsubject|xptitle|xpkeywords|usercomment|caption|title|xmp|iptc"
     ),
 }
-_COMPILED = {kind: re.compile(pattern.replace(" ?", "")) for kind, pattern in _KINDS.items()}
+"""Patterns of whole names, of which only letters and digits are kept, in lower case: what they say about a
+person."""
+_COMPILED = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
 _TAG = re.compile(r"\(?[0-9a-f]{4},? ?[0-9a-f]{4}\)?", re.IGNORECASE)
 _UID = re.compile(r"(?:^|[/_])[12][._][0-9](?:[._][0-9]+){4,}")
 """A DICOM UID in a key, where dots became underscores."""

@@ -23,10 +23,15 @@ _LINE = 100
 def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[str, Config]:
     """Return a recipe in YAML with a comment behind each value, and its configuration.
 
-    Raises UserError if no accelerator of this kind has the memory.
+    Raises UserError for fewer images in a batch than accelerators, and if these do not have the memory.
     """
     chosen = choose.settings(images, machine)
     batch = choose.batch(images, machine.gpu == "cpu")
+    if batch < machine.gpus:
+        raise UserError(
+            f"--gpus {machine.gpus}: {images.count:,} images in {images.path} make batches of {batch}, less "
+            f"than an image for each; give --gpus {batch} or fewer"
+        )
     wanted = choose.wanted_steps(images, batch)
     config = _config(name, chosen, wanted)
     request = Request(machine.gpus, machine.gpu, 0.4, images.count, 2e9)

@@ -110,6 +110,11 @@ def test_what_does_not_fit_is_refused():
         recipe.written(PHOTOS, Machine("cpu", 100, 2), 1.0, "x")
 
 
+def test_more_accelerators_than_images_in_a_batch_are_refused():
+    with pytest.raises(UserError, match=r"--gpus 8: 16 images in shards make batches of 4, .* --gpus 4 or"):
+        recipe.written(replace(PHOTOS, count=16), Machine("h100", 8, 64), 1.0, "x")
+
+
 def test_recipes_are_listed_and_shown(tmp_path: Path):
     (tmp_path / "configs").mkdir()  # a folder of this name in the present folder is the user's own
     (tmp_path / "configs/own.yaml").write_text("# A recipe of the user.\n")
