@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.decoders import jpeg, npy, orientation, pillow, png, tiff
-from data_pipeline.decoders.intensity import NONE, Intensity, NoValidValue, Valid, brightness
+from data_pipeline.decoders.intensity import NONE, Intensity, NeedsRule, NoValidValue, Valid, brightness
 from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, Numbers, PixelRules, Pixels, convertible
 
 _LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
@@ -148,14 +148,14 @@ def _tag(data: bytes, rules: PixelRules) -> int:
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
     """Turn whatever a decoder raises into a ValueError with the reason in one line, except MemoryError, and
-    `NoValidValue`, which is one already.
+    `NoValidValue` and `NeedsRule`, which are one already.
 
     A sound image that finds no memory is not damaged. How much a damaged one can ask for is limited by
     `pixels.check_size`.
     """
     try:
         yield
-    except (MemoryError, NoValidValue):
+    except (MemoryError, NeedsRule, NoValidValue):
         raise
     except Exception as error:  # decoders raise nearly every kind of exception for damaged files
         reason = " ".join(str(error).split())

@@ -62,6 +62,13 @@ class Intensity(Section):
         """Whether there is a rule, so that numbers of any type are read."""
         return self.rule != "none"
 
+    @classmethod
+    def parse(cls, text: str) -> "Intensity":
+        """Read what `str` of a rule returns; raises ValueError for anything else."""
+        rule, *options = text.split(" --")
+        values = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
+        return cls.model_validate({"rule": rule, **values})
+
     def __str__(self) -> str:
         """Return what follows --intensity on the command line."""
         nodata = "" if self.nodata is None else f" --nodata={_shortest(self.nodata)}"
@@ -70,6 +77,14 @@ class Intensity(Section):
 
 class NoValidValue(ValueError):
     """No value of an image is a measurement."""
+
+
+class NeedsRule(ValueError):
+    """The numbers of a file are no brightness without a rule; `found` says which numbers it holds."""
+
+    def __init__(self, found: str, example: str) -> None:
+        super().__init__(f"{found}: say what is black and what is white, e.g. with --intensity {example}")
+        self.found = found
 
 
 NONE: Final = Intensity()
@@ -88,13 +103,13 @@ def refuse_other(path: str, packed: Intensity, asked: Intensity | None) -> None:
 def brightness(image: Numbers, intensity: Intensity) -> tuple[Pixels, Valid | None]:
     """Return the pixels (H, W, C) of an image, and which of them are valid; None if all are.
 
-    Pixels are uint16 under a rule; without one they keep their type. Raises `NoValidValue`, and ValueError if
-    the type needs a rule and there is none.
+    Pixels are uint16 under a rule; without one they keep their type. Raises `NoValidValue`, and `NeedsRule`
+    if the type needs a rule and there is none.
     """
     values = image.values
     if not intensity.is_stated:
         if values.dtype not in (np.uint8, np.uint16):
-            raise ValueError(_needs_a_rule(image))
+            raise _needs_a_rule(image)
         return (~values if image.inverted else values), None
     valid = _valid(image, intensity)
     if not valid.any():
@@ -146,18 +161,15 @@ def _limits(values: NDArray[Any], valid: Valid, rule: _Rule) -> tuple[NDArray[An
     return low, np.maximum(high, np.nextafter(low, np.inf))
 
 
-def _needs_a_rule(image: Numbers) -> str:
-    """Say that the numbers of a file have no brightness by themselves, and which ones it holds."""
+def _needs_a_rule(image: Numbers) -> NeedsRule:
+    """Return the error for numbers of a file that have no brightness by themselves."""
     valid = _valid(image, NONE)
     seen, example = "of which none is valid", "percentile:0.5,99.5"
     if valid.any():
         low, high = (_shown(float(f(image.values[valid]))) for f in (np.min, np.max))
         seen = f"from {low} to {high}"
         example = f"window:{low},{high}" if low != high else example
-    return (
-        f"{image.values.dtype} values {seen}: say what is black and what is white, e.g. with "
-        f"--intensity {example}"
-    )
+    return NeedsRule(f"{image.values.dtype} values {seen}", example)
 
 
 def spelled(text: str) -> str:

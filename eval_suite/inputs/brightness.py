@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from data_pipeline.dataset.index import Dataset
-from isotorus.errors import one_line
+from data_pipeline.decoders.intensity import Intensity
+from isotorus.errors import UserError, one_line
 from pretrain.models.description import EncoderDescription
 
 
@@ -19,3 +20,19 @@ def difference(described: EncoderDescription, datasets: Mapping[str, Dataset]) -
         + ", ".join(f"{name} has --intensity {rule}" for name, rule in others.items())
         + ": pack these images by the same rule, unless it is the difference that you measure"
     )
+
+
+def only_rule(described: EncoderDescription) -> Intensity:
+    """Return the rule of all images that an encoder was trained on.
+
+    Raises UserError if they had several, since then none of them reads files that are in no data set.
+    """
+    try:
+        (rule,) = {Intensity.parse(text) for text in described.intensity}
+    except ValueError:
+        trained = one_line(" and ".join(described.intensity)) or "none"
+        raise UserError(
+            f"the encoder was trained on images of --intensity {trained}: no one rule says how bright other "
+            "files are; pack them and give them as --data"
+        ) from None
+    return rule

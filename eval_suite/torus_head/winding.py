@@ -18,13 +18,14 @@ from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
+from data_pipeline.decoders.intensity import Intensity, NeedsRule
 from data_pipeline.transforms.views import center_view
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, unit_range
 from eval_suite.features.representation import Representation
 from eval_suite.torus_head import image_paths, winding_page
 from isotorus import randomness
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, one_line
 from pretrain.geometry.winding import unwrapped, winding
 
 MARGIN = 0.25
@@ -41,10 +42,11 @@ def load(data: Dataset, r: Representation, count: int, seed: int) -> Tensor:
     return torch.stack(images)
 
 
-def load_frames(folder: Path, r: Representation) -> Tensor:
+def load_frames(folder: Path, r: Representation, intensity: Intensity) -> Tensor:
     """Read all images of a folder in the order of their names, as floats (T, C, size, size) in [0, 1].
 
-    Raises UserError for fewer than two files and for a file that is not an image.
+    Their numbers become brightness by `intensity`. Raises UserError for fewer than two files and for a file
+    that is not an image, or not one that the rule reads.
     """
     try:
         files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -55,9 +57,20 @@ def load_frames(folder: Path, r: Representation) -> Tensor:
         frames = []
         for file in files:
             try:
-                frames.append(unit_range(center_view(decode(file.read_bytes(), r.channels, 8), r.size)))
+                pixels = decode(file.read_bytes(), r.channels, intensity=intensity)
+                frames.append(unit_range(center_view(pixels, r.size)))
+            except NeedsRule as error:
+                raise UserError(
+                    f"{file} holds {error.found}, and the encoder was trained on images of 8 or 16 unsigned "
+                    "bits, where the largest is white; give such frames"
+                ) from None
             except ValueError as error:
-                raise UserError(f"{file} is no frame ({error}); leave only images in --frames") from None
+                read = (
+                    f" by the encoder's --intensity {one_line(str(intensity))}" if intensity.is_stated else ""
+                )
+                raise UserError(
+                    f"{file} is no frame{read} ({error}); leave only images in --frames"
+                ) from None
     except OSError as error:
         raise from_os_error(error, "reading the frames") from error
     return torch.stack(frames)

@@ -36,7 +36,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"what is done to the images: some of {', '.join(PATHS)}; shift means both (default: all)",
     )
     parser.add_argument(
-        "--frames", metavar="DIR", help="folder with the images of a sequence, in the order of their names"
+        "--frames",
+        metavar="DIR",
+        help="folder with the images of a sequence, in the order of their names; numbers such as Hounsfield "
+        "units become brightness by the rule (--intensity of pack) under which the encoder was trained",
     )
     parser.add_argument(
         "--closed", action="store_true", help="with --frames: the last frame is followed by the first"
@@ -89,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     from data_pipeline.dataset.index import Dataset
     from eval_suite.attempts import each
     from eval_suite.features.representation import pretrained
-    from eval_suite.inputs import find
+    from eval_suite.inputs import brightness, find
     from eval_suite.torus_head import image_paths, winding
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,7 +119,10 @@ def main(argv: Sequence[str]) -> int:
             r, paths = replace(r, size=torus.size), image_paths.of_actions(torus.actions, torus.border)
         r.model.to(device)
         images = None if data is None else winding.load(data, r, args.images, args.seed).to(device)
-        frames = winding.load_frames(Path(args.frames), r).to(device) if args.frames else None
+        frames = None
+        if args.frames:
+            rule = brightness.only_rule(checkpoint.encoder)
+            frames = winding.load_frames(Path(args.frames), r, rule).to(device)
         if images is not None:
             chosen = [name for name in names if r.channels == 3 or name not in image_paths.COLOUR]
             if dropped := [name for name in names if name not in chosen]:

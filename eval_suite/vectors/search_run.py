@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.decoders.decode import decode
+from data_pipeline.decoders.intensity import NeedsRule
 from data_pipeline.decoders.pixels import Pixels
 from data_pipeline.field_formats import formats
 from data_pipeline.transforms.views import center_view
@@ -94,6 +95,11 @@ def _pixels(path: Path, about: About) -> Pixels:
         )
     try:
         return decode(data, about.channels, about.depth, 1, about.pixel_rules, about.intensity)
+    except NeedsRule as error:
+        raise UserError(
+            f"{path} holds {error.found}, and images of the data set have 8 or 16 unsigned bits, where the "
+            "largest is white; give such an image"
+        ) from None
     except ValueError as error:
         raise UserError(
             f"{path}: {error}; give images of {about.channels} channels, as in the data set"

@@ -196,3 +196,18 @@ def test_equal_rules_are_spelled_alike() -> None:
     assert Intensity(rule="window:-160.0, 2.4e2") == Intensity(rule="window:-160,240")
     assert str(Intensity(rule="asinh:2")) == "asinh:2,8,0"
     assert str(Intensity(rule="window:0,1", nodata=-9999, fill=0.5)) == "window:0,1 --nodata=-9999 --fill=0.5"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Intensity(),
+        Intensity(rule="window:-160,240.5", nodata=-3.4028234663852886e38, fill=0.25),
+        Intensity(rule="asinh:1e-20,8,-3", fill=1),
+    ],
+)
+def test_a_rule_is_read_from_its_text(rule: Intensity) -> None:
+    assert Intensity.parse(str(rule)) == rule
+    for wrong in ("", f"{rule} --nodat=3", f"{rule} --nodata", f"{rule} --fill=2", "window:2,1"):
+        with pytest.raises(ValueError):
+            Intensity.parse(wrong)

@@ -136,6 +136,35 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, spots, arguments, say):
     assert say in outcome.err
 
 
+def test_frames_that_are_numbers_become_brightness_as_in_training(tmp_path):
+    known = save_known_torus(tmp_path / "known")
+    description = json.loads((known / "encoder.json").read_text())
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for i in range(19):  # three quarters of a turn, clockwise, in int16
+        frame = 4 * spot(-1.5 * math.pi * i / 18, 0.3).astype(np.int16) - 900
+        frame[0, 0] = -9999
+        np.save(frames / f"{i:02}.npy", frame)
+
+    def winding(*rules: str) -> Outcome:
+        (known / "encoder.json").write_text(json.dumps(description | {"intensity": rules}))
+        return run_other("winding", known, "--out", tmp_path / "out", "--frames", frames)
+
+    outcome = winding("window:-900,120 --nodata=-9999")
+    assert outcome.code == 0, outcome.err
+    (found,) = json.loads((tmp_path / "out/winding.json").read_text())["checkpoints"]
+    assert found["frames"]["numbers"][0][0] == pytest.approx(-0.75, abs=0.01)
+    refused = {
+        ("none",): "00.npy holds int16 values from -9999 to 60, and the encoder was trained on images of 8",
+        ("none", "window:0,1"): "of --intensity none and window:0,1: no one rule",
+        ("window:\n0",): "of --intensity window:\\n0: no one rule",
+    }
+    for rules, say in refused.items():
+        outcome = winding(*rules)
+        assert outcome.code == 2 and say in outcome.err and outcome.err.count("\n") == 1
+        assert "with --intensity" not in outcome.err, "this command has no such option"
+
+
 def test_heads_without_angles_and_nothing_to_look_at_are_refused(tmp_path, spots):
     plain = save_checkpoint(tmp_path / "plain")
     outcome = run_other("winding", plain, "--data", spots, "--out", tmp_path / "out")

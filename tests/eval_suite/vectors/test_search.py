@@ -65,12 +65,14 @@ def test_the_page_shows_the_images(embedded: Path, table_set: Path, tmp_path: Pa
 def test_one_bad_image_does_not_stop_the_others(embedded: Path, table_set: Path, tmp_path: Path):
     (tmp_path / "text.jpg").write_text("no image")
     np.save(tmp_path / "five.npy", np.zeros((32, 32, 5), np.uint8))
+    np.save(tmp_path / "float.npy", np.ones((32, 32, 3), np.float32))
     key = pd.read_parquet(embedded)["key"][0]
-    bad = [tmp_path / "text.jpg", tmp_path / "five.npy", tmp_path / "gone.png"]
+    bad = [tmp_path / name for name in ("text.jpg", "five.npy", "float.npy", "gone.png")]
     done = command("search", embedded, *bad, key, "--top", 2)
     assert done.code == 1 and listed(done.out) == expected(embedded, 0, 2)
     failed = [line for line in done.err.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 3 and "the image has 5 channels; expected 3" in done.err
+    assert "float.npy holds float32 values" in done.err and "--intensity" not in done.err
+    assert len(failed) == 4 and "the image has 5 channels; expected 3" in done.err
     assert "gone.png is neither an image file nor a key in set.parquet" in done.err
     done = command("search", embedded, *bad)
     assert done.code == 2 and done.err.count("error: ") == 1 and "Traceback" not in done.err
