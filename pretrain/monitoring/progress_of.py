@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import yaml
 
 from isotorus import jsonl
+from isotorus.errors import UserError
 from isotorus.numbers import duration
 from isotorus.recipe import read_yaml
 
 Row = dict[str, Any]
 _RECENT = 20
 """Number of newest rows whose median speed gives the time that is left."""
+_LONG = 600.0
+"""Seconds without a second row after which a run stands still."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Standing:
     """Step of the newest complete checkpoint."""
     quiet: float | None
     """Seconds since the newest row was written."""
+    problem: str = ""
+    """Why the run's files cannot be read; "" if they can."""
 
     @property
     def step(self) -> int:
-        """The newest logged step; 0 before the first."""
-        return int(self.rows[-1]["step"]) if self.rows else 0
+        """The newest step that is logged or saved, since a log may be lost; 0 before the first."""
+        logged = int(self.rows[-1]["step"]) if self.rows else 0
+        return max(logged, self.checkpoint or 0)
 
     @property
     def finished(self) -> bool:
@@ -46,7 +53,7 @@ class Standing:
     @property
     def seconds_a_step(self) -> float | None:
         """Median over the newest rows of the time of a step; None before the second row."""
-        recent = [row for row in self.rows[-_RECENT - 1 :] if "time" in row]
+        recent = [row for row in self.rows[-_RECENT - 1 :] if isinstance(row.get("time"), int | float)]
         each = [
             (b["time"] - a["time"]) / (b["step"] - a["step"])
             for a, b in itertools.pairwise(recent)
@@ -62,11 +69,16 @@ class Standing:
 
     @property
     def stands_still(self) -> bool:
-        """Whether nothing was logged for ten times as long as rows took, and a minute at least."""
-        if self.finished or self.quiet is None or len(self.rows) < 2:
+        """Whether nothing was logged for ten times as long as rows took, and a minute at least.
+
+        How long one row took is not known; ten minutes are then enough.
+        """
+        if self.finished or self.quiet is None:
             return False
+        if self.seconds_a_step is None:
+            return self.quiet > _LONG
         between = [b["step"] - a["step"] for a, b in zip(self.rows, self.rows[1:], strict=False)]
-        usual = statistics.median(between) * (self.seconds_a_step or 0)
+        usual = statistics.median(between) * self.seconds_a_step
         return self.quiet > max(60.0, 10 * usual)
 
     def series(self, key: str) -> list[float]:
@@ -75,8 +87,24 @@ class Standing:
         return [float(x) for x in values if isinstance(x, int | float) and math.isfinite(x)]
 
 
+def standings(runs: Sequence[Path]) -> list[Standing]:
+    """Read how runs stand; of several, one that cannot be read has a `problem` and hides no other."""
+    if len(runs) == 1:
+        return [standing(runs[0])]
+    found = []
+    for run in runs:
+        try:
+            found.append(standing(run))
+        except UserError as error:
+            found.append(Standing(run.name, [], None, None, None, str(error)))
+    return found
+
+
 def standing(run: Path) -> Standing:
-    """Read how a run stands; what is not there yet, or is being written, is missing from the result."""
+    """Read how a run stands; what is not there yet, or is being written, is missing from the result.
+
+    Raises UserError for a log that is no regular file.
+    """
     rows = {row["step"]: row for row in jsonl.read(run / "metrics.jsonl", "step")}
     ordered = [rows[step] for step in sorted(rows)]
     saved = [
@@ -101,7 +129,11 @@ def _steps(run: Path) -> int | None:
 
 def notes(now: Standing) -> list[str]:
     """Return what in a run's newest rows is outside of the ranges of docs/healthy-run.md, and what to do."""
+    if now.problem:
+        return [now.problem]
     said = []
+    if now.steps is None:
+        said.append("config.yaml cannot be read, so the number of steps is not known: restore the file")
     if now.stands_still:
         quiet = duration(now.quiet or 0)
         said.append(f"nothing was logged for {quiet}; if the run has ended, start it again to go on")
@@ -113,7 +145,7 @@ def notes(now: Standing) -> list[str]:
         said.append(f"waits for data {statistics.median(wait):.0%} of the time: raise data.workers")
     if newest.get("collapsed"):
         said.append("the embeddings have collapsed: see docs/results-are-bad.md")
-    refused, done = newest.get("skipped_steps", 0), max(now.step, 1)
+    refused, done = newest.get("skipped_steps") or 0, max(now.step, 1)
     if refused > 0.02 * done:
         said.append(f"{refused:,} updates were refused ({refused / done:.1%}): lower optimizer.lr")
     if newest.get("corrupt_samples"):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.numbers import duration
-from pretrain.monitoring.progress_of import Standing, notes, standing
+from pretrain.monitoring.progress_of import Standing, notes, standings
 
 _BARS = "▁▂▃▄▅▆▇█"
 SHOWN = {
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--every {options.every:g}: expected a number of seconds above 0")
     runs = _runs(Path(options.run))
     console = Console(highlight=False)
-    looks = [standing(run) for run in runs]
+    looks = standings(runs)
     if options.once or not console.is_terminal or all(look.finished for look in looks):
         console.print(_shown(looks))
         _end(looks, runs)
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         with Live(_shown(looks), console=console, auto_refresh=False) as live:
             while not all(look.finished for look in looks):
                 time.sleep(options.every)
-                looks = [standing(run) for run in runs]
+                looks = standings(runs)
                 live.update(_shown(looks), refresh=True)
     except KeyboardInterrupt:
         return 0
@@ -83,22 +83,17 @@ def _one(now: Standing) -> Group:
     head = f"{now.name}: step {now.step:,}" + (f" of {now.steps:,}" if now.steps else "") + f", {_state(now)}"
     lines = [head]
     if now.steps:
-        done = round(50 * min(1.0, now.step / now.steps))
-        lines.append("█" * done + "░" * (50 - done) + f" {now.step / now.steps:.0%}")
+        share = min(1.0, now.step / now.steps)
+        done = round(50 * share)
+        lines.append("█" * done + "░" * (50 - done) + f" {share:.0%}")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key, name in SHOWN.items():
         if values := now.series(key):
             table.add_row(name, f"{values[-1]:.4g}", sparkline(values))
-    if now.rows:
-        newest = now.rows[-1]
-        wait = newest.get("data_wait")
-        table.add_row(
-            "images/s",
-            f"{newest.get('images_per_second', 0):.4g}",
-            sparkline(now.series("images_per_second")),
-        )
-        if isinstance(wait, int | float):
-            table.add_row("waits for data", f"{wait:.0%}", sparkline(now.series("data_wait")))
+    if speed := now.series("images_per_second"):
+        table.add_row("images/s", f"{speed[-1]:.4g}", sparkline(speed))
+    if wait := now.series("data_wait"):
+        table.add_row("waits for data", f"{wait[-1]:.0%}", sparkline(wait))
     table.add_row("newest checkpoint", "none yet" if now.checkpoint is None else f"{now.checkpoint:,}", "")
     return Group(*lines, table, *(f"! {note}" for note in notes(now)))
 
@@ -128,11 +123,15 @@ def _state(now: Standing) -> str:
     """Return in words how long it will take, or that it has ended."""
     if now.finished:
         return "finished"
+    if now.problem:
+        return "cannot be read"
     if not now.rows:
         return "no step logged yet"
     if now.stands_still:
         return "stands still"
-    return "" if now.seconds_left is None else f"{duration(now.seconds_left)} left"
+    if now.seconds_left is None:
+        return "time left not known"
+    return f"{duration(now.seconds_left)} left"
 
 
 def sparkline(values: Sequence[float], width: int = 30) -> str:

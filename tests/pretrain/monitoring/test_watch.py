@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pretrain.monitoring.progress_of import notes, standing
-from pretrain.monitoring.watch_command import sparkline
+from pretrain.monitoring.watch_command import main, sparkline
 
 WATCH = [sys.executable, "-m", "pretrain", "watch"]
 
@@ -77,6 +77,31 @@ def test_a_run_and_a_folder_of_runs(tmp_path: Path):
     lines = [line.split() for line in both.stdout.splitlines()]
     assert ["done", "100", "100", "1.1000", "finished"] in lines
     assert ["half", "50", "100", "1.6000", "25", "s", "left"] in lines
+
+
+def test_a_damaged_run_hides_no_other_and_contradicts_nothing(tmp_path: Path, capsys):
+    runs = tmp_path / "runs"
+    make_run(runs / "well", rows=5)
+    (make_run(runs / "folder", rows=5) / "metrics.jsonl").unlink()
+    (runs / "folder/metrics.jsonl").mkdir()
+    (make_run(runs / "lost", rows=10, saved=100) / "metrics.jsonl").write_bytes(b"\0\xff")
+    (make_run(runs / "config", rows=5, ago=600) / "config.yaml").write_text(": [")
+    make_run(runs / "null", rows=5, images_per_second=None, skipped_steps=None, data_wait=None)
+    make_run(runs / "less", rows=10, steps=50, saved=100)  # `steps` was lowered
+    make_run(runs / "killed", rows=1, ago=3600)
+    assert main([str(runs), "--once"]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "well 50 100 1.6000 25 s left" in table and "folder 0 cannot be read" in table
+    seen = {}
+    for run in ("lost", "null", "config", "less", "killed"):
+        assert main([str(runs / run), "--once"]) == 0
+        seen[run] = capsys.readouterr().out
+    assert "lost: step 100 of 100, finished" in seen["lost"] and " 100%" in seen["lost"]
+    assert "null: step 50 of 100, 25 s left" in seen["null"] and "images/s" not in seen["null"]
+    assert "config.yaml cannot be read" in seen["config"]
+    assert " 100%" in seen["less"] and "step 100 of 50, finished" in seen["less"]
+    assert "killed: step 10 of 100, stands still" in seen["killed"] and "start it again" in seen["killed"]
+    assert not standing(make_run(tmp_path / "first", rows=1, ago=100)).stands_still
 
 
 class Terminal:
