@@ -136,7 +136,7 @@ def notes(now: Standing) -> list[str]:
         said.append("config.yaml cannot be read, so the number of steps is not known: restore the file")
     if now.stands_still:
         quiet = duration(now.quiet or 0)
-        said.append(f"nothing was logged for {quiet}; if the run has ended, start it again to go on")
+        said.append(f"nothing was logged for {quiet}; if the run has stopped, the same command continues it")
     if not now.rows:
         return said
     newest = now.rows[-1]

@@ -51,7 +51,11 @@ def settings(images: Images, machine: Machine) -> list[Setting]:
         *chosen,
         Setting("objective.kind", "lejepa", "one weight to choose, and no target network or schedule"),
         weight,
-        Setting("objective.sigreg", {"num_slices": 256 if on_cpu else 1024}, "random directions a step"),
+        Setting(
+            "objective.sigreg",
+            {"num_slices": 256 if on_cpu else 1024},
+            "random directions that SIGReg looks along in a step",
+        ),
         Setting("objective.projector", {"hidden": hidden, "layers": 3, "width": width}, ""),
         Setting(*_learning_rate(on_cpu, small)),
     ]
@@ -72,9 +76,7 @@ def wanted_steps(images: Images, batch_size: int) -> int:
 def _data(images: Images, machine: Machine, on_cpu: bool) -> list[Setting]:
     batch_size = batch(images, on_cpu)
     workers = 1 if on_cpu else max(1, min(8, machine.cores // machine.gpus - 1))
-    share = (
-        f"one of {machine.cores} cores" if on_cpu else f"of {machine.cores} cores for {machine.gpus} ranks"
-    )
+    share = f"one of {machine.cores} cores" if on_cpu else f"cores: {machine.cores}, ranks: {machine.gpus}"
     remote = "long reads, as the set is remote" if images.remote else "any order is as fast on a local disk"
     return [
         Setting("data.path", images.path, f"{images.count:,} images"),

@@ -50,7 +50,7 @@ def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[
         Setting(
             "optimizer.warmup_steps", _round(max(steps // 50, min(100, steps // 6))), "a linear rise at first"
         ),
-        Setting("checkpoint.every", _round(max(steps // 20, min(50, steps))), "steps"),
+        Setting("checkpoint.every", _round(max(steps // 20, min(50, steps))), "steps between checkpoints"),
     ]
     head = [Setting("name", name, f"the run's folder is runs/{name}"), Setting("steps", steps, why)]
     settings = [*head, *chosen, *schedule]
