@@ -14,7 +14,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     text = f"how numbers become brightness, so that floats, signed and 32-bit images are read too: {forms}"
     text += " (default: none; the largest value of 8 or 16 unsigned bits is white); see docs/data.md"
     parser.add_argument("--intensity", metavar="RULE", type=_rule, help=text)
-    text = "with --intensity: a value that stands for no measurement, as NaN does; e.g. --nodata=-3.4e38"
+    text = "with --intensity: a value that stands for no measurement, as NaN does; e.g. --nodata -3.4e38"
     parser.add_argument("--nodata", metavar="VALUE", type=float, help=text)
     text = "with --intensity: brightness of NaN and nodata, from 0 (black, the default) to 1 (white)"
     parser.add_argument("--fill", metavar="SHARE", type=float, help=text)

@@ -2,9 +2,10 @@
 
 import argparse
 import errno
+import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from isotorus.processes import first_rank_reports
 from isotorus.secrets import masked
@@ -37,7 +38,14 @@ class MachineError(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that raises `UserError`: one line, printed by one rank."""
+    """An argument parser that raises `UserError`: one line, printed by one rank.
+
+    A negative number with an exponent is a value, as from Python 3.14 on, and no option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -30,13 +30,19 @@ def grouped(source: Path, items: list[Item], field: str, workers: int) -> list[I
     Raises `UserError` if no header has the field, or if a file cannot be read.
     """
     headed = [item for item in items if item.format]
+    if not headed:
+        raise UserError(
+            f"--group-field {field}: {source} holds no files of a field with a header, such as DICOM; "
+            "name groups with --group-pattern or --group-column"
+        )
     tasks = [_Task(source, headed[i : i + _AT_ONCE], field) for i in range(0, len(headed), _AT_ONCE)]
-    named = pool.run(_names, tasks, workers, "reading headers", len(headed)) if tasks else []
+    named = pool.run(_names, tasks, workers, "reading headers", len(headed))
     names = {item.path: intern(one_form(name)) for item, name in zip(headed, chain(*named), strict=True)}
     if not any(names.values()):
         raise UserError(
             f"--group-field {field}: none of the {len(headed)} files in {source} with a header has this "
-            "field; spell it as the format does, e.g. PatientID"
+            "field; spell it as the format does (DICOM: PatientID), or name groups with --group-pattern or "
+            "--group-column"
         )
     return [replace(item, group=names.get(item.path, "")) for item in items]
 

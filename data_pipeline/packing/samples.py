@@ -144,7 +144,17 @@ def _is_stack(source: Path, item: Item) -> bool:
 def _reason(error: Exception) -> str:
     """Return one line about a file that a library could not read."""
     said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError) else f"the file is damaged ({type(error).__name__}: {said})"
+    if not isinstance(error, ValueError):
+        return f"the file is damaged ({type(error).__name__}: {said})"
+    return said if _is_ours(error) else f"the file is damaged, or unusual ({said})"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether an error was raised by this package, whose reasons are meant for users."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("data_pipeline.")
 
 
 def _extra(item: Item, picture: Picture) -> str:

@@ -167,6 +167,7 @@ def test_damaged_files_are_left_out_whole_and_named(source: Path, tmp_path: Path
     skipped = dict(line.split("\t") for line in (tmp_path / "set/skipped.txt").read_text().splitlines())
     assert sorted(skipped) == ["cut.dcm", "empty.dcm", "foreign.dcm", "rle.dcm"]
     assert skipped["foreign.dcm"] == "no DICOM file"
+    assert skipped["cut.dcm"].startswith("the file is damaged, or unusual (")
     assert run("verify", tmp_path / "set") == 0
     assert not any(name.startswith(("cut", "rle")) for name in members(Dataset(tmp_path / "set")))
     assert run("pack", source, tmp_path / "set", "--append") == 0
@@ -257,6 +258,9 @@ def test_the_patient_in_the_header_is_the_group(tmp_path: Path, capsys) -> None:
     assert b"MRN" not in b"".join(file.read_bytes() for file in dest.rglob("*.*"))
     assert run("pack", source, tmp_path / "other", "--group-field", "PatientAge") == 2
     assert "none of the 25 files" in capsys.readouterr().err
+    save_pictures(tmp_path / "photos", ["photo.png"])
+    assert run("pack", tmp_path / "photos", tmp_path / "other", "--group-field", "PatientID") == 2
+    assert "photos holds no files of a field" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("absent", "code"), [("pydicom", 2), ("imagecodecs", 0)])

@@ -159,9 +159,8 @@ def test_numbers_without_a_rule_are_counted_and_the_line_says_what_to_give(
     save(images, 3)
     line = refused()
     assert "int16 values from -10" in line and "--intensity window:-10" in line and "3 files" in line
-    shards = (tmp_path / "set/.packing").glob("*.tar")
-    assert len(list(shards)) == 1
-    run(images, tmp_path / "set", "--intensity", "percentile:1,99")  # goes on in the same folder
+    assert not (tmp_path / "set/.packing").exists(), "nothing was packed, so nothing is kept"
+    run(images, tmp_path / "set", "--intensity", "percentile:1,99")  # in the same folder
     assert len(Dataset(tmp_path / "set")) == 3
 
 
@@ -210,6 +209,13 @@ def test_a_rule_that_cannot_be_is_refused(
 ) -> None:
     assert said in refused(*options, command=command)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("nodata", ["-3.4e38", "-1E+03", "-.5", "-9999"])
+def test_nodata_is_written_as_any_number(images: Path, tmp_path: Path, nodata: str) -> None:
+    save(images, 2)
+    run(images, tmp_path / "set", "--intensity", "window:0,1", "--nodata", nodata)
+    assert Dataset(tmp_path / "set").intensity.nodata == float(nodata)
 
 
 def test_a_rule_for_jpeg_is_refused(images: Path, refused: Run) -> None:
