@@ -17,6 +17,8 @@ _PASSES = 100
 """How often LeJEPA's published runs see each image of ImageNet-1k."""
 _SEEN, _MOST_PASSES = 5_000_000, 800
 """Views of a small set's images that a run takes if there is time, but in no more than so many passes."""
+_ENOUGH = 50
+"""Images from which on the mean image tells whether they have an up."""
 
 
 class Setting(NamedTuple):
@@ -114,11 +116,11 @@ def _views(images: Images, size: int, on_cpu: bool) -> list[Setting]:
 def _augment(images: Images, size: int) -> list[Setting]:
     found = []
     share = images.mirrored["upside down"]
-    if share < ALIKE:
+    if images.count >= _ENOUGH and share < ALIKE:
         why = f"the mean image has no up (difference {share:.3f} of 1); 0 if it matters what is up"
         found.append(Setting("augment.vertical_flip", 0.5, why))
     share = images.mirrored["left to right"]
-    if share >= ALIKE:
+    if images.count >= _ENOUGH and share >= ALIKE:
         why = f"left and right differ in the mean ({share:.3f} of 1): 0 if a side means something"
         found.append(Setting("augment.horizontal_flip", 0.5, why))
     if size < 96:

@@ -40,8 +40,9 @@ def main(arguments: list[str]) -> int:
     sys.stdout.write(text)
     sys.stdout.flush()
     target = "recipe.yaml" if not sys.stdout.isatty() else f"{config.name}.yaml (write this text to it)"
+    # A comment of YAML, because a shell's &> writes it into the recipe.
     print(
-        f"next: isotorus train --config {target}, or isotorus preview {options.data} --config {target} "
+        f"# next: isotorus train --config {target}, or isotorus preview {options.data} --config {target} "
         "--out views.html to see what it does to the images",
         file=sys.stderr,
     )

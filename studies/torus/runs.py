@@ -40,6 +40,7 @@ RUNS = {
     **{f"weight-{w}": Run(TORUS, ["steps=1000", f"objective.content_weight={w}"]) for w in (0.15, 0.5, 0.85)},
     "pose-64": Run(TORUS, ["steps=1000", "objective.pose_width=64"]),
     "control-no-actions": Run(TORUS, ["steps=1000", "views.actions=[]"]),
+    **{f"heavy-s{seed}": Run(TORUS, [f"seed={seed}", "objective.content_weight=0.85"]) for seed in range(3)},
     "weight-1": Run(LEJEPA, ["steps=1000"]),
     "lejepa-equal-time": Run(LEJEPA, ["steps=4700"]),
 }

@@ -30,7 +30,7 @@ LINES: dict[str, Callable[[Row], float]] = {
 def main() -> int:
     """Print a table of certificates, one of controls, and one of scores."""
     rows = {row["name"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
-    for family in ("torus", "light", "cells"):
+    for family in ("torus", "light", "heavy", "cells"):
         print_certificates([rows[name] for name in sorted(rows) if name.startswith(f"{family}-s")])
     print_controls([row for name, row in rows.items() if name.startswith(("control", "cells-order"))])
     print_scores(rows)
@@ -81,7 +81,7 @@ def print_scores(rows: dict[str, Row]) -> None:
         )
         used = row["cpu_seconds"]
         print(f"| {name} | {scores} | {'' if used is None else f'{used:.0f}'} |")
-    for family in ("torus", "light"):
+    for family in ("torus", "light", "heavy"):
         seeds = [seed for seed in range(3) if {f"{family}-s{seed}", f"lejepa-s{seed}"} <= rows.keys()]
         for method in ("knn", "probe"):
             torus, lejepa = (

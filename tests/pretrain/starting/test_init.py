@@ -48,7 +48,7 @@ def test_a_run_starts_with_what_init_writes(shards: Path, tmp_path: Path, monkey
     done = isotorus("init", shards, "--name", "mine", "--hours", "0.01")
     assert done.returncode == 0, done.stderr
     assert "next: isotorus train --config recipe.yaml" in done.stderr
-    (tmp_path / "recipe.yaml").write_text(done.stdout)
+    (tmp_path / "recipe.yaml").write_text(done.stdout + done.stderr)  # as with &> recipe.yaml
     monkeypatch.chdir(tmp_path)
     config = load_config("recipe.yaml", [])
     assert config.name == "mine" and config.data.channels == 1 and config.views.global_size == 32
