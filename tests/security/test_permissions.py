@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data_pipeline.storage.cache import Cache, CacheConfig
-from pretrain.checkpoint import export
+from pretrain.checkpoint.export.new_folder import new_folder
+from pretrain.checkpoint.export.to_timm import write_json, write_weights
 
 
 @pytest.fixture(params=[0o022, 0o002, 0o077])
@@ -45,6 +46,8 @@ def test_a_cache_of_an_earlier_version_becomes_private(tmp_path: Path):
 
 
 def test_exported_weights_can_be_read_by_whom_the_umask_allows(umask: int, tmp_path: Path):
-    export._publish(tmp_path / "made", {"config.json": {}}, {"weight": torch.zeros(2)})
+    with new_folder(tmp_path / "made") as folder:
+        write_weights({"weight": torch.zeros(2)}, folder)
+        write_json({}, folder / "config.json")
     modes = {path.name: mode(path) for path in (tmp_path / "made").iterdir()}
     assert modes == {"config.json": 0o666 & ~umask, "model.safetensors": 0o666 & ~umask}

@@ -95,14 +95,14 @@ def test_each_real_folder_is_read_once(tmp_path: Path, capsys):
 
 
 def test_a_file_that_became_a_pipe_is_one_line(source: Path):
-    from data_pipeline.packing import listing, shard
+    from data_pipeline.packing import listing, samples
     from data_pipeline.packing.listing import Item
 
     size = (source / "good.png").stat().st_size
     (source / "good.png").unlink()
     os.mkfifo(source / "good.png")
     with pytest.raises(UserError, match="no regular file but a named pipe"):
-        shard._read(source, Item("good.png", size))
+        samples._read(source, Item("good.png", size))
     assert listing._stat(source, "good.png") == (0, 0, "named pipe")
 
 

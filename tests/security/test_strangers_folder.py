@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval_suite import tracking
 from eval_suite.inputs import seals
 from eval_suite.report import comparison_page
 from eval_suite.report.pages import template
-from isotorus import foreign_files
+from isotorus import foreign_files, mlflow_store
 from tests.eval_suite.eval_samples import Outcome, run_other, save_checkpoint
 from tests.security.conftest import CANARY, one_line
 
@@ -173,9 +172,9 @@ def test_a_store_that_a_folder_names_is_not_used(
 def test_a_server_does_not_choose_a_folder_here(tmp_path: Path):
     for place in (str(tmp_path), f"file://{tmp_path}"):
         with pytest.raises(Exception, match="--serve-artifacts"):
-            tracking._require_remote_files("https://server", place)
-    tracking._require_remote_files("https://server", "mlflow-artifacts:/0/x/artifacts")
-    tracking._require_remote_files("sqlite:////mine/mlflow.db", str(tmp_path))
+            mlflow_store.require_remote_files("https://server", place)
+    mlflow_store.require_remote_files("https://server", "mlflow-artifacts:/0/x/artifacts")
+    mlflow_store.require_remote_files("sqlite:////mine/mlflow.db", str(tmp_path))
 
 
 def test_one_damaged_checkpoint_costs_itself_alone(evaluate: Evaluate, stranger: Path, tmp_path: Path):
