@@ -22,7 +22,8 @@ torus: $(VENV)/.installed
 	$(BIN)/python -m data_pipeline.demo_photographs $(PHOTOS)-patches
 	$(BIN)/python -m data_pipeline pack $(PHOTOS)-patches $(PHOTOS) --labels $(PHOTOS)-patches.csv \
 		--image-column image --label-column photograph --split-column set
-	$(BIN)/python -m pretrain --config configs/torus_cpu.yaml data.path=$(PHOTOS)/train steps=1500
+	$(BIN)/python -m pretrain --config configs/torus_cpu.yaml data.path=$(PHOTOS)/train steps=1500 \
+		objective.content_weight=0.15
 	$(BIN)/python -m eval_suite certificate $(TORUS) --data $(PHOTOS)/test
 
 study: $(VENV)/.installed
