@@ -15,8 +15,16 @@ from safetensors.torch import load_file
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite.inputs import vectors
-from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, pack_folder, run_command, save_checkpoint
-from tests.eval_suite.vectors.vector_samples import IMAGES, command, embed
+from tests.eval_suite.eval_samples import (
+    CLASSES,
+    KWARGS,
+    pack,
+    pack_folder,
+    run_command,
+    run_other,
+    save_checkpoint,
+)
+from tests.eval_suite.vectors.vector_samples import IMAGES, embed
 
 
 def test_each_row_has_the_vector_that_timm_gives(embedded: Path, encoder: Path, table_set: Path):
@@ -190,5 +198,5 @@ def test_damaged_images_are_left_out_and_named(encoder: Path, tmp_path: Path):
     for sample in range(10):
         content[int(dataset.rows["offset"][sample]) + 200] ^= 255 * (sample not in (0, 9))
     shard.write_bytes(content)
-    done = command("embed", encoder, data, "--out", tmp_path / "none.parquet", "--workers", 0)
+    done = run_other("embed", encoder, data, "--out", tmp_path / "none.parquet", "--workers", 0)
     assert done.code == 2 and "none of the 10 images" in done.err

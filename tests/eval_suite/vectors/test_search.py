@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.eval_suite.eval_samples import Outcome, save_checkpoint
-from tests.eval_suite.vectors.vector_samples import command, embed
+from tests.eval_suite.eval_samples import Outcome, run_other, save_checkpoint
+from tests.eval_suite.vectors.vector_samples import embed
 
 
 def search(*arguments: object) -> Outcome:
-    done = command("search", *arguments)
+    done = run_other("search", *arguments)
     assert done.code == 0, done.err
     return done
 
@@ -68,15 +68,15 @@ def test_one_bad_image_does_not_stop_the_others(embedded: Path, table_set: Path,
     np.save(tmp_path / "float.npy", np.ones((32, 32, 3), np.float32))
     key = pd.read_parquet(embedded)["key"][0]
     bad = [tmp_path / name for name in ("text.jpg", "five.npy", "float.npy", "gone.png")]
-    done = command("search", embedded, *bad, key, "--top", 2)
+    done = run_other("search", embedded, *bad, key, "--top", 2)
     assert done.code == 1 and listed(done.out) == expected(embedded, 0, 2)
     failed = [line for line in done.err.splitlines() if line.startswith("failed: ")]
     assert "float.npy holds float32 values" in done.err and "--intensity" not in done.err
     assert len(failed) == 4 and "the image has 5 channels; expected 3" in done.err
     assert "gone.png is neither an image file nor a key in set.parquet" in done.err
-    done = command("search", embedded, *bad)
+    done = run_other("search", embedded, *bad)
     assert done.code == 2 and done.err.count("error: ") == 1 and "Traceback" not in done.err
-    done = command("search", embedded, key[:-1])
+    done = run_other("search", embedded, key[:-1])
     assert done.code == 2 and "did you mean" in done.err
 
 
@@ -84,7 +84,7 @@ def test_a_strangers_file_names_no_other_file(embedded: Path, encoder: Path, tab
     """Without the seal of this user, checkpoint and shards have to be named."""
     file = Path(shutil.copy(embedded, tmp_path / "theirs.parquet"))
     image = next((table_set.with_name("set-images") / "a").iterdir())
-    done = command("search", file, image)
+    done = run_other("search", file, image)
     assert done.code == 2 and "name it with --checkpoint" in done.err
     page = tmp_path / "near.html"
     done = search(file, image, "--checkpoint", encoder, "--top", 2, "--page", page)
@@ -101,11 +101,11 @@ def test_another_checkpoint_and_another_set_are_refused(
     weights = bytearray((other / "encoder.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "encoder.safetensors").write_bytes(weights)
-    done = command("search", embedded, image, "--checkpoint", other)
+    done = run_other("search", embedded, image, "--checkpoint", other)
     assert done.code == 2 and "has other weights than those that made set.parquet" in done.err
     key = pd.read_parquet(embedded)["key"][0]
     page = ["--page", tmp_path / "near.html"]
-    done = command("search", embedded, key, "--shards", splits["val"], *page)
+    done = run_other("search", embedded, key, "--shards", splits["val"], *page)
     assert done.code == 2 and "is another data set than the one of set.parquet" in done.err
-    done = command("search", embedded, key, "--page", tmp_path / "nowhere/near.html")
+    done = run_other("search", embedded, key, "--page", tmp_path / "nowhere/near.html")
     assert done.code == 2 and "there is no folder" in done.err

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.eval_suite.eval_samples import save_checkpoint, write_description
-from tests.eval_suite.vectors.vector_samples import command, embed
+from tests.eval_suite.eval_samples import run_other, save_checkpoint, write_description
+from tests.eval_suite.vectors.vector_samples import embed
 
 
 def refused(message: str, *arguments: object) -> None:
-    done = command(*arguments)
+    done = run_other(*arguments)
     assert done.code == 2 and message in done.err, (done.out, done.err)
     assert done.err.count("error: ") == 1 and "Traceback" not in done.err
 

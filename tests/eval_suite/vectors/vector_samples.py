@@ -1,39 +1,20 @@
 """A data set with columns of many types, and the command `embed` in this process."""
 
-import contextlib
-import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
-from eval_suite.__main__ import main
-from isotorus.errors import exit_code
-from tests.eval_suite.eval_samples import Outcome, pack_folder
+from tests.eval_suite.eval_samples import Outcome, pack_folder, run_other
 
 IMAGES = 30
 
 
-def command(*arguments: object) -> Outcome:
-    """Run `isotorus embed …` or `search …` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.setattr(sys, "argv", ["eval_suite", *map(str, arguments)])
-        code = exit_code(main)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
 def embed(*arguments: object) -> Outcome:
     """Run `isotorus embed …` without worker processes; it must succeed."""
-    done = command("embed", *arguments, "--workers", 0)
+    done = run_other("embed", *arguments, "--workers", 0)
     assert done.code == 0, done.err
     return done
 
