@@ -89,6 +89,11 @@ def load_config(path: str, overrides: list[str]) -> Config:
         if key.count(".") > _DEEPEST:
             raise UserError(f"unknown key '{key[:_LONGEST_SHOWN]}…'; --help lists the fields")
         _assign(values, key.split("."), read_override(text, override), override)
+    return from_values(values)
+
+
+def from_values(values: dict[str, Any]) -> Config:
+    """Return the configuration with these sections and values; raises UserError as `load_config` does."""
     _refuse_passwords(values)
     try:
         return Config.model_validate(values)

@@ -10,7 +10,7 @@ import yaml
 from data_pipeline.preview.symmetry import ALIKE
 from isotorus.errors import UserError
 from isotorus.numbers import duration
-from pretrain.config import Config
+from pretrain.config import Config, from_values
 from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
 from pretrain.starting import choose
 from pretrain.starting.choose import Setting
@@ -36,9 +36,11 @@ def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[
     config = _config(name, chosen, wanted)
     request = Request(machine.gpus, machine.gpu, 0.4, images.count, 2e9)
     figures = estimate(config, request)
-    chosen += _fitting(config, request, figures)
-    config = _config(name, chosen, wanted)
-    rate, source = _rate(config, machine, estimate(config, request))
+    if not figures.memory.fits:
+        changes, figures = _fitting(config, request)
+        chosen += changes
+        config = _config(name, chosen, wanted)
+    rate, source = _rate(config, machine, figures)
     possible = int(hours * 3600 * rate / batch)
     steps = max(10, min(wanted, _round(possible)))
     passes = steps * batch / images.count
@@ -65,13 +67,11 @@ def _config(name: str, chosen: list[Setting], steps: int) -> Config:
         for section in sections:
             place = place.setdefault(section, {})
         place[field] = setting.value
-    return Config.model_validate(values)
+    return from_values(values)
 
 
-def _fitting(config: Config, request: Request, figures: Estimate) -> list[Setting]:
-    """Return the settings of the engine with which the run fits into memory; none if it does anyway."""
-    if figures.memory.fits:
-        return []
+def _fitting(config: Config, request: Request) -> tuple[list[Setting], Estimate]:
+    """Return settings of the engine with which a run that is too large fits into memory, and its estimate."""
     fitting = nearest_fit(config, request)
     if fitting is None or any(argument.startswith("--") for argument in fitting[0]):
         more = f"; it would fit with {' '.join(fitting[0])}" if fitting else ""
@@ -79,8 +79,10 @@ def _fitting(config: Config, request: Request, figures: Estimate) -> list[Settin
             f"--gpu {request.gpu} --gpus {request.gpus}: {config.encoder.name} with a batch of "
             f"{config.data.batch_size} does not fit into memory{more}; name larger accelerators"
         )
-    pairs = (argument.partition("=") for argument in fitting[0])
-    return [Setting(key, yaml.safe_load(value), "so that it fits into memory") for key, _, value in pairs]
+    arguments, figures = fitting
+    pairs = (argument.partition("=") for argument in arguments)
+    why = "so that it fits into memory"
+    return [Setting(key, yaml.safe_load(value), why) for key, _, value in pairs], figures
 
 
 def _rate(config: Config, machine: Machine, figures: Estimate) -> tuple[float, str]:

@@ -105,6 +105,18 @@ def test_the_share_of_a_common_difference():
     assert differences(np.ones((2, 32, 32), np.float32)) == dict.fromkeys(found, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "said"),
+    [
+        ("shards", "a b", "name='a b'"),
+        ("s3://me:secret@bucket/shards", "x", "data.path holds a URL with a password"),
+    ],
+)
+def test_what_no_run_would_take_is_refused(path: str, name: str, said: str):
+    with pytest.raises(UserError, match=said):
+        recipe.written(replace(PHOTOS, path=path), Machine("h100", 1, 8), 1.0, name)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"--gpu cpu --gpus 100: .* does not fit into memory"):
         recipe.written(PHOTOS, Machine("cpu", 100, 2), 1.0, "x")
