@@ -97,9 +97,12 @@ class Checkpoint:
         """Whether the weights are a run's averaged ones."""
         return self.weights.name == AVERAGE
 
-    @property
+    @cached_property
     def average(self) -> "Checkpoint | None":
-        """The same checkpoint with its averaged weights; None if it has none, or if these are they."""
+        """The same checkpoint with its averaged weights; None if it has none, or if these are they.
+
+        It is one object, so that an evaluation hashes the file and compares it with the encoder once.
+        """
         averaged = self.folder / AVERAGE
         return replace(self, weights=averaged) if self.weights.name == WEIGHTS and averaged.exists() else None
 
