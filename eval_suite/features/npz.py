@@ -1,9 +1,9 @@
 """Read and write the arrays of .npz files row by row, so that an array may be larger than the memory."""
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,35 +81,24 @@ class _Member:
         self._stream.close()
 
 
-class Writer:
-    """Writes an .npz file, one array after the other; equal arrays give equal bytes at any time."""
+def write(
+    archive: zipfile.ZipFile,
+    name: str,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    pieces: Iterable[NDArray[Any]],
+) -> None:
+    """Write an array of this shape into an .npz file that is open for writing, from pieces of its rows.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._zip = zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED)
-
-    def array(self, name: str, values: NDArray[Any]) -> None:
-        """Write an array that is in memory."""
-        self.rows(name, values.shape, values.dtype, [values])
-
-    def rows(
-        self,
-        name: str,
-        shape: Sequence[int],
-        dtype: np.dtype[Any],
-        pieces: Sequence[NDArray[Any]] | Iterator[NDArray[Any]],
-    ) -> None:
-        """Write an array of this shape from pieces of its rows."""
-        entry = zipfile.ZipInfo(f"{name}.npy")  # with the date 1980
-        with self._zip.open(entry, "w", force_zip64=True) as member:
-            described = {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": tuple(shape),
-            }
-            np.lib.format.write_array_header_2_0(member, described)
-            for piece in pieces:
-                member.write(np.ascontiguousarray(piece, dtype).tobytes())
-
-    def close(self) -> None:
-        """Write the table of contents."""
-        self._zip.close()
+    Equal arrays give equal bytes at any time.
+    """
+    entry = zipfile.ZipInfo(f"{name}.npy")  # with the date 1980
+    with archive.open(entry, "w", force_zip64=True) as member:
+        described = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": tuple(shape),
+        }
+        np.lib.format.write_array_header_2_0(member, described)
+        for piece in pieces:
+            member.write(np.ascontiguousarray(piece, dtype).tobytes())

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from eval_suite import progress
 from eval_suite.usefulness.neighbors import normalised
-from eval_suite.vectors import anomaly, neighbours, vectors_file
+from eval_suite.vectors import anomaly, nearest_rows, vectors_file
 from eval_suite.vectors.about import About
 from eval_suite.vectors.table import ANOMALY, NEIGHBOURS, Tables, vectors_of
 from eval_suite.vectors.vectors_file import VectorsFile
@@ -66,8 +66,8 @@ def write(path: Path, tables: Tables, about: About, extras: Extras) -> About:
     added: dict[str, pa.Array] = {}
     if extras.neighbours is not None:
         progress.doing(f"nearest neighbours of {about.rows:,} vectors")
-        found = neighbours.neighbours(unit, extras.neighbours)
         k = extras.neighbours
+        found = nearest_rows.find(unit, k)
         # Large, because the keys of all neighbours together may have more than 2³¹ bytes.
         near = pa.array(keys, pa.large_string()).take(pa.array(found.ids.reshape(-1)))
         cosines = pa.array(found.similarities.reshape(-1))

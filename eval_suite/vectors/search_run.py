@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _queries(given: Sequence[str], about: About) -> tuple[list[Query], list[str]]:
-    """Return the images that are named, and why others cannot be read; what is no file counts as a key."""
+    """Return the images that are named, and why others cannot be read.
+
+    A name that is not a file counts as a key.
+    """
     queries, failed = [], []
     for name in given:
         if not Path(name).exists():
@@ -82,7 +85,7 @@ def _queries(given: Sequence[str], about: About) -> tuple[list[Query], list[str]
 def _pixels(path: Path, about: About) -> Pixels:
     """Return the pixels of an image file, read as those of the data set were.
 
-    Raises UserError for what is no such image.
+    Raises UserError if it cannot be read so.
     """
     try:
         with open_regular(path) as stream:

@@ -1,5 +1,6 @@
 """Write a file of vectors, and read one piece after piece: Parquet or .npz."""
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _write_parquet(stream: Any, tables: Tables, about: About) -> None:
     for table in tables():
         if writer is None:
             schema = table.schema.with_metadata({KEY: about.model_dump_json()})
-            # Vectors hardly get smaller, and their dictionaries and bounds serve nobody.
+            # Compression hardly makes vectors smaller, and nobody reads their dictionaries and bounds.
             packed = {field.name: "snappy" for field in schema if not pa.types.is_fixed_size_list(field.type)}
             names = [name for name in packed if name != "sample"]
             writer = pq.ParquetWriter(
@@ -127,19 +128,22 @@ def _write_parquet(stream: Any, tables: Tables, about: About) -> None:
 
 def _write_npz(stream: Any, tables: Tables, about: About) -> None:
     """Write `features` piece by piece, and then the other columns, which are held in memory."""
-    writer = npz.Writer(stream)
-    described = np.array(about.model_dump_json())
-    writer.array(KEY, described)
-    shape = (about.rows, about.width)
-    writer.rows("features", shape, np.dtype("<f4"), (vectors_of(table) for table in tables()))
-    others = pa.concat_tables([table.drop_columns(["features"]) for table in tables()])
-    for name in others.column_names:
-        writer.array(name, _as_array(others[name].combine_chunks()))
-    writer.close()
+    with zipfile.ZipFile(stream, "w") as archive:
+
+        def write_array(name: str, values: NDArray[Any]) -> None:
+            npz.write(archive, name, values.shape, values.dtype, [values])
+
+        write_array(KEY, np.array(about.model_dump_json()))
+        shape = (about.rows, about.width)
+        vectors = (vectors_of(table) for table in tables())
+        npz.write(archive, "features", shape, np.dtype("<f4"), vectors)
+        others = pa.concat_tables([table.drop_columns(["features"]) for table in tables()])
+        for name in others.column_names:
+            write_array(name, _as_array(others[name].combine_chunks()))
 
 
 def _as_array(column: pa.Array) -> NDArray[Any]:
-    """Return a column as an array without objects: text with "" for none, numbers with NaN for none."""
+    """Return a column as an array without objects; a missing text is "", a missing number NaN."""
     if pa.types.is_fixed_size_list(column.type):
         return _as_array(column.flatten()).reshape(len(column), column.type.list_size)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

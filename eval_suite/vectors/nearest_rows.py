@@ -22,7 +22,7 @@ class Found(NamedTuple):
     about: Neighbours
 
 
-def neighbours(unit: NDArray[np.float32], k: int) -> Found:
+def find(unit: NDArray[np.float32], k: int) -> Found:
     """Return the `k` rows that are nearest to each row of `unit` (n, d), whose rows have length 1.
 
     For such rows the order of distances is that of cosines, so `geometry.nearest` searches: exactly up to
