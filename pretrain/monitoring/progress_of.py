@@ -82,7 +82,7 @@ class Standing:
         return self.quiet > max(60.0, 10 * usual)
 
     def series(self, key: str) -> list[float]:
-        """Return the logged values of a quantity, without those that are no numbers."""
+        """Return the logged values of a quantity, without those that are not numbers."""
         values = (row.get(key) for row in self.rows)
         return [float(x) for x in values if isinstance(x, int | float) and math.isfinite(x)]
 

@@ -15,13 +15,13 @@ _USAGE = {
     "onnx": "onnxruntime.InferenceSession('{dest}/model.onnx').run(None, {{'image': pixels}})",
     "torch": "torch.export.load('{dest}/model.pt2').module()(pixels)",
 }
-"""Each format of a folder, and how that is read."""
+"""How the folder of each format is read."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; return exit code 0."""
     given = _parse(arguments)
-    dest = given.out or given.dest
+    dest = given.out
     # Imported here because it imports torch; a mistake in the arguments is refused before that.
     from pretrain.checkpoint.export.export import export, register
 
@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line; raises UserError for options that do not go together."""
+    """Parse the command line; `out` of the result is the folder, however it was named.
+
+    Raises UserError for options that do not go together.
+    """
     parser = ArgumentParser(
         prog="isotorus export",
         description="Write a checkpoint's encoder for timm, transformers, ONNX or torch.export, or register "
@@ -60,6 +63,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     folders = [folder for folder in (given.dest, given.out) if folder is not None]
     if len(folders) > 1 or (not folders and given.format != "mlflow"):
         raise UserError("name the folder to make once: isotorus export RUN --out FOLDER")
+    given.out = folders[0] if folders else None
     if given.format != "mlflow" and (given.name or given.mlflow):
         raise UserError(f"--name and --mlflow belong to --format mlflow, not to {given.format}")
     return given

@@ -7,6 +7,7 @@ names from it, and leaves out whatever is not where an evaluation puts it.
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def plain(text: Any, most: int = 80) -> str:
 
 
 def number(value: Any) -> float | None:
-    """Return a number of somebody's file; None if it is none, or not finite."""
+    """Return a value of somebody's file as a number; None if it is not a number, or not finite."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
@@ -41,11 +42,14 @@ def number(value: Any) -> float | None:
     return None
 
 
+@dataclass(frozen=True)
 class Evaluation:
     """Results of the exported weights: results.json and, of a torus head, certificate.json beside it."""
 
-    def __init__(self, file: Path, results: dict[str, Any], certificate: dict[str, Any] | None) -> None:
-        self.file, self.results, self.certificate = file, results, certificate
+    file: Path
+    """That of the results."""
+    results: dict[str, Any]
+    certificate: dict[str, Any] | None
 
     def scores(self) -> list[str]:
         """Return the rows of a table: score, this encoder with its interval, the best baseline."""
@@ -127,7 +131,7 @@ def newest(trained: Trained) -> Evaluation | None:
 
 
 def _read(file: Path, run: Path) -> dict[str, Any]:
-    """Return the content of a file of the run; {} if it is missing or no mapping."""
+    """Return the content of a file of the run; {} if it is missing or not a mapping."""
     try:
         read = foreign_files.read_json(file, run, _LARGEST)
     except (OSError, UserError):
@@ -136,7 +140,7 @@ def _read(file: Path, run: Path) -> dict[str, Any]:
 
 
 def _weights(written: Any) -> str:
-    """Return the SHA-256 of the encoder's file, which those of the projectors follow in an evaluation's."""
+    """Return the SHA-256 of the encoder's file, from a text where those of the projectors follow it."""
     return str(written).partition("-")[0]
 
 
@@ -147,7 +151,7 @@ def _dig(values: Any, *keys: str) -> Any:
 
 
 def _interval(values: Any, percent: bool = True) -> str:
-    """Return the two ends of an interval; an empty string if that is not what it is."""
+    """Return the two ends of an interval; an empty string if `values` are not an interval."""
     ends = [number(x) for x in values] if isinstance(values, list) and len(values) == 2 else [None]
     if any(end is None for end in ends):
         return ""

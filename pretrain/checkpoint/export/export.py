@@ -75,7 +75,7 @@ def _write(trained: Trained, folder: Path, format: Format) -> str:
         to_transformers.write(trained, folder)
         return ""
     traced = graph.trace(trained)
-    require_room(folder, traced.size + _ROOM_BESIDE_WEIGHTS)
+    require_room(folder, traced.weight_bytes + _ROOM_BESIDE_WEIGHTS)
     about = _about(trained, traced)
     if format == "torch":
         checked = to_torch.write(traced, folder)

@@ -19,7 +19,7 @@ INPUT, OUTPUT = "image", "vector"
 """Names of the graph's input and output."""
 LARGEST_DIFFERENCE = 1e-4
 """How far vectors of an exported file may be from torch's, relative to the largest number in them. Float32
-has 6e-8; sums in another order make 1e-6 of it, and a wrong operator more than 1e-2."""
+rounds by 6e-8; sums in another order differ by 1e-6, and a wrong operator by more than 1e-2."""
 BATCHES = (1, 3)
 """Sizes of the batches on which an exported file is compared with torch."""
 
@@ -49,7 +49,7 @@ class Graph:
     model: FromPixels
     channels: int
     sizes: tuple[int, ...]
-    """Sides in pixels that it is compared on: that of the checkpoint, and others if it takes any size."""
+    """Sides in pixels of the images that it is compared on: the checkpoint's, and others if it takes any."""
     multiple: int
     """Every side is a multiple of this number."""
 
@@ -59,7 +59,7 @@ class Graph:
         return len(self.sizes) > 1
 
     @property
-    def size(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of the weights."""
         return sum(x.nbytes for x in self.program.state_dict.values())
 

@@ -73,7 +73,7 @@ the_same = mlflow.pyfunc.load_model("models:/{folder}/latest").predict(pixels)
 
 
 def code(format: Format, described: EncoderDescription, folder: str) -> str:
-    """Return Python code that makes `vectors` (1, D) of photo.jpg, or of pixels that are no photograph's.
+    """Return Python code that makes `vectors` (1, D) of photo.jpg, or of pixels of other images.
 
     `folder` is what the folder of the export is called from where the code runs; for `mlflow`, what the
     registry calls the model.

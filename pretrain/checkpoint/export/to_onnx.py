@@ -43,7 +43,7 @@ def write(graph: Graph, folder: Path, about: str) -> str:
     converted = _convert(graph)
     _name_dimensions(converted.model.graph, graph)
     converted.model.metadata_props["isotorus"] = about
-    converted.save(folder / FILE, external_data=graph.size > _LARGEST_FILE)
+    converted.save(folder / FILE, external_data=graph.weight_bytes > _LARGEST_FILE)
     onnx.checker.check_model(folder / FILE)
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 

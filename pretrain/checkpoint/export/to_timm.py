@@ -53,7 +53,7 @@ def pool(encoder: nn.Module) -> str | None:
 
 
 def write_weights(state: dict[str, Tensor], folder: Path) -> None:
-    """Write model.safetensors, which everybody may read who may read other new files."""
+    """Write model.safetensors, with the permissions of other new files."""
     file = folder / "model.safetensors"
     save_file({name: x.contiguous() for name, x in state.items()}, file, {"format": "pt"})
     as_new(file)
