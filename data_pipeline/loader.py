@@ -29,7 +29,7 @@ from data_pipeline.dataset.index import Corrupt
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment as augmentation
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS
+from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from data_pipeline.transforms.views import Crop, cut, draw, draw_angles
 from isotorus.device import to_device

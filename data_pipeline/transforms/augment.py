@@ -16,50 +16,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.transforms import augment_torch
-from data_pipeline.transforms.config import AugmentConfig
-
-PARAMETERS = (
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-    "grey",
-    "blur",
-    "solarize",
-    "turn",
-    "gamma",
-    "noise",
-    "shot",
-    "key",
-    "drop",
+from data_pipeline.transforms.columns import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    DROP,
+    GAMMA,
+    GREY,
+    HUE,
+    IDENTITY,
+    KEY,
+    NOISE,
+    SATURATION,
+    SHOT,
+    SOLARIZE,
+    TURN,
 )
-"""Columns of the parameters: factors of brightness, contrast and saturation (1: no change), hue shift in
-turns of the colour circle (0: none), 1 to convert to grey (else 0), sigma of the blur in pixels (0:
-none), the threshold of solarization (2: none), the angle in radians by which the action "hue" turns the
-chroma plane after all else (0: none), the power of the values (1: none), the standard deviation of Gaussian
-noise and the scale of Poisson noise (0: none), the whole number below 2²⁴ that the noise is drawn by, and the
-number of the channel that is dropped, counted from 1 (0: none)."""
-IDENTITY = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-"""Parameters that change nothing."""
+from data_pipeline.transforms.config import AugmentConfig
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
-    """Return the parameters (P,) of one view, in the order of `PARAMETERS`."""
+    """Return the parameters (P,) of one view, in the order of `columns.PARAMETERS`."""
     # Always the same number of draws, so that a setting does not change the others.
     chance, amount = rng.random(4), rng.random(5)
     parameters = np.array(IDENTITY, dtype=np.float32)
     if chance[0] < config.jitter_probability:
-        for column, strength in enumerate((config.brightness, config.contrast, config.saturation)):
+        factors = (BRIGHTNESS, CONTRAST, SATURATION)
+        strengths = (config.brightness, config.contrast, config.saturation)
+        for column, strength, share in zip(factors, strengths, amount[:3], strict=True):
             low = max(1 - strength, 0)
-            parameters[column] = low + amount[column] * (1 + strength - low)
-        parameters[3] = config.hue * (2 * amount[3] - 1)
+            parameters[column] = low + share * (1 + strength - low)
+        parameters[HUE] = config.hue * (2 * amount[3] - 1)
     if chance[1] < config.grey_probability:
-        parameters[4] = 1
+        parameters[GREY] = 1
     if chance[2] < config.blur_probability:
         low, high = config.blur_sigma
-        parameters[5] = low + amount[4] * (high - low)
+        parameters[BLUR] = low + amount[4] * (high - low)
     if chance[3] < config.solarize_probability:
-        parameters[6] = config.solarize_threshold
+        parameters[SOLARIZE] = config.solarize_threshold
     return parameters
 
 
@@ -73,12 +67,12 @@ def draw_instrument(
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
     power, noisy, dropped = (chance < np.array(probabilities(config))).T
     low, high = np.log(config.gamma)
-    rows[power, 8] = np.exp(low + amount[power, 0] * (high - low))
-    rows[noisy, 9] = amount[noisy, 1] * config.noise
-    rows[noisy, 10] = amount[noisy, 2] * config.shot_noise
-    rows[:, 11] = np.floor(amount[:, 3] * 2**24)
+    rows[power, GAMMA] = np.exp(low + amount[power, 0] * (high - low))
+    rows[noisy, NOISE] = amount[noisy, 1] * config.noise
+    rows[noisy, SHOT] = amount[noisy, 2] * config.shot_noise
+    rows[:, KEY] = np.floor(amount[:, 3] * 2**24)
     if channels > 1:
-        rows[dropped, 12] = 1 + np.floor(amount[dropped, 4] * channels)
+        rows[dropped, DROP] = 1 + np.floor(amount[dropped, 4] * channels)
 
 
 def probabilities(config: AugmentConfig) -> tuple[float, float, float]:
@@ -91,10 +85,9 @@ def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> No
 
     Operators that do not commute with the turn, or that remove what it turns, are switched off.
     """
-    for name in ("hue", "grey", "solarize"):
-        column = PARAMETERS.index(name)
+    for column in (HUE, GREY, SOLARIZE):
         parameters[:, column] = IDENTITY[column]
-    parameters[:, PARAMETERS.index("turn")] = angles
+    parameters[:, TURN] = angles
 
 
 @torch.no_grad()

@@ -15,8 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.transforms.augment import PARAMETERS
 from data_pipeline.transforms.augment_torch import KERNEL_SIGMAS, LUMA
+from data_pipeline.transforms.columns import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    DROP,
+    GAMMA,
+    GREY,
+    HUE,
+    KEY,
+    NOISE,
+    PARAMETERS,
+    SATURATION,
+    SHOT,
+    SOLARIZE,
+    TURN,
+)
 from data_pipeline.transforms.compiled import jit
 from data_pipeline.transforms.hue import QUARTER, WEIGHTS
 
@@ -70,19 +85,20 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
             _colour(image, full, row, out)
         else:
             for c in range(len(image)):
-                _levels(image[c].ravel(), full, row[0], row[1], out[c].ravel())
-        if row[5] > 0:
-            _blur(out, row[5])
-        if row[8] != _ONE or row[9] > 0 or row[10] > 0:
+                _levels(image[c].ravel(), full, row[BRIGHTNESS], row[CONTRAST], out[c].ravel())
+        if row[BLUR] > 0:
+            _blur(out, row[BLUR])
+        power, noise, shot = row[GAMMA], row[NOISE], row[SHOT]
+        if power != _ONE or noise > 0 or shot > 0:
             for c in range(len(out)):
-                _measure(out[c].ravel(), row[8], row[9], row[10], np.uint64(row[11]), c * out[c].size)
-        if row[7] != 0 and len(image) == 3:
-            _finish_turned(out, row[6], row[7], mean, std)
+                _measure(out[c].ravel(), power, noise, shot, np.uint64(row[KEY]), c * out[c].size)
+        if row[TURN] != 0 and len(image) == 3:
+            _finish_turned(out, row[SOLARIZE], row[TURN], mean, std)
         else:
             for c in range(len(out)):
-                _finish(out[c].ravel(), row[6], mean[c], _ONE / std[c])
-        if row[12] > 0:
-            out[int(row[12]) - 1, :, :] = _ZERO
+                _finish(out[c].ravel(), row[SOLARIZE], mean[c], _ONE / std[c])
+        if row[DROP] > 0:
+            out[int(row[DROP]) - 1, :, :] = _ZERO
 
 
 @jit
@@ -111,7 +127,8 @@ def _colour(image, full, row, out):  # type: ignore[no-untyped-def]
     """Change brightness, contrast, saturation and hue of an RGB image (3, H, W), and convert it to grey if
     asked.
     """
-    gain, contrast, saturation, turns, grey = row[0] / full, row[1], row[2], row[3], row[4]
+    gain, contrast, saturation = row[BRIGHTNESS] / full, row[CONTRAST], row[SATURATION]
+    turns, grey = row[HUE], row[GREY]
     red, green, blue = image[0].ravel(), image[1].ravel(), image[2].ravel()
     out_red, out_green, out_blue = out[0].ravel(), out[1].ravel(), out[2].ravel()
     total = 0.0

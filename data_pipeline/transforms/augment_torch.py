@@ -14,6 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_pipeline.transforms.columns import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    DROP,
+    GAMMA,
+    GREY,
+    HUE,
+    IDENTITY,
+    KEY,
+    NOISE,
+    SATURATION,
+    SHOT,
+    SOLARIZE,
+    TURN,
+)
 from data_pipeline.transforms.hue import turn_hue
 from isotorus.device import numbers, to_device, without_autocast
 
@@ -25,6 +41,9 @@ KERNEL_SIGMAS = 3
 _BITS = 2**32 - 1
 _STEP = 0x9E3779B9
 """2³² over the golden ratio: keys that follow each other start far apart (Knuth 1973)."""
+_MEASURED = [GAMMA, NOISE, SHOT]
+"""Columns of the operators of `measure`."""
+_UNMEASURED = [IDENTITY[column] for column in _MEASURED]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +53,7 @@ _broken = False
 
 def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Augment images as `augment.apply` describes; `parameters` are on the CPU."""
-    device, sigma = images.device, parameters[:, 5]
+    device, sigma = images.device, parameters[:, BLUR]
     center, scale = (numbers(device, *values) for values in (mean, std))
     values = to_device(parameters, device)
     with without_autocast(device):
@@ -45,15 +64,15 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
             kernels = to_device(_kernels(sigma[blurred], limit=min(x.shape[2:]) - 1), device)
             rows = to_device(blurred, device)
             x = x.index_copy(0, rows, _blur(x.index_select(0, rows), kernels))
-        measured = (parameters[:, 8:11] != parameters.new_tensor([1, 0, 0])).any(1).nonzero().squeeze(1)
-        if len(measured):
-            rows = to_device(measured, device)
+        measured = (parameters[:, _MEASURED] != parameters.new_tensor(_UNMEASURED)).any(1)
+        if measured.any():
+            rows = to_device(measured.nonzero().squeeze(1), device)
             chosen = x.index_select(0, rows), values.index_select(0, rows)
             x = x.index_copy(0, rows, _fused(measure, *chosen))
         x = _fused(finish, x, values, center, scale)
-        if parameters[:, 12].any():
+        if parameters[:, DROP].any():
             channel = torch.arange(1, x.shape[1] + 1, device=device)
-            x = x.masked_fill((channel == values[:, 12:13])[..., None, None], 0)
+            x = x.masked_fill((channel == values[:, DROP, None])[..., None, None], 0)
         return x
 
 
@@ -61,8 +80,9 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue of images (N, C, H, W) in [0, 1], and convert some
     to grey.
     """
-    columns = (column.view(-1, 1, 1, 1) for column in parameters[:, :5].unbind(1))
-    brightness, contrast, saturation, hue, grey = columns
+    brightness, contrast, saturation, hue, grey = _columns(
+        parameters, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY
+    )
     x = (x * brightness).clamp(0, 1)
     mean = _luma(x).mean((1, 2, 3), keepdim=True) if x.shape[1] == 3 else x.mean((2, 3), keepdim=True)
     x = mean.lerp(x, contrast).clamp(0, 1)
@@ -75,10 +95,10 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
 
 def measure(x: Tensor, parameters: Tensor) -> Tensor:
     """Raise images (N, C, H, W) in [0, 1] to a power, and add noise of variance noise² + shot · x."""
-    power, noise, shot = (column.view(-1, 1, 1, 1) for column in parameters[:, 8:11].unbind(1))
+    power, noise, shot = _columns(parameters, *_MEASURED)
     x = x**power
     deviation = (noise.square() + shot * x).sqrt()
-    return (x + deviation * normal(parameters[:, 11].long(), x[0].numel()).view_as(x)).clamp(0, 1)
+    return (x + deviation * normal(parameters[:, KEY].long(), x[0].numel()).view_as(x)).clamp(0, 1)
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
@@ -100,11 +120,16 @@ def _mixed(x: Tensor) -> Tensor:
 
 def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Solarize images, turn their hue, and normalise them."""
-    threshold = parameters[:, 6].view(-1, 1, 1, 1)
+    (threshold,) = _columns(parameters, SOLARIZE)
     x = torch.where(x >= threshold, 1 - x, x)
     if x.shape[1] == 3:
-        x = turn_hue(x, parameters[:, 7])
+        x = turn_hue(x, parameters[:, TURN])
     return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def _columns(parameters: Tensor, *columns: int) -> list[Tensor]:
+    """Return columns of the parameters (N, P), each of shape (N, 1, 1, 1)."""
+    return [parameters[:, column].view(-1, 1, 1, 1) for column in columns]
 
 
 def _luma(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS
+from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import save_pictures

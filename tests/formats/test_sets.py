@@ -22,7 +22,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
-from data_pipeline.transforms.augment import PARAMETERS
+from data_pipeline.transforms.columns import PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from tests.formats.contains import assert_contains
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from data_pipeline.loader import Batch
-from data_pipeline.transforms.augment import IDENTITY
+from data_pipeline.transforms.columns import IDENTITY
 from pretrain import train
 from pretrain.assemble import Run
 from pretrain.checkpoint.run_state import RunState

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from data_pipeline.transforms import augment_cpu, augment_torch
 from data_pipeline.transforms.actions import turn
-from data_pipeline.transforms.augment import IDENTITY, PARAMETERS, apply, draw, draw_instrument, turn_hue
+from data_pipeline.transforms.augment import apply, draw, draw_instrument, turn_hue
+from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig
 
 both_paths = pytest.mark.parametrize("path", [augment_cpu.apply, augment_torch.apply])
