@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import zlib
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from data_pipeline.decoders import orientation, pillow
 from data_pipeline.decoders.pixels import Numbers, PixelRules, check_size, is_number
 from data_pipeline.decoders.tiff_pages import GREY, Image, image_before, image_of, tag_of
 
+GDAL_NODATA: Final = 42113
+"""A tag of GDAL: the value of pixels without a measurement, as text."""
 _DEFLATE = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
-_GDAL_NODATA = 42113  # a tag of GDAL: the value without a measurement, as text
 _ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its warnings about unusual tags do not matter here
@@ -60,7 +61,7 @@ def read(data: bytes, rules: PixelRules) -> Numbers:
 def _nodata(page: TiffPage) -> tuple[float, ...]:
     """Return the finite value that GDAL's tag names as nodata, if it names one."""
     try:
-        value = float(str(page.tags.valueof(_GDAL_NODATA, "")).strip(" \0"))
+        value = float(str(page.tags.valueof(GDAL_NODATA, "")).strip(" \0"))
     except ValueError:
         return ()
     return (value,) if math.isfinite(value) else ()

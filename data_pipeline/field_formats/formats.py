@@ -20,28 +20,29 @@ class Format(NamedTuple):
     name: str
     endings: tuple[str, ...]
     start: tuple[int, bytes] | None
-    """Where files begin with which bytes, by which a file without one of the endings is recognised; None if
-    it is not."""
+    """Offset and bytes by which a file is recognised that has none of the endings; None if no such file is
+    recognised."""
     module: str
     """The module that reads it."""
     library: str
     """The Python package that this module needs."""
     extra: str
-    """The extra of this package that installs the library."""
+    """The extra of this package that installs the library; "" for a library that is always installed."""
     is_folder: bool = False
-    """Whether it is a folder, which is known by its ending and read by its path."""
+    """Whether an image of this format is a folder: it is recognised by its ending and read by its path."""
 
 
 _FITS = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
+STACK = "TIFF stack"
+"""The format of TIFF files that hold several pictures; their endings are those of other TIFF files."""
 _FORMATS = (
     Format("DICOM", (".dcm", ".dicom", ".ima"), (128, b"DICM"), "dicom", "pydicom", "medical"),
     Format("NIfTI", (".nii", ".nii.gz"), (344, b"n+1\0"), "nifti", "nibabel", "medical"),
     Format("whole slide", (".svs", ".ndpi", ".scn"), None, "slide", "tiffslide", "pathology"),
     Format("OME-Zarr", (".zarr", ".ome.zarr"), None, "ome_zarr", "zarr", "microscopy", is_folder=True),
     Format("FITS", _FITS, (0, b"SIMPLE  ="), "fits", "astropy", "astro"),
+    Format(STACK, (), None, "tiff_stack", "tifffile", ""),
 )
-STACK = "TIFF stack"
-"""The format of TIFF files that hold several pictures, which no ending tells."""
 NOT_PICTURES = {"dicomdir"}
 """Names, in lower case, of files that only list other files."""
 _LOOKED_AT = 352
@@ -79,7 +80,7 @@ def stem(path: str, format_name: str) -> str:
 
 
 def endings() -> list[str]:
-    """Return all endings of files of the field."""
+    """Return the endings of files of all these formats."""
     return [ending for each in _FORMATS for ending in each.endings]
 
 
@@ -143,8 +144,7 @@ def field_of(format_name: str, file: BinaryIO | Path, name: str) -> str:
 
 
 def _module(format_name: str) -> ModuleType:
-    name = "tiff_stack" if format_name == STACK else _format(format_name).module
-    return importlib.import_module(f"data_pipeline.field_formats.{name}")
+    return importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
 
 
 def _format(name: str) -> Format:

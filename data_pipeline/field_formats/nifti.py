@@ -47,8 +47,7 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     height, width = sorted(shape[:3])[-2:]
     check_size(height, width, 1)
     if len(shape) == 2:
-        proxy: Any = image.dataobj
-        flat = fileslice(stream, (), shape, proxy.dtype, proxy.offset, order="F")
+        flat = _stored(stream, image, shape, ())
         yield Picture("", _values(image, flat.T[::-1]), _kept(image, reading.keep))
         return
     yield from _slices(stream, compressed, image, shape, reading)
@@ -82,10 +81,7 @@ def _slices(
         raise ValueError("a NIfTI image whose affine matrix gives an axis no direction")
     axis = int(np.flatnonzero(turn[:, 0] == across)[0])
     count, times = shape[axis], shape[3] if len(shape) == 4 else 1
-    proxy = image.dataobj
-    whole = None
-    if compressed and axis != _IN_ORDER:
-        whole = fileslice(stream, (), shape, proxy.dtype, proxy.offset, order="F")
+    whole = _stored(stream, image, shape, ()) if compressed and axis != _IN_ORDER else None
     fields = _geometry(image, turn, axis) | _kept(image, reading.keep)
     for time in range(times):
         prefix = f"{numbered('t', time, times)}_" if times > 1 else ""
@@ -95,12 +91,19 @@ def _slices(
                 continue
             place: list[int | slice] = [slice(None)] * 3 + [time] * (len(shape) - 3)
             place[axis] = stored_number
-            if whole is not None:
-                stored = whole[tuple(place)]
-            else:
-                stored = fileslice(stream, tuple(place), shape, proxy.dtype, proxy.offset, order="F")
+            at = tuple(place)
+            stored = _stored(stream, image, shape, at) if whole is None else whole[at]
             values = _values(image, _upright(stored, np.delete(turn, axis, axis=0)))
             yield Picture(f"{prefix}{numbered(letter, number, count)}", values, fields)
+
+
+def _stored(
+    stream: io.BufferedIOBase, image: Any, shape: tuple[int, ...], place: tuple[int | slice, ...]
+) -> NDArray[Any]:
+    """Read the stored numbers at a place of an image of this shape; () reads all."""
+    proxy = image.dataobj
+    stored: NDArray[Any] = fileslice(stream, place, shape, proxy.dtype, proxy.offset, order="F")
+    return stored
 
 
 def _upright(stored: NDArray[Any], turn: NDArray[np.float64]) -> NDArray[Any]:
@@ -123,9 +126,8 @@ def _geometry(image: Any, turn: NDArray[np.float64], axis: int) -> dict[str, Any
     unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
     sizes = {int(turn[i, 0]): round(float(image.header.get_zooms()[i]) * unit, 6) for i in range(3)}
     thickness = sizes.pop(int(turn[axis, 0]))
-    return {"spacing": [sizes[i] for i in sorted(sizes, reverse=True)], "spacing_unit": "mm"} | {
-        "thickness": thickness
-    }
+    spacing = [sizes[i] for i in sorted(sizes, reverse=True)]
+    return {"spacing": spacing, "spacing_unit": "mm", "thickness": thickness}
 
 
 def _kept(image: Any, keep: tuple[str, ...]) -> dict[str, Any]:

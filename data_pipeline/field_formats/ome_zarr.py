@@ -1,7 +1,7 @@
 """Read OME-Zarr images with zarr: folders of microscopes, of version 0.4 or 0.5.
 
-Of each image the largest level is read. Depths and times are pictures, channels are channels. A folder may
-hold several images, such as the fields of a plate.
+The largest level of each image is read. Each depth at each time gives one picture, with all its channels. A
+folder may hold several images, such as the fields of a plate.
 """
 
 import itertools
@@ -17,16 +17,17 @@ from data_pipeline.field_formats.picture import Picture, Reading, numbered, plai
 from data_pipeline.field_formats.values import storable
 
 _AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
-"""Axes of images of a version that does not name them, by their number."""
+"""Axes of images whose metadata do not name them, by the number of axes."""
 _DEEPEST = 4
+"""Most levels of folders, below the one that is read, in which images are looked for."""
 _UNITS = {"micrometer": "um", "nanometer": "nm", "millimeter": "mm", "angstrom": "angstrom"}
 
 
 def read(folder: Path, reading: Reading) -> Generator[Picture]:
     """Yield the pictures of the images in a folder, each image in turn.
 
-    Raises ValueError if there is no image or one has unknown axes, and whatever zarr raises for a damaged
-    folder.
+    Raises ValueError if there is no image or if an image has unknown axes, and whatever zarr raises for a
+    damaged folder.
     """
     images = list(_images(zarr.open_group(str(folder), mode="r"), _DEEPEST))
     if not images:
@@ -38,7 +39,7 @@ def read(folder: Path, reading: Reading) -> Generator[Picture]:
 
 
 def _images(group: Any, depth: int) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the groups that hold an image, with their OME attributes; labels of images are none."""
+    """Yield the groups that hold an image, with their OME attributes; groups of labels are left out."""
     known = group.attrs.asdict()
     known = known.get("ome", known)
     if known.get("multiscales"):

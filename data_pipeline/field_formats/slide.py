@@ -1,8 +1,8 @@
 """Read whole-slide images with tiffslide: the tiles of a grid, at one magnification, that show tissue.
 
-A tile is cut where the grid lies in the largest level, and scaled from the level that is next larger. Tissue
-is what is coloured: where the largest and smallest of red, green and blue differ by at least 15 of 255 in the
-smallest level. Glass is grey, and so is most dirt; the marks of a pen are not.
+A tile is cut where the grid lies in the largest level, and scaled from the level that is next larger. A
+pixel of the smallest level is tissue if its largest and smallest of red, green and blue differ by at least 15
+of 255. Glass and most dirt are grey, so they do not count as tissue; the marks of a pen do.
 """
 
 import itertools
@@ -25,10 +25,11 @@ _LARGEST_OVERVIEW = 50_000_000
 def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
     """Yield the tiles of a slide that show tissue, row by row.
 
-    Raises ValueError if the slide does not say its resolution or has none as fine as is asked for, if it has
-    no small level, or if no tile shows enough tissue; and whatever tiffslide raises for a damaged file.
+    Raises ValueError if the slide does not say its resolution, if its largest level is too coarse for
+    `reading.mpp`, if it has no small level, or if no tile shows enough tissue; and whatever tiffslide raises
+    for a damaged file.
     """
-    with TiffSlide(cast(Any, file), tifffile_options={"name": "slide"}) as slide:
+    with _opened(file) as slide:
         step = reading.mpp / _resolution(slide)
         if step < 0.95:
             raise ValueError(
@@ -51,6 +52,11 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
                 values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.LANCZOS))
             name = f"{numbered('x', column, columns)}_{numbered('y', row, rows)}"
             yield Picture(name, np.ascontiguousarray(values), fields)
+
+
+def _opened(file: BinaryIO) -> TiffSlide:
+    """Return the slide in an open file."""
+    return TiffSlide(cast(Any, file), tifffile_options={"name": "slide"})
 
 
 def _resolution(slide: TiffSlide) -> float:
@@ -100,5 +106,5 @@ def _fields(slide: TiffSlide, reading: Reading) -> dict[str, Any]:
 
 def field(file: BinaryIO, name: str) -> Any:
     """Return a property of the slide by its name, such as aperio.ImageID; None if there is none."""
-    with TiffSlide(cast(Any, file), tifffile_options={"name": "slide"}) as slide:
+    with _opened(file) as slide:
         return plain(slide.properties.get(name))

@@ -1,7 +1,7 @@
 """Read TIFF stacks with tifffile: OME-TIFF, ImageJ and other files whose metadata name their axes.
 
-Depths (Z), times (T) and further axes are pictures; channels are channels. A TIFF of a single picture is no
-stack, and is packed as it is.
+Each position on the axes of depth (Z), time (T) and others gives one picture, with all its channels. A TIFF
+of a single picture is not a stack: `pack` keeps its bytes.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from data_pipeline.field_formats.picture import Picture, Reading, numbered, plai
 from data_pipeline.field_formats.values import storable
 
 _UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "\\u00B5m": "um", "pixel": ""}
-"""Spellings of units; a pixel is none."""
+"""Other spellings of units; "" for a pixel, which is not a unit of length."""
 
 
 def is_stack(file: BinaryIO) -> bool:
@@ -71,20 +71,22 @@ def _pictures(file: BinaryIO, series: TiffPageSeries) -> Iterator[tuple[str, NDA
     outer = series.axes[: -series.keyframe.ndim]
     if not set("YX") <= set(inner) <= set("YX" + CHANNEL_AXES):
         raise ValueError(f"a TIFF stack of axes {series.axes}, whose pages are no pictures")
-    channels = [axis for axis in series.axes if axis in CHANNEL_AXES]
-    check_size(sizes["Y"], sizes["X"], math.prod(sizes[axis] for axis in channels))
+    check_size(sizes["Y"], sizes["X"], math.prod(sizes[axis] for axis in series.axes if axis in CHANNEL_AXES))
     plane = _planes(file, series, len(outer))
-    for place in itertools.product(*(range(sizes[axis]) for axis in outer if axis not in CHANNEL_AXES)):
-        where = dict(zip((axis for axis in outer if axis not in CHANNEL_AXES), place, strict=True))
+    order = [inner.index("Y"), inner.index("X"), *(i for i, axis in enumerate(inner) if axis not in "YX")]
+    for where in _places(sizes, [axis for axis in outer if axis not in CHANNEL_AXES]):
         names = [numbered(axis.lower(), i, sizes[axis]) for axis, i in where.items() if sizes[axis] > 1]
         each = []
-        for of in itertools.product(*(range(sizes[axis]) for axis in outer if axis in CHANNEL_AXES)):
-            both = where | dict(zip((axis for axis in outer if axis in CHANNEL_AXES), of, strict=True))
-            values = plane(tuple(both[axis] for axis in outer))
-            last = [i for i, axis in enumerate(inner) if axis not in "YX"]
-            order = [inner.index("Y"), inner.index("X"), *last]
+        for channel in _places(sizes, [axis for axis in outer if axis in CHANNEL_AXES]):
+            values = plane(tuple((where | channel)[axis] for axis in outer))
             each.append(values.transpose(order).reshape(sizes["Y"], sizes["X"], -1))
         yield "_".join(names), np.concatenate(each, axis=2)
+
+
+def _places(sizes: Mapping[str, int], axes: list[str]) -> Iterator[dict[str, int]]:
+    """Yield all places on some axes, the last axis fastest, as numbers by axis."""
+    for place in itertools.product(*(range(sizes[axis]) for axis in axes)):
+        yield dict(zip(axes, place, strict=True))
 
 
 def _planes(file: BinaryIO, series: TiffPageSeries, outer: int) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 from PIL import ExifTags, Image
 from tifffile import TiffFile
 
+from data_pipeline.decoders import npy, tiff
+
 _PERSON = "patients?|subjects?|persons?|participants?|cases?"
 _STAFF = "physicians?|doctors?|operators?|performers?|observers?|reviewers?|radiologists?|technologists?"
 _KINDS = {
@@ -88,12 +90,12 @@ def in_json(value: Any) -> Iterator[str]:
 def in_image(data: bytes) -> set[str]:
     """Return the names of identifying fields in the header of an image; pixels are not decoded.
 
-    A header that cannot be read gives none.
+    For a header that cannot be read, the set is empty.
     """
     try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if tiff.matches(data):
             return _in_tiff(data)
-        if data[:6] == b"\x93NUMPY":
+        if npy.matches(data):
             return set()
         with Image.open(io.BytesIO(data)) as image:
             names = {str(name) for name, value in image.info.items() if value and kind_of(str(name))}
