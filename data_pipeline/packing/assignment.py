@@ -107,7 +107,9 @@ def _refuse_names_of_pictures(items: list[Item]) -> None:
     scan.nii.
     """
     stacks = {item.key: item.path for item in items if item.format}
-    for item in items if stacks else []:
+    if not stacks:
+        return
+    for item in items:
         folder, _, name = item.key.rpartition("/")
         if folder in stacks and PICTURE_NAME.fullmatch(name):
             raise UserError(

@@ -1,11 +1,12 @@
-"""Turn one file into the samples that are packed: a picture is one as it is, a volume one for each slice."""
+"""Turn one file into the samples that are packed: one for an image, and one for each picture of a volume."""
 
 import contextlib
+import functools
 import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.foreign_files import open_regular
 
 _TIFF = (".tif", ".tiff")
+_Decode = Callable[[bytes], tuple[Pixels, Valid | None]]
+"""`decode_valid` with the options of the packing."""
 
 
 class Sample(NamedTuple):
@@ -65,15 +68,17 @@ def samples(
     if item.unread:
         raise ValueError(f"no regular file but a {item.unread}")
     extension = Path(item.path).suffix.lower()
+    decode = functools.partial(decode_valid, channels=channels, depth=None, rules=rules, intensity=intensity)
     if item.format or (extension in _TIFF and rules > 1 and _is_stack(source, item)):
-        yield from _pictures_of(source, item, channels, rules, intensity, reading)
+        with _one_reason():
+            yield from _pictures_of(source, item, reading, decode)
         return
     if extension not in EXTENSIONS:
         raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
     if item.size > LARGEST_IMAGE:
         raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
     data = _read(source, item)
-    pixels, valid = decode_valid(data, channels, depth=None, rules=rules, intensity=intensity)
+    pixels, valid = decode(data)
     yield Sample(item.key, extension.removeprefix("."), data, pixels, valid, item.extra)
 
 
@@ -90,38 +95,45 @@ def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
     return key_hash(item.key), item.size, checksum
 
 
-def _pictures_of(
-    source: Path,
-    item: Item,
-    channels: int | None,
-    rules: PixelRules,
-    intensity: Intensity,
-    reading: Reading,
-) -> Iterator[Sample | LeftOut]:
+def _pictures_of(source: Path, item: Item, reading: Reading, decode: _Decode) -> Iterator[Sample | LeftOut]:
     """Yield the samples of a file of a scientific format: one for each of its pictures."""
+    with formats.opened(source / item.path) as file:
+        if not isinstance(file, Path) and os.fstat(file.fileno()).st_size != item.size:
+            raise _changed(source, item)
+        pictures = formats.read(item.format or formats.STACK, file, reading)
+        # Closed before the file, because libraries still seek in the file when they close.
+        with contextlib.closing(pictures), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers that are unusual or damaged
+            for picture in pictures:
+                yield _sample(item, picture, decode)
+
+
+def _sample(item: Item, picture: Picture, decode: _Decode) -> Sample | LeftOut:
+    """Return the sample of a picture. A picture without a valid value is left out if its file has several.
+
+    Raises ValueError, as `decode` does, for a picture that cannot be packed.
+    """
+    height, width, *more = picture.values.shape
+    check_size(height, width, more[0] if more else 1)
+    data = as_tiff(picture.values, picture.nodata)
     try:
-        with formats.opened(source / item.path) as file:
-            if not isinstance(file, Path) and os.fstat(file.fileno()).st_size != item.size:
-                raise _changed(source, item)
-            pictures = formats.read(item.format or formats.STACK, file, reading)
-            # Closed before the file, because libraries still seek in the file when they close.
-            with contextlib.closing(pictures), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about headers that are unusual or damaged
-                for picture in pictures:
-                    height, width, *more = picture.values.shape
-                    check_size(height, width, more[0] if more else 1)
-                    data = as_tiff(picture.values, picture.nodata)
-                    try:
-                        pixels, valid = decode_valid(
-                            data, channels, depth=None, rules=rules, intensity=intensity
-                        )
-                    except NoValidValue as error:  # as at the ends of a cube
-                        if not picture.name:
-                            raise
-                        yield LeftOut(picture.name, str(error))
-                        continue
-                    key = f"{item.key}/{picture.name}" if picture.name else item.key
-                    yield Sample(key, "tif", data, pixels, valid, _extra(item, picture))
+        pixels, valid = decode(data)
+    except NoValidValue as error:  # as at the ends of a cube
+        if not picture.name:
+            raise
+        return LeftOut(picture.name, str(error))
+    key = f"{item.key}/{picture.name}" if picture.name else item.key
+    return Sample(key, "tif", data, pixels, valid, _extra(item, picture))
+
+
+@contextlib.contextmanager
+def _one_reason() -> Iterator[None]:
+    """Turn whatever a library raises for a damaged file into a ValueError with the reason in one line.
+
+    Raises `UserError` if the file cannot be read, and lets MemoryError pass.
+    """
+    try:
+        yield
     except (MemoryError, UserError):
         raise
     except OSError as error:
