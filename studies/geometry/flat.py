@@ -37,7 +37,7 @@ def checkpoints(rows: Iterable[Row]) -> list[Row]:
 def flat(value: Any, path: str = "") -> Row:
     """Return the numbers and texts of a nested row by their keys, joined by "/".
 
-    A list of numbers is one text, its numbers parted by spaces; an interval is two columns, `_low` and
+    A list of numbers is one text, its numbers separated by spaces; an interval is two columns, `_low` and
     `_high`. Lists of anything else are left out.
     """
     if isinstance(value, Mapping):

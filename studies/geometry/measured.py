@@ -34,7 +34,7 @@ BULKY = ("evidence", "measured", "homology", "circular", "left_out", "intervals"
 HOMOLOGY = ("betti", "p_values", "bars", "threshold", "landmarks")
 """What a row keeps of persistent homology."""
 OF_THE_MACHINE = ("seconds_", "slowest_", "median_", "images_per", "memory", "time", "epoch", "data_wait")
-"""What the names of logged numbers begin with that say nothing about the objective."""
+"""How the names of those logged numbers begin that say nothing about the objective."""
 ERRORS = (1, 2)
 """Exit codes of a command that ends with an error of its own; others are signals."""
 

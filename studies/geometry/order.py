@@ -22,7 +22,7 @@ class Task(NamedTuple):
 
 
 def missing(rows: Iterable[Row], names: Sequence[str]) -> list[Task]:
-    """Return what is not among the rows and can be started now; nothing is left if that is nothing.
+    """Return what is not among the rows and can be started now; an empty list means that all is done.
 
     `names` are some of OBJECTIVES and FURTHER. Seeds of an objective can be started when its grid is
     finished, further runs when the grids that they depend on are.

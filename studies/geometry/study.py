@@ -3,8 +3,8 @@
 FOLDER/cifar is what `studies.torus.cifar` writes. NAMEs are objectives of plan.py and families of further.py.
 The grids are trained with seed 0; the point with the best mean of k-NN and linear probe on the validation
 images is chosen, and seeds are trained there. Each measured run is a line of results.jsonl beside this file;
-lines that are there are left out, on any machine. A run that was stopped is continued. The same command may
-be given several times at once, to use more cores: no run is done twice.
+a run that has its line is not done again, on any machine. A run that was stopped is continued. The same
+command may be given several times at once, to use more cores: no run is done twice.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isotorus import jsonl
-from isotorus.errors import UserError, exit_code
+from isotorus.errors import USER_ERROR, UserError, exit_code
 from studies.geometry import measured
 from studies.geometry.fewer_images import pack
 from studies.geometry.further import FURTHER
@@ -26,7 +26,7 @@ BASE, RESULTS = HERE / "base.yaml", HERE / "results.jsonl"
 WAIT = 10.0
 """Seconds until this process looks again, while others do all that is left."""
 DIVERGED = "updates in a row were refused"
-"""What the last line of a run says that its guard has ended."""
+"""Part of the last line that a run prints if its guard has ended it."""
 
 
 def main() -> int:
@@ -57,13 +57,13 @@ def _do(folder: Path, task: Task, left: int) -> bool:
 
 
 def _row(folder: Path, task: Task, held: int) -> dict[str, Any]:
-    """Return what a run has to show: what was measured, or why it failed."""
+    """Return what was measured of a run, or why it failed."""
     run = folder / "runs" / task.run.name
     row = _train(folder, task, held)
     if "failed" in row:
         return row
     before, test = cpu_seconds(), task.stage == "test"
-    beside = test and task.run.objective == "lejepa"  # the encoder is the same in all others
+    beside = test and task.run.objective == "lejepa"  # other objectives begin with the same encoder
     try:
         row |= measured.training(run) | measured.evaluation(folder, task.run.name, test, held, beside)
     except measured.Failed as error:
@@ -79,12 +79,11 @@ def _train(folder: Path, task: Task, held: int) -> dict[str, Any]:
         pack(folder, task.run.images)
     given = ["--config", str(BASE), f"name={name}", *task.run.overrides]
     code = python(folder, ["-m", "pretrain", *given], log, held)
-    if code and DIVERGED in (said := measured.last_line(log)):
+    if code == USER_ERROR and DIVERGED in (said := measured.last_line(log)):
         return {"failed": f"training: {said}"}
     if code or not measured.is_complete(folder / "runs" / name):
         raise UserError(f"{name} did not end (exit code {code}), see {log}; the same command continues it")
-    used = {} if stopped else {"cpu_seconds": round(cpu_seconds() - before, 1)}
-    return {"cpu_seconds": None} | used
+    return {"cpu_seconds": None if stopped else round(cpu_seconds() - before, 1)}
 
 
 if __name__ == "__main__":

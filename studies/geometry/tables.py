@@ -1,6 +1,6 @@
 """`python -m studies.geometry.tables`: write results.csv, checkpoints.csv and the tables of docs/study.md.
 
-They are what is finished of results.jsonl beside this file. The tables are printed as well.
+They hold the finished runs of results.jsonl beside this file. The tables are printed as well.
 """
 
 import re

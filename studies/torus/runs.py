@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from isotorus import jsonl
 from isotorus.errors import UserError, exit_code
-from studies.running import cpu_seconds, folder_and_names, python
+from studies.running import add_row, cpu_seconds, folder_and_names, python
 
 HERE = Path(__file__).resolve().parent
 TORUS = HERE.parent.parent / "configs" / "torus_cpu.yaml"
@@ -28,7 +29,7 @@ class Run(NamedTuple):
 
 
 LIGHT = "objective.content_weight=0.15"
-"""The weight of content in the recipe before, which three seeds and two controls were trained with."""
+"""The weight of content in an earlier recipe, with which three seeds and two controls were trained."""
 RUNS = {
     **{f"torus-s{seed}": Run(TORUS, [f"seed={seed}"]) for seed in range(3)},
     **{f"light-s{seed}": Run(TORUS, [f"seed={seed}", LIGHT]) for seed in range(3)},
@@ -60,14 +61,14 @@ def train(folder: Path, name: str) -> float | None:
 
 
 def certify(folder: Path, name: str) -> None:
-    """Write certificate.json of a torus run, if it is missing; LeJEPA alone with this seed stands beside."""
+    """Write certificate.json of a torus run, if it is missing, beside LeJEPA alone with the same seed."""
     if any((folder / "runs" / name / "eval").glob("*/certificate.json")):
         return
     against = folder / "runs" / name.replace("torus", "lejepa")
     beside = ["--against", str(against)] if "torus" in name and against.exists() else []
     shards = ["--data", f"{RUNS[name].shards}/test", "--images", IMAGES[RUNS[name].shards]]
     short = "steps=1000" in RUNS[name].settings and not name.startswith("control")
-    orbits = ["--orbits", "2"] if short else []  # a run of 1,000 steps is no last word
+    orbits = ["--orbits", "2"] if short else []  # runs of 1,000 steps only show a trend
     actions = ["--actions", "rotation", "hue"] if name == "control-no-actions" else []
     call(folder, ["-m", "eval_suite", "certificate", f"runs/{name}", *shards, *orbits, *actions, *beside])
 
@@ -120,8 +121,7 @@ def main() -> int:
     folder, names = folder_and_names(RUNS)
     results = folder / "results.jsonl"
     for name in names:
-        lines = results.read_text().splitlines() if results.exists() else []
-        if name in {json.loads(line)["name"] for line in lines}:
+        if name in {row["name"] for row in jsonl.read(results)}:
             continue
         row: dict[str, Any] = {
             "name": name,
@@ -135,8 +135,7 @@ def main() -> int:
             row["certificate"] = summary(json.loads(file.read_text()))
         for file in (folder / "runs" / name / "eval").glob("*/results.json"):
             row["scores"] = scores(json.loads(file.read_text()))
-        with results.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        add_row(results, row)
     print(f"{results} has {len(names)} runs; docs/torus.md has the tables")
     return 0
 
