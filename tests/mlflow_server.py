@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -18,28 +20,46 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Server:
+    """`mlflow server` with a database in a folder; after a kill it can be started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options, *store],
+            cwd=self.folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seconds of starting
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 400
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/health", timeout=10)
+                return
+            except OSError:
+                assert self._process.poll() is None and time.monotonic() < deadline, "no MLflow server"
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        family = psutil.Process(self._process.pid).children(recursive=True)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(family)
+
+
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
     """Start a server, yield its address, and end it."""
-    port = free_port()
-    server = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *server, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"],
-        cwd=folder,
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seconds of starting
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=1)
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, "no MLflow server"
-            time.sleep(0.3)
-    yield address
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    server = Server(folder)
+    server.start()
+    try:
+        yield server.address
+    finally:
+        server.kill()

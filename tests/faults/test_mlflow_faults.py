@@ -6,57 +6,19 @@ MLflow run with each step once.
 
 import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 from pretrain.config import flatten
 from tests.distributed.runs import Run, losses, rows, train
-from tests.distributed.test_mlflow import free_port
 from tests.faults.proxy import Proxy
+from tests.mlflow_server import Server
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
-
-
-class Server:
-    """`mlflow server` with a database in a folder; after a kill it can be started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options, *store],
-            cwd=self.folder,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # seconds of starting
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 400
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.address}/health", timeout=10)
-                return
-            except OSError:
-                assert self._process.poll() is None and time.monotonic() < deadline, "no MLflow server"
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        psutil.wait_procs(family)
 
 
 def test_a_server_with_every_fault_in_turn(recipe: Path, tmp_path: Path):
