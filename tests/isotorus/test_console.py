@@ -8,13 +8,9 @@ import pytest
 
 from eval_suite.__main__ import SUBCOMMANDS
 from isotorus.console import COMMANDS
+from tests.console import isotorus
 
 SETS = Path(__file__).parents[1] / "formats/sets"
-
-
-def isotorus(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from isotorus.console import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

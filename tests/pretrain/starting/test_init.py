@@ -1,8 +1,5 @@
 """`isotorus init` and `isotorus recipes`: what they write can be trained with, and says why."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +14,8 @@ from pretrain.config import load_config
 from pretrain.preflight import check
 from pretrain.starting import recipe
 from pretrain.starting.found import Images, Machine, images
+from tests.console import ROOT, isotorus
 
-ROOT = Path(__file__).resolve().parents[3]
 PHOTOS = Images(
     path="shards",
     count=200_000,
@@ -31,17 +28,6 @@ PHOTOS = Images(
     remote=False,
     mirrored={"upside down": 0.1, "left to right": 0.0, "about the diagonal": 0.1},
 )
-
-
-def isotorus(*arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from isotorus.console import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
 
 
 def test_a_run_starts_with_what_init_writes(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
