@@ -67,7 +67,8 @@ def known_codes(
             return angles_from_pairs(head(rows.float()).unflatten(-1, (m, 2)))
 
     def binned(count: int) -> Code:
-        return Code(f"{count} bins of {m} angles", count**m, lambda x: codes.angular_bins(angles(x), count))
+        name = f"{count} bins of {m} {'angle' if m == 1 else 'angles'}"
+        return Code(name, count**m, lambda x: codes.angular_bins(angles(x), count))
 
     return [*known, *map(binned, bins)]
 
