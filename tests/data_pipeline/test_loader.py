@@ -14,7 +14,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
-from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
+from data_pipeline.transforms.columns import DROP, GAMMA, IDENTITY, KEY, NOISE, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import save_pictures
@@ -67,7 +67,10 @@ def mixed(packed: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Sources:
 def test_shapes_and_contents(packed: Dataset) -> None:
     batch = take(packed, 1)[0]
     assert [tuple(v.shape) for v in batch.views] == [(2, 8, 3, 24, 24), (3, 8, 3, 12, 12)]
-    assert [tuple(p.shape) for p in batch.parameters] == [(2, 8, 13), (3, 8, 13)]
+    assert [tuple(p.shape) for p in batch.parameters] == [
+        (2, 8, len(PARAMETERS)),
+        (3, 8, len(PARAMETERS)),
+    ]
     assert all(v.dtype == torch.uint8 for v in batch.views)
     np.testing.assert_array_equal(batch.labels, packed.labels[batch.indices])
     flat = batch.views[0].flatten(0, 1)
@@ -368,9 +371,9 @@ def test_noise_leaves_all_other_random_numbers_as_they_were(packed: Dataset) -> 
     for before, after in zip(take(packed, 2), take(packed, 2, augment=noisy), strict=True):
         assert all(map(torch.equal, before.views, after.views))
         for x, y in zip(before.parameters, after.parameters, strict=True):
-            assert torch.equal(x[..., :8], y[..., :8])
-            assert (y[..., 9] > 0).all() and (y[..., 12] > 0).all()
-    keys = torch.cat([p[..., 11].flatten() for p in after.parameters])
+            assert torch.equal(x[..., :GAMMA], y[..., :GAMMA])
+            assert (y[..., NOISE] > 0).all() and (y[..., DROP] > 0).all()
+    keys = torch.cat([p[..., KEY].flatten() for p in after.parameters])
     assert len(keys.unique()) == len(keys)
     # Every rank and every number of workers sees the same noise.
     ranks = [take(packed, 1, augment=noisy, rank=r, world_size=2)[0] for r in range(2)]

@@ -15,7 +15,6 @@ import webdataset
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.packing.manifest import Columns, read
-from isotorus.errors import exit_code
 from tests.data_pipeline.pictures import save_pictures
 
 Refused = Callable[..., str]
@@ -25,18 +24,6 @@ Refused = Callable[..., str]
 def images(tmp_path: Path) -> Path:
     save_pictures(tmp_path / "images", [f"{i}.png" for i in range(12)])
     return tmp_path / "images"
-
-
-@pytest.fixture
-def refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    def run(*options: object) -> str:
-        command = ["pack", images, tmp_path / "set", *options]
-        assert exit_code(lambda: main([str(argument) for argument in command])) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return run
 
 
 def parquet(file: Path, columns: dict[str, Any]) -> Path:

@@ -26,24 +26,6 @@ Run = Callable[..., str]
 MANY = 300
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    (tmp_path / "images").mkdir()
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*options: str, command: str = "pack") -> str:
-        line = [command, str(images), str(tmp_path / "set"), "--workers", "1", *options]
-        assert exit_code(lambda: main(line)) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return run
-
-
 def run(images: Path, dest: Path, *options: str) -> None:
     assert main(["pack", str(images), str(dest), "--workers", "1", *options]) == 0
 

@@ -13,29 +13,10 @@ from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.packing.pack import Options, pack
-from isotorus.errors import exit_code
 from tests.data_pipeline.encoders import deep_png
 from tests.data_pipeline.pictures import picture, save_pictures
 
 Run = Callable[..., str]
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    (tmp_path / "images").mkdir()
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*options: str) -> str:
-        command = ["pack", str(images), str(tmp_path / "set"), "--workers", "1", *options]
-        assert exit_code(lambda: main(command)) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return run
 
 
 def random(seed: int, shape: tuple[int, ...], dtype: type, top: int | None = None) -> NDArray:
