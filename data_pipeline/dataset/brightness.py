@@ -1,4 +1,4 @@
-"""What `pack` and `index` say about the brightness of a set of numbers, so that an unfit rule is seen."""
+"""The line of `pack` and `index` about the brightness of a data set, which shows whether its rule fits."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ FLAT = 0.02
 
 
 def lines(sets: Mapping[str, Dataset]) -> list[str]:
-    """Return a line for each set, by its name ("" without a split), whose numbers become brightness by a
-    rule.
+    """Return a line for each set whose numbers become brightness by a rule. Sets are given by their names, ""
+    without a split.
     """
     return [
         f"  {name + ': ' if name else ''}{_brightness(dataset)}"

@@ -61,7 +61,7 @@ def write(path: Path, table: NDArray[np.void]) -> None:
 
 
 def checksum(file: BinaryIO, value: int = 0) -> int:
-    """Return the CRC-32 of the rest of a file, which is read in pieces, after what has the CRC-32 `value`."""
+    """Return the CRC-32 of the rest of a file, read in pieces. `value` is the CRC-32 of the bytes before."""
     while piece := file.read(_PIECE):
         value = zlib.crc32(piece, value)
     return value

@@ -31,7 +31,7 @@ class Moments(Section):
         cls, pixels: NDArray[np.uint8] | NDArray[np.uint16], valid: NDArray[np.bool_] | None = None
     ) -> Self:
         """Return the sums of one image (H, W, C), uint8 or uint16, in which white is the largest value of
-        the type. `valid` says which values count; None: all.
+        the type. `valid` says which values are counted; None: all.
         """
         height, width, channels = pixels.shape
         counted: NDArray[Any] = pixels if valid is None else np.where(valid, pixels, 0)
@@ -88,7 +88,9 @@ class Moments(Section):
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, on the scale where white is 1; 0 as for the mean."""
+        """Standard deviation of each channel, on the scale where white is 1; 0 for a channel without a
+        valid pixel.
+        """
         return [
             math.sqrt(squares * count - total**2) / count / WHITE if count else 0.0
             for total, squares, count in zip(self.totals, self.squares, self._counts, strict=True)

@@ -1,7 +1,8 @@
 """What a sample has beside its image: its key, and the columns in the JSON file of its sample.
 
-`pack` writes there what a table of images says besides the path and the label. Tars that others made may hold
-more. The index does not point to these files, so the bytes between two images are searched for them.
+`pack` writes into this file all columns of a table of images except the path and the label, and the fields of
+an image's header. Tars that others made may hold more. The index does not point to these files, so the bytes
+between two images are searched for them.
 """
 
 import io
@@ -15,7 +16,7 @@ from data_pipeline.dataset.index import Dataset, key_prefix
 from data_pipeline.storage.tar_reader import Damaged, Tar, key_and_extension, stem
 
 LARGEST = 2**26
-"""Bytes between two images that are searched; more of them hold other data than columns."""
+"""Most bytes between two images that are searched; a longer piece holds other data than columns."""
 
 
 class Sidecar(NamedTuple):
@@ -31,8 +32,8 @@ class Sidecar(NamedTuple):
 def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
     """Return what the data set says about samples `start` to `stop` - 1.
 
-    The JSON file of an image may stand before it or after it, up to the next image of this range. What is no
-    JSON object counts as no columns. Raises UserError if a shard cannot be read.
+    The JSON file of an image may stand before it or after it, up to the next image of this range. A file that
+    is not a JSON object gives no columns. Raises `UserError` if a shard cannot be read.
     """
     found: dict[tuple[str, str], bytes] = {}
     rows = dataset.rows
@@ -46,7 +47,7 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
     sidecars = []
     for i in range(start, stop):
         key, name = dataset.key_and_name(i)
-        # The columns of a.left.png are in a.json, or else in a.left.json.
+        # The columns of a.left.png are in a.json or, if that does not exist, in a.left.json.
         own = stem("", (key_and_extension(name) or ("", ""))[1])
         content = found.get((key, "json")) or found.get((key, f"{own}.json"), b"")
         sidecars.append(Sidecar(key, name, _columns(content)))
@@ -54,9 +55,10 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
 
 
 def _gaps(dataset: Dataset, i: int, start: int) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the bytes of the shard before and after image `i` that are no image.
+    """Yield begin and end of the pieces of the shard between image `i` and the images before and after it.
 
-    Those before it are left out if they follow an image from `start` on, because they are after that one.
+    The piece before image `i` is left out if image `i` - 1 is in the range from `start` on: it is the piece
+    after that image.
     """
     shards, offsets = dataset.rows["shard"], dataset.rows["offset"]
     if i == 0 or shards[i - 1] != shards[i]:

@@ -84,8 +84,9 @@ class Census:
         pixels: NDArray[np.uint8] | NDArray[np.uint16],
         valid: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count the image file `data` at `offset` of the shard, which decodes to `pixels` (H, W, C), of which
-        those that are `valid` count for the statistics; None: all.
+        """Count the image file `data` at `offset` of the shard, which decodes to `pixels` (H, W, C).
+
+        `valid` says which values enter the statistics; None: all.
         """
         height, width, channels = pixels.shape
         if extension not in self._extensions:

@@ -3,7 +3,7 @@
 The first bytes of a file determine its format. Each format has a module of its own with the functions
 `matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile and
 numpy; these modules only choose between them, check sizes before decoding, and close the gaps that each
-module's docstring names. `intensity` turns numbers that are no brightness yet into pixels.
+module's docstring names. `intensity` turns numbers that are not yet brightness into pixels.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def decode_valid(
 
 
 def _numbers(data: bytes, rules: PixelRules) -> Numbers:
-    """Return the values of an image that is no JPEG; raise ValueError for a JPEG, which is for display."""
+    """Return the values of an image that is not a JPEG; raise ValueError for a JPEG, which is for display."""
     if jpeg.matches(data):
         raise ValueError("a JPEG holds brightness, not measurements; leave --intensity out for JPEG files")
     if png.matches(data):
@@ -147,8 +147,9 @@ def _tag(data: bytes, rules: PixelRules) -> int:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Turn whatever a decoder raises into a ValueError with the reason in one line, except MemoryError, and
-    `NoValidValue` and `NeedsRule`, which are one already.
+    """Turn whatever a decoder raises into a ValueError with the reason in one line.
+
+    MemoryError, `NoValidValue` and `NeedsRule` pass unchanged; the last two are such a ValueError already.
 
     A sound image that finds no memory is not damaged. How much a damaged one can ask for is limited by
     `pixels.check_size`.

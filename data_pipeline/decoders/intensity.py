@@ -7,8 +7,8 @@ the numbers of a file may be of any type, and an image becomes uint16, where 655
     percentile:LOW,HIGH        the same, between two percentiles of the image's own valid values in a channel
     asinh:STRETCH[,Q[,BLACK]]  b = asinh(Q (x − BLACK) / STRETCH) / Q, Lupton et al. 2004 (PASP 116, 133)
 
-The brightness b is clipped to [0, 1]. NaN, ±infinity and nodata are not valid: they become the fill, and
-count neither for percentiles nor for the mean and standard deviation of a data set.
+The brightness b is clipped to [0, 1]. NaN, ±infinity and nodata are not valid: they become the fill, and they
+are left out of percentiles and of the mean and standard deviation of a data set.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Intensity(Section):
     rule: str = "none"
     """The rule as it is given on the command line, such as "window:-160,240"."""
     nodata: float | None = Field(None, allow_inf_nan=False)
-    """A value that stands for no measurement, besides NaN, ±infinity and what a file itself names."""
+    """A value that means "not measured", in addition to NaN, ±infinity and the values that a file names."""
     fill: float = Field(0.0, ge=0, le=1)
     """Brightness of values that are not valid: 0 is black, 1 is white."""
 
@@ -64,7 +64,7 @@ class Intensity(Section):
 
     @classmethod
     def parse(cls, text: str) -> "Intensity":
-        """Read what `str` of a rule returns; raises ValueError for anything else."""
+        """Read the text that `str` of an `Intensity` returns; raises ValueError for any other text."""
         rule, *options = text.split(" --")
         values = {name: float(value) for name, _, value in (option.partition("=") for option in options)}
         return cls.model_validate({"rule": rule, **values})
@@ -76,11 +76,13 @@ class Intensity(Section):
 
 
 class NoValidValue(ValueError):
-    """No value of an image is a measurement."""
+    """An image without a valid value."""
 
 
 class NeedsRule(ValueError):
-    """The numbers of a file are no brightness without a rule; `found` says which numbers it holds."""
+    """A file whose numbers become brightness only by a rule, and no rule is given. `found` says which numbers
+    it holds.
+    """
 
     def __init__(self, found: str, example: str) -> None:
         super().__init__(f"{found}: say what is black and what is white, e.g. with --intensity {example}")
@@ -88,7 +90,7 @@ class NeedsRule(ValueError):
 
 
 NONE: Final = Intensity()
-"""The largest value of an unsigned type is white."""
+"""The absence of a rule: the largest value of an unsigned type is white."""
 
 
 def refuse_other(path: str, packed: Intensity, asked: Intensity | None) -> None:
@@ -140,7 +142,9 @@ def _valid(image: Numbers, intensity: Intensity) -> Valid:
     valid: Valid = np.isfinite(values)
     for nodata in (*image.nodata, *([] if intensity.nodata is None else [intensity.nodata])):
         if values.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # a number that the type cannot hold is in no file of it
+            with np.errstate(
+                over="ignore"
+            ):  # a number too large for the type becomes infinite, and equals no valid value
                 valid &= values != values.dtype.type(nodata)
         elif nodata == int(nodata):
             valid &= values != int(nodata)
@@ -150,7 +154,7 @@ def _valid(image: Numbers, intensity: Intensity) -> Valid:
 def _limits(values: NDArray[Any], valid: Valid, rule: _Rule) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the values of black and of white in each channel (C,).
 
-    If both percentiles are equal, what is above them is white and all else black.
+    If both percentiles are equal, larger values are white and all others black.
     """
     limits = np.tile(rule.numbers, (values.shape[2], 1)).astype(np.float64)
     if rule.kind == "percentile":
@@ -162,7 +166,7 @@ def _limits(values: NDArray[Any], valid: Valid, rule: _Rule) -> tuple[NDArray[An
 
 
 def _needs_a_rule(image: Numbers) -> NeedsRule:
-    """Return the error for numbers of a file that have no brightness by themselves."""
+    """Return the error for an image whose numbers become brightness only by a rule."""
     valid = _valid(image, NONE)
     seen, example = "of which none is valid", "percentile:0.5,99.5"
     if valid.any():
@@ -173,7 +177,7 @@ def _needs_a_rule(image: Numbers) -> NeedsRule:
 
 
 def spelled(text: str) -> str:
-    """Return a rule as it is always spelled; raises ValueError, with what was expected, if it is none."""
+    """Return a rule in its standard spelling; raises ValueError, with what was expected, for other text."""
     return str(_parsed(text))
 
 

@@ -15,7 +15,7 @@ class Numbers(NamedTuple):
     values: NDArray[Any]
     """The values (H, W, C), real numbers of any type."""
     nodata: tuple[float, ...] = ()
-    """Values that the file itself says stand for no measurement."""
+    """Values that mean "not measured" according to the file itself."""
     inverted: bool = False
     """Whether the smallest value is white."""
 

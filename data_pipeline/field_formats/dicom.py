@@ -76,7 +76,7 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
 
 
 def field(file: BinaryIO, name: str) -> Any:
-    """Return a field of the header by its keyword or tag; None if there is none."""
+    """Return a field of the header by its keyword or tag; None if the header lacks it."""
     tag = _tag(name)
     if tag is None:
         return None
@@ -140,8 +140,9 @@ def _padding(header: pydicom.Dataset, stored: NDArray[Any], frame: int) -> float
 
 
 def _functional(header: pydicom.Dataset, name: str, frame: int) -> pydicom.Dataset | None:
-    """Return the item of a functional group of an enhanced multi-frame file: that of the frame, or else the
-    one that all frames share; None if there is none.
+    """Return an item of the functional groups of an enhanced multi-frame file; None if there is none.
+
+    The item of the frame itself takes precedence over the one that all frames share.
     """
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
@@ -153,7 +154,7 @@ def _functional(header: pydicom.Dataset, name: str, frame: int) -> pydicom.Datas
 
 
 def _fields(header: pydicom.Dataset, keep: tuple[str, ...]) -> dict[str, Any]:
-    """Return what the header says about all frames, and the fields to `keep` by their DICOM keyword."""
+    """Return the fields that hold for all frames: the default ones, and those to `keep` by DICOM keyword."""
     fields = {name: plain(header.get(keyword)) for name, keyword in _DEFAULT.items()}
     maker = (header.get("Manufacturer"), header.get("ManufacturerModelName"))
     fields["device"] = plain(" ".join(str(part) for part in maker if part))

@@ -41,7 +41,7 @@ def register() -> None:
 
 
 def _decode_frame(source: bytes, runner: DecodeRunner) -> bytearray:
-    """Return the pixels of a frame, row by row, and say in the runner how wide they are."""
+    """Return the pixels of a frame, row by row, and set in `runner` how many bits each has."""
     import imagecodecs
 
     pixels = getattr(imagecodecs, _CODECS[runner.transfer_syntax])(source)

@@ -23,12 +23,12 @@ from data_pipeline.field_formats.picture import Picture, Reading, numbered, plai
 from data_pipeline.field_formats.values import scaled, storable
 
 _AXES = {"sagittal": ("x", 0), "coronal": ("y", 1), "axial": ("z", 2)}
-"""Letter of the slices, and the axis of RAS+ that they lie across."""
+"""For each direction: the letter in the names of slices, and the axis of RAS+ that is constant in a slice."""
 _MM = {"meter": 1e3, "micron": 1e-3}
 _IN_ORDER = 2
 """Stored axis whose slices lie one behind the other in the file."""
 
-logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # it tells what it mends in every damaged header
+logging.getLogger("nibabel").setLevel(logging.CRITICAL)  # it logs every repair of a damaged header
 
 
 def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
@@ -54,7 +54,7 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
 
 
 def field(file: BinaryIO, name: str) -> Any:
-    """Return a field of the header by its name; None if there is none."""
+    """Return a field of the header by its name; None if the header lacks it."""
     return _kept(_opened(file)[0], (name,)).get(name)
 
 

@@ -1,4 +1,4 @@
-"""A picture of a file, and what the user says about reading such files."""
+"""A picture of a file, and the options for reading such files."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from isotorus.section import Section
 
 PICTURE_NAME = re.compile(r"(?:[a-z]\d+_?)+")
-"""What the names of pictures look like."""
+"""Pattern of the names of pictures."""
 
 
 class Picture(NamedTuple):

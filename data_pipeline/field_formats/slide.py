@@ -77,7 +77,7 @@ def _tissue(slide: TiffSlide, rows: int, columns: int, side: float) -> NDArray[n
         )
     overview = slide.read_region((0, 0), level, (width, height), as_array=True)[..., :3].astype(np.int16)
     coloured = (overview.max(axis=2) - overview.min(axis=2) >= _COLOURED).astype(np.float64)
-    # Sums over rectangles, so that tiles whose sides are no whole number of overview pixels cost no more.
+    # Sums over rectangles are quick for any tile, also if its side is not a whole number of overview pixels.
     sums = np.pad(coloured.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     scale = slide.level_downsamples[level]
     y = np.rint(np.arange(rows + 1) * side / scale).astype(int).clip(max=height)

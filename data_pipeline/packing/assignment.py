@@ -33,7 +33,7 @@ class Assignment:
     """Class names in the order of their index."""
     split: Split | None
     reading: Reading | None = None
-    """How files of scientific formats are read; None if nothing was said about it and there are none."""
+    """How files of scientific formats are read; None if there are no such files and no options for them."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -103,8 +103,8 @@ def _shuffle(items: list[Item]) -> list[Item]:
 
 
 def _refuse_names_of_pictures(items: list[Item]) -> None:
-    """Raise `UserError` if an image lies where the pictures of a file get their keys: scan/z012.png beside
-    scan.nii.
+    """Raise `UserError` if the key of an image is like those of the pictures of a file, as for scan/z012.png
+    and scan.nii.
     """
     stacks = {item.key: item.path for item in items if item.format}
     if not stacks:

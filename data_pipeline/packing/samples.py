@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     valid: Valid | None
     """Which of its values are valid; None if all are."""
     extra: str
-    """What the JSON beside the image says; "" for no JSON."""
+    """Content of the JSON file of the sample; "" for no such file."""
 
 
 class LeftOut(NamedTuple):

@@ -60,9 +60,9 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
 def draw_instrument(
     rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: int
 ) -> None:
-    """Draw what instruments do to the views in `rows` (views, P): power, noise, and a dropped channel.
+    """Draw the effects of instruments on the views in `rows` (views, P): power, noise, and a dropped channel.
 
-    `rng` is not the generator of `draw`, whose draws therefore do not depend on these operators.
+    `rng` must not be the generator of `draw`, so that the draws of `draw` do not depend on these operators.
     """
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
     power, noisy, dropped = (chance < np.array(probabilities(config))).T

@@ -122,8 +122,9 @@ class AugmentConfig(Section):
     """Probability of mirroring a view top to bottom; 0.5 suits images without a natural "up", e.g. from
     microscopes."""
     quarter_turns: Probability = 0.0
-    """Probability of turning a view by one, two or three quarters of a full turn, each as likely, for images
-    without an up; with 0.75 all four positions are as likely. Not beside the action rotation."""
+    """Probability of turning a view by one, two or three quarters of a full turn, with equal
+    probabilities, for images without an up. With 0.75, all four positions are equally likely. Must be 0 with
+    the action rotation."""
     jitter_probability: Probability = 0.8
     """Probability of changing brightness, contrast, saturation and hue, in this order."""
     brightness: float = Field(0.4, ge=0)
@@ -159,7 +160,7 @@ class AugmentConfig(Section):
     """Largest scale a of Poisson noise, as counted photons have: a pixel of value x gets the variance a · x.
     With n photons at white it is 1/n. Drawn uniformly from 0 on, and approximated by a Gaussian."""
     channel_drop_probability: Probability = 0.0
-    """Probability of replacing one channel of a view, each as likely, by that channel's mean over the data
+    """Probability of replacing one channel of a view, drawn uniformly, by that channel's mean over the data
     set; for images of several channels."""
     turned: bool = False
     """Whether these operators, except for flips, also act on turned views that are beside others. A pose is

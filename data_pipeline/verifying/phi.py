@@ -82,7 +82,7 @@ def _look_through(task: _Task) -> Found:
 
 
 def _in_json(content: bytes) -> set[str]:
-    """Return the names of identifying fields in the JSON of a sample; none if it is no JSON."""
+    """Return the names of identifying fields in the JSON of a sample; an empty set if it is not JSON."""
     try:
         return set(identifying.in_json(json.loads(content)))
     except (ValueError, RecursionError):
