@@ -53,13 +53,13 @@ def main() -> int:
 
 def _run() -> int:
     """Run the evaluation or a sub-command; returns its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    escape_arguments()
     if sys.argv[1:] and sys.argv[1] in SUBCOMMANDS:
         code: int = import_module(SUBCOMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
     set_ranks()
     given = parse(sys.argv[1:])
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    escape_arguments()
     chosen = options(given)
     # Imported here because it takes seconds; a mistyped option is refused before that.
     from eval_suite import evaluate_named

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -80,7 +79,6 @@ def main(argv: Sequence[str]) -> int:
     The code is 0, or 2 if the only checkpoint failed, or 1 if some or all of several checkpoints failed.
     """
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     listing = args.metrics.strip() == "list"
     chosen = quantities.NAMES if listing else arguments.names(args.metrics, quantities.NAMES, "--metrics")
     # Imported here because they take seconds; a mistyped option is refused before that.

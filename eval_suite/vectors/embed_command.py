@@ -1,13 +1,11 @@
 """The command `isotorus embed`: the vectors of a data set in one Parquet or .npz file."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from eval_suite import arguments
 from eval_suite.metrics import FEATURE_SETS
 from isotorus.errors import ArgumentParser, UserError
-from isotorus.logs import escape_arguments
 from isotorus.processes import usable_cores
 from isotorus.scheduler import set_ranks
 
@@ -59,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
     """Write the file of vectors and return exit code 0; raises UserError for what cannot work."""
     args = parse(argv)
     set_ranks()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    escape_arguments()
     # Imported here because it takes seconds; a mistyped option is refused before that.
     from eval_suite.vectors import embed_run
 

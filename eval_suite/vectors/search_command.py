@@ -1,12 +1,10 @@
 """The command `isotorus search`: the rows of a file of vectors that are nearest to images."""
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from eval_suite import arguments
 from isotorus.errors import ArgumentParser
-from isotorus.logs import escape_arguments
 
 EPILOG = """examples:
   isotorus search train.parquet photo.jpg other.png
@@ -38,8 +36,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Show what is near; returns exit code 0, or 1 if some of several images could not be read."""
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    escape_arguments()
     # Imported here because it takes seconds; a mistyped option is refused before that.
     from eval_suite.vectors import search_run
 

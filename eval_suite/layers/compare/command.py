@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +65,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the sub-command and return exit code 0; raises UserError for what cannot be compared."""
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Imported here because they take seconds; a mistyped option is refused before that.
     import torch
     from accelerate import PartialState

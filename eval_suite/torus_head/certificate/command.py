@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +78,6 @@ def main(argv: Sequence[str]) -> int:
     Raises UserError for arguments that cannot work.
     """
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Imported here because they take seconds; a mistyped option is refused before that.
     from data_pipeline.dataset.index import Dataset
     from eval_suite import results, terminal
