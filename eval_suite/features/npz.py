@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ class Rows:
 
     def __init__(self, file: Path, name: str) -> None:
         self._file, self._name = file, f"{name}.npy"
-        with self._open() as stream:
+        with _member(self._file, self._name) as stream:
             self.shape, self.dtype = self._header(stream)
 
     def pieces(self, count: int) -> Iterator[NDArray[Any]]:
         """Yield at most `count` rows at a time; raises NotRows if the file ends before its last row."""
-        with self._open() as stream:
+        with _member(self._file, self._name) as stream:
             self._header(stream)
             for start in range(0, self.shape[0], count):
                 shape = (min(count, self.shape[0] - start), *self.shape[1:])
@@ -41,9 +42,6 @@ class Rows:
                 if len(data) != size:
                     raise NotRows(f"{self._file} ends before its last row; copy it again")
                 yield np.frombuffer(data, self.dtype).reshape(shape)
-
-    def _open(self) -> "_Member":
-        return _Member(self._file, self._name)
 
     def _header(self, stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Read the header of the array, up to its first row."""
@@ -60,25 +58,17 @@ class Rows:
         return shape, dtype
 
 
-class _Member:
-    """One file in a zip, open for reading."""
-
-    def __init__(self, file: Path, name: str) -> None:
-        self._stream = foreign_files.open_binary(file)
+@contextmanager
+def _member(file: Path, name: str) -> Iterator[Any]:
+    """Open one file in a zip for reading."""
+    with foreign_files.open_binary(file) as stream:
         try:
-            self._zip = zipfile.ZipFile(self._stream)
-            self._member = self._zip.open(name)
+            archive = zipfile.ZipFile(stream)
+            member = archive.open(name)
         except (KeyError, zipfile.BadZipFile) as error:
-            self._stream.close()
             raise NotRows(f"{file} has no array {name} ({error})") from None
-
-    def __enter__(self) -> Any:
-        return self._member
-
-    def __exit__(self, *_: object) -> None:
-        self._member.close()
-        self._zip.close()
-        self._stream.close()
+        with archive, member:
+            yield member
 
 
 def write(
