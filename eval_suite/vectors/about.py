@@ -36,7 +36,7 @@ class Anomaly(Section):
     against: str
     """The file of vectors, as an absolute path."""
     identity: str
-    """That of its vectors."""
+    """The identity of its vectors."""
     rows: int
 
 

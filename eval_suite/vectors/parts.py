@@ -33,7 +33,7 @@ class Part:
     samples: NDArray[np.int64]
     """The samples (n,) that have vectors, in their order."""
     sidecars: list[Sidecar]
-    """What the shards have beside each."""
+    """What the shards have beside each of them."""
     vectors: NDArray[np.float32]
     """(n, width)."""
     left_out: dict[int, str]

@@ -155,7 +155,7 @@ def _as_array(column: pa.Array) -> NDArray[Any]:
 
 
 def _about(path: Path) -> About | None:
-    """Return what a file says about itself; None if it does not."""
+    """Return what a file says about itself; None if it says nothing."""
     with foreign_files.open_binary(path) as stream:
         if path.suffix == ".npz":
             with np.load(stream, allow_pickle=False) as stored:

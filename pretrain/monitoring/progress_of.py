@@ -77,7 +77,7 @@ class Standing:
             return False
         if self.seconds_a_step is None:
             return self.quiet > _LONG
-        between = [b["step"] - a["step"] for a, b in zip(self.rows, self.rows[1:], strict=False)]
+        between = [b["step"] - a["step"] for a, b in itertools.pairwise(self.rows)]
         usual = statistics.median(between) * self.seconds_a_step
         return self.quiet > max(60.0, 10 * usual)
 
@@ -88,7 +88,7 @@ class Standing:
 
 
 def standings(runs: Sequence[Path]) -> list[Standing]:
-    """Read how runs stand; of several, one that cannot be read has a `problem` and hides no other."""
+    """Read how runs stand; of several, one that cannot be read has a `problem` and stops no other."""
     if len(runs) == 1:
         return [standing(runs[0])]
     found = []

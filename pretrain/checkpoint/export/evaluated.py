@@ -47,7 +47,7 @@ class Evaluation:
     """Results of the exported weights: results.json and, of a torus head, certificate.json beside it."""
 
     file: Path
-    """That of the results."""
+    """The file of the results."""
     results: dict[str, Any]
     certificate: dict[str, Any] | None
 

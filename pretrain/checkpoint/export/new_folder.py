@@ -55,7 +55,7 @@ def require_room(folder: Path, size: int) -> None:
 
 
 def _refused_by_disk(error: Exception, partial: Path) -> OSError | None:
-    """Return the error of the disk behind one of a library; None if it is another one.
+    """Return the error of the disk behind an error of a library; None if there is none.
 
     Libraries say in words of their own that a disk is full.
     """

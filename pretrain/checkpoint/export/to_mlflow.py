@@ -103,7 +103,7 @@ def register(client: Any, uri: str, trained: Trained, folder: Path, name: str) -
 
 
 def _training_run(client: Any, uri: str, trained: Trained) -> Any:
-    """Return the MLflow run of the training; None if the store does not have it, or had it deleted.
+    """Return the MLflow run of the training; None if the store does not have it, or if it was deleted.
 
     The folder may be a stranger's: the address in it is only compared with the user's own store.
     """

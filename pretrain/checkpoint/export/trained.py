@@ -70,7 +70,7 @@ class Trained:
 
 
 def read(given: Path) -> Trained:
-    """Find the newest checkpoint of a run, a checkpoint, or that of a weights file.
+    """Read the newest checkpoint of a run, a checkpoint, or the one that a weights file lies in.
 
     Raises UserError if there is none, or if its files are not those that were written.
     """

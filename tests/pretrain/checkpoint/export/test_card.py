@@ -107,7 +107,7 @@ def test_what_is_not_known_is_said(run: Path):
 def test_averaged_weights_have_a_card_of_their_own(run: Path):
     weights = run / "checkpoints/latest/encoder.safetensors"
     averaged = weights.with_name("encoder_average.safetensors")
-    averaged.write_bytes(weights.read_bytes() + b"")
+    averaged.write_bytes(weights.read_bytes())
     (run / "eval/6").rename(run / "eval/6-average")
     assert main([str(averaged), "--out", str(run.parent / "out")]) == 0
     text = (run.parent / "out/README.md").read_text()

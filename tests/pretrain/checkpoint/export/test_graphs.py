@@ -1,4 +1,4 @@
-"""ONNX files and torch.export programs give the checkpoint's vectors in other processes' hands."""
+"""ONNX files and torch.export programs give the checkpoint's vectors, also without this package."""
 
 import json
 import os

@@ -52,7 +52,7 @@ def test_a_server_has_it_with_signature_card_and_the_run_of_its_training(
     version = client.get_model_version("cells", "1")
     assert version.run_id == training and version.tags["step"] == "7" and version.status == "READY"
     assert version.description.startswith("# cells") and "## Load it" in version.description
-    assert client.get_run(training).info.status == "RUNNING"  # the training's own affair
+    assert client.get_run(training).info.status == "RUNNING"  # only the training ends its run
 
     mlflow.set_tracking_uri(server)
     loaded = mlflow.pyfunc.load_model("models:/cells/1")
