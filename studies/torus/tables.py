@@ -1,6 +1,5 @@
 """`python -m studies.torus.tables`: print the tables of docs/torus.md from results.jsonl beside this file."""
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from isotorus import jsonl
 from isotorus.errors import exit_code
 
 RESULTS = Path(__file__).resolve().parent / "results.jsonl"
@@ -29,7 +29,7 @@ LINES: dict[str, Callable[[Row], float]] = {
 
 def main() -> int:
     """Print a table of certificates, one of controls, and one of scores."""
-    rows = {row["name"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
+    rows = {row["name"]: row for row in jsonl.read(RESULTS)}
     for family in ("torus", "light", "heavy", "cells"):
         print_certificates([rows[name] for name in sorted(rows) if name.startswith(f"{family}-s")])
     print_controls([row for name, row in rows.items() if name.startswith(("control", "cells-order"))])
