@@ -189,11 +189,14 @@ def _tag(name: str) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value of an element as JSON has it; of a sequence, its items as mappings by keyword."""
+    """Return the value of an element as JSON has it: `plain` for the types that only pydicom has, too.
+
+    The items of a sequence become mappings by keyword.
+    """
     if isinstance(value, pydicom.Sequence):
         return [{each.keyword or str(each.tag): _plain(each.value) for each in item} for item in value]
     if isinstance(value, pydicom.multival.MultiValue):
         return [_plain(each) for each in value]
     if isinstance(value, pydicom.valuerep.IS):
         return int(value)
-    return plain(float(value) if isinstance(value, pydicom.valuerep.DSdecimal | float) else value)
+    return plain(float(value) if isinstance(value, pydicom.valuerep.DSdecimal) else value)

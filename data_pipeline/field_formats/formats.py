@@ -20,8 +20,7 @@ class Format(NamedTuple):
     name: str
     endings: tuple[str, ...]
     start: tuple[int, bytes] | None
-    """Offset and bytes by which a file is recognised that has none of the endings; None if no such file is
-    recognised."""
+    """Offset and bytes that identify a file without any of the endings; None if nothing identifies it."""
     module: str
     """The module that reads it."""
     library: str

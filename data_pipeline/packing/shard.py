@@ -133,28 +133,8 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
             start, before = tar.offset, census.mark()
-            first, count, left_out = None, 0, False
             try:
-                for sample in samples(
-                    task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading
-                ):
-                    if isinstance(sample, LeftOut):
-                        census.skip(f"{item.path} ({sample.name})", sample.reason)
-                        left_out = True
-                        continue
-                    offset = _add(tar, sample, label)
-                    census.add(
-                        item.path,
-                        sample.key,
-                        sample.extension,
-                        label,
-                        offset,
-                        sample.data,
-                        sample.pixels,
-                        sample.valid,
-                    )
-                    first, count = first or sample, count + 1
-                several = several or bool(item.format or (first and first.key != item.key))
+                first, count = _add_file(tar, census, task, item, label)
             except MemoryError as error:
                 raise no_memory(item.path, error) from None
             except ValueError as error:
@@ -164,11 +144,32 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
                 file.truncate()
                 tar.offset = start
                 continue
-            if first is None and not left_out:
-                census.skip(item.path, "no pictures in this file")
-            elif first is not None:
+            several = several or bool(item.format or (first and first.key != item.key))
+            if first is not None:
                 rows += [file_row(task.source, item, first)] * count
     return census, np.array(rows, FILE) if several else None
+
+
+def _add_file(
+    tar: tarfile.TarFile, census: Census, task: Task, item: Item, label: int
+) -> tuple[Sample | None, int]:
+    """Append the samples of one file to the tar file and count them; return the first and their number.
+
+    Raises what `samples` raises, and leaves to the caller what was written before.
+    """
+    first, count, left_out = None, 0, False
+    for sample in samples(task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading):
+        if isinstance(sample, LeftOut):
+            census.skip(f"{item.path} ({sample.name})", sample.reason)
+            left_out = True
+            continue
+        offset = _add(tar, sample, label)
+        key, extension, data = sample.key, sample.extension, sample.data
+        census.add(item.path, key, extension, label, offset, data, sample.pixels, sample.valid)
+        first, count = first or sample, count + 1
+    if first is None and not left_out:
+        census.skip(item.path, "no pictures in this file")
+    return first, count
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:

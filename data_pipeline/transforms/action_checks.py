@@ -22,7 +22,7 @@ def refuse_quarter_turns(actions: Sequence[Action], augment: AugmentConfig) -> N
     if "rotation" in actions and augment.quarter_turns:
         raise UserError(
             f"augment.quarter_turns={augment.quarter_turns:g} beside views.actions=[rotation]: content would "
-            "forget what the angles are to know; set augment.quarter_turns=0"
+            "learn to ignore turns, and angles to know them; set augment.quarter_turns=0"
         )
 
 

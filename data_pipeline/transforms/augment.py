@@ -2,10 +2,9 @@
 
 Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
 one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
-parameters give the same pixels on any device, except for rounding. Operators that
-`torchvision.transforms.v2.functional` also has give what its function of the same name gives on float images.
-If images do not have 3 channels, saturation, hue, grey and turn do nothing, and contrast is computed for each
-channel by itself.
+parameters give the same pixels on any device, except for rounding. Operators that torchvision also has give
+the results of `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels,
+saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
 """
 
 from collections.abc import Sequence

@@ -155,10 +155,11 @@ class AugmentConfig(Section):
     """Probability of adding noise to a view, after everything but solarization."""
     noise: float = Field(0.05, ge=0)
     """Largest standard deviation of Gaussian noise, on the scale where white is 1; drawn uniformly from 0
-    on."""
+    to this."""
     shot_noise: float = Field(0.0, ge=0)
     """Largest scale a of Poisson noise, as counted photons have: a pixel of value x gets the variance a · x.
-    With n photons at white it is 1/n. Drawn uniformly from 0 on, and approximated by a Gaussian."""
+    With n photons at white it is 1/n. Drawn uniformly from 0 to this, and approximated
+    by a Gaussian."""
     channel_drop_probability: Probability = 0.0
     """Probability of replacing one channel of a view, drawn uniformly, by that channel's mean over the data
     set; for images of several channels."""
