@@ -21,7 +21,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data_pipeline.decoders.pixels import check_size
 from data_pipeline.field_formats import dicom_codecs
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 from data_pipeline.field_formats.values import scaled, storable
 
 _DEFAULT = {
@@ -162,7 +162,7 @@ def _fields(header: pydicom.Dataset, keep: tuple[str, ...]) -> dict[str, Any]:
         tag = _tag(name)
         if tag is not None and tag in header:
             fields[header[tag].keyword or name] = _plain(header[tag].value)
-    return {name: value for name, value in fields.items() if value is not None}
+    return filled(fields)
 
 
 def _geometry(header: pydicom.Dataset, frame: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from astropy.io import fits
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 from data_pipeline.field_formats.values import storable
 
 _DEFAULT = {"telescope": "TELESCOP", "device": "INSTRUME", "filter": "FILTER", "exposure": "EXPTIME"}
@@ -75,7 +75,7 @@ def _fields(header: Any, keep: tuple[str, ...]) -> dict[str, Any]:
     fields = {name: plain(header.get(keyword)) for name, keyword in _DEFAULT.items()}
     fields |= _spacing(header)
     fields |= {name: plain(header[name]) for name in keep if name in header}
-    return {name: value for name, value in fields.items() if value is not None}
+    return filled(fields)
 
 
 def _spacing(header: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 from data_pipeline.field_formats.values import scaled, storable
 
 _AXES = {"sagittal": ("x", 0), "coronal": ("y", 1), "axial": ("z", 2)}
@@ -132,5 +132,4 @@ def _geometry(image: Any, turn: NDArray[np.float64], axis: int) -> dict[str, Any
 
 def _kept(image: Any, keep: tuple[str, ...]) -> dict[str, Any]:
     """Return the fields of the header to keep, such as descrip, that are there and not empty."""
-    fields = {name: plain(image.header[name]) for name in keep if name in image.header}
-    return {name: value for name, value in fields.items() if value is not None}
+    return filled({name: plain(image.header[name]) for name in keep if name in image.header})

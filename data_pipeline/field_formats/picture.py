@@ -65,3 +65,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if np.isfinite(value) else None
     return str(value).strip() or None
+
+
+def filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a header that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -15,7 +15,7 @@ from PIL import Image
 from tiffslide import TiffSlide
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 
 _COLOURED = 15
 _LARGEST_OVERVIEW = 50_000_000
@@ -101,7 +101,7 @@ def _fields(slide: TiffSlide, reading: Reading) -> dict[str, Any]:
         "magnification": plain(slide.properties.get("tiffslide.objective-power")),
     }
     fields |= {name: plain(slide.properties.get(name)) for name in reading.keep}
-    return {name: value for name, value in fields.items() if value is not None}
+    return filled(fields)
 
 
 def field(file: BinaryIO, name: str) -> Any:

@@ -16,7 +16,7 @@ from tifffile import TiffFile, TiffPageSeries
 
 from data_pipeline.decoders.pixels import check_size
 from data_pipeline.decoders.tiff_pages import CHANNEL_AXES, STACKED
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 from data_pipeline.field_formats.values import storable
 
 _UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "\\u00B5m": "um", "pixel": ""}
@@ -134,7 +134,7 @@ def _fields(tiff: TiffFile, number: int, keep: tuple[str, ...]) -> dict[str, Any
             found = re.search(rf"\b{re.escape(name)}\s*=\s*[\"']([^\"']*)", tiff.ome_metadata or "")
             value = found[1] if found else None
         fields[name] = plain(value)
-    return {name: value for name, value in fields.items() if value is not None}
+    return filled(fields)
 
 
 def _attributes(xml: str, element: str) -> Mapping[str, str]:
