@@ -15,6 +15,7 @@ from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import comparison_page, over_seeds, sentences
 from eval_suite.report.comparison import Comparison
 from eval_suite.report.standing import leaders
+from isotorus.errors import one_line
 
 SHOWN = 3
 """Largest number of evaluations that are printed as a table each; more are printed as a row each."""
@@ -84,8 +85,8 @@ def _own_images(run: Path) -> str:
 
 
 def tell(line: str, *, quiet: bool) -> None:
-    """Print one line without markup, to standard error if `quiet`."""
-    Console(stderr=quiet).print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print one line without markup and terminal escapes, to standard error if `quiet`."""
+    Console(stderr=quiet).print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_whole(table: Table) -> None:

@@ -150,14 +150,15 @@ def _embed(images: Sequence[Pixels], r: Representation, about: About) -> list[ND
 
 def _show(name: str, hits: Sequence[Hit]) -> None:
     """Print a table of what is near to one image."""
-    table = Table(title=Text(f"nearest to {name}"), box=SIMPLE, pad_edge=False, title_justify="left")
-    for title in ("", "cosine"):
-        table.add_column(title, justify="right")
+    title = Text(one_line(f"nearest to {name}"))
+    table = Table(title=title, box=SIMPLE, pad_edge=False, title_justify="left")
+    for column in ("", "cosine"):
+        table.add_column(column, justify="right")
     table.add_column("key", overflow="fold")
     labelled = any(hit.label is not None for hit in hits)
     if labelled:
         table.add_column("label", overflow="fold")
     for place, hit in enumerate(hits, start=1):
-        label = [Text(hit.label or "–")] if labelled else []
-        table.add_row(str(place), f"{hit.similarity:.4f}", Text(hit.key), *label)
+        label = [Text(one_line(hit.label or "–"))] if labelled else []
+        table.add_row(str(place), f"{hit.similarity:.4f}", Text(one_line(hit.key)), *label)
     Console().print(table)

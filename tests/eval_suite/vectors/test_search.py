@@ -62,6 +62,14 @@ def test_the_page_shows_the_images(embedded: Path, table_set: Path, tmp_path: Pa
     assert "<script>" not in (tmp_path / "odd.html").read_text()
 
 
+def test_names_do_not_act_on_the_terminal(embedded: Path, table_set: Path, tmp_path: Path):
+    odd = tmp_path / "\x1b[2Jred.png"
+    shutil.copy(next((table_set.with_name("set-images") / "a").iterdir()), odd)
+    page = tmp_path / "\x1b[2J.html"
+    done = search(embedded, odd, "--top", 3, "--page", page)
+    assert "\x1b" not in done.out and "\\x1b[2Jred.png" in done.out and page.exists()
+
+
 def test_one_bad_image_does_not_stop_the_others(embedded: Path, table_set: Path, tmp_path: Path):
     (tmp_path / "text.jpg").write_text("no image")
     np.save(tmp_path / "five.npy", np.zeros((32, 32, 5), np.uint8))
