@@ -90,7 +90,7 @@ def in_json(value: Any) -> Iterator[str]:
 def in_image(data: bytes) -> set[str]:
     """Return the names of identifying fields in the header of an image; pixels are not decoded.
 
-    For a header that cannot be read, the set is empty.
+    Raises ValueError for a header that cannot be read.
     """
     try:
         if tiff.matches(data):
@@ -107,8 +107,8 @@ def in_image(data: bytes) -> set[str]:
             names |= {"GPS position"} if exif.get_ifd(ExifTags.IFD.GPSInfo) else set()
             names |= {"IPTC"} if image.info.get("photoshop") else set()
             return names
-    except Exception:  # decoders raise nearly every kind of exception for damaged headers
-        return set()
+    except Exception as error:  # decoders raise nearly every kind of exception for damaged headers
+        raise ValueError(f"the header cannot be read ({type(error).__name__})") from error
 
 
 def _in_tiff(data: bytes) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from data_pipeline import pool
@@ -14,6 +15,8 @@ from data_pipeline.storage.tar_reader import Damaged, Tar, key_and_extension, pr
 from data_pipeline.verifying import identifying
 from isotorus.errors import UserError, from_os_error, one_line
 
+UNREADABLE = "something that cannot be read"
+"""Stands for the fields of a header or of JSON that is damaged."""
 Found = dict[tuple[str, str], tuple[int, str]]
 """Number of samples and the key of the first, by place ("JSON", "image" or "key") and name of a field."""
 
@@ -30,7 +33,8 @@ class _Task:
 def phi(path: str, workers: int) -> list[str]:
     """Return a line for each identifying field that the samples of a data set have.
 
-    Names of fields, tags of images and keys are looked at; values and pixels are not. Raises `UserError` if
+    Names of fields, tags of images and keys are looked at; values and pixels are not. A header or JSON that
+    cannot be read has a line too. Raises `UserError` if
     `path` is not a data set or a shard cannot be read.
     """
     newest = describe(path, CacheConfig()).generations[-1]
@@ -65,10 +69,10 @@ def _look_through(task: _Task) -> Found:
                 names: set[tuple[str, str]] = set()
                 last = extension.rpartition(".")[2]
                 if last == "json" and member.size:
-                    names = {("JSON", name) for name in _in_json(tar.read())}
+                    names = {("JSON", name) for name in _names(_in_json, tar.read())}
                 elif last in task.extensions:
                     pool.count()
-                    names = {("image", name) for name in identifying.in_image(tar.read())}
+                    names = {("image", name) for name in _names(identifying.in_image, tar.read())}
                     names |= {("key", "UID")} if identifying.in_key(key) else set()
                 for field in names:
                     counts[field] += 1
@@ -81,9 +85,14 @@ def _look_through(task: _Task) -> Found:
     return {field: (count, first[field]) for field, count in counts.items()}
 
 
-def _in_json(content: bytes) -> set[str]:
-    """Return the names of identifying fields in the JSON of a sample; an empty set if it is not JSON."""
+def _names(look: Callable[[bytes], set[str]], content: bytes) -> set[str]:
+    """Return what `look` finds; what cannot be read counts as a field, because it may identify a person."""
     try:
-        return set(identifying.in_json(json.loads(content)))
+        return look(content)
     except (ValueError, RecursionError):
-        return set()
+        return {UNREADABLE}
+
+
+def _in_json(content: bytes) -> set[str]:
+    """Return the names of identifying fields in the JSON of a sample; raises ValueError if it is not JSON."""
+    return set(identifying.in_json(json.loads(content)))

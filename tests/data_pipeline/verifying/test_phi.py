@@ -1,7 +1,7 @@
 """`verify --phi` lists what may identify a person, and nothing else."""
 
 import io
-import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +144,21 @@ def test_ome_metadata_are_listed_if_they_name_people_or_dates(tmp_path: Path) ->
 
     assert identifying.in_image(written()) == set()
     assert identifying.in_image(written(Description="Jane's cells")) == {"ImageDescription"}
-    assert identifying.in_image(b"II*\0 damaged") == set() == identifying.in_image(b"")
 
 
-def test_damaged_json_does_not_stop_it(tmp_path: Path) -> None:
-    from data_pipeline.verifying.phi import _in_json
-
-    assert _in_json(b"{") == set() == _in_json(b"\xff") == _in_json(json.dumps([1]).encode())
+def test_what_cannot_be_read_is_not_called_clean(tmp_path: Path, capsys) -> None:
+    """Tars of others may hold damaged headers and JSON; verify --phi goes on, and names them."""
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image, "png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in {"a.png": image.getvalue(), "a.json": b"{", "b.png": image.getvalue()}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert main(["index", str(tmp_path), str(tmp_path), "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert main(["verify", "--phi", str(tmp_path), "--workers", "1"]) == 1
+    assert "something that cannot be read in the JSON of 1 sample (first: a)" in capsys.readouterr().out
+    for damaged in (b"II*\0 damaged", b""):
+        with pytest.raises(ValueError, match="the header cannot be read"):
+            identifying.in_image(damaged)
