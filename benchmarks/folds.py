@@ -18,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from data_pipeline.targets.targets import Targets
 from eval_suite import usefulness
-from eval_suite.inputs.targets import Targets
 
 
 def samples(n: int, width: int, sets: int) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Targets]]:

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from data_pipeline.targets.targets import Targets
 from eval_suite import batch, progress, suite, terminal, tracking
 from eval_suite.arguments import pass_on
 from eval_suite.features import compared
@@ -23,7 +24,6 @@ from eval_suite.features.cache import FOLDER as CACHE
 from eval_suite.inputs import against, find, vectors
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
-from eval_suite.inputs.targets import Targets
 from eval_suite.options import Options
 from eval_suite.report import best_checkpoint, comparison, over_seeds
 from eval_suite.results import finished

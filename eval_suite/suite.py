@@ -16,6 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
+from data_pipeline.targets.target_values import Kind
+from data_pipeline.targets.targets import Targets, fingerprint, missed_classes
 from eval_suite import geometry, progress, report, results, usefulness
 from eval_suite.attempts import attempt, reason
 from eval_suite.features import augmented, compared
@@ -28,9 +30,7 @@ from eval_suite.inputs import brightness, copies
 from eval_suite.inputs.against import Against, with_average
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
-from eval_suite.inputs.target_values import Kind
-from eval_suite.inputs.targets import Targets, fingerprint, missed_classes, of_vectors
-from eval_suite.inputs.vectors import SPLITS, Vectors
+from eval_suite.inputs.vectors import SPLITS, Vectors, of_vectors
 from eval_suite.options import Options
 from eval_suite.report import certified
 from eval_suite.usefulness import neighbors
@@ -209,7 +209,7 @@ def evaluate_vectors(
     """Evaluate features that were made elsewhere; without images there are no baselines and no views.
 
     `against` is what `inputs.against.beside` returns for them.
-    `kind` and `missing` say how to read the labels, as in `inputs.target_values.encode`.
+    `kind` and `missing` say how to read the labels, as in `data_pipeline.targets.target_values.encode`.
     """
     inputs = {
         "format": results.FORMAT,

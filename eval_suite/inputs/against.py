@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets.targets import key_hashes
 from eval_suite.inputs import find
 from eval_suite.inputs import vectors as files
 from eval_suite.inputs.checkpoints import TIMM_WEIGHTS, Checkpoint
 from eval_suite.inputs.splits import Splits
-from eval_suite.inputs.targets import key_hashes
 from eval_suite.metrics import AVERAGED
 from isotorus.errors import UserError
 from pretrain.models.description import TIMM_DESCRIPTION

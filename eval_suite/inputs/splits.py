@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.inputs.target_values import Kind
-from eval_suite.inputs.targets import Targets, aligned, load_targets, of_labels
+from data_pipeline.targets.target_values import Kind
+from data_pipeline.targets.targets import Targets, aligned, load_targets, of_labels
 from isotorus.errors import UserError
 
 

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from data_pipeline.dataset.index import key_hash
 from data_pipeline.tables import cells, split_names
 from data_pipeline.tables.table import cells_of
+from data_pipeline.targets.target_values import Kind, encode
+from data_pipeline.targets.targets import Targets, of_rows
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error, one_line
 
@@ -261,3 +263,22 @@ def _note_doubtful(file: Path, schema: pa.Schema, features: Sequence[str]) -> No
             "note: %s: %d of %d features are columns of whole numbers (%s); remove those that are none",
             *(file, len(whole), len(features), some),
         )
+
+
+def of_vectors(
+    vectors: Vectors, split: str, kind: Kind | None = None, missing: Sequence[str] | None = None
+) -> Targets:
+    """Return the labels of one split of a features file.
+
+    Without `kind`, numbers are predicted by regression if one of them has a fraction, lists are labels that
+    may occur together, and all other labels are classes.
+    """
+    rows = np.flatnonzero(vectors.rows(split))
+    groups = None if vectors.groups is None else vectors.groups[rows]
+    if vectors.labels is None:
+        nothing = np.zeros(len(rows), np.int64)
+        return Targets("multiclass", [], nothing, nothing > 0, groups=groups)
+    places = [f"row {i}" for i in range(1, len(vectors.x) + 1)]
+    column = {"label": vectors.labels}
+    encoded = encode(str(vectors.file), column, places, kind, missing, whole_numbers_are_classes=True)
+    return of_rows(encoded, rows, groups)

@@ -18,11 +18,11 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets.targets import load_targets
 from eval_suite import tracking
 from eval_suite.attempts import reason
 from eval_suite.features.augmented import view_batches
 from eval_suite.inputs.checkpoints import Checkpoint
-from eval_suite.inputs.targets import load_targets
 from eval_suite.layers import bending, quantities
 from eval_suite.layers.blocks import measurable
 from eval_suite.layers.images import load

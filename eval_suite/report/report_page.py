@@ -12,10 +12,10 @@ import yaml
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from data_pipeline.targets.targets import Targets
 from eval_suite.attempts import attempt
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
-from eval_suite.inputs.targets import Targets
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
 from eval_suite.report import certified, figures, geometry_figures, names, pictures
 from eval_suite.report.pages import template

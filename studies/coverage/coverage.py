@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, t
 
-from eval_suite.inputs.targets import Targets
+from data_pipeline.targets.targets import Targets
 from eval_suite.usefulness import probe
 from eval_suite.usefulness.estimate import Estimate
 from eval_suite.usefulness.folds.cross_validation import Method, Predicted, cross_validate, estimates

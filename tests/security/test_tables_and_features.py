@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.tables import cells, table
+from data_pipeline.targets.target_values import Kind, encode
 from eval_suite.inputs import vectors
-from eval_suite.inputs.target_values import Kind, encode
 from isotorus.errors import UserError
 
 

@@ -14,8 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from data_pipeline.targets.targets import Targets, aligned
 from eval_suite.attempts import Unmeasurable
-from eval_suite.inputs.targets import Targets, aligned
 from eval_suite.metrics import FEW_LABELS, LEAST_FOLDS, USUAL_FOLDS
 from eval_suite.usefulness.resampling import units
 from isotorus.randomness import generator

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_pipeline.targets.targets import Targets, aligned
 from eval_suite import progress
 from eval_suite.attempts import Unmeasurable, attempt
-from eval_suite.inputs.targets import Targets, aligned
 from eval_suite.metrics import METHODS
 from eval_suite.usefulness import estimate, neighbors, probe, regression
 from eval_suite.usefulness.estimate import Estimates

@@ -13,8 +13,8 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.existing_tars.tar_index import Options, index
 from data_pipeline.packing.pack import Options as PackOptions
 from data_pipeline.packing.pack import pack as pack_files
+from data_pipeline.targets.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from eval_suite.inputs.splits import open_splits, targets_of
-from eval_suite.inputs.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from isotorus.errors import UserError
 from tests.data_pipeline.field_formats.dicoms import write_dicom
 from tests.data_pipeline.pictures import png

@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.dataset.index import key_hash
 from eval_suite.inputs import vectors
-from eval_suite.inputs.targets import of_vectors
+from eval_suite.inputs.vectors import of_vectors
 from isotorus.errors import UserError
 from tests.eval_suite.eval_samples import run_command
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+from data_pipeline.targets.targets import Targets
 from eval_suite import usefulness
-from eval_suite.inputs.targets import Targets
 from eval_suite.metrics import USEFULNESS
 from eval_suite.usefulness.folds.measure_folds import ONLY
 from eval_suite.usefulness.minibatch_probe import Protocol

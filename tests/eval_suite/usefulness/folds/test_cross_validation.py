@@ -11,8 +11,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data_pipeline.targets.targets import Targets
 from eval_suite import usefulness
-from eval_suite.inputs.targets import Targets
 from eval_suite.usefulness import probe
 from eval_suite.usefulness.folds.cross_validation import Method, cross_validate
 from eval_suite.usefulness.folds.division import Division, divide

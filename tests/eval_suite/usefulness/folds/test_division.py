@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from data_pipeline.targets.targets import Targets
 from eval_suite.attempts import Unmeasurable
-from eval_suite.inputs.targets import Targets
 from eval_suite.usefulness.folds.division import divide, sentence, together, wanted
 
 

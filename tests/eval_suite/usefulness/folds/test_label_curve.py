@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from data_pipeline.targets.targets import Targets
 from eval_suite import usefulness
-from eval_suite.inputs.targets import Targets
 from eval_suite.usefulness.folds.division import divide
 from eval_suite.usefulness.folds.label_curve import _counts, _draw
 

@@ -16,8 +16,7 @@ from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.field_formats import formats
 from data_pipeline.packing.listing import Item
 from data_pipeline.tables import cells, table
-from eval_suite.inputs.target_values import Encoded, Kind, encode
-from eval_suite.inputs.vectors import Vectors
+from data_pipeline.targets.target_values import Encoded, Kind, encode
 from isotorus.errors import UserError
 
 
@@ -62,29 +61,10 @@ def of_labels(dataset: Dataset, kind: Kind | None = None) -> Targets:
         column = [spelled[label] if label >= 0 else "" for label in dataset.labels.tolist()]
         places = [f"sample {i}" for i in range(len(column))]
         encoded = encode(dataset.path, {"label": column}, places, kind, missing=())
-    return _targets(encoded, np.arange(len(dataset)), dataset.groups)
+    return of_rows(encoded, np.arange(len(dataset)), dataset.groups)
 
 
-def of_vectors(
-    vectors: Vectors, split: str, kind: Kind | None = None, missing: Sequence[str] | None = None
-) -> Targets:
-    """Return the labels of one split of a features file.
-
-    Without `kind`, numbers are predicted by regression if one of them has a fraction, lists are labels that
-    may occur together, and all other labels are classes.
-    """
-    rows = np.flatnonzero(vectors.rows(split))
-    groups = None if vectors.groups is None else vectors.groups[rows]
-    if vectors.labels is None:
-        nothing = np.zeros(len(rows), np.int64)
-        return Targets("multiclass", [], nothing, nothing > 0, groups=groups)
-    places = [f"row {i}" for i in range(1, len(vectors.x) + 1)]
-    column = {"label": vectors.labels}
-    encoded = encode(str(vectors.file), column, places, kind, missing, whole_numbers_are_classes=True)
-    return _targets(encoded, rows, groups)
-
-
-def _targets(encoded: Encoded, rows: NDArray[np.int64], groups: NDArray[np.uint64] | None) -> Targets:
+def of_rows(encoded: Encoded, rows: NDArray[np.int64], groups: NDArray[np.uint64] | None) -> Targets:
     """Return the targets of samples, given the row of each in a table, -1 for none."""
     named = rows >= 0
     known = named & encoded.filled[rows] if len(encoded.filled) else np.zeros(len(rows), bool)
@@ -140,7 +120,7 @@ def load_targets(
             column.append(row[name])
     encoded = encode(str(file), chosen, places, kind, missing)
     rows = _rows(dataset, file, key_column, keys, places, encoded)
-    return _targets(encoded, rows, dataset.groups)
+    return of_rows(encoded, rows, dataset.groups)
 
 
 def aligned(targets: Mapping[str, Targets]) -> dict[str, Targets]:
