@@ -107,6 +107,8 @@ class Generation(Section):
     """None if all images went into this set."""
     groups: int | None = None
     """Number of groups of samples, such as patients, which groups.npy lists; None if none are known."""
+    spacing: int | None = None
+    """Number of samples whose spacing is known, which spacing.npy lists; None if no file states it."""
     plan: str
     """Hash of what was to be packed: files, sizes, labels and options."""
     fingerprint: str

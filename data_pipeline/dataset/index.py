@@ -6,7 +6,7 @@ shards.npy           one row per shard (`shard_row`), memory-mapped
 groups.npy           one number per sample, the `key_hash` of its group or 0; only if groups were named
 dataset.json         `description.Description`, with a record for each generation
 files.npy            the file of each sample; only for sets with files of several samples (`dataset.files`)
-modified.npy         optional: the time of each image file when it was packed (`dataset.modified`)
+modified.npy, spacing.npy  optional, see `dataset.modified` and `dataset.spacing`
 
 Opening a data set checks a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """

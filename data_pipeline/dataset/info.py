@@ -31,6 +31,7 @@ def as_text(folder: str) -> str:
         "images": f"{facts.count} ({facts.skipped} files skipped)",
         "classes": _counts(facts.classes, facts.class_counts, facts.count) or "none",
         "groups": "none named" if facts.groups is None else str(facts.groups),
+        "spacing": f"known of {facts.spacing} images" if facts.spacing else "not known",
         "files": _counts(facts.extensions, facts.extension_counts, facts.count),
         "pixels": "width {min}-{max}, median {median}; ".format(**facts.width.model_dump())
         + "height {min}-{max}, median {median}".format(**facts.height.model_dump()),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset import files, modified
+from data_pipeline.dataset import files, modified, spacing
 from data_pipeline.dataset.description import (
     DESCRIPTION,
     Description,
@@ -19,6 +19,7 @@ from data_pipeline.dataset.description import (
 from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
 from data_pipeline.dataset.moments import Moments
+from data_pipeline.dataset.spacing import SPACING
 from data_pipeline.dataset_writer.part import Part
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
@@ -45,6 +46,8 @@ class FinishedShard:
     """Time of each row's image file, see `dataset.modified`; None if it is not known."""
     files: NDArray[np.void] | None = None
     """The file of each row, see `dataset.files`; None if each row is a file."""
+    spacing: NDArray[np.void] | None = None
+    """The spacing of each row, see `dataset.spacing`; None if none is known."""
 
 
 def publish(
@@ -96,6 +99,9 @@ def publish(
     reading = _reading(shards, base, reading)
     if reading is not None:
         files.write(folder / FILES, _files(shards, base))
+    spacings = _spacings(shards, base)
+    if spacings is not None:
+        spacing.write(folder / SPACING, spacings)
     sync(folder)
 
     moments = _moments(shards, base, channels)
@@ -127,6 +133,7 @@ def publish(
         intensity=intensity,
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
+        spacing=None if spacings is None else spacing.known(spacings),
         plan=plan,
         fingerprint=counts.fingerprint(classes, extensions, channels, depth, table, pixel_rules, intensity),
     )
@@ -161,6 +168,17 @@ def _files(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void
         own = shard.files
         tables.append(files.of_rows(np.load(shard.rows, allow_pickle=False)) if own is None else own)
     return np.concatenate(tables)
+
+
+def _spacings(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.void] | None:
+    """Return the spacing of all samples, in the order of the index; None if none is known."""
+    old = spacing.read(base) if base else None
+    if old is None and all(shard.spacing is None for shard in shards):
+        return None
+    parts = [np.zeros(s.part.samples, spacing.ROW) if s.spacing is None else s.spacing for s in shards]
+    if base is not None:
+        parts.insert(0, np.zeros(len(base), spacing.ROW) if old is None else old)
+    return np.concatenate(parts)
 
 
 def _times(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.int64]:

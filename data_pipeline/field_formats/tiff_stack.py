@@ -4,6 +4,7 @@ Each position on the axes of depth (Z), time (T) and others gives one picture, w
 of a single picture is not a stack: `pack` keeps its bytes.
 """
 
+import io
 import itertools
 import math
 import re
@@ -21,6 +22,8 @@ from data_pipeline.field_formats.values import storable
 
 _UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "\\u00B5m": "um", "pixel": ""}
 """Other spellings of units; "" for a pixel, which is not a unit of length."""
+_PROJECTED, _METRE = 1, 9001
+"""Codes of GeoTIFF (OGC 19-008r4): a projected map, and the metre."""
 
 
 def is_stack(file: BinaryIO) -> bool:
@@ -49,6 +52,30 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
             fields = _fields(tiff, number, reading.keep)
             for name, values in itertools.islice(_pictures(file, series), 0, None, reading.every):
                 yield Picture(f"{prefix}{name}".rstrip("_"), storable(values), fields)
+
+
+def fields_of_one(data: bytes) -> dict[str, Any]:
+    """Return what the metadata of a TIFF of one picture say: the distance of its rows and columns, and the
+    names of its channels; {} if they say nothing, or are damaged.
+    """
+    try:
+        with TiffFile(io.BytesIO(data), name="one.tif", _multifile=False) as tiff:
+            return _fields(tiff, 0, ()) | _on_the_ground(tiff)
+    except MemoryError:
+        raise
+    except Exception:  # tifffile raises nearly every kind of exception for damaged files
+        return {}
+
+
+def _on_the_ground(tiff: TiffFile) -> dict[str, Any]:
+    """Return the distance of rows and columns of a GeoTIFF that is projected in metres; {} for any other."""
+    known = tiff.geotiff_metadata or {}
+    scale = known.get("ModelPixelScale")
+    if not scale or int(known.get("GTModelTypeGeoKey", 0)) != _PROJECTED:
+        return {}
+    if int(known.get("ProjLinearUnitsGeoKey", 0)) != _METRE:
+        return {}
+    return _spacing(scale[1], scale[0], "m")
 
 
 def _all_series(tiff: TiffFile) -> list[TiffPageSeries]:

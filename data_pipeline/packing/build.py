@@ -12,6 +12,7 @@ from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_hash
 from data_pipeline.dataset.modified import MODIFIED
+from data_pipeline.dataset.spacing import SPACING
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish
@@ -82,7 +83,7 @@ def build(
                 base=old.get(name),
             )
     for name in ("", *tasks):
-        sweep(dest / name, (INDEX, SHARDS, GROUPS, FILES, MODIFIED, DESCRIPTION, SKIPPED))
+        sweep(dest / name, (INDEX, SHARDS, GROUPS, FILES, SPACING, MODIFIED, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
 
@@ -214,7 +215,9 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         stored = np.load(task.files, allow_pickle=False) if task.files.exists() else None
         file_rows = files.of_rows(table) if stored is None else stored
         groups = _groups(task, table["key"], file_rows["key"])
-        shards.append(FinishedShard(name, part, rows, groups, _times(task, file_rows["key"]), stored))
+        spacing = np.load(task.spacing, allow_pickle=False) if task.spacing.exists() else None
+        times = _times(task, file_rows["key"])
+        shards.append(FinishedShard(name, part, rows, groups, times, stored, spacing))
     return shards
 
 

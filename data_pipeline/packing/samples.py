@@ -6,9 +6,9 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
@@ -79,7 +79,8 @@ def samples(
         raise ValueError(f"{item.size} bytes; at most {LARGEST_IMAGE} are supported")
     data = _read(source, item)
     pixels, valid = decode(data)
-    yield Sample(item.key, extension.removeprefix("."), data, pixels, valid, item.extra)
+    header = stack.fields_of_one(data) if extension in _TIFF and rules > 1 else {}
+    yield Sample(item.key, extension.removeprefix("."), data, pixels, valid, _extra(item, header))
 
 
 def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:
@@ -123,7 +124,7 @@ def _sample(item: Item, picture: Picture, decode: _Decode) -> Sample | LeftOut:
             raise
         return LeftOut(picture.name, str(error))
     key = f"{item.key}/{picture.name}" if picture.name else item.key
-    return Sample(key, "tif", data, pixels, valid, _extra(item, picture))
+    return Sample(key, "tif", data, pixels, valid, _extra(item, picture.header))
 
 
 @contextlib.contextmanager
@@ -169,12 +170,14 @@ def _is_ours(error: Exception) -> bool:
     return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("data_pipeline.")
 
 
-def _extra(item: Item, picture: Picture) -> str:
+def _extra(item: Item, header: Mapping[str, Any]) -> str:
     """Return the JSON of a sample: the fields of its header, and the columns of its row in the table, which
     take precedence.
     """
-    fields = dict(picture.header) | (json.loads(item.extra) if item.extra else {})
-    return json.dumps(without_nan(fields), sort_keys=True, ensure_ascii=False) if fields else ""
+    if not header:
+        return item.extra
+    fields = dict(header) | (json.loads(item.extra) if item.extra else {})
+    return json.dumps(without_nan(fields), sort_keys=True, ensure_ascii=False)
 
 
 def _read(source: Path, item: Item) -> bytes:

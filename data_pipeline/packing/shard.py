@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline import pool
-from data_pipeline.dataset import files
+from data_pipeline.dataset import files, spacing
 from data_pipeline.dataset.files import FILE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.intensity import NONE, Intensity
@@ -52,6 +53,11 @@ class Task:
         return self.target.with_suffix(".files.npy")
 
     @property
+    def spacing(self) -> Path:
+        """The file (.npy) with the `dataset.spacing` of the shard's samples; only if any is known."""
+        return self.target.with_suffix(".spacing.npy")
+
+    @property
     def sources(self) -> str:
         """A hash of the modification times of the image files: it changes when a file is replaced, also by
         one of equal size.
@@ -78,7 +84,7 @@ def write(task: Task) -> Part:
     """
     try:
         with atomic(task.target) as file:
-            census, file_rows = _write_tar(task, file)
+            census, file_rows, spacings = _write_tar(task, file)
         with task.target.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         part, rows = census.part(task.target.stat().st_size, sha256)
@@ -86,6 +92,9 @@ def write(task: Task) -> Part:
             np.save(file, rows)
         if file_rows is not None:
             files.write(task.files, file_rows)
+        task.spacing.unlink(missing_ok=True)  # that of a shard which an earlier call wrote of other files
+        if spacing.known(spacings):
+            spacing.write(task.spacing, spacings)
         with atomic(task.target.with_suffix(".json")) as file:
             staged = Staged(sources=task.sources, channels=task.channels, intensity=task.intensity, part=part)
             file.write(staged.model_dump_json().encode())
@@ -120,21 +129,22 @@ def _staged(task: Task) -> Staged | None:
         return None
 
 
-def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | None]:
-    """Write the tar file, and return the counts of its samples and, if any came from a scientific format, the
-    file of each.
+def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | None, NDArray[np.void]]:
+    """Write the tar file, and return the counts of its samples, the file of each if any came from a
+    scientific format, and the spacing of each.
 
     A file is packed whole or not at all: if one of its pictures cannot be, what was written of it is removed.
     """
     census = Census()
     rows: list[tuple[int, int, int]] = []
+    spacings: list[tuple[float, float, int]] = []
     several = False
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
             start, before = tar.offset, census.mark()
             try:
-                first, count = _add_file(tar, census, task, item, label)
+                first, own = _add_file(tar, census, task, item, label)
             except MemoryError as error:
                 raise no_memory(item.path, error) from None
             except ValueError as error:
@@ -146,18 +156,21 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
                 continue
             several = several or bool(item.format or (first and first.key != item.key))
             if first is not None:
-                rows += [file_row(task.source, item, first)] * count
-    return census, np.array(rows, FILE) if several else None
+                rows += [file_row(task.source, item, first)] * len(own)
+            spacings += own
+    return census, np.array(rows, FILE) if several else None, np.array(spacings, spacing.ROW)
 
 
 def _add_file(
     tar: tarfile.TarFile, census: Census, task: Task, item: Item, label: int
-) -> tuple[Sample | None, int]:
-    """Append the samples of one file to the tar file and count them; return the first and their number.
+) -> tuple[Sample | None, list[tuple[float, float, int]]]:
+    """Append the samples of one file to the tar file and count them; return the first, and the spacing of
+    each.
 
     Raises what `samples` raises, and leaves to the caller what was written before.
     """
-    first, count, left_out = None, 0, False
+    first, left_out = None, False
+    spacings: list[tuple[float, float, int]] = []
     for sample in samples(task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading):
         if isinstance(sample, LeftOut):
             census.skip(f"{item.path} ({sample.name})", sample.reason)
@@ -166,10 +179,11 @@ def _add_file(
         offset = _add(tar, sample, label)
         key, extension, data = sample.key, sample.extension, sample.data
         census.add(item.path, key, extension, label, offset, data, sample.pixels, sample.valid)
-        first, count = first or sample, count + 1
+        first = first or sample
+        spacings.append(spacing.row(json.loads(sample.extra) if sample.extra else {}))
     if first is None and not left_out:
         census.skip(item.path, "no pictures in this file")
-    return first, count
+    return first, spacings
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:

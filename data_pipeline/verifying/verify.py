@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
-from data_pipeline.dataset import files
+from data_pipeline.dataset import files, spacing
 from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
 from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
 from data_pipeline.dataset_writer.publish import statistics
@@ -45,6 +45,7 @@ def verify(path: str, workers: int) -> list[str]:
     damage += [f"{path}: {line}" for line in _tables(generations, shards, rows)]
     damage += _groups(path, generations, cache)
     damage += _files(path, newest, cache)
+    damage += _spacing(path, generations, cache)
     tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
     for lines in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
         damage += lines
@@ -103,6 +104,20 @@ def _files(path: str, newest: Generation, cache: CacheConfig) -> Iterator[str]:
         return
     if len(np.unique(table)) != len(np.unique(table["key"])):
         yield f"{path}: {files.FILES} names a file with two sizes or checksums"
+
+
+def _spacing(path: str, generations: list[Generation], cache: CacheConfig) -> Iterator[str]:
+    """Yield what is wrong with the spacing of the samples."""
+    for number, generation in enumerate(generations, start=1):
+        if generation.spacing is None:
+            continue
+        try:
+            table = spacing.open_spacing(path, generation.count, cache)
+        except UserError as error:
+            yield str(error)
+            return
+        if spacing.known(table) != generation.spacing:
+            yield f"{path}: {spacing.SPACING} does not fit generation {number} in {DESCRIPTION}"
 
 
 def _statistics(generation: Generation) -> tuple[list[float], list[float]] | None:
