@@ -31,7 +31,8 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
-from data_pipeline.transforms.views import Crop, cut, draw, draw_angles
+from data_pipeline.transforms.physical import Scales, Spacing
+from data_pipeline.transforms.views import Crop, cut, draw, draw_angles, scaled
 from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
@@ -115,6 +116,8 @@ class _Batches(TorchDataset[Batch | UserError]):
     world_size: int
     ahead: int
     """How many steps before its use a batch is prefetched from remote storage; 0 for local data."""
+    scales: tuple[Scales, ...] = ()
+    """The spacing of the images of each source; empty where crops are counted in shares of the area."""
 
     @property
     def nbytes(self) -> int:
@@ -192,7 +195,8 @@ class _Batches(TorchDataset[Batch | UserError]):
             try:
                 rng = self._generator(place, _CROPS)
                 data, rules, intensity = dataset.read(sample), dataset.pixel_rules, dataset.intensity
-                cut(rng, data, self.views, self._flips, out, rules, angles, intensity)
+                spacing = self._spacing(place.source, sample)
+                cut(rng, data, self.views, self._flips, out, rules, angles, intensity, spacing)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample
@@ -232,10 +236,21 @@ class _Batches(TorchDataset[Batch | UserError]):
                 if turned < self.augment.quarter_turns:
                     view.copy_(view.rot90(quarter, (1, 2)))
 
-    def crops(self, step: int, slot: int, height: int, width: int) -> list[list[Crop]]:
-        """Return the crops of the image at position `slot` of a step's batch; see `Loader.crops`."""
-        place = list(self._locate(step))[slot]
-        return draw(self._generator(place, _CROPS), height, width, self.views, self._flips)
+    def crops(self, batch: Batch, slot: int, height: int, width: int) -> list[list[Crop]]:
+        """Return the crops of the image at position `slot` of a batch; see `Loader.crops`."""
+        place = list(self._locate(batch.step))[slot]
+        spacing = self.spacing(batch, slot, height, width)
+        return draw(self._generator(place, _CROPS), height, width, self.views, self._flips, spacing)
+
+    def spacing(self, batch: Batch, slot: int, height: int, width: int) -> Spacing | None:
+        """Return the spacing by which an image of a batch was cropped; see `Loader.spacing`."""
+        source = list(self._locate(batch.step))[slot].source
+        sample = int(batch.indices[slot]) - self.sources.starts[source]
+        return scaled(height, width, self.views, self._spacing(source, sample))
+
+    def _spacing(self, source: int, sample: int) -> Spacing | None:
+        """Return the spacing of a sample in the unit of the views; None if it is not needed or not known."""
+        return self.scales[source].of(sample) if self.scales else None
 
     @property
     def _flips(self) -> tuple[float, float]:
@@ -279,8 +294,10 @@ class Loader:
             )
         placed = sources.order(order, batch_size, seed)
         ahead = _PREFETCHED_BATCHES * max(workers, 1) if sources.remote else 0
+        unit = views.unit if views.scale_by == "spacing" else None
+        scales = tuple(Scales(dataset, unit) for dataset in sources.datasets) if unit else ()
         self._batches = _Batches(
-            sources, placed, batch_size, views, augment, channels, rank, world_size, ahead
+            sources, placed, batch_size, views, augment, channels, rank, world_size, ahead, scales
         )
         self._workers = workers
         self._next_step = start_step
@@ -295,7 +312,13 @@ class Loader:
 
         `slot` is the position of the image in the batch; `height` and `width` are its size in pixels.
         """
-        return self._batches.crops(batch.step, slot, height, width)
+        return self._batches.crops(batch, slot, height, width)
+
+    def spacing(self, batch: Batch, slot: int, height: int, width: int) -> Spacing | None:
+        """Return the distance between rows and between columns by which an image of a batch was cropped, in
+        the unit of the views; None if it was cropped by area. The arguments are those of `crops`.
+        """
+        return self._batches.spacing(batch, slot, height, width)
 
     def __iter__(self) -> Generator[Batch, None, None]:
         steps: Any = iter(self._steps())

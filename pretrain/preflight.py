@@ -14,6 +14,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
 from data_pipeline.transforms.action_checks import doubts, refuse_quarter_turns, refuse_unfit
+from data_pipeline.transforms.physical import check_views
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.checkpoint import store
@@ -60,6 +61,7 @@ def check(config: Config, world_size: int) -> RunInputs:
             f"attempt; use stopping.hang={patience:g} or less patience"
         )
     refuse_unfit(config.views.actions, config.data.channels, sources.datasets)
+    check_views(config.views, sources.datasets)
     kwargs, encoder, width = check_model(config, world_size)
     mean, std = sources.statistics(config.data.channels)
     inputs = RunInputs(sources, kwargs, width, mean, std)

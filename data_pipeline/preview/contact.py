@@ -15,6 +15,7 @@ from data_pipeline.preview.recipe import Recipe
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
 from data_pipeline.transforms.config import Action
+from data_pipeline.transforms.physical import ExactBox
 from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 
@@ -33,9 +34,9 @@ class Cut:
     """Side of the views in pixels."""
     views: list[str]
     """The views as data URIs."""
-    angles: list[str]
-    """What turned each view, such as "rotation 90°, hue 12°"; "" for views that are not turned."""
-    boxes: list[Box]
+    notes: list[str]
+    """What is special about each view, such as "rotation 90°, hue 12°" or "20.5 mm"; "" if nothing is."""
+    boxes: list[Box | ExactBox]
     """Where each view lies in the original image."""
 
 
@@ -122,6 +123,7 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     # Mean 0 and deviation 1: views are shown without normalisation.
     zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
     crops = loader.crops(batch, 0, height, width)
+    spacing = loader.spacing(batch, 0, height, width)
     cuts = []
     actions = recipe.views.actions
     for number, (resolution, views, parameters, chosen) in enumerate(
@@ -129,10 +131,15 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     ):
         seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
         shown = [figures.data_uri(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
-        angles = [""] * resolution.views
+        notes: list[list[str]] = [[] for _ in chosen]
+        if spacing is not None:
+            for note, crop in zip(notes, chosen, strict=True):
+                note.append(f"{crop.box[2] * spacing[0]:.3g} {recipe.views.unit}")
         if resolution.turned:
-            angles = [_in_degrees(actions, view.tolist()) for view in batch.actions[number][:, 0]]
-        cuts.append(Cut(resolution.kind, resolution.size, shown, angles, [crop.box for crop in chosen]))
+            for note, view in zip(notes, batch.actions[number][:, 0], strict=True):
+                note.append(_in_degrees(actions, view.tolist()))
+        said = [", ".join(note) for note in notes]
+        cuts.append(Cut(resolution.kind, resolution.size, shown, said, [crop.box for crop in chosen]))
     return Card(
         key=dataset.key(index),
         label=sources.classes[label] if label >= 0 else "",

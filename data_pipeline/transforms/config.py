@@ -4,6 +4,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from data_pipeline.dataset.units import Unit
 from isotorus.section import Section
 
 Action = Literal["rotation", "hue", "shift_x", "shift_y"]
@@ -39,6 +40,8 @@ class Resolution(NamedTuple):
     turned: bool
     """Whether the actions act on these views."""
     kind: Literal["global", "local", "turned"]
+    sides: tuple[float, float] | None = None
+    """Smallest and largest physical side of a crop; None where crops are shares of the image's area."""
 
 
 Interval = Annotated[tuple[float, float], AfterValidator(_ascending)]
@@ -72,6 +75,26 @@ class ViewsConfig(Section):
     show things larger than a whole image of the same size does (Touvron et al. 2019, arXiv:1906.06423), so a
     ConvNet may be better at a larger size."""
 
+    scale_by: Literal["area", "spacing"] = "area"
+    """What the size of a crop is counted in. area: in shares of the image's area, by global_scale and its
+    like. spacing: in millimetres and the like, by physical_size, from images whose spacing is known; these
+    crops are squares on the object, also where rows and columns are not as far apart."""
+    unit: Unit | None = None
+    """Unit of the physical sizes, with scale_by=spacing; um is the micrometre. Images may state their spacing
+    in another unit of length, or of angle."""
+    physical_size: Interval | None = None
+    """Smallest and largest side of a global or turned view, in `unit`; its logarithm is drawn uniformly. An
+    image that is smaller than the largest gets crops up to its own size."""
+    local_physical_size: Interval | None = None
+    """The same for local views; by default physical_size times local_size over global_size, so that pixels
+    of local and global views are as far apart."""
+    whole_physical_size: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Side in `unit` of the square at the middle of an image that is seen when the encoder is evaluated or
+    exported; by default the geometric mean of physical_size, times whole_size over global_size."""
+    unscaled: Literal["refuse", "area"] = "refuse"
+    """What happens with images whose spacing is not known, or that are smaller than the smallest crop.
+    refuse: the run does not start; area: they are cropped by area, and counted in the log."""
+
     actions: list[Action] = []
     """Circle actions that turn views by known angles, for objective.kind=torus. rotation: about the centre;
     hue: of the colour plane, for 3 channels; shift_x, shift_y: cyclic shifts, for periodic images."""
@@ -97,15 +120,39 @@ class ViewsConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sizes_that_count(self) -> Self:
+        """Refuse physical sizes without `scale_by=spacing`, and that without what it needs."""
+        names = ("unit", "physical_size", "local_physical_size", "whole_physical_size")
+        if self.scale_by == "area":
+            given = [name for name in names if getattr(self, name) is not None]
+            given += ["unscaled"] if self.unscaled != "refuse" else []
+            if given:
+                raise ValueError(f"{given[0]} counts with scale_by=spacing only; set it, or leave this out")
+            return self
+        if missing := [name for name in names[:2] if getattr(self, name) is None]:
+            raise ValueError(
+                f"scale_by=spacing needs {missing[0]}; set it, such as unit=mm physical_size=[20,60]"
+            )
+        if shifts := [action for action in self.actions if action.startswith("shift")]:
+            raise ValueError(
+                f"actions has {shifts[0]}, which needs whole images, beside scale_by=spacing; use one of them"
+            )
+        return self
+
     def resolutions(self) -> list[Resolution]:
         """Return the global views, then the local views and the turned views, where there are any."""
         every = self.turned == "all"
         beside = self.turned if self.actions and isinstance(self.turned, int) else 0
         size = self.turned_size or self.global_size
+        sides, local_sides = self.physical_size, self.local_physical_size
+        if sides and local_sides is None:
+            share = self.local_size / self.global_size
+            local_sides = sides[0] * share, sides[1] * share
         resolutions = [
-            Resolution(self.global_views, self.global_size, self.global_scale, every, "global"),
-            Resolution(self.local_views, self.local_size, self.local_scale, every, "local"),
-            Resolution(beside, size, self.turned_scale, True, "turned"),
+            Resolution(self.global_views, self.global_size, self.global_scale, every, "global", sides),
+            Resolution(self.local_views, self.local_size, self.local_scale, every, "local", local_sides),
+            Resolution(beside, size, self.turned_scale, True, "turned", sides),
         ]
         return [resolution for resolution in resolutions if resolution.views]
 

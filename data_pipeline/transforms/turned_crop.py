@@ -23,17 +23,18 @@ _PHASES = 256  # places are rounded to 1/256 of a pixel, so that weights come fr
 
 def turned_crop(
     image: Pixels,
-    box: tuple[int, int, int, int],
+    box: tuple[float, float, float, float],
     mirrored: tuple[bool, bool],
     size: int,
     *,
-    rotation: float,
-    shift: tuple[float, float],
-    periodic: bool,
-    disc: bool,
+    rotation: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    periodic: bool = False,
+    disc: bool = False,
 ) -> Tensor:
     """Crop `box` (top, left, height, width) from `image` (H, W, C), and return it as (C, size, size).
 
+    The box need not begin or end at whole pixels, unless it is periodic.
     The crop is mirrored (left to right, top to bottom), shifted (to the right, downwards) and then rotated
     counterclockwise; all angles are in radians, and 2π shifts by a whole side. `periodic` crops continue with
     themselves. With `disc`, pixels outside the inscribed disc are `GREY`.
@@ -51,7 +52,9 @@ def turned_crop(
     reach = (np.abs(signs) if disc else np.abs(turn).sum(1)) * size / 2
     first = np.floor(center - reach).astype(int) - half
     last = np.ceil(center + reach).astype(int) + half
-    lines = [(top, height), (left, width)] if periodic else [(0, n) for n in image.shape[:2]]
+    lines = (
+        [(int(top), int(height)), (int(left), int(width))] if periodic else [(0, n) for n in image.shape[:2]]
+    )
     rows, columns = (
         start + inside(np.arange(low - start, high - start + 1), length, periodic)
         for low, high, (start, length) in zip(first, last, lines, strict=True)

@@ -13,8 +13,10 @@ from torch import Tensor
 from data_pipeline.decoders.decode import Shrink, decode, largest_shrink, size
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules, Pixels
+from data_pipeline.transforms import physical
 from data_pipeline.transforms.actions import is_periodic, moves
-from data_pipeline.transforms.config import ACTIONS, ViewsConfig
+from data_pipeline.transforms.config import ACTIONS, Resolution, ViewsConfig
+from data_pipeline.transforms.physical import ExactBox, Spacing, Square
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width, in pixels."""
@@ -25,14 +27,21 @@ _SHRINK_MARGIN = 2  # a crop of the smaller JPEG has at least 2 pixels per pixel
 class Crop(NamedTuple):
     """The part of an image that a view shows, and whether it is mirrored left to right and top to bottom."""
 
-    box: Box
+    box: Box | ExactBox
     mirrored: tuple[bool, bool]
 
 
 def draw(
-    rng: np.random.Generator, height: int, width: int, config: ViewsConfig, flips: tuple[float, float]
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    config: ViewsConfig,
+    flips: tuple[float, float],
+    spacing: Spacing | None = None,
 ) -> list[list[Crop]]:
     """Draw random crops of an image of this size: a list of crops for each of `config.resolutions()`.
+
+    With a `spacing` they are those of a physical size.
 
     `flips` are the probabilities of a horizontal and of a vertical flip. All turned views of an image are
     mirrored alike where an action moves pixels: an image and its mirror image have no common pose, so nothing
@@ -42,7 +51,7 @@ def draw(
     crops = [
         [
             Crop(
-                crop_box(rng, height, width, resolution.scale, config.ratio),
+                _box(rng, height, width, resolution, config.ratio, spacing),
                 (rng.random() < flips[0], rng.random() < flips[1]),
             )
             for _ in range(resolution.views)
@@ -55,6 +64,30 @@ def draw(
         for number in turned:
             crops[number] = [crop._replace(mirrored=mirrored) for crop in crops[number]]
     return crops
+
+
+def _box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    resolution: Resolution,
+    ratio: tuple[float, float],
+    spacing: Spacing | None,
+) -> Box | ExactBox:
+    """Draw the part of an image that one view shows."""
+    if spacing is None or resolution.sides is None:
+        return crop_box(rng, height, width, resolution.scale, ratio)
+    return physical.box(rng, height, width, spacing, resolution.sides)
+
+
+def scaled(height: int, width: int, config: ViewsConfig, spacing: Spacing | None) -> Spacing | None:
+    """Return the `spacing` of an image if its crops are of a physical size; None if they are shares of its
+    area, because the spacing is not known or the image is smaller than a crop.
+    """
+    smallest = max((r.sides[0] for r in config.resolutions() if r.sides), default=None)
+    if spacing is None or smallest is None:
+        return None
+    return spacing if physical.is_large_enough(height, width, spacing, smallest) else None
 
 
 def draw_angles(rng: np.random.Generator, config: ViewsConfig) -> list[NDArray[np.float32]]:
@@ -111,16 +144,19 @@ def cut(
     rules: PixelRules = NEWEST_RULES,
     angles: Sequence[NDArray[np.float32]] = (),
     intensity: Intensity = NONE,
+    spacing: Spacing | None = None,
 ) -> None:
     """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
     `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
     to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` and `intensity` are those of the
-    data set, and `angles` those of `draw_angles`. The pixels depend on the arguments alone.
+    data set, and `angles` those of `draw_angles`. `spacing` is that of the image in `config.unit`, None
+    if it is not known. The pixels depend on the arguments alone.
     Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
     height, width = size(data, rules)
-    crops = draw(rng, height, width, config, flips)
+    spacing = scaled(height, width, config, spacing)
+    crops = draw(rng, height, width, config, flips, spacing)
     depth: Literal[8, 16] = 8 if out[0].dtype == torch.uint8 else 16
     shrink = _shrink(crops, config)
     image = decode(data, out[0].shape[1], depth, shrink, rules, intensity)
@@ -128,18 +164,28 @@ def cut(
         shrink = 1
     for number, (resolution, views, chosen) in enumerate(zip(config.resolutions(), out, crops, strict=True)):
         for i, (view, crop) in enumerate(zip(views, chosen, strict=True)):
-            box = _shrunk(crop.box, shrink)
+            box = _shrunk(crop.box, shrink) if spacing is None else _exactly_shrunk(crop.box, shrink)
             if resolution.turned and moves(config.actions):
                 view.copy_(_moved(image, box, crop.mirrored, config, resolution.size, angles[number][i]))
+                continue
+            if spacing is not None:
+                view.copy_(_resampled(image, box, crop.mirrored, resolution.size))
                 continue
             pixels = resize(image, box, resolution.size)
             mirrored = [dim for dim, flip in zip((2, 1), crop.mirrored, strict=True) if flip]
             view.copy_(pixels.flip(mirrored) if mirrored else pixels)
 
 
+def _resampled(image: Pixels, box: ExactBox, mirrored: tuple[bool, bool], size: int) -> Tensor:
+    """Return the crop `box` of `image`, mirrored, which need not be of whole pixels."""
+    from data_pipeline.transforms.turned_crop import turned_crop  # numba is slow to import
+
+    return turned_crop(image, box, mirrored, size)
+
+
 def _moved(
     image: Pixels,
-    box: Box,
+    box: Box | ExactBox,
     mirrored: tuple[bool, bool],
     config: ViewsConfig,
     size: int,
@@ -171,7 +217,13 @@ def _shrink(crops: list[list[Crop]], config: ViewsConfig) -> Shrink:
     return largest_shrink(pixels / _SHRINK_MARGIN)
 
 
-def _shrunk(box: Box, factor: int) -> Box:
+def _exactly_shrunk(box: ExactBox, factor: int) -> ExactBox:
+    """Return the box in an image that is smaller by `factor`."""
+    top, left, height, width = box
+    return top / factor, left / factor, height / factor, width / factor
+
+
+def _shrunk(box: Box | ExactBox, factor: int) -> Box:
     """Return the box in an image that is smaller by `factor`, rounded to whole pixels."""
     top, left, height, width = box
     y, x = round(top / factor), round(left / factor)
@@ -195,8 +247,16 @@ def resize(image: Pixels, box: Box, size: int) -> Tensor:
     return x.round_().clamp_(0, 65_535).to(torch.uint16) if deep else x
 
 
-def center_view(image: Pixels, size: int) -> Tensor:
-    """Resize the largest centred square of `image` (H, W, C) to (C, size, size), for evaluation."""
+def center_view(
+    image: Pixels, size: int, square: Square | None = None, spacing: Spacing | None = None
+) -> Tensor:
+    """Resize the largest centred square of `image` (H, W, C) to (C, size, size), for evaluation.
+
+    With a `square` of a physical size, it is that one, if the spacing of the image is known in its unit.
+    """
     height, width = image.shape[:2]
+    if square is not None and spacing is not None:
+        box = physical.middle(height, width, square, spacing)
+        return _resampled(image, box, (False, False), size)
     side = min(height, width)
     return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
