@@ -18,6 +18,8 @@ from pretrain.models.description import EncoderDescription
 
 BATCH = 16
 """Images whose views are embedded at the same time."""
+_CROPS = ("global_scale", "ratio", "scale_by", "unit", "physical_size", "unscaled")
+"""Fields of `ViewsConfig` that say which part of an image a global view shows."""
 LARGEST = 2**14
 """Largest side of a view, in pixels."""
 
@@ -42,7 +44,7 @@ def view_batches(
             global_views=views,
             local_views=0,
             global_size=min(given.get("global_size", described.image_size), LARGEST),
-            **{key: given[key] for key in ("global_scale", "ratio") if key in given},
+            **{key: given[key] for key in _CROPS if key in given},
         )
         augment = AugmentConfig(**described.config.get("augment", {}))
     except (ValueError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
+from data_pipeline.transforms.physical import check_square
 from eval_suite.features import embed
 from eval_suite.features import representation as kinds
 from eval_suite.features.representation import Representation
@@ -43,6 +44,7 @@ def representations(
     """
     for data in splits.items().values():
         embed.check_channels(checkpoint.encoder.channels, data)
+        check_square(checkpoint.encoder.square, data, quiet=True)
     found = [kinds.pretrained(checkpoint, sets)]
     if "untrained" in baselines:
         for number in range(1, initialisations + 1):
@@ -64,6 +66,7 @@ def check(checkpoint: Checkpoint, splits: Splits) -> None:
     """
     for data in splits.items().values():
         embed.check_channels(checkpoint.encoder.channels, data)
+        check_square(checkpoint.encoder.square, data, quiet=True)
     embed.check(kinds.pretrained(checkpoint, ()))
 
 

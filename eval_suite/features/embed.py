@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.pixels import convertible
+from data_pipeline.transforms.physical import Scales, Square, check_square
 from data_pipeline.transforms.views import center_view
 from eval_suite import progress
 from eval_suite.attempts import is_out_of_memory, reason
@@ -24,8 +25,8 @@ from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
 from isotorus.errors import UserError
 
-View = tuple[int, int]
-"""Number of channels and side in pixels of the images that a representation takes."""
+View = tuple[int, int, Square | None]
+"""Number of channels and side in pixels of the images that a representation takes, and what they show."""
 
 
 def one_process(state: PartialState, command: str) -> None:
@@ -51,8 +52,17 @@ def check(r: Representation) -> None:
         blank(r, torch.device("cpu"))
 
 
-def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) -> list[Tensor]:
+def read_views(
+    dataset: Dataset,
+    i: int,
+    channels: int,
+    sizes: Sequence[int],
+    square: Square | None = None,
+    scales: Scales | None = None,
+) -> list[Tensor]:
     """Return the centre crop of sample `i` at each size, uint8 or uint16 (channels, size, size).
+
+    With a `square` it has that physical size, by the spacing in `scales`, which is opened if it is None.
 
     Raises Corrupt for a sample that is damaged, and UserError for one that cannot be read.
     """
@@ -62,7 +72,10 @@ def read_views(dataset: Dataset, i: int, channels: int, sizes: Sequence[int]) ->
         raise Corrupt(
             f"sample {i} of {dataset.path} cannot be decoded ({error}); pack the images again"
         ) from None
-    return [center_view(image, size) for size in sizes]
+    if square is None:
+        return [center_view(image, size) for size in sizes]
+    spacing = (scales or Scales(dataset, square.unit)).of(i)
+    return [center_view(image, size, square, spacing) for size in sizes]
 
 
 def extract(
@@ -86,6 +99,8 @@ def extract(
     """
     for r in representations:
         check_channels(r.channels, dataset)
+    for square in {r.square for r in representations}:
+        check_square(square, dataset)
     samples = np.arange(len(dataset)) if rows is None else rows
     chosen = "" if rows is None else f"-{hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest()[:16]}"
     keys = [f"{r.key(state.device)}-{dataset.fingerprint}{chosen}" for r in representations]
@@ -244,7 +259,7 @@ def stream(
         described = iter(batch.described)
         vectors = []
         for r in representations if batch.samples else ():
-            sets = r.embed(views[r.channels, r.size]) if r.describe is None else next(described)
+            sets = r.embed(views[r.channels, r.size, r.square]) if r.describe is None else next(described)
             vectors.append({name: x.cpu() for name, x in sets.items()})
         yield Batch(batch.samples, batch.damaged, vectors)
 
@@ -295,6 +310,10 @@ class _Item(NamedTuple):
     """What is wrong with the others, by sample."""
 
 
+def _view(r: Representation) -> View:
+    return r.channels, r.size, r.square
+
+
 class _Images(TorchDataset[_Item | str]):
     """Centre crops and descriptions of samples; what cannot be read gives an error message.
 
@@ -303,13 +322,12 @@ class _Images(TorchDataset[_Item | str]):
 
     def __init__(self, dataset: Dataset, representations: Sequence[Representation]) -> None:
         self.dataset = dataset
-        self.embedded = {(r.channels, r.size) for r in representations if r.describe is None}
-        self.describe = [
-            ((r.channels, r.size), r.describe) for r in representations if r.describe is not None
-        ]
-        self.sizes: dict[int, list[int]] = {}
-        for channels, size in sorted(self.embedded | {view for view, _ in self.describe}):
-            self.sizes.setdefault(channels, []).append(size)
+        self.embedded: set[View] = {_view(r) for r in representations if r.describe is None}
+        self.describe = [(_view(r), r.describe) for r in representations if r.describe is not None]
+        self.sizes: dict[tuple[int, Square | None], list[int]] = {}
+        for channels, size, square in sorted(self.embedded | {view for view, _ in self.describe}, key=str):
+            self.sizes.setdefault((channels, square), []).append(size)
+        self.scales = {square: square and Scales(dataset, square.unit) for _, square in self.sizes}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -317,9 +335,9 @@ class _Images(TorchDataset[_Item | str]):
     def __getitem__(self, i: int) -> _Item | str:
         views: dict[View, Tensor] = {}
         try:
-            for channels, sizes in self.sizes.items():
-                crops = read_views(self.dataset, i, channels, sizes)
-                views |= {(channels, size): crop for size, crop in zip(sizes, crops, strict=True)}
+            for (channels, square), sizes in self.sizes.items():
+                crops = read_views(self.dataset, i, channels, sizes, square, self.scales[square])
+                views |= {(channels, size, square): crop for size, crop in zip(sizes, crops, strict=True)}
         except Corrupt as error:
             return _Item({}, [], [], {i: str(error)})
         except UserError as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.transforms.physical import Square
 from eval_suite.features import handmade as descriptors
 from eval_suite.features.feature_sets import FeatureSets
 from eval_suite.features.images import normalise, unit_range
@@ -56,6 +57,8 @@ class Representation:
     mean: tuple[float, ...]
     """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[float, ...]
+    square: Square | None = None
+    """The part of an image that is seen, of a physical size; None for the largest centred square."""
     describe: Callable[[Tensor], dict[str, NDArray[np.float32]]] | None = None
     """Computes the vectors of one image (C, size, size) where it is decoded, in place of the model."""
 
@@ -68,6 +71,7 @@ class Representation:
         """Return a hash of everything that the features depend on, except the images."""
         parts: list[Any] = [self.described, self.weights, self.width, self.sets, self.size, self.channels]
         parts += [self.mean, self.std, made_by(device)]
+        parts += [self.square] if self.square else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
@@ -114,8 +118,9 @@ def pixels(checkpoint: Checkpoint, size: int = 32) -> Representation:
     blank, unit = (0.0,) * channels, (1.0,) * channels
     width = channels * size**2
     return Representation(
-        "pixels", lambda: FeatureSets(nn.Flatten()), {}, "none", width, None, size, channels, blank, unit
-    )
+        "pixels", lambda: FeatureSets(nn.Flatten()), {}, "none", width, None, size, channels, blank, unit,
+        checkpoint.encoder.square,
+    )  # fmt: skip
 
 
 def handmade(checkpoint: Checkpoint, train: Dataset, *, grey: bool) -> Representation:
@@ -137,6 +142,7 @@ def handmade(checkpoint: Checkpoint, train: Dataset, *, grey: bool) -> Represent
         channels=channels,
         mean=(0.0,) * channels,
         std=(1.0,) * channels,
+        square=checkpoint.encoder.square,
         describe=describe,
     )
 
@@ -165,4 +171,5 @@ def _encoder(
         channels=described.channels,
         mean=tuple(described.mean),
         std=tuple(described.std),
+        square=described.square,
     )

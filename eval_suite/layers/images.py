@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.transforms.physical import Scales, check_square
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, rotate, unit_range
 from pretrain.models.description import EncoderDescription
@@ -18,7 +19,10 @@ def load(dataset: Dataset, rows: NDArray[np.int64], described: EncoderDescriptio
     """
     channels, size = described.channels, described.image_size
     embed.check_channels(channels, dataset)
-    stacked = torch.stack([embed.read_views(dataset, row, channels, [size])[0] for row in rows.tolist()])
+    check_square(described.square, dataset)
+    scales = described.square and Scales(dataset, described.square.unit)
+    views = (channels, [size], described.square, scales)
+    stacked = torch.stack([embed.read_views(dataset, row, *views)[0] for row in rows.tolist()])
     return normalise(unit_range(stacked), described.mean, described.std)
 
 

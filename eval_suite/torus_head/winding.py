@@ -19,6 +19,7 @@ from torch import Tensor
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.decode import decode
 from data_pipeline.decoders.intensity import Intensity, NeedsRule
+from data_pipeline.transforms.physical import check_square, refuse_square
 from data_pipeline.transforms.views import center_view
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, unit_range
@@ -35,8 +36,9 @@ MARGIN = 0.25
 def load(data: Dataset, r: Representation, count: int, seed: int) -> Tensor:
     """Read up to `count` random images as floats (n, C, size, size) in [0, 1]."""
     embed.check_channels(r.channels, data)
+    check_square(r.square, data)
     chosen = randomness.rows(len(data), count, seed).tolist()
-    images = [unit_range(embed.read_views(data, i, r.channels, [r.size])[0]) for i in chosen]
+    images = [unit_range(embed.read_views(data, i, r.channels, [r.size], r.square)[0]) for i in chosen]
     if not images:
         raise UserError(f"{data.path} has no images; pack some")
     return torch.stack(images)
@@ -46,8 +48,10 @@ def load_frames(folder: Path, r: Representation, intensity: Intensity) -> Tensor
     """Read all images of a folder in the order of their names, as floats (T, C, size, size) in [0, 1].
 
     Their numbers become brightness by `intensity`. Raises UserError for fewer than two files and for a file
-    that is not an image, or not one that the rule reads.
+    that is not an image, or not one that the rule reads, and for an encoder that sees squares of a physical
+    size.
     """
+    refuse_square(r.square, "--frames")
     try:
         files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
         if len(files) < 2:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.transforms.physical import check_square
 from eval_suite import progress, terminal
 from eval_suite.features import cache, embed
 from eval_suite.features.representation import Representation, pretrained
@@ -96,6 +97,7 @@ def _data(shards: str, checkpoint: Checkpoint, neighbours: int | None) -> Datase
     if not len(dataset):
         raise UserError(f"{dataset.path} has no images; name another data set")
     embed.check_channels(checkpoint.encoder.channels, dataset)
+    check_square(checkpoint.encoder.square, dataset)
     if neighbours is not None and neighbours >= len(dataset):
         raise UserError(
             f"--neighbours {neighbours}: {dataset.path} has {len(dataset):,} images, so an image has at most "

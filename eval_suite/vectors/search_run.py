@@ -17,6 +17,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.decoders.intensity import NeedsRule
 from data_pipeline.decoders.pixels import Pixels
 from data_pipeline.field_formats import formats
+from data_pipeline.transforms.physical import refuse_square
 from data_pipeline.transforms.views import center_view
 from eval_suite import results, terminal
 from eval_suite.features.representation import Representation, pretrained
@@ -136,7 +137,11 @@ def _encoder(named: str | None, file: VectorsFile) -> Representation:
 
 @torch.inference_mode()
 def _embed(images: Sequence[Pixels], r: Representation, about: About) -> list[NDArray[np.float32]]:
-    """Return the vector (width,) of each image."""
+    """Return the vector (width,) of each image.
+
+    Raises UserError for vectors that are not finite, and for an encoder that sees squares of a physical size.
+    """
+    refuse_square(r.square, "files of images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     r.model.to(device)
     vectors: list[NDArray[np.float32]] = []

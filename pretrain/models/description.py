@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from data_pipeline.transforms.config import Action, Border
+from data_pipeline.transforms.physical import Square
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.architecture import LONGEST_NAME
@@ -101,6 +102,9 @@ class EncoderDescription:
     intensity: list[Annotated[str, Field(max_length=200)]] = field(default_factory=lambda: ["none"])
     """How numbers became brightness in the data sets that it was trained on, as after --intensity of pack."""
 
+    square: Square | None = None
+    """The part of an image that the encoder sees, of a physical size; None for the largest centred square."""
+
     def __post_init__(self) -> None:
         """Raise ValueError if the angles would see more numbers than the embedding has beside content."""
         if self.torus and self.torus.pose_width and self.torus.pose_width >= self.embedding_width:
@@ -111,7 +115,17 @@ class EncoderDescription:
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""
         about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity")
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
+        if self.square is None:  # as in descriptions from before there were squares
+            del values["square"]
+        return values
+
+    @property
+    def seen(self) -> str:
+        """The part of an image that the encoder sees, in words."""
+        if self.square is None:
+            return "largest centred square"
+        return f"centred square of {self.square.side:g} {self.square.unit}"
 
     def on_meta(self) -> nn.Module:
         """Build the encoder without memory; raises UserError unless it takes and gives what is described."""
@@ -187,6 +201,7 @@ def _of_timm(values: Any) -> EncoderDescription:
             "seed": 0,
             "step": ours.get("step", 0),
             "intensity": ours.get("intensity", ["none"]),
+            "square": ours.get("square"),
         }
     )
     if "embedding_width" in ours:

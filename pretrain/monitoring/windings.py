@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipeline.dataset.index import Corrupt
 from data_pipeline.transforms.actions import turn
+from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
 from isotorus.device import numbers, to_device
 from isotorus.errors import UserError
@@ -150,6 +151,7 @@ class Windings:
         size = next(r.size for r in self.config.views.resolutions() if r.turned)
         drawn = draws.draws(self.config.seed, 0, draws.TURNED_IMAGES)
         order = drawn.choice(len(sources), min(4 * IMAGES, len(sources)), replace=False)
+        square = whole_square(self.config.views)
         found: list[Tensor] = []
         error: Exception | None = None
         for index in np.roll(order, -rank() * self.share):
@@ -160,7 +162,9 @@ class Windings:
             except (Corrupt, ValueError) as damage:
                 error = damage
                 continue
-            found.append(center_view(pixels, size).float() / (2**sources.depth - 1))
+            spacing = square and Scales(sources.datasets[source], square.unit).of(place)
+            view = center_view(pixels, size, square, spacing)
+            found.append(view.float() / (2**sources.depth - 1))
             if len(found) == self.share:
                 break
         if not found:

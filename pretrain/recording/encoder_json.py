@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_pipeline.transforms.physical import whole_square
 from pretrain.config import Config
 from pretrain.methods import describe_projector
 from pretrain.methods.config import TorusConfig, Turned
@@ -10,6 +11,7 @@ from pretrain.preflight import RunInputs
 
 def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
     """Return encoder.json without the key `step`, which `pretrain.checkpoint.store` adds."""
+    square = whole_square(config.views)
     return {
         "format": 1,
         "name": config.encoder.name,
@@ -26,6 +28,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "intensity": sorted({str(dataset.intensity) for dataset in inputs.sources.datasets}),
         "projector": describe_projector(config.objective, Turned.of(config.views)),
         "torus": _torus(config),
+        "square": square and square._asdict(),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
         "config": config.model_dump(mode="json"),
     }

@@ -129,6 +129,7 @@ def _certify(
     """Measure everything; return the content of certificate.json and the pictures of the page."""
     import torch
 
+    from data_pipeline.transforms.physical import check_square
     from eval_suite import progress
     from eval_suite.features import embed
     from eval_suite.report import certified
@@ -138,6 +139,7 @@ def _certify(
     torus = beside.actions_of(checkpoint, args.actions, args.order)
     for each in (checkpoint, *others):
         embed.check_channels(each.encoder.channels, data)
+        check_square(each.encoder.square, data)
     if len(data) < args.images:
         raise UserError(
             f"{args.data} has {len(data):,} images, fewer than the {args.images} asked for; name a larger "

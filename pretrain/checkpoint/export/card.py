@@ -92,8 +92,8 @@ def _images(trained: Trained) -> str:
     colours = {1: "grey", 3: "RGB"}.get(described.channels, "as in the files")
     depth = {8: "8 bits a channel", 16: "16 bits a channel", None: "bits a channel not recorded"}
     rows = {
-        "size": f"{described.image_size} × {described.image_size} pixels: the largest centred square, "
-        "resized (bicubic, antialiased)",
+        "size": f"{described.image_size} × {described.image_size} pixels: the "
+        f"{described.seen}, resized (bicubic, antialiased)",
         "channels": f"{described.channels} ({colours}), {depth[described.depth]}",
         "scale": "0 is black and 1 is white: 8-bit values are divided by 255, 16-bit values by 65535",
         **_brightness(described.intensity),

@@ -99,6 +99,6 @@ def _about(trained: Trained, traced: graph.Graph) -> dict[str, Any]:
             "multiple": traced.multiple,
         },
         "normalised_inside_with": {"mean": described.mean, "std": described.std},
-        "prepared_by": f"largest centred square, resized to {described.image_size}² (bicubic, antialiased)",
+        "prepared_by": f"{described.seen}, resized to {described.image_size}² (bicubic, antialiased)",
         **trained.origin(VECTOR),
     }

@@ -80,6 +80,7 @@ def code(format: Format, described: EncoderDescription, folder: str) -> str:
     """
     size, channels = described.image_size, described.channels
     is_photo = channels in _MODES and described.depth != 16 and described.intensity == ["none"]
+    is_photo = is_photo and described.square is None  # a photo does not state its spacing
     opened = _OPEN.format(mode=_MODES[channels]) if is_photo else ""
     words = {"folder": folder, "size": size, "channels": channels, "open": opened}
     words |= {"mean": described.mean, "std": described.std}

@@ -66,6 +66,7 @@ class Trained:
             "step": self.described.step,
             "data_fingerprint": self.described.data_fingerprint,
             "intensity": self.described.intensity,
+            **({"square": self.described.square._asdict()} if self.described.square else {}),
         }
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from data_pipeline.transforms.physical import Square
 from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
 
@@ -33,6 +34,7 @@ def representation(checkpoint: Path) -> Representation:
         ("channels", 1),
         ("mean", (0.4, 0.5, 0.5)),
         ("std", (0.2, 0.2, 0.3)),
+        ("square", Square(30, "mm", "refuse")),
     ],
 )
 def test_every_part_of_an_encoder_is_in_the_key(representation: Representation, field: str, value: Any):
