@@ -1,8 +1,8 @@
 """Crops of a stated physical size, such as 30 mm, from images whose spacing is known.
 
 Such a crop is a square on the object. Where the distances between rows and between columns differ, it is no
-square of the image's pixels, and it seldom begins at a whole pixel. So it is resampled as turned views are
-(`turned_crop`), from the exact place, and the pixels of the view are as far apart in both directions.
+square of the image's pixels, and it seldom begins at a whole pixel. So it is resampled from its exact place
+(`exact_crop`), and the pixels of the view are as far apart in both directions.
 """
 
 import logging

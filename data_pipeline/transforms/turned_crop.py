@@ -18,7 +18,8 @@ from data_pipeline.transforms.compiled import jit
 
 _f = np.float32
 _ONE, _TWO = _f(1), _f(2)
-_PHASES = 256  # places are rounded to 1/256 of a pixel, so that weights come from a table
+PHASES = 256
+"""Places are rounded to 1/256 of a pixel, so that weights come from a table."""
 
 
 def turned_crop(
@@ -76,7 +77,7 @@ def _sample(patch, channels, full, start, turn, stretch, half, disc, view):  # t
     """
     size = view.shape[1]
     radius, middle = (size / 2) ** 2, (size - 1) / 2
-    down_table, across_table = _weights(stretch[0], half[0]), _weights(stretch[1], half[1])
+    down_table, across_table = weights(stretch[0], half[0]), weights(stretch[1], half[1])
     height, width = 2 * half[0], 2 * half[1] * channels
     sums = np.empty(width, np.float32)
     for i in range(size):
@@ -88,8 +89,8 @@ def _sample(patch, channels, full, start, turn, stretch, half, disc, view):  # t
             y = start[0] + turn[0, 0] * i + turn[0, 1] * j
             x = start[1] + turn[1, 0] * i + turn[1, 1] * j
             top, left = math.floor(y), math.floor(x)
-            down = down_table[int((y - top) * _PHASES + 0.5)]
-            across = across_table[int((x - left) * _PHASES + 0.5)]
+            down = down_table[int((y - top) * PHASES + 0.5)]
+            across = across_table[int((x - left) * PHASES + 0.5)]
             # Loops over slices are vectorised; over indices of the whole array they would not be.
             row, column = int(top) - half[0] + 1, (int(left) - half[1] + 1) * channels
             line = patch[row, column : column + width]
@@ -107,14 +108,14 @@ def _sample(patch, channels, full, start, turn, stretch, half, disc, view):  # t
 
 
 @jit
-def _weights(stretch, half):  # type: ignore[no-untyped-def]
+def weights(stretch, half):  # type: ignore[no-untyped-def]
     """Return the weights (phases, 2 · half) of the pixels around a place, a row for each part of a pixel."""
     stretch = max(stretch, 1.0)
-    table = np.empty((_PHASES + 1, 2 * half), np.float32)
-    for phase in range(_PHASES + 1):
+    table = np.empty((PHASES + 1, 2 * half), np.float32)
+    for phase in range(PHASES + 1):
         row, total = table[phase], _f(0)
         for k in range(2 * half):
-            distance = _f(abs(k - half + 1 - phase / _PHASES) / stretch)
+            distance = _f(abs(k - half + 1 - phase / PHASES) / stretch)
             if distance < _ONE:
                 row[k] = (_f(1.5) * distance - _f(2.5)) * distance * distance + _ONE
             elif distance < _TWO:

@@ -178,9 +178,9 @@ def cut(
 
 def _resampled(image: Pixels, box: ExactBox, mirrored: tuple[bool, bool], size: int) -> Tensor:
     """Return the crop `box` of `image`, mirrored, which need not be of whole pixels."""
-    from data_pipeline.transforms.turned_crop import turned_crop  # numba is slow to import
+    from data_pipeline.transforms.exact_crop import exact_crop  # numba is slow to import
 
-    return turned_crop(image, box, mirrored, size)
+    return exact_crop(image, box, mirrored, size)
 
 
 def _moved(

@@ -18,7 +18,9 @@ from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms import physical
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
+from data_pipeline.transforms.exact_crop import exact_crop
 from data_pipeline.transforms.physical import Square, check_square, check_views
+from data_pipeline.transforms.turned_crop import turned_crop
 from data_pipeline.transforms.views import center_view, cut, draw
 from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError, exit_code
@@ -92,6 +94,14 @@ def test_two_pictures_of_one_scene_give_equal_crops() -> None:
             for other in (second, third):
                 assert (first.double() - other.double()).abs().max() < 0.004 * 65_535
     assert not torch.equal(made[0][0][0], made[0][0][1])
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
+def test_exact_crops_are_turned_crops_without_a_turn(mirrored: tuple[bool, bool]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    for box in ((3.3, 10.7, 40.1, 35.9), (0.0, 0.0, 50.0, 70.0), (20.5, 30.5, 5.2, 4.1)):
+        one, other = exact_crop(image, box, mirrored, 16), turned_crop(image, box, mirrored, 16)
+        assert (one.int() - other.int()).abs().max() <= 1 and one.float().std() > 5
 
 
 def test_sides_are_drawn_by_their_logarithm_up_to_the_size_of_the_image() -> None:
