@@ -34,7 +34,7 @@ def row(columns: Mapping[str, Any]) -> tuple[float, float, int]:
     """
     unit = str(columns.get("spacing_unit") or "").strip()
     kind, size = UNITS.get(OTHER_NAMES.get(unit, unit), (0, 0.0))
-    given = columns.get("spacing")
+    given: Any = columns.get("spacing")
     parts = re.split(r"[\s,;\[\]]+", given.strip("[] ")) if isinstance(given, str) else given
     try:
         numbers = [float(part) for part in (parts if isinstance(parts, list) else [parts])]
