@@ -108,8 +108,8 @@ class Dataset:
         cache: CacheConfig | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._cache = cache or CacheConfig()
-        self.generations: list[Generation] = describe(self.path, self._cache).generations
+        self.cache = cache or CacheConfig()
+        self.generations: list[Generation] = describe(self.path, self.cache).generations
         """All generations of the data set, the oldest first."""
         self.generation = len(self.generations) if generation is None else generation
         if not 1 <= self.generation <= len(self.generations):
@@ -124,25 +124,25 @@ class Dataset:
     @functools.cached_property
     def rows(self) -> NDArray[np.void]:
         """The index (n,) of dtype `ROW`, mapped into memory."""
-        return open_rows(self.path, self.description, self._cache)
+        return open_rows(self.path, self.description, self.cache)
 
     @functools.cached_property
     def shards(self) -> NDArray[np.void]:
         """The table of shards, of dtype `shard_row`, mapped into memory."""
-        return open_shards(self.path, self.description, self._cache)
+        return open_shards(self.path, self.description, self.cache)
 
     @functools.cached_property
     def groups(self) -> NDArray[np.uint64] | None:
         """The group of every sample (n,) as the hash of its name, 0 for none; None if no groups are known."""
-        return open_groups(self.path, self.description, self._cache)
+        return open_groups(self.path, self.description, self.cache)
 
     @functools.cached_property
     def _reader(self) -> Reader:
         """Reads the bytes of shards; opened at first use, in each process."""
-        return open_reader(self.path, self._cache)
+        return open_reader(self.path, self.cache)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("path", "generation", "generations", "_cache")}
+        return {name: getattr(self, name) for name in ("path", "generation", "generations", "cache")}
 
     @property
     def description(self) -> Generation:

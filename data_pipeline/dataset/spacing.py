@@ -66,7 +66,7 @@ def read(dataset: Dataset) -> NDArray[np.void] | None:
     """
     if dataset.description.spacing is None:
         return None
-    return open_spacing(dataset.path, len(dataset), CacheConfig())
+    return open_spacing(dataset.path, len(dataset), dataset.cache)
 
 
 def open_spacing(folder: str, count: int, cache: CacheConfig) -> NDArray[np.void]:

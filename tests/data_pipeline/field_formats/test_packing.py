@@ -16,6 +16,7 @@ import pytest
 from pydicom import uid
 
 from data_pipeline.__main__ import main
+from data_pipeline.dataset import spacing
 from data_pipeline.dataset.index import Dataset
 from isotorus.errors import exit_code
 from tests.data_pipeline.field_formats.dicoms import write_ct, write_dicom
@@ -78,6 +79,7 @@ def test_columns_of_the_table_and_of_the_header_are_beside_the_picture(source: P
     expected = {"modality": "CT", "spacing": [0.7, 0.8], "spacing_unit": "mm", "thickness": 2.5}
     assert described == expected | {"PatientID": "MRN-4711", "patient": "7", "device": "ours"}
     assert dataset.classes == ["ill", "well"] and sorted(dataset.labels) == [0] + [1] * 6
+    np.testing.assert_allclose(spacing.in_unit(spacing.read(dataset), "um"), [[700, 800]] * 7, rtol=1e-6)
     assert dataset.description.groups == 2
 
 
