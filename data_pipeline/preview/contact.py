@@ -16,12 +16,12 @@ from data_pipeline.sources import Sources
 from data_pipeline.transforms import augment
 from data_pipeline.transforms.config import Action
 from data_pipeline.transforms.physical import ExactBox
-from data_pipeline.transforms.views import Box
 from isotorus.randomness import generator
 
 _POOL = 100_000  # positions from which images are chosen
 _LONGEST_ORIGINAL = 320  # pixels
 _LONGEST_VIEW = 256  # pixels
+_LONGEST_CHANNEL = 160  # pixels
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cut:
     """The views as data URIs."""
     notes: list[str]
     """What is special about each view, such as "rotation 90°, hue 12°" or "20.5 mm"; "" if nothing is."""
-    boxes: list[Box | ExactBox]
+    boxes: list[ExactBox]
     """Where each view lies in the original image."""
 
 
@@ -51,6 +51,8 @@ class Card:
     """Size of the image file in bytes."""
     original: str
     """The image as a data URI."""
+    channels: str
+    """All its channels as a data URI, for images that are neither grey nor in colour; else ""."""
     width: int
     """Width of the original image in pixels."""
     height: int
@@ -124,13 +126,15 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
     crops = loader.crops(batch, 0, height, width)
     spacing = loader.spacing(batch, 0, height, width)
+    many = original.shape[2] not in (1, 3)
+    draw = figures.all_channels if many else figures.data_uri
     cuts = []
     actions = recipe.views.actions
     for number, (resolution, views, parameters, chosen) in enumerate(
         zip(recipe.views.resolutions(), batch.views, batch.parameters, crops, strict=True)
     ):
         seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
-        shown = [figures.data_uri(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
+        shown = [draw(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
         notes: list[list[str]] = [[] for _ in chosen]
         if spacing is not None:
             for note, crop in zip(notes, chosen, strict=True):
@@ -145,6 +149,7 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
         label=sources.classes[label] if label >= 0 else "",
         bytes=len(data),
         original=figures.data_uri(original, *limits, _LONGEST_ORIGINAL),
+        channels=figures.all_channels(original, *limits, _LONGEST_CHANNEL) if many else "",
         width=width,
         height=height,
         cuts=cuts,

@@ -46,10 +46,10 @@ def describe_display(channels: int, depth: int) -> str:
     """Describe in sentences how `display_range` and `data_uri` change such images; "" if they do not."""
     said = []
     if channels not in (1, 3):
+        first = "the first three as red, green and blue" if channels > 3 else "the first"
         said.append(
-            f"Of the {channels} channels, the first three are shown as red, green and blue."
-            if channels > 3
-            else "Of the 2 channels, the first is shown."
+            f"Of the {channels} channels the original shows {first}; below it and in the views all channels "
+            "are shown, each in grey, from left to right and from top to bottom."
         )
     if depth == 16 or channels not in (1, 3):
         each = "" if channels in (1, 3) else ", each channel by itself"
@@ -72,6 +72,22 @@ def data_uri(image: Floats, low: Floats, high: Floats, longest: int) -> str:
         return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
     shown.save(stream, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def all_channels(image: Floats, low: Floats, high: Floats, longest: int) -> str:
+    """Return all channels of an image (H, W, C) as one picture in a data URI, each in grey, in rows from left
+    to right; `low` is black, `high` is white, and `longest` is the side of a channel.
+    """
+    scaled = ((image - low) / (high - low)).clip(0, 1)
+    height, width, channels = scaled.shape
+    across = math.ceil(math.sqrt(channels))
+    down = math.ceil(channels / across)
+    edge = max(1, max(height, width) // 64)
+    tiles = np.ones((down * across, height + edge, width + edge), np.float32)
+    tiles[:channels, :height, :width] = scaled.transpose(2, 0, 1)
+    rows = tiles.reshape(down, across, height + edge, width + edge).transpose(0, 2, 1, 3)
+    whole = rows.reshape(down * (height + edge), -1, 1)[:-edge, :-edge]
+    return data_uri(whole, np.zeros(1, np.float32), np.ones(1, np.float32), longest * across)
 
 
 @dataclass(frozen=True)

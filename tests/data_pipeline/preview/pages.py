@@ -36,7 +36,7 @@ class Page(HTMLParser):
 class Card:
     def __init__(self, html: str) -> None:
         original, *cuts = html.split('<div class="views ')
-        self.original = images(original)[0]
+        self.original, *self.channels = images(original)
         self.views = {cut.split('"')[0].removeprefix("is-"): images(cut) for cut in cuts}
         self.boxes: dict[str, list[tuple[int, ...]]] = {}
         for kind, *box in re.findall(

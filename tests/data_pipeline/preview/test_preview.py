@@ -169,19 +169,29 @@ def test_sixteen_bits_are_stretched_to_what_can_be_seen(tmp_path: Path) -> None:
         assert np.std(card.views["global"]) > 10
 
 
-def test_of_many_channels_some_are_shown(tmp_path: Path) -> None:
+def test_of_many_channels_all_are_shown(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for i in range(5):
         bands = [np.asarray(picture(10 * i + band, 40, 48, "L")) for band in range(5)]
         np.save(tmp_path / "source" / f"{i}.npy", np.stack(bands, axis=2))
     packed = pack(tmp_path / "source", tmp_path / "packed")
     page = Page(write(packed, tmp_path / "page.html", "--samples", 2))
-    assert "Of the 5 channels, the first three are shown as red, green and blue." in page.text
+    assert "Of the 5 channels the original shows the first three as red, green and blue;" in page.text
     assert page.html.count("<path") == 5
     for card in page.cards():
-        source = np.load(tmp_path / "source" / f"{card.key}.npy")[..., :3].astype(np.float64)
+        source = np.load(tmp_path / "source" / f"{card.key}.npy").astype(np.float64)
         low, high = np.percentile(source, (1, 99), axis=(0, 1))
-        np.testing.assert_allclose(card.original, ((source - low) / (high - low)).clip(0, 1) * 255, atol=1)
+        shown = ((source - low) / (high - low)).clip(0, 1) * 255
+        np.testing.assert_allclose(card.original, shown[..., :3], atol=1)
+        (every,) = card.channels  # three and two, with white lines between them
+        assert every.shape == (2 * 40 + 1, 3 * 48 + 2)
+        for channel in range(5):
+            top, left = channel // 3 * 41, channel % 3 * 49
+            tile = every[top : top + 40, left : left + 48].astype(float)
+            assert np.abs(tile - shown[..., channel]).mean() < 4  # it is a JPEG
+        assert all(
+            view.shape[1] / view.shape[0] == pytest.approx(1.5, abs=0.05) for view in card.views["global"]
+        )
 
 
 def test_damaged_and_tiny_images_and_no_labels(tmp_path: Path) -> None:
