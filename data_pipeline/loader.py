@@ -37,7 +37,7 @@ from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 
-_CROPS, _PHOTOMETRY, _SUBSTITUTE, _ACTIONS, _INSTRUMENT, _QUARTERS = range(6)
+_CROPS, _PHOTOMETRY, _SUBSTITUTE, _ACTIONS, _INSTRUMENT, _QUARTERS, _ROTATIONS = range(7)
 """The purposes of a sample's random numbers; each purpose has its own stream."""
 _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
@@ -195,8 +195,8 @@ class _Batches(TorchDataset[Batch | UserError]):
             try:
                 rng = self._generator(place, _CROPS)
                 data, rules, intensity = dataset.read(sample), dataset.pixel_rules, dataset.intensity
-                spacing = self._spacing(place.source, sample)
-                cut(rng, data, self.views, self._flips, out, rules, angles, intensity, spacing)
+                spacing, rotations = self._spacing(place.source, sample), self._rotations(place)
+                cut(rng, data, self.views, self._flips, out, rules, angles, intensity, spacing, rotations)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample
@@ -224,6 +224,16 @@ class _Batches(TorchDataset[Batch | UserError]):
                 augmentation.turn_hue(rows, angles[number][:, actions.index("hue")])
             drawn.append(rows)
         return drawn
+
+    def _rotations(self, place: Place) -> list[NDArray[np.float32]]:
+        """Draw the angles by which views of a sample are rotated: (views,) for each resolution.
+
+        [] if none is.
+        """
+        if not self.augment.rotation_probability:
+            return []
+        rng = self._generator(place, _ROTATIONS)
+        return [augmentation.draw_rotations(rng, r.views, self.augment) for r in self.views.resolutions()]
 
     def _turn_by_quarters(self, place: Place, views: list[Tensor]) -> None:
         """Turn some views (views, C, size, size) of a sample by quarters of a full turn, in place."""

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
-from data_pipeline.transforms.action_checks import doubts, refuse_quarter_turns, refuse_unfit
+from data_pipeline.transforms.action_checks import doubts, refuse_rotations, refuse_unfit
 from data_pipeline.transforms.physical import check_views
 from isotorus import jsonl
 from isotorus.errors import UserError
@@ -121,7 +121,7 @@ def check_model(config: Config, world_size: int) -> Model:
             "use less accumulation or a larger batch"
         )
     refuse_unfit(config.views.actions, config.data.channels)
-    refuse_quarter_turns(config.views.actions, config.augment)
+    refuse_rotations(config.views.actions, config.augment)
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
     with torch.device("meta"):
         encoder: Any = create(config.encoder.name, kwargs)

@@ -9,7 +9,7 @@ from data_pipeline.preview.findings import find, many
 from data_pipeline.preview.page import render
 from data_pipeline.preview.recipe import read_recipe
 from data_pipeline.preview.sets import Sets
-from data_pipeline.transforms.action_checks import refuse_quarter_turns, refuse_unfit
+from data_pipeline.transforms.action_checks import refuse_rotations, refuse_unfit
 from data_pipeline.transforms.physical import check_views
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
@@ -54,7 +54,7 @@ def preview(path: str, config: str | None, out: Path, *, samples: int, seed: int
     first = sets.datasets[0]
     recipe = read_recipe(config, first.path, first.channels)
     refuse_unfit(recipe.views.actions, recipe.data.channels, [first])
-    refuse_quarter_turns(recipe.views.actions, recipe.augment)
+    refuse_rotations(recipe.views.actions, recipe.augment)
     check_views(recipe.views, [first])
     positions = contact.choose(first.labels, samples, recipe.seed, seed)
     cards = list(contact.cards(recipe, positions))

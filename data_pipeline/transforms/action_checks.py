@@ -17,13 +17,14 @@ _SEAM = 2.0
 """An image is periodic if opposite edges differ at most this many times as much as neighbouring lines."""
 
 
-def refuse_quarter_turns(actions: Sequence[Action], augment: AugmentConfig) -> None:
-    """Raise `UserError` if views are turned by quarters beside an action that rotates by known angles."""
-    if "rotation" in actions and augment.quarter_turns:
-        raise UserError(
-            f"augment.quarter_turns={augment.quarter_turns:g} beside views.actions=[rotation]: content would "
-            "learn to ignore turns, and angles to know them; set augment.quarter_turns=0"
-        )
+def refuse_rotations(actions: Sequence[Action], augment: AugmentConfig) -> None:
+    """Raise `UserError` if views are rotated at random beside an action that rotates by known angles."""
+    for name in ("quarter_turns", "rotation_probability"):
+        if "rotation" in actions and (chance := getattr(augment, name)):
+            raise UserError(
+                f"augment.{name}={chance:g} beside views.actions=[rotation]: content would learn to ignore "
+                f"turns, and angles to know them; set augment.{name}=0"
+            )
 
 
 def refuse_unfit(actions: Sequence[Action], channels: int, datasets: Sequence[Dataset] = ()) -> None:

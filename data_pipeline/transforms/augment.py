@@ -7,6 +7,7 @@ the results of `torchvision.transforms.v2.functional` on float images. If images
 saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,7 @@ from data_pipeline.transforms.columns import (
     NOISE,
     SATURATION,
     SHOT,
+    SHUFFLE,
     SOLARIZE,
     TURN,
 )
@@ -59,12 +61,16 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
 def draw_instrument(
     rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: int
 ) -> None:
-    """Draw the effects of instruments on the views in `rows` (views, P): power, noise, and a dropped channel.
+    """Draw the effects of instruments on the views in `rows` (views, P): power, noise, a dropped channel, and
+    the order of the channels.
 
     `rng` must not be the generator of `draw`, so that the draws of `draw` do not depend on these operators.
     """
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
-    power, noisy, dropped = (chance < np.array(probabilities(config))).T
+    # Drawn after the others, which were there before.
+    chance = np.column_stack([chance, rng.random(len(rows))])
+    order = rng.random(len(rows))
+    power, noisy, dropped, shuffled = (chance < np.array(probabilities(config))).T
     low, high = np.log(config.gamma)
     rows[power, GAMMA] = np.exp(low + amount[power, 0] * (high - low))
     rows[noisy, NOISE] = amount[noisy, 1] * config.noise
@@ -72,11 +78,24 @@ def draw_instrument(
     rows[:, KEY] = np.floor(amount[:, 3] * 2**24)
     if channels > 1:
         rows[dropped, DROP] = 1 + np.floor(amount[dropped, 4] * channels)
+        rows[shuffled, SHUFFLE] = 1 + np.floor(order[shuffled] * (2**24 - 1))
 
 
-def probabilities(config: AugmentConfig) -> tuple[float, float, float]:
+def draw_rotations(rng: np.random.Generator, views: int, config: AugmentConfig) -> NDArray[np.float32]:
+    """Draw the angles (views,) by which views are rotated counterclockwise, in radians; 0 for most."""
+    chance, share = rng.random((2, views))
+    angles = math.radians(config.rotation) * (2 * share - 1)
+    return np.where(chance < config.rotation_probability, angles, 0).astype(np.float32)
+
+
+def probabilities(config: AugmentConfig) -> tuple[float, float, float, float]:
     """Return the probabilities of what `draw_instrument` draws."""
-    return config.gamma_probability, config.noise_probability, config.channel_drop_probability
+    return (
+        config.gamma_probability,
+        config.noise_probability,
+        config.channel_drop_probability,
+        config.channel_shuffle_probability,
+    )
 
 
 def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> None:
@@ -84,7 +103,7 @@ def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> No
 
     Operators that do not commute with the turn, or that remove what it turns, are switched off.
     """
-    for column in (HUE, GREY, SOLARIZE):
+    for column in (HUE, GREY, SOLARIZE, SHUFFLE):
         parameters[:, column] = IDENTITY[column]
     parameters[:, TURN] = angles
 
@@ -101,5 +120,5 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     if images.device.type == "cpu":
         from data_pipeline.transforms import augment_cpu  # numba is slow to import
 
-        return augment_cpu.apply(images, parameters, mean, std)
-    return augment_torch.apply(images, parameters, mean, std)
+        return augment_torch.shuffle(augment_cpu.apply(images, parameters, mean, std), parameters)
+    return augment_torch.shuffle(augment_torch.apply(images, parameters, mean, std), parameters)

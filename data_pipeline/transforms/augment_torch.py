@@ -27,6 +27,7 @@ from data_pipeline.transforms.columns import (
     NOISE,
     SATURATION,
     SHOT,
+    SHUFFLE,
     SOLARIZE,
     TURN,
 )
@@ -74,6 +75,21 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
             channel = torch.arange(1, x.shape[1] + 1, device=device)
             x = x.masked_fill((channel == values[:, DROP, None])[..., None, None], 0)
         return x
+
+
+def shuffle(images: Tensor, parameters: Tensor) -> Tensor:
+    """Put the channels of some images (N, C, H, W) into the order that the parameters (N, P), on the CPU,
+    decide. The result may share the memory of `images`.
+    """
+    keys = parameters[:, SHUFFLE].long()
+    rows = keys.nonzero().squeeze(1)
+    if not len(rows):
+        return images
+    # The order of numbers that look random is a random order.
+    place = torch.arange(images.shape[1])
+    order = _mixed(_mixed(place + (keys[rows] * _STEP)[:, None])).argsort(stable=True, dim=1)
+    at, order = to_device(rows, images.device), to_device(order, images.device)
+    return images.index_copy(0, at, images[at[:, None], order])
 
 
 def colour(x: Tensor, parameters: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class ViewsConfig(Section):
     local_scale: Scale = (0.05, 0.3)
     """Smallest and largest share of the image's area that a local view shows."""
     ratio: Interval = (3 / 4, 4 / 3)
-    """Smallest and largest aspect ratio of a crop, width divided by height."""
+    """Smallest and largest aspect ratio of a crop by area, width divided by height."""
     whole_size: int | None = Field(None, ge=1)
     """Side in pixels of whole images when the encoder is evaluated or exported; by default global_size. Crops
     show things larger than a whole image of the same size does (Touvron et al. 2019, arXiv:1906.06423), so a
@@ -159,8 +159,8 @@ class ViewsConfig(Section):
 
 class AugmentConfig(Section):
     """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
-    channels. Quarter turns, gamma, noise and dropped channels are for the images of laboratories, and off by
-    default.
+    channels. Turns and rotations, gamma, noise, and dropped and shuffled channels are for the images of
+    laboratories, and off by default.
     """
 
     horizontal_flip: Probability = 0.5
@@ -172,6 +172,11 @@ class AugmentConfig(Section):
     """Probability of turning a view by one, two or three quarters of a full turn, with equal
     probabilities, for images without an up. With 0.75, all four positions are equally likely. Must be 0 with
     the action rotation."""
+    rotation_probability: Probability = 0.0
+    """Probability of rotating a view about its centre, for images without an up. What lies beside the crop
+    fills its corners. Must be 0 with the action rotation."""
+    rotation: float = Field(180.0, gt=0, le=180)
+    """Largest angle of this rotation in degrees; drawn uniformly from ± this."""
     jitter_probability: Probability = 0.8
     """Probability of changing brightness, contrast, saturation and hue, in this order."""
     brightness: float = Field(0.4, ge=0)
@@ -210,6 +215,10 @@ class AugmentConfig(Section):
     channel_drop_probability: Probability = 0.0
     """Probability of replacing one channel of a view, drawn uniformly, by that channel's mean over the data
     set; for images of several channels."""
+    channel_shuffle_probability: Probability = 0.0
+    """Probability of putting the channels of a view into a random order, after all else and after each was
+    normalised by its own mean and standard deviation; for channels whose roles may change."""
     turned: bool = False
-    """Whether these operators, except for flips, also act on turned views that are beside others. A pose is
-    learned faster without them (docs/torus.md). With views.turned=all they act on every view."""
+    """Whether these operators, except for flips and rotations, also act on turned views that are beside
+    others. A pose is learned faster without them (docs/torus.md). With views.turned=all they act on every
+    view, but for rotations."""

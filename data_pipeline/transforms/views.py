@@ -27,7 +27,8 @@ _SHRINK_MARGIN = 2  # a crop of the smaller JPEG has at least 2 pixels per pixel
 class Crop(NamedTuple):
     """The part of an image that a view shows, and whether it is mirrored left to right and top to bottom."""
 
-    box: Box | ExactBox
+    box: ExactBox
+    """Whole numbers, unless it has a physical size."""
     mirrored: tuple[bool, bool]
 
 
@@ -73,7 +74,7 @@ def _box(
     resolution: Resolution,
     ratio: tuple[float, float],
     spacing: Spacing | None,
-) -> Box | ExactBox:
+) -> ExactBox:
     """Draw the part of an image that one view shows."""
     if spacing is None or resolution.sides is None:
         return crop_box(rng, height, width, resolution.scale, ratio)
@@ -145,13 +146,15 @@ def cut(
     angles: Sequence[NDArray[np.float32]] = (),
     intensity: Intensity = NONE,
     spacing: Spacing | None = None,
+    rotations: Sequence[NDArray[np.float32]] = (),
 ) -> None:
     """Decode the image file `data` and write random views of it, cropped as by `draw`, into `out`.
 
     `out` has a tensor (views, C, size, size) for each of `config.resolutions()`. C is the number of channels
     to decode to, and the tensor's type, uint8 or uint16, the depth. `rules` and `intensity` are those of the
     data set, and `angles` those of `draw_angles`. `spacing` is that of the image in `config.unit`, None
-    if it is not known. The pixels depend on the arguments alone.
+    if it is not known. `rotations` (views,) for each resolution are angles by which views that no action
+    turns are rotated counterclockwise, in radians. The pixels depend on the arguments alone.
     Raises ValueError, as `decode` does, if `data` is not a complete image.
     """
     height, width = size(data, rules)
@@ -164,28 +167,35 @@ def cut(
         shrink = 1
     for number, (resolution, views, chosen) in enumerate(zip(config.resolutions(), out, crops, strict=True)):
         for i, (view, crop) in enumerate(zip(views, chosen, strict=True)):
-            box = _shrunk(crop.box, shrink) if spacing is None else _exactly_shrunk(crop.box, shrink)
+            box = _shrunk(crop.box, shrink)
+            exact = box if spacing is None else _exactly_shrunk(crop.box, shrink)
             if resolution.turned and moves(config.actions):
-                view.copy_(_moved(image, box, crop.mirrored, config, resolution.size, angles[number][i]))
+                view.copy_(_moved(image, exact, crop.mirrored, config, resolution.size, angles[number][i]))
                 continue
-            if spacing is not None:
-                view.copy_(_resampled(image, box, crop.mirrored, resolution.size))
+            rotation = float(rotations[number][i]) if len(rotations) and not resolution.turned else 0.0
+            if spacing is not None or rotation:
+                view.copy_(_resampled(image, exact, crop.mirrored, resolution.size, rotation))
                 continue
             pixels = resize(image, box, resolution.size)
             mirrored = [dim for dim, flip in zip((2, 1), crop.mirrored, strict=True) if flip]
             view.copy_(pixels.flip(mirrored) if mirrored else pixels)
 
 
-def _resampled(image: Pixels, box: ExactBox, mirrored: tuple[bool, bool], size: int) -> Tensor:
-    """Return the crop `box` of `image`, mirrored, which need not be of whole pixels."""
+def _resampled(
+    image: Pixels, box: ExactBox, mirrored: tuple[bool, bool], size: int, rotation: float = 0.0
+) -> Tensor:
+    """Return the crop `box` of `image`, which need not be of whole pixels, mirrored and rotated."""
     from data_pipeline.transforms.exact_crop import exact_crop  # numba is slow to import
+    from data_pipeline.transforms.turned_crop import turned_crop
 
+    if rotation:
+        return turned_crop(image, box, mirrored, size, rotation=rotation)
     return exact_crop(image, box, mirrored, size)
 
 
 def _moved(
     image: Pixels,
-    box: Box | ExactBox,
+    box: ExactBox,
     mirrored: tuple[bool, bool],
     config: ViewsConfig,
     size: int,
@@ -223,7 +233,7 @@ def _exactly_shrunk(box: ExactBox, factor: int) -> ExactBox:
     return top / factor, left / factor, height / factor, width / factor
 
 
-def _shrunk(box: Box | ExactBox, factor: int) -> Box:
+def _shrunk(box: ExactBox, factor: int) -> Box:
     """Return the box in an image that is smaller by `factor`, rounded to whole pixels."""
     top, left, height, width = box
     y, x = round(top / factor), round(left / factor)

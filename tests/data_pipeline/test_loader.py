@@ -378,3 +378,15 @@ def test_noise_leaves_all_other_random_numbers_as_they_were(packed: Dataset) -> 
     # Every rank and every number of workers sees the same noise.
     ranks = [take(packed, 1, augment=noisy, rank=r, world_size=2)[0] for r in range(2)]
     assert_same(joined(ranks), take(packed, 1, augment=noisy, workers=2)[0])
+
+
+def test_rotations_change_some_views_and_nothing_else(packed: Dataset) -> None:
+    views = ViewsConfig(global_views=2, global_size=16, local_views=2, local_size=8)
+    plain = take(packed, 5, views=views)
+    rotated = take(packed, 5, views=views, augment=AugmentConfig(rotation_probability=0.5))
+    changed: list[bool] = []
+    for before, after in zip(plain, rotated, strict=True):
+        for x, y in zip(before.views, after.views, strict=True):
+            changed += (x != y).flatten(2).any(2).flatten().tolist()
+        assert all(torch.equal(a, b) for a, b in zip(before.parameters, after.parameters, strict=True))
+    assert 0.35 < np.mean(changed) < 0.65

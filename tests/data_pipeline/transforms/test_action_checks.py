@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.packing.pack import Options, pack
-from data_pipeline.transforms.action_checks import doubts, refuse_unfit
-from data_pipeline.transforms.config import ViewsConfig
+from data_pipeline.transforms.action_checks import doubts, refuse_rotations, refuse_unfit
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 
 WHOLE = {"turned_scale": (1, 1)}
@@ -64,3 +64,12 @@ def test_shifts_of_what_is_not_periodic_are_warned_of(periodic: Dataset, open_en
     (line,) = said(["rotation", "shift_x"], periodic, **WHOLE)
     assert "do not commute" in line
     assert said(["rotation"], open_ended) == []
+
+
+@pytest.mark.parametrize("name", ["quarter_turns", "rotation_probability"])
+def test_random_rotations_are_refused_beside_known_ones(name: str) -> None:
+    augment = AugmentConfig(**{name: 0.5})
+    with pytest.raises(UserError, match=rf"augment\.{name}=0\.5 .*set augment\.{name}=0"):
+        refuse_rotations(["rotation"], augment)
+    refuse_rotations(["hue", "shift_x"], augment)
+    refuse_rotations(["rotation"], AugmentConfig())

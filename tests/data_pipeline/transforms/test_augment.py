@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data_pipeline.transforms import augment_cpu, augment_torch
 from data_pipeline.transforms.actions import turn
-from data_pipeline.transforms.augment import apply, draw, draw_instrument, turn_hue
+from data_pipeline.transforms.augment import apply, draw, draw_instrument, draw_rotations, turn_hue
 from data_pipeline.transforms.columns import GAMMA, IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig
 
@@ -248,7 +248,7 @@ from data_pipeline.transforms import augment_cpu
 random = np.random.default_rng(0)
 for kind in ("uint8", "uint16"):
     images = random.integers(0, np.iinfo(kind).max, (8, 3, 40, 44)).astype(kind)
-    table = random.uniform(0.6, 1.4, (8, 13)) * [1, 1, 1, 0.1, 0, 1, 0.6, 1, 1, 0.1, 0.01, 1000, 0]
+    table = random.uniform(0.6, 1.4, (8, 14)) * [1, 1, 1, 0.1, 0, 1, 0.6, 1, 1, 0.1, 0.01, 1000, 0, 0]
     out = augment_cpu.apply(torch.from_numpy(images), torch.from_numpy(table), [0.4] * 3, [0.2] * 3)
     sys.stdout.write(str(hash(out.numpy().tobytes())))
 """
@@ -340,3 +340,32 @@ def test_what_instruments_do_is_drawn_as_often_as_asked_and_apart() -> None:
     # An image of one channel has none to spare.
     draw_instrument(np.random.default_rng(0), alone := rows * 0, config, 1)
     assert not alone[:, PARAMETERS.index("drop")].any()
+
+
+def test_channels_are_shuffled_as_often_as_asked_and_apart() -> None:
+    config = AugmentConfig(noise_probability=0.5, channel_shuffle_probability=0.25)
+    rows, before = (np.tile(np.array(IDENTITY, np.float32), (20_000, 1)) for _ in range(2))
+    draw_instrument(np.random.default_rng(0), rows, config, 3)
+    draw_instrument(np.random.default_rng(0), before, AugmentConfig(noise_probability=0.5), 3)
+    place = PARAMETERS.index("shuffle")
+    assert np.array_equal(rows[:, :place], before[:, :place]) and not before[:, place].any()
+    assert np.mean(rows[:, place] != 0) == pytest.approx(0.25, abs=0.01)
+
+    some = torch.from_numpy(rows[rows[:, place] != 0][:3000])
+    some[:, :place] = torch.tensor(IDENTITY[:place])
+    x = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1).expand(len(some), 3, 2, 2)
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.2]
+    whole, made = apply(x, some * 0 + torch.tensor(IDENTITY), mean, std), apply(x, some, mean, std)
+    assert torch.equal(made.sort(1).values, whole.sort(1).values)  # each is normalised as in its own place
+    _, counts = torch.unique(made[:, :, 0, 0], dim=0, return_counts=True)
+    assert len(counts) == 6 and (counts / len(some) - 1 / 6).abs().max() < 0.03
+    assert torch.equal(made, apply(x, some, mean, std))
+
+
+def test_rotations_are_drawn_as_often_as_asked() -> None:
+    config = AugmentConfig(rotation_probability=0.5, rotation=30)
+    angles = draw_rotations(np.random.default_rng(0), 20_000, config)
+    turned = np.degrees(angles[angles != 0])
+    assert len(turned) / len(angles) == pytest.approx(0.5, abs=0.02)
+    assert np.abs(turned).max() < 30.001
+    np.testing.assert_allclose(np.quantile(turned, [0.1, 0.5, 0.9]), [-24, 0, 24], atol=1.5)

@@ -116,6 +116,30 @@ def test_a_large_jpeg_is_decoded_smaller_with_no_visible_difference() -> None:
         assert torch.equal(made, expected)
 
 
+def test_a_view_is_rotated_about_its_centre_from_the_image_around_it() -> None:
+    y, x = np.mgrid[:60, :60]
+    smooth = (127 + 60 * np.sin(x / 7) + 60 * np.cos(y / 5)).astype(np.uint8)[..., None].repeat(3, 2)
+    config = ViewsConfig(global_views=3, global_size=24, global_scale=(0.2, 0.3), local_views=0, ratio=(1, 1))
+    angles = np.radians([90, 30, 0]).astype(np.float32)
+    upright, turned = (torch.zeros(3, 3, 24, 24, dtype=torch.uint8) for _ in range(2))
+    data = encoded(Image.fromarray(smooth), "png")
+    cut(generator(2), data, config, (0, 0), [upright])
+    cut(generator(2), data, config, (0, 0), [turned], rotations=[angles])
+    assert torch.equal(turned[2], upright[2])
+    difference = (turned[0].float() - upright[0].rot90(1, (1, 2)).float()).abs()
+    assert difference[:, 2:-2, 2:-2].max() <= 2  # the upright view sees nothing beyond the crop
+    (crop,) = draw(generator(2), 60, 60, config, (0, 0))[0][1:2]
+    top, left, side, _ = crop.box
+    step = side / 24
+    down, right = (np.mgrid[:24, :24] - 11.5) * step
+    sin, cos = np.sin(angles[1]), np.cos(angles[1])
+    rows, columns = cos * down + sin * right, -sin * down + cos * right
+    at_y, at_x = top + side / 2 - 0.5 + rows, left + side / 2 - 0.5 + columns
+    inside = (at_y > 2) & (at_y < 57) & (at_x > 2) & (at_x < 57)
+    expected = 127 + 60 * np.sin(at_x / 7) + 60 * np.cos(at_y / 5)
+    assert inside.mean() > 0.8 and np.abs(turned[1][0].numpy() - expected)[inside].max() < 4
+
+
 def test_resizing_is_antialiased() -> None:
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
     view = center_view(checkers, 16)
