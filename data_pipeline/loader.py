@@ -140,7 +140,8 @@ class _Batches(TorchDataset[Batch | UserError]):
         """Return the places of this rank's samples in a step."""
         mine, first = share(self.batch_size, self.rank, self.world_size), step * self.batch_size
         located = self.order.locate(np.arange(first + mine.start, first + mine.stop, dtype=np.int64))
-        return map(Place, *(column.tolist() for column in located))
+        for source, epoch, number in zip(*(column.tolist() for column in located), strict=True):
+            yield Place(source, epoch, self.sources.sample(source, number))
 
     def _batch(self, step: int) -> Batch:
         """Build the batch of a step."""

@@ -5,6 +5,7 @@ import json
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from data_pipeline.dataset.index import Dataset
@@ -85,12 +86,21 @@ class DataConfig(Section):
 
 
 class Sources:
-    """Several data sets seen as one: sample indices are concatenated, classes are merged by name."""
+    """Several data sets seen as one: sample indices are concatenated, classes are merged by name.
 
-    def __init__(self, datasets: list[Dataset], weights: list[float]) -> None:
-        self.datasets, self.weights = datasets, weights
-        self.sizes = [len(dataset) for dataset in datasets]
-        self.starts: list[int] = np.cumsum([0, *self.sizes[:-1]]).tolist()
+    With `chosen`, a run visits only some samples, whose indices stay those in the whole sets.
+    """
+
+    def __init__(
+        self,
+        datasets: list[Dataset],
+        weights: list[float],
+        chosen: list[NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.datasets, self.weights, self.chosen = datasets, weights, chosen
+        self.sizes = [len(samples) for samples in chosen or datasets]
+        """Number of samples of each source that a run visits."""
+        self.starts: list[int] = np.cumsum([0, *map(len, datasets[:-1])]).tolist()
         """Index of the first sample of each source."""
         self.classes = list(dict.fromkeys(name for dataset in datasets for name in dataset.classes))
         self.class_numbers = [
@@ -119,6 +129,15 @@ class Sources:
         if len(prints) == 1:
             return prints[0]
         return hashlib.sha256(json.dumps([prints, self.weights]).encode()).hexdigest()[:16]
+
+    def only(self, wanted: NDArray[np.bool_]) -> "Sources":
+        """Return the same data sets of which a run visits only the `wanted` samples (n,), in their order."""
+        parts = np.split(wanted, self.starts[1:])
+        return Sources(self.datasets, self.weights, [np.flatnonzero(part) for part in parts])
+
+    def sample(self, source: int, number: int) -> int:
+        """Return the index in its data set of the sample that is the `number`-th that a run visits."""
+        return number if self.chosen is None else int(self.chosen[source][number])
 
     def label(self, source: int, index: int) -> int:
         """Return the label of a sample of one source as an index into `classes`; -1 if it has none."""
