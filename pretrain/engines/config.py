@@ -165,5 +165,8 @@ class OptimizerConfig(Section):
     """Steps of linear warm-up before the cosine decay."""
     final_lr_ratio: float = Field(1e-3, ge=0, le=1)
     """Learning rate of the last step, as a share of the peak."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor by which the learning rate falls from each layer of the encoder to the one before it, for
+    fine-tuning (Clark et al. 2020, arXiv:2003.10555); 0.65 to 0.75 is usual. 1: the same rate everywhere."""
     clip_grad: PositiveFloat = 1.0
     """Largest global norm of the gradients; larger ones are scaled down to it."""

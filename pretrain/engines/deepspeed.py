@@ -81,7 +81,7 @@ class DeepSpeedEngine:
             norm = update(self.optimizer, lr, self.clip_grad, limit)
         else:
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
             self._limit = limit
             self.zero.step()
             norm = torch.as_tensor(self.zero.get_global_grad_norm(), dtype=torch.float32)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
@@ -16,22 +17,44 @@ from pretrain.models.shards import own_part
 def build_optimizer(
     encoder: nn.Module, head: nn.Module, config: OptimizerConfig, fused: bool = True
 ) -> torch.optim.AdamW:
-    """Build AdamW over encoder and head; the timm model is `encoder.encoder`."""
+    """Build AdamW over encoder and head; the timm model is `encoder.encoder`.
+
+    Frozen parameters are left out. Each group has `lr_scale`, by which its learning rate is multiplied.
+    """
     tokens: set[str] = getattr(encoder.get_submodule("encoder"), "no_weight_decay", set)()
     spared = {f"encoder.{name}" for name in tokens}
     named = [*encoder.named_parameters(), *head.named_parameters()]
-    decayed = [p for name, p in named if _is_matrix(p) and not name.endswith(".bias") and name not in spared]
-    others = {id(p) for _, p in named} - {id(p) for p in decayed}
+    named = [(name, p) for name, p in named if p.requires_grad]
+    scales = _layer_scales(encoder.get_submodule("encoder"), config.layer_decay)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        decayed = _is_matrix(p) and not name.endswith(".bias") and name not in spared
+        groups.setdefault((decayed, scales.get(id(p), 1.0)), []).append(p)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if id(p) in others], "weight_decay": 0.0},
+            {
+                "params": groups[decayed, scale],
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr_scale": scale,
+            }
+            for decayed, scale in sorted(groups, reverse=True)
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=fused,
     )
+
+
+def _layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
+    """Return the factor of the learning rate of each parameter of a timm model, by its `id`.
+
+    The last layer has the factor 1, the one before it `decay`, and so on; timm knows its models' layers.
+    """
+    if decay == 1:
+        return {}
+    groups = param_groups_layer_decay(model, layer_decay=decay)
+    return {id(p): group["lr_scale"] for group in groups for p in group["params"]}
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
@@ -61,7 +84,7 @@ def update(optimizer: torch.optim.AdamW, lr: float, clip_grad: float, limit: Ten
     # The fused kernels read this flag on the device, so the host need not wait for the norm.
     refused = (~accepts(norm, limit)).float()
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
         _step(optimizer, group, refused)
     optimizer.zero_grad(set_to_none=True)
     return norm

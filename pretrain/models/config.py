@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from isotorus.paths import LocalPath
 from isotorus.section import Section
@@ -27,6 +27,12 @@ class EncoderConfig(Section):
     """Start from these weights instead of random ones: a .safetensors file with timm's names, or the folder
     of a run, a checkpoint or a timm model. Position embeddings, patch size and channels are fitted to the new
     encoder, a classifier is left out, and everything else must match."""
+    pixels: Literal["data", "weights"] = "data"
+    """Mean and standard deviation by which pixels are normalised. data: those of the data set; weights: those
+    that the encoder of `weights` was trained with, by the description beside them."""
+    freeze: NonNegativeInt = 0
+    """Number of blocks that never change, counted from the input, with what comes before them, such as the
+    patch embedding; 0: everything is trained."""
 
 
 class AverageConfig(Section):
