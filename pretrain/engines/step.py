@@ -24,14 +24,15 @@ class MicroBatch(NamedTuple):
     """Normalised images, one (v, n, C, H, W) for each size."""
     keys: Tensor
     """Keys that decide what drop-path drops, int64 (V, n)."""
-    actions: Tensor | None = None
-    """Radians (V, n, actions) by which views were turned, for a method that knows them."""
+    beside: Tensor | None = None
+    """What the head takes beside embeddings: radians (V, n, actions) by which views were turned, or targets
+    (1, n, outputs)."""
 
     def split(self, count: int) -> "list[MicroBatch]":
         """Divide the images into `count` micro-batches."""
         parts = zip(*(x.tensor_split(count, dim=1) for x in [*self.views, self.keys]), strict=True)
-        turns = [None] * count if self.actions is None else self.actions.tensor_split(count, dim=1)
-        return [MicroBatch(list(views), keys, a) for (*views, keys), a in zip(parts, turns, strict=True)]
+        beside = [None] * count if self.beside is None else self.beside.tensor_split(count, dim=1)
+        return [MicroBatch(list(views), keys, b) for (*views, keys), b in zip(parts, beside, strict=True)]
 
 
 class StepResult(NamedTuple):
@@ -52,13 +53,18 @@ def train_step(
     lr: float,
     momentum: float = 1.0,
     limit: Callable[[Tensor], Tensor] | None = None,
+    head_only: bool = False,
 ) -> StepResult:
-    """Update the networks once, on this rank's images.
+    """Update the networks once, on this rank's images; with `head_only`, the encoder stays as it is.
 
     `momentum` is that of the target network, where there is one. `limit` maps the loss to the largest
     gradient norm with which the update is accepted.
     """
     batches = batch.split(engine.config.accumulation)
+    if head_only:
+        result = head_backward(engine, batches, step)
+        result.parts["grad_norm"] = engine.step(lr, momentum, limit and limit(result.parts["loss"]))
+        return result
     exact = engine.config.accumulate == "exact"
     result = (accumulated_backward if exact else microbatch_backward)(engine, batches, step)
     result.parts["grad_norm"] = engine.step(lr, momentum, limit and limit(result.parts["loss"]))
@@ -88,6 +94,15 @@ def accumulated_backward(engine: Engine, batches: list[MicroBatch], step: int) -
     return _detached(output, embeddings)
 
 
+def head_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
+    """Compute the gradient of the head alone, and leave it in its parameters."""
+    with torch.no_grad():
+        embeddings = torch.cat([engine.encode(batch.views, batch.keys) for batch in batches], dim=1)
+    output = engine.head(embeddings, step, _beside(engine, batches))
+    engine.backward(output.parts["loss"])
+    return _detached(output, embeddings)
+
+
 def microbatch_backward(engine: Engine, batches: list[MicroBatch], step: int) -> StepResult:
     """Accumulate as usual, by a mean of the losses of the micro-batches: one forward pass, another objective.
 
@@ -113,9 +128,9 @@ def _beside(engine: Engine, batches: list[MicroBatch]) -> Tensor | None:
 
     The target's projections are those of the global views, which come first among the views.
     """
-    actions = [batch.actions for batch in batches if batch.actions is not None]
-    if actions:
-        return torch.cat(actions, dim=1)
+    beside = [batch.beside for batch in batches if batch.beside is not None]
+    if beside:
+        return torch.cat(beside, dim=1)
     n_global = len(batches[0].views[0])
     return engine.target([b.views[:1] for b in batches], [b.keys[:n_global] for b in batches])
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from data_pipeline.transforms.config import ViewsConfig
 from isotorus.errors import UserError
-from pretrain.methods.config import JEPAConfig, LeJEPAConfig, ObjectiveConfig, TorusConfig, Turned
+from pretrain.methods.config import (
+    JEPAConfig,
+    LeJEPAConfig,
+    ObjectiveConfig,
+    SupervisedConfig,
+    TorusConfig,
+    Turned,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +31,7 @@ def build_head(
     """
     from pretrain.methods.jepa import JEPAHead
     from pretrain.methods.lejepa import LeJEPAHead
+    from pretrain.methods.supervised import SupervisedHead
     from pretrain.methods.torus import TorusHead
 
     if isinstance(config, LeJEPAConfig):
@@ -35,6 +43,8 @@ def build_head(
                 "actions out"
             )
         return JEPAHead(embedding_width, config, seed)
+    if isinstance(config, SupervisedConfig):
+        return SupervisedHead(embedding_width, config, seed)
     return TorusHead(embedding_width, config, n_global, seed, turned)
 
 
@@ -56,6 +66,8 @@ def inputs_beside(
         return [torch.zeros(n_global, images, config.projector.width)]
     if isinstance(config, TorusConfig) and turned:
         return [torch.zeros(views, images, len(turned.actions))]
+    if isinstance(config, SupervisedConfig):
+        return [torch.zeros(1, images, config.outputs)]
     return []
 
 
@@ -72,5 +84,7 @@ def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[s
             "norm": config.norm_of_head(turned),
         }
         return mlp | {"width": 2 * config.angles, "angles": config.angles}
+    if isinstance(config, SupervisedConfig):
+        return {"hidden": 1, "layers": 1, "norm": "batch", "width": config.outputs, "angles": None}
     mlp = {"hidden": config.projector.hidden, "layers": config.projector.layers, "norm": "batch"}
     return mlp | {"width": config.projector.width, "angles": None}

@@ -2,10 +2,20 @@
 
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from data_pipeline.targets.target_values import Kind
 from data_pipeline.transforms.config import Action, ViewsConfig
 from isotorus.errors import UserError
+from isotorus.paths import PathText
 from isotorus.section import Section, Unfit
 from pretrain.models.config import MLPConfig, Norm, ProjectorConfig
 
@@ -243,4 +253,48 @@ def _listed(actions: tuple[str, ...]) -> str:
     return ", ".join(actions) or "none"
 
 
-ObjectiveConfig = Annotated[LeJEPAConfig | JEPAConfig | TorusConfig, Field(discriminator="kind")]
+class TargetsConfig(Section):
+    """What is predicted, read as `isotorus eval --targets` reads it."""
+
+    file: PathText | None = None
+    """CSV or Parquet file with the targets of train and val. Default: the packed labels."""
+    columns: list[str] = []
+    """Columns of the file to predict."""
+    key_column: str = "key"
+    """Column of the file with the samples' keys."""
+    missing: list[str] | None = None
+    """Values that mean "none", besides empty ones."""
+
+
+class SupervisedConfig(Section):
+    """Settings of training with labels; `isotorus finetune` writes them."""
+
+    kind: Literal["supervised"]
+    """supervised: a linear layer on the embedding predicts labels or numbers, and encoder and layer learn
+    from their errors."""
+    task: Kind = "multiclass"
+    """multiclass: one class an image; multilabel: labels that may occur together; regression: numbers."""
+    outputs: PositiveInt
+    """Number of classes, labels or numbers, which must be that of the data."""
+    val: PathText
+    """Packed data set on which each checkpoint is scored; the best checkpoint is kept."""
+    targets: TargetsConfig = TargetsConfig()
+    balanced: bool = True
+    """multiclass: weigh each image so that all classes count alike, as balanced accuracy does."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
+    mixup: NonNegativeFloat = 0.0
+    """α of mixup (arXiv:1710.09412): pairs of images are averaged with a weight from Beta(α, α); 0: never.
+    With cutmix too, each pair is treated by one of the two, with equal probabilities."""
+    cutmix: NonNegativeFloat = 0.0
+    """α of CutMix (arXiv:1905.04899): images of a pair swap a rectangle; 0: never."""
+    head_steps: NonNegativeInt = 0
+    """Number of steps at the start in which only the linear layer learns and the encoder stays as it is."""
+    patience: PositiveInt | None = None
+    """End after this many checkpoints in a row that were not better on val than the best before them.
+    Default: never."""
+
+
+ObjectiveConfig = Annotated[
+    LeJEPAConfig | JEPAConfig | TorusConfig | SupervisedConfig, Field(discriminator="kind")
+]

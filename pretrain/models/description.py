@@ -4,6 +4,7 @@ The evaluation, exports and warm starts read it. It may be a stranger's: every v
 model's name and arguments are checked by `pretrain.models.architecture` where the encoder is built.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
+from data_pipeline.targets.target_values import Kind
 from data_pipeline.transforms.config import Action, Border
 from data_pipeline.transforms.physical import Square
 from isotorus import foreign_files
@@ -69,6 +71,25 @@ class TorusDescription:
 
 
 @dataclass(frozen=True)
+class SupervisedDescription:
+    """What the projector of an encoder that was trained with labels predicts."""
+
+    task: Kind
+    names: list[Annotated[str, Field(max_length=1000)]]
+    """Names of the classes or columns."""
+    center: list[Finite]
+    """Added to the predictions of numbers, after they were multiplied by `scale`."""
+    scale: list[Finite]
+    fingerprint: str | None = None
+    """A hash of the targets."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is a center and a scale for each name."""
+        if not len(self.names) == len(self.center) == len(self.scale):
+            raise ValueError("names, center and scale must be of equal length")
+
+
+@dataclass(frozen=True)
 class EncoderDescription:
     """The content of encoder.json: how to build the encoder and prepare its images."""
 
@@ -99,6 +120,8 @@ class EncoderDescription:
     """The number of images of that data; checkpoints of earlier formats do not say it."""
     depth: Literal[8, 16] | None = None
     """Bits of a channel in that data; checkpoints of earlier formats do not say it."""
+    supervised: SupervisedDescription | None = None
+    """What the projector predicts, if the encoder was trained with labels."""
     intensity: list[Annotated[str, Field(max_length=200)]] = field(default_factory=lambda: ["none"])
     """How numbers became brightness in the data sets that it was trained on, as after --intensity of pack."""
 
@@ -114,7 +137,7 @@ class EncoderDescription:
 
     def inputs(self) -> dict[str, Any]:
         """Return what the features of an image depend on, beside the weights."""
-        about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity")
+        about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity", "supervised")
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
         if self.square is None:  # as in descriptions from before there were squares
             del values["square"]
@@ -158,6 +181,15 @@ def describe(file: Path, folder: Path | None = None) -> EncoderDescription:
             f"{file} is not the config.json of a timm model ({type(error).__name__}: {said}); export one "
             "with isotorus export, or timm.models.save_for_hf"
         ) from None
+
+
+def beside(weights: Path) -> EncoderDescription | None:
+    """Return the description in the folder of a weights file; None if there is none that can be read."""
+    for name in (DESCRIPTION, TIMM_DESCRIPTION):
+        if (file := weights.with_name(name)).is_file():
+            with contextlib.suppress(UserError):
+                return describe(file)
+    return None
 
 
 def _validated(values: Any) -> EncoderDescription:

@@ -29,6 +29,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "projector": describe_projector(config.objective, Turned.of(config.views)),
         "torus": _torus(config),
         "square": square and square._asdict(),
+        "supervised": inputs.task and inputs.task.describe(),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
         "config": config.model_dump(mode="json"),
     }

@@ -1,0 +1,59 @@
+"""Training with labels: a linear layer predicts classes, labels or numbers from the embedding.
+
+The layer is the head's projector, so that checkpoints, evaluations and averages treat it as they treat the
+projectors of other methods.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.distributed import sum_together
+from pretrain.methods.base import HeadOutput
+from pretrain.methods.config import SupervisedConfig
+from pretrain.models.config import MLPConfig
+from pretrain.models.projector import build_mlp
+
+
+class SupervisedHead(nn.Module):
+    """A linear layer and its loss: cross-entropy, binary cross-entropy, or the squared error."""
+
+    class_weight: Tensor
+    """Weight of an image of each class (outputs,) in the loss; 1 unless `balanced`."""
+
+    def __init__(self, embedding_width: int, config: SupervisedConfig, seed: int) -> None:
+        super().__init__()
+        self.projector = build_mlp(embedding_width, MLPConfig(layers=1), config.outputs, seed)
+        self.config = config
+        self.register_buffer("class_weight", torch.ones(config.outputs))
+
+    def forward(self, embeddings: Tensor, step: int, targets: Tensor | None = None) -> HeadOutput:
+        """Return the loss of the global batch for embeddings (V, N, D) and targets (1, N, outputs).
+
+        Targets are shares of classes, 0s and 1s, or standardised numbers. An image with NaN among them has no
+        target and does not count. In evaluation mode there is no loss.
+        """
+        predicted = self.projector(embeddings).float()
+        if not self.training:
+            return HeadOutput({}, predicted)
+        assert targets is not None, "labels are needed to learn from them"
+        known = targets.isfinite().all(-1)
+        targets = targets.nan_to_num()
+        weight = known.float()
+        if self.config.task == "multiclass":
+            weight = weight * (targets @ self.class_weight)
+        losses = self._losses(predicted, targets.expand_as(predicted))
+        total, count = sum_together((losses * weight).sum(), weight.sum() * len(predicted))
+        return HeadOutput({"loss": total / count.clamp(min=1e-6)}, predicted.detach())
+
+    def _losses(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each view of each image (V, N)."""
+        smoothing = self.config.label_smoothing
+        if self.config.task == "multiclass":
+            flat = predicted.flatten(0, 1), targets.flatten(0, 1)
+            losses = F.cross_entropy(*flat, reduction="none", label_smoothing=smoothing)
+            return losses.unflatten(0, predicted.shape[:2])
+        if self.config.task == "multilabel":
+            smooth = targets * (1 - smoothing) + smoothing / 2
+            return F.binary_cross_entropy_with_logits(predicted, smooth, reduction="none").mean(-1)
+        return F.mse_loss(predicted, targets, reduction="none").mean(-1)
