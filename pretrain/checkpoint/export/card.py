@@ -14,6 +14,7 @@ from pretrain.checkpoint.export.command import Format
 from pretrain.checkpoint.export.evaluated import Evaluation, number, plain
 from pretrain.checkpoint.export.loading import code
 from pretrain.checkpoint.export.trained import Trained
+from pretrain.models.description import SupervisedDescription
 
 FILE = "README.md"
 _LIBRARIES = {
@@ -71,14 +72,29 @@ def _what(trained: Trained, format: Format, checked: str) -> str:
     parameters = sum(x.numel() for x in trained.on_meta.parameters())
     kind = _text(described.config, "objective", "kind")
     by = f" with the objective {plain(kind)}" if kind else ""
+    learned = "trained with labels" if described.supervised else f"pretrained without labels{by}"
     weights = "averaged weights" if "average" in Path(trained.weights.file).name else "weights"
     said = (
         f"# {_heading(trained.name)}\n\n"
         f"An encoder that maps an image to a vector of {described.embedding_width} numbers: "
-        f"{plain(described.name)} with {parameters:,} parameters, pretrained without labels{by} by "
+        f"{plain(described.name)} with {parameters:,} parameters, {learned} by "
         f"Isotorus. These are the {weights} of step {described.step:,}, as {_FORMATS[format]}.\n"
     )
+    if described.supervised and format == "timm":
+        said += f"\n{_predicts(described.supervised)}\n"
     return said + (f"\n{checked[0].upper()}{checked[1:]}.\n" if checked else "")
+
+
+def _predicts(supervised: SupervisedDescription) -> str:
+    """Say what the classifier of a timm model gives."""
+    count = len(supervised.names)
+    names = ", ".join(plain(name) for name in supervised.names[:20]) + (", …" if count > 20 else "")
+    gives = {
+        "multiclass": f"It has a classifier, whose outputs are the logits of {count} classes: {names}",
+        "multilabel": f"It has a classifier, whose outputs are the logits of {count} labels: {names}",
+        "regression": f"It has a last layer, whose {count} outputs are numbers in their units: {names}",
+    }[supervised.task]
+    return f"{gives}. With `num_classes=0`, `timm.create_model` gives the vector instead."
 
 
 def _loading(trained: Trained, format: Format, called: str) -> str:
@@ -118,6 +134,9 @@ def _training(trained: Trained, licence: str | None) -> str:
     rows = [row for row in rows if row["step"] <= described.step]
     images = described.images or _images_by_epoch(rows)
     recipe = {key: described.config[key] for key in _RECIPE if key in described.config}
+    if described.supervised and isinstance(recipe.get("objective"), dict):
+        # What names somebody's files is left out.
+        recipe["objective"] = {k: x for k, x in recipe["objective"].items() if k not in ("val", "targets")}
     if warm_start := _text(recipe, "encoder", "weights"):
         recipe["encoder"] = recipe["encoder"] | {"weights": Path(warm_start).name}
     about = {

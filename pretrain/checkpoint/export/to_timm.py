@@ -8,23 +8,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isotorus.files import as_new
+from pretrain.checkpoint.export.classifier import with_classifier
 from pretrain.checkpoint.export.trained import Trained
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json and model.safetensors, with the classifier of a run that was trained with labels."""
+    if described := trained.described.supervised:
+        kwargs, state = with_classifier(trained)
+        origin = trained.origin("the model's output (N, D) with num_classes=0")
+        labels = {"label_names": described.names, "isotorus": origin | {"task": described.task}}
+        write_weights(state, folder)
+        write_json(config(trained, kwargs["num_classes"]) | labels, folder / "config.json")
+        return
     origin = trained.origin(f"the model's output (N, D), pooled with global_pool={pool(trained.on_meta)}")
     write_weights(trained.state, folder)
     write_json(config(trained) | {"isotorus": origin}, folder / "config.json")
 
 
-def config(trained: Trained) -> dict[str, Any]:
-    """Return the config.json of a timm model folder, without the entry "isotorus"."""
+def config(trained: Trained, classes: int | None = None) -> dict[str, Any]:
+    """Return the config.json of a timm model folder, without the entry "isotorus".
+
+    `classes` is the number of outputs of its classifier, where it has one of ours.
+    """
     described, kwargs, encoder = trained.described, trained.kwargs, trained.on_meta
     size = described.image_size
+    count = kwargs["num_classes"] if classes is None else classes
     return {
         "architecture": described.name,
-        "num_classes": kwargs["num_classes"],
+        "num_classes": count,
         "num_features": described.embedding_width,
         "global_pool": pool(encoder),
         # transformers gives num_classes itself, and refuses it here.
@@ -37,7 +49,7 @@ def config(trained: Trained) -> dict[str, Any]:
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "num_classes": kwargs["num_classes"],
+            "num_classes": count,
             "first_conv": encoder.pretrained_cfg["first_conv"],
             "classifier": encoder.pretrained_cfg["classifier"],
         },

@@ -27,6 +27,8 @@ class Trained:
     @property
     def run(self) -> Path | None:
         """The folder of the run that the checkpoint lies in; None if it lies elsewhere."""
+        if (self.folder / "checkpoints").is_dir():  # the best checkpoint of a fine-tuning lies in its folder
+            return self.folder
         checkpoints = self.folder.parent
         return checkpoints.parent if checkpoints.name == "checkpoints" else None
 
