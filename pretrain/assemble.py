@@ -21,6 +21,7 @@ from pretrain.engines import Engine
 from pretrain.methods import build_head, takes_actions
 from pretrain.methods.config import Turned
 from pretrain.models.encoder import build_encoder
+from pretrain.models.frozen import freeze
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
@@ -77,10 +78,16 @@ def assemble(
     probe = None
     if config.online_probe and inputs.sources.classes:
         probe = OnlineProbe(inputs.embedding_width, len(inputs.sources.classes), device)
-    state = RunState(engine, Guard(config.guard, config.folder, engine.networks, device), probe)
+    validation = None
+    if inputs.task:
+        # Imported here because other runs do not wait for scikit-learn.
+        from pretrain.supervised.validation import Validation
+
+        validation = Validation(config, inputs, engine, stopping.watchdog.progress)
+    state = RunState(engine, Guard(config.guard, config.folder, engine.networks, device), probe, validation)
     stopping.watchdog.progress()
     newest = state.resume(checkpoints, config.checkpoint.on_damage)
-    if state.step >= config.steps:
+    if state.step >= config.steps or state.ended_early:
         log.info("%s is finished: %d of %d steps", config.folder, state.step, config.steps)
         if rank() == 0:
             catch_up(config)
@@ -148,6 +155,7 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
 
     def encoder() -> nn.Module:
         model = build_encoder(config.encoder.name, inputs.encoder_kwargs, config.seed)
+        freeze(model, config.encoder.freeze)
         if inputs.initial_weights and not next(model.parameters()).is_meta:
             weights = initial_state(
                 config.encoder.name, inputs.encoder_kwargs, config.seed, inputs.initial_weights
@@ -162,6 +170,8 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
         config.seed,
         Turned.of(config.views),
     )
+    if inputs.task:
+        head.get_buffer("class_weight").copy_(torch.from_numpy(inputs.task.class_weight))
     with_target = config.objective.kind == "jepa"
     spread = config.engine.on(config.data.batch_size, world_size())
     average = config.average.momentum

@@ -81,14 +81,7 @@ def load_config(path: str, overrides: list[str]) -> Config:
     """
     values = read_recipe_file(path)
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3"
-            )
-        if key.count(".") > _DEEPEST:
-            raise UserError(f"unknown key '{key[:_LONGEST_SHOWN]}…'; --help lists the fields")
-        _assign(values, key.split("."), read_override(text, override), override)
+        assign(values, override)
     return from_values(values)
 
 
@@ -99,6 +92,16 @@ def from_values(values: dict[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
+
+
+def assign(values: dict[str, Any], override: str) -> None:
+    """Set the value of a `dotted.key=value` in nested sections; raises UserError for any other text."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not an override; write dotted.key=value, e.g. optimizer.lr=1e-3")
+    if key.count(".") > _DEEPEST:
+        raise UserError(f"unknown key '{key[:_LONGEST_SHOWN]}…'; --help lists the fields")
+    _assign(values, key.split("."), read_override(text, override), override)
 
 
 def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

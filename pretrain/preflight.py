@@ -1,11 +1,13 @@
 """Refuse, before any process group starts, every run that is known not to work."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -18,14 +20,20 @@ from data_pipeline.transforms.physical import check_views
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.checkpoint import store
-from pretrain.checkpoint.warm_start import WarmStart, check_fit, find_weights, silent_difference
+from pretrain.checkpoint.warm_start import NAMES, WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines.check import check_engine
 from pretrain.engines.schedule import learning_rate
-from pretrain.methods.config import ObjectiveConfig
+from pretrain.methods.config import ObjectiveConfig, SupervisedConfig
 from pretrain.models.batch_norm import has_batch_norm
+from pretrain.models.description import beside
 from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
+from pretrain.models.frozen import check_frozen
 from pretrain.rehearsal import rehearse
+from pretrain.supervised.mixing import check_mixing
+
+if TYPE_CHECKING:
+    from pretrain.supervised.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +53,8 @@ class RunInputs:
     """The file that the first weights came from; None where they were random."""
     initial_weights: str | None = None
     """The file to read the first weights from; None if they are random or a checkpoint is continued."""
+    task: Task | None = None
+    """What a supervised run predicts."""
 
 
 def check(config: Config, world_size: int) -> RunInputs:
@@ -63,9 +73,16 @@ def check(config: Config, world_size: int) -> RunInputs:
     refuse_unfit(config.views.actions, config.data.channels, sources.datasets)
     check_views(config.views, sources.datasets)
     kwargs, encoder, width = check_model(config, world_size)
-    mean, std = sources.statistics(config.data.channels)
-    inputs = RunInputs(sources, kwargs, width, mean, std)
+    task = None
+    if isinstance(config.objective, SupervisedConfig):
+        # Imported here because it reads tables, and other runs do not wait for pyarrow.
+        from pretrain.supervised.task import read_task
+
+        task = read_task(config.objective, sources.datasets, config.data.channels)
+        sources = sources.only(task.known)
     newest = store.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
+    mean, std = _normalisation(config, sources, newest)
+    inputs = RunInputs(sources, kwargs, width, mean, std, task=task)
     if newest is not None:
         try:
             _check_resume(config, inputs, newest)
@@ -102,6 +119,27 @@ class Model(NamedTuple):
     """The timm model, on the meta device."""
     width: int
     """The embedding's dimension D."""
+
+
+def _normalisation(
+    config: Config, sources: Sources, newest: Path | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation by which pixels are normalised; UserError if they are not known."""
+    if config.encoder.pixels == "data":
+        return sources.statistics(config.data.channels)
+    if config.encoder.weights is None:
+        raise UserError("encoder.pixels=weights needs encoder.weights; name them, or use encoder.pixels=data")
+    asked = f"encoder.weights={config.encoder.weights}"
+    # A run that continues no longer needs the file that it began with.
+    file = newest / NAMES[0] if newest else Path(find_weights(config.encoder.weights, asked).file)
+    described = beside(file)
+    if described is None or described.channels != config.data.channels:
+        found = "nothing" if described is None else f"a description for {described.channels} channels"
+        raise UserError(
+            f"encoder.pixels=weights: beside {file} lies {found}, so it is not known how pixels of "
+            f"{config.data.channels} channels were normalised; use encoder.pixels=data"
+        )
+    return tuple(described.mean), tuple(described.std)
 
 
 def check_model(config: Config, world_size: int) -> Model:
@@ -141,6 +179,14 @@ def check_model(config: Config, world_size: int) -> Model:
         if size % patch:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
+    check_frozen(config.encoder.freeze, encoder)
+    if isinstance(config.objective, SupervisedConfig):
+        check_mixing(config, config.objective, world_size)
+        if config.objective.head_steps and config.engine.kind == "deepspeed":
+            raise UserError(
+                "objective.head_steps has not been tried with engine.kind=deepspeed; use engine.kind=ddp or "
+                "fsdp, or objective.head_steps=0"
+            )
     width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
     rehearse(config, kwargs, width, world_size)
     return Model(kwargs, encoder, width)
@@ -216,6 +262,12 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             raise UserError(
                 f"{newest} was trained with {key}={old}, not {new}; choose another name for the run{go_on}"
             )
+    labels = inputs.task and inputs.task.fingerprint
+    if (saved.get("supervised") or {}).get("fingerprint") != labels and "data" not in config.accept:
+        raise UserError(
+            f"{newest} was trained with other labels; choose another name for the run, or accept=[data] to "
+            "go on with these"
+        )
     fingerprint = inputs.sources.fingerprint
     if saved["data_fingerprint"] != fingerprint and "data" not in config.accept:
         raise UserError(

@@ -15,6 +15,7 @@ from pretrain.distributed import rank, world_size
 from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import MicroBatch, StepResult, train_step
 from pretrain.methods import takes_actions
+from pretrain.methods.config import SupervisedConfig
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse
@@ -24,6 +25,7 @@ from pretrain.recording.encoder_json import encoder_json
 from pretrain.run_control.signals import StopRequest
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping
+from pretrain.supervised.mixing import mix, mixes
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def train(
             return 0
         state, request = run.state, StopRequest.NONE
         stopping.signals.training()
-        while state.step < config.steps:
+        while state.step < config.steps and not state.ended_early:
             # All ranks stop before the same step, because of a signal or a failed save.
             request = stopping.agree(run.saver.failed)
             if request != StopRequest.NONE:
@@ -65,10 +67,15 @@ def train(
             if state.guard.report():
                 rollback(run)
                 continue
-            if log_due:
-                log_row(run, result)
             # While updates are being refused a save waits: a rollback to it would not help.
-            if last or (save_due and not state.guard.refused_in_a_row):
+            save_due = last or (save_due and not state.guard.refused_in_a_row)
+            scores = {}
+            if save_due and state.validation:
+                with run.timer.host("monitor"):
+                    scores = state.validation.measure(state.step)
+            if log_due or scores:
+                log_row(run, result, scores)
+            if save_due:
                 save(run)
         finish(run, request)
     return stopping.leave(request)
@@ -88,7 +95,8 @@ def update(run: Run) -> StepResult:
     with run.timer.device("augment"):
         images = prepare(batch, config, run.inputs, run.engine.device)
     lr, momentum = rates(config, step)
-    result = train_step(run.engine, images, step, lr, momentum, state.guard.limit)
+    head_only = step < getattr(config.objective, "head_steps", 0)
+    result = train_step(run.engine, images, step, lr, momentum, state.guard.limit, head_only)
     state.guard.watch(batch, result)
     if state.probe:
         features = result.embeddings[: config.views.global_views].mean(0)
@@ -114,17 +122,23 @@ def rates(config: Config, step: int) -> tuple[float, float]:
 
 
 def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.device) -> MicroBatch:
-    """Return a batch's crops on the device, augmented and normalised, with keys and known turns."""
+    """Return a batch's crops on the device, augmented and normalised, with keys, and turns or targets."""
     views = []
     for crops, parameters in zip(batch.to(device).views, batch.parameters, strict=True):
         augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), inputs.mean, inputs.std)
         views.append(augmented.unflatten(0, crops.shape[:2]))
     mine = share(config.data.batch_size, rank(), world_size())
     keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))
-    actions = None
+    beside = None
     if takes_actions(config.objective, config.views):
-        actions = to_device(torch.cat(batch.actions), device)
-    return MicroBatch(views, to_device(keys, device), actions)
+        beside = to_device(torch.cat(batch.actions), device)
+    if isinstance(config.objective, SupervisedConfig) and inputs.task:
+        beside = to_device(torch.from_numpy(inputs.task.targets[batch.indices])[None], device)
+        if mixes(config.objective):
+            place = config.objective, config.seed, batch.step, mine.start
+            mixed, targets = mix(views[0][0], beside[0], *place)
+            views, beside = [mixed[None]], targets[None]
+    return MicroBatch(views, to_device(keys, device), beside)
 
 
 def rollback(run: Run) -> None:
@@ -139,8 +153,11 @@ def rollback(run: Run) -> None:
     run.timer.restart()
 
 
-def log_row(run: Run, result: StepResult) -> None:
-    """Log the last step, with means over the steps since the previous row; all ranks call it."""
+def log_row(run: Run, result: StepResult, scores: dict[str, float]) -> None:
+    """Log the last step, with means over the steps since the previous row; all ranks call it.
+
+    `scores` are those on val, where there are any.
+    """
     config, state, step = run.config, run.state, run.state.step
     scalars, covariance = collapse.measure(run.engine.networks.head, result, step - 1)
     named = result.parts | scalars
@@ -148,6 +165,7 @@ def log_row(run: Run, result: StepResult) -> None:
     if run.windings and (step // config.log_every % config.monitor == 0 or step == config.steps):
         with run.timer.host("monitor"):
             row |= run.windings.measure(step)
+    row |= scores
     if state.probe:
         row["probe_balanced_accuracy"] = state.probe.balanced_accuracy()
     row["lr"], _ = rates(config, step - 1)
@@ -167,7 +185,10 @@ def save(run: Run) -> None:
     with run.timer.host("checkpoint"):
         if run.recorder:
             run.recorder.sync()
-        run.saver.save(run.state.step, run.state.tensors(), encoder_json(run.config, run.inputs))
+        description = encoder_json(run.config, run.inputs)
+        if run.state.validation:
+            description["validation"] = run.state.validation.describe()
+        run.saver.save(run.state.step, run.state.tensors(), description)
 
 
 def finish(run: Run, request: StopRequest) -> None:
@@ -179,4 +200,5 @@ def finish(run: Run, request: StopRequest) -> None:
         log.info("stopped by a signal after %s; the same command continues", progress)
     run.saver.wait()
     if run.recorder:
-        run.recorder.status = "FINISHED" if run.state.step == run.config.steps else "KILLED"
+        done = run.state.step == run.config.steps or run.state.ended_early
+        run.recorder.status = "FINISHED" if done else "KILLED"

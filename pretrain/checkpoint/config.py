@@ -13,7 +13,8 @@ class CheckpointConfig(Section):
     every: PositiveInt = 1000
     """Steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt | None = None
-    """How many of the newest checkpoints are kept; by default all."""
+    """How many of the newest checkpoints are kept; by default all. With objective.kind=supervised, the one
+    that is best on val is kept too."""
     keep_every: PositiveInt | None = None
     """With keep_last: older checkpoints are kept too if their step is a multiple of this."""
     asynchronous: bool = True

@@ -1,9 +1,11 @@
 """The state of a run that a checkpoint holds: saved, resumed, rolled back."""
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint import store
 from pretrain.checkpoint.config import OnDamage
@@ -12,17 +14,26 @@ from pretrain.engines import Engine
 from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.online_probe import OnlineProbe
 
+if TYPE_CHECKING:  # a validation reads the configuration, which reads that of checkpoints
+    from pretrain.supervised.validation import Validation
+
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class RunState:
-    """A run's engine, guard, probe and number of finished steps."""
+    """A run's engine, guard, probe, score on val and number of finished steps."""
 
     engine: Engine
     guard: Guard
     probe: OnlineProbe | None
+    validation: Validation | None = None
     step: int = 0
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether no better score on val is to be expected."""
+        return self.validation is not None and self.validation.ended
 
     @property
     def batch(self) -> int:
@@ -37,6 +48,8 @@ class RunState:
         state: dict[str, Any] = {**self.engine.state(), "guard": self.guard.state(), "step": self.step}
         if self.probe:
             state["probe"] = self.probe.state()
+        if self.validation:
+            state["validation"] = self.validation.state()
         return state
 
     def rollback(self, saver: Saver) -> None:
@@ -74,6 +87,8 @@ class RunState:
             log.info("the online probe begins anew: %s has none for these classes", folder.name)
         self.engine.load(state)
         self.guard.load(state["guard"])
+        if self.validation:
+            self.validation.load(state["validation"])
         if self.probe:
             self.probe.forget()
         self.step = int(state["step"])

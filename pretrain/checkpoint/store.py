@@ -309,9 +309,11 @@ def tidy(checkpoints: Path) -> None:
 def _thin_out(checkpoints: Path, config: CheckpointConfig) -> None:
     if config.keep_last is None:
         return
-    for old in sorted(_complete(checkpoints))[: -config.keep_last]:
+    *olds, newest = sorted(_complete(checkpoints))
+    best = (describe(newest).get("validation") or {}).get("best_step")
+    for old in [*olds, newest][: -config.keep_last]:
         step = int(old.name.removeprefix("step_"))
-        if config.keep_every is None or step % config.keep_every:
+        if step != best and (config.keep_every is None or step % config.keep_every):
             _remove(old)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from isotorus.device import to_device
 from pretrain.engines.step import StepResult
+from pretrain.methods.supervised import SupervisedHead
 from pretrain.methods.torus import TorusHead
 from pretrain.objectives.batch import covariance_and_sums, in_float32
 from pretrain.objectives.sigreg import SIGReg, aliased_share
@@ -45,6 +46,8 @@ def measure(head: nn.Module, result: StepResult, step: int) -> Measured:
         "std_min": std.min(),
         "std_median": std.median(),
     }
+    if isinstance(head, SupervisedHead):
+        del scalars["scale"]  # vectors of few classes may well lie on a line, which is no collapse
     gaussian, projections = head, result.projections
     if isinstance(head, TorusHead) and head.content is not None:
         gaussian, projections = head.content, head.content_projections(projections)
@@ -63,16 +66,18 @@ def conclude(scalars: dict[str, float], covariance: Tensor) -> dict[str, float]:
     """Return the row of the log that follows from the values of `measure`, on the CPU.
 
     `effective_rank` is exp of the entropy of the covariance's eigenvalues (Roy & Vetterli 2007), and left out
-    where these cannot be computed. `collapsed` is 1 when the embedding is a point or a line.
+    where these cannot be computed. `collapsed` is 1 when the embedding is a point or a line; it is left out
+    where `measure` gave no `scale`, as for training with labels.
     """
     row = dict(scalars)
-    collapsed = row["std_median"] < COLLAPSED_STD * row.pop("scale")
+    judged = "scale" in row
+    collapsed = row["std_median"] < COLLAPSED_STD * row.pop("scale", 0.0)
     try:
         row["effective_rank"] = effective_rank(covariance)
         collapsed |= row["effective_rank"] < COLLAPSED_RANK
     except torch.linalg.LinAlgError as error:  # a measure must not end a run
         log.warning("the effective rank is left out: %s", str(error).split("\n", 1)[0])
-    return row | {"collapsed": float(collapsed)}
+    return row | ({"collapsed": float(collapsed)} if judged else {})
 
 
 @in_float32

@@ -47,8 +47,11 @@ class Standing:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done and saved."""
-        return self.steps is not None and self.checkpoint is not None and self.checkpoint >= self.steps
+        """Whether the last step is done and saved, or the run has ended early."""
+        if self.steps is None or self.checkpoint is None:
+            return False
+        early = bool(self.rows) and bool(self.rows[-1].get("stopped_early"))
+        return self.checkpoint >= (self.step if early else self.steps)
 
     @property
     def seconds_a_step(self) -> float | None:

@@ -23,6 +23,9 @@ SHOWN = {
     "uniformity_over_null": "U over null (1: uniform angles)",
     "windings_right": "windings right",
     "probe_balanced_accuracy": "online probe, balanced accuracy",
+    "val_balanced_accuracy": "val, balanced accuracy",
+    "val_auroc": "val, AUROC",
+    "val_r2": "val, R²",
     "effective_rank": "effective rank",
     "grad_norm": "gradient norm",
 }

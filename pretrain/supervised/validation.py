@@ -1,0 +1,169 @@
+"""The score on val of each checkpoint of a supervised run, and when no better one is to be expected."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import r2_score, recall_score, roc_auc_score
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.transforms.views import center_view
+from isotorus.device import numbers, to_device
+from isotorus.errors import UserError
+from pretrain.distributed import rank, stack_of_ranks, world_size
+from pretrain.engines import Engine
+from pretrain.methods.config import SupervisedConfig
+from pretrain.supervised.task import Task
+
+if TYPE_CHECKING:  # the checks before a run read its task
+    from pretrain.config import Config
+    from pretrain.preflight import RunInputs
+
+log = logging.getLogger(__name__)
+
+SCORES = {"multiclass": "balanced_accuracy", "multilabel": "auroc", "regression": "r2"}
+"""The score that chooses the best checkpoint, by task; larger is better."""
+_KEPT = 2**28
+"""Bytes of decoded images of val that are kept for the next time."""
+
+
+class Validation:
+    """Scores the networks on val. All ranks make the same calls, because FSDP and ZeRO gather."""
+
+    def __init__(
+        self, config: Config, inputs: RunInputs, engine: Engine, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare to score; `progress` is called after each batch, as a large val takes long."""
+        assert isinstance(config.objective, SupervisedConfig) and inputs.task is not None
+        self.config, self.inputs, self.engine, self.progress = config, inputs, engine, progress
+        self.objective, self.task = config.objective, inputs.task
+        self.score = SCORES[self.objective.task]
+        self.best, self.best_step, self.not_better = -np.inf, 0, 0
+        """The best score, the step that it was first reached at, and how many scores came after it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether `patience` checkpoints in a row were not better than the best one."""
+        patience = self.objective.patience
+        return patience is not None and self.not_better >= patience
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Score the networks after `step` steps, and return a part of the row of the log."""
+        found = score(self.objective.task, self.task.val_y, self._predict())
+        if found > self.best:
+            self.best, self.best_step, self.not_better = found, step, 0
+        else:
+            self.not_better += 1
+        if self.ended and rank() == 0:
+            log.info(
+                "step %d: ends early, as the last %d checkpoints were not better on val than that of step %d",
+                step, self.not_better, self.best_step,
+            )  # fmt: skip
+        return {f"val_{self.score}": found} | ({"stopped_early": 1.0} if self.ended else {})
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
+        return {"best": self.best, "best_step": self.best_step, "not_better": self.not_better}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.best, self.best_step = float(state["best"]), int(state["best_step"])
+        self.not_better = int(state["not_better"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry `validation` of encoder.json: the score, and the step of the best checkpoint."""
+        return {"score": self.score, "best": self.best, "best_step": self.best_step}
+
+    @torch.no_grad()
+    def _predict(self) -> NDArray[np.float64]:
+        """Return predictions (n, outputs) for the samples of val that have a target, on all ranks."""
+        networks, device = self.engine.networks, self.engine.device
+        mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
+        predicted = []
+        networks.eval()
+        try:
+            for pixels in self._batches():
+                images = to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max
+                keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
+                embeddings = self.engine.encode([((images - mean) / std)[None]], keys)
+                predicted.append(self.engine.head(embeddings, 0, None).projections[0])
+                self.progress()
+        finally:
+            networks.train()
+        of_ranks = stack_of_ranks(torch.stack(predicted))  # (ranks, batches, b, outputs)
+        flat = of_ranks.transpose(0, 1).flatten(0, 2)[: len(self.task.val_rows)]
+        return self.task.in_units(flat.cpu().numpy())
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Yield this rank's centred views of val, as integers (b, C, S, S); all ranks have as many."""
+        channels, size = self.config.data.channels, self.config.views.global_size
+        bytes_ = len(self.task.val_rows) * channels * size**2 * self.task.val.depth // 8
+        yield from self._kept if bytes_ <= _KEPT else self._read()
+
+    @functools.cached_property
+    def _kept(self) -> list[Tensor]:
+        return list(self._read())
+
+    def _read(self) -> Iterator[Tensor]:
+        samples = self._mine()
+        views = _CentredViews(self.task, samples, self.config.data.channels, self.config.views.global_size)
+        workers = self.config.data.workers if len(samples) > 4 * self._together else 0
+        arguments: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
+        for batch in DataLoader(views, self._together, collate_fn=_collate, **arguments):
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+
+    @property
+    def _together(self) -> int:
+        """Images that are encoded at once."""
+        return max(1, min(self.config.data.batch_size, len(self.task.val_rows)) // world_size())
+
+    def _mine(self) -> NDArray[np.int64]:
+        """Return this rank's samples; the first ones are repeated at the end, to fill the last batches."""
+        rows, chunk = self.task.val_rows, self._together * world_size()
+        padded = np.resize(rows, -(-len(rows) // chunk) * chunk)
+        return padded.reshape(-1, world_size(), self._together)[:, rank()].reshape(-1)
+
+
+class _CentredViews(Dataset[Tensor | str]):
+    """The largest centred square of each sample, as evaluations see it; of a damaged one, what is wrong."""
+
+    def __init__(self, task: Task, samples: NDArray[np.int64], channels: int, size: int) -> None:
+        self.val, self.samples, self.channels, self.size = task.val, samples, channels, size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Tensor | str:
+        sample = int(self.samples[i])
+        try:
+            return center_view(self.val.pixels(sample, self.channels, self.val.depth), self.size)
+        except (UserError, ValueError) as error:
+            return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
+
+
+def _collate(items: list[Tensor | str]) -> Tensor | str:
+    """Stack the views of a batch, or return the first message."""
+    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
+
+
+def score(task: str, y: NDArray[Any], predicted: NDArray[np.floating]) -> float:
+    """Return the score `SCORES[task]` of predictions (n, outputs) for targets `y`, as in `Targets.values`.
+
+    The mean over columns leaves out labels that all samples or none of them have.
+    """
+    predicted = np.nan_to_num(predicted)
+    if task == "multiclass":
+        return float(recall_score(y, predicted.argmax(1), labels=np.unique(y), average="macro"))
+    if task == "multilabel":
+        both = [c for c in range(y.shape[1]) if 0 < y[:, c].mean() < 1]
+        return float(np.mean([roc_auc_score(y[:, c], predicted[:, c]) for c in both]))
+    return float(r2_score(y, predicted))
