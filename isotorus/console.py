@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": ("pretrain sweep", "pretrain once for each point of a grid"),
     "watch": ("pretrain watch", "follow a run in the terminal"),
     "export": ("pretrain export", "export an encoder for other libraries"),
+    "finetune": ("finetune", "train an encoder on labels"),
     "eval": ("eval_suite", "evaluate checkpoints"),
     "embed": ("eval_suite embed", "write the vectors of a data set to a file"),
     "search": ("eval_suite search", "find the images that are near to others"),

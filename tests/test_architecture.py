@@ -19,11 +19,16 @@ MAY_IMPORT = {
     "data_pipeline": {"isotorus"},
     "pretrain": {"isotorus", "data_pipeline"},
     "eval_suite": {"isotorus", "data_pipeline", "pretrain"},
+    "finetune": {"isotorus", "data_pipeline", "pretrain", "eval_suite"},
     "launch": {"isotorus", "pretrain"},
 }
 """For each package, the other packages that it may import, also inside functions."""
 USES_OF_PRETRAIN = {
     "eval_suite": {"geometry", "models", "objectives"},
+    "finetune": {
+        *("__main__", "checkpoint", "config", "methods", "models", "monitoring", "preflight", "run_control"),
+        "supervised",
+    },
     "launch": {"config", "cost", "monitoring", "preflight", "sweep"},
 }
 """The rooms and modules of `pretrain` that the packages after it may import."""

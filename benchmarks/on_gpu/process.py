@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.on_gpu.report import Report, Setting, read
 
-OURS = ("benchmarks", "data_pipeline", "eval_suite", "isotorus", "launch", "pretrain")
+OURS = ("benchmarks", "data_pipeline", "eval_suite", "finetune", "isotorus", "launch", "pretrain")
 # Imported once, by the process that all cases are forked from. It must not touch the GPU.
 IMPORTED = ["torch", "timm", "pretrain.train", "pretrain.cost.plan", "benchmarks.on_gpu.runs"]
 LOG_CHARACTERS = 3000

@@ -12,7 +12,10 @@ from isotorus.processes import find_no_local_modules
 from launch.kubernetes.manifests import Pods, job
 from launch.over_ssh.remote import node_command
 
-PACKAGES = ("configs", "data_pipeline", "eval_suite", "isotorus", "launch", "pretrain", "torch", "yaml")
+PACKAGES = (
+    *("configs", "data_pipeline", "eval_suite", "finetune", "isotorus", "launch", "pretrain"),
+    *("torch", "yaml"),
+)
 CHILD = (
     "import subprocess, sys\n"
     "sys.exit(subprocess.run([sys.executable, '-m', 'data_pipeline', *sys.argv[1:]]).returncode)"

@@ -1,0 +1,1 @@
+"""Fine-tuning: a pretrained encoder learns to predict labels, and is compared with what is simpler."""

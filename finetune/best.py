@@ -1,0 +1,31 @@
+"""Put the best checkpoint of a run into the run's own folder, where all commands look first."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from isotorus.errors import from_os_error
+from isotorus.files import atomic
+from pretrain.checkpoint import store
+
+_FILES = ("encoder.safetensors", "projector.safetensors", "encoder.json")
+"""The description comes last: with it the folder is a checkpoint."""
+
+
+def of_run(run: Path) -> Path:
+    """Return the checkpoint of a finished run that is best on val."""
+    newest = store.latest(run / "checkpoints")
+    assert newest is not None, run
+    described: dict[str, Any] = store.describe(newest)
+    return store.folder(run / "checkpoints", described["validation"]["best_step"])
+
+
+def publish(run: Path) -> None:
+    """Copy the files of the best checkpoint that are read without the run; raises UserError."""
+    best = of_run(run)
+    try:
+        for name in _FILES:
+            with (best / name).open("rb") as source, atomic(run / name) as copy:
+                shutil.copyfileobj(source, copy)
+    except OSError as error:
+        raise from_os_error(error, f"copying the best checkpoint to {run}") from error

@@ -1,0 +1,153 @@
+"""Scores of the fine-tuned network on held-out images, beside a linear probe and training from scratch.
+
+All are scored on the same images and the same bootstrap test sets, so that differences have intervals of
+their own.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets.targets import Targets
+from eval_suite import usefulness
+from eval_suite.features.embed import extract
+from eval_suite.features.representation import pretrained
+from eval_suite.inputs import find
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.metrics import headlines
+from eval_suite.results import json_safe
+from eval_suite.usefulness.estimate import Estimates, differences, of_test
+from eval_suite.usefulness.selection import JUDGES
+from isotorus import jsonl
+from pretrain.config import Config
+from pretrain.methods.config import SupervisedConfig
+from pretrain.models.description import SupervisedDescription
+from pretrain.monitoring.progress_of import standing
+from pretrain.supervised.task import read_targets
+
+FORMAT = 1
+TUNED = "finetuned"
+CACHE = "cache"
+
+
+def compare(
+    args: argparse.Namespace, checkpoint: Checkpoint, configs: Sequence[Config]
+) -> dict[str, Any] | None:
+    """Return the results, ready for JSON, on the first process; None on the others. All ranks call it."""
+    tuned = configs[0]
+    objective = tuned.objective
+    assert isinstance(objective, SupervisedConfig)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    sets = {"train": Dataset(args.shards), "val": Dataset(args.val)}
+    sets |= {"test": Dataset(args.test)} if args.test else {}
+    reported = "test" if args.test else "val"
+    networks = dict(zip((TUNED, "scratch"), (_network(config) for config in configs), strict=False))
+    features: dict[str, dict[str, dict[str, NDArray[np.floating]]]] = {}
+    for split, dataset in sets.items():
+        wanted = [replace(pretrained(each, ("projector",)), name=name) for name, each in networks.items()]
+        wanted = wanted if split == reported else []
+        wanted += [pretrained(checkpoint)] if "probe" in args.baselines else []
+        loading: dict[str, Any] = {"batch_size": 64, "workers": args.workers}
+        found = extract(wanted, dataset, tuned.folder / CACHE, state, **loading) if wanted else {}
+        for name, by_set in found.items():
+            for feature_set, x in by_set.items():
+                features.setdefault(name, {}).setdefault(feature_set, {})[split] = x
+    if not state.is_main_process:
+        return None
+    targets = read_targets(objective.targets, objective.task, sets)
+    drawn = {"resamples": 1000, "seed": args.seed}
+    scored: dict[str, dict[str, Any]] = {}
+    estimates: dict[str, dict[str, Estimates]] = {}
+    for (name, network), config in zip(networks.items(), configs, strict=True):
+        judged, found = _of_network(network, features[name]["projector"][reported], targets[reported], drawn)
+        scored[name] = judged | _training(config)
+        estimates["pretrained" if name == TUNED else name] = {"score": found}
+    if "probe" in args.baselines:
+        only = usefulness.Options(metrics=("probe",), folds=0, seed=args.seed)
+        judged, by_method = usefulness.measure_paired(
+            features["pretrained"], targets, only, device=state.device, name="pretrained"
+        )
+        scored["probe"] = judged.get("probe", {"left_out": judged["left_out"]})
+        if "probe" in by_method:
+            estimates["probe"] = {"score": by_method["probe"]}
+    results = {
+        "format": FORMAT,
+        "name": tuned.name,
+        "checkpoint": {
+            "given": args.name,
+            "name": checkpoint.name,
+            "step": checkpoint.step,
+            "encoder": checkpoint.encoder.name,
+            "weights_sha256": checkpoint.weights_sha256,
+        },
+        "data": {
+            name: {
+                "path": str(dataset.path),
+                "fingerprint": dataset.fingerprint,
+                "samples": len(dataset),
+                "labelled": int(targets[name].known.sum()),
+            }
+            for name, dataset in sets.items()
+        },
+        "task": objective.task,
+        "names": targets["train"].names,
+        "reported_on": reported,
+        "score": headlines(objective.task)[0],
+        "scores": scored,
+        "differences": {name: of["score"] for name, of in differences(estimates).items()},
+        "recipe": tuned.model_dump(mode="json"),
+    }
+    safe: dict[str, Any] = json_safe(results)
+    return safe
+
+
+def _network(config: Config) -> Checkpoint:
+    """Return the best checkpoint of a run, which lies in its folder."""
+    (found,) = find.find([str(config.folder)])
+    return found
+
+
+def _of_network(
+    network: Checkpoint, outputs: NDArray[np.floating], targets: Targets, drawn: dict[str, int]
+) -> tuple[dict[str, Any], Estimates]:
+    """Return the scores of a network's outputs (n, columns), with intervals, and their estimates."""
+    described = network.encoder.supervised
+    assert described is not None
+    known = targets.known
+    predicted = predictions(described, outputs[known])
+    y, groups = targets.values[known], targets.groups
+    measured: dict[str, Any] = {
+        f"test_{score}": value for score, value in JUDGES[described.task].summary(y, predicted).items()
+    }
+    measured["test_scores"] = predicted
+    of_groups = None if groups is None else groups[known]
+    return of_test(measured, y, of_groups, described.task, targets.names, **drawn)
+
+
+def predictions(described: SupervisedDescription, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return probabilities of classes or labels, or numbers in their units, for outputs (n, columns)."""
+    outputs = outputs.astype(np.float64)
+    if described.task == "multiclass":
+        return np.asarray(softmax(outputs, axis=1))
+    if described.task == "multilabel":
+        return np.asarray(expit(outputs))
+    return outputs * np.array(described.scale) + np.array(described.center)
+
+
+def _training(config: Config) -> dict[str, Any]:
+    """Return how a run went: its steps, the best one, and the curve of the score on val."""
+    rows = jsonl.read(config.folder / "metrics.jsonl", "step")
+    assert isinstance(config.objective, SupervisedConfig)
+    key = f"val_{headlines(config.objective.task)[0]}"
+    curve = [[row["step"], row[key]] for row in rows if key in row]
+    best = max(curve, key=lambda point: point[1])
+    return {"steps": standing(config.folder).step, "best_step": best[0], "best_on_val": best[1], "val": curve}

@@ -1,0 +1,158 @@
+"""The recipe of a fine-tuning, from a checkpoint, the data and the options; and the same from scratch."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite.features.embed import check_channels
+from eval_suite.inputs import brightness
+from eval_suite.inputs.checkpoints import Checkpoint
+from isotorus.errors import UserError
+from isotorus.recipe import read_yaml
+from pretrain.config import Config, assign, flatten, from_values
+from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.supervised.task import check_targets, read_targets
+
+SCRATCH = "scratch"
+BASELINES = "baselines"
+"""Folder in that of the run, with the runs that it is compared with."""
+_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes")
+"""Arguments of an encoder that a run decides itself."""
+_PLACES = ("tracking.", "stopping.", "engine.", "profile.", "data.workers", "data.cache.", "log_every")
+"""Fields that do not change what is learned, and may differ when a run continues."""
+
+
+def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
+    """Return the configuration of the run; raises UserError for data that do not fit the checkpoint."""
+    described = checkpoint.encoder
+    train, val = Dataset(args.shards), Dataset(args.val)
+    splits = {"train": train, "val": val} | ({"test": Dataset(args.test)} if args.test else {})
+    for name, dataset in splits.items():
+        if not len(dataset):
+            raise UserError(f"{name}: {dataset.path} has no images; name another data set")
+        check_channels(described.channels, dataset)
+    objective = _objective(args, splits)
+    known = read_targets(objective.targets, objective.task, splits)["train"].known
+    batch = min(args.batch_size, max(2, int(known.sum())))
+    steps = max(1, round(args.epochs * int(known.sum()) / batch))
+    head_steps = min(steps // 10 if args.head_steps is None else args.head_steps, steps)
+    out = Path(args.out)
+    values: dict[str, Any] = {
+        "name": out.name,
+        "runs": str(out.parent),
+        "seed": args.seed % 2**64,
+        "steps": steps,
+        "log_every": max(1, steps // 100),
+        "online_probe": False,
+        "data": {
+            "path": args.shards,
+            "batch_size": batch,
+            "workers": args.workers,
+            "channels": described.channels,
+            "order": "windowed" if train.remote else "uniform",
+        },
+        "views": {
+            "global_views": 1,
+            "local_views": 0,
+            "global_size": described.image_size,
+            "global_scale": [0.5, 1.0],
+        },
+        "augment": _augment(described.config),
+        "encoder": {
+            "name": described.name,
+            "kwargs": {key: x for key, x in described.kwargs.items() if key not in _CHOSEN},
+            "weights": str(checkpoint.weights),
+            "pixels": "weights",
+            "freeze": args.freeze,
+        },
+        "objective": objective.model_dump() | {"head_steps": head_steps},
+        "optimizer": {"lr": args.lr, "layer_decay": args.layer_decay, "warmup_steps": steps // 10},
+        "checkpoint": {"every": -(-steps // 20), "keep_last": 1},
+    }
+    if "winding_classes" in described.kwargs:
+        winding = {"attention": "winding", "winding_classes": described.kwargs["winding_classes"]}
+        values["encoder"] |= winding
+    if args.mlflow:
+        values["tracking"] = {"uri": args.mlflow}
+    for override in args.overrides:
+        assign(values, override)
+    return from_values(values)
+
+
+def note(checkpoint: Checkpoint, config: Config) -> str:
+    """Return a line about brightness that differs from that of pretraining; "" if none does."""
+    assert isinstance(config.objective, SupervisedConfig)
+    sets = {path: Dataset(path) for path in (str(config.data.path), config.objective.val)}
+    return brightness.difference(checkpoint.encoder, sets)
+
+
+def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> SupervisedConfig:
+    """Return the objective, with the kind and number of the targets; raises UserError for unfit targets."""
+    targets = TargetsConfig(
+        file=args.targets,
+        columns=args.target_columns or [],
+        key_column=args.key_column,
+        missing=args.missing,
+    )
+    found = read_targets(targets, args.target_kind, splits)
+    check_targets(found)
+    return SupervisedConfig(
+        kind="supervised",
+        task=found["train"].kind,
+        outputs=len(found["train"].names),
+        val=args.val,
+        targets=targets,
+        label_smoothing=0.0 if found["train"].kind == "regression" else args.label_smoothing,
+        mixup=args.mixup,
+        cutmix=args.cutmix,
+        patience=args.patience,
+    )
+
+
+def _augment(pretraining: dict[str, Any]) -> dict[str, Any]:
+    """Return the augmentation: turns and mirror images as in pretraining, light changes of brightness.
+
+    What an image may be mirrored or turned by is a property of the domain. Stronger changes of colour, blur
+    and solarization make pretraining harder, and labels do not need them.
+    """
+    before = pretraining.get("augment")
+    kept = ("horizontal_flip", "vertical_flip", "quarter_turns")
+    natural = {key: before[key] for key in kept if key in before} if isinstance(before, dict) else {}
+    off = dict.fromkeys(("grey_probability", "blur_probability", "solarize_probability"), 0.0)
+    light = {"jitter_probability": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.0}
+    return natural | light | off
+
+
+def from_scratch(config: Config) -> Config:
+    """Return the same training, from random weights and with the data's own mean and deviation."""
+    values = config.model_dump(mode="json")
+    values |= {"name": SCRATCH, "runs": str(config.folder / BASELINES)}
+    values["encoder"] |= {"weights": None, "pixels": "data", "freeze": 0}
+    values["objective"] |= {"head_steps": 0}
+    values["optimizer"] |= {"layer_decay": 1.0}
+    return from_values(values)
+
+
+def require_same(config: Config) -> None:
+    """Raise UserError if the folder of the run has something else than an earlier start of the same run."""
+    folder = config.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is no folder; name one that does not exist")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        earlier = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        earlier = None
+    if not isinstance(earlier, dict) or (earlier.get("objective") or {}).get("kind") != "supervised":
+        raise UserError(f"--out {folder} has other files, which are kept; name a folder that does not exist")
+    before, now = flatten(earlier), flatten(config.model_dump(mode="json"))
+    for key in now:
+        if not key.startswith(_PLACES) and before.get(key, now[key]) != now[key]:
+            raise UserError(
+                f"--out {folder} was made with {key}={before[key]}, not {now[key]}; give the same options to "
+                "continue it, or name another folder"
+            )

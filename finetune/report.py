@@ -1,0 +1,179 @@
+"""What a fine-tuning found, in words: the page report.html, results.json, and lines on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval_suite import results as files
+from eval_suite.metrics import SCORES, headlines
+from eval_suite.report import figures
+from eval_suite.report.pages import template
+from finetune.compare import TUNED
+
+TITLES = {
+    TUNED: "fine-tuned",
+    "probe": "linear probe on the pretrained encoder, which stays as it is",
+    "scratch": "the same network trained from random weights",
+}
+_SHORT = {"probe": "the linear probe", "scratch": "training from scratch"}
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write results.json, then report.html."""
+    files.write(folder / "results.json", files.as_json(results))
+    files.write_page(folder / "report.html", lambda: page(results, folder))
+
+
+def show(results: dict[str, Any], folder: Path) -> None:
+    """Print the scores, what they mean, and what to do next."""
+    score = SCORES[results["score"]]
+    for name in results["scores"]:
+        if (value := _value(results, name)) is not None:
+            print(f"{TITLES[name]}: {score.label} {value}")
+    for line in conclusions(results):
+        print(line)
+    print(f"Report: {folder / 'report.html'} (open it in a browser)")
+    print(f"Next: isotorus export {folder} --out model/ (a timm model that gives the {_gives(results)})")
+
+
+def conclusions(results: dict[str, Any]) -> list[str]:
+    """Return sentences about the differences, the choice of the step, and what is doubtful."""
+    lines = [_difference(results, name) for name in results["differences"]]
+    if results["reported_on"] == "val":
+        lines.append(
+            "These scores are on val, on which the best step was chosen, so they are somewhat too good; give "
+            "--test a set that nothing was chosen on."
+        )
+    tuned = results["scores"][TUNED]
+    if len(tuned["val"]) > 3 and tuned["best_step"] == tuned["val"][-1][0] == tuned["steps"]:
+        lines.append("The score on val was best at the last step: more --epochs may give more.")
+    if "scratch" not in results["scores"]:
+        lines.append(
+            "What pretraining gives is not known yet: the same command with --baselines probe,scratch also "
+            "trains from random weights."
+        )
+    return lines
+
+
+def _difference(results: dict[str, Any], name: str) -> str:
+    """Return how the fine-tuned network compares with a baseline, in a sentence."""
+    of = results["differences"][name].get(results["score"])
+    if of is None or None in of["interval"]:
+        return f"The difference to {_SHORT[name]} is not defined."
+    score = SCORES[results["score"]]
+    low, high = of["interval"]
+    by = f"{_amount(abs(of['value']), score.percent)} of {score.label}"
+    interval = (
+        f"95 % interval of the difference {_signed(low, score.percent)} to {_signed(high, score.percent)}"
+    )
+    if low > 0:
+        return f"Fine-tuning is better than {_SHORT[name]} by {by} ({interval})."
+    if high < 0:
+        return f"Fine-tuning is worse than {_SHORT[name]} by {by} ({interval})."
+    return f"Fine-tuning and {_SHORT[name]} cannot be told apart on these images ({interval})."
+
+
+def page(results: dict[str, Any], folder: Path) -> str:
+    """Return report.html."""
+    score = SCORES[results["score"]]
+    rows = [
+        {
+            "name": TITLES[name],
+            "ours": name == TUNED,
+            "cells": [_value(results, name, each) for each in _columns(results)],
+            "difference": _cell(results, name),
+        }
+        for name in results["scores"]
+    ]
+    curves = [(_points(of["val"]), name) for name, of in results["scores"].items() if of.get("val")]
+    tuned = results["scores"][TUNED]
+    return template("finetune").render(
+        results=results,
+        folder=str(folder),
+        score=score,
+        columns=[SCORES[each].label for each in _columns(results)],
+        rows=rows,
+        lines=conclusions(results),
+        gives=_gives(results),
+        curves=[{"svg": figures.curve(*points), "name": TITLES[name]} for points, name in curves],
+        tuned=tuned,
+        classes=_classes(tuned),
+        confusion=tuned.get("confusion"),
+        recipe=_recipe(results["recipe"]),
+    )
+
+
+def _columns(results: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys([results["score"], *headlines(results["task"])]))
+
+
+def _points(curve: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    steps, values = zip(*curve, strict=True)
+    return list(steps), list(values)
+
+
+def _gives(results: dict[str, Any]) -> str:
+    return {
+        "multiclass": "logits of the classes",
+        "multilabel": "logits of the labels",
+        "regression": "numbers in their units",
+    }[results["task"]]
+
+
+def _classes(tuned: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows of the table of classes: the name and its numbers."""
+    return [
+        {"name": row["name"], "values": {key: x for key, x in row.items() if key != "name"}}
+        for row in tuned.get("per_class", [])
+    ]
+
+
+def _recipe(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that matter most."""
+    objective, optimizer = config["objective"], config["optimizer"]
+    return {
+        "steps": config["steps"],
+        "batch size": config["data"]["batch_size"],
+        "learning rate": optimizer["lr"],
+        "layer decay": optimizer["layer_decay"],
+        "steps of the head alone": objective["head_steps"],
+        "frozen blocks": config["encoder"]["freeze"],
+        "label smoothing": objective["label_smoothing"],
+        "mixup": objective["mixup"],
+        "CutMix": objective["cutmix"],
+        "seed": config["seed"],
+    }
+
+
+def _value(results: dict[str, Any], name: str, score: str | None = None) -> str | None:
+    """Return a score with its interval as text; None if there is none."""
+    metric = SCORES[score or results["score"]]
+    of = results["scores"][name]
+    value, interval = of.get(metric.path), of.get(f"{metric.path}_interval")
+    if value is None:
+        return None
+    shown = _amount(value, metric.percent)
+    if interval and None not in interval:
+        shown += f" ({_plain(interval[0], metric.percent)} to {_plain(interval[1], metric.percent)})"
+    return shown
+
+
+def _cell(results: dict[str, Any], name: str) -> str:
+    of = results["differences"].get(name, {}).get(results["score"])
+    if of is None or None in of["interval"]:
+        return ""
+    percent = SCORES[results["score"]].percent
+    low, high = (_signed(x, percent) for x in of["interval"])
+    return f"{_signed(of['value'], percent)} ({low} to {high})"
+
+
+def _plain(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+
+def _amount(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f} %" if percent else f"{value:.3f}"
+
+
+def _signed(value: float, percent: bool) -> str:
+    return (f"{100 * value:+.1f}" if percent else f"{value:+.3f}").replace("-", "−")

@@ -1,0 +1,54 @@
+"""Train the runs of a fine-tuning one after the other, then compare what they have learned."""
+
+import argparse
+import logging
+
+import torch.distributed as dist
+
+from eval_suite.inputs import find
+from finetune import best, compare, recipe, report
+from isotorus.errors import UserError, from_os_error
+from pretrain.__main__ import process_group
+from pretrain.__main__ import run as train
+from pretrain.config import Config
+from pretrain.monitoring.progress_of import standing
+from pretrain.preflight import RunInputs, check
+from pretrain.run_control.signals import Signals
+from pretrain.run_control.start_up import StartUp
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
+    """Train, compare and report; returns the exit code. All ranks call it."""
+    checkpoint, *others = find.find([args.name])
+    if others:
+        raise UserError(f"{args.name} means {1 + len(others)} checkpoints; name one of them")
+    checkpoint.require_whole()
+    tuned = recipe.build(args, checkpoint)
+    recipe.require_same(tuned)
+    if note := recipe.note(checkpoint, tuned):
+        log.warning("note: %s", note)
+    configs = [tuned] + ([recipe.from_scratch(tuned)] if "scratch" in args.baselines else [])
+    inputs = [_check(config, world_size) for config in configs]
+    with process_group(tuned.stopping.hang) as device:
+        for config, needed in zip(configs, inputs, strict=True):
+            code = train(config, needed, device, signals, StartUp())
+            dist.barrier()
+            if code or not standing(config.folder).finished:
+                return code
+            if dist.get_rank() == 0:
+                best.publish(config.folder)
+            dist.barrier()
+        results = compare.compare(args, checkpoint, configs)
+    if results is not None:
+        report.write(results, tuned.folder)
+        report.show(results, tuned.folder)
+    return 0
+
+
+def _check(config: Config, world_size: int) -> RunInputs:
+    try:
+        return check(config, world_size)
+    except OSError as error:
+        raise from_os_error(error, f"preparing {config.folder}") from error

@@ -1,0 +1,183 @@
+"""`isotorus finetune` as a user gives it, on small images: the folder it makes, resuming, the export."""
+
+import contextlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite.features.embed import read_views
+from finetune.arguments import parse
+from finetune.train_and_compare import run
+from isotorus.errors import UserError
+from pretrain.checkpoint.export.export import export
+from pretrain.run_control.signals import Signals
+from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
+
+QUICK = ("--epochs", "3", "--batch-size", "10", "--workers", "0", "--lr", "0.003", "tracking.enabled=false")
+
+
+class Tuned(NamedTuple):
+    encoder: Path
+    splits: dict[str, Path]
+    folder: Path
+    said: str
+    results: dict
+
+
+def finetune(*arguments: object) -> str:
+    """Run the command in this process; return what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run(parse([*map(str, arguments)]), Signals(), 1) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("labelled")
+    return {
+        "train": pack(folder / "train", [*CLASSES] * 20 + [""] * 4, seed=0),
+        "val": pack(folder / "val", [*CLASSES] * 10, seed=1),
+        "test": pack(folder / "test", [*CLASSES] * 10, seed=2),
+    }
+
+
+def arguments(encoder: Path, splits: dict[str, Path], out: Path) -> list[object]:
+    return [encoder, splits["train"], "--val", splits["val"], "--test", splits["test"], "--out", out, *QUICK]
+
+
+@pytest.fixture(scope="session")
+def tuned(packed: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """A fine-tuning of 12 steps, beside a probe, with all checkpoints kept."""
+    folder = tmp_path_factory.mktemp("tuned")
+    encoder = save_checkpoint(folder / "encoder")
+    kept = ["--cutmix", "1", "checkpoint.every=4", "checkpoint.keep_last=null"]
+    said = finetune(*arguments(encoder, packed, folder / "run"), *kept)
+    results = json.loads((folder / "run/results.json").read_text())
+    return Tuned(encoder, packed, folder / "run", said, results)
+
+
+def test_the_folder_has_scores_beside_the_probe_and_a_page(tuned: Tuned):
+    scores = tuned.results["scores"]
+    assert tuned.results["reported_on"] == "test" and tuned.results["names"] == sorted(CLASSES)
+    for name in ("finetuned", "probe"):
+        low, high = scores[name]["balanced_accuracy_interval"]
+        assert low <= scores[name]["balanced_accuracy"] <= high
+    found = tuned.results["differences"]["probe"]["balanced_accuracy"]
+    assert found["value"] == pytest.approx(
+        scores["finetuned"]["balanced_accuracy"] - scores["probe"]["balanced_accuracy"]
+    )
+    assert found["interval"][0] <= found["value"] <= found["interval"][1]
+    page = (tuned.folder / "report.html").read_text()
+    assert "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page
+    assert f"isotorus export {tuned.folder}" in tuned.said
+
+
+def test_the_best_step_on_val_is_the_one_in_the_folder(tuned: Tuned):
+    rows = [json.loads(line) for line in (tuned.folder / "metrics.jsonl").read_text().splitlines()]
+    scored = {row["step"]: row["val_balanced_accuracy"] for row in rows if "val_balanced_accuracy" in row}
+    assert set(scored) == {4, 8, 12}
+    best = max(scored, key=lambda step: (scored[step], -step))
+    assert tuned.results["scores"]["finetuned"]["best_step"] == best
+    whole = tuned.folder / f"checkpoints/step_{best:08d}/encoder.safetensors"
+    assert whole.read_bytes() == (tuned.folder / "encoder.safetensors").read_bytes()
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tuned: Tuned, tmp_path: Path):
+    """A kill leaves the checkpoint of step 4; mixed images, the best score and the order of data go on."""
+    again = tmp_path / "run"
+    shutil.copytree(tuned.folder, again, symlinks=True)
+    for step in (8, 12):
+        shutil.rmtree(again / f"checkpoints/step_{step:08d}")
+    config = (again / "config.yaml").read_text()
+    (again / "config.yaml").write_text(config.replace(str(tuned.folder.parent), str(tmp_path)))
+    kept = ["--cutmix", "1", "checkpoint.every=4", "checkpoint.keep_last=null"]
+    finetune(*arguments(tuned.encoder, tuned.splits, again), *kept)
+    for name in ("encoder.safetensors", "projector.safetensors"):
+        one, other = (load_file(f / "checkpoints/step_00000012" / name) for f in (tuned.folder, again))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    scores = [
+        json.loads((f / "results.json").read_text())["scores"]["finetuned"] for f in (tuned.folder, again)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_the_exported_timm_model_gives_the_classes(tuned: Tuned, tmp_path: Path):
+    export(tuned.folder, tmp_path / "model")
+    model = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).eval()
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["label_names"] == sorted(CLASSES) and model.num_classes == 2
+    described = json.loads((tuned.folder / "encoder.json").read_text())
+    test = Dataset(str(tuned.splits["test"]))
+    pixels = torch.stack([read_views(test, i, 3, [32])[0] for i in range(len(test))]).float() / 255
+    mean, std = (torch.tensor(described[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        predicted = model((pixels - mean) / std).argmax(1).numpy()
+    confusion = np.zeros((2, 2), int)
+    names = [test.classes[label] for label in test.labels]
+    np.add.at(confusion, ([sorted(CLASSES).index(name) for name in names], predicted), 1)
+    assert confusion.tolist() == tuned.results["scores"]["finetuned"]["confusion"]
+
+
+def test_numbers_of_a_table_come_back_in_their_units(tuned: Tuned, tmp_path: Path):
+    table = tmp_path / "table.csv"
+    keys = [str(i) for i in range(44)]
+    rows = [f"{key},{100.5 + 10 * (i % 2)},{i}" for i, key in enumerate(keys)]
+    table.write_text("\n".join(["key,level,number", *rows]))
+    out = tmp_path / "numbers"
+    targets = ["--targets", table, "--target-columns", "level", "--baselines", "none"]
+    finetune(*arguments(tuned.encoder, tuned.splits, out), *targets)
+    results = json.loads((out / "results.json").read_text())
+    assert results["task"] == "regression" and results["score"] == "r2"
+    assert results["scores"]["finetuned"]["mae"] < 10
+    described = json.loads((out / "encoder.json").read_text())["supervised"]
+    assert described["center"] == pytest.approx([105.5]) and described["scale"] == pytest.approx([5.0])
+    export(out, tmp_path / "model")
+    model = timm.create_model(f"local-dir:{tmp_path}/model", pretrained=True).eval()
+    with torch.no_grad():
+        assert 80 < model(torch.zeros(1, 3, 32, 32)).item() < 130
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "said"),
+    [
+        ([""] * 6, {}, "train has no labels"),
+        (["a"] * 6, {}, "one class, a"),
+        (["a", "b"] * 3, {}, "val has classes of which train has no labelled image"),
+        ([*CLASSES] * 3, {"--targets": "t.csv", "--target-columns": "x"}, "no column"),
+        ([*CLASSES] * 3, {"--out": "taken"}, "has other files"),
+        ([*CLASSES] * 3, {"--freeze": 9}, "has 2 blocks"),
+        ([*CLASSES] * 3, {"--mixup": 1, "--batch-size": 5}, "pairs"),
+    ],
+)
+def test_refusals(
+    labels: list[str], changes: dict[str, object], said: str, tuned: Tuned, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("key,y\n0,1\n")
+    Path("taken").mkdir()
+    Path("taken/notes.txt").write_text("mine")
+    train = pack(tmp_path / "train", labels, seed=0)
+    given = {"--val": tuned.splits["val"], "--out": tmp_path / "out", "--workers": 0} | changes
+    options = [x for pair in given.items() for x in pair]
+    with pytest.raises(UserError, match=said) as refused:
+        run(parse([*map(str, (tuned.encoder, train, *options))]), Signals(), 1)
+    assert "\n" not in str(refused.value)
+
+
+def test_other_options_for_a_folder_are_refused(tuned: Tuned):
+    with pytest.raises(UserError, match=r"was made with optimizer.lr=0.003, not 0.1"):
+        run(
+            parse([*map(str, arguments(tuned.encoder, tuned.splits, tuned.folder)), "--lr", "0.1"]),
+            Signals(),
+            1,
+        )
