@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.transforms.physical import check_square
 from eval_suite.features.embed import check_channels
 from eval_suite.inputs import brightness
 from eval_suite.inputs.checkpoints import Checkpoint
@@ -14,6 +15,7 @@ from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
 from pretrain.config import Config, assign, flatten, from_values
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.models.description import EncoderDescription
 from pretrain.supervised.task import check_targets, read_targets
 
 SCRATCH = "scratch"
@@ -34,6 +36,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         if not len(dataset):
             raise UserError(f"{name}: {dataset.path} has no images; name another data set")
         check_channels(described.channels, dataset)
+        check_square(described.square, dataset)
     objective = _objective(args, splits)
     known = read_targets(objective.targets, objective.task, splits)["train"].known
     batch = min(args.batch_size, max(2, int(known.sum())))
@@ -54,12 +57,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
             "channels": described.channels,
             "order": "windowed" if train.remote else "uniform",
         },
-        "views": {
-            "global_views": 1,
-            "local_views": 0,
-            "global_size": described.image_size,
-            "global_scale": [0.5, 1.0],
-        },
+        "views": _views(described),
         "augment": _augment(described.config),
         "encoder": {
             "name": described.name,
@@ -110,6 +108,20 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> Supervis
         cutmix=args.cutmix,
         patience=args.patience,
     )
+
+
+def _views(described: EncoderDescription) -> dict[str, Any]:
+    """Return the crops: one of each image, of at least half of what the encoder is evaluated on."""
+    views = {"global_views": 1, "local_views": 0, "global_size": described.image_size}
+    if (square := described.square) is None:
+        return views | {"global_scale": [0.5, 1.0]}
+    return views | {
+        "scale_by": "spacing",
+        "unit": square.unit,
+        "physical_size": [square.side / 2**0.5, square.side],
+        "whole_physical_size": square.side,
+        "unscaled": square.unscaled,
+    }
 
 
 def _augment(pretraining: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sklearn.metrics import r2_score, recall_score, roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
 from isotorus.device import numbers, to_device
 from isotorus.errors import UserError
@@ -113,7 +114,7 @@ class Validation:
 
     def _read(self) -> Iterator[Tensor]:
         samples = self._mine()
-        views = _CentredViews(self.task, samples, self.config.data.channels, self.config.views.global_size)
+        views = _CentredViews(self.task, samples, self.config)
         workers = self.config.data.workers if len(samples) > 4 * self._together else 0
         arguments: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
         for batch in DataLoader(views, self._together, collate_fn=_collate, **arguments):
@@ -134,10 +135,13 @@ class Validation:
 
 
 class _CentredViews(Dataset[Tensor | str]):
-    """The largest centred square of each sample, as evaluations see it; of a damaged one, what is wrong."""
+    """The centred square of each sample, as evaluations see it; of a damaged one, what is wrong."""
 
-    def __init__(self, task: Task, samples: NDArray[np.int64], channels: int, size: int) -> None:
-        self.val, self.samples, self.channels, self.size = task.val, samples, channels, size
+    def __init__(self, task: Task, samples: NDArray[np.int64], config: Config) -> None:
+        self.val, self.samples = task.val, samples
+        self.channels, self.size = config.data.channels, config.views.global_size
+        self.square = whole_square(config.views)
+        self.scales = self.square and Scales(task.val, self.square.unit)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,7 +149,8 @@ class _CentredViews(Dataset[Tensor | str]):
     def __getitem__(self, i: int) -> Tensor | str:
         sample = int(self.samples[i])
         try:
-            return center_view(self.val.pixels(sample, self.channels, self.val.depth), self.size)
+            pixels = self.val.pixels(sample, self.channels, self.val.depth)
+            return center_view(pixels, self.size, self.square, self.scales and self.scales.of(sample))
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
 
