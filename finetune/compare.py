@@ -150,4 +150,9 @@ def _training(config: Config) -> dict[str, Any]:
     key = f"val_{headlines(config.objective.task)[0]}"
     curve = [[row["step"], row[key]] for row in rows if key in row]
     best = max(curve, key=lambda point: point[1])
-    return {"steps": standing(config.folder).step, "best_step": best[0], "best_on_val": best[1], "val": curve}
+    return {
+        "steps": standing(config.folder).step,
+        "best_step": best[0],
+        "best_on_val": best[1],
+        "val_curve": curve,
+    }

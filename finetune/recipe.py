@@ -23,7 +23,17 @@ BASELINES = "baselines"
 """Folder in that of the run, with the runs that it is compared with."""
 _CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes")
 """Arguments of an encoder that a run decides itself."""
-_PLACES = ("tracking.", "stopping.", "engine.", "profile.", "data.workers", "data.cache.", "log_every")
+_PLACES = (
+    "name",
+    "runs",
+    "tracking.",
+    "stopping.",
+    "engine.",
+    "profile.",
+    "data.workers",
+    "data.cache.",
+    "log_every",
+)
 """Fields that do not change what is learned, and may differ when a run continues."""
 
 

@@ -45,7 +45,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
             "--test a set that nothing was chosen on."
         )
     tuned = results["scores"][TUNED]
-    if len(tuned["val"]) > 3 and tuned["best_step"] == tuned["val"][-1][0] == tuned["steps"]:
+    if len(tuned["val_curve"]) > 3 and tuned["best_step"] == tuned["val_curve"][-1][0] == tuned["steps"]:
         lines.append("The score on val was best at the last step: more --epochs may give more.")
     if "scratch" not in results["scores"]:
         lines.append(
@@ -85,7 +85,9 @@ def page(results: dict[str, Any], folder: Path) -> str:
         }
         for name in results["scores"]
     ]
-    curves = [(_points(of["val"]), name) for name, of in results["scores"].items() if of.get("val")]
+    curves = [
+        (_points(of["val_curve"]), name) for name, of in results["scores"].items() if of.get("val_curve")
+    ]
     tuned = results["scores"][TUNED]
     return template("finetune").render(
         results=results,
