@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval_suite import results as files
+from eval_suite import tracking
 from eval_suite.metrics import SCORES, headlines
 from eval_suite.report import figures
 from eval_suite.report.pages import template
@@ -34,6 +35,22 @@ def show(results: dict[str, Any], folder: Path) -> None:
         print(line)
     print(f"Report: {folder / 'report.html'} (open it in a browser)")
     print(f"Next: isotorus export {folder} --out model/ (a timm model that gives the {_gives(results)})")
+
+
+def publish(results: dict[str, Any], folder: Path, own: str) -> None:
+    """Send scores and page to the MLflow run of the training, if it is in the user's `own` store."""
+    record = tracking.store(folder)
+    if record is None or not tracking.is_own(record, own):
+        return
+    values = {
+        f"finetune/{name}/{score}": of[score]
+        for name, of in results["scores"].items()
+        for score in SCORES
+        if isinstance(of.get(score), float)
+    }
+    made = [folder / "results.json", folder / "report.html"]
+    if tracking.send(record, own, results["scores"][TUNED]["steps"], values, made, "finetune"):
+        print(tracking.where(own))
 
 
 def conclusions(results: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from eval_suite.inputs import find
 from finetune import best, compare, recipe, report
+from isotorus import mlflow_store
 from isotorus.errors import UserError, from_os_error
 from pretrain.__main__ import process_group
 from pretrain.__main__ import run as train
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
     if results is not None:
         report.write(results, tuned.folder)
         report.show(results, tuned.folder)
+        report.publish(results, tuned.folder, mlflow_store.own(args.mlflow))
     return 0
 
 
