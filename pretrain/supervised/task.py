@@ -42,7 +42,7 @@ class Task:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which images (n,) have a target."""
-        return np.isfinite(self.targets).all(axis=1)
+        return np.asarray(np.isfinite(self.targets).all(axis=1))
 
     def describe(self) -> dict[str, Any]:
         """Return the entry `supervised` of encoder.json."""
