@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import DESCRIPTION, Description, Extent, Generation
-from data_pipeline.dataset.index import INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.moments import Moments
+from data_pipeline.dataset.table_files import INDEX, ROW, SHARDS, shard_row
 from data_pipeline.order import Order
 
 SIZE = 100_000

@@ -21,33 +21,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset.description import DESCRIPTION, Generation, describe
+from data_pipeline.dataset.description import Generation, describe
+from data_pipeline.dataset.table_files import INDEX, SHARDS, does_not_fit, open_groups, open_rows, open_shards
 from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import LUMA, PixelRules, Pixels, convertible
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.reader import Reader, fetch, is_remote, join, open_reader
+from data_pipeline.storage.reader import Reader, is_remote, join, open_reader
 from data_pipeline.storage.tar_reader import LONGEST_HEADERS, key_and_extension, names_before
 from isotorus.errors import UserError, from_os_error
 
-INDEX = "index.npy"
-SHARDS = "shards.npy"
-GROUPS = "groups.npy"
-ROW = np.dtype(
-    [
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("label", "<i4"),
-        ("width", "<u2"),
-        ("height", "<u2"),
-        ("checksum", "<u4"),
-        ("key", "<u8"),
-        ("kind", "u1"),
-    ]
-)
-"""A row of the index: row of the shard table; offset and size in bytes of the image file in that shard;
-class index or -1; width and height in pixels; CRC-32 of the image file; `key_hash` of the key; index
-into the generation's list of file extensions."""
 HEADERS = 2**14
 """Bytes before an image in which its key is looked for first; they nearly always contain it."""
 LARGEST_IMAGE = 2**32 - 1
@@ -58,16 +40,6 @@ _CHECKED_SHARDS = 64  # how many shards are checked when a data set is opened
 
 class Corrupt(UserError):
     """The bytes of a sample are not the bytes that were packed."""
-
-
-def shard_row(name_bytes: int) -> np.dtype[np.void]:
-    """Return the dtype of the shard table, with names of up to `name_bytes` bytes.
-
-    `name` is relative to the data set, or an absolute path or URL; `first` is the index of the shard's first
-    sample; `sha256` is in hexadecimal digits.
-    """
-    sizes = [("bytes", "<u8"), ("samples", "<u8"), ("first", "<u8")]
-    return np.dtype([("name", f"S{name_bytes}"), *sizes, ("sha256", "S64")])
 
 
 def key_hash(key: str) -> int:
@@ -246,7 +218,7 @@ class Dataset:
         """Return the file extension of sample `i` without the dot, such as "jpg"."""
         kind, extensions = int(self.rows["kind"][i]), self.description.extensions
         if kind >= len(extensions):
-            raise _does_not_fit(join(self.path, INDEX))
+            raise does_not_fit(join(self.path, INDEX))
         return extensions[kind]
 
     def key(self, i: int) -> str:
@@ -299,10 +271,10 @@ class Dataset:
     def shard_name(self, number: int) -> str:
         """Return the name of a shard: relative to the data set, or an absolute path or URL."""
         if number >= len(self.shards):
-            raise _does_not_fit(join(self.path, INDEX))
+            raise does_not_fit(join(self.path, INDEX))
         name: str = self.shards["name"][number].decode(errors="surrogateescape")
         if "\0" in name:
-            raise _does_not_fit(join(self.path, SHARDS))
+            raise does_not_fit(join(self.path, SHARDS))
         return name
 
     def read_range(self, i: int, offset: int, size: int) -> bytes:
@@ -346,55 +318,3 @@ class Dataset:
 def _evenly(count: int) -> list[int]:
     """Return at most 64 numbers of `range(count)`, evenly spaced, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(count, _CHECKED_SHARDS)).astype(int)).tolist()
-
-
-def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the index (n,) of dtype `ROW` into memory; raise `UserError` if it does not fit dataset.json."""
-    rows = _open_table(join(path, INDEX), generation.count, cache)
-    if rows.dtype != ROW:
-        raise _does_not_fit(join(path, INDEX))
-    return rows
-
-
-def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the table of shards into memory; raise `UserError` if it does not fit dataset.json."""
-    shards = _open_table(join(path, SHARDS), generation.shards, cache)
-    if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
-        raise _does_not_fit(join(path, SHARDS))
-    return shards
-
-
-def open_groups(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.uint64] | None:
-    """Map the groups (n,) into memory, None if none are known; raise `UserError` if they do not fit
-    dataset.json.
-    """
-    if generation.groups is None:
-        return None
-    groups: NDArray[Any] = _open_table(join(path, GROUPS), generation.count, cache)
-    if groups.dtype != np.dtype("<u8"):
-        raise _does_not_fit(join(path, GROUPS))
-    return groups
-
-
-def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the first `count` rows of a .npy file into memory; raise `UserError` if it is damaged or too
-    short.
-    """
-    try:
-        table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # never unpickles
-    except OSError as error:
-        raise from_os_error(error, f"reading {file}") from error
-    except UserError:
-        raise
-    except MemoryError:
-        raise
-    except Exception as error:  # numpy raises many kinds of exception for a bad header
-        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
-    if table.ndim != 1 or len(table) < count:  # it is longer if there are newer generations
-        raise _does_not_fit(file)
-    return table[:count]
-
-
-def _does_not_fit(file: str) -> UserError:
-    """Return the error for a table that does not fit dataset.json."""
-    return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset.index import ROW, Dataset, key_hash
+from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.dataset.moments import Moments
+from data_pipeline.dataset.table_files import ROW
 from isotorus.errors import UserError, one_line
 from isotorus.section import Section
 

@@ -17,9 +17,10 @@ from data_pipeline.dataset.description import (
     describe,
 )
 from data_pipeline.dataset.files import FILES
-from data_pipeline.dataset.index import GROUPS, INDEX, ROW, SHARDS, Dataset, shard_row
+from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.dataset.spacing import SPACING
+from data_pipeline.dataset.table_files import GROUPS, INDEX, ROW, SHARDS, shard_row
 from data_pipeline.dataset_writer.part import Part
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules

@@ -14,7 +14,8 @@ import numpy as np
 from data_pipeline import pool
 from data_pipeline.dataset import brightness, label_counts
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
-from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_prefix
+from data_pipeline.dataset.index import Dataset, key_prefix
+from data_pipeline.dataset.table_files import GROUPS, INDEX, SHARDS
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish

@@ -10,9 +10,10 @@ from data_pipeline import pool
 from data_pipeline.dataset import files
 from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
 from data_pipeline.dataset.files import FILES
-from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, Dataset, key_hash
+from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.dataset.modified import MODIFIED
 from data_pipeline.dataset.spacing import SPACING
+from data_pipeline.dataset.table_files import GROUPS, INDEX, SHARDS
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.part import Part, common_channels, contents_of
 from data_pipeline.dataset_writer.publish import FinishedShard, publish

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from sys import intern
 
 from data_pipeline.dataset.description import DESCRIPTION
-from data_pipeline.dataset.index import INDEX
+from data_pipeline.dataset.table_files import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
 from data_pipeline.field_formats import formats

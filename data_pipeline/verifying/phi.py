@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import describe
-from data_pipeline.dataset.index import open_shards
+from data_pipeline.dataset.table_files import open_shards
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import join

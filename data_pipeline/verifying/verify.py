@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data_pipeline import pool
 from data_pipeline.dataset import files, spacing
 from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
-from data_pipeline.dataset.index import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
+from data_pipeline.dataset.table_files import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
 from data_pipeline.dataset_writer.publish import statistics
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import is_remote

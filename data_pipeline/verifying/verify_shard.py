@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import Generation, describe
-from data_pipeline.dataset.index import (
-    HEADERS,
-    ROW,
-    SHARDS,
-    key_before,
-    key_hash,
-    key_prefix,
-    open_rows,
-    open_shards,
-)
+from data_pipeline.dataset.index import HEADERS, key_before, key_hash, key_prefix
+from data_pipeline.dataset.table_files import ROW, SHARDS, open_rows, open_shards
 from data_pipeline.existing_tars import tar_labels
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig

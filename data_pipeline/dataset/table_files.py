@@ -1,0 +1,93 @@
+"""The tables of a packed data set, mapped into memory: index.npy, shards.npy and groups.npy."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.description import DESCRIPTION, Generation
+from data_pipeline.storage.cache import CacheConfig
+from data_pipeline.storage.reader import fetch, join
+from isotorus.errors import UserError, from_os_error
+
+INDEX = "index.npy"
+SHARDS = "shards.npy"
+GROUPS = "groups.npy"
+ROW = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("label", "<i4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("checksum", "<u4"),
+        ("key", "<u8"),
+        ("kind", "u1"),
+    ]
+)
+"""A row of the index: row of the shard table; offset and size in bytes of the image file in that shard;
+class index or -1; width and height in pixels; CRC-32 of the image file; `key_hash` of the key; index
+into the generation's list of file extensions."""
+
+
+def shard_row(name_bytes: int) -> np.dtype[np.void]:
+    """Return the dtype of the shard table, with names of up to `name_bytes` bytes.
+
+    `name` is relative to the data set, or an absolute path or URL; `first` is the index of the shard's first
+    sample; `sha256` is in hexadecimal digits.
+    """
+    sizes = [("bytes", "<u8"), ("samples", "<u8"), ("first", "<u8")]
+    return np.dtype([("name", f"S{name_bytes}"), *sizes, ("sha256", "S64")])
+
+
+def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the index (n,) of dtype `ROW` into memory; raise `UserError` if it does not fit dataset.json."""
+    rows = _open_table(join(path, INDEX), generation.count, cache)
+    if rows.dtype != ROW:
+        raise does_not_fit(join(path, INDEX))
+    return rows
+
+
+def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the table of shards into memory; raise `UserError` if it does not fit dataset.json."""
+    shards = _open_table(join(path, SHARDS), generation.shards, cache)
+    if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
+        raise does_not_fit(join(path, SHARDS))
+    return shards
+
+
+def open_groups(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.uint64] | None:
+    """Map the groups (n,) into memory, None if none are known; raise `UserError` if they do not fit
+    dataset.json.
+    """
+    if generation.groups is None:
+        return None
+    groups: NDArray[Any] = _open_table(join(path, GROUPS), generation.count, cache)
+    if groups.dtype != np.dtype("<u8"):
+        raise does_not_fit(join(path, GROUPS))
+    return groups
+
+
+def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
+    """Map the first `count` rows of a .npy file into memory; raise `UserError` if it is damaged or too
+    short.
+    """
+    try:
+        table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # never unpickles
+    except OSError as error:
+        raise from_os_error(error, f"reading {file}") from error
+    except UserError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy raises many kinds of exception for a bad header
+        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
+    if table.ndim != 1 or len(table) < count:  # it is longer if there are newer generations
+        raise does_not_fit(file)
+    return table[:count]
+
+
+def does_not_fit(file: str) -> UserError:
+    """Return the error for a table that does not fit dataset.json."""
+    return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
