@@ -109,11 +109,28 @@ class Generation(Section):
     """Number of groups of samples, such as patients, which groups.npy lists; None if none are known."""
     spacing: int | None = None
     """Number of samples whose spacing is known, which spacing.npy lists; None if no file states it."""
+    removed: int = 0
+    """Number of samples that `isotorus remove` has taken out of the set until this generation."""
+    tables: int = Field(0, ge=0)
+    """Number in the names of this generation's tables, as in index.2.npy; 0 for index.npy. Generations with
+    the same number are beginnings of the same tables."""
     plan: str
     """Hash of what was to be packed: files, sizes, labels and options."""
     fingerprint: str
     """Identifies the data independently of its location: 16 hex digits of a SHA-256 over shards, index and
     classes."""
+
+    def table(self, name: str) -> str:
+        """Return the name of a table of this generation, such as index.2.npy for `name` index.npy."""
+        return table_name(name, self.tables)
+
+
+class Former(Section):
+    """What remains of a generation that `isotorus compact` has dropped: enough to know its sample order."""
+
+    fingerprint: str
+    count: int
+    bytes: int
 
 
 class Description(Section):
@@ -122,6 +139,13 @@ class Description(Section):
     format: Literal[2] = FORMAT
     generations: list[Generation] = Field(min_length=1)
     """All generations, the oldest first; each of them can still be opened."""
+    former: list[Former] = []
+    """Generations that held images which were removed and whose bytes are gone."""
+
+
+def table_name(name: str, number: int) -> str:
+    """Return the name of the table `name` with the number of `Generation.tables`."""
+    return f"{name.removesuffix('.npy')}.{number}.npy" if number else name
 
 
 def describe(path: str, cache: CacheConfig) -> Description:

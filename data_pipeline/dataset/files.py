@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset.description import Generation
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import fetch, join
@@ -29,12 +30,12 @@ def read(dataset: Dataset) -> NDArray[np.void]:
     """
     if dataset.description.reading is None:
         return of_rows(dataset.rows)
-    return open_files(dataset.path, len(dataset), CacheConfig())
+    return open_files(dataset.path, dataset.description, CacheConfig())
 
 
-def open_files(folder: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
-    """Return the first `count` rows of files.npy; raise `UserError` if it is missing or has fewer."""
-    path = join(folder, FILES)
+def open_files(folder: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Return the rows of files.npy of a generation; raise `UserError` if it is missing or has fewer."""
+    path, count = join(folder, generation.table(FILES)), generation.count
     try:
         table = np.load(fetch(path, cache), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

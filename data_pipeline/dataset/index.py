@@ -7,6 +7,9 @@ groups.npy           one number per sample, the `key_hash` of its group or 0; on
 dataset.json         `description.Description`, with a record for each generation
 files.npy            the file of each sample; only for sets with files of several samples (`dataset.files`)
 modified.npy, spacing.npy  optional, see `dataset.modified` and `dataset.spacing`
+withdrawn.npy        hashes and places of removed images (`dataset.withdrawn`); only if there are any
+
+After `remove` the tables have a number in their names, such as index.2.npy, until `compact`.
 
 Opening a data set checks a bounded number of shards and rows, so it takes as long for 10⁹ samples as for ten.
 """

@@ -67,6 +67,12 @@ class Moments(Section):
             squares=[a + b for a, b in zip(mine.squares, others.squares, strict=True)],
         )
 
+    def __sub__(self, other: "Moments") -> "Moments":
+        """Return the sums without those of `other`, whose images are among those of these sums."""
+        pixels = -other.pixels if isinstance(other.pixels, int) else [-count for count in other.pixels]
+        totals, squares = [-total for total in other.totals], [-square for square in other.squares]
+        return self + Moments(pixels=pixels, totals=totals, squares=squares)
+
     def _spread(self, channels: int) -> "Moments":
         """Return the sums of grey images as those of images with `channels` equal channels."""
         times = channels // len(self.totals)

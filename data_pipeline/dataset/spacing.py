@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset.description import Generation
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.units import OTHER_NAMES, UNITS, Unit
 from data_pipeline.storage.cache import CacheConfig
@@ -66,12 +67,12 @@ def read(dataset: Dataset) -> NDArray[np.void] | None:
     """
     if dataset.description.spacing is None:
         return None
-    return open_spacing(dataset.path, len(dataset), dataset.cache)
+    return open_spacing(dataset.path, dataset.description, dataset.cache)
 
 
-def open_spacing(folder: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
-    """Return the first `count` rows of spacing.npy; raise `UserError` if it is missing or has fewer."""
-    path = join(folder, SPACING)
+def open_spacing(folder: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
+    """Return the rows of spacing.npy of a generation; raise `UserError` if it is missing or has fewer."""
+    path, count = join(folder, generation.table(SPACING)), generation.count
     try:
         table = np.load(fetch(path, cache), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

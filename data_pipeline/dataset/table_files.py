@@ -1,5 +1,7 @@
 """The tables of a packed data set, mapped into memory: index.npy, shards.npy and groups.npy."""
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -43,17 +45,17 @@ def shard_row(name_bytes: int) -> np.dtype[np.void]:
 
 def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Map the index (n,) of dtype `ROW` into memory; raise `UserError` if it does not fit dataset.json."""
-    rows = _open_table(join(path, INDEX), generation.count, cache)
+    rows = _open_table(join(path, generation.table(INDEX)), generation.count, cache)
     if rows.dtype != ROW:
-        raise does_not_fit(join(path, INDEX))
+        raise does_not_fit(join(path, generation.table(INDEX)))
     return rows
 
 
 def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Map the table of shards into memory; raise `UserError` if it does not fit dataset.json."""
-    shards = _open_table(join(path, SHARDS), generation.shards, cache)
+    shards = _open_table(join(path, generation.table(SHARDS)), generation.shards, cache)
     if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
-        raise does_not_fit(join(path, SHARDS))
+        raise does_not_fit(join(path, generation.table(SHARDS)))
     return shards
 
 
@@ -63,10 +65,21 @@ def open_groups(path: str, generation: Generation, cache: CacheConfig) -> NDArra
     """
     if generation.groups is None:
         return None
-    groups: NDArray[Any] = _open_table(join(path, GROUPS), generation.count, cache)
+    groups: NDArray[Any] = _open_table(join(path, generation.table(GROUPS)), generation.count, cache)
     if groups.dtype != np.dtype("<u8"):
-        raise does_not_fit(join(path, GROUPS))
+        raise does_not_fit(join(path, generation.table(GROUPS)))
     return groups
+
+
+def families(generations: Iterable[Generation]) -> list[list[Generation]]:
+    """Return the generations that share their tables in one list each, the oldest first."""
+    return [list(family) for _, family in groupby(generations, key=lambda generation: generation.tables)]
+
+
+def shard_names(path: str, generations: Iterable[Generation], cache: CacheConfig) -> list[bytes]:
+    """Return the names of all shards that a generation uses, each once."""
+    tables = [open_shards(path, family[-1], cache)["name"].tolist() for family in families(generations)]
+    return list(dict.fromkeys(name for names in tables for name in names))
 
 
 def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:

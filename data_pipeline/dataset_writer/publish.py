@@ -9,26 +9,26 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset import files, modified, spacing
 from data_pipeline.dataset.description import (
-    DESCRIPTION,
     Description,
     Generation,
     IndexCounts,
     Split,
     describe,
 )
-from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.moments import Moments
-from data_pipeline.dataset.spacing import SPACING
-from data_pipeline.dataset.table_files import GROUPS, INDEX, ROW, SHARDS, shard_row
+from data_pipeline.dataset.table_files import ROW, shard_row
 from data_pipeline.dataset_writer.part import Part
+from data_pipeline.dataset_writer.write_tables import (
+    ROWS_AT_ONCE,
+    Tables,
+    write_description,
+    write_tables,
+)
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
-from isotorus.files import atomic, sync
-
-_ROWS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,34 +81,23 @@ def publish(
     extensions += sorted({e for shard in shards for e in shard.part.extensions} - set(extensions))
     table = _shard_table(shards, base)
     counts = IndexCounts(len(classes), len(extensions))
-    folder.mkdir(parents=True, exist_ok=True)
-    count = int(table["samples"].sum())
-    with atomic(folder / INDEX) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False}
-        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
-        for rows in _index(shards, base, extensions):
-            counts.add(rows)
-            file.write(rows.tobytes())
-    with atomic(folder / SHARDS) as file:
-        np.save(file, table)
     groups = _groups(shards, base)
-    if groups is not None:
-        with atomic(folder / GROUPS) as file:
-            np.save(file, groups)
-    if any(shard.modified is not None for shard in shards):
-        modified.write(folder, _times(shards, base))
     reading = _reading(shards, base, reading)
-    if reading is not None:
-        files.write(folder / FILES, _files(shards, base))
     spacings = _spacings(shards, base)
-    if spacings is not None:
-        spacing.write(folder / SPACING, spacings)
-    sync(folder)
+    tables = Tables(
+        table,
+        groups,
+        _times(shards, base) if any(shard.modified is not None for shard in shards) else None,
+        None if reading is None else _files(shards, base),
+        spacings,
+    )
+    number = base.description.tables if base else 0
+    write_tables(folder, number, _index(shards, base, extensions), tables, counts)
 
     moments = _moments(shards, base, channels)
     mean, std = statistics(moments, depth)
     generation = Generation(
-        count=count,
+        count=int(table["samples"].sum()),
         shards=len(table),
         bytes=int(table["bytes"].sum()),
         classes=classes,
@@ -135,14 +124,15 @@ def publish(
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         spacing=None if spacings is None else spacing.known(spacings),
+        removed=base.description.removed if base else 0,
+        tables=number,
         plan=plan,
         fingerprint=counts.fingerprint(classes, extensions, channels, depth, table, pixel_rules, intensity),
     )
-    before = describe(str(folder), CacheConfig()).generations[: base.generation] if base else []
-    with atomic(folder / DESCRIPTION) as file:
-        description = Description(generations=[*before, generation])
-        file.write(description.model_dump_json(indent=1).encode())
-    sync(folder)
+    before = describe(str(folder), CacheConfig()) if base else None
+    older = before.generations[: base.generation] if base and before else []
+    former = before.former if before else []
+    write_description(folder, Description(generations=[*older, generation], former=former))
 
 
 def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uint64] | None:
@@ -184,7 +174,7 @@ def _spacings(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.v
 
 def _times(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.int64]:
     """Return the times of all image files, in the order of the index; 0 where a time is not known."""
-    times = [modified.read(Path(base.path), len(base))] if base else []
+    times = [modified.read(Path(base.path), base.description)] if base else []
     times += [np.zeros(s.part.samples, np.int64) if s.modified is None else s.modified for s in shards]
     return np.concatenate(times)
 
@@ -226,8 +216,8 @@ def _index(
 ) -> Iterator[NDArray[np.void]]:
     """Yield the rows of the index in pieces: the rows of `base`, then those of the new shards."""
     old = base.rows if base else np.empty(0, ROW)
-    for start in range(0, len(old), _ROWS_AT_ONCE):
-        yield old[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(old), ROWS_AT_ONCE):
+        yield old[start : start + ROWS_AT_ONCE]
     for number, shard in enumerate(shards, start=len(base.shards) if base else 0):
         rows = np.load(shard.rows, allow_pickle=False)
         rows["shard"] = number

@@ -66,7 +66,7 @@ def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], wo
     """
     packed = np.concatenate([files.read(dataset) for dataset in sets])
     keys, sizes, checksums = packed["key"], packed["size"], packed["checksum"]
-    times = np.concatenate([modified.read(Path(dataset.path), len(dataset)) for dataset in sets])
+    times = np.concatenate([modified.read(Path(dataset.path), dataset.description) for dataset in sets])
     hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
     order = np.argsort(keys, kind="stable")
     starts = np.searchsorted(keys, hashes, sorter=order)
@@ -173,7 +173,8 @@ def _record(sets: list[Dataset], times: NDArray[np.int64]) -> None:
     start = 0
     for dataset in sets:
         try:
-            modified.write(Path(dataset.path), times[start : start + len(dataset)])
+            file = Path(dataset.path) / dataset.description.table(modified.MODIFIED)
+            modified.write(file, times[start : start + len(dataset)])
         except OSError:  # the record only saves time
             return
         start += len(dataset)

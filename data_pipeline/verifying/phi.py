@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import describe
-from data_pipeline.dataset.table_files import open_shards
+from data_pipeline.dataset.table_files import shard_names
 from data_pipeline.storage import tar_files
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import join
@@ -37,8 +37,8 @@ def phi(path: str, workers: int) -> list[str]:
     cannot be read has a line too. Raises `UserError` if
     `path` is not a data set or a shard cannot be read.
     """
-    newest = describe(path, CacheConfig()).generations[-1]
-    shards = open_shards(path, newest, CacheConfig())["name"]
+    generations = describe(path, CacheConfig()).generations
+    newest, shards = generations[-1], shard_names(path, generations, CacheConfig())
     names = [bytes(name).decode(errors="surrogateescape") for name in shards]
     tasks = [_Task(join(path, name), tuple(newest.extensions)) for name in names]
     total: Counter[tuple[str, str]] = Counter()

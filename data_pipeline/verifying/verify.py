@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from data_pipeline import pool
 from data_pipeline.dataset import files, spacing
 from data_pipeline.dataset.description import DESCRIPTION, Generation, IndexCounts, Unreadable, describe
-from data_pipeline.dataset.table_files import GROUPS, INDEX, SHARDS, open_groups, open_rows, open_shards
+from data_pipeline.dataset.table_files import (
+    GROUPS,
+    INDEX,
+    SHARDS,
+    families,
+    open_groups,
+    open_rows,
+    open_shards,
+    shard_names,
+)
 from data_pipeline.dataset_writer.publish import statistics
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import is_remote
@@ -31,6 +40,25 @@ def verify(path: str, workers: int) -> list[str]:
         generations = describe(path, cache).generations
     except Unreadable as error:
         return [str(error)]
+    damage: list[str] = []
+    checked: set[tuple[bytes, int]] = set()
+    for family in reversed(families(generations)):
+        damage += _family(path, family, checked, workers, cache)
+    return damage
+
+
+def _family(
+    path: str,
+    generations: list[Generation],
+    checked: set[tuple[bytes, int]],
+    workers: int,
+    cache: CacheConfig,
+) -> list[str]:
+    """Return a line for each damage in generations that share their tables.
+
+    `checked` are the name and the number of samples of shards that were compared with their rows; those of
+    this family are added. The same rows in older tables are compared by the fingerprint alone.
+    """
     newest = generations[-1]
     damage = []
     rows: NDArray[np.void] | None = None
@@ -47,6 +75,13 @@ def verify(path: str, workers: int) -> list[str]:
     damage += _files(path, newest, cache)
     damage += _spacing(path, generations, cache)
     tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
+    known = list(zip(shards["name"].tolist(), shards["samples"].tolist(), strict=True))
+    tasks = [
+        Task(path, number, rows is not None, newest.tables)
+        for number, shard in enumerate(known)
+        if shard not in checked
+    ]
+    checked.update(known)
     for lines in pool.run(verify_shard, tasks, workers, "verifying", newest.count):
         damage += lines
     return damage
@@ -56,7 +91,7 @@ def unknown_tars(path: str) -> list[str]:
     """Return the names of tar files in a local data set's folder that do not belong to the data set."""
     if is_remote(path):
         return []
-    known = set(open_shards(path, describe(path, CacheConfig()).generations[-1], CacheConfig())["name"])
+    known = set(shard_names(path, describe(path, CacheConfig()).generations, CacheConfig()))
     names = [file.name for file in Path(path).glob("[!.]*.tar")]
     return sorted(printable(name) for name in names if name.encode(errors="surrogateescape") not in known)
 
@@ -98,7 +133,7 @@ def _files(path: str, newest: Generation, cache: CacheConfig) -> Iterator[str]:
     if newest.reading is None:
         return
     try:
-        table = files.open_files(path, newest.count, cache)
+        table = files.open_files(path, newest, cache)
     except UserError as error:
         yield str(error)
         return
@@ -112,7 +147,7 @@ def _spacing(path: str, generations: list[Generation], cache: CacheConfig) -> It
         if generation.spacing is None:
             continue
         try:
-            table = spacing.open_spacing(path, generation.count, cache)
+            table = spacing.open_spacing(path, generation, cache)
         except UserError as error:
             yield str(error)
             return

@@ -40,6 +40,8 @@ class Task:
     """Row of the shard in the shard table."""
     has_index: bool
     """Whether the index of the data set can be read."""
+    tables: int = 0
+    """Number of the tables that are compared, see `Generation.tables`."""
 
 
 def verify_shard(task: Task) -> list[str]:
@@ -48,12 +50,16 @@ def verify_shard(task: Task) -> list[str]:
 
     Runs in a worker of `pool.run` and reports samples to the progress bar.
     """
-    generations, shards = _opened(task.path)
+    generations, shards = _opened(task.path, task.tables)
     shard = shards[task.number]
     name = bytes(shard["name"]).decode(errors="surrogateescape")
     file = join(task.path, name)
     first, samples = int(shard["first"]), int(shard["samples"])
-    rows = np.array(_index(task.path)[first : first + samples]) if task.has_index else np.empty(0, ROW)
+    rows = (
+        np.array(_index(task.path, task.tables)[first : first + samples])
+        if task.has_index
+        else np.empty(0, ROW)
+    )
     packed_in = next(g for g in generations if task.number < g.shards)
     comparison = _Comparison(
         rows, first, generations[-1], packed_in, key_prefix(packed_in.tar_names_in_keys, name)
@@ -101,16 +107,16 @@ def _read(file: str, comparison: "_Comparison") -> tuple[Tar, str]:
 
 
 @functools.lru_cache(1)
-def _opened(path: str) -> tuple[list[Generation], NDArray[np.void]]:
-    """Return the generations and the shard table of a data set; kept for the next shard."""
-    generations = describe(path, CacheConfig()).generations
+def _opened(path: str, tables: int) -> tuple[list[Generation], NDArray[np.void]]:
+    """Return the generations with these tables, and their shard table; kept for the next shard."""
+    generations = [g for g in describe(path, CacheConfig()).generations if g.tables == tables]
     return generations, open_shards(path, generations[-1], CacheConfig())
 
 
 @functools.lru_cache(1)
-def _index(path: str) -> NDArray[np.void]:
-    """Return the index of a data set; kept for the next shard."""
-    return open_rows(path, _opened(path)[0][-1], CacheConfig())
+def _index(path: str, tables: int) -> NDArray[np.void]:
+    """Return the index with the number `tables`; kept for the next shard."""
+    return open_rows(path, _opened(path, tables)[0][-1], CacheConfig())
 
 
 class _Comparison:
