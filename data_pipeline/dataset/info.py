@@ -46,6 +46,9 @@ def as_text(folder: str) -> str:
     }
     if facts.reading is not None:
         lines["read with"] = _reading(facts.reading)
+    if facts.removed:
+        held = "; isotorus compact deletes their bytes" if facts.tables else ", and their bytes deleted"
+        lines["removed"] = f"{facts.removed} images{held}"
     for number, g in enumerate(generations[:-1], start=1):
         lines[f"generation {number}"] = (
             f"{g.count} images in {g.shards} shards, fingerprint {one_line(g.fingerprint)}"

@@ -1,7 +1,10 @@
-"""Refuse tars in which two samples have the same key."""
+"""Refuse tars in which two samples have the same key, or that hold images that were removed."""
+
+from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.dataset import withdrawn
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.existing_tars import tar_scan
 from data_pipeline.existing_tars.tar_scan import Scan
@@ -39,4 +42,19 @@ def refuse(scans: list[Scan], base: Dataset | None) -> None:
                 "keys must differ: if these are different images, index into a new folder with "
                 "--tar-names-in-keys, which puts the name of its tar before each key; "
                 "if one is a copy, leave it out"
+            )
+
+
+def refuse_withdrawn(scans: list[Scan], dest: Path) -> None:
+    """Raise `UserError` if a tar file holds images that were removed from the data set in `dest`."""
+    removed = withdrawn.hashes(withdrawn.read(dest), "key", "group")
+    for scan in scans:
+        keys = np.load(scan.rows, allow_pickle=False)["key"]
+        count = int(np.isin(keys, removed).sum())
+        if scan.groups is not None:
+            count += int(np.isin(scan.groups, removed).sum())
+        if count:
+            raise UserError(
+                f"{tar_files.shown(scan.path)} holds {count} images that were removed from {dest} with "
+                "isotorus remove; delete them from the tar, or leave that tar out"
             )

@@ -255,6 +255,7 @@ def _publish(
     for scan in scans:
         _number_labels(scan, classes)
     equal_keys.refuse(scans, base)
+    equal_keys.refuse_withdrawn(scans, dest)
     contents = [scan.part.contents for scan in scans]
     if base is not None:
         contents.append(contents_of(base))

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dataset import files
+from data_pipeline.dataset import files, withdrawn
 from data_pipeline.dataset.description import Generation, Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.field_formats.picture import PICTURE_NAME, Reading
 from data_pipeline.packing.division import Sides, divide, hashed
 from data_pipeline.packing.listing import Item, class_names
 from data_pipeline.tables import cells
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 
 _OVERHEAD = 2048  # approximate bytes of tar headers and padding for an image and its label
 
@@ -181,6 +181,28 @@ def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
             return key == item.key or key.startswith(f"{item.key}/")
         row -= len(dataset)
     raise AssertionError(row)
+
+
+def without_withdrawn(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], str]:
+    """Return the images that were not removed from the sets, nor are of a group that was, and a line about
+    the others; "" if there are none.
+    """
+    table = np.concatenate([withdrawn.read(dataset.path) for dataset in sets])
+    if not len(table):
+        return items, ""
+    keys = set(withdrawn.hashes(table, "key", "file").tolist())
+    groups = set(withdrawn.hashes(table, "group").tolist())
+    stay: list[Item] = []
+    out: list[Item] = []
+    for item in items:
+        of_group = bool(item.group) and key_hash(item.group) in groups
+        (out if of_group or key_hash(item.key) in keys else stay).append(item)
+    if not out:
+        return items, ""
+    return stay, (
+        f"note: {len(out)} images were removed from this data set with isotorus remove and stay out (first: "
+        f"{one_line(out[0].path)}); delete their files too"
+    )
 
 
 def with_packed_names(items: list[Item], sets: list[Dataset]) -> list[Item]:
