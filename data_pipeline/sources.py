@@ -125,10 +125,7 @@ class Sources:
     @property
     def fingerprint(self) -> str:
         """A string that identifies the data and the weights; for a single data set its own fingerprint."""
-        prints = [dataset.fingerprint for dataset in self.datasets]
-        if len(prints) == 1:
-            return prints[0]
-        return hashlib.sha256(json.dumps([prints, self.weights]).encode()).hexdigest()[:16]
+        return mixed_fingerprint([dataset.fingerprint for dataset in self.datasets], self.weights)
 
     def only(self, wanted: NDArray[np.bool_]) -> "Sources":
         """Return the same data sets of which a run visits only the `wanted` samples (n,), in their order."""
@@ -163,3 +160,10 @@ class Sources:
         """Return the sample order. Raises `UserError` if a weight is too small."""
         bytes_ = [dataset.description.bytes for dataset in self.datasets]
         return Order(self.sizes, self.weights, seed, kind, batch_size=batch_size, bytes=bytes_)
+
+
+def mixed_fingerprint(fingerprints: list[str], weights: list[float]) -> str:
+    """Return the fingerprint of a mixture of sets; of a single set, its own."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return hashlib.sha256(json.dumps([fingerprints, weights]).encode()).hexdigest()[:16]

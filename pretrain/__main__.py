@@ -1,8 +1,8 @@
 """`python -m pretrain --config recipe.yaml [dotted.key=value …]`: train one run, alone or under a launcher.
 
 `python -m pretrain init …` writes a recipe and `recipes` lists the packaged ones, `plan …` says what a run
-costs, `sweep …` runs a grid of runs, `watch …` follows a run, and `export …` writes an encoder for other
-libraries.
+costs, `sweep …` runs a grid of runs, `watch …` follows a run, `export …` writes an encoder for other
+libraries, and `who-saw …` names the runs that trained on some images.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ COMMANDS = {
     "sweep": "pretrain.sweep",
     "watch": "pretrain.monitoring.watch_command",
     "export": "pretrain.checkpoint.export.command",
+    "who-saw": "pretrain.who_saw.command",
 }
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"
