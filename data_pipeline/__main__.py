@@ -1,4 +1,4 @@
-"""The commands `python -m data_pipeline pack | index | verify | info | preview`."""
+"""The commands `python -m data_pipeline pack | index | verify | info | preview | remove | compact`."""
 
 import argparse
 import contextlib
@@ -11,9 +11,11 @@ from data_pipeline import intensity_arguments
 from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.share import read_share
 from data_pipeline.storage.reader import is_remote
 from data_pipeline.tables.cells import MISSING, cell_list
 from data_pipeline.verifying.verify import unknown_tars, verify
+from data_pipeline.withdrawal import command as withdrawal
 from isotorus.errors import ArgumentParser, UserError, exit_code, one_line
 from isotorus.processes import usable_cores
 
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             return (_phi if args.phi else _verify)(args.dest, args.workers)
         case "preview":
             return _preview(args)
+        case "remove" | "compact":
+            return _withdraw(args)
         case _:
             return _info(args.dest, args.json)
 
@@ -56,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     phi = "instead, list the fields that may identify a person; exit code 1 if there are any"
     check.add_argument("--phi", action="store_true", help=phi)
     _add_workers(check)
+    taken = commands.add_parser("remove", help="take images out of a data set, as when a patient withdraws")
+    withdrawal.add_remove(taken)
+    _add_workers(taken)
+    rewritten = commands.add_parser("compact", help="delete the bytes of images that were removed")
+    withdrawal.add_compact(rewritten)
+    _add_workers(rewritten)
     show = commands.add_parser("info", help="show what a data set contains")
     show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
     show.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -95,6 +105,9 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     intensity_arguments.add_to(parser)
     add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
     _add_workers(parser)
+    some = "write only part I (from 0) of N parts of the shards, so that N processes on one or many nodes "
+    some += "share the work; then the same command without --part publishes the data set"
+    add("--part", type=read_share, metavar="I/N", help=some)
     add("--strict", action="store_true", help="stop with an error if any file would be left out")
 
 
@@ -226,6 +239,8 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     fractions = bool(args.val_fraction or args.test_fraction)
     if args.split_column is not None and (fractions or args.stratify):
         raise UserError("--split-column names the set of each image; leave out the fractions and --stratify")
+    if args.part is not None and args.append:
+        raise UserError("--part is for a new data set; leave it out with --append")
     if args.stratify and not args.append and (args.labels is None or not fractions):
         raise UserError("--stratify divides classes; give --labels, and --val-fraction or --test-fraction")
 
@@ -254,6 +269,7 @@ def _pack(args: argparse.Namespace) -> int:
         shard_size=args.shard_size,
         append=args.append,
         workers=args.workers,
+        part=args.part,
         strict=args.strict,
     )
     print(pack(args.source, args.dest, options))
@@ -335,6 +351,12 @@ def _info(dest: str, as_json: bool) -> int:
         print(info.as_json(folders, split=bool(sets)))
     else:
         print("\n".join(map(info.as_text, folders)))
+    return 0
+
+
+def _withdraw(args: argparse.Namespace) -> int:
+    """Run `remove` or `compact`."""
+    (withdrawal.run_remove if args.command == "remove" else withdrawal.run_compact)(args)
     return 0
 
 

@@ -4,9 +4,12 @@ The folder contains the `State` and, for every set, each finished shard with its
 `shard.Staged` record. The lock keeps a second process from packing into the same DEST.
 """
 
+import contextlib
 import errno
 import fcntl
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,17 +60,18 @@ class State(Section):
 
 
 @contextmanager
-def hold(dest: Path) -> Iterator[Path]:
+def hold(dest: Path, *, shared: bool = False) -> Iterator[Path]:
     """Lock the staging folder of `dest` for this process, and yield it; it is deleted if no packing began.
 
-    Raises `UserError` if another process holds the lock.
+    Several processes may hold a `shared` lock at the same time; they leave the folder. Raises `UserError` if
+    another process holds the lock.
     """
     created = not dest.exists()
     folder = dest / STAGING
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("a+") as lock:  # a shared lock needs a file that can be read
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise _busy(dest) from None
         except OSError as error:
@@ -78,7 +82,7 @@ def hold(dest: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            if not (folder / _STATE).exists():
+            if not shared and not (folder / _STATE).exists():
                 clear(folder)
                 if created and not any(dest.iterdir()):
                     dest.rmdir()
@@ -101,6 +105,26 @@ def write(folder: Path, state: State) -> None:
     """Write the record of the packing."""
     with atomic(folder / _STATE) as file:
         file.write(state.model_dump_json().encode())
+
+
+def write_first(folder: Path, state: State) -> State:
+    """Write the record of the packing unless there is one, and return the one that is there.
+
+    Of several processes that call this at the same time, on several nodes too, one writes it.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{_STATE}.", dir=folder)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(state.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, folder / _STATE)
+    finally:
+        Path(name).unlink()
+    begun = read(folder)
+    assert begun is not None
+    return begun
 
 
 def clear(folder: Path) -> None:

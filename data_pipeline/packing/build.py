@@ -24,6 +24,7 @@ from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import shard
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.shard import Task
+from data_pipeline.packing.share import Share
 from isotorus.errors import UserError
 from isotorus.files import atomic, sweep
 
@@ -87,6 +88,41 @@ def build(
         sweep(dest / name, (INDEX, SHARDS, GROUPS, FILES, SPACING, MODIFIED, DESCRIPTION, SKIPPED))
     staging.clear(folder)
     return images
+
+
+def write_part(
+    source: Path,
+    folder: Path,
+    assigned: Assignment,
+    bases: dict[str, Base],
+    share: Share,
+    *,
+    channels: int | None,
+    intensity: Intensity,
+    workers: int,
+) -> tuple[int, int]:
+    """Write the shards of one part into the staging `folder`, and return their number and that of all parts.
+
+    Several processes may do so at the same time; `build` then finds the shards finished, and publishes them.
+    Raises `UserError` if another part has other images or options.
+    """
+    state = State(
+        plan=assigned.fingerprint,
+        bases=bases,
+        channels=channels,
+        pixel_rules=NEWEST_RULES,
+        intensity=intensity,
+    )
+    begun = staging.write_first(folder, state)
+    if (begun.plan, begun.channels, begun.intensity) != (state.plan, channels, intensity):
+        raise UserError(
+            f"{folder} was begun with other images, labels or options than those of part {share}; give the "
+            "same to all parts, or delete that folder to begin anew"
+        )
+    every = [task for shards in _tasks(source, folder, assigned, begun).values() for task in shards]
+    mine = share.of_list(every)
+    _write_shards({str(share): mine}, workers, check_sources=not begun.complete)
+    return len(mine), len(every)
 
 
 def _rules(old: dict[str, Dataset]) -> PixelRules:

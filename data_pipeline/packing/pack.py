@@ -23,9 +23,10 @@ from data_pipeline.field_formats import formats
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import assignment, changes, division, header_groups, listing, other_pictures
 from data_pipeline.packing.assignment import Assignment
-from data_pipeline.packing.build import build
+from data_pipeline.packing.build import build, write_part
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.share import Share
 from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error, one_line
 
@@ -35,7 +36,7 @@ _DARK = 0.1
 
 @dataclass(frozen=True)
 class Options:
-    """What to pack and how; all fields but `workers` and `strict` determine the bytes that are written."""
+    """What to pack and how; all fields but `workers`, `part` and `strict` determine the bytes written."""
 
     labels: Path | str | None = None
     """None, "folder", or the path of a CSV or Parquet file that lists the images."""
@@ -68,6 +69,8 @@ class Options:
     """Add images that the data set in DEST does not contain yet."""
     workers: int = 1
     """Number of processes."""
+    part: Share | None = None
+    """Write only this share of the shards of a new data set, and publish nothing; None: all."""
     strict: bool = False
     """Publish nothing if any file has to be left out, or if the folder holds pictures that are not read."""
 
@@ -175,6 +178,8 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
     assignment.refuse_empty_sets(assigned)
     if _is_packed(source, dest, assigned, options) and not (dest / STAGING).exists():
         return _already_packed(source, dest, items, assigned, options)
+    if options.part is not None:
+        return _pack_part(source, dest, assigned, options, options.part)
     with staging.hold(dest) as folder:
         begun = staging.read(folder)
         if _is_packed(source, dest, assigned, options) and (
@@ -184,6 +189,25 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
         _build(source, dest, folder, assigned, bases, options)
     return f"packed: {_summary(dest, assigned)}{_dark_line(dest, assigned)}"
+
+
+def _pack_part(source: Path, dest: Path, assigned: Assignment, options: Options, part: Share) -> str:
+    """Write the shards of one part; the data set is published by `pack` without a part."""
+    with staging.hold(dest, shared=True) as folder:
+        mine, every = write_part(
+            source,
+            folder,
+            assigned,
+            {name: Base(generation=0, next_shard=0) for name in assigned.sets},
+            part,
+            channels=options.channels,
+            intensity=options.intensity or NONE,
+            workers=options.workers,
+        )
+    return (
+        f"part {part}: {mine} of {every} shards are finished in {folder}; when all parts are, the same "
+        "command without --part publishes the data set"
+    )
 
 
 def _dark_line(dest: Path, assigned: Assignment) -> str:
@@ -207,7 +231,8 @@ def _already_packed(
     sets = [Dataset(dest / name) for name in assigned.sets]
     since = changes.compare(source, dest, items, sets, options.workers)
     changes.refuse_changed(dest, since)
-    lines = [f"already packed: {_summary(dest, assigned)}", changes.repaired_line(since)]
+    _, withdrawn = assignment.without_withdrawn(items, sets)
+    lines = [f"already packed: {_summary(dest, assigned)}", changes.repaired_line(since), withdrawn]
     return "\n".join(filter(None, lines))
 
 
@@ -258,9 +283,11 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
         since = changes.compare(source, dest, items, sets, options.workers)
         changes.refuse_changed(dest, since)
+        items, withdrawn = assignment.without_withdrawn(items, sets)
         items = assignment.with_packed_names(items, sets)
         new, known = assignment.new_items(items, sets)
         gone = f"\n{changes.gone_line(since)}" if known.images and since.gone else ""
+        gone += f"\n{withdrawn}" if withdrawn else ""
         if not new:
             return f"nothing new: {known}{gone}"
         sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
@@ -276,7 +303,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
 
 def _base(folder: Path) -> Base:
     """Describe the set in `folder` before the packing; new shards get numbers that no existing file has."""
-    taken = [re.fullmatch(r"shard-(\d+)\.tar", file.name) for file in folder.iterdir()]
+    taken = [re.fullmatch(r"shard-(\d+)(?:\.\d+)?\.tar", file.name) for file in folder.iterdir()]
     return Base(
         generation=Dataset(folder).generation,
         next_shard=max((int(number[1]) + 1 for number in taken if number), default=0),
