@@ -290,7 +290,7 @@ def _with_defaults(objective: dict[str, Any]) -> dict[str, Any]:
 
 
 def _earlier(fingerprint: str, sources: Sources) -> str:
-    """Say how to go on with the images as they were, if an earlier generation of a set has the fingerprint."""
+    """Say how to go on with the images of then, if an earlier generation of a set has the fingerprint."""
     for dataset in sources.datasets:
         for number, generation in enumerate(dataset.generations, start=1):
             if generation.fingerprint == fingerprint:
