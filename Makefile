@@ -9,7 +9,10 @@ TORUS  := runs/torus_cpu
 FOLDER  ?= data/study
 ARCHIVE ?=
 
-.PHONY: quickstart torus study test test-all lint clean
+# make wheels WHAT=".[medical]": what a machine without a network installs, see docs/launch.md.
+WHAT   ?= .
+
+.PHONY: quickstart torus study test test-all lint wheels clean
 
 quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo $(CELLS).csv) && \
@@ -50,5 +53,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[demo,dev]"
 	touch $@
 
+wheels:
+	$(PYTHON) -m pip wheel --quiet --constraint constraints.txt --wheel-dir wheels "$(WHAT)"
+	@echo "wheels/ is complete; copy it, then: python3 -m venv .venv && .venv/bin/pip install --no-index --find-links wheels isotorus"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) wheels build dist *.egg-info
