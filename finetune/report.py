@@ -117,6 +117,7 @@ def page(results: dict[str, Any], folder: Path) -> str:
         curves=[{"svg": figures.curve(*points), "name": TITLES[name]} for points, name in curves],
         tuned=tuned,
         classes=_classes(tuned),
+        labels={"support": "images"} | {name: metric.label for name, metric in SCORES.items()},
         confusion=tuned.get("confusion"),
         recipe=_recipe(results["recipe"]),
     )
