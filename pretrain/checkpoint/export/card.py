@@ -46,7 +46,7 @@ def write(
     """
     found = evaluated.newest(trained)
     parts = [
-        _front_matter(format),
+        _front_matter(trained, format),
         _what(trained, format, checked),
         _loading(trained, format, called),
         _images(trained),
@@ -57,12 +57,15 @@ def write(
     (folder / FILE).write_text("\n".join(parts))
 
 
-def _front_matter(format: Format) -> str:
+def _front_matter(trained: Trained, format: Format) -> str:
     """Return the YAML block that the hub reads."""
+    supervised = trained.described.supervised
+    classifies = supervised is not None and supervised.task == "multiclass" and format == "timm"
+    does = "image-classification" if classifies else "image-feature-extraction"
     values = {
         "library_name": _LIBRARIES[format],
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["isotorus", "self-supervised-learning", "image-feature-extraction"],
+        "pipeline_tag": does,
+        "tags": ["isotorus", "self-supervised-learning", does],
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
@@ -99,6 +102,10 @@ def _predicts(supervised: SupervisedDescription) -> str:
 
 def _loading(trained: Trained, format: Format, called: str) -> str:
     text = code(format, trained.described, _plain_name(called))
+    if trained.described.supervised and format == "timm":
+        for old, new in (("encoder = ", "model = "), ("(encoder)", "(model)"), ("= encoder(", "= model(")):
+            text = text.replace(old, new)
+        text = text.replace("vectors = ", "outputs = ")
     where = "With mlflow and torch:" if format == "mlflow" else "From the folder above this one:"
     return f"## Load it\n\n{where}\n\n```python\n{text}```\n"
 
