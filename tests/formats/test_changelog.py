@@ -10,6 +10,7 @@ from eval_suite import results
 from eval_suite.features import representation
 from eval_suite.report import certified
 from eval_suite.vectors.about import About
+from finetune import compare
 from pretrain.models.description import EncoderDescription
 
 ROOT = Path(__file__).parents[2]
@@ -18,6 +19,7 @@ WRITTEN = {
     "pixels of a data set": NEWEST_RULES,
     "`encoder.json` of a checkpoint": get_args(get_type_hints(EncoderDescription)["format"])[0],
     "`results.json`": results.FORMAT,
+    "`results.json` of a fine-tuning": compare.FORMAT,
     "`certificate.json`": certified.FORMAT,
     "vectors of `embed`": About.model_fields["format"].default,
     "cached features of `eval`": representation.FORMAT,
