@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     add("keys", nargs="*", metavar="KEY", help="keys or paths of images")
     add("--keys", dest="file", type=Path, metavar="FILE", help="text file with one of them on each line")
     add("--group", action="append", default=[], metavar="GROUP", help="group of images, such as a patient")
-    folders = "runs, or folders of runs, to look at (default: runs)"
-    add("--runs", nargs="+", type=Path, default=[Path("runs")], metavar="FOLDER", help=folders)
+    where = "runs, or folders of runs, to look at (default: runs)"
+    add("--runs", nargs="+", type=Path, default=[Path("runs")], metavar="FOLDER", help=where)
     add("--json", action="store_true", help="print JSON, for scripts")
     args = parser.parse_args(arguments)
     keys = [*args.keys, *(read_keys(args.file) if args.file else [])]
