@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from data_pipeline import intensity_arguments
 from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
+from data_pipeline.decoders import intensity_arguments
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.packing.share import read_share
 from data_pipeline.storage.reader import is_remote

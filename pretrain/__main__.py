@@ -43,7 +43,7 @@ COMMANDS = {
     "sweep": "pretrain.sweep",
     "watch": "pretrain.monitoring.watch_command",
     "export": "pretrain.checkpoint.export.command",
-    "who-saw": "pretrain.who_saw.command",
+    "who-saw": "pretrain.recording.who_saw.command",
 }
 """Other commands, and the modules with their `main`, which are imported when the command is given."""
 USER_ERRORS = "isotorus/user_errors"

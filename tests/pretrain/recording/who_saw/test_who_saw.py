@@ -14,9 +14,9 @@ from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
-from pretrain.who_saw.command import main
+from pretrain.recording.who_saw.command import main
 
-FORMATS = Path(__file__).parents[2] / "formats"
+FORMATS = Path(__file__).parents[3] / "formats"
 SOURCE = {"path": "sets/cells/train", "weight": 1.0}
 Answer = Callable[..., dict[str, Any]]
 

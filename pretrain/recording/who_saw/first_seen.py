@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data_pipeline.order import Order
-from pretrain.who_saw.past_sets import State
+from pretrain.recording.who_saw.past_sets import State
 
 _AT_ONCE = 2**20
 """Positions of the order that are looked at together."""

@@ -8,9 +8,9 @@ from data_pipeline.dataset.description import subsets
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.withdrawal.choose import find, read_keys
 from isotorus.errors import ArgumentParser, UserError, one_line
-from pretrain.who_saw import runs
-from pretrain.who_saw.past_sets import States, states
-from pretrain.who_saw.runs import Checkpoint, Sight
+from pretrain.recording.who_saw import runs
+from pretrain.recording.who_saw.past_sets import States, states
+from pretrain.recording.who_saw.runs import Checkpoint, Sight
 
 _SHOWN = 4
 """Checkpoints that a line names."""

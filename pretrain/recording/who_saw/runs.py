@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from isotorus import foreign_files, jsonl
 from isotorus.errors import UserError
-from pretrain.who_saw.first_seen import Reading, first_batches
-from pretrain.who_saw.past_sets import States, of_run
+from pretrain.recording.who_saw.first_seen import Reading, first_batches
+from pretrain.recording.who_saw.past_sets import States, of_run
 
 _RESULTS = "eval/*/results.json"
 
