@@ -27,7 +27,7 @@ from pretrain.engines.schedule import learning_rate
 from pretrain.methods.config import ObjectiveConfig, SupervisedConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.description import beside
-from pretrain.models.encoder import create, embedding_width, patch_size, timm_kwargs
+from pretrain.models.encoder import create_on_meta, embedding_width, patch_size, timm_kwargs
 from pretrain.models.frozen import check_frozen
 from pretrain.rehearsal import rehearse
 from pretrain.supervised.mixing import check_mixing
@@ -142,11 +142,8 @@ def _normalisation(
     return tuple(described.mean), tuple(described.std)
 
 
-def check_model(config: Config, world_size: int) -> Model:
-    """Build the encoder without memory and check what does not depend on the data.
-
-    Raises UserError for the first thing that cannot work.
-    """
+def check_share(config: Config, world_size: int) -> None:
+    """Raise `UserError` for a batch of fewer images than there are ranks, or micro-batches on them."""
     images = config.data.batch_size // world_size
     if images == 0:
         raise UserError(
@@ -158,11 +155,18 @@ def check_model(config: Config, world_size: int) -> Model:
             f"engine.accumulation={config.engine.accumulation} is more than the {images} images of a rank; "
             "use less accumulation or a larger batch"
         )
+
+
+def check_model(config: Config, world_size: int) -> Model:
+    """Build the encoder without memory and check what does not depend on the data.
+
+    Raises UserError for the first thing that cannot work.
+    """
+    check_share(config, world_size)
     refuse_unfit(config.views.actions, config.data.channels)
     refuse_rotations(config.views.actions, config.augment)
     kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
-    with torch.device("meta"):
-        encoder: Any = create(config.encoder.name, kwargs)
+    encoder: Any = create_on_meta(config.encoder.name, kwargs)
     followed = config.objective.kind == "jepa" or config.average.momentum is not None
     check_engine(config.engine, world_size, encoder, followed)
     passes = config.engine.passes(config.data.batch_size, world_size)

@@ -14,7 +14,7 @@ from isotorus.errors import UserError
 from pretrain.config import Config
 from pretrain.methods import build_head, inputs_beside
 from pretrain.methods.config import Turned
-from pretrain.models.encoder import ViewEncoder, create
+from pretrain.models.encoder import ViewEncoder, create_on_meta
 
 ENOUGH = 8
 """Number of images from which on a batch can do all that a larger one can."""
@@ -59,8 +59,8 @@ def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
     Drop-path does not count, as its masks follow from seed, step and sample. Operations are observed instead
     of modules, because timm calls dropout as a function too.
     """
+    encoder = ViewEncoder(create_on_meta(config.encoder.name, kwargs)).train()
     with torch.device("meta"):
-        encoder = ViewEncoder(create(config.encoder.name, kwargs)).train()
         views = [
             torch.empty(r.views, min(images, ENOUGH), config.data.channels, r.size, r.size)
             for r in config.views.resolutions()

@@ -26,7 +26,7 @@ from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
 from pretrain.methods import build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
-from pretrain.models.encoder import ViewEncoder, create
+from pretrain.models.encoder import ViewEncoder, create_on_meta
 from pretrain.objectives.sigreg import SIGReg
 
 CAST = torch.ops.aten._to_copy.default
@@ -91,13 +91,16 @@ def encoder_footprint(
     device: str,
     bf16: bool,
     gradients_made: float,
+    kept_whole: float = 0.0,
 ) -> dict[str, float]:
     """Return the bytes at the peak of an encoder's forward and backward pass on a micro-batch, by part.
 
     `views` are (views, size in pixels) for each size; the micro-batch has `images` images. Parts:
     activations; weight copies, i.e. autocast's casts to bf16; workspace of the backward pass, with what it
     recomputes and gradients that wait for those of another view; gradients, of which the share
-    `gradients_made` is made during the backward pass and stays on this rank. `device` is "cuda" or "cpu".
+    `gradients_made` is made during the backward pass and stays on this rank; gathered, what is left of
+    `kept_whole` bytes of parameters, as each block's are freed when its gradients are made. `device` is
+    "cuda" or "cpu".
     """
     setting = _Setting(
         views=tuple(views),
@@ -116,7 +119,12 @@ def encoder_footprint(
     phases = defaultdict[str, dict[str, float]](dict)
     for key, size in _measure_encoder(name, json.dumps(kwargs), setting).items():
         phase, part = key
-        phases[phase][part] = size * (gradients_made if part == "gradients" else 1)
+        phases[phase][part] = size
+    all_made = max((parts.get("gradients", 0.0) for parts in phases.values()), default=0.0)
+    for parts in phases.values():
+        gradients = parts.get("gradients", 0.0)
+        parts["gathered"] = kept_whole * (1 - gradients / all_made if all_made else 1.0)
+        parts["gradients"] = gradients * gradients_made
     return max(phases.values(), key=lambda parts: sum(parts.values()))
 
 
@@ -147,22 +155,21 @@ def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[st
     """Measure bytes by (phase, part); `kwargs` is JSON, so that results can be cached."""
 
     def measure(kwargs: dict[str, Any]) -> dict[tuple[str, str], float]:
-        with torch.device("meta"):
-            timm_model = create(name, kwargs)
+        timm_model = create_on_meta(name, kwargs)
         if setting.device == "cpu":
             unfuse_attention(timm_model)
         encoder = ViewEncoder(timm_model, setting.packed).train()
         if setting.checkpointing != "none":
             checkpoint_blocks(timm_model, setting.checkpointing)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            _without_bytes(encoder, setting.gathered_in_bf16)
+            without_bytes(encoder, setting.gathered_in_bf16)
             return _forward_and_backward(encoder, setting)
 
     return by_depth(measure, name, json.loads(kwargs))
 
 
-def _without_bytes(encoder: nn.Module, matrices_in_bf16: bool) -> None:
-    """Replace parameters and buffers by fake tensors."""
+def without_bytes(encoder: nn.Module, matrices_in_bf16: bool = False) -> None:
+    """Replace parameters and buffers by fake tensors, in place."""
     for module in encoder.modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:

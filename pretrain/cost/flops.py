@@ -23,7 +23,7 @@ from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
 from pretrain.methods import build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
-from pretrain.models.encoder import create
+from pretrain.models.encoder import create_on_meta
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...])
     """Count the encoder on one view of each size; `kwargs` is JSON."""
 
     def measure(kwargs: dict[str, Any]) -> dict[int, float]:
+        encoder = create_on_meta(name, kwargs).eval()
         with torch.device("meta"):
-            encoder = create(name, kwargs).eval()
             pixels = {size: torch.empty(1, channels, size, size) for size in sizes}
         return {size: _count(functools.partial(encoder, x)) for size, x in pixels.items()}
 
-    return by_depth(measure, name, json.loads(kwargs))
+    return by_depth(measure, name, json.loads(kwargs), shallow=(1, 2))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from pretrain.engines.blocks import blocks
 from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
 from pretrain.methods.config import Turned
+from pretrain.models.batch_norm import GlobalBatchNorm
 from pretrain.preflight import Model
 
 FP32, BF16 = 4, 2
@@ -40,6 +41,12 @@ class Parameters:
     """Encoder and projector again, for a target network and for an average."""
     buffers: int
     """Bytes of buffers, mostly of batch norm."""
+    depth: int = 1
+    """Number of the encoder's repeated blocks."""
+    norms: int = 0
+    """Number of batch norms of a step: of the head, and of the encoder for the views of each size."""
+    norm_features: int = 0
+    """Features of all these batch norms together."""
 
     @property
     def trained(self) -> int:
@@ -55,6 +62,7 @@ def count_parameters(config: Config, model: Model) -> Parameters:
     encoder = _count(model.encoder)
     followed = encoder + _count(head.get_submodule("projector"))
     buffers = [*model.encoder.buffers(), *head.buffers()]
+    norms = _norms(model.encoder) * len(config.views.resolutions()) + _norms(head)
     return Parameters(
         encoder=encoder,
         blocks=sum(each),
@@ -62,6 +70,9 @@ def count_parameters(config: Config, model: Model) -> Parameters:
         projector=_count(head),
         target=followed * ((config.objective.kind == "jepa") + (config.average.momentum is not None)),
         buffers=sum(buffer.nbytes for buffer in buffers),
+        depth=len(each),
+        norms=len(norms),
+        norm_features=sum(norms),
     )
 
 
@@ -79,8 +90,11 @@ def rank_memory(
     pixels = images * config.data.channels * sum(r.views * r.size**2 for r in resolutions)
     state = state_bytes(engine, parameters, ranks)
     # A single replica and FSDP make gradients while the backward pass frees activations. The other engines
-    # have buffers for gradients all the time.
-    made = engine.accumulation == 1 and (engine.kind == "fsdp" or (engine.kind == "ddp" and ranks == 1))
+    # have buffers for gradients all the time; on CPUs those of ZeRO-2 take memory only when they are filled.
+    filled = engine.kind == "deepspeed" and engine.zero_stage == 2 and device == "cpu"
+    alone = engine.kind == "ddp" and ranks == 1
+    made = engine.accumulation == 1 and (engine.kind == "fsdp" or alone or filled)
+    kept = made and engine.kind == "fsdp" and not engine.reshard_after_forward
     step = encoder_footprint(
         config.encoder.name,
         model.kwargs,
@@ -91,6 +105,7 @@ def rank_memory(
         device,
         bf16,
         gradients_made=state["gradients"] / (FP32 * parameters.trained) if made else 0.0,
+        kept_whole=_gathered(engine, bf16) * parameters.blocks if kept else 0.0,
     )
     if made and sum(step.values()) < state["gradients"]:
         step = {}  # the peak is at the update
@@ -111,7 +126,7 @@ def rank_memory(
         "embeddings": 2 * FP32 * views * images * model.width,  # with their gradient
         "activations": step.get("activations", 0.0),
         "weight copies": step.get("weight copies", 0.0),
-        "communication": _communication(engine, parameters, bf16),
+        "communication": _communication(engine, parameters, bf16) + step.get("gathered", 0.0),
         "backward": step.get("workspace", 0.0),
         **head,
     }
@@ -147,17 +162,21 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
         # Gradients are reduced from two buckets. ZeRO-3 gathers fp32 up to its limit, and one bucket ahead.
         limit = {0: 1, 1: 1, 2: 2, 3: 2 + LIVE_BUCKETS + 1}[engine.zero_stage] * ZERO_BUCKET
         return FP32 * min(limit, 3 * parameters.trained)
-    gathered = BF16 if bf16 and gathers_in_bf16(engine) else FP32
+    gathered = _gathered(engine, bf16)
     outside, largest = parameters.trained - parameters.blocks, parameters.largest_block
     # Outside the blocks, parameters stay gathered and gradients stay whole until they are reduced. Those of a
     # block are gathered and reduced through two buffers each.
     buffers = (gathered + FP32) * outside + 2 * (gathered + FP32) * largest
     if engine.reshard_after_forward:
         return buffers + 2 * gathered * largest  # the block at work and the next one
-    waiting = (
-        FP32 * parameters.blocks if engine.accumulation > 1 else 0
-    )  # gradients, for the last micro-batch
-    return buffers + gathered * parameters.blocks + waiting
+    if engine.accumulation == 1:
+        return buffers  # the blocks' parameters are counted with the backward pass, which frees them
+    return buffers + (gathered + FP32) * parameters.blocks  # gradients wait for the last micro-batch
+
+
+def _gathered(engine: EngineConfig, bf16: bool) -> int:
+    """Return the bytes of a gathered parameter."""
+    return BF16 if bf16 and gathers_in_bf16(engine) else FP32
 
 
 def checkpoint_bytes(parameters: Parameters) -> float:
@@ -167,6 +186,12 @@ def checkpoint_bytes(parameters: Parameters) -> float:
     """
     dcp = 3 * FP32 * parameters.trained + FP32 * parameters.target + parameters.buffers
     return dcp + FP32 * parameters.encoder
+
+
+def _norms(module: nn.Module) -> list[int]:
+    """Return the features of each batch norm."""
+    kinds = (GlobalBatchNorm, nn.modules.batchnorm._BatchNorm)
+    return [len(m.running_mean) for m in module.modules() if isinstance(m, kinds)]
 
 
 def _count(module: nn.Module) -> int:

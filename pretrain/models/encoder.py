@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.layers import Mlp, PatchEmbed
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from isotorus.errors import UserError
 from isotorus.names import nearest
@@ -34,18 +35,34 @@ def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[s
     fixed = {"img_size": image_size, **common}
     for kwargs in ({"dynamic_img_size": True, **fixed}, fixed):
         with suppress(UserError):
-            encoder = _on_meta(config.name, kwargs)
+            encoder = create_on_meta(config.name, kwargs)
             break
     else:  # an error now lies in what the user gave
-        kwargs, encoder = common, _on_meta(config.name, common)
+        kwargs, encoder = common, create_on_meta(config.name, common)
     return kwargs | _winding(config, encoder)
 
 
-def _on_meta(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build an encoder without memory."""
-    with torch.device("meta"):
-        encoder: nn.Module = create(name, kwargs)
-    return encoder
+def create_on_meta(name: str, kwargs: dict[str, Any]) -> Any:
+    """Build an encoder without memory, on torch's meta device, as `create` does."""
+    with torch.device("meta"), _Unfilled():
+        return create(name, kwargs)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out operations that only give a new tensor its values, which take most of the time to build."""
+
+    FILLING = frozenset({"erfinv_", "clamp_", "uniform_", "normal_", "mul_", "add_", "fill_", "zero_"})
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
+        if (
+            getattr(function, "__name__", "") in self.FILLING
+            and isinstance(filled, Tensor)
+            and filled.is_meta
+        ):
+            return filled
+        return function(*args, **kwargs)
 
 
 def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
