@@ -1,38 +1,37 @@
 """Estimate what a run costs before it starts, for `isotorus plan`.
 
 Nothing is trained and no data is needed. Parameters, FLOPs and memory come from the model itself on the meta
-device, speed from an assumed share of the accelerator's peak.
+device, speed from the roofline model and stated links, or from an assumed share of the accelerator's peak.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from isotorus.errors import UserError
 from pretrain.config import Config
+from pretrain.cost import cpu_speed, links
 from pretrain.cost.accelerators import accelerator, plans_bf16
 from pretrain.cost.flops import StepFlops, step_flops
+from pretrain.cost.links import Machine
 from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_parameters, rank_memory
+from pretrain.cost.step_time import StepTime, step_time
 from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
-from pretrain.preflight import check_model
-
-GIB = 2**30
+from pretrain.preflight import Model, check_model, check_share
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Duration of a run at the assumed share of the peak."""
+    """Duration of a run, predicted or at the assumed share of the peak."""
 
     images_per_second: float
     seconds_per_step: float
     mfu: float
-    """Model FLOPs as a share of the peak; less than the assumed share where something is computed twice."""
+    """Model FLOPs as a share of the peak; what is computed twice does not count."""
     hours: float
     gpu_hours: float
     images: int
@@ -66,6 +65,8 @@ class Estimate:
     flops: StepFlops
     memory: Memory
     speed: Speed
+    step: StepTime | None
+    """What a step's seconds consist of; None with an assumed share of the peak, and on CPUs."""
     checkpoint_bytes: float
     checkpoint_seconds: float
     """Time to write one checkpoint at the assumed bandwidth."""
@@ -77,29 +78,45 @@ class Request:
 
     gpus: int
     gpu: str
-    mfu: float
-    """Share of the peak that all executed FLOPs reach."""
+    mfu: float | None
+    """Share of the peak that all executed FLOPs reach; None predicts it."""
     images: int | None
     """Number of images in the data set."""
     disk: float
     """Bytes a second that all ranks write together."""
-    node: int = 8
-    """GPUs of a node, over which engine.shard=node shards."""
+    machine: Machine | None = None
+    """Nodes and their links; None means those in which the accelerator is usually found."""
+    overlap: bool = True
+    """Whether communication goes on beside the computation where the engine allows it."""
+
+    @property
+    def nodes(self) -> Machine:
+        """The machine that is meant."""
+        return self.machine or links.machine(self.gpu)
 
 
 def estimate(config: Config, request: Request) -> Estimate:
     """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data."""
     model = check_model(config, request.gpus)
+    return _estimate(_decided(config, request, model), request, model)
+
+
+def _decided(config: Config, request: Request, model: Model) -> Config:
+    """Return the configuration with the micro-batches of these ranks, and the engine's `auto` decided."""
     config = _on(config, request.gpus)
     engine = decide(config.engine, model.encoder, _ranks_of_node(config.engine, request)).config
-    config = config.model_copy(update={"engine": engine})
+    return config.model_copy(update={"engine": engine})
+
+
+def _estimate(config: Config, request: Request, model: Model) -> Estimate:
+    """Return the figures of a run whose engine's `auto` settings are decided."""
     parameters = count_parameters(config, model)
     flops = step_flops(config, model.kwargs, model.width)
     device = "cpu" if request.gpu == "cpu" else "cuda"
     precision = "bf16" if plans_bf16(config.engine, device) else "fp32"
     hardware = accelerator(request.gpu, request.gpus)
-    parts = rank_memory(config, model, parameters, request.gpus, device)
     size = checkpoint_bytes(parameters)
+    seconds, step = _seconds(config, request, model, parameters, flops)
     return Estimate(
         gpus=request.gpus,
         gpu=hardware.name,
@@ -107,27 +124,95 @@ def estimate(config: Config, request: Request) -> Estimate:
         engine=config.engine,
         parameters=parameters,
         flops=flops,
-        memory=Memory(parts, sum(parts.values()), hardware.memory),
-        speed=_speed(config, request, flops, hardware.peak(precision)),
+        memory=_memory(config, request, model, parameters),
+        speed=_speed(config, request, flops, hardware.peak(precision), seconds),
+        step=step,
         checkpoint_bytes=size,
         checkpoint_seconds=size / request.disk,
     )
 
 
-def _speed(config: Config, request: Request, flops: StepFlops, peak: float) -> Speed:
-    """Return the duration of a run on an accelerator with this peak in FLOP/s."""
-    rate = request.gpus * request.mfu * peak / flops.executed
+def _memory(config: Config, request: Request, model: Model, parameters: Parameters) -> Memory:
+    """Return the memory of one rank, with the engine's `auto` decided."""
+    device = "cpu" if request.gpu == "cpu" else "cuda"
+    parts = rank_memory(config, model, parameters, request.gpus, device)
+    return Memory(parts, sum(parts.values()), accelerator(request.gpu, request.gpus).memory)
+
+
+def _seconds(
+    config: Config, request: Request, model: Model, parameters: Parameters, flops: StepFlops
+) -> tuple[float, StepTime | None]:
+    """Return the seconds of a step, and what they consist of if they are predicted."""
+    device = "cpu" if request.gpu == "cpu" else "cuda"
+    precision = "bf16" if plans_bf16(config.engine, device) else "fp32"
+    hardware, batch = accelerator(request.gpu, request.gpus), config.data.batch_size
+    if request.mfu is not None:
+        return batch * flops.executed / (request.gpus * request.mfu * hardware.peak(precision)), None
+    if device == "cpu":
+        return batch * cpu_speed.seconds_an_image(config, model.kwargs, flops, request.gpus), None
+    if config.engine.precision == "fp8":
+        precision = "fp8"
+    step = step_time(
+        config, model, parameters, flops, hardware, request.nodes, request.gpus, precision, request.overlap
+    )
+    return step.total, step
+
+
+def _speed(config: Config, request: Request, flops: StepFlops, peak: float, seconds: float) -> Speed:
+    """Return the duration of a run whose steps take `seconds`, on accelerators with this peak in FLOP/s."""
+    rate = config.data.batch_size / seconds
     images = config.steps * config.data.batch_size
     hours = images / rate / 3600
     return Speed(
         images_per_second=rate,
-        seconds_per_step=config.data.batch_size / rate,
-        mfu=request.mfu * flops.model / flops.executed,
+        seconds_per_step=seconds,
+        mfu=flops.model * rate / (request.gpus * peak),
         hours=hours,
         gpu_hours=hours * request.gpus,
         images=images,
         epochs=images / request.images if request.images else None,
     )
+
+
+class Row(NamedTuple):
+    """The same run on another number of GPUs."""
+
+    gpus: int
+    batch_size: int
+    speed: Speed
+    step: StepTime | None
+    efficiency: float
+    """Images a second and GPU, as a share of those on the first number of GPUs."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures for JSON."""
+        step = self.step and dataclasses.asdict(self.step)
+        return self._asdict() | {"speed": dataclasses.asdict(self.speed), "step": step}
+
+
+def scaling(config: Config, request: Request, numbers: list[int], grow_batch: bool) -> list[Row]:
+    """Return a row for each of some numbers of GPUs.
+
+    The batch stays, because the objective depends on it, or with `grow_batch` grows with the GPUs from that
+    of the configuration on the first number. Raises `UserError` for fewer images in a batch than GPUs.
+    """
+    rows: list[Row] = []
+    model = check_model(config, numbers[0])
+    parameters = count_parameters(config, model)
+    for gpus in numbers:
+        batch = config.data.batch_size * gpus // numbers[0] if grow_batch else config.data.batch_size
+        data = config.data.model_copy(update={"batch_size": batch})
+        here = dataclasses.replace(request, gpus=gpus)
+        grown = config.model_copy(update={"data": data})
+        check_share(grown, gpus)
+        run = _decided(grown, here, model)
+        flops = step_flops(run, model.kwargs, model.width)
+        precision = "bf16" if plans_bf16(run.engine, "cuda") else "fp32"
+        seconds, step = _seconds(run, here, model, parameters, flops)
+        speed = _speed(run, here, flops, accelerator(here.gpu, gpus).peak(precision), seconds)
+        first = rows[0].speed.images_per_second / rows[0].gpus if rows else speed.images_per_second / gpus
+        rows.append(Row(gpus, batch, speed, step, speed.images_per_second / gpus / first))
+    return rows
 
 
 def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] | None:
@@ -137,12 +222,16 @@ def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] 
         try:
             engine = EngineConfig.model_validate(config.engine.model_dump() | changes)
             changed = config.model_copy(update={"engine": engine})
-            changed_estimate = estimate(changed, dataclasses.replace(request, gpus=gpus))
+            here = dataclasses.replace(request, gpus=gpus)
+            model = check_model(changed, gpus)
+            decided = _decided(changed, here, model)
+            fits = _memory(decided, here, model, count_parameters(decided, model)).fits
         except (ValidationError, UserError):  # settings that cannot be combined
             continue
-        if changed_estimate.memory.fits:
+        if fits:
             arguments = [f"engine.{key}={value}" for key, value in changes.items()]
-            return arguments + ([f"--gpus {gpus}"] if gpus != request.gpus else []), changed_estimate
+            more = [f"--gpus {gpus}"] if gpus != request.gpus else []
+            return arguments + more, _estimate(decided, here, model)
     return None
 
 
@@ -153,7 +242,7 @@ def _on(config: Config, gpus: int) -> Config:
 
 def _ranks_of_node(engine: EngineConfig, request: Request) -> int:
     """Return the number of ranks on a node; raise `UserError` if engine.shard=node needs whole nodes."""
-    node = min(request.node, request.gpus)
+    node = min(request.nodes.gpus, request.gpus)
     if engine.kind == "fsdp" and engine.shard == "node" and request.gpus % node:
         raise UserError(
             f"engine.shard=node: {request.gpus} GPUs are no whole number of nodes of {node}; give "
@@ -190,121 +279,6 @@ def remedies(config: Config, gpus: int) -> Iterator[tuple[dict[str, Any], int]]:
     while more <= config.data.batch_size:
         yield {**shard, **most}, more
         more *= 2
-
-
-# Explanations of parts whose names do not say enough.
-NOTES = {
-    "parameters": "fp32, trained",
-    "optimizer": "AdamW's two moments, fp32",
-    "target": "of a target network and of averaged weights",
-    "views": "a rank's batch, uint8 and augmented",
-    "embeddings": "of all views, with their gradient",
-    "activations": "that the backward pass needs, of one micro-batch",
-    "weight copies": "casts of weights to bf16",
-    "communication": "gathered parameters, and buffers for them and for gradients",
-    "backward": "recomputed activations, gradients under way",
-    "projector": "activations",
-    "regularizer": "SIGReg's projections, or covariances",
-    "reserve": "CUDA context, libraries and fragmentation; on CPUs torch itself",
-}
-
-
-def show(
-    config: Config, request: Request, figures: Estimate, remedy: tuple[list[str], Estimate] | None
-) -> None:
-    """Print the estimate as tables."""
-    console, speed, flops = Console(), figures.speed, figures.flops
-    console.print(
-        f"[bold]{config.name}[/]: {config.encoder.name} on {figures.gpus} × {figures.gpu}, "
-        f"{figures.precision}, {_engine(figures.engine)}; "
-        f"batch {config.data.batch_size}, {config.steps:,} steps"
-    )
-    counts = figures.parameters
-    console.print(
-        f"Parameters: encoder {counts.encoder / 1e6:,.1f} M, projector {counts.projector / 1e6:,.1f} M"
-        + (f", target network or average {counts.target / 1e6:,.1f} M" if counts.target else "")
-    )
-    console.print(_flops_table(flops))
-    console.print(_memory_table(figures.memory))
-    epochs = f" or {speed.epochs:,.1f} epochs" if speed.epochs else ""
-    console.print(
-        f"At {request.mfu:.0%} of the peak: {speed.images_per_second:,.0f} images/s, "
-        f"{speed.seconds_per_step:,.2f} s a step, MFU {speed.mfu:.1%}; {speed.images / 1e6:,.1f} M images"
-        f"{epochs} take {speed.hours:,.1f} h, {speed.gpu_hours:,.0f} GPU-hours"
-    )
-    saved = -(-config.steps // config.checkpoint.every)
-    console.print(
-        f"A checkpoint: {figures.checkpoint_bytes / 1e9:,.1f} GB, {figures.checkpoint_seconds:,.1f} s at "
-        f"{request.disk / 1e9:g} GB/s; {saved:,} of them in the run"
-    )
-    if figures.memory.fits:
-        return
-    if remedy is None:
-        console.print(
-            "[bold red]It does not fit[/], and nothing that was tried makes it: use a smaller model"
-        )
-        return
-    arguments, other = remedy
-    console.print(
-        f"[bold red]It does not fit.[/] The nearest that does: [bold]{' '.join(arguments)}[/] "
-        f"({other.memory.total / GIB:.1f} GiB a GPU, {other.speed.hours:,.1f} h)"
-    )
-
-
-def _flops_table(flops: StepFlops) -> Table:
-    """Return the table of FLOPs."""
-    table = Table(title="FLOPs an image (all its views)", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    rows = {
-        "encoder, forward": flops.encoder_forward,
-        "projector, forward": flops.projector_forward,
-        "SIGReg or covariances, forward": flops.regularizer_forward,
-        "backward, 2 × these": flops.backward,
-        "target network, forward": flops.target_forward,
-        "recomputed (activation checkpointing)": flops.recomputed,
-        "first pass of exact accumulation": flops.accumulated,
-    }
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, _tera(value))
-    table.add_row("the model's, for MFU", _tera(flops.model), style="bold")
-    if flops.executed != flops.model:
-        table.add_row("executed", _tera(flops.executed), style="bold")
-    return table
-
-
-def _memory_table(memory: Memory) -> Table:
-    """Return the table of memory."""
-    table = Table(title="Memory of a rank at the peak, GiB", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for name, size in memory.parts.items():
-        if size >= GIB / 200:
-            table.add_row(name, f"{size / GIB:,.2f}", NOTES.get(name, ""))
-    total = f"of {memory.capacity / GIB:,.1f}: {'fits' if memory.fits else 'does not fit'}"
-    table.add_row("total", f"{memory.total / GIB:,.2f}", total, style="bold" if memory.fits else "bold red")
-    return table
-
-
-def _tera(flops: float) -> str:
-    """Return FLOPs with their unit."""
-    return f"{flops / 1e12:,.3f} T" if flops >= 1e9 else f"{flops / 1e9:,.3f} G"
-
-
-def _engine(engine: EngineConfig) -> str:
-    """Return the engine's settings in words."""
-    said = [engine.kind + (f" ZeRO-{engine.zero_stage}" if engine.kind == "deepspeed" else "")]
-    if engine.shard:
-        said.append(f"shards over {engine.shard}")
-    if engine.packed:
-        said.append("packed")
-    if engine.activation_checkpointing != "none":
-        said.append(f"{engine.activation_checkpointing} activation checkpointing")
-    if engine.accumulation > 1:
-        said.append(f"{engine.accumulation} micro-batches ({engine.accumulate})")
-    return ", ".join(said)
 
 
 def as_json(config: Config, figures: Estimate, remedy: tuple[list[str], Estimate] | None) -> dict[str, Any]:

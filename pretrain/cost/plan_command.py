@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from isotorus.errors import ArgumentParser, UserError
 from pretrain.config import Config, load_config
+from pretrain.cost import goodput, links
 from pretrain.cost.datasheets import KNOWN
 
 
@@ -13,18 +15,45 @@ def main(arguments: list[str]) -> int:
     """Run the command."""
     options = _parse(arguments)
     config = load_config(options.config, options.overrides)
+    machine = links.machine(
+        options.gpu, options.machine, options.gpus_per_node, options.inside, options.between
+    )
     # Imported here because it imports torch; a mistake in the arguments or the recipe is refused before that.
-    from pretrain.cost.plan import Request, as_json, estimate, nearest_fit, show
+    from pretrain.cost.plan import Request, as_json, estimate, nearest_fit, scaling
+    from pretrain.cost.plan_text import goodput_json, show, show_failures, show_scaling, show_smaller
+    from pretrain.cost.smaller import MONTH, smaller_recipe
 
+    if options.failures is None:
+        options.failures = 0.0 if options.gpu == "cpu" else goodput.LLAMA
     images = options.images or _dataset_size(config)
-    node = options.gpus_per_node
-    request = Request(options.gpus, options.gpu, options.mfu, images, options.disk * 1e9, node)
+    if images and max(options.gpus) > images:
+        raise UserError(
+            f"--gpus {max(options.gpus)}: more than the {images:,} images of the data set; use fewer GPUs"
+        )
+    request = Request(
+        options.gpus[0], options.gpu, options.mfu, images, options.disk * 1e9, machine, options.overlap
+    )
     figures = estimate(config, request)
+    failures = goodput.of_run(
+        figures.gpus, options.failures, options.restart, figures.checkpoint_seconds, options.stall
+    )
     remedy = None if figures.memory.fits else nearest_fit(config, request)
+    several = len(options.gpus) > 1
+    rows = scaling(config, request, options.gpus, options.grow_batch) if several else []
+    hours = figures.speed.hours
+    smaller = smaller_recipe(config, figures.flops, hours, figures.gpus) if hours > MONTH else None
     if options.json:
-        print(json.dumps(as_json(config, figures, remedy), indent=2))
-    else:
-        show(config, request, figures, remedy)
+        found = as_json(config, figures, remedy)
+        expected = goodput_json(config, figures, failures)
+        more = {"scaling": [row.as_json() for row in rows], "failures": expected, "smaller_recipe": smaller}
+        print(json.dumps(found | more, indent=2))
+        return 0
+    show(config, request, figures, remedy)
+    if hours > MONTH:
+        show_smaller(hours, figures.gpus, config.data.batch_size, smaller)
+    if rows:
+        show_scaling(rows)
+    show_failures(config, figures, failures)
     return 0
 
 
@@ -36,12 +65,36 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "No data and no GPU are needed.",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a packaged recipe")
-    parser.add_argument("--gpus", type=_positive(int), default=1, help="ranks in all (default 1)")
-    node = "ranks of a node, for engine.shard=node (default 8)"
-    parser.add_argument("--gpus-per-node", type=_positive(int), default=8, help=node)
+    parser.add_argument(
+        "--gpus",
+        type=_numbers,
+        default=[1],
+        help="ranks in all (default 1); several numbers, as in 8,64,512, add a table of them",
+    )
+    parser.add_argument(
+        "--grow-batch",
+        action="store_true",
+        help="in that table the batch grows with the GPUs; without, it stays the recipe's",
+    )
     parser.add_argument("--gpu", choices=[*KNOWN, "cpu"], default="h100", help="default h100")
     parser.add_argument(
-        "--mfu", type=_positive(float), default=0.4, help="share of the peak that is reached (default 0.4)"
+        "--machine",
+        help=f"nodes and their links: {', '.join(links.MACHINES)} (default: the usual one of --gpu)",
+    )
+    node = "ranks of a node (default: the machine's, mostly 8)"
+    parser.add_argument("--gpus-per-node", type=_positive(int), help=node)
+    parser.add_argument("--inside", help=f"link inside a node: {', '.join(links.LINKS)}")
+    parser.add_argument("--between", help="the same between nodes; with their number, as in 4xeth-100")
+    parser.add_argument(
+        "--no-overlap",
+        dest="overlap",
+        action="store_false",
+        help="communication waits until the computation ends",
+    )
+    parser.add_argument(
+        "--mfu",
+        type=_positive(float),
+        help="share of the peak that is reached, instead of the predicted one",
     )
     parser.add_argument(
         "--images", type=_positive(int), help="in the data set, for epochs; by default data.path is asked"
@@ -49,9 +102,33 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--disk", type=_positive(float), default=2.0, help="GB/s that all ranks write together (default 2)"
     )
+    parser.add_argument(
+        "--failures",
+        type=_at_least_zero,
+        help=f"interruptions in 1,000 GPU-days (default {goodput.LLAMA:.2f}, as of Llama 3; on CPUs 0)",
+    )
+    parser.add_argument(
+        "--restart",
+        type=_at_least_zero,
+        default=goodput.RESTART,
+        help=f"seconds from a failure to the next step (default {goodput.RESTART:g})",
+    )
+    parser.add_argument(
+        "--stall",
+        type=_at_least_zero,
+        help=f"seconds that training waits for a checkpoint (default {goodput.STALL:.1%} of writing it)",
+    )
     parser.add_argument("--json", action="store_true", help="all figures, in bytes, FLOPs and seconds")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     return parser.parse_intermixed_args(arguments)
+
+
+def _numbers(text: str) -> list[int]:
+    """Return numbers of GPUs from text such as "8,64,512"."""
+    return [_positive(int)(number) for number in text.split(",")]
+
+
+_numbers.__name__ = "positive int"  # shown by argparse: "invalid positive int value"
 
 
 def _positive(kind: type) -> Any:
@@ -65,6 +142,17 @@ def _positive(kind: type) -> Any:
 
     convert.__name__ = f"positive {kind.__name__}"  # shown by argparse: "invalid positive int value"
     return convert
+
+
+def _at_least_zero(text: str) -> float:
+    """Return a number that is not negative."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+_at_least_zero.__name__ = "number of at least 0"
 
 
 def _dataset_size(config: Config) -> int | None:

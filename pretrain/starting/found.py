@@ -1,10 +1,7 @@
 """What a recipe depends on: the facts of a packed data set, and the machine that trains."""
 
-import time
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
 from data_pipeline.dataset.index import Dataset
@@ -12,10 +9,8 @@ from data_pipeline.preview.image_statistics import measure_images
 from data_pipeline.preview.symmetry import differences
 from isotorus.errors import UserError
 from isotorus.processes import usable_cores
-from isotorus.randomness import generator
 from pretrain.cost.accelerators import detect
 from pretrain.cost.datasheets import KNOWN
-from pretrain.models.encoder import build_encoder
 
 
 @dataclass(frozen=True)
@@ -83,25 +78,3 @@ def machine(gpu: str | None, gpus: int | None) -> Machine:
         gpu = next((key for key, each in KNOWN.items() if each == known), "h100")
         gpus = gpus or torch.cuda.device_count()
     return Machine(gpu or "cpu", gpus or 1, cores)
-
-
-def seconds_an_image(name: str, kwargs: dict[str, Any], sizes: list[int], bf16: bool) -> float:
-    """Measure the seconds that this machine's CPUs take to train `name` on one image with views of `sizes`.
-
-    Steps forward and backward on 16 images are timed. The CPU time of all threads counts, shared equally
-    among them, so that other work on the machine does not.
-    """
-    encoder = build_encoder(name, kwargs, 0).to(memory_format=torch.channels_last)
-    channels = kwargs["in_chans"]
-    values = generator(0)
-    views = [
-        torch.from_numpy(values.standard_normal((16, channels, size, size), np.float32)) for size in sizes
-    ]
-    seconds = []
-    for _ in range(3):
-        began = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            embeddings = torch.cat([encoder(view).float() for view in views])
-        embeddings.square().mean().backward()
-        seconds.append(time.process_time() - began)
-    return min(seconds) / torch.get_num_threads() / 16

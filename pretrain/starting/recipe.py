@@ -14,7 +14,7 @@ from pretrain.config import Config, from_values
 from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
 from pretrain.starting import choose
 from pretrain.starting.choose import Setting
-from pretrain.starting.found import Images, Machine, seconds_an_image
+from pretrain.starting.found import Images, Machine
 
 _LINE = 100
 """Longest line of the text; a reason that is longer stands above its value."""
@@ -34,13 +34,13 @@ def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[
         )
     wanted = choose.wanted_steps(images, batch)
     config = _config(name, chosen, wanted)
-    request = Request(machine.gpus, machine.gpu, 0.4, images.count, 2e9)
+    request = Request(machine.gpus, machine.gpu, None, images.count, 2e9)
     figures = estimate(config, request)
     if not figures.memory.fits:
         changes, figures = _fitting(config, request)
         chosen += changes
         config = _config(name, chosen, wanted)
-    rate, source = _rate(config, machine, figures)
+    rate, source = _rate(machine, figures)
     possible = int(hours * 3600 * rate / batch)
     steps = max(10, min(wanted, _round(possible)))
     passes = steps * batch / images.count
@@ -85,17 +85,11 @@ def _fitting(config: Config, request: Request) -> tuple[list[Setting], Estimate]
     return [Setting(key, yaml.safe_load(value), why) for key, _, value in pairs], figures
 
 
-def _rate(config: Config, machine: Machine, figures: Estimate) -> tuple[float, str]:
+def _rate(machine: Machine, figures: Estimate) -> tuple[float, str]:
     """Return images a second, and where the figure comes from."""
-    if machine.gpu != "cpu":
-        return (
-            figures.speed.images_per_second,
-            f"planned for {machine.gpus} × {machine.gpu} at 40 % of its peak",
-        )
-    kwargs = {**config.encoder.kwargs, "in_chans": config.data.channels, "num_classes": 0}
-    sizes = [r.size for r in config.views.resolutions() for _ in range(r.views)]
-    seconds = seconds_an_image(config.encoder.name, kwargs, sizes, figures.precision == "bf16")
-    return machine.gpus / seconds, "measured now on this machine, without the loader's work"
+    planned = f"planned for {machine.gpus} × {machine.gpu}"
+    measured = "measured now on this machine, without the loader's work"
+    return figures.speed.images_per_second, measured if machine.gpu == "cpu" else planned
 
 
 def _opening(images: Images, machine: Machine, hours: float) -> list[str]:
