@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.dataset.index import Dataset

@@ -94,8 +94,8 @@ def _fsdp(config: Config, parameters: Parameters, ranks: int, bf16: bool) -> lis
     blocks_backward = sizes * backwards if engine.reshard_after_forward else sizes * backwards - 1
     scatters = sizes * backwards if engine.reshard_after_forward else 1
     head = parameters.projector
-    depth, over = parameters.depth, "shard" if shard < ranks else "all"
-    assert over in ("shard", "all")
+    depth = parameters.depth
+    over: Literal["shard", "all"] = "shard" if shard < ranks else "all"
     ahead = Calls(
         "all-gather",
         depth * blocks_forward + 2,
