@@ -97,7 +97,7 @@ def show_smaller(hours: float, gpus: int, batch_size: int, smaller: tuple[str, f
 def show_scaling(rows: list[Row]) -> None:
     """Print the table of several numbers of GPUs."""
     table = Table(title="Scaling, predicted", title_justify="left")
-    columns = "GPUs", "batch", "s a step", "waits for links", "images/s", "MFU", "efficiency", "hours"
+    columns = "GPUs", "batch", "s a step", "links", "images/s", "MFU", "efficiency", "hours"
     for name in columns:
         table.add_column(name, justify="right")
     for row in rows:
@@ -125,6 +125,11 @@ def show_failures(config: Config, figures: Estimate, failures: Failures) -> None
     if math.isinf(failures.every):
         return
     console, seconds = Console(), figures.speed.seconds_per_step
+    if figures.speed.hours * 3600 < failures.every / 10:
+        console.print(
+            f"A failure is expected in one of {failures.every / figures.speed.hours / 3600:,.0f} runs"
+        )
+        return
     steps, given = best_steps(failures, seconds), config.checkpoint.every
     console.print(
         f"One failure in {failures.every / 3600:,.1f} h is expected. Best is checkpoint.every={steps} "
