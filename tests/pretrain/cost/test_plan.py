@@ -190,7 +190,7 @@ def asked(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_what_does_not_fit_gets_a_remedy_that_does(capsys: pytest.CaptureFixture[str]):
-    given = ["data.batch_size=2048", "--gpu", "l40s"]
+    given = ["data.batch_size=2048", "--gpu", "l40s", "--mfu", "0.4"]
     found = asked(*given, capsys=capsys)
     assert not found["memory"]["fits"]
     remedy = found["nearest_fit"]["arguments"]
