@@ -17,7 +17,7 @@ from scipy.stats import norm, spearmanr
 
 from eval_suite.metrics import METHODS, SCORES
 from eval_suite.report import run_config
-from eval_suite.report.training_log import loss_at
+from eval_suite.report.training.log import loss_at
 from eval_suite.results import dig
 
 Results = Mapping[str, Any]

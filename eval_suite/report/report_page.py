@@ -29,7 +29,7 @@ from eval_suite.report.sentences import (
     what_next,
 )
 from eval_suite.report.standing import baselines, lead, leaders, standings
-from eval_suite.report.training_log import logged
+from eval_suite.report.training.log import logged
 from isotorus import foreign_files, randomness
 from isotorus.errors import UserError
 

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from eval_suite.report.best_checkpoint import Best
 from eval_suite.report.loss_correlation import Correlation
 from eval_suite.report.over_seeds import Row, t_interval
-from eval_suite.report.training_log import loss_at
+from eval_suite.report.training.log import loss_at
 from isotorus.errors import from_os_error
 from isotorus.files import atomic
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eval_suite.report.loss_correlation import correlations, interval
-from eval_suite.report.training_log import at, logged, loss_at
+from eval_suite.report.training.log import at, logged, loss_at
 from tests.eval_suite.report.compared import evaluated
 
 LEJEPA = {"kind": "lejepa", "encoder_weight": 0.0}
