@@ -104,6 +104,7 @@ CLOUD = (
     Metric(
         "normality/shape", "SIGReg over its null, standardised", "each direction scaled; 1 for a Gaussian"
     ),
+    Metric("uniformity_over_null", "U over its null, of angles", "1 for uniform angles, more for others"),
     Metric("shape/uniformity", "uniformity on the sphere", "0 at collapse, lower when spread out"),
     Metric("shape/hyperbolicity/relative", "Gromov δ (tree: 0)", "2δ divided by the diameter"),
     Metric("shape/hubness/skewness", "hubness (skewness)", "of how often a sample is a neighbour of others"),

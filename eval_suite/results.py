@@ -24,6 +24,8 @@ SEAL, FILES = ".seal", ("results.json", "report.html")
 """What marks an evaluation as this user's, and the files that it covers."""
 _LARGEST = 2**30  # bytes of results.json
 _WRITTEN = ("*.json", "*.html", "*.csv", "*.parquet", "*.txt", SEAL)
+ELSEWHERE = "features from elsewhere"
+"""What results.json calls the encoder of a file of features."""
 FORMAT = 3
 """Version of results.json; it increases when the meaning of a key changes."""
 

@@ -241,7 +241,7 @@ def evaluate_vectors(
             "folder": str(vectors.file),
             "run": None,
             "step": 0,
-            "encoder": "features from elsewhere",
+            "encoder": results.ELSEWHERE,
             "embedding_width": vectors.x.shape[1],
             "parameters": 0,
             "weights_sha256": vectors.sha256,
@@ -319,7 +319,8 @@ def _geometry(
     """Measure the geometry of one cloud; a failure does not lose the others."""
     progress.doing(f"geometry of {name}")
     failed: dict[str, str] = {}
-    found = attempt("geometry", lambda: geometry.measure(x, labels, options.geometry, jobs), failed)
+    of_cloud = partial(geometry.measure, x, labels, options.geometry, jobs, circles=name == "angles")
+    found = attempt("geometry", of_cloud, failed)
     if found is None:
         return {"samples": len(x), "width": x.shape[1], "left_out": failed}
     if name == "angles" and x.shape[1] >= 6 and "homology" in options.geometry.metrics:

@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from eval_suite import attempts
-from eval_suite.geometry import circular, dimension, landmarks, normality, rank, shape, spectral_gap, verdict
+from eval_suite.geometry import (
+    angle_uniformity,
+    circular,
+    dimension,
+    landmarks,
+    normality,
+    rank,
+    shape,
+    spectral_gap,
+    verdict,
+)
 from eval_suite.metrics import GEOMETRY
 from isotorus import randomness
 from isotorus.section import Section
@@ -58,9 +68,17 @@ def clouds(features: Mapping[str, Mapping[str, Mapping[str, Array]]]) -> dict[st
     return selected
 
 
-def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs: int = 1) -> dict[str, Any]:
+def measure(
+    x: Array,
+    labels: NDArray[np.integer] | None,
+    options: Options,
+    jobs: int = 1,
+    *,
+    circles: bool = False,
+) -> dict[str, Any]:
     """Measure what `options.metrics` names on the cloud `x` (n, d); the result is ready for JSON.
 
+    With `circles`, `x` holds the cosine and sine of angles in turn, and their uniformity is measured too.
     `labels` (n,) are class indices, negative where a sample has no label. `jobs` is the number of processes
     for homology. A metric that cannot be computed is missing from the result, and `left_out` says why.
     docs/geometry.md explains each metric.
@@ -78,6 +96,10 @@ def measure(x: Array, labels: NDArray[np.integer] | None, options: Options, jobs
         measured["dimension"] = attempt("dimension", lambda: dimension.summary(x))
         measured["shape"] = attempt("shape", lambda: shape.summary(x, seed=options.seed))
         measured["normality"] = attempt("normality", lambda: normality.summary(x, seed=options.seed))
+        if circles:
+            measured["uniformity_over_null"] = attempt(
+                "uniformity of angles", lambda: angle_uniformity.of_circles(x, options.seed)
+            )
         if labels is not None:
             measured["collisions"] = attempt(
                 "collisions", lambda: shape.collisions(x, labels[chosen], seed=options.seed)
