@@ -15,6 +15,8 @@ from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import comparison_page, over_seeds, sentences
 from eval_suite.report.comparison import Comparison
 from eval_suite.report.standing import leaders
+from eval_suite.report.summary.advice import what_next
+from eval_suite.report.summary.lines import about_usefulness
 from isotorus.errors import one_line
 
 SHOWN = 3
@@ -43,7 +45,7 @@ def show(
             if len(outcomes) == 1:
                 said = [sentences.about_scores(results), *said, *_done_and_found(results)]
             else:
-                said.append(sentences.about_usefulness(results))
+                said.append(about_usefulness(results))
             for line in filter(None, said):
                 tell(line, quiet=quiet)
         page = outcome.task.out / "report.html"
@@ -71,9 +73,9 @@ def _done_and_found(results: dict[str, Any]) -> list[str]:
         splits = [name for name in ("train", "val") if name in data] if reported == "folds" else [reported]
         labelled = sum(data[name]["labelled"] for name in splits)
         scored = f", scored on {sentences.SPLITS[reported]} ({labelled} labelled images)"
-    headline = " ".join(filter(None, (sentences.headline(results), sentences.what_next(results))))
-    found = f"{sentences.about_collapse(results)} {headline or sentences.about_usefulness(results)}".strip()
-    return [f"Done: {checkpoint['name']}, {trained}{scored}.", f"Result: {found}"]
+    found = sentences.headline(results) or sentences.about_scores(results)
+    said = (sentences.about_collapse(results), found, what_next(results))
+    return [f"Done: {checkpoint['name']}, {trained}{scored}.", f"Result: {' '.join(filter(None, said))}"]
 
 
 def _own_images(run: Path) -> str:
@@ -161,7 +163,7 @@ def _rows(compared: Comparison) -> Table:
 def _about_comparison(compared: Comparison) -> list[str]:
     """Return the headline of each group of seeds, the best checkpoints, and what was kept apart."""
     said = [
-        f"{row.name}, {len(row.seeds)} seeds, step {row.step}: {found} {sentences.what_next(row.results)}"
+        f"{row.name}, {len(row.seeds)} seeds, step {row.step}: {found} {what_next(row.results)}"
         for row in over_seeds.newest(compared.rows)
         if (found := sentences.headline(row.results))
     ]

@@ -98,11 +98,11 @@ def main(argv: Sequence[str]) -> int:
     homes = {c.run or c.folder.parent for c in checkpoints}
     if args.out is None and len(homes) > 1:
         raise UserError(f"{len(homes)} runs are named; say with --out where the page of all should go")
-    home = homes.pop()
+    runs, home = len(homes), homes.pop()
     name = "layers-average" if all(c.is_average for c in checkpoints) else "layers"
     out = Path(args.out) if args.out else home / "eval" / name
     results.make_folder(out, home)
-    seconds = sum(estimate.values()) * len(checkpoints)
+    seconds = sum(estimate.values()) * (len(checkpoints) + runs)  # and each run's encoder untrained
     terminal.tell(f"{len(checkpoints)} checkpoints, about {duration(max(seconds, 1.0))}", quiet=args.json)
     started = time.monotonic()
     measured: dict[str, Any] = {

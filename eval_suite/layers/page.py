@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from eval_suite.layers import bending
+from eval_suite.layers.conclusion import conclusion
 from eval_suite.layers.quantities import QUANTITIES, Quantity
 from eval_suite.report.figures import INK, hide_axes, svg
 from eval_suite.report.pages import template
@@ -29,47 +30,68 @@ WIDE = 40.0
 def render(results: Mapping[str, Any]) -> str:
     """Return the page for results in the form of layers.json."""
     return template("layers").render(
-        found=results, runs=[_run(run, results["inputs"]["metrics"]) for run in results["runs"]]
+        found=results, runs=[_run(run, results["inputs"]) for run in results["runs"]]
     )
 
 
-def _run(run: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
-    """Draw one run: figures by theme, titles of quantities without any value, and holonomy maps."""
+def _run(run: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw one run: its conclusion, figures by theme, quantities without any value, and holonomy maps."""
     themes: dict[str, list[dict[str, Any]]] = {}
     missing = []
     for quantity in QUANTITIES:
-        if quantity.name not in chosen:
+        if quantity.name not in inputs["metrics"]:
             continue
         values = _matrix(run, quantity.name)
+        first = _row(run, run.get("untrained") or {}, quantity.name)
         if np.isnan(values).all():
             missing.append(quantity.title)
             continue
-        drawn = heat_map(values, [c["step"] for c in run["checkpoints"]], quantity)
-        card = {"quantity": quantity, "figure": Markup(drawn), "change": _change(values)}
+        steps = [f"{c['step']:,}" for c in run["checkpoints"]]
+        shown = values
+        if not np.isnan(first).all():
+            shown, steps = np.vstack([first, values]), ["untrained", *steps]
+        drawn = heat_map(shown, steps, quantity)
+        card = {"quantity": quantity, "figure": Markup(drawn), "change": _change(first, values)}
         themes.setdefault(quantity.theme, []).append(card)
     maps = [(x["image"], x["sample"], Markup(image_map(x["defect"]))) for x in run.get("holonomy_maps", [])]
     paths = run.get("paths", [])
     said = bending.reading(paths) if paths else ""
-    return {"run": run, "themes": themes, "missing": missing, "maps": maps, "paths": paths, "said": said}
+    lines = conclusion(run, inputs["data"])
+    return {
+        "run": run,
+        "summary": lines,
+        "themes": themes,
+        "missing": missing,
+        "maps": maps,
+        "paths": paths,
+        "said": said,
+    }
 
 
 def _matrix(run: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     """Return the values of a quantity, (checkpoints, blocks), with nan where it has no value."""
-    rows = [c["values"].get(name, [None] * len(run["blocks"])) for c in run["checkpoints"]]
-    return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
+    return np.array([_row(run, c["values"], name) for c in run["checkpoints"]], dtype=np.float64)
 
 
-def _change(values: NDArray[np.float64]) -> str:
-    """Return a caption with the mean over blocks at the first and the last checkpoint that have values."""
-    whole = values[~np.isnan(values).all(axis=1)]
-    first, last = np.nanmean(whole[0]), np.nanmean(whole[-1])
-    return (
-        f"mean over blocks {first:.3g}" if len(whole) == 1 else f"mean over blocks {first:.3g} → {last:.3g}"
-    )
+def _row(run: Mapping[str, Any], values: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    """Return the values (blocks,) of a quantity, with nan where it has no value."""
+    row = values.get(name, [None] * len(run["blocks"]))
+    return np.array([np.nan if value is None else value for value in row], dtype=np.float64)
 
 
-def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quantity) -> str:
-    """Draw `values` (checkpoints, blocks) as SVG, first checkpoint at the top; nan leaves a cell empty."""
+def _change(untrained: NDArray[np.float64], values: NDArray[np.float64]) -> str:
+    """Return a caption with means over blocks: untrained, at the first and at the last checkpoint."""
+    whole = [row for row in values if not np.isnan(row).all()]
+    means = [f"{np.nanmean(row):.3g}" for row in (whole[0], whole[-1])[2 - min(2, len(whole)) :]]
+    before = "" if np.isnan(untrained).all() else f"untrained {np.nanmean(untrained):.3g}, "
+    return f"mean over blocks {before}{' → '.join(means)}"
+
+
+def heat_map(values: NDArray[np.float64], steps: Sequence[str], quantity: Quantity) -> str:
+    """Draw `values` (checkpoints, blocks) as SVG, first checkpoint at the top; nan leaves a cell empty.
+
+    `steps` names the rows.
+    """
     rows, columns = values.shape
     norm, colours = _colours(values, quantity.reference)
 
@@ -77,7 +99,7 @@ def heat_map(values: NDArray[np.float64], steps: Sequence[int], quantity: Quanti
         mesh = axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="none")
         axes.invert_yaxis()
         shown = np.unique(np.linspace(0, rows - 1, min(rows, 10)).astype(int))
-        axes.set_yticks(shown + 0.5, [f"{steps[i]:,}" for i in shown])
+        axes.set_yticks(shown + 0.5, [steps[i] for i in shown])
         every = max(1, -(-columns // 14))
         axes.set_xticks(np.arange(0, columns, every) + 0.5, [str(i) for i in range(0, columns, every)])
         axes.set_xlabel("block")

@@ -103,11 +103,11 @@ class Survey:
         bar.
         """
         runs: dict[str, dict[str, Any]] = {}
-        failures = []
+        failures: list[dict[str, str]] = []
         before: dict[str, Trace] = {}
         last = {_home(checkpoint): checkpoint for checkpoint in checkpoints}
         with Progress(transient=True, disable=quiet, console=Console(stderr=True)) as progress:
-            task = progress.add_task("layers", total=len(checkpoints))
+            task = progress.add_task("layers", total=len(checkpoints) + len(last))
             for checkpoint in checkpoints:
                 home = _home(checkpoint)
                 title = f"{checkpoint.name}, step {checkpoint.encoder.step}"
@@ -122,7 +122,12 @@ class Survey:
                 finally:
                     progress.advance(task)
                 names = [block.name for block in subject.blocks]
-                run = runs.setdefault(home, _run(checkpoint, names))
+                if home not in runs:
+                    progress.update(task, description=f"{checkpoint.name}, untrained")
+                    runs[home] = _run(checkpoint, names)
+                    runs[home]["untrained"] = self._untrained(checkpoint, chosen, failures)
+                    progress.advance(task)
+                run = runs[home]
                 run["checkpoints"].append(
                     {
                         "step": checkpoint.encoder.step,
@@ -136,6 +141,17 @@ class Survey:
                 if "bending" in chosen and checkpoint is last[home]:
                     run["paths"] = self._paths(subject, checkpoint)
         return {"runs": list(runs.values()), "failures": failures}
+
+    def _untrained(
+        self, checkpoint: Checkpoint, chosen: tuple[str, ...], failures: list[dict[str, str]]
+    ) -> dict[str, Any] | None:
+        """Measure the encoder as it was initialised; None if that fails, which `failures` then says."""
+        try:
+            return measure(self.subject(checkpoint, untrained=True), chosen, None)[0]
+        except Exception as error:  # whatever it is, the checkpoints are measured
+            log.debug("untrained", exc_info=True)
+            failures.append({"title": f"{checkpoint.name}, untrained", "reason": reason(error)})
+            return None
 
     def _paths(self, subject: Subject, checkpoint: Checkpoint) -> list[dict[str, Any]]:
         """Return how paths of augmented images bend in a checkpoint, beside the same encoder untrained."""
@@ -156,11 +172,15 @@ class Survey:
             for row, defect in zip(self.rows().tolist(), holonomy_maps(subject), strict=False)
         ]
 
-    def subject(self, checkpoint: Checkpoint) -> Subject:
-        """Load a checkpoint's encoder, onto the GPU if there is one, and the images as it takes them."""
+    def subject(self, checkpoint: Checkpoint, *, untrained: bool = False) -> Subject:
+        """Load a checkpoint's encoder, onto the GPU if there is one, and the images as it takes them.
+
+        If `untrained`, the encoder is as it was initialised.
+        """
         described = checkpoint.encoder
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = checkpoint.pretrained().eval().to(device)
+        encoder = checkpoint.untrained() if untrained else checkpoint.pretrained()
+        encoder = encoder.eval().to(device)
         rows = self.rows()
         images = load(self.dataset, rows, described)
         return Subject(

@@ -7,7 +7,7 @@ import io
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -72,35 +72,67 @@ def class_colours(count: int) -> list[str]:
     return [matplotlib.colors.to_hex(colour) for colour in wheel]
 
 
-def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = None) -> str:
-    """Draw a quantity over the steps of a run, with a dashed line at the step `mark`."""
-
-    def draw(axes: Axes) -> None:
-        shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int))
-        x, y = np.asarray(steps)[shown], np.asarray(values)[shown]
-        axes.plot(x, y, color=COLOURS["pretrained"], linewidth=1.4, marker="o" if len(x) == 1 else None)
-        if mark is not None and mark < max(steps):
-            axes.axvline(mark, **DASHED)
-        _step_axes(axes)
-
-    return svg(draw, 3.6, 2.1)
+def draw_curve(
+    axes: Axes, steps: Sequence[float], values: Sequence[float], mark: float | None = None
+) -> None:
+    """Draw a quantity over the steps of a run; a dashed line is at the step `mark` unless it is the last."""
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).astype(int))
+    x, y = np.asarray(steps)[shown], np.asarray(values)[shown]
+    axes.plot(x, y, color=COLOURS["pretrained"], linewidth=1.4, marker="o" if len(x) == 1 else None)
+    if mark is not None and mark < max(steps):
+        axes.axvline(mark, **DASHED)
+    _step_axes(axes)
 
 
-Series = Sequence[tuple[Sequence[tuple[float, float]], str]]
-"""Lines over the steps of several runs, each given as points (step, value) and a colour."""
+class Line(NamedTuple):
+    """A line over the steps of a run: points (step, value), a colour, and the interval of each value."""
+
+    points: Sequence[tuple[float, float]]
+    colour: str
+    bounds: Sequence[tuple[float | None, float | None]] = ()
 
 
-def lines(series: Series, dashed: Series = ()) -> str:
+def lines(series: Sequence[Line], dashed: Sequence[Line] = ()) -> str:
     """Draw a quantity over the steps of several runs, and another one, such as a train score, dashed."""
 
     def draw(axes: Axes) -> None:
         for style, drawn in (("-", series), ("--", dashed)):
-            for points, colour in drawn:
-                of_line: dict[str, Any] = {"linewidth": 1.4, "linestyle": style, "markersize": 3.5}
-                axes.plot(*np.asarray(points).T, color=colour, marker="o", **of_line)
+            for line in drawn:
+                x, y = np.asarray(line.points, dtype=float).T
+                axes.plot(x, y, color=line.colour, marker="o", linewidth=1.4, linestyle=style, markersize=3.5)
+                if line.bounds:
+                    low, high = np.asarray(line.bounds, dtype=float).T
+                    axes.errorbar(
+                        x,
+                        y,
+                        np.maximum((y - low, high - y), 0),
+                        color=line.colour,
+                        linewidth=0,
+                        elinewidth=0.9,
+                    )
         _step_axes(axes)
 
     return svg(draw, 3.6, 2.1)
+
+
+def leads(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Draw by how many points an encoder is ahead of others; a row is a name, the value and its interval.
+
+    The axis always holds 0, where both are level.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, (name, value, low, high) in enumerate(rows):
+            of_row = colour(name)
+            if np.isfinite([low, high]).all():
+                line: dict[str, Any] = {"linewidth": 5, "alpha": 0.35, "solid_capstyle": "round"}
+                axes.plot([100 * low, 100 * high], [place, place], color=of_row, **line)
+            axes.plot(100 * value, place, "o", color=of_row, markersize=7)
+        axes.axvline(0, **DASHED)
+        _named_rows(axes, [name for name, *_ in rows])
+        axes.set_xlabel("points ahead")
+
+    return svg(draw, 3.6, 0.6 + 0.28 * len(rows))
 
 
 def pairs(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str) -> str:
@@ -115,8 +147,11 @@ def pairs(points: Sequence[tuple[float, float, str]], x_label: str, y_label: str
     return svg(draw, 4.2, 2.8)
 
 
-def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float, label: str) -> str:
-    """Draw scores with their intervals, a row for each representation, and `chance` as a dashed line."""
+def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float) -> str:
+    """Draw scores with their intervals, a row for each representation, and `chance` as a dashed line.
+
+    The axis says where it begins, if that is not at 0.
+    """
 
     def draw(axes: Axes) -> None:
         for place, (name, value, (low, high)) in enumerate(rows):
@@ -125,16 +160,12 @@ def intervals(rows: Sequence[tuple[str, float, Sequence[float]]], chance: float,
             axes.plot([100 * low, 100 * high], [place, place], color=of_row, **line)
             axes.plot(100 * value, place, "o", color=of_row, markersize=7)
         axes.axvline(100 * chance, **DASHED)
-        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        _named_rows(axes, [name for name, _, _ in rows])
         low = min([chance, *(interval[0] for _, _, interval in rows)])
         high = max(interval[1] for _, _, interval in rows)
-        axes.set_xlim(100 * low - 2, min(100.5, 100 * high + 2))
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(label)
+        least = 100 * low - 2
+        axes.set_xlim(least, min(100.5, 100 * high + 2))
+        axes.set_xlabel(f"%, from {least:.0f} on" if least > 0 else "%")
 
     return svg(draw, 2.8, 0.6 + 0.28 * len(rows))
 
@@ -183,6 +214,16 @@ def spectrum(eigenvalues: Mapping[str, Sequence[float]]) -> str:
         axes.set_ylabel("share of the variance")
 
     return svg(draw, 4.2, 2.5)
+
+
+def _named_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Give each row of a figure its name, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _step_axes(axes: Axes) -> None:

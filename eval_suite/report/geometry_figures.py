@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from eval_suite.report.figures import INK, hide_axes, svg
+from eval_suite.report.figures import INK, svg
 
 DIMENSIONS = ("#8d8d8d", "#3f7fd9", "#e0703c")
 """Colours of components, loops and voids, the homology of dimension 0, 1 and 2."""
@@ -89,12 +89,22 @@ def eigenvalues(spectra: Mapping[str, Sequence[float]]) -> str:
 
 
 def circle_map(points: NDArray[np.floating], angles: NDArray[np.floating]) -> str:
-    """Draw points (n, 2) in the colour of a circular coordinate (n,), in radians."""
+    """Draw the first two principal components (n, 2) in the colour of a circular coordinate (n,), in radians.
+
+    A bar beside the axes says which colour is which angle.
+    """
 
     def draw(axes: Axes) -> None:
-        dots: dict[str, Any] = {"cmap": "hsv", "vmin": 0, "vmax": 2 * np.pi, "s": 9, "linewidths": 0}
-        drawn = axes.scatter(points[:, 0], points[:, 1], c=np.mod(angles, 2 * np.pi), **dots)
+        dots: dict[str, Any] = {"cmap": "hsv", "vmin": 0, "vmax": 360, "s": 9, "linewidths": 0}
+        drawn = axes.scatter(points[:, 0], points[:, 1], c=np.degrees(np.mod(angles, 2 * np.pi)), **dots)
         drawn.set_rasterized(True)
-        hide_axes(axes)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("principal component 1")
+        axes.set_ylabel("principal component 2")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+        assert axes.figure is not None
+        bar = axes.figure.colorbar(drawn, ax=axes, ticks=range(0, 361, 90), format="%d°", fraction=0.05)
+        bar.outline.set_visible(False)
 
     return svg(draw, 3.6, 3.0)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,26 +22,19 @@ from eval_suite.report.pages import template
 from eval_suite.report.sentences import (
     CLOUDS,
     SPLITS,
-    about_collapse,
     about_geometry,
     about_scores,
-    headline,
-    what_next,
+    disagreements,
 )
 from eval_suite.report.standing import baselines, lead, leaders, standings
+from eval_suite.report.summary.lines import summary
+from eval_suite.report.training.charts import FIRST, Chart, charts
+from eval_suite.report.training.healthy import SOURCE
 from eval_suite.report.training.log import logged
+from eval_suite.results import dig
 from isotorus import foreign_files, randomness
 from isotorus.errors import UserError
 
-CURVES = {
-    "loss": "loss",
-    "lr": "learning rate",
-    "images_per_second": "throughput, images per second",
-    "grad_norm": "gradient norm",
-    "data_wait": "waiting for data",
-}
-"""Labels of logged quantities; others are labelled by their name."""
-NOT_CURVES = {"step", "samples", "epoch", "time", "memory_gib", "skipped_steps"}
 LEGEND = 12
 """Largest number of classes in the legend."""
 Sets = Mapping[str, Mapping[str, Mapping[str, NDArray[np.float32]]]]
@@ -74,6 +67,7 @@ def render(
     labels = targets[reported].class_indices()[shown]
     measured = results["representations"]["pretrained"]
     channels = checkpoint.encoder.channels if checkpoint else 3
+    rows = logged(checkpoint.run) if checkpoint and checkpoint.run else []
     return template("report").render(
         results=results,
         reported=reported,
@@ -87,16 +81,23 @@ def render(
         split=SPLITS.get(results["reported_on"], ""),
         scores=SCORES,
         names={name: names.title(name) for name in results["representations"]},
-        cloud_metrics=CLOUD,
+        cloud_metrics=[
+            m for m in CLOUD if any(dig(of, m.path) is not None for of in results["geometry"].values())
+        ],
         colours={name: figures.colour(name) for name in results["representations"]},
-        reading=" ".join(filter(None, (about_collapse(results), headline(results)))),
-        details=[said for said in (what_next(results), about_scores(results)) if said],
+        summary=summary(
+            results,
+            [row for row in rows if row["step"] <= (checkpoint.step if checkpoint else 0)],
+            certificate,
+        ),
+        about_scores=" ".join(filter(None, (disagreements(results), about_scores(results)))),
         about_geometry=about_geometry(results),
         certificate=certified.section(certificate),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
         intervals=_intervals(results, undrawn),
         label_curves=_label_curves(results, undrawn),
-        curves=_curves(checkpoint, undrawn) if checkpoint else [],
+        charts=_charts(rows, checkpoint.step, undrawn) if checkpoint else ([], []),
+        source=SOURCE,
         maps=_maps({name: embeddings[name][reported][shown] for name in encoders}, labels, colours, undrawn),
         mapped=len(shown),
         legend=list(zip(results["classes"], colours, strict=True))[:LEGEND],
@@ -261,28 +262,21 @@ def _intervals(results: Mapping[str, Any], undrawn: Undrawn) -> list[tuple[str, 
             ]
             if rows:
                 chance = 1 / max(len(results["classes"]), 1) if score.chance is None else score.chance
-                draw = partial(figures.intervals, rows, chance, f"{score.label}, %")
+                draw = partial(figures.intervals, rows, chance)
                 panels += _drawn(f"{score.label}, {described.label}", draw, undrawn)
     return panels
 
 
-def _curves(checkpoint: Checkpoint, undrawn: Undrawn) -> list[tuple[str, Markup]]:
-    """Draw what the run logged: the loss, its parts in the order of the log, then the other known curves.
-
-    A quantity without a label in `CURVES` that never changes is left out.
-    """
-    rows = logged(checkpoint.run) if checkpoint.run else []
-    keys = [key for key in {key: None for row in rows for key in row} if key not in NOT_CURVES]
-    parts = [key for key in keys if key not in CURVES]
-    curves: list[tuple[str, Markup]] = []
-    for key in ("loss", *parts, *[key for key in CURVES if key != "loss"]):
-        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-        if not points or (key not in CURVES and len({value for _, value in points}) == 1 < len(points)):
-            continue
-        steps, values = zip(*points, strict=True)
-        draw = partial(figures.curve, steps, values, checkpoint.step)
-        curves += _drawn(CURVES.get(key, key.replace("_", " ")), draw, undrawn)
-    return curves
+def _charts(
+    rows: Sequence[dict[str, Any]], step: int, undrawn: Undrawn
+) -> tuple[list[tuple[Chart, Markup]], list[tuple[Chart, Markup]]]:
+    """Draw what the run logged: the charts that the page shows at once, and those that it folds."""
+    drawn = [
+        (chart, figure)
+        for chart in charts(rows, step)
+        for _, figure in _drawn(chart.title, chart.draw, undrawn)
+    ]
+    return drawn[:FIRST], drawn[FIRST:]
 
 
 def _spectrum(results: Mapping[str, Any], encoders: list[str], undrawn: Undrawn) -> Markup | None:

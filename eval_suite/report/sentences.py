@@ -1,7 +1,6 @@
 """The results in sentences, with no more certainty than the intervals and error rates allow."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from eval_suite.geometry.verdict import FLAT_TORI, NONE
@@ -19,15 +18,6 @@ CLOUDS = {
 SPLITS = {"test": "the test split", "val": "the validation split", "folds": "held-out folds"}
 """What the scores are reported on."""
 Results = Mapping[str, Any]
-
-
-def about_usefulness(results: Results) -> str:
-    """Say whether pretraining helps, what to do next, and how well the pretrained encoder scores.
-
-    A collapsed encoder, or baseline, is named before anything else.
-    """
-    said = (about_collapse(results), headline(results), about_scores(results), what_next(results))
-    return " ".join(filter(None, said))
 
 
 def about_collapse(results: Results) -> str:
@@ -50,10 +40,15 @@ def headline(results: Results) -> str:
     found = standings(results)
     if not found:
         return ""
+    return " ".join(filter(None, (verdict(found[0], results), disagreements(results))))
+
+
+def disagreements(results: Results) -> str:
+    """Name the methods that come to another outcome than the first, and baselines that it lacks."""
+    if not (found := standings(results)):
+        return ""
     first, *others = found
-    by = "with these seeds" if "seeds" in results["checkpoint"] else "on this set"
-    said = [_verdict(first, by)]
-    said += [
+    said = [
         f"{METHODS[other.method].label} disagrees: {_briefly(other)}."
         for other in others
         if other.outcome != first.outcome
@@ -64,41 +59,9 @@ def headline(results: Results) -> str:
     return " ".join(said)
 
 
-def what_next(results: Results) -> str:
-    """Say in one sentence what to do after this outcome; an empty string without baselines."""
-    found = standings(results)
-    if not found:
-        return ""
-    standing, checkpoint = found[0], results["checkpoint"]
-    run, folder, step = checkpoint["run"], checkpoint["folder"], checkpoint["step"]
-    longer = f"train longer (steps={2 * step})"
-    if standing.outcome == "ahead":
-        return f"Next: use it: isotorus export {folder} encoder/" if run else "Next: use it as it is."
-    if not run:
-        return f"Next: pretrain it on these images (encoder.weights={folder})."
-    if standing.outcome == "ahead of untrained":
-        if standing.best.baseline in ("pixels", "handmade"):
-            return f"Next: {longer}, or try other crops: isotorus sweep with values of views.global_scale."
-        return f"Next: {longer}, or start from those weights (encoder.weights=FOLDER)."
-    if standing.outcome == "unclear":
-        if "seeds" in checkpoint:
-            return f"Next: {longer}, or train more seeds; four times as many halve the interval."
-        if results["reported_on"] != "folds":
-            return (
-                f"Next: {longer}, or score with --folds 5, which uses the labelled images of train and val."
-            )
-        return f"Next: {longer} or, to see half the effect, label four times as many images."
-    if results["representations"]["pretrained"].get("collapsed"):
-        return "Next: train with a larger objective.weight, which prevents a collapse."
-    sweep = f"isotorus sweep --config {Path(run) / 'config.yaml'} optimizer.lr=3e-4,1e-3,3e-3"
-    return f"Next: try other learning rates: {sweep}"
-
-
-def _verdict(standing: Standing, seen: str) -> str:
-    """Say one of the four outcomes, with the interval of the lead over the best baseline.
-
-    `seen` says where smaller effects cannot be seen.
-    """
+def verdict(standing: Standing, results: Results) -> str:
+    """Say one of the four outcomes, with the interval of the lead over the best baseline."""
+    seen = "with these seeds" if "seeds" in results["checkpoint"] else "on this set"
     best, by = standing.best, f"{METHODS[standing.method].label}, {SCORES[standing.score].label}"
     rival = names.phrase(best.baseline)
     over = rival if names.is_untrained(best.baseline) else f"the best baseline, {rival}"

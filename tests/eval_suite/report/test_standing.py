@@ -2,8 +2,10 @@
 
 import pytest
 
-from eval_suite.report.sentences import about_usefulness, headline, what_next
+from eval_suite.report.sentences import headline
 from eval_suite.report.standing import leaders, standings
+from eval_suite.report.summary.advice import what_next
+from eval_suite.report.summary.lines import about_usefulness
 from tests.eval_suite.report.compared import results
 
 
@@ -16,7 +18,7 @@ def test_ahead_of_every_baseline():
         "Pretraining helps: 3.0 points ahead of the best baseline, raw pixels "
         "(95\u00a0% interval +1.0 to +5.0; linear probe, AUROC)."
     )
-    assert what_next(found) == "Next: use it: isotorus export runs/a/checkpoints/latest encoder/"
+    assert what_next(found) == "Next: use it: isotorus export runs/a/checkpoints/latest --out encoder"
 
 
 def test_ahead_of_untrained_but_far_behind_pixels_is_not_yet_a_help():
@@ -127,7 +129,8 @@ def test_a_baseline_without_a_score_is_named_and_costs_nothing_else():
     assert headline(found) == ""
     assert about_usefulness(found) == (
         "The pretrained encoder on the test split: linear probe AUROC 80.0\u00a0%, "
-        "balanced accuracy 70.0\u00a0%."
+        "balanced accuracy 70.0\u00a0%. Next: compare it with baselines: "
+        "isotorus eval runs/a --baselines untrained,pixels,handmade"
     )
 
 
