@@ -15,8 +15,10 @@ from eval_suite.report.loss_correlation import ALPHA, Correlation
 from eval_suite.report.over_seeds import Row, newest, paired, t_interval
 from eval_suite.report.pages import template
 from eval_suite.report.results_table import LOSS
-from eval_suite.report.sentences import headline, what_next
+from eval_suite.report.sentences import headline, shape_in_words
 from eval_suite.report.standing import baselines, lead, standings
+from eval_suite.report.summary.advice import what_next
+from eval_suite.report.summary.of_comparison import of_comparison
 from eval_suite.results import dig
 
 Flat = Mapping[str, Any]
@@ -38,6 +40,17 @@ QUANTITIES = {
     LOSS: "training loss",
 }
 """What is drawn over the steps of a run: its column in the table of results, and its label."""
+
+
+_OF_CLOUDS = (
+    "dimension/two_nn",
+    "graph/gap",
+    "graph/torus_ratio",
+    "normality/sigreg",
+    "uniformity_over_null",
+)
+SIDE_BY_SIDE = [metric for metric in CLOUD if metric.path in _OF_CLOUDS]
+"""What the table of geometry shows of the embedding and of a torus head's angles."""
 
 
 class Difference(NamedTuple):
@@ -79,11 +92,15 @@ def render(
         level={path: level(rows, path.removeprefix("pretrained/")) for path in scores},
         marked=[each.row for each in best],
         sentences=[each.sentence for each in best],
+        summary=of_comparison(rows, best),
         headlines=[
             (row, f"{said} {what_next(row.results)}")
             for row in newest(rows)
             if (said := headline(row.results))
         ],
+        leads=_leads(rows),
+        clouds=_clouds(rows),
+        cloud_metrics=[m for m in SIDE_BY_SIDE if any(of[m.path] is not None for *_, of in _clouds(rows))],
         differences=differences(rows),
         notes=notes,
         panels=_panels(named, rows, table, colours),
@@ -202,25 +219,68 @@ def _memorising(
     return panels
 
 
+def _leads(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    """Draw, for the newest step of each name, by how much it is ahead of each of its baselines."""
+    panels = []
+    for row in _newest_of_each(rows):
+        if not (found := standings(row.results)):
+            continue
+        path = f"{found[0].method}/{found[0].score}"
+        over = [lead(row.results, path, name) for name in baselines(row.results)]
+        drawn = [(each.baseline, each.value, each.low, each.high) for each in over if each]
+        by = f"{METHODS[found[0].method].label}, {SCORES[found[0].score].label}"
+        panels.append((f"{row.name}, step {row.step:,}: {by}", Markup(figures.leads(drawn))))
+    return panels
+
+
+def _newest_of_each(rows: Sequence[Row]) -> list[Row]:
+    """Return the row of the largest step of each name."""
+    largest: dict[str, Row] = {}
+    for row in rows:
+        if row.name not in largest or row.step > largest[row.name].step:
+            largest[row.name] = row
+    return list(largest.values())
+
+
+def _clouds(rows: Sequence[Row]) -> list[tuple[Row, str, str, dict[str, float | None]]]:
+    """Return for each row and each of its clouds the row, the cloud, its shape in words, and its numbers."""
+    made = []
+    for row in rows:
+        for cloud in ("embedding", "angles"):
+            if (of := row.results["geometry"].get(cloud)) is None:
+                continue
+            shape = shape_in_words(of["verdict"]) if "verdict" in of else "–"
+            made.append((row, cloud, shape, {m.path: dig(of, m.path) for m in SIDE_BY_SIDE}))
+    return made
+
+
 def _over_steps(
     column: str,
     named: Sequence[str],
     rows: Sequence[Row],
     table: Sequence[Flat],
     colours: Mapping[str, str],
-) -> figures.Series | None:
+) -> list[figures.Line] | None:
     """Return a line over the steps for each name that has values; None if all have one step only."""
-    lines = {
+    ends = f"{column}_low", f"{column}_high"
+    found = {
         name: sorted(
-            (row.step, flat[column])
-            for row, flat in zip(rows, table, strict=True)
-            if row.name == name and flat.get(column) is not None
+            (
+                (row.step, flat[column], *(flat.get(end) for end in ends))
+                for row, flat in zip(rows, table, strict=True)
+                if row.name == name and flat.get(column) is not None
+            ),
+            key=lambda point: point[0],
         )
         for name in named
     }
-    if all(len(points) < 2 for points in lines.values()):
+    if all(len(points) < 2 for points in found.values()):
         return None
-    return [(points, colours[name]) for name, points in lines.items() if points]
+    return [
+        figures.Line([point[:2] for point in points], colours[name], [point[2:] for point in points])
+        for name, points in found.items()
+        if points
+    ]
 
 
 def _address(folder: Path, out: Path) -> str:
