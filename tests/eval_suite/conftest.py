@@ -46,8 +46,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "loss": 1 / s,
             "prediction": 0.5 / s,
             "sigreg": 3.0 / s,
+            "sigreg_over_null": 1.0 + 3.0 / s,
             "lr": 1e-3 * s,
             "images_per_second": 90.0,
+            **{f"seconds_{i}": float(s + i) for i in range(5)},
         }
         for s in range(1, 11)
     ]

@@ -23,10 +23,15 @@ class Page(HTMLParser):
         self.text = ""
         self.rows: list[list[str]] = []
         self.in_cell = False
+        self.summary: list[str] = []
+        self._in_summary = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self._in_summary |= dict(attrs).get("class") == "summary"
+        if tag == "li" and self._in_summary:
+            self.summary.append("")
         if tag == "tr":
             self.rows.append([])
         elif tag in ("th", "td") and self.rows:
@@ -36,10 +41,13 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self._in_summary and self.summary:
+            self.summary[-1] += data
         if self.in_cell:
             self.rows[-1][-1] += data
 
     def handle_endtag(self, tag: str) -> None:
+        self._in_summary = self._in_summary and tag != "ul"
         self.in_cell = self.in_cell and tag not in ("th", "td")
 
 
@@ -88,9 +96,24 @@ def test_every_section_is_there(page: Page):
         "effective rank",
     ):
         assert caption in page.text
-    # Six scores, five curves, eigenvalues of two graphs, four maps, a spectrum; six queries, five neighbours.
-    assert page.tags.count("svg") == 18
+    # Six scores, eleven curves, two graphs, four maps, a spectrum; six queries, five neighbours.
+    assert page.tags.count("svg") == 24
     assert page.tags.count("img") == 36
+
+
+def test_it_begins_with_a_few_lines_that_end_with_something_to_try(page: Page):
+    first = [line.split()[0] for line in page.summary]
+    assert len(first) <= 5 and first[:2] == ["good", "health"] and first[-1] == "try"
+    assert "95\u00a0% interval" in page.summary[0]
+    assert "isotorus train --config" in page.summary[-1] or "isotorus export" in page.summary[-1]
+
+
+def test_eight_charts_of_the_log_are_shown_at_once_and_the_others_folded(evaluated):
+    section = evaluated.report.split("<h2>Training</h2>")[1].split("</section>")[0]
+    at_once, folded = section.split("<details>")
+    assert (at_once.count("<figure>"), folded.count("<figure>")) == (8, 3)
+    assert "3 more charts" in folded
+    assert "docs/healthy-run.md" in at_once and "healthy: 1 to 3" in at_once
 
 
 def test_a_checkpoint_outside_a_run_has_no_curves(checkpoint: Path, data, command):
@@ -152,7 +175,7 @@ def opened(page: str, folder: Path, width: int) -> str:
 
 @pytest.mark.parametrize("width", [390, 1200])
 def test_it_opens_in_a_browser_at_both_widths(evaluated, tmp_path: Path, width: int):
-    assert opened(evaluated.report, tmp_path / "page", width) == "18 true true"
+    assert opened(evaluated.report, tmp_path / "page", width) == "24 true true"
 
 
 @pytest.mark.parametrize("width", [390, 1200])
