@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from isotorus import jsonl
+from isotorus import foreign_files, jsonl
 from isotorus.errors import UserError
 from isotorus.numbers import duration
 from isotorus.recipe import read_yaml
@@ -19,6 +19,10 @@ from isotorus.recipe import read_yaml
 Row = dict[str, Any]
 _RECENT = 20
 """Number of newest rows whose median speed gives the time that is left."""
+_START = 120.0
+"""Seconds after which a run without any row is said to look into."""
+_ALIVE = 60.0
+"""Seconds without renewal after which a run's lock is that of a process that has ended."""
 _LONG = 600.0
 """Seconds without a second row after which a run stands still."""
 
@@ -38,6 +42,10 @@ class Standing:
     """Seconds since the newest row was written."""
     problem: str = ""
     """Why the run's files cannot be read; "" if they can."""
+    since: float | None = None
+    """Seconds since the newest start of the run wrote config.yaml; None without that file."""
+    holder: str = ""
+    """The process that trains it, in words; "" if none has renewed the run's lock in the last minute."""
 
     @property
     def step(self) -> int:
@@ -69,6 +77,11 @@ class Standing:
         """Time to the last step at the speed of the newest rows; None if it is not known."""
         each = self.seconds_a_step
         return None if each is None or self.steps is None else max(0, self.steps - self.step) * each
+
+    @property
+    def does_not_begin(self) -> bool:
+        """Whether the run has logged no step for longer than a start usually takes."""
+        return not self.rows and not self.finished and self.since is not None and self.since > _START
 
     @property
     def stands_still(self) -> bool:
@@ -117,7 +130,30 @@ def standing(run: Path) -> Standing:
     ]
     newest = ordered[-1].get("time") if ordered else None
     quiet = max(0.0, time.time() - newest) if isinstance(newest, int | float) else None
-    return Standing(run.name, ordered, _steps(run), max(saved, default=None), quiet)
+    since = _age(run / "config.yaml")
+    return Standing(
+        run.name, ordered, _steps(run), max(saved, default=None), quiet, since=since, holder=_holder(run)
+    )
+
+
+def _age(file: Path) -> float | None:
+    """Return the seconds since a file was written; None if it is not there."""
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _holder(run: Path) -> str:
+    """Return which process holds the run's lock and has renewed it lately; "" if none does."""
+    age = _age(run / "lock")
+    if age is None or age > _ALIVE:
+        return ""
+    try:
+        found = foreign_files.read_json(run / "lock")
+    except (OSError, UserError):  # empty, or being written
+        return ""
+    return f"process {found.get('pid')} on {found.get('host')}" if isinstance(found, dict) else ""
 
 
 def _steps(run: Path) -> int | None:
@@ -130,6 +166,18 @@ def _steps(run: Path) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def _not_begun(now: Standing) -> str:
+    """Say what to look at where a run has logged nothing for longer than a start takes."""
+    look = "look at the last lines of its terminal or log (of Slurm: slurm-*.out)"
+    waited = duration(now.since or 0)
+    if now.holder:
+        return (
+            f"no row after {waited}, but {now.holder} is alive: a row comes after log_every steps, and "
+            f"before the first step data and a compiled model are made ready; {look}"
+        )
+    return f"no row after {waited}, and no process holds the run: {look}; the same command starts it again"
+
+
 def notes(now: Standing) -> list[str]:
     """Return what in a run's newest rows is outside of the ranges of docs/healthy-run.md, and what to do."""
     if now.problem:
@@ -140,6 +188,8 @@ def notes(now: Standing) -> list[str]:
     if now.stands_still:
         quiet = duration(now.quiet or 0)
         said.append(f"nothing was logged for {quiet}; if the run has stopped, the same command continues it")
+    if now.does_not_begin:
+        said.append(_not_begun(now))
     if not now.rows:
         return said
     newest = now.rows[-1]

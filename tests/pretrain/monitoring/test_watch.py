@@ -16,6 +16,7 @@ import yaml
 
 from pretrain.monitoring.progress_of import notes, standing
 from pretrain.monitoring.watch_command import main, sparkline
+from pretrain.run_control.lock import hold
 
 WATCH = [sys.executable, "-m", "pretrain", "watch"]
 
@@ -105,6 +106,21 @@ def test_a_damaged_run_hides_no_other_and_contradicts_nothing(tmp_path: Path, ca
         and "same command continues it" in seen["killed"]
     )
     assert not standing(make_run(tmp_path / "first", rows=1, ago=100)).stands_still
+
+
+def test_a_run_that_does_not_begin_says_what_to_look_at(tmp_path: Path, capsys):
+    run = make_run(tmp_path / "run", rows=0)
+    assert notes(standing(run)) == []
+    old = time.time() - 600
+    os.utime(run / "config.yaml", (old, old))
+    (note,) = notes(standing(run))
+    assert "no row after 10 min" in note and "no process holds the run" in note and "log" in note
+    assert main([str(run), "--once"]) == 0 and "has not begun" in capsys.readouterr().out
+    # While its process lives, the first rows may only be late.
+    with hold(run):
+        (note,) = notes(standing(run))
+    assert f"process {os.getpid()} on " in note and "log_every" in note
+    assert "no process" in notes(standing(run))[0], "the lock is empty again"
 
 
 class Terminal:
