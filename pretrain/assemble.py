@@ -24,6 +24,7 @@ from pretrain.models.encoder import build_encoder
 from pretrain.models.frozen import freeze
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.guard import Guard
+from pretrain.monitoring.held_out import HeldOut
 from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.profiler import Profiler
 from pretrain.monitoring.timing import StepTimer, TimedEngine
@@ -58,6 +59,8 @@ class Run:
     """Number of steps done when the last row was logged."""
     windings: Windings | None = None
     """For a torus head with actions, unless `monitor` is 0."""
+    held_out: HeldOut | None = None
+    """If `held_out.path` is set."""
 
 
 def assemble(
@@ -113,6 +116,7 @@ def assemble(
     windings = None
     if config.monitor and takes_actions(config.objective, config.views):
         windings = Windings(config, inputs, engine)
+    held_out = HeldOut(config, inputs, inputs.held_out, engine) if inputs.held_out else None
     run = Run(
         config,
         inputs,
@@ -127,6 +131,7 @@ def assemble(
         start_up,
         state.step,
         windings,
+        held_out,
     )
     cleanup.callback(lambda: run.batches.close())
     return run

@@ -20,7 +20,7 @@ from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.config import AverageConfig, EncoderConfig
-from pretrain.monitoring.config import GuardConfig, ProfileConfig
+from pretrain.monitoring.config import GuardConfig, HeldOutConfig, ProfileConfig
 from pretrain.monitoring.mlflow import TrackingConfig
 from pretrain.run_control.config import StoppingConfig
 
@@ -64,6 +64,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
     stopping: StoppingConfig = StoppingConfig()
     tracking: TrackingConfig = TrackingConfig()
     profile: ProfileConfig = ProfileConfig()

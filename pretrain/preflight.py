@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.decoders.pixels import convertible
 from data_pipeline.sources import Sources
 from data_pipeline.storage.remote import ONE_ATTEMPT
 from data_pipeline.transforms.action_checks import doubts, refuse_rotations, refuse_unfit
@@ -54,6 +55,8 @@ class RunInputs:
     """The file to read the first weights from; None if they are random or a checkpoint is continued."""
     task: Task | None = None
     """What a supervised run predicts."""
+    held_out: Dataset | None = None
+    """The data set of `held_out.path`."""
 
 
 def check(config: Config, world_size: int) -> RunInputs:
@@ -79,9 +82,10 @@ def check(config: Config, world_size: int) -> RunInputs:
 
         task = read_task(config.objective, sources.datasets, config.data.channels)
         sources = sources.only(task.known)
+    held_out = _held_out(config, sources)
     newest = store.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
     mean, std = _normalisation(config, sources, newest)
-    inputs = RunInputs(sources, kwargs, width, mean, std, task=task)
+    inputs = RunInputs(sources, kwargs, width, mean, std, task=task, held_out=held_out)
     if newest is not None:
         try:
             _check_resume(config, inputs, newest)
@@ -107,6 +111,27 @@ def check(config: Config, world_size: int) -> RunInputs:
     if inputs.warm_start and (difference := silent_difference(encoder, inputs.warm_start.file)):
         log.warning("encoder.weights=%s fit in shape only: %s", config.encoder.weights, difference)
     return inputs
+
+
+def _held_out(config: Config, sources: Sources) -> Dataset | None:
+    """Open the data set of `held_out.path`, which must not be one that is trained on; None without a path."""
+    path = config.held_out.path
+    if path is None:
+        return None
+    dataset = Dataset(path, cache=config.data.cache)
+    if dataset.fingerprint in {each.fingerprint for each in sources.datasets}:
+        raise UserError(
+            f"held_out.path={path} is trained on, so it is not held out; name another set, such as shards/val"
+        )
+    if not convertible(dataset.channels, config.data.channels):
+        raise UserError(
+            f"held_out.path={path} has images of {dataset.channels} channels, but data.channels="
+            f"{config.data.channels}; name a set whose images have as many"
+        )
+    check_views(config.views, [dataset])
+    if len(dataset) < 2:
+        raise UserError(f"held_out.path={path} has {len(dataset)} images; name a set with 2 or more")
+    return dataset
 
 
 class Model(NamedTuple):

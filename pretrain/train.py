@@ -166,6 +166,10 @@ def log_row(run: Run, result: StepResult, scores: dict[str, float]) -> None:
         with run.timer.host("monitor"):
             row |= run.windings.measure(step)
     row |= scores
+    embedded = None
+    if run.held_out and run.held_out.due(step):
+        with run.timer.host("monitor"):
+            embedded = run.held_out.embed()
     if state.probe:
         row["probe_balanced_accuracy"] = state.probe.balanced_accuracy()
     row["lr"], _ = rates(config, step - 1)
@@ -176,7 +180,7 @@ def log_row(run: Run, result: StepResult, scores: dict[str, float]) -> None:
     row["images_per_second"] = config.data.batch_size / row["seconds_step"]
     row["corrupt_samples"] = run.corrupt.report(state.batch)
     if run.recorder:
-        run.recorder.write(step, row, covariance.cpu())
+        run.recorder.write(step, row, covariance.cpu(), embedded)
     run.last_logged = step
 
 

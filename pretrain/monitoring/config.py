@@ -1,7 +1,8 @@
-"""The sections `guard` and `profile` of a recipe."""
+"""The sections `guard`, `held_out` and `profile` of a recipe."""
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from isotorus.paths import PathText
 from isotorus.section import Section
 
 
@@ -17,6 +18,19 @@ class GuardConfig(Section):
     data up to the last of them."""
     rewinds: NonNegativeInt = 2
     """How often the run may return to the same checkpoint before it ends with an error."""
+
+
+class HeldOutConfig(Section):
+    path: PathText | None = None
+    """Packed data set that the run does not train on, such as shards/val. Now and then k-NN (if it has
+    labels) and RankMe are measured on some of its images and logged as held_out_knn and held_out_rankme.
+    Without a path nothing is measured."""
+    every: PositiveInt = 1000
+    """Steps from one measurement to the next; the first row of metrics.jsonl from there on has it, and so has
+    the last row. Training waits while the images are encoded; the rest is computed beside it."""
+    images: int = Field(1024, ge=2, le=10_000)
+    """Number of images, drawn by `seed`, that are encoded once for a measurement. The ranks divide them and
+    keep them in memory."""
 
 
 class ProfileConfig(Section):

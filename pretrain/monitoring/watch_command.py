@@ -26,6 +26,8 @@ SHOWN = {
     "val_balanced_accuracy": "val, balanced accuracy",
     "val_auroc": "val, AUROC",
     "val_r2": "val, R²",
+    "held_out_knn": "k-NN on held-out images",
+    "held_out_rankme": "RankMe on held-out images",
     "effective_rank": "effective rank",
     "grad_norm": "gradient norm",
 }
@@ -128,6 +130,8 @@ def _state(now: Standing) -> str:
         return "finished"
     if now.problem:
         return "cannot be read"
+    if now.does_not_begin:
+        return "starts slowly" if now.holder else "has not begun"
     if not now.rows:
         return "no step logged yet"
     if now.stands_still:

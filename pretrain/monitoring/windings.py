@@ -132,7 +132,7 @@ class Windings:
         repeats, together = len(turns) // len(images), len(turns) if by_batch else TOGETHER
         which = torch.arange(len(turns), device=device) // repeats
         mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
-        with _evaluating(self.engine.networks, self.batch_norms if by_batch else []):
+        with evaluating(self.engine.networks, self.batch_norms if by_batch else []):
             parts = which.split(together), to_device(turns, device).split(together)
             for some, angles in zip(*parts, strict=True):
                 turned = turn(images[some], self.actions, angles, self.config.views.border)
@@ -192,7 +192,7 @@ class Windings:
 
 
 @contextlib.contextmanager
-def _evaluating(networks: nn.Module, by_batch: Sequence[nn.Module]) -> Iterator[None]:
+def evaluating(networks: nn.Module, by_batch: Sequence[nn.Module] = ()) -> Iterator[None]:
     """Put networks into evaluation mode inside this context, all but the batch norms in `by_batch`.
 
     Those normalise by the batch; at the end, their running statistics are restored.

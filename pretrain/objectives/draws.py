@@ -11,6 +11,7 @@ DIRECTIONS = 1
 FREQUENCIES = 2
 TURNED_IMAGES = 3
 TURNS = 4
+HELD_OUT = 5
 
 
 def draws(seed: int, step: int, purpose: int) -> np.random.Generator:

@@ -23,7 +23,7 @@ from pretrain.distributed import world_size
 from pretrain.engines import Engine
 from pretrain.engines.automatic import in_words
 from pretrain.engines.networks import uses_bf16
-from pretrain.monitoring import collapse, mlflow, mlflow_run
+from pretrain.monitoring import collapse, held_out, mlflow, mlflow_run
 from pretrain.preflight import RunInputs
 from pretrain.recording import config_history
 
@@ -56,12 +56,18 @@ class Recorder:
         if self.mirror:
             self.mirror.start()
 
-    def write(self, step: int, measured: dict[str, float], covariance: Tensor) -> None:
+    def write(
+        self,
+        step: int,
+        measured: dict[str, float],
+        covariance: Tensor,
+        embedded: held_out.Embedded | None = None,
+    ) -> None:
         """Log what was measured after `step` steps, and warn if it looks bad.
 
         Training goes on while a thread computes what follows from the embeddings' covariance (on the CPU) and
-        writes the row. An error of the thread, such as that of a full disk, is raised by the next `write`,
-        `sync` or `rollback`.
+        where they are `embedded`, from held-out images, and writes the row. An error of the thread, such as
+        that of a full disk, is raised by the next `write`, `sync` or `rollback`.
         """
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
@@ -74,11 +80,15 @@ class Recorder:
         if self._seconds_at_peak:
             row["mfu"] = measured["images_per_second"] * self._seconds_at_peak
         self._wait()
-        self._writing = self._thread.submit(self._write, row, covariance)
+        self._writing = self._thread.submit(self._write, row, covariance, embedded)
 
-    def _write(self, measured: dict[str, Any], covariance: Tensor) -> None:
+    def _write(
+        self, measured: dict[str, Any], covariance: Tensor, embedded: held_out.Embedded | None
+    ) -> None:
         """Write a row; it is the thread's work."""
         row = collapse.conclude(measured, covariance)
+        if embedded is not None:
+            row |= held_out.conclude(embedded)
         self.file.write(row)
         self.progress.show(row)
         for warning in collapse.warnings(row):

@@ -20,6 +20,8 @@ LABELS = {
     "windings_right": "images whose angles wind right",
     "effective_rank": "effective rank of a batch",
     "probe_balanced_accuracy": "online probe, balanced accuracy",
+    "held_out_knn": "k-NN on held-out images, balanced accuracy",
+    "held_out_rankme": "RankMe on held-out images",
     "grad_norm": "gradient norm",
     "data_wait": "share of time waiting for data",
     "std_median": "median deviation of the encoder's output",
