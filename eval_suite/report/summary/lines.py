@@ -58,7 +58,7 @@ def _usefulness(results: Results) -> Line:
                 return Line(
                     "good for", f"{shown}. Nothing was measured beside it, so this alone says little."
                 )
-    return Line("good for", f"Not known without labels. {_unlabelled(results)}".strip())
+    return Line("good for", f"{about_scores(results)} {_unlabelled(results)}".strip())
 
 
 def _unlabelled(results: Results) -> str:

@@ -29,6 +29,7 @@ def outcomes() -> dict[str, dict[str, Any]]:
     """Return results of every kind of outcome, by a name."""
     unlabelled = results(baselines={})
     unlabelled |= {"kind": None, "reported_on": None, "data": SPLITS}
+    unlabelled["left_out"] = [{"metric": "probe", "reason": "train has no labels"}]
     unlabelled["representations"]["pretrained"] = {
         "rank": {"effective_rank": 7.8},
         "views": {"lidar": 12.0, "alignment": 0.3},
@@ -96,6 +97,7 @@ def test_an_unhealthy_run_is_named_with_what_to_change_first():
 def test_without_labels_it_says_what_is_measured_and_how_to_give_labels():
     first, *_, last = summary(outcomes()["unlabelled"], [])
     assert "LiDAR 12" in first.text and "alignment 0.3" in first.text and "effective rank 7.8" in first.text
+    assert "No scores against labels: train has no labels." in first.text
     assert "nearest neighbours" in first.text
     assert "--targets labels.csv" in last.command
 
