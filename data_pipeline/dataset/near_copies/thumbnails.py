@@ -1,0 +1,111 @@
+"""Small grey thumbnails of all images, in a file on the disk: what near copies are found by.
+
+A thumbnail has mean 0 and standard deviation 1, so brightness and contrast do not count. It takes 256 bytes
+of the disk and no memory.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline import pool
+from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.decoders.decode import largest_shrink
+from data_pipeline.decoders.pixels import Pixels
+
+SIDE = 16
+"""Side of a thumbnail in pixels."""
+AT_ONCE = 256
+"""Images that a worker reads in one task."""
+
+_UNIT = 32  # stands for one standard deviation in the bytes of a thumbnail
+_DECODED_SIDE = 256  # pixels that the shorter side must keep when a JPEG is decoded smaller
+
+Thumbnails = NDArray[np.int8]
+"""Thumbnails (n, `SIDE`, `SIDE`); those of flat images, and of images that cannot be read, are zero."""
+
+
+class _Task(NamedTuple):
+    """Some images of one data set."""
+
+    file: Path
+    row: int
+    """Row of the first image in the file."""
+    dataset: Dataset
+    indices: range
+
+
+def thumbnail(image: Pixels | NDArray[np.float32]) -> Thumbnails:
+    """Return the thumbnail (`SIDE`, `SIDE`) of an image (H, W, C): the mean over channels, averaged over
+    areas of equal size.
+    """
+    grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
+    small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
+    deviation = small.std()
+    # The averages of a flat image differ by the rounding of float32.
+    if deviation <= 1e-5 * np.abs(small).max(initial=0):
+        return np.zeros((SIDE, SIDE), np.int8)
+    scaled = np.rint((small - small.mean()) / deviation * _UNIT)
+    return scaled.clip(-127, 127).astype(np.int8)
+
+
+def create(file: Path, count: int) -> None:
+    """Make the file for `count` thumbnails, all of them zero."""
+    np.lib.format.open_memmap(file, "w+", np.int8, (count, SIDE, SIDE))
+
+
+def write(file: Path, row: int, images: Sequence[Thumbnails]) -> None:
+    """Write thumbnails into the file from `row` on; several processes may write different rows."""
+    if images:
+        np.load(file, mmap_mode="r+")[row : row + len(images)] = images
+
+
+def read(file: Path, rows: slice | NDArray[np.int64]) -> Thumbnails:
+    """Return rows of the file. The file is mapped only meanwhile, so that its pages take no memory."""
+    return np.array(np.load(file, mmap_mode="r")[rows])
+
+
+def of_sets(datasets: Sequence[Dataset], file: Path, workers: int, *, more: int = 0) -> int:
+    """Write the thumbnails of all samples of the data sets, one after the other, into a new file that has
+    room for `more` after them.
+
+    Returns how many images cannot be read.
+    """
+    create(file, sum(map(len, datasets)) + more)
+    tasks, row = [], 0
+    for dataset in datasets:
+        for start in range(0, len(dataset), AT_ONCE):
+            indices = range(start, min(start + AT_ONCE, len(dataset)))
+            tasks.append(_Task(file, row, dataset, indices))
+            row += len(indices)
+    if not tasks:
+        return 0
+    return sum(pool.run(_write_task, tasks, workers, "looking for copies", row))
+
+
+def groups_of(dataset: Dataset) -> NDArray[np.uint64]:
+    """Return the group of every sample (n,) as the hash of its name; 0 for none."""
+    return np.zeros(len(dataset), np.uint64) if dataset.groups is None else dataset.groups
+
+
+def _write_task(task: _Task) -> int:
+    """Write the thumbnails of some samples; return how many cannot be read.
+
+    Runs in a worker of `pool.run`.
+    """
+    images, unreadable = [], 0
+    for index in task.indices:
+        pool.count()
+        row = task.dataset.rows[index]
+        shrink = largest_shrink(min(row["width"], row["height"]) / _DECODED_SIDE)
+        try:
+            images.append(thumbnail(task.dataset.pixels(index, None, None, shrink)))
+        except (Corrupt, ValueError):
+            images.append(np.zeros((SIDE, SIDE), np.int8))
+            unreadable += 1
+    write(task.file, task.row, images)
+    return unreadable
