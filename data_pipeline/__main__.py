@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         case "index":
             return _index(args)
         case "verify":
-            return (_phi if args.phi else _verify)(args.dest, args.workers)
+            return _check(args)
         case "preview":
             return _preview(args)
         case "remove" | "compact":
@@ -56,9 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("preview", help="write an HTML page that shows what the encoder will see")
     )
     check = commands.add_parser("verify", help="check every byte of a data set; exit code 1 if it is damaged")
-    check.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
+    check.add_argument("dest", nargs="+", metavar="DEST", help="folder or URL of a data set")
     phi = "instead, list the fields that may identify a person; exit code 1 if there are any"
-    check.add_argument("--phi", action="store_true", help=phi)
+    kinds = check.add_mutually_exclusive_group()
+    kinds.add_argument("--phi", action="store_true", help=phi)
+    copies = "instead, list near copies; exit code 1 if an image of one set has a near copy in another"
+    kinds.add_argument("--duplicates", action="store_true", help=copies)
+    allow = "with --duplicates: exit code 0 also where there are near copies across sets"
+    check.add_argument("--allow-across", action="store_true", help=allow)
+    listed = "with --duplicates: write all near copies to this file, a JSON object a line"
+    check.add_argument("--out", type=Path, metavar="FILE.jsonl", help=listed)
     _add_workers(check)
     taken = commands.add_parser("remove", help="take images out of a data set, as when a patient withdraws")
     withdrawal.add_remove(taken)
@@ -103,6 +110,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     _add_channels(parser)
     _add_reading(parser)
     intensity_arguments.add_to(parser)
+    copies = (
+        "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
+    )
+    add("--drop-duplicates", action="store_true", help=f"{copies}twice")
     add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
     _add_workers(parser)
     some = "write only part I (from 0) of N parts of the shards, so that N processes on one or many nodes "
@@ -268,6 +279,7 @@ def _pack(args: argparse.Namespace) -> int:
         intensity=intensity_arguments.chosen(args),
         shard_size=args.shard_size,
         append=args.append,
+        drop_duplicates=args.drop_duplicates,
         workers=args.workers,
         part=args.part,
         strict=args.strict,
@@ -300,6 +312,17 @@ def _index(args: argparse.Namespace) -> int:
     )
     print(index(args.tars, args.dest, options))
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Run `verify` on each data set, or look for near copies in all of them together."""
+    if args.duplicates:
+        from data_pipeline.verifying.copies import check
+
+        return check(args.dest, args.workers, args.out, allow_across=args.allow_across)
+    if args.out is not None or args.allow_across:
+        raise UserError("--out and --allow-across are about near copies; give them with --duplicates")
+    return max((_phi if args.phi else _verify)(dest, args.workers) for dest in args.dest)
 
 
 def _verify(dest: str, workers: int) -> int:

@@ -15,7 +15,7 @@ def _endings(*lines: str) -> frozenset[str]:
 
 _PICTURES = _endings(
     # web, phones and drawings
-    "gif apng mng jng avif heic heif hif jxl jp2 j2k j2c jpc jpf jpx jpm jxr wdp hdp bpg svg svgz ico cur",
+    "gif apng mng jng avifs heic heif hif jxl jpm jxr wdp hdp bpg svg svgz ico cur",
     "icns",
     # raw frames of cameras
     "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw raw rwl 3fr fff iiq kdc dcr mrw x3f erf mef mos",
@@ -27,6 +27,13 @@ _PICTURES = _endings(
     "ppm pgm pbm pnm pfm pam psd psb tga pcx exr hdr dds qoi xcf kra eps ai wbmp xbm xpm sgi rgb ras cin dpx",
     "dib emf wmf mpo jps pns btf",
 )
+_CONVERTERS = (
+    ("heic heif hif", "heif-convert of libheif"),
+    ("czi lif nd2 oib oif vsi zvi stk", "bfconvert of Bio-Formats, to OME-TIFF"),
+    ("mrxs bif qptiff", "vips tiffsave --pyramid, then named .svs"),
+    ("nrrd nhdr mha mhd mgz", "3D Slicer or nibabel, to .nii.gz"),
+)
+"""Endings of pictures that are not read for want of a free library, and what converts them."""
 NOT_LOOKED_INTO = _endings(
     "txt json jsonl csv tsv xml html htm md rst yaml yml toml ini cfg log py ipynb sh js css cls parquet xls",
     "xlsx doc docx pdf zip tar gz bz2 xz zst 7z rar npz pt pth safetensors h5 hdf5 db sqlite xmp aae thm mp4",
@@ -78,6 +85,16 @@ def ending(file: Path) -> str | None:
     except OSError:
         return None
     return (suffix or "without ending") if known else None
+
+
+def advice(counts: Counter[str]) -> str:
+    """Return what to do with pictures of these endings."""
+    tools = "".join(
+        f"; {', '.join(found)} with {tool}"
+        for endings, tool in _CONVERTERS
+        if (found := sorted(counts.keys() & _endings(endings)))
+    )
+    return f"convert them to PNG or TIFF{tools}, or give those that are read their usual ending"
 
 
 def summary(counts: Counter[str]) -> str:

@@ -24,6 +24,7 @@ from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import assignment, changes, division, header_groups, listing, other_pictures
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build, write_part
+from data_pipeline.packing.copies import DUPLICATES, Dropped, without_copies
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.packing.share import Share
@@ -67,6 +68,8 @@ class Options:
     """Approximate size of a shard in bytes."""
     append: bool = False
     """Add images that the data set in DEST does not contain yet."""
+    drop_duplicates: bool = False
+    """Leave out near copies of other images."""
     workers: int = 1
     """Number of processes."""
     part: Share | None = None
@@ -106,7 +109,7 @@ def pack(source: Path, dest: Path, options: Options) -> str:
     items, others = _list(source, options, passed)
     passed += Counter(item.unread for item in items if item.unread)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
-    advice = "convert them to PNG or TIFF, or give those that are read their usual ending"
+    advice = other_pictures.advice(others)
     if others and options.strict:
         raise UserError(f"{not_read}; {advice}, or leave out --strict")
     try:
@@ -173,6 +176,9 @@ def _note_slices(source: Path, items: list[Item]) -> None:
 
 def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> str:
     """Pack into an empty folder, or continue a packing that was interrupted there."""
+    dropped = Dropped()
+    if options.drop_duplicates:
+        items, dropped = _without_copies(source, items, [], options)
     classes = listing.class_names(items)
     assigned = assignment.assign(items, classes, options.split, options.shard_size, reading=options.reading)
     assignment.refuse_empty_sets(assigned)
@@ -188,7 +194,23 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
             return _already_packed(source, dest, items, assigned, options)
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
         _build(source, dest, folder, assigned, bases, options)
-    return f"packed: {_summary(dest, assigned)}{_dark_line(dest, assigned)}"
+        dropped.write(dest)
+    return f"packed: {_summary(dest, assigned)}{_dark_line(dest, assigned)}{dropped.line(dest)}"
+
+
+def _without_copies(
+    source: Path, items: list[Item], sets: list[Dataset], options: Options
+) -> tuple[list[Item], Dropped]:
+    """Return the images that are no near copies of others or of those in `sets`, and what was left out."""
+    return without_copies(
+        source,
+        items,
+        sets,
+        rules=sets[0].pixel_rules if sets else NEWEST_RULES,
+        intensity=options.intensity or NONE,
+        reading=options.reading or Reading(),
+        workers=options.workers,
+    )
 
 
 def _pack_part(source: Path, dest: Path, assigned: Assignment, options: Options, part: Share) -> str:
@@ -245,7 +267,9 @@ def _is_packed(source: Path, dest: Path, assigned: Assignment, options: Options)
             raise _other_data(source, dest, sets, assigned, options)
         refuse_other(dataset.path, dataset.intensity, options.intensity or NONE)
     unfinished = (dest / STAGING).exists()
-    others = [path for path in dest.iterdir() if path.name != SKIPPED] if dest.exists() else []
+    others = (
+        [path for path in dest.iterdir() if path.name not in (SKIPPED, DUPLICATES)] if dest.exists() else []
+    )
     if not sets and not unfinished and others:
         raise UserError(f"{dest} is not empty; choose another folder, or empty it")
     return len(sets) == len(assigned.sets)
@@ -286,10 +310,14 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         items, withdrawn = assignment.without_withdrawn(items, sets)
         items = assignment.with_packed_names(items, sets)
         new, known = assignment.new_items(items, sets)
+        dropped = Dropped()
+        if options.drop_duplicates:
+            new, dropped = _without_copies(source, new, sets, replace(options, reading=reading))
+            dropped.write(dest)
         gone = f"\n{changes.gone_line(since)}" if known.images and since.gone else ""
         gone += f"\n{withdrawn}" if withdrawn else ""
         if not new:
-            return f"nothing new: {known}{gone}"
+            return f"nothing new: {known}{gone}{dropped.line(dest)}"
         sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
         classes = assignment.extended_classes(new, sets)
         assigned = assignment.assign(new, classes, split, options.shard_size, sides, reading)
@@ -298,7 +326,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         added = _build(source, dest, folder, assigned, bases, options)
     if not added:
         return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
-    return f"added {added} images, {known}; now {_summary(dest, assigned)}{gone}"
+    return f"added {added} images, {known}; now {_summary(dest, assigned)}{gone}{dropped.line(dest)}"
 
 
 def _base(folder: Path) -> Base:
