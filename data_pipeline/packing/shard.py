@@ -195,7 +195,8 @@ def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:
         members["json"] = sample.extra.encode()
     offset = 0
     for name, content in members.items():
-        # No owner and no date, so that every user writes the same bytes at any time.
+        # No owner and no date, so that every user writes the same bytes at any time. webdataset.TarWriter
+        # names an owner, does not tell where an image lies, and cannot take back a file that is damaged.
         header = tarfile.TarInfo(f"{sample.key}.{name}")
         header.size, header.mode = len(content), 0o444
         tar.addfile(header, io.BytesIO(content))
