@@ -1,9 +1,9 @@
 """Decode the bytes of one image file of any supported format.
 
 The first bytes of a file determine its format. Each format has a module of its own with the functions
-`matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile and
-numpy; these modules only choose between them, check sizes before decoding, and close the gaps that each
-module's docstring names. `intensity` turns numbers that are not yet brightness into pixels.
+`matches`, `size` and `read`. Pixels are decoded by libjpeg-turbo (through simplejpeg), Pillow, tifffile,
+imagecodecs and numpy; these modules only choose between them, check sizes before decoding, and close the gaps
+that each module's docstring names. `intensity` turns numbers that are not yet brightness into pixels.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decoders import jpeg, npy, orientation, pillow, png, tiff
+from data_pipeline.decoders import high_depth, jpeg, npy, orientation, pillow, png, tiff
 from data_pipeline.decoders.intensity import NONE, Intensity, NeedsRule, NoValidValue, Valid, brightness
 from data_pipeline.decoders.pixels import LUMA, NEWEST_RULES, Numbers, PixelRules, Pixels, convertible
 
 _LUMA = np.rint(np.array(LUMA) * 2**16).astype(np.uint32)  # in units of 1/65536, as in Pillow
 
 _JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"}
-EXTENSIONS = {*_JPEG, ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy"}
+_JPEG_2000 = {".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"}
+EXTENSIONS = {*_JPEG, *_JPEG_2000, ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".npy"}
 """Extensions of image files, in lower case."""
 
 _NO_MEMORY = re.compile(r"\b(?:out of|insufficient) memory\b|unable to allocate", re.IGNORECASE)
@@ -87,7 +88,7 @@ def decode_valid(
     """Return what `decode` returns, and which of its values (H, W, C) are valid; None if all are."""
     with _one_line():
         valid = None
-        if jpeg.matches(data) and not intensity.is_stated:
+        if jpeg.matches(data) and not intensity.is_stated and not high_depth.is_12_bit_jpeg(data):
             pixels = jpeg.read(data, channels, shrink, rules)
         else:
             pixels, valid = brightness(_numbers(data, rules), intensity)
@@ -101,13 +102,19 @@ def decode_valid(
 
 
 def _numbers(data: bytes, rules: PixelRules) -> Numbers:
-    """Return the values of an image that is not a JPEG; raise ValueError for a JPEG, which is for display."""
+    """Return the values of an image that is no JPEG of 8 bits; raise ValueError for one, as it is for
+    display.
+    """
     if jpeg.matches(data):
+        if high_depth.is_12_bit_jpeg(data):
+            return high_depth.read_12_bit_jpeg(data)
         raise ValueError("a JPEG holds brightness, not measurements; leave --intensity out for JPEG files")
     if png.matches(data):
         return Numbers(png.read(data, rules))
     if tiff.matches(data):
         return tiff.read(data, rules)
+    if high_depth.matches(data):
+        return high_depth.read(data, rules)
     return npy.read(data) if npy.matches(data) else Numbers(pillow.read(data, rules))
 
 
@@ -123,12 +130,16 @@ def size(data: bytes, rules: PixelRules = NEWEST_RULES) -> tuple[int, int]:
     Under rules 1 they are those before a TIFF is turned. Raises ValueError as `decode` does.
     """
     with _one_line():
-        if jpeg.matches(data):
+        if jpeg.matches(data) and high_depth.is_12_bit_jpeg(data):
+            height, width = high_depth.size_of_12_bit_jpeg(data)
+        elif jpeg.matches(data):
             height, width = jpeg.size(data, rules)
         elif png.matches(data):
             height, width = png.size(data, rules)
         elif tiff.matches(data):
             height, width = tiff.size(data, rules)
+        elif high_depth.matches(data):
+            height, width = high_depth.size(data)
         else:
             height, width = npy.size(data) if npy.matches(data) else pillow.size(data, rules)
         return orientation.size_upright(height, width, _tag(data, rules))
@@ -142,7 +153,9 @@ def _tag(data: bytes, rules: PixelRules) -> int:
         return orientation.of_jpeg(data)
     if data[:4] == b"\x89PNG":
         return orientation.of_png(data)
-    return orientation.of_webp(data) if data[:4] == b"RIFF" else 1
+    if data[:4] == b"RIFF":
+        return orientation.of_webp(data)
+    return pillow.orientation_of_avif(data) if pillow.is_avif(data) else 1
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from data_pipeline.existing_tars import tar_labels
 from data_pipeline.existing_tars.tar_labels import Label, Labels
 from data_pipeline.packing import other_pictures
 from data_pipeline.storage import tar_files
+from data_pipeline.storage.folders import COMPANION
 from data_pipeline.storage.tar_reader import Damaged, Member, Tar, key_and_extension, printable, stem
 from isotorus.errors import UserError, from_os_error, no_memory
 from isotorus.files import atomic
@@ -148,7 +149,8 @@ class _Samples:
         megabytes = 0
         for member in tar:
             split = key_and_extension(member.name)
-            if split is not None:
+            companion = member.name.rpartition("/")[2].startswith(COMPANION)
+            if split is not None and not companion:
                 self._add(member, *split, tar.read)
             pool.count((member.offset + member.size) // 10**6 - megabytes)
             megabytes = (member.offset + member.size) // 10**6

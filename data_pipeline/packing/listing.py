@@ -18,6 +18,8 @@ from data_pipeline.packing import item_bytes, manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.storage.folders import (
     AROUND,
+    COMPANION,
+    COMPANIONS,
     ELSEWHERE,
     HIDDEN,
     NOWHERE,
@@ -212,7 +214,9 @@ def _image_files(source: Path, others: Counter[str], passed: Counter[str]) -> It
                 yield (relative / name).as_posix()
             subfolders[:] = [name for name in subfolders if not formats.is_folder(name)]
             for name in names:
-                if _is_image(folder / name):
+                if name.startswith(COMPANION):
+                    passed[COMPANIONS] += 1
+                elif _is_image(folder / name):
                     yield (relative / name).as_posix()
                 elif ending := other_pictures.ending(folder / name):
                     others[ending] += 1

@@ -14,7 +14,11 @@ NOWHERE = "link that leads nowhere"
 ELSEWHERE = "link to a folder that is read elsewhere"
 AROUND = "link to a folder around it"
 HIDDEN = "hidden folder"
+COMPANION = "._"
+"""How the names of files begin in which macOS keeps attributes of others, as ._a.jpg beside a.jpg."""
+COMPANIONS = "companion file of macOS (._…)"
 _PLURALS = {
+    COMPANIONS: "companion files of macOS (._…)",
     NOWHERE: "links that lead nowhere",
     ELSEWHERE: "links to folders that are read elsewhere",
     AROUND: "links to folders around them",
