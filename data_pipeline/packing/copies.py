@@ -1,6 +1,5 @@
 """`pack --drop-duplicates`: leave out images that are near copies of others."""
 
-import contextlib
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -129,8 +128,7 @@ def _thumbnail(task: _Task, item: Item) -> Thumbnails:
     """Return the thumbnail of a file; zero for a file of several pictures, or one that cannot be decoded."""
     try:
         pictures = samples(task.source, item, None, task.rules, task.intensity, task.reading)
-        with contextlib.closing(pictures):
-            first, *more = itertools.islice(pictures, 2)
+        first, *more = itertools.islice(pictures, 2)
     except MemoryError as error:
         raise no_memory(item.path, error) from None
     except ValueError:  # also where there is no picture at all

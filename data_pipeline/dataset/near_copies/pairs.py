@@ -115,4 +115,5 @@ class NearCopies:
         images = (thumbnails.read(self._file, rows) - self._mean).reshape(len(rows), -1)
         images -= images.mean(axis=1, keepdims=True)
         norms = np.linalg.norm(images, axis=1, keepdims=True)
-        return images / np.where(norms > 0, norms, 1)
+        special: NDArray[np.float32] = (images / np.where(norms > 0, norms, 1)).astype(np.float32)
+        return special
