@@ -84,6 +84,11 @@ def draw_curve(
     _step_axes(axes)
 
 
+def curve(steps: Sequence[float], values: Sequence[float], mark: float | None = None) -> str:
+    """Draw a quantity over the steps of a run, as `draw_curve` does, as a figure of its own."""
+    return svg(lambda axes: draw_curve(axes, steps, values, mark), 3.6, 2.1)
+
+
 class Line(NamedTuple):
     """A line over the steps of a run: points (step, value), a colour, and the interval of each value."""
 

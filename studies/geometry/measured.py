@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval_suite.features import cache
-from eval_suite.report import training_log
+from eval_suite.report.training import log as training_log
 from eval_suite.results import json_safe
 from eval_suite.torus_head.certificate import uniformity
 from isotorus.errors import UserError
