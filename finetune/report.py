@@ -79,7 +79,8 @@ def _difference(results: dict[str, Any], name: str) -> str:
         return f"The difference to {_SHORT[name]} is not defined."
     score = SCORES[results["score"]]
     low, high = of["interval"]
-    by = f"{_amount(abs(of['value']), score.percent)} of {score.label}"
+    size = abs(of["value"])
+    by = f"{100 * size:.1f} points of {score.label}" if score.percent else f"{size:.3f} of {score.label}"
     interval = (
         f"95 % interval of the difference {_signed(low, score.percent)} to {_signed(high, score.percent)}"
     )
