@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -16,6 +18,8 @@ TRY_AGAIN = 75
 """Exit code of a run that did not save and can be started again (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
+NO_READER = 141
+"""Exit code where nobody reads the output any more, as after `| head`; as in shells: 128 + SIGPIPE."""
 
 
 def one_line(text: str) -> str:
@@ -79,11 +83,18 @@ def no_memory(file: str, error: MemoryError) -> UserError:
 def exit_code(main: Callable[[], int]) -> int:
     """Run a command and return its exit code: 2 for a `UserError`, which is printed, and 130 for Ctrl-C.
 
+    141 is returned, and nothing is printed, if the output is a pipe that its reader has closed.
     Every rank of a launch raises the same `UserError` before there is a process group, so rank 0 alone prints
     it. A `MachineError` is printed by the first rank of its machine.
     """
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()  # otherwise Python does it at its end, where nobody can catch the error
+        return code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return NO_READER
     except (UserError, MemoryError) as error:
         if not first_rank_reports(of_machine=isinstance(error, MachineError)):
             known = error if isinstance(error, UserError) else no_memory("the input", error)
@@ -91,3 +102,18 @@ def exit_code(main: Callable[[], int]) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _reader_is_gone() -> bool:
+    """Say whether standard output or error is a pipe without a reader; if so, the rest of it goes nowhere."""
+    gone = []
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            gone.append(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in gone:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return bool(gone)

@@ -1,5 +1,6 @@
 """The console command `isotorus`: its help, a wrong command, commands that run, and what they wait for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from eval_suite.__main__ import SUBCOMMANDS
 from isotorus.console import COMMANDS
+from isotorus.errors import NO_READER
 from tests.console import isotorus
 
 SETS = Path(__file__).parents[1] / "formats/sets"
@@ -89,3 +91,19 @@ for line, expected in {[(x, 0) for x in WITHOUT_TORCH] + [(x, 2) for x in REFUSE
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_gets_no_traceback(unbuffered):
+    """`isotorus recipes | head -1` closes the pipe while the command prints, or before it flushes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", "from isotorus.console import main; main()", "recipes"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (NO_READER, "")
