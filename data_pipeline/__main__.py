@@ -107,6 +107,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--stratify", action="store_true", help=f"{alike} (default: by the hash of each group or image)")
     _add_missing(parser)
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
+    pixels = "folder with a PNG mask for each image: scan.png or scan.mask.png for scan.jpg"
+    add("--masks", type=_source, metavar="FOLDER", help=f"{pixels}, whose values are classes; 255 is none")
+    objects = "pixel values of the masks' classes, with names, such as 0=background,255=cell"
+    add("--mask-classes", metavar="V=NAME,…", help=f"{objects}; other values are no class")
     _add_channels(parser)
     _add_reading(parser)
     intensity_arguments.add_to(parser)
@@ -233,6 +237,8 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             f"--val-fraction {args.val_fraction:g} --test-fraction {args.test_fraction:g}: "
             "expected shares from 0 that are less than 1 together"
         )
+    if args.mask_classes is not None and args.masks is None:
+        raise UserError("--mask-classes is about masks; give their folder with --masks FOLDER")
     if args.mpp is not None and not 0 < args.mpp < math.inf:
         raise UserError(f"--mpp {args.mpp:g}: expected micrometres a pixel above 0, such as 0.5")
     if args.tissue is not None and not 0 <= args.tissue <= 1:
@@ -260,6 +266,7 @@ def _pack(args: argparse.Namespace) -> int:
     """Run `pack`; raise `UserError` for options that contradict each other."""
     # Imported here: the other commands do not need the image decoders.
     from data_pipeline.field_formats.picture import Reading
+    from data_pipeline.packing import masks
     from data_pipeline.packing.pack import Options, pack
 
     _refuse_contradictions(args)
@@ -282,6 +289,8 @@ def _pack(args: argparse.Namespace) -> int:
         drop_duplicates=args.drop_duplicates,
         workers=args.workers,
         part=args.part,
+        masks=args.masks,
+        mask_rule=None if args.mask_classes is None else masks.rule(args.mask_classes),
         strict=args.strict,
     )
     print(pack(args.source, args.dest, options))

@@ -50,6 +50,30 @@ class Split(Section):
     """Whether each class was divided in these fractions; if not, each group was assigned by its hash."""
 
 
+class MaskRule(Section):
+    """Which pixel values of the mask files are which class."""
+
+    values: list[int] = []
+    """Pixel value of each class, in the order of the classes' numbers; empty: a value is its class's number,
+    and 255 is none."""
+    names: list[str] = []
+    """Names of the classes; empty: their numbers."""
+
+
+PLAIN: Final = MaskRule()
+"""The rule for masks whose values are the numbers of the classes."""
+
+
+class Masks(Section):
+    """The masks of a set."""
+
+    images: int
+    """Number of images that have a mask."""
+    classes: list[int]
+    """Numbers of the classes that occur in any mask."""
+    rule: MaskRule
+
+
 class Generation(Section):
     """The data set after one packing: the first `count` rows of the index and the first `shards` shards."""
 
@@ -103,6 +127,8 @@ class Generation(Section):
     intensity: Intensity = NONE
     """How the numbers of the images become brightness, the same in all generations; sets without this key
     hold unsigned numbers of 8 or 16 bits, of which the largest is white."""
+    masks: Masks | None = None
+    """What is known about masks; None if no images were packed with any."""
     split: Split | None
     """None if all images went into this set."""
     groups: int | None = None

@@ -44,6 +44,9 @@ def as_text(folder: str) -> str:
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
         "fingerprint": one_line(facts.fingerprint),
     }
+    if facts.masks is not None:
+        names = facts.masks.rule.names or [str(number) for number in facts.masks.classes]
+        lines["masks"] = f"{facts.masks.images} images, classes {', '.join(map(one_line, names))}"
     if facts.reading is not None:
         lines["read with"] = _reading(facts.reading)
     if facts.removed:

@@ -39,11 +39,9 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
     rows = dataset.rows
     for i in range(start, stop):
         prefix = key_prefix(dataset.description.tar_names_in_keys, dataset.shard_name(int(rows["shard"][i])))
-        for begin, end in _gaps(dataset, i, start):
-            if 0 < end - begin <= LARGEST:
-                for name, content in _json_files(dataset.read_range(i, begin, end - begin)):
-                    key, extension = key_and_extension(name) or (name, "")
-                    found[prefix + key, extension] = content
+        for name, content in files_beside(dataset, i, ".json", start):
+            key, extension = key_and_extension(name) or (name, "")
+            found[prefix + key, extension] = content
     sidecars = []
     for i in range(start, stop):
         key, name = dataset.key_and_name(i)
@@ -52,6 +50,19 @@ def read(dataset: Dataset, start: int, stop: int) -> list[Sidecar]:
         content = found.get((key, "json")) or found.get((key, f"{own}.json"), b"")
         sidecars.append(Sidecar(key, name, _columns(content)))
     return sidecars
+
+
+def files_beside(
+    dataset: Dataset, i: int, ending: str, start: int | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file between image `i` and its neighbours whose name ends in `ending`.
+
+    With `start`, the first of several images that are read, what lies before image `i` is left out unless it
+    is that one: it lies behind image `i` - 1.
+    """
+    for begin, end in _gaps(dataset, i, i if start is None else start):
+        if 0 < end - begin <= LARGEST:
+            yield from _files(dataset.read_range(i, begin, end - begin), ending)
 
 
 def _gaps(dataset: Dataset, i: int, start: int) -> Iterator[tuple[int, int]]:
@@ -84,10 +95,12 @@ def _columns(content: bytes) -> dict[str, Any]:
     return {}
 
 
-def _json_files(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each JSON file in a piece of a tar, which may end with an image's header."""
+def _files(data: bytes, ending: str) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file of this ending in a piece of a tar, which may end with the
+    header of an image.
+    """
     tar = Tar(io.BytesIO(data), len(data))
     with suppress(Damaged):  # because the image that the last header announces is not in the piece
         for member in tar:
-            if member.name.lower().endswith(".json") and not member.link:
+            if member.name.lower().endswith(ending) and not member.link:
                 yield member.name, tar.read()

@@ -42,6 +42,10 @@ class Part(Section):
     """Number of images with 16 bits a channel."""
     extensions: list[str]
     """File extensions of the images; column `kind` of the shard's index rows is an index into this list."""
+    masks: int = 0
+    """Number of images that have a mask."""
+    mask_classes: list[int] = []
+    """Numbers of the classes that occur in the masks."""
     skipped: list[tuple[str, str]]
     """Path and reason of every file that was left out."""
 
@@ -63,6 +67,8 @@ class Census:
         self._contents: dict[int, Content] = {}
         self._sixteen_bit = 0
         self._extensions: list[str] = []
+        self._masks = 0
+        self._mask_classes: set[int] = set()
         self._skipped: list[tuple[str, str]] = []
 
     def mark(self) -> Mark:
@@ -102,6 +108,11 @@ class Census:
             moments=known.moments + moments if known else moments,
         )
 
+    def add_mask(self, classes: Iterable[int]) -> None:
+        """Count the mask of an image that was added, in which these classes occur."""
+        self._masks += 1
+        self._mask_classes.update(classes)
+
     def skip(self, path: str, reason: str) -> None:
         """Count a file that is left out, with the reason."""
         self._skipped.append((one_line(path), reason))
@@ -117,6 +128,8 @@ class Census:
             contents=self._contents,
             sixteen_bit=self._sixteen_bit,
             extensions=self._extensions,
+            masks=self._masks,
+            mask_classes=sorted(self._mask_classes),
             skipped=self._skipped,
         )
         return part, np.array(self._rows, dtype=ROW)

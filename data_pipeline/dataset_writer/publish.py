@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset import files, modified, spacing
 from data_pipeline.dataset.description import (
+    PLAIN,
     Description,
     Generation,
     IndexCounts,
+    MaskRule,
+    Masks,
     Split,
     describe,
 )
@@ -69,6 +72,7 @@ def publish(
     missing: Sequence[str] | None = None,
     table_missing: Sequence[str] | None = None,
     reading: Reading | None = None,
+    mask_rule: MaskRule | None = None,
     base: Dataset | None = None,
 ) -> None:
     """Write index.npy, shards.npy and at last dataset.json of a data set with these shards.
@@ -121,6 +125,7 @@ def publish(
         pixel_rules=pixel_rules,
         reading=reading,
         intensity=intensity,
+        masks=_masks(shards, base, mask_rule),
         split=split,
         groups=None if groups is None else int((np.unique(groups) != 0).sum()),
         spacing=None if spacings is None else spacing.known(spacings),
@@ -143,6 +148,17 @@ def _groups(shards: list[FinishedShard], base: Dataset | None) -> NDArray[np.uin
     if base is not None:
         parts.insert(0, np.zeros(len(base), np.uint64) if base.groups is None else base.groups)
     return np.concatenate(parts)
+
+
+def _masks(shards: list[FinishedShard], base: Dataset | None, rule: MaskRule | None) -> Masks | None:
+    """Return what is known about the masks of the whole data set; None if there are none."""
+    before = base.description.masks if base else None
+    images = sum(shard.part.masks for shard in shards) + (before.images if before else 0)
+    if not images:
+        return None
+    classes = {number for shard in shards for number in shard.part.mask_classes}
+    classes |= set(before.classes) if before else set()
+    return Masks(images=images, classes=sorted(classes), rule=before.rule if before else rule or PLAIN)
 
 
 def _reading(shards: list[FinishedShard], base: Dataset | None, asked: Reading | None) -> Reading | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dataset import files, withdrawn
-from data_pipeline.dataset.description import Generation, Split
+from data_pipeline.dataset.description import Generation, MaskRule, Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.field_formats.picture import PICTURE_NAME, Reading
 from data_pipeline.packing.division import Sides, divide, hashed
@@ -34,6 +34,8 @@ class Assignment:
     split: Split | None
     reading: Reading | None = None
     """How files of scientific formats are read; None if there are no such files and no options for them."""
+    mask_rule: MaskRule | None = None
+    """Which values of masks are which class; None if no masks are packed."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -45,8 +47,12 @@ class Assignment:
             for shard in shards:
                 items = [(item.path, item.size, item.label, item.extra, item.group) for item in shard]
                 digest.update(json.dumps([name, items]).encode())
+                masks = [(item.path, item.mask.name, item.mask.size) for item in shard if item.mask]
+                digest.update(json.dumps(masks).encode() if masks else b"")
         if self.reading is not None:
             digest.update(self.reading.model_dump_json(exclude_defaults=True).encode())
+        if self.mask_rule is not None:
+            digest.update(self.mask_rule.model_dump_json().encode())
         return digest.hexdigest()
 
 
@@ -57,6 +63,7 @@ def assign(
     shard_size: int,
     sides: Sides | None = None,
     reading: Reading | None = None,
+    mask_rule: MaskRule | None = None,
 ) -> Assignment:
     """Split the images into sets, shuffle them, and divide each set into shards of about `shard_size` bytes.
     The pictures of a file stay together.
@@ -67,7 +74,7 @@ def assign(
     sets = divide(_shuffle(items), split, sides)
     any_scientific = any(item.format for item in items)
     shards = {name: _cut(members, shard_size) for name, members in sets.items()}
-    return Assignment(shards, classes, split, reading or (Reading() if any_scientific else None))
+    return Assignment(shards, classes, split, reading or (Reading() if any_scientific else None), mask_rule)
 
 
 def refuse_empty_sets(assignment: Assignment) -> None:

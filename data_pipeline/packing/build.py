@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import pool
 from data_pipeline.dataset import files
-from data_pipeline.dataset.description import DESCRIPTION, SKIPPED
+from data_pipeline.dataset.description import DESCRIPTION, PLAIN, SKIPPED
 from data_pipeline.dataset.files import FILES
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.dataset.modified import MODIFIED
@@ -82,6 +82,7 @@ def build(
                 intensity=intensity,
                 table_missing=missing,
                 reading=assigned.reading,
+                mask_rule=assigned.mask_rule,
                 base=old.get(name),
             )
     for name in ("", *tasks):
@@ -175,6 +176,7 @@ def _tasks(source: Path, folder: Path, assigned: Assignment, state: State) -> di
                 state.pixel_rules,
                 assigned.reading or Reading(),
                 state.intensity,
+                assigned.mask_rule or PLAIN,
             )
             for i, items in enumerate(shards)
         ]

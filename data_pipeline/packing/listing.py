@@ -35,6 +35,18 @@ _SHOWN = 200
 
 
 @dataclass(frozen=True, slots=True)
+class MaskFile:
+    """The file with the mask of an image."""
+
+    path: str
+    """Path that opens it."""
+    name: str
+    """Path relative to the folder of masks."""
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image to be packed."""
 
@@ -56,6 +68,7 @@ class Item:
     """The kind of what is there, such as a named pipe, if it is not a regular file; otherwise empty."""
     format: str = ""
     """Scientific format of the file, such as "DICOM", see `field_formats.formats`; "" for other images."""
+    mask: MaskFile | None = None
 
     @property
     def key(self) -> str:

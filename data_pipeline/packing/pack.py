@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.dataset import brightness, label_counts
-from data_pipeline.dataset.description import DESCRIPTION, SKIPPED, Split, subsets
+from data_pipeline.dataset.description import DESCRIPTION, PLAIN, SKIPPED, MaskRule, Split, subsets
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
@@ -21,7 +21,7 @@ from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
 from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats.picture import Reading
-from data_pipeline.packing import assignment, changes, division, header_groups, listing, other_pictures
+from data_pipeline.packing import assignment, changes, division, header_groups, listing, masks, other_pictures
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build, write_part
 from data_pipeline.packing.copies import DUPLICATES, Dropped, without_copies
@@ -74,6 +74,11 @@ class Options:
     """Number of processes."""
     part: Share | None = None
     """Write only this share of the shards of a new data set, and publish nothing; None: all."""
+    masks: Path | None = None
+    """Folder with the masks of the images; None: pack no masks."""
+    mask_rule: MaskRule | None = None
+    """Which values of the masks are which class; None: their values are the numbers of the classes, and with
+    `append` as in the data set."""
     strict: bool = False
     """Publish nothing if any file has to be left out, or if the folder holds pictures that are not read."""
 
@@ -139,6 +144,7 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
         raise UserError(f"there is no folder {source}; give the folder that holds the images")
     if options.labels is None or options.labels == "folder":
         items, others = listing.from_folder(source, options.labels == "folder", passed)
+        items = masks.images_only(items, source, options.masks)
         labelled = [item.path for item in items if item.label]
         division.refuse_split_folders(source, labelled)
         if within := division.sets_within_classes(labelled):
@@ -151,6 +157,8 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
     else:
         items = listing.from_manifest(source, Path(options.labels), options.columns, options.missing)
         others = Counter()
+    if options.masks is not None:
+        items = masks.paired(items, source, options.masks)
     kinds = {item.format for item in items}
     formats.require(kinds)
     fields = (*(options.reading or Reading()).keep, *filter(None, [options.group_field]))
@@ -180,7 +188,10 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
     if options.drop_duplicates:
         items, dropped = _without_copies(source, items, [], options)
     classes = listing.class_names(items)
-    assigned = assignment.assign(items, classes, options.split, options.shard_size, reading=options.reading)
+    rule = None if options.masks is None else options.mask_rule or PLAIN
+    assigned = assignment.assign(
+        items, classes, options.split, options.shard_size, reading=options.reading, mask_rule=rule
+    )
     assignment.refuse_empty_sets(assigned)
     if _is_packed(source, dest, assigned, options) and not (dest / STAGING).exists():
         return _already_packed(source, dest, items, assigned, options)
@@ -304,6 +315,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         reading = assignment.reading_to_keep(dest, sets[0].description.reading, options.reading)
         refuse_other(sets[0].path, sets[0].intensity, options.intensity)
         options = replace(options, intensity=sets[0].intensity)
+        rule = masks.rule_to_keep(dest, sets[0].description.masks, options.mask_rule)
         split = assignment.split_to_keep(dest, sets[0].description.split, options.split, options.grouped)
         since = changes.compare(source, dest, items, sets, options.workers)
         changes.refuse_changed(dest, since)
@@ -320,7 +332,8 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
             return f"nothing new: {known}{gone}{dropped.line(dest)}"
         sides = division.sides_of(items, dict(zip(bases, sets, strict=True))) if options.grouped else None
         classes = assignment.extended_classes(new, sets)
-        assigned = assignment.assign(new, classes, split, options.shard_size, sides, reading)
+        rule_of_new = rule if options.masks else None
+        assigned = assignment.assign(new, classes, split, options.shard_size, sides, reading, rule_of_new)
         assignment.refuse_new_sets(dest, assigned, names)
         assigned = replace(assigned, sets=assigned.sets | {n: [] for n in names if n not in assigned.sets})
         added = _build(source, dest, folder, assigned, bases, options)
@@ -379,5 +392,10 @@ def _summary(dest: Path, assigned: Assignment) -> str:
             if total[0].pixel_rules != NEWEST_RULES
             else ""
         )
-        + "".join(f"\n{line}" for line in [*label_counts.lines(opened), *brightness.lines(opened)])
+        + "".join(f"\n{line}" for line in _facts(opened))
     )
+
+
+def _facts(opened: dict[str, Dataset]) -> list[str]:
+    """Return lines about the labels, the masks and the brightness of the sets."""
+    return [*label_counts.lines(opened), *masks.lines(opened), *brightness.lines(opened)]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_pipeline.dataset.description import MaskRule
 from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
 from data_pipeline.decoders.intensity import Intensity, NoValidValue, Valid
@@ -18,7 +19,7 @@ from data_pipeline.field_formats import formats
 from data_pipeline.field_formats import tiff_stack as stack
 from data_pipeline.field_formats.picture import Picture, Reading
 from data_pipeline.field_formats.stored import as_tiff
-from data_pipeline.packing import item_bytes
+from data_pipeline.packing import item_bytes, masks
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import without_nan
 from isotorus.errors import UserError, from_os_error
@@ -42,13 +43,15 @@ class Sample(NamedTuple):
     """Which of its values are valid; None if all are."""
     extra: str
     """Content of the JSON file of the sample; "" for no such file."""
+    mask: bytes = b""
+    """PNG with the class of each pixel; empty for no mask."""
 
 
 class LeftOut(NamedTuple):
-    """A picture of a file that is left out, while the others are packed."""
+    """A picture or the mask of a file that is left out, while the others are packed."""
 
     name: str
-    """Which picture of the file it is."""
+    """What of the file it is."""
     reason: str
 
 
@@ -59,8 +62,11 @@ def samples(
     rules: PixelRules,
     intensity: Intensity,
     reading: Reading,
+    mask_rule: MaskRule,
 ) -> Iterator[Sample | LeftOut]:
     """Yield the samples of a file, and those of its pictures that are left out because no value is valid.
+
+    A mask that does not fit its image is left out too, and the image is packed without.
 
     Raises ValueError, with the reason in one line, if the file is damaged or cannot be packed, `UserError` if
     it cannot be read or has changed since it was listed, and MemoryError.
@@ -71,7 +77,9 @@ def samples(
     decode = functools.partial(decode_valid, channels=channels, depth=None, rules=rules, intensity=intensity)
     if item.format or (extension in _TIFF and rules > 1 and _is_stack(source, item)):
         with _one_reason():
-            yield from _pictures_of(source, item, reading, decode)
+            for picture in _pictures_of(source, item, reading, decode):
+                own = isinstance(picture, Sample) and picture.key == item.key
+                yield from _with_mask(picture, item, mask_rule) if own else (picture,)
         return
     if extension not in EXTENSIONS:
         raise ValueError(f"no image by its name; expected {', '.join(sorted(EXTENSIONS))}")
@@ -80,7 +88,18 @@ def samples(
     data = _read(source, item)
     pixels, valid = decode(data)
     header = stack.fields_of_one(data) if extension in _TIFF and rules > 1 else {}
-    yield Sample(item.key, extension.removeprefix("."), data, pixels, valid, _extra(item, header))
+    sample = Sample(item.key, extension.removeprefix("."), data, pixels, valid, _extra(item, header))
+    yield from _with_mask(sample, item, mask_rule)
+
+
+def _with_mask(sample: Sample | LeftOut, item: Item, rule: MaskRule) -> Iterator[Sample | LeftOut]:
+    """Yield a sample with its mask; before it why the mask is left out, if it is."""
+    if item.mask is not None and isinstance(sample, Sample):
+        try:
+            sample = sample._replace(mask=masks.packed(item.mask, *sample.pixels.shape[:2], rule))
+        except ValueError as error:
+            yield LeftOut(f"its mask {item.mask.name}", str(error))
+    yield sample
 
 
 def file_row(source: Path, item: Item, first: Sample) -> tuple[int, int, int]:

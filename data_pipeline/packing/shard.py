@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline import pool
-from data_pipeline.dataset import files, spacing
+from data_pipeline.dataset import files, masks, spacing
+from data_pipeline.dataset.description import PLAIN, MaskRule
 from data_pipeline.dataset.files import FILE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.intensity import NONE, Intensity
@@ -46,6 +47,7 @@ class Task:
     """How files of scientific formats are read."""
     intensity: Intensity = NONE
     """How the numbers of the images become brightness."""
+    mask_rule: MaskRule = PLAIN
 
     @property
     def files(self) -> Path:
@@ -59,10 +61,11 @@ class Task:
 
     @property
     def sources(self) -> str:
-        """A hash of the modification times of the image files: it changes when a file is replaced, also by
-        one of equal size.
+        """A hash of the modification times of the images and masks: it changes when a file is replaced, also
+        by one of equal size.
         """
         stamps = "".join(f"{item.modified} " for item in self.items)
+        stamps += "".join(f"{item.mask.modified} " for item in self.items if item.mask)
         return hashlib.blake2b(stamps.encode(), digest_size=8).hexdigest()
 
 
@@ -171,7 +174,8 @@ def _add_file(
     """
     first, left_out = None, False
     spacings: list[tuple[float, float, int]] = []
-    for sample in samples(task.source, item, task.channels, task.pixel_rules, task.intensity, task.reading):
+    how = (task.channels, task.pixel_rules, task.intensity, task.reading, task.mask_rule)
+    for sample in samples(task.source, item, *how):
         if isinstance(sample, LeftOut):
             census.skip(f"{item.path} ({sample.name})", sample.reason)
             left_out = True
@@ -179,6 +183,8 @@ def _add_file(
         offset = _add(tar, sample, label)
         key, extension, data = sample.key, sample.extension, sample.data
         census.add(item.path, key, extension, label, offset, data, sample.pixels, sample.valid)
+        if sample.mask:
+            census.add_mask(masks.classes(sample.mask))
         first = first or sample
         spacings.append(spacing.row(json.loads(sample.extra) if sample.extra else {}))
     if first is None and not left_out:
@@ -193,6 +199,8 @@ def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:
         members["cls"] = str(label).encode()
     if sample.extra:
         members["json"] = sample.extra.encode()
+    if sample.mask:
+        members[masks.EXTENSION] = sample.mask
     offset = 0
     for name, content in members.items():
         # No owner and no date, so that every user writes the same bytes at any time. webdataset.TarWriter

@@ -270,3 +270,12 @@ def center_view(
         return _resampled(image, box, (False, False), size)
     side = min(height, width)
     return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
+
+
+def center_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Crop and resize a mask (H, W) to (size, size) by nearest neighbours, with the crop of `center_view`."""
+    height, width = mask.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(mask[top : top + side, left : left + side].copy())[None, None]
+    return F.interpolate(square, size=(size, size), mode="nearest-exact")[0, 0].numpy()

@@ -1,0 +1,86 @@
+"""The masks of a data set: for each pixel of an image the number of its class, in a file `<key>.mask.png`.
+
+A mask is a grey PNG of 8 bits with the height and width of its image. 255 means that nobody labelled the
+pixel. Like the JSON file of a sample, it lies between its image and the next one in the shard, or before it
+in tars that others made.
+"""
+
+import io
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipeline.dataset import sidecars
+from data_pipeline.dataset.index import Corrupt, Dataset, key_prefix
+from data_pipeline.storage.tar_reader import key_and_extension
+
+EXTENSION = "mask.png"
+IGNORED = 255
+"""Value of pixels that belong to no class."""
+
+
+def read(dataset: Dataset, i: int) -> NDArray[np.uint8] | None:
+    """Return the mask (H, W) of sample `i`; None if it has none.
+
+    Raises `Corrupt` if the mask cannot be decoded or has not the size of its image, and `UserError` if the
+    shard cannot be read.
+    """
+    row = dataset.rows[i]
+    key, _ = dataset.key_and_name(i)
+    prefix = key_prefix(dataset.description.tar_names_in_keys, dataset.shard_name(int(row["shard"])))
+    for name, content in sidecars.files_beside(dataset, i, f".{EXTENSION}"):
+        found = key_and_extension(name)
+        if found is None or prefix + found[0] != key or found[1].lower() != EXTENSION:
+            continue
+        try:
+            mask = decode(content, int(row["height"]), int(row["width"]))
+        except ValueError as error:
+            raise Corrupt(f"the mask of sample {dataset.name(i)}: {error}; pack the images again") from None
+        if mask.max(initial=0) > IGNORED:
+            raise Corrupt(f"the mask of sample {dataset.name(i)} has values above {IGNORED}")
+        return mask.astype(np.uint8)
+    return None
+
+
+def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return the values (height, width) of a PNG: grey, of a palette (its indices), or colours that are grey.
+
+    Raises ValueError, with the reason in one line, for another size, for colours, and for bytes that are no
+    PNG. The size is compared before anything is decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if image.size != (width, height):
+            raise ValueError(
+                f"it has {image.width} × {image.height} pixels, its image {width} × {height}; make them equal"
+            )
+        values = np.array(image)
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow raises nearly every kind of exception for damaged files
+        raise ValueError(f"it is no PNG, or damaged ({' '.join(str(error).split())[:100]})") from None
+    if values.ndim == 3:  # the last band of an even number is transparency
+        bands = values[..., : values.shape[2] - (values.shape[2] % 2 == 0)]
+        if (bands != bands[..., :1]).any():
+            raise ValueError("it has colours; expected one channel with the number of each pixel's class")
+        values = bands[..., 0]
+    return values.astype(np.uint8 if values.dtype == np.bool_ else np.uint16)
+
+
+def encode(mask: NDArray[np.uint8]) -> bytes:
+    """Return a grey PNG of 8 bits with the values of `mask` (H, W), and nothing else."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, format="PNG")
+    return file.getvalue()
+
+
+def classes(png: bytes) -> list[int]:
+    """Return the numbers of the classes in a mask that `encode` made."""
+    return sorted(set(np.unique(np.array(Image.open(io.BytesIO(png)))).tolist()) - {IGNORED})
+
+
+def is_mask(path: str) -> bool:
+    """Return whether a path ends like that of a mask beside its image, as scan.mask.png does."""
+    return PurePosixPath(path).name.lower().endswith(f".{EXTENSION}")
