@@ -18,6 +18,8 @@ class Method(NamedTuple):
     """Whether it predicts every sample, so that all scores and their bootstrap intervals are computed."""
     summarised: bool = False
     """Whether the sentences and the terminal show it."""
+    of_tokens: bool = False
+    """Whether it reads the patch tokens of images in place of vectors; it is measured only if it is named."""
 
 
 class Metric(NamedTuple):
@@ -43,11 +45,13 @@ class Metric(NamedTuple):
 
 METHODS = {
     "probe": Method("linear probe", "probe", predicts=True, summarised=True),
+    "attentive_probe": Method("attentive probe", "attentive", predicts=True, summarised=True, of_tokens=True),
     "minibatch_probe": Method("minibatch probe", predicts=True),
     "knn": Method("k-NN", "k-NN", predicts=True, summarised=True),
     "label_curve": Method("linear probe with fewer labels"),
     "few_shot": Method("few-shot classification"),
     "retrieval": Method("image retrieval"),
+    "segmentation_probe": Method("segmentation probe", of_tokens=True),
 }
 
 _CLASSES, _LABELS, _NUMBERS = "multiclass", "multilabel", "regression"
@@ -66,6 +70,8 @@ _SCORES = (
     Metric("precision", "precision", "share of the predictions of a class that are right", percent=True),
     Metric("recall", "recall", "share of the samples of a class that are predicted right", percent=True),
     Metric("map", "mean average precision", "of the train images sorted by similarity", percent=True),
+    Metric("miou", "mIoU", "intersection over union, mean over the classes of the masks", percent=True),
+    Metric("iou", "IoU", "pixels of a class that are predicted right / true or predicted", percent=True),
     Metric("recall_at_1", "same class first", "queries whose nearest image is of their class", percent=True),
 )
 SCORES = {score.path: score for score in _SCORES}
@@ -117,6 +123,8 @@ USEFULNESS = tuple(METHODS)
 GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 """Metrics without targets, as --metrics names them."""
 METRICS = (*USEFULNESS, *GEOMETRY)
+BY_DEFAULT = tuple(name for name in METRICS if name not in METHODS or not METHODS[name].of_tokens)
+"""Metrics that are measured unless --metrics names others."""
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""
 AVERAGED = "averaged"

@@ -272,10 +272,19 @@ def center_view(
     return resize(image, ((height - side) // 2, (width - side) // 2, side, side), size)
 
 
-def center_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Crop and resize a mask (H, W) to (size, size) by nearest neighbours, with the crop of `center_view`."""
+def center_mask(
+    mask: NDArray[np.uint8], size: int, square: Square | None = None, spacing: Spacing | None = None
+) -> NDArray[np.uint8]:
+    """Crop a mask (H, W) as `center_view` does its image; resize it to (size, size) by nearest neighbours."""
     height, width = mask.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = torch.from_numpy(mask[top : top + side, left : left + side].copy())[None, None]
-    return F.interpolate(square, size=(size, size), mode="nearest-exact")[0, 0].numpy()
+    if square is not None and spacing is not None:
+        box = physical.middle(height, width, square, spacing)
+    else:
+        side = min(height, width)
+        box = (height - side) // 2, (width - side) // 2, side, side
+    middles = (np.arange(size) + 0.5) / size
+    rows, columns = (
+        np.minimum((start + middles * length).astype(int), most - 1)
+        for start, length, most in zip(box[:2], box[2:], mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]

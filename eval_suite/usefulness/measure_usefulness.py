@@ -17,7 +17,7 @@ from eval_suite import progress
 from eval_suite.attempts import Unmeasurable, attempt
 from eval_suite.metrics import METHODS
 from eval_suite.results import json_safe
-from eval_suite.usefulness import angle_retrieval, neighbors
+from eval_suite.usefulness import angle_retrieval, neighbors, regression
 from eval_suite.usefulness.estimate import MOST_CLASSES, Estimates, of_test
 from eval_suite.usefulness.few_shot import few_shot
 from eval_suite.usefulness.folds import measure_folds
@@ -78,11 +78,12 @@ def measure_paired(
     seed. So the estimates of two representations are paired, and can be subtracted.
     """
     options = options or Options()
+    wanted = [metric for metric in options.metrics if not METHODS[metric].of_tokens]
     if division is None:
-        metrics = tuple(metric for metric in options.metrics if metric not in measure_folds.ONLY)
+        metrics = tuple(metric for metric in wanted if metric not in measure_folds.ONLY)
         results, estimates = _on_a_split(features, targets, options, metrics, device, name)
     else:
-        metrics = tuple(metric for metric in options.metrics if metric not in measure_folds.FOLDED)
+        metrics = tuple(metric for metric in wanted if metric not in measure_folds.FOLDED)
         results, estimates = _on_a_split(features, targets, options, metrics, device, name)
         folded, more = measure_folds.measure(features, division, targets, options, device=device, name=name)
         folded["left_out"] += [e for e in results["left_out"] if e not in folded["left_out"]]
@@ -105,7 +106,7 @@ def _on_a_split(
     estimates: dict[str, Estimates] = {}
     results: dict[str, Any] = {"reported_on": reported, "left_out": left_out}
     try:
-        usable = _usable(targets, reported)
+        usable = usable_targets(targets, reported)
         data = _data(features, usable, reported, left_out)
     except Unmeasurable as reason:
         left_out += [{"metric": metric, "reason": str(reason)} for metric in metrics]
@@ -152,7 +153,7 @@ def _counts(targets: Targets) -> dict[str, int]:
     }
 
 
-def _usable(targets: Mapping[str, Targets], reported: str) -> dict[str, Targets]:
+def usable_targets(targets: Mapping[str, Targets], reported: str) -> dict[str, Targets]:
     """Return the targets with classes common to all splits.
 
     Raises Unmeasurable if a split that is needed has no targets, or only one value of them.
@@ -198,7 +199,7 @@ def _data(
 
 def _probe(data: _Data, kind: str, classes: int, options: Options, device: Any) -> dict[str, Any]:
     if kind == "regression":
-        return ridge_probe(*data)
+        return ridge_probe(*data, l2=options.given_l2(regression.L2_GRID))
     return linear_probe(*data, l2=options.l2, classes=classes, device=device)
 
 

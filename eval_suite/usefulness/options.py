@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from eval_suite.metrics import LEAST_FOLDS, USEFULNESS
+from eval_suite.metrics import BY_DEFAULT, LEAST_FOLDS, USEFULNESS
 from eval_suite.usefulness import neighbors
 from eval_suite.usefulness.minibatch_probe import Protocol
 from eval_suite.usefulness.probe import L2_GRID
@@ -14,10 +14,10 @@ from isotorus.section import Section
 class Options(Section):
     """What is measured against targets, and how."""
 
-    metrics: tuple[str, ...] = USEFULNESS
+    metrics: tuple[str, ...] = tuple(name for name in USEFULNESS if name in BY_DEFAULT)
     """Names from `metrics.USEFULNESS`."""
     l2: tuple[float, ...] = L2_GRID
-    """L2 strengths of the linear probe; ridge regression has its own."""
+    """L2 strengths of the linear probe; other methods have their own unless these are changed."""
     protocol: Protocol = Protocol()
     """Training of the minibatch probe."""
     k: tuple[int, ...] = neighbors.K_GRID
@@ -37,3 +37,7 @@ class Options(Section):
     """Number of divisions into folds, over which scores are averaged."""
     seed: int = 0
     """Seed of draws, queries, folds and bootstrap; minibatches have their own in `protocol`."""
+
+    def given_l2(self, own: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the L2 strengths that were asked for; without any, a method's `own`."""
+        return own if self.l2 == L2_GRID else self.l2

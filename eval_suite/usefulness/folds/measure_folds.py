@@ -188,7 +188,7 @@ def _method(
         def ridge(_: str, of: Array, y: NDArray[Any], held: Array, l2: Any) -> tuple[Any, bool]:
             return regression.predictions(of, y, held, l2), True
 
-        return Method("l2", regression.L2_GRID, ridge, on_train=True), x
+        return Method("l2", sorted(options.given_l2(regression.L2_GRID)), ridge, on_train=True), x
 
     bases: dict[str, torch.Tensor] = {}
 

@@ -1,0 +1,118 @@
+"""Patch tokens of an encoder, or the last map of a ConvNet, for every image of a data set, kept on disk.
+
+The tokens of n images take n · tokens · width · 2 bytes of disk as float16: 1.2 GB for 50,000 images of
+64 tokens and width 192. They are memory-mapped, and only a batch at a time is in memory.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite import progress
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features import embed
+from eval_suite.features.representation import Representation
+
+
+class Tokens(NamedTuple):
+    """The tokens of some samples of a data set."""
+
+    x: NDArray[np.float16]
+    """(n, tokens, width), row after row of the grid; memory-mapped."""
+    grid: tuple[int, int]
+    """Height and width of the grid of tokens."""
+
+
+class TokenMap(nn.Module):
+    """Maps images (N, C, H, W) to a map of tokens (N, width, h, w), under the name of an embedding.
+
+    Of a ViT these are the patch tokens of the last block after its norm, without class and register tokens.
+    Of an encoder that works in stages they are the maps of its last `stages`, resized to the largest of these
+    and put together (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). Of raw pixels it is the image.
+    """
+
+    def __init__(self, features: nn.Module, stages: int) -> None:
+        super().__init__()
+        self.encoder: Any = features.encoder
+        self.maps = min(stages, getattr(features, "stages", 0)) or 1
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the map in float32; raises Unmeasurable for an encoder that gives none."""
+        if isinstance(self.encoder, nn.Flatten):
+            return {"embedding": images.float()}
+        if not hasattr(self.encoder, "forward_intermediates"):
+            raise Unmeasurable(
+                "the encoder gives no patch tokens and no maps (forward_intermediates of timm)"
+            )
+        maps = self.encoder.forward_intermediates(
+            images, indices=self.maps, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        size = maps[0].shape[2:]
+        resized = [F.interpolate(x.float(), size, mode="bilinear") for x in maps[1:]]
+        return {"embedding": torch.cat([maps[0].float(), *resized], dim=1)}
+
+
+def extract(
+    r: Representation,
+    dataset: Dataset,
+    samples: NDArray[np.int64],
+    file: Path,
+    device: torch.device,
+    *,
+    stages: int,
+    batch_size: int,
+    workers: int,
+) -> Tokens:
+    """Write the tokens of these samples to a new .npy file, and return them mapped from it.
+
+    `stages` is that of `TokenMap`.
+
+    Raises Unmeasurable if the encoder gives no tokens, if they are not finite in float16 or if the disk has
+    no room for them, and UserError for images that cannot be read.
+    """
+    if r.describe is not None:
+        raise Unmeasurable("descriptors of whole images have no patch tokens")
+    mapped = replace(r, build=_build(r, stages), sets=(), width=None)
+    mapped.model.to(device)
+    blank = torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        _, width, height, across = mapped.embed(blank)["embedding"].shape
+    shape = (len(samples), height * across, width)
+    _check_room(file.parent, 2 * int(np.prod(shape)))
+    x: NDArray[np.float16] = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    batches = [samples[i : i + batch_size].tolist() for i in range(0, len(samples), batch_size)]
+    done = 0
+    for batch in embed.stream([mapped], dataset, batches, device, workers):
+        if batch.damaged:
+            raise Unmeasurable(next(iter(batch.damaged.values())))
+        progress.doing(f"tokens of {r.name}, {done:,} of {len(samples):,} images")
+        rows = batch.vectors[0]["embedding"].flatten(2).transpose(1, 2)
+        if not (rows.abs() < torch.finfo(torch.float16).max).all():
+            raise Unmeasurable("some tokens are not finite in float16")
+        x[done : done + len(rows)] = rows.half().numpy()
+        done += len(rows)
+    return Tokens(x, (height, across))
+
+
+def _build(r: Representation, stages: int) -> Callable[[], nn.Module]:
+    """Return what builds the map of the tokens of a representation's encoder."""
+    return lambda: TokenMap(r.model, stages)
+
+
+def _check_room(folder: Path, need: int) -> None:
+    """Raise Unmeasurable if the disk has less free space than `need` bytes."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise Unmeasurable(
+            f"its tokens take {need / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; name "
+            "another folder with --cache"
+        )

@@ -1,0 +1,1 @@
+"""Probes that read the patch tokens of images: attentive, and of masks."""

@@ -1,0 +1,205 @@
+"""The probes that read patch tokens: for each representation its tokens on disk, then its scores.
+
+They are fitted on train, with settings chosen on val, and reported on test or else val, also where other
+methods have folds. The tokens of one representation are on disk at a time.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets.targets import Targets
+from data_pipeline.transforms.physical import Square
+from eval_suite import progress
+from eval_suite.attempts import Unmeasurable, attempt
+from eval_suite.features import mask_maps, token_maps
+from eval_suite.features.representation import Representation
+from eval_suite.features.token_maps import Tokens
+from eval_suite.metrics import METHODS
+from eval_suite.results import json_safe
+from eval_suite.usefulness.estimate import Estimates, of_test
+from eval_suite.usefulness.measure_usefulness import usable_targets
+from eval_suite.usefulness.options import Options
+from eval_suite.usefulness.tokens import attentive_probe, segmentation_probe
+from eval_suite.usefulness.tokens.attentive_probe import Images
+from eval_suite.usefulness.tokens.segmentation_probe import Masked
+
+STAGES_READ = {"attentive_probe": 2, "segmentation_probe": 3}
+"""How many of the last maps are read of an encoder that works in stages. The last one may be a single pixel,
+and those before it say where things are."""
+
+
+class Measured(NamedTuple):
+    """What was measured on tokens."""
+
+    results: dict[str, dict[str, Any]]
+    """By representation, then method."""
+    estimates: dict[str, dict[str, Estimates]]
+    """The same, of the scores."""
+    left_out: list[dict[str, str]]
+
+
+class _Asked(NamedTuple):
+    """What is measured for every representation."""
+
+    metric: str
+    data: Mapping[str, Dataset]
+    """Data sets of train, val and the reported split."""
+    reported: str
+    samples: Mapping[str, NDArray[np.int64]]
+    """The samples of each split that have what is predicted."""
+    square: Square | None
+    """The part of an image that is seen, see `Representation.square`."""
+    judge: Callable[[Mapping[str, Tokens]], tuple[dict[str, Any], Estimates]]
+    """Measures a representation by its tokens of these samples."""
+
+
+def measure(
+    representations: Sequence[Representation],
+    data: Mapping[str, Dataset],
+    targets: Mapping[str, Targets],
+    options: Options,
+    folder: Path,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int,
+) -> Measured:
+    """Measure those of `options.metrics` that read tokens; `data` and `targets` are by split.
+
+    Tokens are in a folder below `folder` that is removed at the end. What cannot be measured is left out with
+    a reason; what only one representation lacks is called <name>/<metric>.
+    """
+    found = Measured({}, {}, [])
+    wanted = [metric for metric in options.metrics if METHODS[metric].of_tokens]
+    if not wanted:
+        return found
+    reported = "test" if "test" in data else "val"
+    splits = {name: data[name] for name in dict.fromkeys(("train", "val", reported))}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tokens-", dir=folder) as name:
+        work = Path(name)
+        prepare = {
+            "attentive_probe": lambda: _attentive(splits, reported, targets, options, device),
+            "segmentation_probe": lambda: _segmentation(
+                splits, reported, representations[0], work, options, device
+            ),
+        }
+        for metric in wanted:
+            failed: dict[str, str] = {}
+            asked = attempt(metric, prepare[metric], failed)
+            found.left_out.extend({"metric": metric, "reason": why} for why in failed.values())
+            for r in representations if asked is not None else ():
+                place = metric if r.name == "pretrained" else f"{r.name}/{metric}"
+                failed = {}
+                judged = attempt(place, partial(_judged, r, asked, work, device, batch_size, workers), failed)
+                found.left_out.extend({"metric": place, "reason": why} for why in failed.values())
+                if judged is not None:
+                    results = json_safe({**judged[0], "reported_on": reported})
+                    found.results.setdefault(r.name, {})[metric] = results
+                    found.estimates.setdefault(r.name, {})[metric] = judged[1]
+    return found
+
+
+def _judged(
+    r: Representation, asked: _Asked, work: Path, device: torch.device, batch_size: int, workers: int
+) -> tuple[dict[str, Any], Estimates]:
+    """Write the tokens of a representation in place of those of the one before, and judge them."""
+    if r.name == "pixels" and asked.metric == "attentive_probe":
+        raise Unmeasurable("raw pixels are no patches")
+    if asked.metric == "segmentation_probe" and r.square != asked.square:
+        raise Unmeasurable("it sees another part of the images than the masks show")
+    tokens = {}
+    for name, dataset in asked.data.items():
+        file = work / f"{name}.npy"
+        file.unlink(missing_ok=True)
+        tokens[name] = token_maps.extract(
+            r,
+            dataset,
+            asked.samples[name],
+            file,
+            device,
+            stages=STAGES_READ[asked.metric],
+            batch_size=batch_size,
+            workers=workers,
+        )
+    progress.doing(f"{METHODS[asked.metric].label} of {r.name}")
+    return asked.judge(tokens)
+
+
+def _attentive(
+    data: Mapping[str, Dataset],
+    reported: str,
+    targets: Mapping[str, Targets],
+    options: Options,
+    device: torch.device,
+) -> _Asked:
+    """Prepare the attentive probe; raises Unmeasurable if a split has too few targets."""
+    usable = usable_targets(targets, reported)
+    samples = {name: np.flatnonzero(usable[name].known) for name in data}
+    train, last = usable["train"], usable[reported]
+    groups = None if last.groups is None else last.groups[last.known]
+    protocol = attentive_probe.Protocol(seed=options.seed)
+    protocol = protocol.model_copy(update={"l2": options.given_l2(protocol.l2)})
+
+    def judge(tokens: Mapping[str, Tokens]) -> tuple[dict[str, Any], Estimates]:
+        images = [
+            Images(tokens[name].x, usable[name].values[usable[name].known])
+            for name in ("train", "val", reported)
+        ]
+        measured = attentive_probe.attentive_probe(
+            *images, train.kind, protocol=protocol, classes=len(train.names), device=device
+        )
+        drawn = {"resamples": options.resamples, "seed": options.seed}
+        return of_test(measured, last.values[last.known], groups, train.kind, train.names, **drawn)
+
+    return _Asked("attentive_probe", data, reported, samples, None, judge)
+
+
+def _segmentation(
+    data: Mapping[str, Dataset],
+    reported: str,
+    first: Representation,
+    work: Path,
+    options: Options,
+    device: torch.device,
+) -> _Asked:
+    """Prepare the segmentation probe for masks as the first representation sees their images.
+
+    Raises Unmeasurable if a split has none.
+    """
+    maps = {
+        name: mask_maps.extract(of, first.size, first.square, work / f"masks-{name}.npy")
+        for name, of in data.items()
+    }
+    for name, of in maps.items():
+        if not len(of.samples):
+            raise Unmeasurable(f"{name} has no masks; pack the images with --masks FOLDER")
+    described = data["train"].description.masks
+
+    def judge(tokens: Mapping[str, Tokens]) -> tuple[dict[str, Any], Estimates]:
+        def masked(name: str) -> Masked:
+            groups = data[name].groups
+            its = None if groups is None else groups[maps[name].samples]
+            return Masked(Images(tokens[name].x, maps[name].classes), tokens[name].grid, its)
+
+        return segmentation_probe.segmentation_probe(
+            masked("train"),
+            masked("val"),
+            masked(reported),
+            names=described.rule.names if described else (),
+            l2=options.given_l2(segmentation_probe.L2_GRID),
+            resamples=options.resamples,
+            seed=options.seed,
+            device=device,
+        )
+
+    samples = {name: of.samples for name, of in maps.items()}
+    return _Asked("segmentation_probe", data, reported, samples, first.square, judge)
