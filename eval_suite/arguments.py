@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.tables.cells import MISSING, cell_list
 from eval_suite.metrics import (
     BASELINES,
+    BY_DEFAULT,
     FEATURE_SETS,
     FEW_LABELS,
     GEOMETRY,
@@ -71,7 +72,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
     kept = "folder that keeps features for later evaluations (default RUN/eval/cache)"
     add("--cache", metavar="DIR", help=kept)
-    add("--metrics", default=",".join(METRICS), help=f"some of {', '.join(METRICS)} (default: all)")
+    tokens = [name for name in METRICS if name not in BY_DEFAULT]
+    chosen = f"some of {', '.join(METRICS)} (default: all but {' and '.join(tokens)})"
+    add("--metrics", default=",".join(BY_DEFAULT), help=chosen)
     add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: all)")
     often = "initialisations of the untrained encoder, a baseline each (default %(default)s)"
     add("--initialisations", type=at_least(1), default=3, metavar="N", help=often)
@@ -79,6 +82,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--against", nargs="+", action="extend", default=[], metavar="PATH", help=others)
     add("--features", metavar="NAMES", help=f"feature sets: {', '.join(FEATURE_SETS)} (default: all)")
     add("--k", metavar="10,20,100", help="numbers of neighbours to choose from (default 10,20,100,200)")
+    strengths = (
+        "L2 strengths to choose from (default: eleven from 0.0001 to 10; for numbers 15 from 1e-5 to 100)"
+    )
+    add("--l2", metavar="1e-6,0.1,…", help=strengths)
     few = f"{USUAL_FOLDS} below {FEW_LABELS:,} labels, else 0"
     folds = f"folds of train and val for probe and k-NN; 0: a single split (default: {few})"
     add("--folds", type=number_of_folds, help=folds)
@@ -206,6 +213,8 @@ def options(given: argparse.Namespace) -> "Options":
     }
     if given.k:
         useful["k"] = numbers(given.k, "--k", 1, "10,20,100")
+    if given.l2:
+        useful["l2"] = _strengths(given.l2)
     # Imported here because they import torch, which takes seconds; a mistyped name is refused before that.
     from eval_suite import geometry, usefulness
     from eval_suite.options import Options
@@ -227,7 +236,7 @@ def options(given: argparse.Namespace) -> "Options":
 
 def pass_on(given: argparse.Namespace) -> list[str]:
     """Return the arguments for a process that evaluates one of the checkpoints."""
-    passed = "train val test targets target_columns key_column target_kind metrics baselines features k"
+    passed = "train val test targets target_columns key_column target_kind metrics baselines features k l2"
     passed += " initialisations samples landmarks draws folds repeats seed batch_size workers mlflow"
     values = {name: getattr(given, name) for name in passed.split()}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
@@ -265,3 +274,11 @@ def numbers(text: str, option: str, least: int, example: str) -> tuple[int, ...]
             f"{option} {text}: expected whole numbers of {least} or more, e.g. {option} {example}"
         )
     return values
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    """Split the argument of --l2 at the commas; raises UserError for anything but numbers above 0."""
+    try:
+        return tuple(map(above_zero, text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise UserError(f"--l2 {text}: expected numbers above 0, e.g. --l2 1e-6,1e-5,1e-4") from None

@@ -13,6 +13,7 @@ from rich.text import Text
 from eval_suite.batch import Outcome
 from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import comparison_page, over_seeds, sentences
+from eval_suite.report.cautions import cautions
 from eval_suite.report.comparison import Comparison
 from eval_suite.report.standing import leaders
 from eval_suite.report.summary.advice import what_next
@@ -41,7 +42,9 @@ def show(
         assert results is not None
         if not quiet and not in_rows:
             _print_whole(_table(results))
-            said = [sentences.about_geometry(results)]
+            for line in cautions(results):
+                tell(f"note: {line}", quiet=quiet)
+            said = [sentences.about_masks(results), sentences.about_geometry(results)]
             if len(outcomes) == 1:
                 said = [sentences.about_scores(results), *said, *_done_and_found(results)]
             else:
@@ -114,24 +117,34 @@ def _table(results: dict[str, Any]) -> Table:
     table.add_column("", no_wrap=True)
     methods = {name: method for name, method in SUMMARISED.items() if name in measured["pretrained"]}
     scores = headlines(results["kind"])
-    for method in methods.values():
+    for name, method in methods.items():
         for number, score in enumerate(scores):
-            title = method.label if number == 0 else ""
+            title = _title(results, method.label, name) if number == 0 else ""
             short = SCORES[score].short or SCORES[score].label
             table.add_column(f"{title}\n{short} %", justify="right", no_wrap=True)
+    shown = [(name, score) for name in methods for score in scores]
+    if "segmentation_probe" in measured["pretrained"]:
+        table.add_column(
+            f"{_title(results, 'masks', 'segmentation_probe')}\nmIoU %", justify="right", no_wrap=True
+        )
+        shown.append(("segmentation_probe", "miou"))
     ranked = "rank" in measured["pretrained"]
     if ranked:
         table.add_column("eff.\nrank", justify="right")
-    best = {(m, score): leaders(results, f"{m}/{score}") for m in methods for score in scores}
+    best = {(m, score): leaders(results, f"{m}/{score}") for m, score in shown}
     for name, of in measured.items():
         cells = [
-            Text(_cell(of.get(m, {}), score), "bold" if name in best[m, score] else "")
-            for m in methods
-            for score in scores
+            Text(_cell(of.get(m, {}), score), "bold" if name in best[m, score] else "") for m, score in shown
         ]
         rank = [_rank(of)] if ranked else []
         table.add_row(name, *cells, *rank)
     return table
+
+
+def _title(results: dict[str, Any], label: str, method: str) -> str:
+    """Return the title of a method's columns, with its split where that is another one than the table's."""
+    own = results["representations"]["pretrained"][method].get("reported_on", results["reported_on"])
+    return label if own == results["reported_on"] else f"{label}, {own}"
 
 
 def _rows(compared: Comparison) -> Table:
@@ -142,7 +155,10 @@ def _rows(compared: Comparison) -> Table:
         (method, score, f"{described.short}, {SCORES[score].short or SCORES[score].label} %")
         for method, described in SUMMARISED.items()
         for score in dict.fromkeys(score for kind in kinds for score in headlines(kind))
+        if not described.of_tokens or _any_has(compared, method)
     ]
+    if _any_has(compared, "segmentation_probe"):
+        scores.append(("segmentation_probe", "miou", "masks, mIoU %"))
     for title in ("", "step", "n", *(title for _, _, title in scores), "eff. rank", "geometry"):
         table.add_column(title, justify="left" if title in ("", "geometry") else "right", no_wrap=True)
     level = {(m, s): comparison_page.level(compared.rows, f"{m}/{s}") for m, s, _ in scores}
@@ -158,6 +174,11 @@ def _rows(compared: Comparison) -> Table:
         step = f"{row.step} best" if row in best else str(row.step)
         table.add_row(Text(row.name), step, str(len(row.members)), *cells, _rank(of), Text(verdict))
     return table
+
+
+def _any_has(compared: Comparison, method: str) -> bool:
+    """Return whether any row has scores by this method."""
+    return any(method in row.results["representations"]["pretrained"] for row in compared.rows)
 
 
 def _about_comparison(compared: Comparison) -> list[str]:

@@ -44,7 +44,7 @@ def read(dataset: Dataset, i: int) -> NDArray[np.uint8] | None:
     return None
 
 
-def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def decode(data: bytes, height: int, width: int) -> NDArray[np.uint16]:
     """Return the values (height, width) of a PNG: grey, of a palette (its indices), or colours that are grey.
 
     Raises ValueError, with the reason in one line, for another size, for colours, and for bytes that are no
@@ -66,7 +66,8 @@ def decode(data: bytes, height: int, width: int) -> NDArray[np.uint8] | NDArray[
         if (bands != bands[..., :1]).any():
             raise ValueError("it has colours; expected one channel with the number of each pixel's class")
         values = bands[..., 0]
-    return values.astype(np.uint8 if values.dtype == np.bool_ else np.uint16)
+    numbers: NDArray[np.uint16] = values.astype(np.uint16)
+    return numbers
 
 
 def encode(mask: NDArray[np.uint8]) -> bytes:

@@ -18,11 +18,13 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits
 from eval_suite.metrics import CLOUD, METHODS, REPRESENTATION, SCORES, headlines
 from eval_suite.report import certified, figures, geometry_figures, names, pictures
+from eval_suite.report.cautions import cautions
 from eval_suite.report.pages import template
 from eval_suite.report.sentences import (
     CLOUDS,
     SPLITS,
     about_geometry,
+    about_masks,
     about_scores,
     disagreements,
 )
@@ -98,6 +100,9 @@ def render(
         label_curves=_label_curves(results, undrawn),
         charts=_charts(rows, checkpoint.step, undrawn) if checkpoint else ([], []),
         source=SOURCE,
+        cautions=cautions(results),
+        about_masks=about_masks(results),
+        mask_leads={name: lead(results, "segmentation_probe/miou", name) for name in baselines(results)},
         maps=_maps({name: embeddings[name][reported][shown] for name in encoders}, labels, colours, undrawn),
         mapped=len(shown),
         legend=list(zip(results["classes"], colours, strict=True))[:LEGEND],

@@ -6,7 +6,7 @@ from typing import Any
 from eval_suite.geometry.verdict import FLAT_TORI, NONE
 from eval_suite.metrics import METHODS, SCORES, headlines
 from eval_suite.report import names
-from eval_suite.report.standing import Lead, Standing, lead, standings
+from eval_suite.report.standing import Lead, Standing, baselines, lead, standings
 from eval_suite.results import dig
 
 NO_SHAPE = "no flat torus, circle, sphere or isotropic Gaussian"
@@ -107,7 +107,7 @@ def about_scores(results: Results) -> str:
     if not methods:
         reasons = {e["reason"] for e in results["left_out"] if e["metric"] in METHODS}
         return f"No scores against labels: {', '.join(sorted(reasons)) or 'they were not requested'}."
-    parts = []
+    parts = {}
     for method in methods:
         values = [
             f"{SCORES[score].label} {100 * measured[method][score]:.1f}\u00a0%"
@@ -115,10 +115,31 @@ def about_scores(results: Results) -> str:
             if measured[method].get(score) is not None
         ]
         if values:
-            parts.append(f"{METHODS[method].label} {', '.join(values)}")
-    split = SPLITS.get(results["reported_on"], results["reported_on"])
-    said = f"The pretrained encoder on {split}: {'; '.join(parts)}." if parts else ""
-    return " ".join(filter(None, (said, _on_test(results))))
+            own = measured[method].get("reported_on", results["reported_on"])
+            parts.setdefault(own, []).append(f"{METHODS[method].label} {', '.join(values)}")
+    said = [
+        f"The pretrained encoder on {SPLITS.get(split, split)}: {'; '.join(scored)}."
+        for split, scored in parts.items()
+    ]
+    return " ".join(filter(None, (*said, _on_test(results))))
+
+
+def about_masks(results: Results) -> str:
+    """Say how well masks are predicted, against the best other representation and the most frequent class.
+
+    An empty string where no masks were predicted.
+    """
+    path = "segmentation_probe/miou"
+    ours = results["representations"]["pretrained"].get("segmentation_probe")
+    if not ours:
+        return ""
+    split, majority = SPLITS.get(ours["reported_on"], ours["reported_on"]), ours["majority"]
+    said = f"Masks on {split}: mIoU {100 * ours['miou']:.1f}\u00a0% by the segmentation probe"
+    leads = [found for name in baselines(results) if (found := lead(results, path, name))]
+    if leads:
+        best = min(leads, key=lambda found: found.value)
+        said += f", {_signed(best.value)} points against {names.phrase(best.baseline)} ({_interval(best)})"
+    return f"{said}; class {majority['name']} everywhere would have {100 * majority['miou']:.1f}\u00a0%."
 
 
 def _on_test(results: Results) -> str:
