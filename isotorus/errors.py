@@ -23,8 +23,11 @@ NO_READER = 141
 
 
 def one_line(text: str) -> str:
-    """Return the text with line breaks, terminal escapes and invalid UTF-8 spelled out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """Return the text with line breaks, terminal escapes and invalid UTF-8 spelled out.
+
+    The no-break space of our own sentences stays, which Python does not count as printable.
+    """
+    return "".join(c if c.isprintable() or c == "\u00a0" else ascii(c)[1:-1] for c in text)
 
 
 class UserError(Exception):

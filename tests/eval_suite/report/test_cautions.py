@@ -41,7 +41,7 @@ def test_representations_at_one_end_share_a_sentence():
     found = _results("l2", 1.0, {0.01: 0.7, 0.1: 0.8, 1.0: 0.9})
     found["representations"]["pixels"] = found["representations"]["pretrained"]
     (said,) = cautions(found)
-    assert "the pretrained encoder, raw pixels took" in said
+    assert "the pretrained encoder and raw pixels took" in said
 
 
 def test_a_fit_that_did_not_converge_is_said():

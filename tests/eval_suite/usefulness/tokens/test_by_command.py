@@ -39,7 +39,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 def test_both_probes_are_in_results_page_and_terminal(command, run: Path, masked, tmp_path):
     out = tmp_path / "out"
-    given = ("--baselines", "untrained,pixels", "--out", out, "--cache", tmp_path / "cache")
+    given = ("--baselines", "untrained,pixels,handmade", "--out", out, "--cache", tmp_path / "cache")
     outcome = command(run, *masked, *TOKENS, *given)
     assert outcome.code == 0, outcome.err
     results, page = json.loads((out / "results.json").read_text()), (out / "report.html").read_text()
@@ -59,6 +59,9 @@ def test_both_probes_are_in_results_page_and_terminal(command, run: Path, masked
     assert f"{100 * masks['miou']:.1f}" in page and "Segmentation of masks" in page
     assert "attentive probe" in page and "attentive probe" in outcome.out
     assert "Masks on the test split: mIoU" in outcome.out and "mIoU %" in outcome.out
+    assert "\\xa0" not in outcome.out
+    reason = "descriptors of whole images have no patch tokens"
+    assert {"metric": "handmade/segmentation_probe", "reason": reason} in results["left_out"]
     assert not list((tmp_path / "cache").glob("tokens-*"))
 
 
