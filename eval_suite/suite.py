@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.targets.target_values import Kind
 from data_pipeline.targets.targets import Targets, fingerprint, missed_classes
-from eval_suite import from_images, geometry, progress, report, results, usefulness
+from eval_suite import geometry, progress, report, results, usefulness
 from eval_suite.attempts import attempt, reason
-from eval_suite.features import compared
+from eval_suite.features import augmented, compared
 from eval_suite.features import representation as kinds
 from eval_suite.features.compared import Features
 from eval_suite.features.constant import is_constant
@@ -37,12 +37,15 @@ from eval_suite.report import certified
 from eval_suite.usefulness import neighbors
 from eval_suite.usefulness.folds.division import Codes
 from eval_suite.usefulness.selection import standardiser
+from eval_suite.usefulness.tokens import measure_tokens
 from isotorus.errors import UserError
 
 _log = logging.getLogger(__name__)
 
 MOST_JOBS = 4
 """Largest number of processes that compute persistent homology."""
+AUGMENTED = ("pretrained", "untrained")
+"""Representations whose augmented views are compared."""
 HEAD = geometry.CLOUDS[1:]
 """Feature sets behind the encoder; each is a representation of its own, since nobody uses them downstream."""
 
@@ -100,9 +103,22 @@ def evaluate(
     measured = measure(features, targets, options, state, lambda: copies.of_images(datasets, looked_at))
     measured["left_out"] += [{"metric": metric, "reason": why} for metric, why in left_out.items()]
     sound = [r for r in representations if r.name in features]
-    from_images.add_views(measured, sound, checkpoint.encoder, splits.train, options, state.device)
-    from_images.add_tokens(
-        measured, sound, splits.items(), targets, options, cache, state.device, batch_size, workers
+    if "views" in options.geometry.metrics:
+        drawn: dict[str, Any] = {"seed": options.geometry.seed, "device": state.device}
+        drawn |= {"objects": options.objects, "views": options.views}
+        for r in (r for r in sound if r.name in AUGMENTED):
+            progress.doing(f"augmented views, {r.name}")
+
+            def compute(r: Representation = r) -> dict[str, float]:
+                return geometry.of_views(augmented.embed_views(r, checkpoint.encoder, splits.train, **drawn))
+
+            failed: dict[str, str] = {}
+            if (found := attempt("views", compute, failed)) is not None:
+                measured["representations"][r.name]["views"] = found
+            place = "views" if r.name == "pretrained" else f"{r.name}/views"
+            measured["left_out"] += [{"metric": place, "reason": why} for why in failed.values()]
+    measure_tokens.add(
+        measured, sound, splits.items(), targets, options.useful, cache, state.device, batch_size, workers
     )
     encoder: Any = representations[0].model.encoder
     written = {

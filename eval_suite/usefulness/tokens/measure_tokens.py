@@ -24,7 +24,7 @@ from eval_suite.features.representation import Representation
 from eval_suite.features.token_maps import Tokens
 from eval_suite.metrics import METHODS
 from eval_suite.results import json_safe
-from eval_suite.usefulness.estimate import Estimates, of_test
+from eval_suite.usefulness.estimate import Estimates, differences, of_test
 from eval_suite.usefulness.measure_usefulness import usable_targets
 from eval_suite.usefulness.options import Options
 from eval_suite.usefulness.tokens import attentive_probe, segmentation_probe
@@ -59,6 +59,39 @@ class _Asked(NamedTuple):
     """The part of an image that is seen, see `Representation.square`."""
     judge: Callable[[Mapping[str, Tokens]], tuple[dict[str, Any], Estimates]]
     """Measures a representation by its tokens of these samples."""
+
+
+def add(
+    measured: dict[str, Any],
+    representations: Sequence[Representation],
+    data: Mapping[str, Dataset],
+    targets: Mapping[str, Targets],
+    options: Options,
+    folder: Path,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Add to the results the probes that read patch tokens, with the differences between representations.
+
+    Tokens are kept below `folder` while they are measured.
+    """
+    found = measure(
+        representations,
+        data,
+        targets,
+        options,
+        folder,
+        device,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    for name, of in found.results.items():
+        measured["representations"][name] |= of
+    if "pretrained" in found.estimates:
+        for name, of in differences(found.estimates).items():
+            measured["differences"].setdefault(name, {}).update(of)
+    measured["left_out"] += found.left_out
 
 
 def measure(
