@@ -3,14 +3,15 @@
 import argparse
 import contextlib
 import math
-import re
 import sys
 from pathlib import Path
 
 from data_pipeline.dataset import info
 from data_pipeline.dataset.description import subsets
 from data_pipeline.decoders import intensity_arguments
+from data_pipeline.packing import mask_arguments
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.shard_size import read_size
 from data_pipeline.packing.share import read_share
 from data_pipeline.storage.reader import is_remote
 from data_pipeline.tables.cells import MISSING, cell_list
@@ -18,8 +19,6 @@ from data_pipeline.verifying.verify import unknown_tars, verify
 from data_pipeline.withdrawal import command as withdrawal
 from isotorus.errors import ArgumentParser, UserError, exit_code, one_line
 from isotorus.processes import usable_cores
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,10 +106,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--stratify", action="store_true", help=f"{alike} (default: by the hash of each group or image)")
     _add_missing(parser)
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
-    pixels = "folder with a PNG mask for each image: scan.png or scan.mask.png for scan.jpg"
-    add("--masks", type=_source, metavar="FOLDER", help=f"{pixels}, whose values are classes; 255 is none")
-    objects = "pixel values of the masks' classes, with names, such as 0=background,255=cell"
-    add("--mask-classes", metavar="V=NAME,…", help=f"{objects}; other values are no class")
+    mask_arguments.add_to(parser)
     _add_channels(parser)
     _add_reading(parser)
     intensity_arguments.add_to(parser)
@@ -118,7 +114,12 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
         "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
     )
     add("--drop-duplicates", action="store_true", help=f"{copies}twice")
-    add("--shard-size", type=_size, default="256MB", help="approximate size of a shard (default %(default)s)")
+    add(
+        "--shard-size",
+        type=read_size,
+        default="256MB",
+        help="approximate size of a shard (default %(default)s)",
+    )
     _add_workers(parser)
     some = "write only part I (from 0) of N parts of the shards, so that N processes on one or many nodes "
     some += "share the work; then the same command without --part publishes the data set"
@@ -210,14 +211,6 @@ def _source(text: str) -> Path:
     return Path(text)
 
 
-def _size(text: str) -> int:
-    """Read a size such as 256MB from the command line, in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
-    if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"expected a size such as 256MB, got {text!r}")
-    return max(int(float(match[1]) * _UNITS[match[2]]), 1)
-
-
 def _ending(text: str) -> str:
     """Read the ending of a name from the command line, with or without its first dot."""
     return text.lower().removeprefix(".")
@@ -237,8 +230,6 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
             f"--val-fraction {args.val_fraction:g} --test-fraction {args.test_fraction:g}: "
             "expected shares from 0 that are less than 1 together"
         )
-    if args.mask_classes is not None and args.masks is None:
-        raise UserError("--mask-classes is about masks; give their folder with --masks FOLDER")
     if args.mpp is not None and not 0 < args.mpp < math.inf:
         raise UserError(f"--mpp {args.mpp:g}: expected micrometres a pixel above 0, such as 0.5")
     if args.tissue is not None and not 0 <= args.tissue <= 1:
@@ -266,7 +257,6 @@ def _pack(args: argparse.Namespace) -> int:
     """Run `pack`; raise `UserError` for options that contradict each other."""
     # Imported here: the other commands do not need the image decoders.
     from data_pipeline.field_formats.picture import Reading
-    from data_pipeline.packing import masks
     from data_pipeline.packing.pack import Options, pack
 
     _refuse_contradictions(args)
@@ -289,8 +279,7 @@ def _pack(args: argparse.Namespace) -> int:
         drop_duplicates=args.drop_duplicates,
         workers=args.workers,
         part=args.part,
-        masks=args.masks,
-        mask_rule=None if args.mask_classes is None else masks.rule(args.mask_classes),
+        **mask_arguments.chosen(args),
         strict=args.strict,
     )
     print(pack(args.source, args.dest, options))

@@ -392,10 +392,8 @@ def _summary(dest: Path, assigned: Assignment) -> str:
             if total[0].pixel_rules != NEWEST_RULES
             else ""
         )
-        + "".join(f"\n{line}" for line in _facts(opened))
+        + "".join(
+            f"\n{line}"
+            for line in [*label_counts.lines(opened), *masks.lines(opened), *brightness.lines(opened)]
+        )
     )
-
-
-def _facts(opened: dict[str, Dataset]) -> list[str]:
-    """Return lines about the labels, the masks and the brightness of the sets."""
-    return [*label_counts.lines(opened), *masks.lines(opened), *brightness.lines(opened)]
