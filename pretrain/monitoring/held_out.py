@@ -113,12 +113,12 @@ class HeldOut:
         size = config.views.whole_size or config.views.global_size
         channels, sound = config.data.channels, torch.ones(len(group))
         square = whole_square(config.views)
-        scales = square and Scales(self.dataset, square.unit)
+        scales = Scales(self.dataset, square.unit) if square else None
         images: list[Tensor] = []
         for place, sample in enumerate(group.tolist()):
             try:
                 pixels = self.dataset.pixels(sample, channels, depth)
-                images.append(center_view(pixels, size, square, scales and scales.of(sample)))
+                images.append(center_view(pixels, size, square, scales.of(sample) if scales else None))
             except (Corrupt, ValueError) as error:
                 log.warning("held-out image %d is left out: %s", sample, error)
                 sound[place] = 0

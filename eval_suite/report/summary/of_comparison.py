@@ -38,7 +38,7 @@ def _best_row(rows: Sequence[Row]) -> tuple[list[Line], Row]:
     path = f"representations/pretrained/{method}/{score}"
     sign = 1 if SCORES[score].higher_is_better else -1
     values = {row: dig(row.results, path) for row, _ in scored}
-    having = {row: value for row, value in values.items() if value is not None}
+    having: dict[Row, float] = {row: value for row, value in values.items() if value is not None}
     top = max(having, key=lambda row: sign * having[row])
     low, high = dig(top.results, f"{path}_interval") or (None, None)
     level = [row for row in having if low is not None and low <= having[row] <= high]
