@@ -68,9 +68,9 @@ def compare(
     scored: dict[str, dict[str, Any]] = {}
     estimates: dict[str, dict[str, Estimates]] = {}
     for (name, network), config in zip(networks.items(), configs, strict=True):
-        judged, found = _of_network(network, features[name]["projector"][reported], targets[reported], drawn)
+        judged, own = _of_network(network, features[name]["projector"][reported], targets[reported], drawn)
         scored[name] = judged | _training(config)
-        estimates["pretrained" if name == TUNED else name] = {"score": found}
+        estimates["pretrained" if name == TUNED else name] = {"score": own}
     if "probe" in args.baselines:
         only = usefulness.Options(metrics=("probe",), folds=0, seed=args.seed)
         judged, by_method = usefulness.measure_paired(

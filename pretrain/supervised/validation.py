@@ -150,7 +150,8 @@ class _CentredViews(Dataset[Tensor | str]):
         sample = int(self.samples[i])
         try:
             pixels = self.val.pixels(sample, self.channels, self.val.depth)
-            return center_view(pixels, self.size, self.square, self.scales and self.scales.of(sample))
+            spacing = self.scales.of(sample) if self.scales else None
+            return center_view(pixels, self.size, self.square, spacing)
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
 
