@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset.index import Dataset
 from isotorus.errors import UserError
 from isotorus.files import atomic
 
@@ -39,10 +40,24 @@ def read(folder: str | Path) -> NDArray[np.void]:
     return table
 
 
-def add(folder: Path, rows: NDArray[np.void]) -> None:
-    """Add rows to the file, each once."""
-    with atomic(folder / WITHDRAWN) as file:
-        np.save(file, np.unique(np.concatenate([read(folder), rows])))
+def of(dataset: Dataset) -> NDArray[np.void]:
+    """Return the rows of a local data set, opened at its newest generation, as `read` does, but without the
+    samples and groups that this generation holds.
+
+    Those were noted by a `remove` that was killed before it had published anything.
+    """
+    table = read(dataset.path)
+    held = np.isin(table["key"], dataset.rows["key"]) if len(table) else np.zeros(0, np.bool_)
+    if dataset.groups is not None:
+        held |= (table["key"] == 0) & np.isin(table["group"], dataset.groups)
+    return table[~held]
+
+
+def add(dataset: Dataset, rows: NDArray[np.void]) -> None:
+    """Add rows to those of a data set, each once."""
+    known = of(dataset)
+    with atomic(Path(dataset.path) / WITHDRAWN) as file:
+        np.save(file, np.unique(np.concatenate([known, rows])))
 
 
 def hashes(table: NDArray[np.void], *columns: str) -> NDArray[np.uint64]:

@@ -194,7 +194,7 @@ def without_withdrawn(items: list[Item], sets: list[Dataset]) -> tuple[list[Item
     """Return the images that were not removed from the sets, nor are of a group that was, and a line about
     the others; "" if there are none.
     """
-    table = np.concatenate([withdrawn.read(dataset.path) for dataset in sets])
+    table = np.concatenate([withdrawn.of(dataset) for dataset in sets])
     if not len(table):
         return items, ""
     keys = set(withdrawn.hashes(table, "key", "file").tolist())

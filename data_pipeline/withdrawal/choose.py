@@ -15,6 +15,8 @@ from isotorus.foreign_files import read_text
 
 _NAMED = 3
 """Keys that a message names."""
+_BLANKS = " \t\r\n\ufeff"
+"""Characters around a key that are left out; editors of Windows begin a file with the last."""
 
 
 class Names(NamedTuple):
@@ -38,7 +40,7 @@ def read_keys(file: Path) -> list[str]:
         raise from_os_error(error, f"reading {file}") from error
     except UnicodeDecodeError:
         raise UserError(f"{file} is no text in UTF-8; give a text file with one key on each line") from None
-    keys = [line.strip() for line in lines if line.strip()]
+    keys = [stripped for line in lines if (stripped := line.strip(_BLANKS))]
     if not keys:
         raise UserError(f"{file} names no image; write one key on each line, as embed and search show them")
     return keys
@@ -51,7 +53,7 @@ def find(sets: Mapping[str, Dataset], keys: Sequence[str], groups: Sequence[str]
     that are in no set and were removed from none.
     """
     known, of_groups = _known(sets), _known_groups(sets)
-    was = np.concatenate([withdrawn.read(dataset.path) for dataset in sets.values()])
+    was = np.concatenate([withdrawn.of(dataset) for dataset in sets.values()])
     was_keys = set(withdrawn.hashes(was, "key", "file").tolist())
     was_groups = set(withdrawn.hashes(was, "group").tolist())
     hashes, before, unknown = [], 0, []

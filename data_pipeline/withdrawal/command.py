@@ -1,8 +1,10 @@
 """The commands `remove` and `compact`: their arguments, what they refuse, and what they print."""
 
 import argparse
+import os
+import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from data_pipeline.dataset.description import describe, subsets
@@ -42,32 +44,33 @@ def run_remove(args: argparse.Namespace) -> None:
     if args.keys is None and not args.group:
         raise UserError("nothing to remove is named; give --keys FILE or --group GROUP")
     keys = read_keys(args.keys) if args.keys else []
-    sets = {Path(folder).name: Dataset(folder) for folder in _folders(args.dest)}
-    names = find(sets, keys, args.group)
-    gone = {name: mask(dataset, names) for name, dataset in sets.items()}
-    counts = {name: int(chosen.sum()) for name, chosen in gone.items() if chosen.any()}
-    for name in counts:
-        refuse_others(sets[name], gone[name])
+    folders = _folders(args.dest)
+    # The sets are read under the lock, so that no other command changes them before they are published.
+    with nullcontext() if args.dry_run else _held(args.dest, folders, "removing images from"):
+        sets = {Path(folder).name: Dataset(folder) for folder in folders}
+        names = find(sets, keys, args.group)
+        gone = {name: mask(dataset, names) for name, dataset in sets.items()}
+        counts = {name: int(chosen.sum()) for name, chosen in gone.items() if chosen.any()}
+        for name in counts:
+            refuse_others(sets[name], gone[name])
+        for name in counts if not args.dry_run else ():
+            remove(sets[name], gone[name], names.groups, args.workers)
     each = f" ({', '.join(f'{name} {n}' for name, n in counts.items())})" if counts and len(sets) > 1 else ""
     named = f"{len(keys)} key{'s' * (len(keys) != 1)}, {len(args.group)} group{'s' * (len(args.group) != 1)}"
     total = sum(counts.values())
     if args.dry_run:
         print(f"would remove {total} images{each} of {args.dest}: {named}; nothing was changed")
         return
-    with _held(args.dest, "removing images from"):
-        for name in counts:
-            remove(sets[name], gone[name], names.groups, args.workers)
     left = sum(len(dataset) for dataset in sets.values()) - total
     earlier = f"; {names.before} of them were removed before" if names.before else ""
     print(f"removed {total} images{each} of {args.dest}: {named}{earlier}; {left} images are left")
     if not total and not any(dataset.description.tables for dataset in sets.values()):
         return
-    what = " ".join([f"--keys {args.keys}" * bool(args.keys), *(f"--group {name}" for name in args.group)])
-    print(
-        f"which runs trained on them: isotorus who-saw {args.dest} {what.strip()} --runs runs/; train anew "
-        "those that must not know them"
-    )
-    print(f"next: isotorus compact {args.dest} (until then the shards and older generations still hold them)")
+    what = [*(["--keys", str(args.keys)] if args.keys else []), *(f"--group={name}" for name in args.group)]
+    who_saw = shlex.join(["isotorus", "who-saw", args.dest, *what, "--runs", "runs/"])
+    print(f"which runs trained on them: {who_saw}; train anew those that must not know them")
+    compacting = shlex.join(["isotorus", "compact", args.dest])
+    print(f"next: {compacting} (until then the shards and older generations still hold them)")
 
 
 def run_compact(args: argparse.Namespace) -> None:
@@ -78,7 +81,7 @@ def run_compact(args: argparse.Namespace) -> None:
         raise UserError(
             f"nothing was removed from {args.dest}, so nothing is to be deleted; see isotorus remove --help"
         )
-    with _held(args.dest, "compacting"):
+    with _held(args.dest, folders, "compacting"):
         done = [compact(Path(folder), args.workers) for folder in folders]
     written, deleted, dropped = (sum(each) for each in zip(*done, strict=True))
     print(
@@ -100,17 +103,24 @@ def _folders(dest: str) -> list[str]:
 
 
 @contextmanager
-def _held(dest: str, doing: str) -> Iterator[None]:
-    """Hold the lock of DEST; raise `UserError` if a packing is unfinished there, or for what the file system
-    refuses.
+def _held(dest: str, folders: list[str], doing: str) -> Iterator[None]:
+    """Hold the lock of DEST, and where it is a set of a split, also that of the folder of all sets, which is
+    the one that packing holds.
+
+    Raises `UserError` if a packing is unfinished there, or for what the file system refuses.
     """
+    above = Path(dest).absolute().parent
+    of_split = folders == [dest] and describe(dest, CacheConfig()).generations[-1].split is not None
+    places = [above, Path(dest)] if of_split and os.access(above, os.W_OK) else [Path(dest)]
     try:
-        with staging.hold(Path(dest)) as folder:
-            if staging.read(folder) is not None:
-                raise UserError(
-                    f"{folder} holds an unfinished packing; finish it with its own command, or delete that "
-                    "folder, then run this command again"
-                )
+        with ExitStack() as locks:
+            for place in places:
+                folder = locks.enter_context(staging.hold(place))
+                if staging.read(folder) is not None:
+                    raise UserError(
+                        f"{folder} holds an unfinished packing; finish it with its own command, or delete "
+                        "that folder, then run this command again"
+                    )
             yield
     except OSError as error:
         raise from_os_error(error, f"{doing} {dest}") from error

@@ -55,7 +55,7 @@ def remove(dataset: Dataset, gone: NDArray[np.bool_], groups: NDArray[np.uint64]
         kept_spacing,
     )
     described = describe(dataset.path, CacheConfig())
-    withdrawn.add(folder, _places(dataset, described, gone, groups))
+    withdrawn.add(dataset, _places(dataset, described, gone, groups))
     number = max(generation.tables for generation in dataset.generations) + 1
     counts = IndexCounts(len(before.classes), len(before.extensions))
     write_tables(folder, number, _rows(dataset, gone, new_numbers), tables, counts)
@@ -199,7 +199,7 @@ def _places(
     if dataset.groups is not None:
         rows["group"] = np.where(np.isin(dataset.groups[some], groups), dataset.groups[some], 0)
     pieces = [_of_groups(groups)]
-    known = withdrawn.read(dataset.path)
+    known = withdrawn.of(dataset)
     for former in described.former:
         left = withdrawn.left_of(known, former.fingerprint, former.count)
         placed = rows[some < len(left)]

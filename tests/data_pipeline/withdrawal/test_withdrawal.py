@@ -4,7 +4,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import tifffile
 from PIL import Image
 
 from data_pipeline.__main__ import main
+from data_pipeline.dataset import withdrawn
+from data_pipeline.dataset.description import describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.packing.pack import Options, pack
+from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.verifying.verify import verify
 from data_pipeline.withdrawal.compact import compact
 from isotorus.errors import UserError
@@ -163,7 +167,7 @@ def test_a_set_is_whole_after_a_kill_at_any_point(dest: Path, points: Sequence[i
     content = {path.name: path.read_bytes() for path in whole.iterdir()}
     for after in points:
         killed = shutil.copytree(dest, dest.parent / f"killed{after}")
-        ended = _killed_after(after, killed)
+        ended = _killed_after(after, lambda folder=killed: compact(folder, 1))
         assert samples(Dataset(killed)) == expected
         if after % 4 == 0:
             assert verify(str(killed), 1) == []
@@ -174,8 +178,24 @@ def test_a_set_is_whole_after_a_kill_at_any_point(dest: Path, points: Sequence[i
     assert ended == (len(points) > 3) and after < 59
 
 
-def _killed_after(changes: int, folder: Path) -> bool:
-    """Run `compact` in a process that is killed before its change number `changes` of a name in a folder;
+def test_a_removal_that_was_killed_is_forgotten(dest: Path, photos: Path):
+    (dest.parent / "keys.txt").write_text(f"\ufeff{NAMES[0]}\n")
+    whole = Dataset(dest)
+    before = [whole.key(i) for i in range(len(whole))]
+    arguments = ["remove", str(dest), f"--keys={dest.parent / 'keys.txt'}", "--group=p3", "--workers=1"]
+    assert not _killed_after(4, lambda: main(arguments))
+    assert len(Dataset(dest)) == 24 and len(withdrawn.read(dest))
+    assert "were removed" not in pack(photos, dest, replace(OPTIONS, append=True))
+    remove(dest, "--group=p5")
+    compact(dest, 1)
+    left = Dataset(dest)
+    (former, _) = describe(str(dest), CacheConfig()).former
+    held = withdrawn.left_of(withdrawn.of(left), former.fingerprint, former.count)
+    assert [before[i] for i in held] == [left.key(i) for i in range(len(left))] and len(left) == 20
+
+
+def _killed_after(changes: int, work: Callable[[], object]) -> bool:
+    """Call `work` in a process that is killed before its change number `changes` of a name in a folder;
     return whether it ended before that.
     """
     process = os.fork()
@@ -192,7 +212,7 @@ def _killed_after(changes: int, folder: Path) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         sys.addaudithook(count)
         try:
-            compact(folder, 1)
+            work()
         except UserError:  # a worker was killed
             os._exit(1)
         os._exit(0)
@@ -238,3 +258,15 @@ def test_an_unfinished_packing_and_tars_of_others_are_refused(dest: Path, tmp_pa
         remove(dest, "--group=p0")
     with pytest.raises(UserError, match="no folder on a disk"):
         main(["remove", "s3://bucket/set", "--group=p0"])
+
+
+def test_a_set_of_a_split_is_not_changed_while_all_sets_are(photos: Path, tmp_path: Path):
+    pack(photos, tmp_path / "sets", replace(OPTIONS, val_fraction=0.3))
+    group = Dataset(tmp_path / "sets/train").key(0).split("/")[1]
+    with staging.hold(tmp_path / "sets") as folder:
+        staging.write(folder, staging.State(plan="p", bases={}, channels=None))
+    with pytest.raises(UserError, match="unfinished packing"):
+        remove(tmp_path / "sets/train", f"--group={group}")
+    shutil.rmtree(folder)
+    remove(tmp_path / "sets/train", f"--group={group}")
+    assert {path.name for path in (tmp_path / "sets").iterdir()} == {"train", "val"}
