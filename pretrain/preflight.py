@@ -20,6 +20,7 @@ from data_pipeline.transforms.physical import check_views
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.checkpoint import store
+from pretrain.checkpoint.readings import readings_before
 from pretrain.checkpoint.warm_start import NAMES, WarmStart, check_fit, find_weights, silent_difference
 from pretrain.config import Config, flatten
 from pretrain.engines.check import check_engine
@@ -57,6 +58,8 @@ class RunInputs:
     """What a supervised run predicts."""
     held_out: Dataset | None = None
     """The data set of `held_out.path`."""
+    readings_before: tuple[dict[str, Any], ...] = ()
+    """How the run read its data before starts that changed it, see `pretrain.checkpoint.readings`."""
 
 
 def check(config: Config, world_size: int) -> RunInputs:
@@ -89,8 +92,11 @@ def check(config: Config, world_size: int) -> RunInputs:
     if newest is not None:
         try:
             _check_resume(config, inputs, newest)
-            record = store.describe(newest).get("warm_start")
-            continued = dataclasses.replace(inputs, warm_start=record and WarmStart(**record))
+            saved = store.describe(newest)
+            record = saved.get("warm_start")
+            before = tuple(readings_before(saved, _reading(config, inputs)))
+            start = record and WarmStart(**record)
+            continued = dataclasses.replace(inputs, warm_start=start, readings_before=before)
             _warn(config, newest, sources.datasets)
             return continued
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -132,6 +138,16 @@ def _held_out(config: Config, sources: Sources) -> Dataset | None:
     if len(dataset) < 2:
         raise UserError(f"held_out.path={path} has {len(dataset)} images; name a set with 2 or more")
     return dataset
+
+
+def _reading(config: Config, inputs: RunInputs) -> dict[str, Any]:
+    """Return how the run reads its data now, in the keys of encoder.json."""
+    return {
+        "seed": config.seed,
+        "data_fingerprint": inputs.sources.fingerprint,
+        "supervised": inputs.task and inputs.task.describe(),
+        "config": {"data": config.data.model_dump(mode="json")},
+    }
 
 
 class Model(NamedTuple):

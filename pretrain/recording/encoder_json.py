@@ -30,6 +30,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "torus": _torus(config),
         "square": square and square._asdict(),
         "supervised": inputs.task and inputs.task.describe(),
+        "readings_before": list(inputs.readings_before),
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
         "config": config.model_dump(mode="json"),
     }

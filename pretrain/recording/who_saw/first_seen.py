@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.order import Order
 from pretrain.recording.who_saw.past_sets import State
@@ -20,6 +21,8 @@ class Reading(NamedTuple):
     seed: int
     kind: Literal["uniform", "windowed"]
     batch_size: int
+    visited: Sequence[NDArray[np.int64]] | None
+    """The samples of each source that the run visited, in their order; None: all."""
 
 
 def first_batches(reading: Reading, start: int, stop: int) -> dict[tuple[int, int], int]:
@@ -27,9 +30,13 @@ def first_batches(reading: Reading, start: int, stop: int) -> dict[tuple[int, in
     holds are left out.
     """
     targets = {k: np.array(state.images) for k, state in enumerate(reading.states) if state.images}
+    sizes = [state.count for state in reading.states]
+    if reading.visited is not None:
+        targets = {k: np.intersect1d(images, reading.visited[k]) for k, images in targets.items()}
+        sizes = [len(samples) for samples in reading.visited]
     wanted = sum(map(len, targets.values()))
     order = Order(
-        [state.count for state in reading.states],
+        sizes,
         reading.weights,
         reading.seed,
         reading.kind,
@@ -45,6 +52,9 @@ def first_batches(reading: Reading, start: int, stop: int) -> dict[tuple[int, in
         positions = np.arange(first * size, min(first + batches, stop) * size, dtype=np.int64)
         source, _, index = order.locate(positions)
         for k, images in targets.items():
-            for at in np.flatnonzero((source == k) & np.isin(index, images)).tolist():
-                found.setdefault((k, int(index[at])), first + at // size)
+            here = np.flatnonzero(source == k)
+            samples = index[here] if reading.visited is None else reading.visited[k][index[here]]
+            asked = np.isin(samples, images)
+            for at, sample in zip(here[asked].tolist(), samples[asked].tolist(), strict=True):
+                found.setdefault((k, sample), first + at // size)
     return found

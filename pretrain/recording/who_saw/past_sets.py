@@ -31,6 +31,7 @@ class State:
     """Size of its shards in bytes, on which the windowed order depends."""
     images: tuple[int, ...]
     """Indices of the samples that are asked for."""
+    fingerprint: str
 
 
 States = dict[str, State]
@@ -46,7 +47,8 @@ def states(path: str, names: Names) -> States:
     if described.former and is_remote(path):
         raise UserError(f"images were removed from {path}; give a folder on a disk with a copy of its tables")
     found: States = {}
-    table, newest = withdrawn.read(path), mask(Dataset(path), names)
+    dataset = Dataset(path)
+    table, newest = withdrawn.of(dataset), mask(dataset, names)
     asked = (
         np.isin(table["key"], names.keys)
         | np.isin(table["file"], names.keys)
@@ -64,7 +66,7 @@ def states(path: str, names: Names) -> States:
 
 
 def _state(record: Former | Generation, images: NDArray[np.int64]) -> State:
-    return State(record.count, record.bytes, tuple(images.tolist()))
+    return State(record.count, record.bytes, tuple(images.tolist()), record.fingerprint)
 
 
 def of_run(fingerprint: str, sources: Sequence[tuple[str, float]], asked: States) -> list[State] | None:

@@ -9,6 +9,7 @@ from isotorus import foreign_files, jsonl
 from isotorus.errors import UserError
 from pretrain.recording.who_saw.first_seen import Reading, first_batches
 from pretrain.recording.who_saw.past_sets import States, of_run
+from pretrain.recording.who_saw.visited import visited
 
 _RESULTS = "eval/*/results.json"
 
@@ -65,27 +66,49 @@ def checkpoints(run: Path) -> list[Checkpoint]:
         if not (path / "COMPLETE").exists():
             continue
         facts = foreign_files.read_json(path / "encoder.json")
-        if not isinstance(facts, dict) or type(facts.get("step")) is not int:
+        if not _describes(facts):
             raise UserError(f"{path}/encoder.json does not describe a checkpoint")
         found.append(Checkpoint(path, facts["step"], facts))
     return sorted(found, key=lambda each: each.step)
 
 
+def _describes(facts: Any) -> bool:
+    """Return whether the content of an encoder.json has the form that is read here."""
+    if not isinstance(facts, dict) or type(facts.get("step")) is not int:
+        return False
+    before = facts.get("readings_before", [])
+    mappings = isinstance(facts.get("config") or {}, dict) and isinstance(facts.get("warm_start") or {}, dict)
+    return mappings and isinstance(before, list) and all(map(_describes, before))
+
+
+def _segments(saved: list[Checkpoint]) -> Iterator[tuple[int, list[Checkpoint]]]:
+    """Yield steps, the oldest first, with the descriptions by which the run may have read until each.
+
+    Earlier versions did not record what a start changed, so there the run may have read as the checkpoint
+    before says, or as that after.
+    """
+    newest, steps = saved[-1], {each.step for each in saved}
+    before = [Checkpoint(newest.path, each["step"], each) for each in newest.facts.get("readings_before", [])]
+    history = sorted([*saved, *(each for each in before if each.step not in steps)], key=lambda c: c.step)
+    for number, each in enumerate(history):
+        recorded = each in before or "readings_before" in each.facts
+        yield each.step, history[number if recorded else max(number - 1, 0) : number + 1]
+
+
 def sight(run: Path, saved: list[Checkpoint], asked: States) -> Sight | None:
     """Return what a run saw of the images until its newest checkpoint; None if it saw none.
 
-    Between two checkpoints of different configurations, both are looked at. Raises `UserError` if it cannot
-    be told.
+    Raises `UserError` if it cannot be told.
     """
     offsets = _passed_over(run)
     seen: dict[tuple[int, ...], int] = {}
     start = 0
-    for number, checkpoint in enumerate(saved):
-        stop = checkpoint.step + max([0, *(passed for _, passed in offsets)])
-        for of in {_identity(each): each for each in saved[max(number - 1, 0) : number + 1]}.values():
+    for step, read_as in _segments(saved):
+        stop = step + max([0, *(passed for _, passed in offsets)])
+        for of in {_identity(each): each for each in read_as}.values():
             for image, batch in _first_batches(of, asked, start, stop).items():
-                step = batch + 1 - max([0, *(passed for begin, passed in offsets if begin <= batch)])
-                seen[image] = min(step, seen.get(image, step))
+                at = batch + 1 - max([0, *(passed for begin, passed in offsets if begin <= batch)])
+                seen[image] = min(at, seen.get(image, at))
         start = stop
     results = [path for path in sorted(run.glob(_RESULTS)) if _was_fitted(path, asked)]
     if not seen and not results:
@@ -119,7 +142,8 @@ def _first_batches(
         return {}
     if kind not in ("uniform", "windowed") or size < 1:
         raise UserError(f"{checkpoint.path}/encoder.json has the order {kind!r} of batches of {size}")
-    reading = Reading(states, [weight for _, weight in sources], seed, kind, size)
+    only = visited(checkpoint.facts, states, [path for path, _ in sources])
+    reading = Reading(states, [weight for _, weight in sources], seed, kind, size, only)
     return {
         (int(fingerprint, 16), *image): batch for image, batch in first_batches(reading, start, stop).items()
     }
@@ -146,7 +170,7 @@ def _was_fitted(results: Path, asked: States) -> bool:
     """Return whether the probes of an evaluation were fitted on images that are asked for."""
     try:
         about = foreign_files.read_json(results)
-        fingerprint = about["data"]["train"]["fingerprint"]
+        fingerprint = str(about["data"]["train"]["fingerprint"])
     except (OSError, UserError, ValueError, KeyError, TypeError):
         return False
     return fingerprint in asked and bool(asked[fingerprint].images)
@@ -177,4 +201,7 @@ def inherited(saved: dict[Path, list[Checkpoint]], sights: dict[Path, Sight]) ->
 
 def _folder_of_weights(checkpoint: Checkpoint) -> Path | None:
     """Return the folder of the first weights of a checkpoint's run; None where they were random."""
-    return Path(checkpoint.weights).resolve().parent if checkpoint.weights else None
+    try:
+        return Path(checkpoint.weights).resolve().parent if checkpoint.weights else None
+    except (OSError, ValueError, RuntimeError):  # no name of a file
+        return None

@@ -1,7 +1,6 @@
 """encoder.json says what a certificate needs and how numbers became brightness; the evaluation reads it."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
 from pretrain.config import Config
 from pretrain.models.description import EncoderDescription
+from pretrain.preflight import RunInputs
 from pretrain.recording.encoder_json import encoder_json
 
 BOTH = ["rotation", "hue"]
@@ -24,9 +24,7 @@ def described(
 ) -> EncoderDescription:
     config = Config(name="x", steps=1, data={"path": "unused"}, views=views, objective=objective)
     sources = sources or Sources([], [])
-    inputs: Any = SimpleNamespace(
-        encoder_kwargs={}, embedding_width=32, mean=(0.5,), std=(0.2,), sources=sources, warm_start=None
-    )
+    inputs = RunInputs(sources, encoder_kwargs={}, embedding_width=32, mean=(0.5,), std=(0.2,))
     values = encoder_json(config, inputs) | {"step": 0}
     del values["warm_start"]
     return TypeAdapter(EncoderDescription).validate_python(values | {"mean": [0.5], "std": [0.2]})

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipeline.__main__ import main as data_pipeline
@@ -14,7 +15,9 @@ from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
+from pretrain.methods.config import SupervisedConfig
 from pretrain.recording.who_saw.command import main
+from pretrain.supervised.task import read_task
 
 FORMATS = Path(__file__).parents[3] / "formats"
 SOURCE = {"path": "sets/cells/train", "weight": 1.0}
@@ -143,3 +146,62 @@ def test_what_cannot_be_told_is_said(work: Path, answer: Answer, capsys: pytest.
     ):
         with pytest.raises(UserError, match=message):
             main(arguments)
+
+
+def test_a_run_that_read_other_data_before(work: Path, answer: Answer):
+    """Its first checkpoints are gone, and its newest says how it read until step 4."""
+    cells, plain = Dataset("sets/cells/train"), Dataset("sets/plain")
+    run = work / "runs/two"
+    first = json.loads(
+        (checkpoint(run, 4, {"batch_size": 4}, cells.fingerprint) / "encoder.json").read_text()
+    )
+    shutil.rmtree(run / "checkpoints")
+    now = {"path": "sets/plain", "batch_size": 4}
+    checkpoint(run, 6, now, plain.fingerprint, seed=0, readings_before=[first])
+    (run / "config.yaml").touch()
+    seen = first_steps(Sources([cells], [1.0]), 4, batch_size=4)
+    for i in range(len(cells)):
+        found = {each["run"]: each for each in answer("sets/cells", cells.key(i))["runs"]}
+        assert found.get("runs/two", {}).get("first_step") == seen.get(i), i
+
+
+def test_a_run_that_visited_only_images_with_a_target(work: Path, answer: Answer):
+    cells, val = Dataset("sets/cells/train"), Dataset("sets/cells/val")
+    known = np.arange(len(cells)) % 3 > 0
+    keys = [cells.key(int(i)) for i in np.flatnonzero(known)] + [val.key(i) for i in range(len(val))]
+    lines = [f"{key},{i % 2 + 0.5 * i}" for i, key in enumerate(keys)]
+    (work / "ages.csv").write_text("\n".join(["key,age", *lines]))
+    targets = {"file": "ages.csv", "columns": ["age"]}
+    objective = {
+        "kind": "supervised",
+        "task": "regression",
+        "outputs": 1,
+        "val": val.path,
+        "targets": targets,
+    }
+    task = read_task(SupervisedConfig.model_validate(objective), [cells], 3)
+    of = {"images": int(known.sum()), "channels": 3, "supervised": task.describe()}
+    folder = checkpoint(work / "runs/two", 3, {}, cells.fingerprint, **of)
+    facts = json.loads((folder / "encoder.json").read_text())
+    facts["config"]["objective"] = objective
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    (work / "runs/two/config.yaml").touch()
+    seen = first_steps(Sources([cells], [1.0]).only(task.known), 3)
+    for i in range(len(cells)):
+        found = {each["run"]: each for each in answer("sets/cells", cells.key(i))["runs"]}
+        assert found.get("runs/two", {}).get("first_step") == seen.get(i), i
+    (work / "ages.csv").unlink()
+    told = answer("sets/cells", cells.key(0))["cannot_be_told"]["runs/two"]
+    assert f"it trained on {known.sum()} of {len(cells)} images" in told
+
+
+@pytest.mark.parametrize(
+    "facts", [{"config": "x"}, {"warm_start": 5}, {"warm_start": {"file": "\0"}}, {"readings_before": [1]}]
+)
+def test_damaged_descriptions_are_said_in_a_line(work: Path, answer: Answer, facts: dict[str, Any]):
+    file = work / "runs/one/checkpoints/step_00000006/encoder.json"
+    content = json.loads(file.read_text()) | facts
+    file.unlink()
+    file.write_text(json.dumps(content))
+    told = answer("sets/cells", Dataset("sets/cells/train").key(0))
+    assert len(told["runs"]) + len(told["cannot_be_told"]) == 1
