@@ -3,13 +3,14 @@
 import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline import pool
+from data_pipeline.dataset.description import PLAIN
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.dataset.near_copies import thumbnails
 from data_pipeline.dataset.near_copies.pairs import NearCopies
@@ -127,7 +128,8 @@ def _write_task(task: _Task) -> None:
 def _thumbnail(task: _Task, item: Item) -> Thumbnails:
     """Return the thumbnail of a file; zero for a file of several pictures, or one that cannot be decoded."""
     try:
-        pictures = samples(task.source, item, None, task.rules, task.intensity, task.reading)
+        image = replace(item, mask=None)
+        pictures = samples(task.source, image, None, task.rules, task.intensity, task.reading, PLAIN)
         first, *more = itertools.islice(pictures, 2)
     except MemoryError as error:
         raise no_memory(item.path, error) from None

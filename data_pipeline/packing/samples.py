@@ -95,8 +95,9 @@ def samples(
 def _with_mask(sample: Sample | LeftOut, item: Item, rule: MaskRule) -> Iterator[Sample | LeftOut]:
     """Yield a sample with its mask; before it why the mask is left out, if it is."""
     if item.mask is not None and isinstance(sample, Sample):
+        height, width = sample.pixels.shape[:2]
         try:
-            sample = sample._replace(mask=masks.packed(item.mask, *sample.pixels.shape[:2], rule))
+            sample = sample._replace(mask=masks.packed(item.mask, height, width, rule))
         except ValueError as error:
             yield LeftOut(f"its mask {item.mask.name}", str(error))
     yield sample

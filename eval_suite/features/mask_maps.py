@@ -37,7 +37,7 @@ def extract(dataset: Dataset, size: int, square: Square | None, file: Path) -> M
         return MaskMaps(np.zeros((0, size, size), np.uint8), np.zeros(0, np.int64))
     scales = square and Scales(dataset, square.unit)
     whole = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(dataset), size, size))
-    samples = []
+    samples: list[int] = []
     for i in range(len(dataset)):
         if (mask := masks.read(dataset, i)) is None:
             continue

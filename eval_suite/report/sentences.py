@@ -107,7 +107,7 @@ def about_scores(results: Results) -> str:
     if not methods:
         reasons = {e["reason"] for e in results["left_out"] if e["metric"] in METHODS}
         return f"No scores against labels: {', '.join(sorted(reasons)) or 'they were not requested'}."
-    parts = {}
+    parts: dict[str, list[str]] = {}
     for method in methods:
         values = [
             f"{SCORES[score].label} {100 * measured[method][score]:.1f}\u00a0%"

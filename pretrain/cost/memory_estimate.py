@@ -191,7 +191,8 @@ def checkpoint_bytes(parameters: Parameters) -> float:
 def _norms(module: nn.Module) -> list[int]:
     """Return the features of each batch norm."""
     kinds = (GlobalBatchNorm, nn.modules.batchnorm._BatchNorm)
-    return [len(m.running_mean) for m in module.modules() if isinstance(m, kinds)]
+    norms = (m for m in module.modules() if isinstance(m, kinds))
+    return [m.running_mean.numel() for m in norms if m.running_mean is not None]
 
 
 def _count(module: nn.Module) -> int:

@@ -113,10 +113,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=goodput.RESTART,
         help=f"seconds from a failure to the next step (default {goodput.RESTART:g})",
     )
+    waits = "seconds that training waits for a checkpoint"
     parser.add_argument(
         "--stall",
         type=_at_least_zero,
-        help=f"seconds that training waits for a checkpoint (default {goodput.STALL:.1%} of writing it)",
+        help=f"{waits} (default {100 * goodput.STALL:.1f} %% of writing it)",
     )
     parser.add_argument("--json", action="store_true", help="all figures, in bytes, FLOPs and seconds")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")

@@ -9,7 +9,7 @@ taken not to overlap.
 
 import functools
 import json
-from collections import Counter
+from collections import defaultdict
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ class Costs(TorchDispatchMode):
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self.phase, self.fused = "forward", fused
-        self.found: Counter[tuple[str, str]] = Counter()
+        self.found: dict[tuple[str, str], float] = defaultdict(float)
         self._kernel, self._begun = 0, -1
         self._made: dict[int, int | None] = {}  # the kernel that made a storage; None once it is in memory
         self._read: set[int] = set()  # storages that this kernel has read

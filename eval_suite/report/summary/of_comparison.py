@@ -40,9 +40,12 @@ def _best_row(rows: Sequence[Row]) -> tuple[list[Line], Row]:
     values = {row: dig(row.results, path) for row, _ in scored}
     having: dict[Row, float] = {row: value for row, value in values.items() if value is not None}
     top = max(having, key=lambda row: sign * having[row])
-    low, high = dig(top.results, f"{path}_interval") or (None, None)
-    level = [row for row in having if low is not None and low <= having[row] <= high]
+    interval = dig(top.results, f"{path}_interval")
     by = f"{METHODS[method].label}, {SCORES[score].label} {100 * having[top]:.1f}\u00a0%"
-    bounds = "" if low is None else f", 95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}"
-    others = f" {len(level) - 1} of the other {len(rows) - 1} rows lie within it." if low is not None else ""
-    return [Line("best", f"{top.name}, step {top.step:,} ({by}{bounds}).{others}")], top
+    if interval is None:
+        return [Line("best", f"{top.name}, step {top.step:,} ({by}).")], top
+    low, high = interval
+    level = [row for row in having if low <= having[row] <= high]
+    bounds = f"95\u00a0% interval {100 * low:.1f} to {100 * high:.1f}"
+    others = f"{len(level) - 1} of the other {len(rows) - 1} rows lie within it."
+    return [Line("best", f"{top.name}, step {top.step:,} ({by}, {bounds}). {others}")], top

@@ -137,7 +137,7 @@ def logits_of(probe: Probe, x: Tensor) -> Tensor:
 
 def moments(images: Images) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (d,) over all tokens of the images; a deviation of 0 becomes 1."""
-    total, squares, count = 0.0, 0.0, 0
+    total, squares, count = torch.zeros(1), torch.zeros(1), 0
     for start in range(0, len(images.x), AT_ONCE):
         rows = np.arange(start, min(start + AT_ONCE, len(images.x)))
         x = images.tokens(rows).flatten(0, 1).double()

@@ -129,7 +129,9 @@ def measure(
             failed: dict[str, str] = {}
             asked = attempt(metric, prepare[metric], failed)
             found.left_out.extend({"metric": metric, "reason": why} for why in failed.values())
-            for r in representations if asked is not None else ():
+            if asked is None:
+                continue
+            for r in representations:
                 place = metric if r.name == "pretrained" else f"{r.name}/{metric}"
                 failed = {}
                 judged = attempt(place, partial(_judged, r, asked, work, device, batch_size, workers), failed)
@@ -183,12 +185,12 @@ def _attentive(
     protocol = protocol.model_copy(update={"l2": options.given_l2(protocol.l2)})
 
     def judge(tokens: Mapping[str, Tokens]) -> tuple[dict[str, Any], Estimates]:
-        images = [
+        first, val, test = (
             Images(tokens[name].x, usable[name].values[usable[name].known])
             for name in ("train", "val", reported)
-        ]
+        )
         measured = attentive_probe.attentive_probe(
-            *images, train.kind, protocol=protocol, classes=len(train.names), device=device
+            first, val, test, train.kind, protocol=protocol, classes=len(train.names), device=device
         )
         drawn = {"resamples": options.resamples, "seed": options.seed}
         return of_test(measured, last.values[last.known], groups, train.kind, train.names, **drawn)

@@ -60,7 +60,8 @@ def segmentation_probe(
     occur in the masks of test; its 95 % interval is that of `resamples` draws of images, or of whole groups.
     Returns the results and the estimate of mIoU. Raises Unmeasurable if train has fewer than two classes.
     """
-    pixels = sum(np.bincount(mask.ravel(), minlength=IGNORED + 1) for mask in train.images.y)
+    of_images = [np.bincount(mask.ravel(), minlength=IGNORED + 1) for mask in train.images.y]
+    pixels = np.sum(of_images, axis=0)
     present = np.flatnonzero(pixels[:IGNORED])
     if len(present) < 2:
         raise Unmeasurable(
@@ -128,10 +129,10 @@ def _cells(
         at, of = np.nonzero(pixels[wanted])
         x = (images.tokens(np.array([row]))[0] - scale[0]) / scale[1]
         parts.append((x[wanted[at]], of, pixels[wanted][at, of].astype(np.float64)))
-    x, of_cell, count_of = zip(*parts, strict=True)
+    tokens_of, of_cell, count_of = zip(*parts, strict=True)
     share = np.concatenate(count_of)
     return (
-        torch.cat(x),
+        torch.cat(tokens_of),
         torch.from_numpy(np.concatenate(of_cell)),
         torch.from_numpy(share / share.mean()).float(),
     )

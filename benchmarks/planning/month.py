@@ -1,6 +1,6 @@
 """Simulate a month of training on 1,024 hosts that fail, return and slow down, on the real checkpoint logic.
 
-    python -m benchmarks.month FOLDER [--days 30] [--hosts 1024]
+    python -m benchmarks.planning.month FOLDER [--days 30] [--hosts 1024]
 
 Real are: writing, finding, thinning out and reading checkpoints (`pretrain.checkpoint.store` and
 `RunState.resume`), dropping rows after a resume (`StepLog`), and the division of the batch among the ranks

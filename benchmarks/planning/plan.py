@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Views are small, so that sharded parameters make up most of the memory.
 SMALL_VIEWS = "data.batch_size=4 encoder.name=vit_base_patch16_224 views.global_size=112 views.local_size=48"
 CASES = {
