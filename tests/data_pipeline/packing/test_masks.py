@@ -152,3 +152,17 @@ def test_grey_pngs_of_every_kind_are_numbers(tmp_path, mode):
     image.save(tmp_path / "mask.png")
     read = masks.decode((tmp_path / "mask.png").read_bytes(), *MASK.shape)
     np.testing.assert_array_equal(read, MASK > 0)
+
+
+def test_near_copies_are_left_out_where_images_have_masks(tmp_path, capsys):
+    images, of_masks = _folders(tmp_path)
+    large = Image.fromarray(RANDOM.integers(0, 256, (16, 16, 3)).astype(np.uint8)).resize((64, 64))
+    for name in ("x", "y"):
+        large.save(images / f"a/{name}.png")
+    Image.fromarray(np.full((64, 64), 2, np.uint8)).save(of_masks / "a/x.png")
+    Image.fromarray(np.full((6, 8), 2, np.uint8)).save(of_masks / "a/y.png")  # does not fit
+    _pack(images, tmp_path / "set", "--masks", of_masks, "--drop-duplicates")
+    assert "1 near copy" in capsys.readouterr().out
+    dataset = Dataset(tmp_path / "set")
+    kept = {dataset.key(i): masks.read(dataset, i) is not None for i in range(len(dataset))}
+    assert kept == {**{f"a/{i}": True for i in range(4)}, "a/x": True}
