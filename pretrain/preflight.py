@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.dataset.description import describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.sources import Sources
@@ -334,8 +335,15 @@ def _with_defaults(objective: dict[str, Any]) -> dict[str, Any]:
 
 
 def _earlier(fingerprint: str, sources: Sources) -> str:
-    """Say how to go on with the images of then, if an earlier generation of a set has the fingerprint."""
+    """Say how to go on with the images of then, if an earlier generation of a set has the fingerprint, or
+    that they are deleted.
+    """
     for dataset in sources.datasets:
+        if fingerprint in {former.fingerprint for former in describe(dataset.path, dataset.cache).former}:
+            return (
+                f"; images that it may have seen were deleted from {dataset.path} since (isotorus compact), "
+                "so rather begin a new run"
+            )
         for number, generation in enumerate(dataset.generations, start=1):
             if generation.fingerprint == fingerprint:
                 only = f"[{{path: {dataset.path}, generation: {number}}}]"

@@ -84,13 +84,15 @@ class Dataset:
     ) -> None:
         self.path = os.fspath(path)
         self.cache = cache or CacheConfig()
-        self.generations: list[Generation] = describe(self.path, self.cache).generations
+        described = describe(self.path, self.cache)
+        self.generations: list[Generation] = described.generations
         """All generations of the data set, the oldest first."""
         self.generation = len(self.generations) if generation is None else generation
         if not 1 <= self.generation <= len(self.generations):
+            dropped = " (isotorus compact has dropped older ones)" if described.former else ""
             raise UserError(
-                f"{self.path} has no generation {generation}; expected 1 to {len(self.generations)}, "
-                f"see isotorus info {self.path}"
+                f"{self.path} has no generation {generation}{dropped}; expected 1 to "
+                f"{len(self.generations)}, see isotorus info {self.path}"
             )
         for number in _evenly(len(self.shards)):
             self._check_size(number)

@@ -11,11 +11,11 @@ from data_pipeline.dataset import files, withdrawn
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.tables.cells import one_form
 from isotorus.errors import UserError, from_os_error
-from isotorus.foreign_files import read_text
+from isotorus.foreign_files import open_regular
 
 _NAMED = 3
 """Keys that a message names."""
-_BLANKS = " \t\r\n\ufeff"
+_BLANKS = " \t\r\ufeff"
 """Characters around a key that are left out; editors of Windows begin a file with the last."""
 
 
@@ -33,13 +33,15 @@ class Names(NamedTuple):
 def read_keys(file: Path) -> list[str]:
     """Return the keys in a text file with one on each line; raise `UserError` if it names none."""
     try:
-        lines = read_text(file).splitlines()
+        with open_regular(file) as stream:
+            text = stream.read()
     except FileNotFoundError:
         raise UserError(f"there is no file {file}; give a text file with one key on each line") from None
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is no text in UTF-8; give a text file with one key on each line") from None
+    if b"\0" in text:  # UTF-16, as some programs of Windows write it, or no text at all
+        raise UserError(f"{file} is no text in UTF-8; give a text file with one key on each line")
+    lines = text.decode(errors="surrogateescape").split("\n")
     keys = [stripped for line in lines if (stripped := line.strip(_BLANKS))]
     if not keys:
         raise UserError(f"{file} names no image; write one key on each line, as embed and search show them")

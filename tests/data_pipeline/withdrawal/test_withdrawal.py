@@ -21,6 +21,7 @@ from data_pipeline.dataset_writer import staging
 from data_pipeline.packing.pack import Options, pack
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.verifying.verify import verify
+from data_pipeline.withdrawal.choose import read_keys
 from data_pipeline.withdrawal.compact import compact
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import save_pictures
@@ -191,6 +192,8 @@ def test_a_removal_that_was_killed_is_forgotten(dest: Path, photos: Path):
     left = Dataset(dest)
     (former, _) = describe(str(dest), CacheConfig()).former
     held = withdrawn.left_of(withdrawn.of(left), former.fingerprint, former.count)
+    with pytest.raises(UserError, match=r"has no generation 2 \(isotorus compact has dropped older ones\)"):
+        Dataset(dest, generation=2)
     assert [before[i] for i in held] == [left.key(i) for i in range(len(left))] and len(left) == 20
 
 
@@ -270,3 +273,13 @@ def test_a_set_of_a_split_is_not_changed_while_all_sets_are(photos: Path, tmp_pa
     shutil.rmtree(folder)
     remove(tmp_path / "sets/train", f"--group={group}")
     assert {path.name for path in (tmp_path / "sets").iterdir()} == {"train", "val"}
+
+
+def test_lists_of_keys_as_editors_write_them(tmp_path: Path):
+    file = tmp_path / "keys.txt"
+    names = [f"scans of March/{i:06d}" for i in range(800_000)]  # more than 16 MB
+    file.write_text("\r\n".join(names), encoding="utf-8-sig", newline="")
+    assert read_keys(file) == names
+    file.write_text("cat/p0/01\n", encoding="utf-16")
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        read_keys(file)
