@@ -1,8 +1,8 @@
 """Crops of a stated physical size, such as 30 mm, from images whose spacing is known.
 
-Such a crop is a square on the object. Where the distances between rows and between columns differ, it is no
-square of the image's pixels, and it seldom begins at a whole pixel. So it is resampled from its exact place
-(`exact_crop`), and the pixels of the view are as far apart in both directions.
+Such a crop is a square on the object. Where rows and columns of the image have different distances, it has
+more pixels in one direction than in the other, and it rarely begins at a whole pixel. So it is resampled from
+its exact place (`exact_crop`), and the pixels of the view have the same distance in both directions.
 """
 
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Square(NamedTuple):
-    """The part of an image that is shown where an encoder is evaluated."""
+    """The part of an image that an encoder sees in evaluation: a centred square of a physical size."""
 
     side: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     unit: Unit
@@ -39,8 +39,8 @@ class Square(NamedTuple):
 
 
 def whole_square(views: ViewsConfig) -> Square | None:
-    """Return the square at the middle of images that an encoder of these views is evaluated on; None if
-    that is the largest one.
+    """Return the centred square on which an encoder with these views is evaluated; None if it is the largest
+    square in the image.
     """
     if views.scale_by != "spacing":
         return None
@@ -53,9 +53,9 @@ def whole_square(views: ViewsConfig) -> Square | None:
 def box(
     rng: np.random.Generator, height: int, width: int, spacing_: Spacing, sides: tuple[float, float]
 ) -> ExactBox:
-    """Draw a square crop: the logarithm of its side uniform in `sides`, its place uniform.
+    """Draw a square crop: the logarithm of its side is uniform in `sides`, and its place is uniform.
 
-    In an image that is smaller than the largest side, the sides are drawn up to that of the image. The image
+    In an image that is smaller than the largest side, the largest side is that of the image. The image
     must not be smaller than the smallest side.
     """
     low, high = sides
@@ -119,8 +119,10 @@ def check_views(views: ViewsConfig, datasets: Sequence[Dataset]) -> None:
 
 
 def check_square(square: Square | None, dataset: Dataset, *, quiet: bool = False) -> None:
-    """Raise `UserError` if an encoder that sees squares of a physical size cannot see all images so, unless
-    it was trained with `views.unscaled=area`; then log their number, unless `quiet`.
+    """Raise `UserError` if an encoder sees squares of a physical size and some images have no known spacing.
+
+    With an encoder that was trained with `views.unscaled=area`, raise it only if no image has a known
+    spacing; else log their number, unless `quiet`.
     """
     if square is not None:
         _check(dataset, square.unit, 0.0, square.unscaled, quiet)
@@ -140,7 +142,8 @@ def refuse_square(square: Square | None, what: str) -> None:
 def _check(dataset: Dataset, unit: Unit, smallest: float, unscaled: str, quiet: bool = False) -> None:
     """Count the images that cannot be cropped by their spacing.
 
-    Raises `UserError` if all are so, or if some are and `unscaled` refuses them; else logs a line.
+    Raises `UserError` if this is true of all images, or if it is true of some and `unscaled` is "refuse";
+    else logs a line.
     """
     unknown, small, first = 0, 0, -1
     scales = Scales(dataset, unit)

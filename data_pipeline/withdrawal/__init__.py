@@ -1,1 +1,1 @@
-"""Take images out of a data set: from its tables (`remove`), then from its shards (`compact`)."""
+"""Withdraw images from a data set: `remove` changes its tables, then `compact` its shards."""

@@ -14,9 +14,10 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.foreign_files import open_regular
 
 _NAMED = 3
-"""Keys that a message names."""
+"""Largest number of keys that a message names."""
 _BLANKS = " \t\r\ufeff"
-"""Characters around a key that are left out; editors of Windows begin a file with the last."""
+"""Characters that are cut off around a key. The last one is the byte order mark, with which editors on
+Windows begin a file."""
 
 
 class Names(NamedTuple):
@@ -27,7 +28,7 @@ class Names(NamedTuple):
     groups: NDArray[np.uint64]
     """Hashes of groups."""
     before: int
-    """How many of the keys and groups were removed earlier and mean no sample that is left."""
+    """How many of the keys and groups have no sample, because all were removed earlier."""
 
 
 def read_keys(file: Path) -> list[str]:
@@ -90,7 +91,9 @@ def find(sets: Mapping[str, Dataset], keys: Sequence[str], groups: Sequence[str]
 
 
 def mask(dataset: Dataset, names: Names) -> NDArray[np.bool_]:
-    """Return which samples of a set (n,) have one of the keys, by themselves or by their files, or groups."""
+    """Return which samples of a set (n,) have one of the keys or groups; a key is that of a sample or of its
+    file.
+    """
     chosen: NDArray[np.bool_] = np.isin(dataset.rows["key"], names.keys)
     if dataset.description.reading is not None:
         chosen |= np.isin(files.read(dataset)["key"], names.keys)

@@ -68,7 +68,7 @@ def run_remove(args: argparse.Namespace) -> None:
         return
     what = [*(["--keys", str(args.keys)] if args.keys else []), *(f"--group={name}" for name in args.group)]
     who_saw = shlex.join(["isotorus", "who-saw", args.dest, *what, "--runs", "runs/"])
-    print(f"which runs trained on them: {who_saw}; train anew those that must not know them")
+    print(f"which runs trained on them: {who_saw}; train those again that must not have seen them")
     compacting = shlex.join(["isotorus", "compact", args.dest])
     print(f"next: {compacting} (until then the shards and older generations still hold them)")
 
@@ -85,8 +85,9 @@ def run_compact(args: argparse.Namespace) -> None:
         done = [compact(Path(folder), args.workers) for folder in folders]
     written, deleted, dropped = (sum(each) for each in zip(*done, strict=True))
     print(
-        f"{args.dest} holds no bytes of the {sum(removed.values())} removed images: {written} shards written "
-        f"again, {deleted} deleted, {dropped} older generations dropped; runs on those cannot be resumed"
+        f"{args.dest} holds no bytes of the {sum(removed.values())} removed images: {written} shards were "
+        f"written again, {deleted} deleted, and {dropped} older generations dropped; runs that read "
+        "those cannot be resumed"
     )
     print(_COPIES)
     print(f"next: isotorus verify {args.dest}")

@@ -1,8 +1,8 @@
 """`isotorus compact`: delete the bytes of removed images, and the generations that held them.
 
-The shards that hold such bytes are written again under new names, then tables for all shards, then
-dataset.json, which makes them the data set. Only after that the old files are deleted. So a data set is whole
-after a kill at any point, and the same command goes on.
+It first writes the shards that hold such bytes again, under new names, then tables for all shards, then
+dataset.json, by which the new files become the data set. Only then it deletes the old files. So the data set
+is whole at any moment, and after a kill the same command continues.
 """
 
 from collections.abc import Iterator
@@ -125,7 +125,8 @@ def _publish(folder: Path, description: Description, holding: list[int], workers
     older = [*description.generations[:-1], newest] if rewritten else description.generations[:-1]
     former = [Former(fingerprint=g.fingerprint, count=g.count, bytes=g.bytes) for g in older]
     aside = max(generation.tables for generation in description.generations) + 1
-    # First under a new number, so that the tables in use stay, then under the names of a new set.
+    # A kill must not damage the tables in use. So the new ones are published under a number of their own
+    # first, and only then under the names without a number, which a new set has.
     for number in (aside, 0):
         counts = IndexCounts(len(newest.classes), len(newest.extensions))
         write_tables(folder, number, _rows(dataset, rewritten), tables, counts)
@@ -172,7 +173,7 @@ def _rows(dataset: Dataset, rewritten: dict[int, Rewritten]) -> Iterator[NDArray
 
 
 def _clean(folder: Path, newest: Generation) -> int:
-    """Delete the shards and tables that the data set does not use, also those that a killed call has left;
+    """Delete the shards and tables that the data set does not use, also those that a killed call left behind;
     return the number of shards.
     """
     names = open_shards(str(folder), newest, CacheConfig())["name"].tolist()

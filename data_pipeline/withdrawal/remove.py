@@ -1,6 +1,6 @@
-"""`isotorus remove`: a new generation of a data set without some images.
+"""`isotorus remove`: publish a new generation of a data set that lacks some images.
 
-Only tables are written. The shards keep the bytes, and the older generations their images, until `compact`.
+It writes tables only. Until `compact`, the shards keep the bytes and the older generations keep the images.
 """
 
 from collections.abc import Iterator
@@ -157,8 +157,8 @@ def _decode(task: _Task) -> tuple[Moments, int]:
 
 
 def _shards(dataset: Dataset, gone: NDArray[np.bool_]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Return the shard table without the shards of which nothing is left, and the row in it of each old row
-    (meaningless for those).
+    """Return the shard table without the shards of which nothing is left, and for each old row its row in the
+    new table (meaningless for the shards that are gone).
     """
     left = np.zeros(len(dataset.shards), np.int64)
     for start in range(0, len(gone), ROWS_AT_ONCE):
@@ -194,7 +194,9 @@ def _places(
     rows["key"] = keys
     if dataset.description.reading is not None:
         of_files = files.read(dataset)["key"]
-        whole = ~np.isin(of_files[some], of_files[~gone])  # a file of which pictures stay may be packed again
+        # The file's hash keeps the file from being packed again, so it is left out where some of its pictures
+        # stay.
+        whole = ~np.isin(of_files[some], of_files[~gone])
         rows["file"] = np.where(whole, of_files[some], 0)
     if dataset.groups is not None:
         rows["group"] = np.where(np.isin(dataset.groups[some], groups), dataset.groups[some], 0)

@@ -18,7 +18,7 @@ from isotorus.files import atomic
 
 PACKED = re.compile(r"(shard-\d{6,})(?:\.(\d+))?\.tar")
 """Names of shards that `pack` and `compact` write."""
-_COPIED = 2**20  # bytes that are copied at once
+_COPIED = 2**20  # bytes; copying in pieces keeps large shards out of memory
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Task:
     keys: NDArray[np.uint64]
     """Hashes of the keys of the samples to keep, in the order of the shard."""
     offsets: NDArray[np.uint64]
-    """Offset in bytes of the image of each."""
+    """Offset in bytes of the image of each of these samples."""
 
 
 class Rewritten(NamedTuple):
@@ -52,7 +52,7 @@ def new_name(name: str) -> str:
 
 
 def is_packed(file: Path) -> bool:
-    """Return whether `pack` has written this tar: its members have no date, and only reading is allowed."""
+    """Return whether `pack` has written this tar: its members have no date and are read-only."""
     with file.open("rb") as stream:
         header = stream.read(BLOCKSIZE)
     mode, time = header[100:107].strip(b"\0 "), header[136:147].strip(b"\0 ")
@@ -97,7 +97,7 @@ def _copy(task: Task, tar: Tar, copied: BinaryIO, out: BinaryIO) -> NDArray[np.u
                 start += out.write(copied.read(min(_COPIED, end - start)))
         start = end
     if tar.sha256 != task.sha256 or found != len(offsets):
-        raise _damaged(task, "is not what was published")
+        raise _damaged(task, "is not the one that was published")
     out.write(b"\0" * (2 * BLOCKSIZE))
     out.write(b"\0" * (-out.tell() % RECORDSIZE))
     return offsets

@@ -1,9 +1,9 @@
 """Perceptual hashes of 64 bits (pHash, Zauner 2010), and the search for those that are nearly equal.
 
-Two hashes of at most 6 different bits share at least 3 of 9 parts of 7 bits (8 for the last), because 6
-differences touch at most 6 parts. So for each choice of 3 parts, hashes that are equal in these are sorted
-next to each other and compared (multi-index hashing, Norouzi et al. 2012). Besides the hashes, the search
-takes memory for blocks of about 130,000 hashes, however many there are.
+A hash is divided into 9 parts of 7 bits (the last of 8). If two hashes differ in at most 6 bits, at most 6
+parts differ, so at least 3 are equal. For each choice of 3 parts, the search sorts the hashes by these parts
+and compares those that are equal in them (multi-index hashing, Norouzi et al. 2012). Besides the hashes, it
+needs memory for blocks of about 130,000 hashes, however many there are.
 
 imagehash (BSD) computes the same hash for one image at a time.
 """
@@ -18,13 +18,13 @@ from scipy.fft import dctn
 from data_pipeline.dataset.near_copies.thumbnails import Thumbnails
 
 MOST_BITS = 6
-"""Most bits in which the hashes of near copies differ."""
+"""Largest number of bits in which the hashes of near copies differ."""
 
 _FREQUENCIES = 8  # in each direction, so that a hash has 64 bits
-_SHIFTS = tuple(range(0, 63, 7))  # of the 9 parts
+_SHIFTS = tuple(range(0, 63, 7))  # where each of the 9 parts begins, in bits
 _PARTS = len(_SHIFTS)
-_EQUAL = 3  # parts that are equal at least
-_FIRST_VALUES = 128  # of a part of 7 bits
+_EQUAL = 3  # smallest number of equal parts
+_FIRST_VALUES = 128  # how many values a part of 7 bits has
 _BLOCK = 2**17  # hashes that are sorted at once
 _MOST_NEIGHBOURS = 64  # so that a set of a million equal images takes no longer than others
 _MOST_EQUAL = 8
@@ -100,7 +100,8 @@ def _compared(
     codes: Hashes, rows: Rows, parts: tuple[int, ...], cut: NDArray[np.bool_]
 ) -> Iterator[tuple[Rows, Rows]]:
     """Yield the pairs of rows whose different hashes have these three parts, and no earlier three, equal."""
-    # A fourth part of the key brings hashes together that have more in common.
+    # Only neighbours in this order are compared. Sorting by a fourth part too puts hashes that agree in it,
+    # which are more likely to be near copies, next to each other.
     fourth = next(part for part in range(_PARTS) if part not in parts)
     key = np.zeros(len(codes), np.uint32)
     for number in (*parts, fourth):
@@ -115,7 +116,7 @@ def _compared(
             return
         apart = codes[left] ^ codes[left + step]
         near = np.bitwise_count(apart) <= MOST_BITS
-        for part in earlier:  # such a pair is yielded for other parts
+        for part in earlier:  # a pair with an earlier equal part was yielded for an earlier choice of parts
             near &= _part(apart, part) != 0
         one, other = rows[left[near]], rows[left[near] + step]
         yield np.minimum(one, other), np.maximum(one, other)

@@ -12,9 +12,9 @@ from data_pipeline.dataset.near_copies.hashes import MOST_BITS, Rows, alike, has
 from data_pipeline.dataset.near_copies.thumbnails import SIDE
 
 LEAST_CORRELATION = 0.97
-"""Least correlation of the thumbnails of near copies, after the mean image is subtracted from both."""
+"""Smallest correlation of the thumbnails of near copies, after the mean image is subtracted from both."""
 
-_CHUNK = 2**14  # thumbnails that are in memory at once
+_CHUNK = 2**14  # thumbnails; pieces of this size bound the memory
 _PRIOR = 10  # with few images, their own mean would remove what they have in common
 
 
@@ -62,17 +62,18 @@ class NearCopies:
 
     def copies(self, *, of_kept: bool, stay: int = 0) -> list[Copy]:
         """Return the images that are near copies of an earlier one, each with the earliest such image that is
-        known. The first `stay` images are not asked for.
+        known. The first `stay` images are never returned as copies.
 
-        With `of_kept`, an image only counts as a copy of one that is no copy itself. So every image that is
-        left out has a near copy among those that stay; in a film that changes slowly, many frames stay.
+        With `of_kept`, an image only counts as a copy if the other one is no copy itself. So every image that
+        is left out has a near copy among those that stay, and of a film that changes slowly many frames stay.
         """
         before = defaultdict(list)
         for first, second in self.pairs[self.pairs[:, 1] >= stay].tolist():
             before[second].append(first)
         found: dict[int, Copy] = {}
         for row, near in before.items():
-            # A copy of a copy may be near the first, although their hashes were not compared.
+            # If this image is near a copy, it may also be near that copy's original, a pair that the search
+            # by hashes may have left out.
             others = {found[other].of for other in near if other in found} - set(near)
             eligible = {other for other in near if not (of_kept and other in found)}
             for other in sorted(eligible | others):

@@ -1,7 +1,7 @@
-"""Small grey thumbnails of all images, in a file on the disk: what near copies are found by.
+"""Small grey thumbnails of all images, in a file on the disk; near copies are found by comparing them.
 
 A thumbnail has mean 0 and standard deviation 1, so brightness and contrast do not count. It takes 256 bytes
-of the disk and no memory.
+on the disk and no memory.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ SIDE = 16
 AT_ONCE = 256
 """Images that a worker reads in one task."""
 
-_UNIT = 32  # stands for one standard deviation in the bytes of a thumbnail
-_DECODED_SIDE = 256  # pixels that the shorter side must keep when a JPEG is decoded smaller
+_UNIT = 32  # value in a thumbnail for one standard deviation
+_DECODED_SIDE = 256  # pixels; a JPEG is decoded at a reduced size whose shorter side has at least as many
 
 Thumbnails = NDArray[np.int8]
 """Thumbnails (n, `SIDE`, `SIDE`); those of flat images, and of images that cannot be read, are zero."""
@@ -46,7 +46,7 @@ def thumbnail(image: Pixels | NDArray[np.float32]) -> Thumbnails:
     grey = Image.fromarray(image.mean(axis=2, dtype=np.float32))
     small = np.asarray(grey.resize((SIDE, SIDE), Image.Resampling.BOX), np.float64)
     deviation = small.std()
-    # The averages of a flat image differ by the rounding of float32.
+    # Rounding in float32 gives even a flat image slightly different averages.
     if deviation <= 1e-5 * np.abs(small).max(initial=0):
         return np.zeros((SIDE, SIDE), np.int8)
     scaled = np.rint((small - small.mean()) / deviation * _UNIT)
@@ -65,7 +65,9 @@ def write(file: Path, row: int, images: Sequence[Thumbnails]) -> None:
 
 
 def read(file: Path, rows: slice | NDArray[np.int64]) -> Thumbnails:
-    """Return rows of the file. The file is mapped only meanwhile, so that its pages take no memory."""
+    """Return rows of the file. The file is mapped only during this call, so that its pages do not stay in
+    memory.
+    """
     return np.array(np.load(file, mmap_mode="r")[rows])
 
 

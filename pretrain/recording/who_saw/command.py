@@ -13,7 +13,7 @@ from pretrain.recording.who_saw.past_sets import States, states
 from pretrain.recording.who_saw.runs import Checkpoint, Sight
 
 _SHOWN = 4
-"""Checkpoints that a line names."""
+"""Largest number of checkpoints that a line names."""
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         prog="isotorus who-saw",
         description="Name the runs and checkpoints that trained on some images, and the evaluations whose "
         "probes were fitted on them. The sample order is a function of seed and step, so the step in which "
-        "an image was first seen is computed. Images that were removed are known too.",
+        "an image was first seen is computed. Images that were removed can be asked for too.",
     )
     add = parser.add_argument
     add("dest", metavar="DEST", help="folder or URL of a data set, or folder with those of a split")
@@ -72,18 +72,20 @@ def _as_text(sights: dict[Path, Sight], untold: dict[Path, str], others: int) ->
         elif not sight.images:
             said = "did not train on them"
         lines.append(f"{one_line(str(sight.run))}: {one_line(said)}")
-        lines.append(f"  after it: {_names(sight.checkpoints)}; before it: {_names(sight.before)}")
+        lines.append(f"  checkpoints after that: {_names(sight.checkpoints)}; before: {_names(sight.before)}")
         if sight.results:
             lines.append(f"  probes fitted on them: {', '.join(one_line(str(p)) for p in sight.results)}")
         if sight.replaced:
-            lines.append(f"  {sight.replaced} damaged images were replaced by others, which may be these")
-    lines += [f"{one_line(str(run))}: cannot be told: {reason}" for run, reason in untold.items()]
+            lines.append(
+                f"  {sight.replaced} damaged images were replaced by others, which may be among these images"
+            )
+    lines += [f"{one_line(str(run))}: not known: {reason}" for run, reason in untold.items()]
     count = len(sights)
-    lines.append(f"{count} runs know these images, {others} do not, {len(untold)} cannot be told")
+    lines.append(f"runs affected: {count}; not affected: {others}; not known: {len(untold)}")
     if count:
         lines.append(
-            "next: delete the checkpoints after that step, with what was exported from them, and train those "
-            "runs anew without the images (isotorus remove, isotorus compact)"
+            "next: delete the checkpoints after that step and what was exported from them, and train those "
+            "runs again without the images (isotorus remove, isotorus compact)"
         )
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from data_pipeline.withdrawal.choose import Names, mask
 from isotorus.errors import UserError
 
 _MOST_MIXTURES = 100_000
-"""Combinations of generations that are tried to find those of a mixture."""
+"""Largest number of combinations of generations that are tried to find those of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def of_run(fingerprint: str, sources: Sequence[tuple[str, float]], asked: States
 
     `asked` are the states of the data sets that are asked about. A copy of one of them, with another path, is
     known by its fingerprint. Returns None if the run trained on other data. Raises `UserError` if that cannot
-    be told.
+    be found out.
     """
     if len(sources) == 1 and fingerprint in asked:
         return [asked[fingerprint]]

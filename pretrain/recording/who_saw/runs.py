@@ -22,13 +22,14 @@ class Sight:
     images: int
     """Number of images that it saw until its newest checkpoint."""
     first_step: int
-    """The step, counted from 1, in which it saw the first of them; 0 if its first weights knew them."""
+    """The step, counted from 1, in which it saw the first of them; 0 if a run that saw them wrote its first
+    weights."""
     checkpoints: list[Path]
     """Checkpoints after that step."""
     before: list[Path]
     """Checkpoints before that step."""
     results: list[Path]
-    """Evaluations whose probes were fitted on images that are asked for."""
+    """Evaluations whose probes were fitted on some of the images."""
     replaced: int
     """Number of damaged images that the run replaced by others, which are not looked at."""
     weights: str = ""
@@ -73,7 +74,7 @@ def checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def _describes(facts: Any) -> bool:
-    """Return whether the content of an encoder.json has the form that is read here."""
+    """Return whether the content of an encoder.json has the form that this module reads."""
     if not isinstance(facts, dict) or type(facts.get("step")) is not int:
         return False
     before = facts.get("readings_before", [])
@@ -82,10 +83,11 @@ def _describes(facts: Any) -> bool:
 
 
 def _segments(saved: list[Checkpoint]) -> Iterator[tuple[int, list[Checkpoint]]]:
-    """Yield steps, the oldest first, with the descriptions by which the run may have read until each.
+    """Yield steps, the oldest first, each with the descriptions of how the run may have read its data until
+    then.
 
-    Earlier versions did not record what a start changed, so there the run may have read as the checkpoint
-    before says, or as that after.
+    Earlier versions did not record what a restart changed. Between two of their checkpoints the run may have
+    read as either of the two says, so both are yielded.
     """
     newest, steps = saved[-1], {each.step for each in saved}
     before = [Checkpoint(newest.path, each["step"], each) for each in newest.facts.get("readings_before", [])]
@@ -98,7 +100,7 @@ def _segments(saved: list[Checkpoint]) -> Iterator[tuple[int, list[Checkpoint]]]
 def sight(run: Path, saved: list[Checkpoint], asked: States) -> Sight | None:
     """Return what a run saw of the images until its newest checkpoint; None if it saw none.
 
-    Raises `UserError` if it cannot be told.
+    Raises `UserError` if this cannot be found out.
     """
     offsets = _passed_over(run)
     seen: dict[tuple[int, ...], int] = {}

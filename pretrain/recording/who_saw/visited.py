@@ -19,7 +19,7 @@ def visited(
     """Return the samples of each source that a run visited, in their order; None if it visited all.
 
     `facts` are those of encoder.json, and `paths` those of the sources. Raises `UserError` if that cannot be
-    told, because the data sets or the targets are no longer as they were.
+    found out, because the data sets or the targets are no longer as they were.
     """
     total = sum(state.count for state in states)
     images = facts.get("images", total)  # earlier versions lack it, and their runs visited all

@@ -54,7 +54,7 @@ def test_the_image_is_made_of_what_is_there():
 
 @pytest.mark.nightly
 def test_it_installs_a_command_that_works_elsewhere(tmp_path: Path):
-    """The packages of this environment are lent to the new one, which saves their download."""
+    """The new environment also sees the packages of this one, which saves their download."""
     source, venv = tmp_path / "source", tmp_path / "venv"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in tracked.stdout.rstrip("\0").split("\0"):
@@ -62,7 +62,7 @@ def test_it_installs_a_command_that_works_elsewhere(tmp_path: Path):
         shutil.copy(ROOT / name, source / name, follow_symlinks=False)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     site = sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)})
-    (Path(site) / "lent.pth").write_text(str(distribution("numpy").locate_file("")))
+    (Path(site) / "shared.pth").write_text(str(distribution("numpy").locate_file("")))
     done = install(source, venv)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"installed: {venv}/bin/isotorus\n")

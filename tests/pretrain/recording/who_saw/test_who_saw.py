@@ -126,7 +126,7 @@ def test_first_weights_of_another_run_know_what_it_saw(work: Path, answer: Answe
     assert answer("sets/plain", other.key(0))["runs"][0]["run"] == "runs/tuned"
 
 
-def test_what_cannot_be_told_is_said(work: Path, answer: Answer, capsys: pytest.CaptureFixture[str]):
+def test_runs_that_cannot_be_judged_are_named(work: Path, answer: Answer, capsys: pytest.CaptureFixture[str]):
     key = Dataset("sets/cells/train").key(0)
     for name in ("empty", "broken", "gone"):
         (work / "runs" / name).mkdir()
@@ -137,8 +137,8 @@ def test_what_cannot_be_told_is_said(work: Path, answer: Answer, capsys: pytest.
     assert sorted(told["cannot_be_told"]) == ["runs/broken", "runs/empty", "runs/gone"]
     assert main(["sets/cells", key]) == 0
     said = capsys.readouterr().out
-    assert "runs/empty: cannot be told: it has no complete checkpoint" in said
-    assert "1 runs know these images, 0 do not, 3 cannot be told" in said
+    assert "runs/empty: not known: it has no complete checkpoint" in said
+    assert "runs affected: 1; not affected: 0; not known: 3" in said
     for arguments, message in (
         (["sets/cells"], "no image is named"),
         (["sets/cells", "nothing"], "1 of 1 names are in no set"),
