@@ -1,1 +1,1 @@
-"""Fine-tuning: a pretrained encoder learns to predict labels, and is compared with what is simpler."""
+"""Fine-tuning: a pretrained encoder learns to predict labels, and is compared with simpler baselines."""

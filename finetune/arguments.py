@@ -16,15 +16,15 @@ EPILOG = """examples:
   isotorus finetune runs/mine shards/train --val shards/val --out runs/tuned optimizer.lr=1e-4
   torchrun --nproc-per-node 8 -m finetune runs/mine shards/train --val shards/val --out runs/tuned
 
-A command that was killed goes on where it was, if it is given again. docs/finetune.md has more."""
+If the command is killed, the same command continues it. docs/finetune.md has more."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the command; raises UserError for values that cannot work."""
     parser = ArgumentParser(
         prog="isotorus finetune",
-        description="Train a pretrained encoder with a linear head on labelled images, keep what is best on "
-        "val, and compare it with a linear probe on the same encoder and with training from scratch.",
+        description="Train a pretrained encoder with a linear head on labelled images, keep the step that is "
+        "best on val, and compare it with a linear probe on the same encoder and with training from scratch.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,12 +32,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, or a timm model"
     add("name", metavar="CHECKPOINT_OR_RUN", help=a_checkpoint)
     add("shards", metavar="SHARDS", help="packed data set with the labelled images to learn from")
-    add("--val", required=True, metavar="SHARDS", help="packed data set that the best step is chosen on")
-    add("--test", metavar="SHARDS", help="packed data set, looked at once at the end (default: --val)")
+    add("--val", required=True, metavar="SHARDS", help="packed data set by which the best step is chosen")
+    add("--test", metavar="SHARDS", help="packed data set that is scored once, at the end (default: --val)")
     add("--out", required=True, metavar="FOLDER", help="folder of the run; its last part is the run's name")
     _add_targets(parser)
     _add_training(parser)
-    beside = "what is compared with it: probe (a linear probe on the encoder as it is), scratch (the same "
+    beside = "baselines: probe (a linear probe on the encoder as it is), scratch (the same "
     more = "network from random weights, which takes as long again), or none (default %(default)s)"
     add("--baselines", default="probe", metavar="A,B", help=beside + more)
     add("--workers", type=arguments.at_least(0), default=min(8, usable_cores()), help="decoding processes")
@@ -45,7 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments.add_mlflow(parser)
     fields = "any field of a recipe, as for `isotorus train`, such as optimizer.lr=1e-4"
     add("overrides", nargs="*", metavar="dotted.key=value", help=fields)
-    # DeepSpeed's launcher adds it to every command; the environment says the same.
+    # DeepSpeed's launcher adds this option to every command. It is ignored, as LOCAL_RANK holds the same
+    # number.
     add("--local_rank", help=argparse.SUPPRESS)
     given = parser.parse_intermixed_args(argv)
     if (given.targets is None) != (given.target_columns is None):
@@ -61,9 +62,9 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     add("--target-columns", metavar="A,B,…", type=_columns, help="columns of --targets to predict")
     arguments.add_key_column(parser)
     kinds = ["multiclass", "multilabel", "regression"]
-    add("--target-kind", choices=kinds, help="how to read the targets (default: decided by their values)")
-    empty = f"values that mean 'none', besides empty ones (default: {','.join(MISSING)}, and -1 for classes "
-    add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}that are whole numbers)")
+    add("--target-kind", choices=kinds, help="how to read the targets (default: by their values)")
+    empty = f"values that mean 'no target', besides empty cells (default: {','.join(MISSING)}, and -1 for "
+    add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}classes that are whole numbers)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +74,23 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=arguments.above_zero, default=5e-4, help="peak learning rate (default %(default)s)")
     fall = "factor of the learning rate from each block to the one before it; 1: none (default %(default)s)"
     add("--layer-decay", type=_share, default=0.75, metavar="F", help=fall)
-    add("--freeze", type=whole(0), default=0, metavar="N", help="first blocks that stay as they are")
+    add("--freeze", type=whole(0), default=0, metavar="N", help="number of first blocks that are not trained")
     first = "steps at the start in which only the head learns (default: a tenth of the steps)"
     add("--head-steps", type=whole(0), metavar="N", help=first)
     add(
-        "--mixup", type=_not_negative, default=0.0, metavar="ALPHA", help="mix pairs of images (0.8 is usual)"
+        "--mixup",
+        type=_not_negative,
+        default=0.0,
+        metavar="ALPHA",
+        help="α of mixup, which averages pairs of images (0.8 is usual; default 0: off)",
     )
-    add("--cutmix", type=_not_negative, default=0.0, metavar="ALPHA", help="swap rectangles (1 is usual)")
+    add(
+        "--cutmix",
+        type=_not_negative,
+        default=0.0,
+        metavar="ALPHA",
+        help="α of CutMix, which swaps rectangles of images (1 is usual; default 0: off)",
+    )
     share = "share of a target that is spread over all classes (default %(default)s)"
     add("--label-smoothing", type=_share_below_1, default=0.1, metavar="S", help=share)
     early = "end after N checkpoints in a row that were not better on val (default: never)"

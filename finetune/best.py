@@ -9,7 +9,8 @@ from isotorus.files import atomic
 from pretrain.checkpoint import store
 
 _FILES = ("encoder.safetensors", "projector.safetensors", "encoder.json")
-"""The description comes last: with it the folder is a checkpoint."""
+"""Files to copy. encoder.json is the last one, because commands take a folder that has it for a
+checkpoint."""
 
 
 def of_run(run: Path) -> Path:

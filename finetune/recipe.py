@@ -20,7 +20,7 @@ from pretrain.supervised.task import check_targets, read_targets
 
 SCRATCH = "scratch"
 BASELINES = "baselines"
-"""Folder in that of the run, with the runs that it is compared with."""
+"""Folder inside the run's folder, for the runs with which it is compared."""
 _CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes")
 """Arguments of an encoder that a run decides itself."""
 _PLACES = (
@@ -91,7 +91,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
 
 
 def note(checkpoint: Checkpoint, config: Config) -> str:
-    """Return a line about brightness that differs from that of pretraining; "" if none does."""
+    """Return a line about a rule of brightness that differs from pretraining's; "" if none does."""
     assert isinstance(config.objective, SupervisedConfig)
     sets = {path: Dataset(path) for path in (str(config.data.path), config.objective.val)}
     return brightness.difference(checkpoint.encoder, sets)
@@ -137,8 +137,9 @@ def _views(described: EncoderDescription) -> dict[str, Any]:
 def _augment(pretraining: dict[str, Any]) -> dict[str, Any]:
     """Return the augmentation: turns and mirror images as in pretraining, light changes of brightness.
 
-    What an image may be mirrored or turned by is a property of the domain. Stronger changes of colour, blur
-    and solarization make pretraining harder, and labels do not need them.
+    Whether an image may be mirrored or turned depends on the kind of images, which is that of pretraining.
+    Stronger changes of colour, blur and solarization make the task of pretraining harder, and labels do not
+    need them.
     """
     before = pretraining.get("augment")
     kept = ("horizontal_flip", "vertical_flip", "quarter_turns")
@@ -159,7 +160,9 @@ def from_scratch(config: Config) -> Config:
 
 
 def require_same(config: Config) -> None:
-    """Raise UserError if the folder of the run has something else than an earlier start of the same run."""
+    """Raise UserError if the folder of the run has other files than those of an earlier start of the same
+    run.
+    """
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder; name one that does not exist")

@@ -1,4 +1,4 @@
-"""What a fine-tuning found, in words: the page report.html, results.json, and lines on the terminal."""
+"""Report the results of a fine-tuning: the page report.html, results.json, and lines on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from finetune.compare import TUNED
 
 TITLES = {
     TUNED: "fine-tuned",
-    "probe": "linear probe on the pretrained encoder, which stays as it is",
+    "probe": "linear probe on the pretrained encoder, which is not trained",
     "scratch": "the same network trained from random weights",
 }
 _SHORT = {"probe": "the linear probe", "scratch": "training from scratch"}
@@ -58,16 +58,16 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     lines = [_difference(results, name) for name in results["differences"]]
     if results["reported_on"] == "val":
         lines.append(
-            "These scores are on val, on which the best step was chosen, so they are somewhat too good; give "
-            "--test a set that nothing was chosen on."
+            "These scores are on val, by which the best step was chosen, so they are somewhat too high; "
+            "name a set that was used for no choice with --test."
         )
     tuned = results["scores"][TUNED]
     if len(tuned["val_curve"]) > 3 and tuned["best_step"] == tuned["val_curve"][-1][0] == tuned["steps"]:
-        lines.append("The score on val was best at the last step: more --epochs may give more.")
+        lines.append("The score on val was best at the last step: more --epochs may give a higher one.")
     if "scratch" not in results["scores"]:
         lines.append(
-            "What pretraining gives is not known yet: the same command with --baselines probe,scratch also "
-            "trains from random weights."
+            "How much pretraining helps is not known yet: the same command with --baselines probe,scratch "
+            "also trains from random weights."
         )
     return lines
 
@@ -88,7 +88,9 @@ def _difference(results: dict[str, Any], name: str) -> str:
         return f"Fine-tuning is better than {_SHORT[name]} by {by} ({interval})."
     if high < 0:
         return f"Fine-tuning is worse than {_SHORT[name]} by {by} ({interval})."
-    return f"Fine-tuning and {_SHORT[name]} cannot be told apart on these images ({interval})."
+    return (
+        f"Between fine-tuning and {_SHORT[name]} there is no clear difference on these images ({interval})."
+    )
 
 
 def page(results: dict[str, Any], folder: Path) -> str:
@@ -157,7 +159,7 @@ def _recipe(config: dict[str, Any]) -> dict[str, Any]:
         "batch size": config["data"]["batch_size"],
         "learning rate": optimizer["lr"],
         "layer decay": optimizer["layer_decay"],
-        "steps of the head alone": objective["head_steps"],
+        "steps in which only the head learns": objective["head_steps"],
         "frozen blocks": config["encoder"]["freeze"],
         "label smoothing": objective["label_smoothing"],
         "mixup": objective["mixup"],

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
     """Train, compare and report; returns the exit code. All ranks call it."""
     checkpoint, *others = find.find([args.name])
     if others:
-        raise UserError(f"{args.name} means {1 + len(others)} checkpoints; name one of them")
+        raise UserError(f"{args.name} stands for {1 + len(others)} checkpoints; name one of them")
     checkpoint.require_whole()
     tuned = recipe.build(args, checkpoint)
     recipe.require_same(tuned)

@@ -17,15 +17,15 @@ from pretrain.models.encoder import create
 
 IMAGES = 2
 SHALLOW = (1, 2)
-"""Numbers of blocks that are timed; blocks are alike."""
+"""Numbers of blocks of the two encoders that are timed; each further block takes as long."""
 
 
 def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, processes: int) -> float:
     """Return the seconds that `processes` on this machine take together to train on one image.
 
-    The encoder's forward and backward passes are timed now, by CPU time, so that other work on the machine
-    does not count. The head, a target network and what is computed twice take time in proportion to their
-    FLOPs.
+    The encoder's forward and backward passes are timed when this is called, by CPU time, so that other work
+    on the machine does not count. The head, a target network and what is computed twice take time in
+    proportion to their FLOPs.
     """
     views = tuple((r.views, r.size) for r in config.views.resolutions())
     bf16 = plans_bf16(config.engine, "cpu")

@@ -18,7 +18,8 @@ class Accelerator(NamedTuple):
     fp8: float = 0.0
     """FLOP/s of dense fp8 matrix products; 0 where there are none."""
     generation: Literal["hopper", "older"] = "older"
-    """Whether it is a Hopper or later, on which torch's fused attention reaches less of the peak."""
+    """Whether it is a Hopper GPU or a later one, on which torch's fused attention reaches less of the
+    peak."""
 
     def peak(self, precision: str) -> float:
         """Return the peak in FLOP/s for "bf16" or "fp32"."""

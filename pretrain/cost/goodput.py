@@ -7,8 +7,9 @@ from dataclasses import dataclass
 LLAMA = 1000 * 466 / (54 * 16384)
 """Interruptions in 1,000 GPU-days: Llama 3 (arXiv:2407.21783, table 5) had 466 in 54 days on 16,384 H100."""
 RESTART = 75.0
-"""Seconds from a failure to the next step: `stopping.lost` (60), until the other hosts miss one, and the 15
-that a start took in benchmarks/RESULTS.md, "Recovery from SIGKILL"; that was on 2 ranks."""
+"""Seconds from a failure to the next step: 60 until the other hosts notice that one is lost
+(`stopping.lost`), and 15 for a start, as measured on 2 ranks (benchmarks/RESULTS.md, "Recovery from
+SIGKILL")."""
 STALL = 0.042
 """Seconds that training waits for a second of writing a checkpoint (benchmarks/RESULTS.md, "Checkpoints")."""
 DAY = 86400.0
@@ -21,17 +22,17 @@ class Failures:
     every: float
     """Mean time between failures of the whole run; infinite if there are none."""
     restart: float
-    """From a failure to the next step."""
+    """Time from a failure to the next step."""
     stall: float
-    """That training waits for a checkpoint."""
+    """Time that training waits for a checkpoint."""
     writing: float
-    """Until a checkpoint is whole; one that a failure interrupts does not count."""
+    """Time until a checkpoint is complete; one that a failure interrupts cannot be used."""
 
     def best_interval(self) -> float:
         """Return the seconds of training between checkpoints that lose the least time.
 
         Young (1974) and Daly (2006, doi:10.1016/j.future.2004.11.016, equation 37). A checkpoint begins only
-        when the one before is whole.
+        when the one before is complete.
         """
         if math.isinf(self.every):
             return self.every
@@ -44,8 +45,8 @@ class Failures:
     def useful(self, interval: float) -> float:
         """Return the share of the time that ends up in the final history, with a checkpoint each `interval`.
 
-        Failures come at random (Daly 2006, equation 20). What is done while a checkpoint is being written is
-        lost with it, which costs as much as a longer restart.
+        Failures come at random (Daly 2006, equation 20). A failure while a checkpoint is being written also
+        loses the steps since it began, which costs as much as a longer restart.
         """
         if math.isinf(self.every):
             return 1.0 if math.isinf(interval) else interval / (interval + self.stall)
@@ -72,13 +73,14 @@ def of_run(
 
 
 def simulate(failures: Failures, interval: float, work: float, seed: int) -> float:
-    """Return the useful share of a run of `work` seconds of training, event by event, with random failures.
+    """Return the useful share of a run of `work` seconds of training, by simulating random failures one by
+    one.
 
     It checks `Failures.useful` and shares no formula with it.
     """
     draw = random.Random(seed)
     now = done = saved = 0.0
-    pending = (math.inf, 0.0)  # when the checkpoint that is being written is whole, and what it holds
+    pending = (math.inf, 0.0)  # when the checkpoint being written is complete; the work it holds
     fails = draw.expovariate(1 / failures.every)
     while done < work:
         step = min(interval - (done - max(saved, pending[1])), work - done)

@@ -25,7 +25,7 @@ LINKS = {
 }
 REACHED = 0.82
 """Share of a link's line rate that NCCL reaches: 370 of 450 GB/s of NVLink 4, by its authors
-(github.com/NVIDIA/nccl-tests, issue 212). Taken for every link."""
+(github.com/NVIDIA/nccl-tests, issue 212). It is assumed for every link."""
 HOP = 5e-6
 """Seconds until a small message has passed one link. An assumption."""
 
@@ -85,7 +85,7 @@ def machine(
     inside: str | None = None,
     between: str | None = None,
 ) -> Machine:
-    """Return the machine of this name, or the usual one of an accelerator, with what else was given changed.
+    """Return the machine of this name, or the usual one of an accelerator, changed by the other arguments.
 
     `between` is a link, or their number and a link, as in "4xeth-100". Raises `UserError` for names that are
     not in the tables.
@@ -118,7 +118,7 @@ class Group:
     inside: int
     nodes: int
     rivals: int = 1
-    """Groups that use a node's ports at the same time, as each shard's replicas do."""
+    """Number of groups that use a node's ports at the same time, such as the replicas of each shard."""
 
     @property
     def ranks(self) -> int:

@@ -170,7 +170,7 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
     if engine.reshard_after_forward:
         return buffers + 2 * gathered * largest  # the block at work and the next one
     if engine.accumulation == 1:
-        return buffers  # the blocks' parameters are counted with the backward pass, which frees them
+        return buffers  # `gathered` of pretrain.cost.activation_memory has the blocks' parameters
     return buffers + (gathered + FP32) * parameters.blocks  # gradients wait for the last micro-batch
 
 

@@ -79,7 +79,7 @@ class Request:
     gpus: int
     gpu: str
     mfu: float | None
-    """Share of the peak that all executed FLOPs reach; None predicts it."""
+    """Share of the peak that all executed FLOPs reach; with None the speed is predicted."""
     images: int | None
     """Number of images in the data set."""
     disk: float
@@ -87,11 +87,11 @@ class Request:
     machine: Machine | None = None
     """Nodes and their links; None means those in which the accelerator is usually found."""
     overlap: bool = True
-    """Whether communication goes on beside the computation where the engine allows it."""
+    """Whether communication goes on during the computation, where the engine allows it."""
 
     @property
     def nodes(self) -> Machine:
-        """The machine that is meant."""
+        """The machine on which the run is planned."""
         return self.machine or links.machine(self.gpu)
 
 
@@ -182,7 +182,7 @@ class Row(NamedTuple):
     speed: Speed
     step: StepTime | None
     efficiency: float
-    """Images a second and GPU, as a share of those on the first number of GPUs."""
+    """Images a second on each GPU, as a share of those with the first number of GPUs."""
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures for JSON."""

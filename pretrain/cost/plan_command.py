@@ -74,27 +74,29 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--grow-batch",
         action="store_true",
-        help="in that table the batch grows with the GPUs; without, it stays the recipe's",
+        help="in that table the batch grows with the GPUs; by default it is always that of the recipe",
     )
     parser.add_argument("--gpu", choices=[*KNOWN, "cpu"], default="h100", help="default h100")
     parser.add_argument(
         "--machine",
         help=f"nodes and their links: {', '.join(links.MACHINES)} (default: the usual one of --gpu)",
     )
-    node = "ranks of a node (default: the machine's, mostly 8)"
+    node = "ranks of a node (default: that of --machine, mostly 8)"
     parser.add_argument("--gpus-per-node", type=_positive(int), help=node)
     parser.add_argument("--inside", help=f"link inside a node: {', '.join(links.LINKS)}")
-    parser.add_argument("--between", help="the same between nodes; with their number, as in 4xeth-100")
+    parser.add_argument(
+        "--between", help="link between nodes, from the same list; 4xeth-100 means four of them for each node"
+    )
     parser.add_argument(
         "--no-overlap",
         dest="overlap",
         action="store_false",
-        help="communication waits until the computation ends",
+        help="assume that communication waits until the computation ends",
     )
     parser.add_argument(
         "--mfu",
         type=_positive(float),
-        help="share of the peak that is reached, instead of the predicted one",
+        help="assume that the run reaches this share of the peak, such as 0.4 (default: predict the speed)",
     )
     parser.add_argument(
         "--images", type=_positive(int), help="in the data set, for epochs; by default data.path is asked"

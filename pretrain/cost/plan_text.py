@@ -24,10 +24,10 @@ NOTES = {
     "target": "of a target network and of averaged weights",
     "views": "a rank's batch, uint8 and augmented",
     "embeddings": "of all views, with their gradient",
-    "activations": "that the backward pass needs, of one micro-batch",
+    "activations": "what the backward pass needs of one micro-batch",
     "weight copies": "casts of weights to bf16",
     "communication": "gathered parameters, and buffers for them and for gradients",
-    "backward": "recomputed activations, gradients under way",
+    "backward": "recomputed activations, gradients that are being computed",
     "projector": "activations",
     "regularizer": "SIGReg's projections, or covariances",
     "reserve": "CUDA context, libraries and fragmentation; on CPUs torch itself",
@@ -74,7 +74,8 @@ def show(
         return
     if remedy is None:
         console.print(
-            "[bold red]It does not fit[/], and nothing that was tried makes it: use a smaller model"
+            "[bold red]It does not fit[/], and none of the changes in docs/plan.md makes it fit: use a "
+            "smaller model"
         )
         return
     arguments, other = remedy
@@ -176,10 +177,10 @@ def _step_table(step: StepTime) -> Table:
         "forward passes": step.forward,
         "backward passes": step.backward,
         "clipping and AdamW": step.update,
-        "gathering parameters, beyond the forward pass": step.gathering,
-        "summing gradients, beyond the backward pass": step.reducing,
+        "gathering parameters, after the forward pass has ended": step.gathering,
+        "summing gradients, after the backward pass has ended": step.reducing,
         "sums that all ranks wait for": step.waiting,
-        "what whole runs take beyond these": step.slack,
+        "what whole runs take besides (docs/plan.md)": step.slack,
     }
     for name, value in rows.items():
         table.add_row(name, f"{1000 * value:,.2f}")

@@ -33,7 +33,7 @@ ATTENTION = {"hopper": 0.35, "older": 0.50}
 """Share of the peak of fused attention. FlashAttention-2 (arXiv:2307.08691) states 50 to 73 % on an A100, of
 which the lower end is taken, and FlashAttention-3 (arXiv:2407.08608) 35 % for FlashAttention-2 on an H100."""
 LAUNCH = 6e-6
-"""Seconds of the host for each kernel, forward or backward, without CUDA graphs. An assumption."""
+"""Seconds that the host takes to launch a kernel, without CUDA graphs. An assumption."""
 FP8_CASTS = 5
 """Bytes moved for each element that is scaled to fp8: read for its largest value, read again, written."""
 
@@ -54,9 +54,11 @@ class Costs(TorchDispatchMode):
         self.phase, self.fused = "forward", fused
         self.found: dict[tuple[str, str], float] = defaultdict(float)
         self._kernel, self._begun = 0, -1
-        self._made: dict[int, int | None] = {}  # the kernel that made a storage; None once it is in memory
+        self._made: dict[int, int | None] = {}  # the kernel that made a storage; None if it is in memory
         self._read: set[int] = set()  # storages that this kernel has read
-        self._kept: list[torch.UntypedStorage] = []  # so that no address is used twice
+        self._kept: list[
+            torch.UntypedStorage
+        ] = []  # kept alive, so that no new storage gets the address of an old one
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -85,7 +87,7 @@ class Costs(TorchDispatchMode):
         self.found[self.phase, kind] += amount
 
     def _load(self, x: Tensor) -> None:
-        """Count the reading of a tensor, and the writing if that has been left out until now."""
+        """Count the reading of a tensor, and its writing if a fused kernel made it, which was not counted."""
         key, size = self._key(x), _bytes(x)
         if self._made.get(key) is not None:
             self._made[key] = None

@@ -16,8 +16,8 @@ from pretrain.preflight import Model
 WHOLE_RUNS = 0.79
 """Share of this model's speed that whole runs reach, with gaps between kernels, clocks that fall under load,
 slower ranks and data loading. From one run, NVIDIA's ViT-g/14 on 8 A100: 693 images/s (NeMo user guide,
-Vision Transformer, Performance; settings in NeMo-Framework-Launcher, vit/g_14.yaml). Without it, the model
-says 870."""
+Vision Transformer, Performance; settings in NeMo-Framework-Launcher, vit/g_14.yaml). Without this
+factor the model predicts 870."""
 UPDATE = 40
 """Bytes moved for each parameter of a rank by clipping and AdamW: the gradient read for its norm, read and
 written to scale it; parameter, gradient and two moments read, three of them written."""
@@ -36,9 +36,9 @@ class StepTime:
     update: float
     """Clipping, optimizer and target network."""
     gathering: float
-    """Communication beside the forward pass that is left when that ends."""
+    """Communication that goes on after the forward pass has ended."""
     reducing: float
-    """Communication beside the backward pass that is left when that ends."""
+    """Communication that goes on after the backward pass has ended."""
     waiting: float
     """Sums that batch norms and the loss need, and other calls during which nothing is computed."""
     slack: float
@@ -89,7 +89,8 @@ def step_time(
             last[calls.beside] = max(last[calls.beside], taken / calls.number)
     gathering, reducing, waiting = (sum(taken) for taken in beside.values())
     if overlap:
-        # The first gathering and the last sum have nothing to hide behind.
+        # The first gathering comes before all computation and the last sum after it, so one call always
+        # counts.
         gathering = max(last["forward"], gathering - passes.forward)
         reducing = max(last["backward"], reducing - passes.backward)
     known = passes.forward + passes.backward + update

@@ -21,7 +21,7 @@ class Calls(NamedTuple):
     kind: Literal["all-reduce", "all-gather", "reduce-scatter"]
     number: float
     bytes: float
-    """Of all calls together: of the tensors that are summed, that are gathered, or whose sum is scattered."""
+    """Bytes in all calls together, of the tensors that are summed or gathered, or whose sum is scattered."""
     over: Literal["all", "shard", "replicas"] = "all"
     """Ranks that take part: all, those that share one replica, or those that have the same shard."""
     beside: Literal["forward", "backward", "nothing"] = "nothing"
@@ -48,7 +48,7 @@ def step_traffic(config: Config, parameters: Parameters, ranks: int, bf16: bool)
     sizes, passes = _passes(config)
     forward, backward = (sizes * n * FP32 * parameters.encoder for n in passes)
     head = FP32 * parameters.projector
-    layers = 8 * parameters.depth  # weights and biases of a block's layers are gathered by themselves
+    layers = 8 * parameters.depth  # each weight and bias of a block is gathered in a call of its own
     scattered = passes[1] * gradients
     return [
         Calls("all-gather", layers * sizes * passes[0], forward + head, beside="forward"),
@@ -73,7 +73,7 @@ def statistics(config: Config, parameters: Parameters) -> list[Calls]:
         size += 2 * 2 * FP32 * (objective.sigreg.knots - 1) * seen * objective.sigreg.num_slices
     elif isinstance(objective, JEPAConfig):
         size += 2 * FP32 * objective.projector.width**2
-        number += 2  # covariances need the mean before
+        number += 2  # covariances need the mean first
     if isinstance(objective, JEPAConfig):
         number += objective.projector.layers - 1  # the target network's projector, forward alone
     return [Calls("all-reduce", number, size)]
@@ -103,7 +103,7 @@ def _fsdp(config: Config, parameters: Parameters, ranks: int, bf16: bool) -> lis
         over,
         "forward",
     )
-    again = scatters - 1  # gatherings of what lies outside the blocks
+    again = scatters - 1  # how often parameters outside the blocks are gathered in the backward passes
     behind = Calls(
         "all-gather",
         depth * blocks_backward + again,

@@ -1,7 +1,7 @@
 """Mixup and CutMix: each image of a batch is mixed with its neighbour, and so are their targets.
 
-The order of the data is random, so a neighbour is a random image. All that is drawn for a pair depends on
-(seed, step, place of the pair in the global batch), and not on the number of ranks.
+The order of the data is random, so a neighbour is a random image. All random numbers of a pair depend
+on (seed, step, place of the pair in the global batch), and not on the number of ranks.
 """
 
 import torch
@@ -13,7 +13,7 @@ from pretrain.config import Config
 from pretrain.methods.config import SupervisedConfig
 
 _STREAM = 0x3F1A
-"""Stream of the random numbers that mix images."""
+"""Number that separates the random numbers of mixing from all others of a step."""
 
 
 def mixes(objective: SupervisedConfig) -> bool:
@@ -49,7 +49,9 @@ def mix(
 
     `first` is the place of the first image in the global batch; n is even.
     """
-    from torchvision.transforms import v2  # other runs do not wait for it
+    from torchvision.transforms import (
+        v2,
+    )  # imported here because it takes seconds, and other runs do not need it
 
     kinds = [(v2.MixUp, objective.mixup), (v2.CutMix, objective.cutmix)]
     mixers = [kind(alpha=alpha) for kind, alpha in kinds if alpha]

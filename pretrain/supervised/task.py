@@ -28,7 +28,7 @@ class Task:
     class_weight: NDArray[np.float32]
     """Weight of an image of each class (outputs,) in the loss."""
     center: NDArray[np.float64]
-    """Mean (outputs,) of the numbers of train, which predictions are given back; 0 for other tasks."""
+    """Mean (outputs,) of the numbers of train, which is added to predictions again; 0 for other tasks."""
     scale: NDArray[np.float64]
     """Standard deviation (outputs,) of the numbers of train; 1 for other tasks."""
     val: Dataset

@@ -1,4 +1,4 @@
-"""The score on val of each checkpoint of a supervised run, and when no better one is to be expected."""
+"""The score on val of each checkpoint of a supervised run, and when the run ends early because of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pretrain.engines import Engine
 from pretrain.methods.config import SupervisedConfig
 from pretrain.supervised.task import Task
 
-if TYPE_CHECKING:  # the checks before a run read its task
+if TYPE_CHECKING:  # both modules depend on this room
     from pretrain.config import Config
     from pretrain.preflight import RunInputs
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SCORES = {"multiclass": "balanced_accuracy", "multilabel": "auroc", "regression": "r2"}
 """The score that chooses the best checkpoint, by task; larger is better."""
 _KEPT = 2**28
-"""Bytes of decoded images of val that are kept for the next time."""
+"""Largest size in bytes of decoded images of val that stay in memory for the next checkpoint."""
 
 
 class Validation:
@@ -64,13 +64,13 @@ class Validation:
             self.not_better += 1
         if self.ended and rank() == 0:
             log.info(
-                "step %d: ends early, as the last %d checkpoints were not better on val than that of step %d",
+                "step %d: ends early, because the last %d checkpoints were not better on val than step %d",
                 step, self.not_better, self.best_step,
             )  # fmt: skip
         return {f"val_{self.score}": found} | ({"stopped_early": 1.0} if self.ended else {})
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return the state that a checkpoint stores."""
         return {"best": self.best, "best_step": self.best_step, "not_better": self.not_better}
 
     def load(self, state: dict[str, Any]) -> None:
