@@ -16,6 +16,7 @@ from data_pipeline import pool
 from data_pipeline.dataset import files, modified
 from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
+from data_pipeline.dataset_writer.staging import STAGING, State
 from data_pipeline.packing import item_bytes
 from data_pipeline.packing.listing import Item
 from isotorus.errors import UserError, from_os_error, one_line
@@ -195,3 +196,14 @@ def _key(sets: list[Dataset], row: int) -> str:
             return dataset.key(row)
         row -= len(dataset)
     raise AssertionError(row)
+
+
+def refuse_changed_sets(dest: Path, begun: State | None) -> None:
+    """Raise `UserError` if a set was changed by itself since the packing `begun`, which would undo that."""
+    for name, base in begun.bases.items() if begun else ():
+        newer = Dataset(dest / name).generations[base.generation :]
+        if any(begun and generation.plan != begun.plan for generation in newer):
+            raise UserError(
+                f"{dest / name} was changed since the packing in {dest / STAGING} began; delete "
+                f"{dest / STAGING}, then run the same command again"
+            )

@@ -309,6 +309,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         begun = staging.read(folder)
         if begun and not begun.is_append:
             raise UserError(f"{dest} is not packed to its end; finish that first, without --append")
+        changes.refuse_changed_sets(dest, begun)
         bases = begun.bases if begun else {name: _base(dest / name) for name in names}
         sets = [Dataset(dest / name, generation=base.generation) for name, base in bases.items()]
         assignment.refuse_misfit(dest, sets[0].description, options.channels)

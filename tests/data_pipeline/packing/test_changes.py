@@ -87,7 +87,7 @@ def test_what_was_only_touched_or_copied_is_unchanged_and_the_new_times_are_kept
         assert run(folder, dest, "--val-fraction", "0.3") == 0
         assert capsys.readouterr().out.startswith("already packed: 8 images")
     for name in ("train", "val"):
-        times = modified.read(dest / name, len(Dataset(dest / name)))
+        times = modified.read(dest / name, Dataset(dest / name).description)
         assert (times == LATER).all()
     assert before == {f.name: f.read_bytes() for f in dest.glob("train/*") if f.name != modified.MODIFIED}
     assert verify(str(dest / "train"), 1) == []
@@ -123,7 +123,7 @@ def test_appending_keeps_the_times_in_the_order_of_the_index(source: Path, tmp_p
     (source / "broken.png").write_bytes(b"no image")
     assert run(source, tmp_path / "set", "--append") == 0
     dataset = Dataset(tmp_path / "set")
-    times = modified.read(tmp_path / "set", len(dataset))
+    times = modified.read(tmp_path / "set", dataset.description)
     assert times.tolist() == [(source / f"{dataset.key(i)}.npy").stat().st_mtime_ns for i in range(12)]
 
 

@@ -283,3 +283,14 @@ def test_lists_of_keys_as_editors_write_them(tmp_path: Path):
     file.write_text("cat/p0/01\n", encoding="utf-16")
     with pytest.raises(UserError, match="no text in UTF-8"):
         read_keys(file)
+
+
+def test_a_packing_does_not_undo_what_was_done_to_a_set_since(photos: Path, tmp_path: Path):
+    pack(photos, tmp_path / "sets", replace(OPTIONS, val_fraction=0.3))
+    bases = {name: staging.Base(generation=1, next_shard=9) for name in ("train", "val")}
+    group = Dataset(tmp_path / "sets/train").key(0).split("/")[1]
+    remove(tmp_path / "sets/train", f"--group={group}")
+    with staging.hold(tmp_path / "sets") as folder:
+        staging.write(folder, staging.State(plan="p", bases=bases, channels=None))
+    with pytest.raises(UserError, match="was changed since the packing in"):
+        pack(photos, tmp_path / "sets", replace(OPTIONS, append=True))
