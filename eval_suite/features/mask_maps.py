@@ -13,7 +13,8 @@ from data_pipeline.transforms.views import center_mask
 from eval_suite import progress
 
 LOOKED_AT = 64
-"""Samples of a set without masks in its dataset.json that are looked at, as tars of others may hold some."""
+"""Number of samples in which masks are looked for if dataset.json names none; tars from elsewhere may hold
+some."""
 
 
 class MaskMaps(NamedTuple):
@@ -28,7 +29,8 @@ class MaskMaps(NamedTuple):
 def extract(dataset: Dataset, size: int, square: Square | None, file: Path) -> MaskMaps:
     """Write the masks to a new .npy file of n · size² bytes, and return them mapped from it.
 
-    They show what an encoder sees of images of this size, with a `square` one of this physical size.
+    They show the part of an image that the encoder sees: the largest centred square, or with a `square` the
+    one of this physical size.
 
     Raises UserError for masks that cannot be read.
     """

@@ -37,7 +37,8 @@ class TokenMap(nn.Module):
 
     Of a ViT these are the patch tokens of the last block after its norm, without class and register tokens.
     Of an encoder that works in stages they are the maps of its last `stages`, resized to the largest of these
-    and put together (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). Of raw pixels it is the image.
+    and concatenated (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). For raw pixels the map is the
+    image itself.
     """
 
     def __init__(self, features: nn.Module, stages: int) -> None:

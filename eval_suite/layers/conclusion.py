@@ -1,4 +1,4 @@
-"""What the layers of a run say together: what training did to the last block, and where in depth."""
+"""Sum up the layers of a run: how training changed the last block, and how features change with depth."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from eval_suite.report.summary.lines import Line
 SHOWN = {"rank": "effective rank", "dimension": "intrinsic dimension", "sigreg": "SIGReg over null"}
 """Quantities that the first line compares with the untrained encoder, by their names in layers.json."""
 DORMANT = 0.5
-"""Share of dormant units of a block from which on it is named."""
+"""Share of dormant units above which a block is named."""
 LESS = 0.5
 """Rank of the last block over the largest rank of a block, below which earlier features are worth a try."""
 
@@ -51,10 +51,10 @@ def _from(row: list[float | None] | None) -> str:
 
 
 def _next(run: Mapping[str, Any], data: str, narrows: bool) -> Line:
-    """Return what to try: the features of earlier blocks where they use many more directions."""
+    """Return what to try: the features of earlier blocks, where their rank is much higher."""
     name = shlex.quote(str(run["folder"] or run["checkpoints"][-1]["folder"]))
     if narrows:
-        text = "The last blocks narrow the features: score those of earlier blocks beside them."
+        text = "The last blocks reduce the rank of the features: score those of earlier blocks too."
         return Line(
             "try next", text, f"isotorus eval {name} --train SHARDS --val SHARDS --features last4,stages"
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from eval_suite.metrics import METHODS
 from eval_suite.report import names
 
-_EQUAL = 1e-9  # scores on val that differ by less are the same
+_EQUAL = 1e-9  # scores on val that differ by less count as equal, because sums are rounded
 
 
 class _Setting(NamedTuple):
@@ -16,7 +16,7 @@ class _Setting(NamedTuple):
 
     title: str
     lowest: str
-    """What its smallest value is called, and below its largest one."""
+    """Adjective for its smallest value; `highest` is that for its largest one."""
     highest: str
     option: str
     """Option of the command line that gives another grid; "" where there is none."""

@@ -139,7 +139,9 @@ def about_masks(results: Results) -> str:
     if leads:
         best = min(leads, key=lambda found: found.value)
         said += f", {_signed(best.value)} points against {names.phrase(best.baseline)} ({_interval(best)})"
-    return f"{said}; class {majority['name']} everywhere would have {100 * majority['miou']:.1f}\u00a0%."
+    return (
+        f"{said}; predicting class {majority['name']} everywhere gives {100 * majority['miou']:.1f}\u00a0%."
+    )
 
 
 def _on_test(results: Results) -> str:

@@ -53,15 +53,21 @@ def _after_a_run(results: Results, standing: Standing, run: Path) -> Advice:
             return Advice("train longer, or try other crops (views.global_scale)", longer)
         return Advice("train longer, or start from those weights (encoder.weights=FOLDER)", longer)
     if "seeds" in results["checkpoint"]:
-        return Advice("train longer, or train more seeds; four times as many halve the interval", longer)
+        return Advice(
+            "train longer, or train more seeds; four times as many seeds halve the interval", longer
+        )
     if results["reported_on"] != "folds":
         folds = "train longer, or score with --folds 5, which uses the labelled images of train and val"
         return Advice(folds, longer)
-    return Advice("train longer or, to see half the effect, label four times as many images", longer)
+    return Advice(
+        "train longer, or label four times as many images, which shows an effect half as large", longer
+    )
 
 
 def _without_standing(results: Results) -> Advice:
-    """Return what to do where nothing says whether pretraining helps: labels, scores or baselines lack."""
+    """Return what to do where labels, scores or baselines are missing, so that nothing says if pretraining
+    helps.
+    """
     checkpoint, splits = results["checkpoint"], results.get("data", {})
     scored = any(name in results["representations"]["pretrained"] for name in METHODS)
     labelled = any(of.get("labelled") for of in splits.values())

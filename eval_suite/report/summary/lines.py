@@ -55,14 +55,12 @@ def _usefulness(results: Results) -> Line:
             value = measured.get(method, {}).get(score) if described.summarised else None
             if value is not None and SCORES[score].decides:
                 shown = f"{described.label} {SCORES[score].label} {100 * value:.1f}\u00a0%"
-                return Line(
-                    "good for", f"{shown}. Nothing was measured beside it, so this alone says little."
-                )
+                return Line("good for", f"{shown}. No baseline was measured beside it, so this says little.")
     return Line("good for", f"{about_scores(results)} {_unlabelled(results)}".strip())
 
 
 def _unlabelled(results: Results) -> str:
-    """Name the measures that need no labels, those of the untrained encoder in brackets."""
+    """Name the measures that need no labels, with those of the untrained encoder in brackets."""
     of = results["representations"]
     said = []
     for path, label in (
@@ -80,7 +78,8 @@ def _unlabelled(results: Results) -> str:
     if not said:
         return ""
     return (
-        f"Without them: {', '.join(said)}; untrained in brackets. Do the nearest neighbours below make sense?"
+        f"Measures without labels: {', '.join(said)} (in brackets: untrained encoder). Look whether the "
+        "nearest neighbours below make sense."
     )
 
 
@@ -92,12 +91,12 @@ def _health(results: Results, rows: Sequence[Mapping[str, Any]]) -> tuple[Line, 
         return Line("health", f"Nearly collapsed: {nearly}."), "raise objective.weight or lower optimizer.lr"
     count, found = judged(rows)
     if found:
-        more = f" And {len(found) - 1} more below." if len(found) > 1 else ""
+        more = f" See the charts below for {len(found) - 1} more." if len(found) > 1 else ""
         return Line("health", f"Not healthy: {found[0].said}.{more}"), found[0].remedy
     rank = dig(results["representations"]["pretrained"], "rank/effective_rank")
     uses = "" if rank is None else f"; effective rank {rank:.3g}, no collapse"
     if not count:
-        return Line("health", f"No log of the training{uses}."), ""
+        return Line("health", f"No training log was found{uses}."), ""
     return Line("health", f"Healthy: {count} logged quantities are within their limits ({SOURCE}){uses}."), ""
 
 

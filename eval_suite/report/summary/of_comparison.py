@@ -30,10 +30,10 @@ def of_comparison(rows: Sequence[Row], best: Sequence[Best]) -> list[Line]:
 
 
 def _best_row(rows: Sequence[Row]) -> tuple[list[Line], Row]:
-    """Return the line about the row with the best deciding score, and that row; the last row without any."""
+    """Return the line about the row with the best score, and that row; without scores the last row."""
     scored = [(row, found[0]) for row in rows if (found := standings(row.results))]
     if not scored:
-        return [Line("best", "Not decided: no row has a score beside a baseline.")], rows[-1]
+        return [Line("best", "None: no row was scored together with a baseline.")], rows[-1]
     method, score = scored[0][1].method, scored[0][1].score
     path = f"representations/pretrained/{method}/{score}"
     sign = 1 if SCORES[score].higher_is_better else -1

@@ -10,22 +10,23 @@ from typing import Any, NamedTuple
 
 SOURCE = "docs/healthy-run.md"
 NEWEST = 0.1
-"""Share of the rows, the newest ones, whose median is judged: single steps scatter."""
+"""Share of the rows, the newest ones, whose median is compared with the limits, because single steps vary."""
 Rows = Sequence[Mapping[str, Any]]
 
 
 class Range(NamedTuple):
-    """Where a logged quantity lies in a healthy run, and from where on it is named as unhealthy."""
+    """The range of a logged quantity in a healthy run, and the limits beyond which it is called unhealthy."""
 
     label: str
     low: float
     """The values of a healthy run, from `low` to `high`, once its warm-up is over."""
     high: float = math.inf
     least: float = -math.inf
-    """A run is unhealthy below `least` and above `most`; what lies between them and the range is neither."""
+    """A run is unhealthy below `least` and above `most`. Values between these and the range are not
+    judged."""
     most: float = math.inf
     remedy: str = ""
-    """What to do then, with the name of the option."""
+    """What to do about an unhealthy run, with the name of the option."""
     percent: bool = False
 
     @property

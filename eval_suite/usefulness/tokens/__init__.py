@@ -1,1 +1,1 @@
-"""Probes that read the patch tokens of images: attentive, and of masks."""
+"""Probes that read the patch tokens of images: the attentive probe, and the segmentation probe for masks."""

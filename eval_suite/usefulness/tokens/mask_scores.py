@@ -1,7 +1,7 @@
 """Intersection over union (IoU, Jaccard 1912) of predicted and true masks, from counts for each image.
 
-scikit-learn's `jaccard_score` gives the same values. It takes one set of pixels at a time, and the bootstrap
-needs the score of 1000 sets of images.
+scikit-learn's `jaccard_score` gives the same values. It is not used here because it takes one set of pixels
+at a time, while the bootstrap needs the score of 1000 sets of images.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Integers = NDArray[np.integer]
 
 
 class Counts(NamedTuple):
-    """Pixels of each image and class, (n, classes) each; `IGNORED` ones do not count."""
+    """Numbers of pixels of each image and class, (n, classes) each; `IGNORED` pixels do not count."""
 
     right: NDArray[np.int64]
     """Pixels of the class that are predicted as it."""

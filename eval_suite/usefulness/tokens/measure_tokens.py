@@ -1,7 +1,7 @@
-"""The probes that read patch tokens: for each representation its tokens on disk, then its scores.
+"""Measure the probes that read patch tokens: write the tokens of a representation to disk, then score them.
 
-They are fitted on train, with settings chosen on val, and reported on test or else val, also where other
-methods have folds. The tokens of one representation are on disk at a time.
+The probes are fitted on train, with settings chosen on val, and reported on test, or on val where there is no
+test, also where other methods have folds. Only one representation's tokens are on disk at a time.
 """
 
 import tempfile
@@ -32,8 +32,8 @@ from eval_suite.usefulness.tokens.attentive_probe import Images
 from eval_suite.usefulness.tokens.segmentation_probe import Masked
 
 STAGES_READ = {"attentive_probe": 2, "segmentation_probe": 3}
-"""How many of the last maps are read of an encoder that works in stages. The last one may be a single pixel,
-and those before it say where things are."""
+"""Number of last feature maps that are read of an encoder that works in stages. The last one may be a single
+pixel; the earlier ones show where in the image something is."""
 
 
 class Measured(NamedTuple):
@@ -56,7 +56,7 @@ class _Asked(NamedTuple):
     samples: Mapping[str, NDArray[np.int64]]
     """The samples of each split that have what is predicted."""
     square: Square | None
-    """The part of an image that is seen, see `Representation.square`."""
+    """The part of an image that the encoder sees, see `Representation.square`."""
     judge: Callable[[Mapping[str, Tokens]], tuple[dict[str, Any], Estimates]]
     """Measures a representation by its tokens of these samples."""
 
@@ -146,11 +146,11 @@ def measure(
 def _judged(
     r: Representation, asked: _Asked, work: Path, device: torch.device, batch_size: int, workers: int
 ) -> tuple[dict[str, Any], Estimates]:
-    """Write the tokens of a representation in place of those of the one before, and judge them."""
+    """Write the tokens of a representation over those of the one before, and measure the probe on them."""
     if r.name == "pixels" and asked.metric == "attentive_probe":
-        raise Unmeasurable("raw pixels are no patches")
+        raise Unmeasurable("raw pixels have no patch tokens")
     if asked.metric == "segmentation_probe" and r.square != asked.square:
-        raise Unmeasurable("it sees another part of the images than the masks show")
+        raise Unmeasurable("its encoder sees another part of the images than the masks show")
     tokens = {}
     for name, dataset in asked.data.items():
         file = work / f"{name}.npy"

@@ -1,9 +1,9 @@
 """The dense linear probe: a linear layer on every patch token predicts the classes of the pixels of a mask.
 
 The layer is fitted by logistic regression to its optimum, as the linear probe is. A token stands for the
-pixels of its cell of the image; each class in the cell counts with its share of the pixels. This is the mean
-cross-entropy over the pixels when the logits of a token hold for its whole cell. To predict, the logits are
-upsampled to the mask, bilinearly. At most `MOST` cells of train are fitted, drawn by the seed.
+pixels of its cell of the image; each class in the cell counts with its share of the pixels. The loss is then
+the mean cross-entropy over all pixels, if each pixel takes the logits of the token of its cell. To predict,
+the logits are upsampled to the mask, bilinearly. At most `MOST` cells of train are fitted, drawn by the seed.
 """
 
 from collections.abc import Sequence

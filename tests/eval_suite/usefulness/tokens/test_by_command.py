@@ -55,7 +55,9 @@ def test_both_probes_are_in_results_page_and_terminal(command, run: Path, masked
         found = results["differences"]["untrained"][method][score]
         assert found["value"] == pytest.approx(pretrained[method][score] - theirs)
         assert found["interval"][0] <= found["value"] <= found["interval"][1]
-    assert {"metric": "pixels/attentive_probe", "reason": "raw pixels are no patches"} in results["left_out"]
+    assert {"metric": "pixels/attentive_probe", "reason": "raw pixels have no patch tokens"} in results[
+        "left_out"
+    ]
     assert f"{100 * masks['miou']:.1f}" in page and "Segmentation of masks" in page
     assert "attentive probe" in page and "attentive probe" in outcome.out
     assert "Masks on the test split: mIoU" in outcome.out and "mIoU %" in outcome.out
