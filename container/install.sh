@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # install.sh SOURCE FOLDER [EXTRAS]: install Isotorus from a clone into a virtual environment, with the tested
-# versions, and check that its commands begin. The image, and anyone without containers, install with it.
+# versions, and check that its commands start. The Dockerfile runs it; it also works without containers.
 #
 #   container/install.sh . ~/isotorus s3,medical
 #
 # PYTHON        the Python to use (python3)
-# TORCH_INDEX   a package index that is asked for PyTorch's wheels as well, such as one of wheels without CUDA
+# TORCH_INDEX   one more package index for PyTorch's wheels, such as that of wheels without CUDA
 set -euo pipefail
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
     echo "usage: install.sh SOURCE FOLDER [EXTRAS]" >&2

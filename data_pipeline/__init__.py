@@ -17,7 +17,7 @@ def webdataset_pipeline(
     seed: int = 0,
     generation: int | None = None,
 ) -> "webdataset.WebDataset":
-    """Return a `webdataset.WebDataset` of a data set, for tools that read such.
+    """Return a `webdataset.WebDataset` of a data set, for tools that read one.
 
     Each sample is a dict: `__key__`, `image` (H, W, C) as `Dataset.pixels` gives it for `channels` and
     `depth`, or as a PIL image with `pil`, `label` (class index, -1 for none), `class` (its name, "" for none)
@@ -26,7 +26,7 @@ def webdataset_pipeline(
     give another seed for each epoch. Raises `UserError` as `Dataset` does, and while iterating
     `dataset.index.Corrupt` and ValueError for images that are damaged.
     """
-    # Imported here, so that commands start without them.
+    # Imported here, so that commands start without waiting for these libraries.
     import webdataset
 
     from data_pipeline.dataset.for_webdataset import Decoder, shard_paths
@@ -39,7 +39,7 @@ def webdataset_pipeline(
         detshuffle=True,
         seed=seed,
         nodesplitter=webdataset.split_by_node,
-        empty_check=False,  # a worker may have no shard
+        empty_check=False,  # with more workers than shards, a worker without one is no error
     )
     if shuffle:
         pipeline = pipeline.compose(webdataset.detshuffle(shuffle, initial=shuffle, seed=seed))

@@ -25,7 +25,7 @@ NO_READER = 141
 def one_line(text: str) -> str:
     """Return the text with line breaks, terminal escapes and invalid UTF-8 spelled out.
 
-    The no-break space of our own sentences stays, which Python does not count as printable.
+    The no-break space stays, which Python does not count as printable and our own sentences contain.
     """
     return "".join(c if c.isprintable() or c == "\u00a0" else ascii(c)[1:-1] for c in text)
 
@@ -108,7 +108,9 @@ def exit_code(main: Callable[[], int]) -> int:
 
 
 def _reader_is_gone() -> bool:
-    """Say whether standard output or error is a pipe without a reader; if so, the rest of it goes nowhere."""
+    """Return whether standard output or error is a pipe without a reader; if so, discard what is still
+    written.
+    """
     gone = []
     for descriptor in (1, 2):
         poll = select.poll()

@@ -60,7 +60,7 @@ class Run:
     windings: Windings | None = None
     """For a torus head with actions, unless `monitor` is 0."""
     held_out: HeldOut | None = None
-    """If `held_out.path` is set."""
+    """None without `held_out.path`."""
 
 
 def assemble(
@@ -83,7 +83,7 @@ def assemble(
         probe = OnlineProbe(inputs.embedding_width, len(inputs.sources.classes), device)
     validation = None
     if inputs.task:
-        # Imported here because other runs do not wait for scikit-learn.
+        # Imported here so that other runs do not wait for scikit-learn.
         from pretrain.supervised.validation import Validation
 
         validation = Validation(config, inputs, engine, stopping.watchdog.progress)

@@ -81,7 +81,7 @@ def check(config: Config, world_size: int) -> RunInputs:
     kwargs, encoder, width = check_model(config, world_size)
     task = None
     if isinstance(config.objective, SupervisedConfig):
-        # Imported here because it reads tables, and other runs do not wait for pyarrow.
+        # Imported here so that runs without labels do not wait for pyarrow.
         from pretrain.supervised.task import read_task
 
         task = read_task(config.objective, sources.datasets, config.data.channels)
@@ -335,8 +335,8 @@ def _with_defaults(objective: dict[str, Any]) -> dict[str, Any]:
 
 
 def _earlier(fingerprint: str, sources: Sources) -> str:
-    """Say how to go on with the images of then, if an earlier generation of a set has the fingerprint, or
-    that they are deleted.
+    """Say how to go on with the images that the run began with, if an earlier generation of a set has the
+    fingerprint, or that they are deleted.
     """
     for dataset in sources.datasets:
         if fingerprint in {former.fingerprint for former in describe(dataset.path, dataset.cache).former}:

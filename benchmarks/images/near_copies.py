@@ -1,8 +1,9 @@
 """Measure the search for near copies: what it finds among images in a folder, and its time and memory.
 
-`--images FOLDER` changes some of the images (encoding, size, brightness, …) and tells how many of each change
-are found as near copies of their originals, and how many pairs are found among the originals. `--hashes N`
-searches N random hashes of which every hundredth is a near copy. Each prints Markdown rows for RESULTS.md.
+`--images FOLDER` changes some of the images (encoding, size, brightness, …). It prints for each change how
+many images are found as near copies of their originals, and how many pairs are found among the originals.
+`--hashes N` searches N random hashes of which every hundredth is a near copy. Each prints Markdown rows for
+RESULTS.md.
 """
 
 import argparse

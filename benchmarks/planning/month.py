@@ -1,13 +1,13 @@
-"""Simulate a month of training on 1,024 hosts that fail, return and slow down, on the real checkpoint logic.
+"""Simulate a month of training on 1,024 hosts that fail, return and slow down, with the real code of
+checkpoints.
 
     python -m benchmarks.planning.month FOLDER [--days 30] [--hosts 1024]
 
-Real are: writing, finding, thinning out and reading checkpoints (`pretrain.checkpoint.store` and
-`RunState.resume`), dropping rows after a resume (`StepLog`), and the division of the batch among the ranks
-that are left (`data_pipeline.order.share`). Simulated are the clock, the hosts, and the step: its weights are
-a number that depends on every batch so far and on their order. So no process is started, nothing is sent, and
-no loss is computed; the guard refuses nothing. One process takes the place of all ranks. Prints a line for
-RESULTS.md.
+The real code writes, finds, deletes and reads checkpoints (`pretrain.checkpoint.store` and
+`RunState.resume`), drops rows after a resume (`StepLog`), and divides the batch among the ranks that are left
+(`data_pipeline.order.share`). The clock, the hosts and the step are simulated: in place of weights there is
+one number, which depends on all earlier batches and their order. One process takes the place of all ranks,
+nothing is sent, no loss is computed, and the guard refuses no update. Prints a line for RESULTS.md.
 """
 
 import argparse
@@ -45,21 +45,21 @@ class Cluster:
     hosts: int = 1024
     days: float = 30
     failures: float = LLAMA
-    """Interruptions in 1,000 GPU-days; each takes a host away."""
+    """Interruptions in 1,000 GPU-days; each removes a host."""
     repair: float = 4 * 3600
-    """Mean time until a host is back, when all stop, save and continue with it."""
+    """Mean time until a host comes back. Then all stop, save and continue with it."""
     slow: float = 7 * DAY
     """Mean time between slow hosts, which slow all others down."""
     slowness: tuple[float, float] = (1.3, 3600)
-    """How many times as long a step then takes, and for how long."""
+    """Factor by which a step then takes longer, and for how long."""
     step: float = 10
-    """A step on all hosts."""
+    """Time of a step when no host is missing."""
     images: int = 32
-    """Images of a GPU on all hosts; with fewer hosts some have more, and all wait for these."""
+    """Images of each GPU when no host is missing; with fewer hosts some have more, and all wait for these."""
     every: int = 60
     """Steps between checkpoints."""
     writing: float = 20
-    """Until a checkpoint is whole."""
+    """Time until a checkpoint is complete."""
     restart: float = RESTART
 
 

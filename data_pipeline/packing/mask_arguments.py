@@ -22,6 +22,6 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.packing import masks  # the other commands do not need the image decoders
 
     if args.mask_classes is not None and args.masks is None:
-        raise UserError("--mask-classes is about masks; give their folder with --masks FOLDER")
+        raise UserError("--mask-classes needs masks; give their folder with --masks FOLDER")
     rule = None if args.mask_classes is None else masks.rule(args.mask_classes)
     return {"masks": args.masks, "mask_rule": rule}

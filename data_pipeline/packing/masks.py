@@ -19,9 +19,9 @@ from isotorus.foreign_files import open_regular
 def images_only(items: list[Item], source: Path, folder: Path | None) -> list[Item]:
     """Return the items that are images and no masks.
 
-    A mask is what lies in the `folder` of masks, if that is inside `source`; if it is `source` itself, what
-    is named like scan.mask.png. Without a folder nothing is a mask, and a note on stderr names files that
-    look like masks of images beside them.
+    If the `folder` of masks is inside `source`, all files in it are masks; if it is `source` itself, files
+    named like scan.mask.png are. Without a folder no file is a mask, and a note on stderr counts files that
+    are named like masks of images beside them.
     """
     if folder is None:
         keys = {item.path.rpartition(".")[0] for item in items}
@@ -42,8 +42,8 @@ def images_only(items: list[Item], source: Path, folder: Path | None) -> list[It
 
 
 def paired(items: list[Item], source: Path, folder: Path) -> list[Item]:
-    """Return the images with their masks: of a/scan.jpg it is a/scan.mask.png in `folder`, or a/scan.png
-    unless that is the image itself.
+    """Return the images with their masks: for a/scan.jpg the mask is a/scan.mask.png in `folder`, or
+    a/scan.png unless that is the image itself.
 
     A note on stderr counts images without a mask. Raises `UserError` if no image has one.
     """

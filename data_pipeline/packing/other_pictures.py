@@ -94,7 +94,7 @@ def advice(counts: Counter[str]) -> str:
         for endings, tool in _CONVERTERS
         if (found := sorted(counts.keys() & _endings(endings)))
     )
-    return f"convert them to PNG or TIFF{tools}, or give those that are read their usual ending"
+    return f"convert them to PNG or TIFF{tools}, or rename files of a format that is read to its usual ending"
 
 
 def summary(counts: Counter[str]) -> str:

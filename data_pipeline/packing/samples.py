@@ -51,7 +51,7 @@ class LeftOut(NamedTuple):
     """A picture or the mask of a file that is left out, while the others are packed."""
 
     name: str
-    """What of the file it is."""
+    """The picture or the mask, in words."""
     reason: str
 
 

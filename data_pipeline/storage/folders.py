@@ -15,7 +15,8 @@ ELSEWHERE = "link to a folder that is read elsewhere"
 AROUND = "link to a folder around it"
 HIDDEN = "hidden folder"
 COMPANION = "._"
-"""How the names of files begin in which macOS keeps attributes of others, as ._a.jpg beside a.jpg."""
+"""Beginning of the names of files in which macOS keeps attributes of other files, such as ._a.jpg for
+a.jpg."""
 COMPANIONS = "companion file of macOS (._…)"
 _PLURALS = {
     COMPANIONS: "companion files of macOS (._…)",

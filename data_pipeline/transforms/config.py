@@ -76,9 +76,9 @@ class ViewsConfig(Section):
     ConvNet may be better at a larger size."""
 
     scale_by: Literal["area", "spacing"] = "area"
-    """What the size of a crop is counted in. area: in shares of the image's area, by global_scale and its
-    like. spacing: in millimetres and the like, by physical_size, from images whose spacing is known; these
-    crops are squares on the object, also where rows and columns are not as far apart."""
+    """Unit in which the size of a crop is given. area: shares of the image's area, by global_scale and
+    local_scale. spacing: millimetres or another physical unit, by physical_size, for images whose spacing is
+    known; these crops are squares on the object, also where rows and columns have different distances."""
     unit: Unit | None = None
     """Unit of the physical sizes, with scale_by=spacing; um is the micrometre. Images may state their spacing
     in another unit of length, or of angle."""
@@ -86,10 +86,10 @@ class ViewsConfig(Section):
     """Smallest and largest side of a global or turned view, in `unit`; its logarithm is drawn uniformly. An
     image that is smaller than the largest gets crops up to its own size."""
     local_physical_size: Interval | None = None
-    """The same for local views; by default physical_size times local_size over global_size, so that pixels
-    of local and global views are as far apart."""
+    """The same for local views; by default physical_size times local_size over global_size, so that a pixel
+    has the same physical size in local and global views."""
     whole_physical_size: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Side in `unit` of the square at the middle of an image that is seen when the encoder is evaluated or
+    """Side in `unit` of the centred square that the encoder sees when it is evaluated or
     exported; by default the geometric mean of physical_size, times whole_size over global_size."""
     unscaled: Literal["refuse", "area"] = "refuse"
     """What happens with images whose spacing is not known, or that are smaller than the smallest crop.
@@ -159,8 +159,8 @@ class ViewsConfig(Section):
 
 class AugmentConfig(Section):
     """The section `augment` of a recipe; defaults are those of LeJEPA. Colour changes need images of 3
-    channels. Turns and rotations, gamma, noise, and dropped and shuffled channels are for the images of
-    laboratories, and off by default.
+    channels. Turns and rotations, gamma, noise, and dropped and shuffled channels suit scientific images,
+    and are off by default.
     """
 
     horizontal_flip: Probability = 0.5
@@ -173,8 +173,8 @@ class AugmentConfig(Section):
     probabilities, for images without an up. With 0.75, all four positions are equally likely. Must be 0 with
     the action rotation."""
     rotation_probability: Probability = 0.0
-    """Probability of rotating a view about its centre, for images without an up. What lies beside the crop
-    fills its corners. Must be 0 with the action rotation."""
+    """Probability of rotating a view about its centre, for images without a natural "up". The image around
+    the crop fills its corners. Must be 0 with the action rotation."""
     rotation: float = Field(180.0, gt=0, le=180)
     """Largest angle of this rotation in degrees; drawn uniformly from ± this."""
     jitter_probability: Probability = 0.8
@@ -216,9 +216,10 @@ class AugmentConfig(Section):
     """Probability of replacing one channel of a view, drawn uniformly, by that channel's mean over the data
     set; for images of several channels."""
     channel_shuffle_probability: Probability = 0.0
-    """Probability of putting the channels of a view into a random order, after all else and after each was
-    normalised by its own mean and standard deviation; for channels whose roles may change."""
+    """Probability of putting the channels of a view into a random order, after all other operations and after
+    each channel was normalised by its own mean and standard deviation; for channels whose roles may
+    change."""
     turned: bool = False
     """Whether these operators, except for flips and rotations, also act on turned views that are beside
     others. A pose is learned faster without them (docs/torus.md). With views.turned=all they act on every
-    view, but for rotations."""
+    view, except for rotations."""

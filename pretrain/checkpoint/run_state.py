@@ -32,7 +32,7 @@ class RunState:
 
     @property
     def ended_early(self) -> bool:
-        """Whether no better score on val is to be expected."""
+        """Whether the run ends early, because its score on val has stopped rising (`objective.patience`)."""
         return self.validation is not None and self.validation.ended
 
     @property

@@ -263,29 +263,30 @@ class TargetsConfig(Section):
     key_column: str = "key"
     """Column of the file with the samples' keys."""
     missing: list[str] | None = None
-    """Values that mean "none", besides empty ones."""
+    """Values that mean "no target", besides empty cells."""
 
 
 class SupervisedConfig(Section):
     """Settings of training with labels; `isotorus finetune` writes them."""
 
     kind: Literal["supervised"]
-    """supervised: a linear layer on the embedding predicts labels or numbers, and encoder and layer learn
-    from their errors."""
+    """supervised: a linear layer on the embedding predicts labels or numbers, and encoder and layer are
+    trained to predict them."""
     task: Kind = "multiclass"
-    """multiclass: one class an image; multilabel: labels that may occur together; regression: numbers."""
+    """multiclass: one class for each image; multilabel: labels that may occur together; regression:
+    numbers."""
     outputs: PositiveInt
-    """Number of classes, labels or numbers, which must be that of the data."""
+    """Number of classes, labels or columns of numbers; it must agree with the data."""
     val: PathText
     """Packed data set on which each checkpoint is scored; the best checkpoint is kept."""
     targets: TargetsConfig = TargetsConfig()
     balanced: bool = True
-    """multiclass: weigh each image so that all classes count alike, as balanced accuracy does."""
+    """multiclass: weight images so that all classes have the same weight, as in balanced accuracy."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
     mixup: NonNegativeFloat = 0.0
     """α of mixup (arXiv:1710.09412): pairs of images are averaged with a weight from Beta(α, α); 0: never.
-    With cutmix too, each pair is treated by one of the two, with equal probabilities."""
+    With both mixup and cutmix, each pair gets one of the two, with equal probabilities."""
     cutmix: NonNegativeFloat = 0.0
     """α of CutMix (arXiv:1905.04899): images of a pair swap a rectangle; 0: never."""
     head_steps: NonNegativeInt = 0

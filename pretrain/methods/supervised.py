@@ -36,7 +36,7 @@ class SupervisedHead(nn.Module):
         predicted = self.projector(embeddings).float()
         if not self.training:
             return HeadOutput({}, predicted)
-        assert targets is not None, "labels are needed to learn from them"
+        assert targets is not None, "training with labels needs targets"
         known = targets.isfinite().all(-1)
         targets = targets.nan_to_num()
         weight = known.float()

@@ -18,12 +18,12 @@ def freeze(encoder: nn.Module, blocks: int) -> None:
 
 
 def check_frozen(blocks: int, encoder: nn.Module) -> None:
-    """Raise UserError if an encoder does not have so many blocks, or would not stay as it is."""
+    """Raise UserError if an encoder does not have so many blocks, or if frozen blocks would still change."""
     if not blocks:
         return
     if not hasattr(encoder, "group_matcher"):
         raise UserError(
-            f"encoder.freeze={blocks}: timm does not say what the blocks of a {type(encoder).__name__} are; "
+            f"encoder.freeze={blocks}: timm does not name the blocks of a {type(encoder).__name__}; "
             "use encoder.freeze=0"
         )
     if has_batch_norm(encoder):
@@ -31,7 +31,8 @@ def check_frozen(blocks: int, encoder: nn.Module) -> None:
             f"encoder.freeze={blocks}: the statistics of batch norm would change in frozen blocks too; use "
             "encoder.freeze=0, or an encoder without batch norm"
         )
-    # Layer 0 is what comes before the blocks; what comes after them is of the last one's layer.
+    # timm counts what comes before the blocks as layer 0, and what comes after them to the layer of the last
+    # block.
     count = max(_layers(encoder).values())
     if blocks >= count:
         raise UserError(

@@ -28,7 +28,7 @@ from pretrain.engines import Engine
 from pretrain.monitoring.windings import evaluating
 from pretrain.objectives import draws
 
-if TYPE_CHECKING:  # the configuration imports this room
+if TYPE_CHECKING:  # pretrain.config imports this room
     from pretrain.config import Config
     from pretrain.preflight import RunInputs
 
@@ -63,7 +63,7 @@ class HeldOut:
         self.groups = groups
 
     def due(self, step: int) -> bool:
-        """Say whether the row of the log at a step has the measurement, from the step alone."""
+        """Return whether the row of the log at a step has the measurement; this depends on the step alone."""
         every, rows = self.config.held_out.every, self.config.log_every
         before = (step - 1) // rows * rows
         return step == self.config.steps or step // every > before // every

@@ -173,7 +173,7 @@ def _not_begun(now: Standing) -> str:
     if now.holder:
         return (
             f"no row after {waited}, but {now.holder} is alive: a row comes after log_every steps, and "
-            f"before the first step data and a compiled model are made ready; {look}"
+            f"before the first step the data are opened and the model is compiled; {look}"
         )
     return f"no row after {waited}, and no process holds the run: {look}; the same command starts it again"
 
