@@ -25,7 +25,7 @@ def main() -> int:
     how = How(samples=1_000, steps=24)
     encoder = beside.trained(checkpoint, torus.size)
     samples = unseen.draw(data, how.samples, how.seed)
-    pixels = unseen.read(data, samples, encoder.channels, encoder.size)
+    pixels = unseen.read(data, samples, encoder.channels, encoder.size, encoder.square)
     images = Images(pixels, tuple(torus.actions), torus.border)
     changed = Images(pixels[: how.images], images.actions, images.border).changed()
     numbers = of_angles(encoder, images, tuple(torus.orders), changed, how).numbers

@@ -95,7 +95,7 @@ def certificate(
 
 
 def _images(r: Representation, data: Dataset, samples: NDArray[np.int64], torus: TorusDescription) -> Images:
-    pixels = unseen.read(data, samples, r)
+    pixels = unseen.read(data, samples, r.channels, r.size, r.square)
     return Images(pixels, tuple(torus.actions), torus.border)
 
 

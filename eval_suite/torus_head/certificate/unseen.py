@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.transforms.actions import Action, Border, turn
-from data_pipeline.transforms.physical import Scales
+from data_pipeline.transforms.physical import Scales, Square
 from eval_suite import progress
 from eval_suite.features import embed
 from eval_suite.features.images import normalise, unit_range
@@ -94,14 +94,20 @@ def draw(data: Dataset, most: int, seed: int) -> NDArray[np.int64]:
     return generator(seed, STREAM).permutation(len(data))[:most]
 
 
-def read(data: Dataset, samples: Sequence[int] | NDArray[np.integer], r: Representation) -> Tensor:
-    """Read the centre crops (n, C, size, size) that a representation takes of samples.
+def read(
+    data: Dataset,
+    samples: Sequence[int] | NDArray[np.integer],
+    channels: int,
+    size: int,
+    square: Square | None = None,
+) -> Tensor:
+    """Read the centre crops (n, C, size, size) of samples, with a `square` those of its physical size.
 
     Raises UserError for unreadable ones.
     """
     images = []
-    scales = r.square and Scales(data, r.square.unit)
+    scales = square and Scales(data, square.unit)
     for number, i in enumerate(samples):
         progress.doing(f"reading images, {number:,} of {len(samples):,}")
-        images.append(embed.read_views(data, int(i), r.channels, [r.size], r.square, scales)[0])
+        images.append(embed.read_views(data, int(i), channels, [size], square, scales)[0])
     return torch.stack(images)

@@ -9,11 +9,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from data_pipeline.targets.targets import Targets
 from eval_suite import usefulness
-from eval_suite.metrics import USEFULNESS
+from eval_suite.metrics import METHODS, USEFULNESS
 from eval_suite.usefulness.folds.measure_folds import ONLY
 from eval_suite.usefulness.minibatch_probe import Protocol
 
-ON_A_SPLIT = set(USEFULNESS) - set(ONLY)
+ON_A_SPLIT = {name for name in USEFULNESS if not METHODS[name].of_tokens} - set(ONLY)
 SIZES = {"train": 150, "val": 60, "test": 70}
 NAMES = ["<b>cat</b>", "dog", "10"]
 QUICK = usefulness.Options(
