@@ -152,7 +152,7 @@ def waits_of_steps(run: Run) -> tuple[set[str], set[str]]:
         result = train.update(run)
     with logged.watch():
         run.state.guard.report()
-        train.log_row(run, result)
+        train.log_row(run, result, {})
     return waits.found, logged.found
 
 
