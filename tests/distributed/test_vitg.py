@@ -16,8 +16,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 
-from benchmarks import plan as memory
 from benchmarks.on_gpu.runs import engine_of
+from benchmarks.planning import plan as memory
 from data_pipeline.order import share
 from pretrain.config import Config, load_config
 from pretrain.cost.plan import Memory, Request, estimate

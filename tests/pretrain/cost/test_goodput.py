@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from benchmarks import month
+from benchmarks.planning import month
 from isotorus.errors import exit_code
 from pretrain.cost import goodput
 from pretrain.cost.goodput import Failures
