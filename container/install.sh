@@ -4,8 +4,7 @@
 #
 #   container/install.sh . ~/isotorus s3,medical
 #
-# PYTHON        the Python to use (python3)
-# TORCH_INDEX   one more package index for PyTorch's wheels, such as that of wheels without CUDA
+# PYTHON   the Python to use (python3)
 set -euo pipefail
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
     echo "usage: install.sh SOURCE FOLDER [EXTRAS]" >&2
@@ -23,9 +22,7 @@ fi
 # A folder that has an environment already keeps it.
 [ -x "$folder/bin/python" ] || "${PYTHON:-python3}" -m venv "$folder"
 pip=("$folder/bin/python" -m pip --disable-pip-version-check)
-from=()
-[ -z "${TORCH_INDEX:-}" ] || from=(--extra-index-url "$TORCH_INDEX")
-"${pip[@]}" install --no-cache-dir --constraint "$source/constraints.txt" "${from[@]}" "$source${extras:+[$extras]}"
+"${pip[@]}" install --no-cache-dir --constraint "$source/constraints.txt" "$source${extras:+[$extras]}"
 for command in pack train eval launch; do
     (cd / && "$folder/bin/isotorus" "$command" --help >/dev/null)
 done
