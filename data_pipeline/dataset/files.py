@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import Generation
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset.table_files import open_table
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.reader import fetch, join
-from isotorus.errors import UserError
+from data_pipeline.storage.reader import join
 from isotorus.files import atomic
 
 FILES = "files.npy"
@@ -35,16 +35,7 @@ def read(dataset: Dataset) -> NDArray[np.void]:
 
 def open_files(folder: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Return the rows of files.npy of a generation; raise `UserError` if it is missing or has fewer."""
-    path, count = join(folder, generation.table(FILES)), generation.count
-    try:
-        table = np.load(fetch(path, cache), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        advice = "bring it back from a copy, or pack again"
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
-    if table.dtype != FILE or table.ndim != 1 or len(table) < count:
-        raise UserError(f"{path} does not fit the data set; bring it back from a copy, or pack again")
-    newest: NDArray[np.void] = table[:count]  # it is longer if there are newer generations
-    return newest
+    return open_table(join(folder, generation.table(FILES)), generation.count, cache, FILE)
 
 
 def of_rows(rows: NDArray[np.void]) -> NDArray[np.void]:

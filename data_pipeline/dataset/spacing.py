@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset.description import Generation
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset.table_files import open_table
 from data_pipeline.dataset.units import OTHER_NAMES, UNITS, Unit
 from data_pipeline.storage.cache import CacheConfig
-from data_pipeline.storage.reader import fetch, join
-from isotorus.errors import UserError
+from data_pipeline.storage.reader import join
 from isotorus.files import atomic
 
 SPACING = "spacing.npy"
@@ -72,16 +72,7 @@ def read(dataset: Dataset) -> NDArray[np.void] | None:
 
 def open_spacing(folder: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Return the rows of spacing.npy of a generation; raise `UserError` if it is missing or has fewer."""
-    path, count = join(folder, generation.table(SPACING)), generation.count
-    try:
-        table = np.load(fetch(path, cache), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        advice = "bring it back from a copy, or pack again"
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
-    if table.dtype != ROW or table.ndim != 1 or len(table) < count:
-        raise UserError(f"{path} does not fit the data set; bring it back from a copy, or pack again")
-    newest: NDArray[np.void] = table[:count]  # it is longer if there are newer generations
-    return newest
+    return open_table(join(folder, generation.table(SPACING)), generation.count, cache, ROW)
 
 
 def write(path: Path, table: NDArray[np.void]) -> None:

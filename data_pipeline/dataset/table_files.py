@@ -1,4 +1,4 @@
-"""The tables of a packed data set, mapped into memory: index.npy, shards.npy and groups.npy."""
+"""The tables of a packed data set, mapped into memory: index.npy, shards.npy, groups.npy and others."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -31,6 +31,7 @@ ROW = np.dtype(
 """A row of the index: row of the shard table; offset and size in bytes of the image file in that shard;
 class index or -1; width and height in pixels; CRC-32 of the image file; `key_hash` of the key; index
 into the generation's list of file extensions."""
+_ADVICE = "bring it back from a copy, or pack the images again"
 
 
 def shard_row(name_bytes: int) -> np.dtype[np.void]:
@@ -45,15 +46,12 @@ def shard_row(name_bytes: int) -> np.dtype[np.void]:
 
 def open_rows(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Map the index (n,) of dtype `ROW` into memory; raise `UserError` if it does not fit dataset.json."""
-    rows = _open_table(join(path, generation.table(INDEX)), generation.count, cache)
-    if rows.dtype != ROW:
-        raise does_not_fit(join(path, generation.table(INDEX)))
-    return rows
+    return open_table(join(path, generation.table(INDEX)), generation.count, cache, ROW)
 
 
 def open_shards(path: str, generation: Generation, cache: CacheConfig) -> NDArray[np.void]:
     """Map the table of shards into memory; raise `UserError` if it does not fit dataset.json."""
-    shards = _open_table(join(path, generation.table(SHARDS)), generation.shards, cache)
+    shards = open_table(join(path, generation.table(SHARDS)), generation.shards, cache)
     if shards.dtype.names is None or shards.dtype != shard_row(shards.dtype[0].itemsize):
         raise does_not_fit(join(path, generation.table(SHARDS)))
     return shards
@@ -65,9 +63,9 @@ def open_groups(path: str, generation: Generation, cache: CacheConfig) -> NDArra
     """
     if generation.groups is None:
         return None
-    groups: NDArray[Any] = _open_table(join(path, generation.table(GROUPS)), generation.count, cache)
-    if groups.dtype != np.dtype("<u8"):
-        raise does_not_fit(join(path, generation.table(GROUPS)))
+    groups: NDArray[Any] = open_table(
+        join(path, generation.table(GROUPS)), generation.count, cache, np.dtype("<u8")
+    )
     return groups
 
 
@@ -82,9 +80,11 @@ def shard_names(path: str, generations: Iterable[Generation], cache: CacheConfig
     return list(dict.fromkeys(name for names in tables for name in names))
 
 
-def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
-    """Map the first `count` rows of a .npy file into memory; raise `UserError` if it is damaged or too
-    short.
+def open_table(
+    file: str, count: int, cache: CacheConfig, dtype: np.dtype[Any] | None = None
+) -> NDArray[np.void]:
+    """Map the first `count` rows of a .npy file into memory; raise `UserError` if it is damaged, too
+    short, or of another dtype than the one given.
     """
     try:
         table: NDArray[np.void] = np.lib.format.open_memmap(fetch(file, cache), mode="r")  # never unpickles
@@ -95,12 +95,13 @@ def _open_table(file: str, count: int, cache: CacheConfig) -> NDArray[np.void]:
     except MemoryError:
         raise
     except Exception as error:  # numpy raises many kinds of exception for a bad header
-        raise UserError(f"{file} is damaged ({error}); pack the images again") from None
-    if table.ndim != 1 or len(table) < count:  # it is longer if there are newer generations
+        raise UserError(f"{file} is damaged ({error}); {_ADVICE}") from None
+    # The file is longer if there are newer generations.
+    if table.ndim != 1 or len(table) < count or (dtype is not None and table.dtype != dtype):
         raise does_not_fit(file)
     return table[:count]
 
 
 def does_not_fit(file: str) -> UserError:
     """Return the error for a table that does not fit dataset.json."""
-    return UserError(f"{file} does not fit the {DESCRIPTION} beside it; pack the images again")
+    return UserError(f"{file} does not fit the {DESCRIPTION} beside it; {_ADVICE}")

@@ -1,8 +1,8 @@
 """Choose the pages of a TIFF that are its image.
 
 Masks, pages marked as reduced (NewSubfileType or SubfileType) and pages at most half as high and half as
-wide as the largest are thumbnails or pyramid levels, and are left out. Of the other pages, each is a channel
-if all are grey and alike. Planes that the file's metadata (ImageJ, OME, tifffile, microscopes) call depth or
+wide as the largest are thumbnails or pyramid levels, and are left out. If all other pages are grey and alike,
+each is a channel. Planes that the file's metadata (ImageJ, OME, tifffile, microscopes) call depth or
 time are no channels. A file that holds anything else beyond its image is refused.
 """
 

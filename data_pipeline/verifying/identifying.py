@@ -50,8 +50,8 @@ _KINDS = {
         r"reason.*|impression|findings|report|xpcomment|xpsubject|xptitle|xpkeywords|usercomment|caption|title|xmp|iptc"
     ),
 }
-"""Patterns of whole names, by what such a field says about a person. Of a name, only letters and digits are
-compared, in lower case."""
+"""Patterns of whole names, by what such a field says about a person. Only the letters and digits of a name
+are compared, in lower case."""
 _COMPILED = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
 _TAG = re.compile(r"\(?[0-9a-f]{4},? ?[0-9a-f]{4}\)?", re.IGNORECASE)
 _UID = re.compile(r"(?:^|[/_])[12][._][0-9](?:[._][0-9]+){4,}")

@@ -157,8 +157,9 @@ def _decode(task: _Task) -> tuple[Moments, int]:
 
 
 def _shards(dataset: Dataset, gone: NDArray[np.bool_]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Return the shard table without the shards of which nothing is left, and for each old row its row in the
-    new table (meaningless for the shards that are gone).
+    """Return the shard table without the shards that lose all their samples, and the new row of each old row.
+
+    Entries of shards that are gone have no meaning.
     """
     left = np.zeros(len(dataset.shards), np.int64)
     for start in range(0, len(gone), ROWS_AT_ONCE):

@@ -35,10 +35,10 @@ class Tokens(NamedTuple):
 class TokenMap(nn.Module):
     """Maps images (N, C, H, W) to a map of tokens (N, width, h, w), under the name of an embedding.
 
-    Of a ViT these are the patch tokens of the last block after its norm, without class and register tokens.
-    Of an encoder that works in stages they are the maps of its last `stages`, resized to the largest of these
-    and concatenated (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). For raw pixels the map is the
-    image itself.
+    For a ViT, the map holds the patch tokens of the last block after its norm, without class and register
+    tokens. For an encoder that works in stages, it holds the maps of the last `stages`, resized to the
+    largest of them and concatenated (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). For raw pixels,
+    the map is the image itself.
     """
 
     def __init__(self, features: nn.Module, stages: int) -> None:

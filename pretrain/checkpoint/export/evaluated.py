@@ -77,7 +77,7 @@ class Evaluation:
             if (rank := number(_dig(found, "rank", "effective_rank"))) is not None:
                 parts.append(f"the effective rank is {rank:.1f}")
             if parts:
-                said.append(f"- Of the {title}, {', '.join(parts)}.")
+                said.append(f"- {title[0].upper()}{title[1:]}: {', '.join(parts)}.")
         if self.certificate:
             headline = plain(_dig(self.certificate, "headline") or "no headline", 300)
             share = _dig(self.certificate, "windings", "right_share_interval")

@@ -50,7 +50,7 @@ def test_its_facts_are_those_of_the_run(run: Path):
     low, high = knn["auroc_interval"]
     assert f"| k-NN, AUROC | {knn['auroc']:.3f} ({low:.3f} to {high:.3f}) | not compared |" in text
     rank = results["geometry"]["angles"]["rank"]["effective_rank"]
-    assert f"- Of the torus head's angles, the effective rank is {rank:.1f}." in text
+    assert f"- Torus head's angles: the effective rank is {rank:.1f}." in text
     recipe = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
     assert recipe["objective"]["kind"] == "torus" and "data" not in recipe and "tracking" not in recipe
 
