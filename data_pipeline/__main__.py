@@ -1,4 +1,4 @@
-"""The commands `python -m data_pipeline pack | index | verify | info | preview | remove | compact`."""
+"""The commands `python -m data_pipeline pack | index | verify | info | preview | name-channels | …`."""
 
 import argparse
 import contextlib
@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 from data_pipeline.dataset import info
+from data_pipeline.dataset.channel_names import channel_list
 from data_pipeline.dataset.description import subsets
+from data_pipeline.dataset_writer.name_channels import name_channels
 from data_pipeline.decoders import intensity_arguments
-from data_pipeline.packing import mask_arguments
+from data_pipeline.packing import mask_arguments, reading_arguments
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.reading_arguments import positive
 from data_pipeline.packing.shard_size import read_size
 from data_pipeline.packing.share import read_share
 from data_pipeline.storage.reader import is_remote
@@ -38,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _preview(args)
         case "remove" | "compact":
             return _withdraw(args)
+        case "name-channels":
+            print(name_channels(args.dest, args.names))
+            return 0
         case _:
             return _info(args.dest, args.json)
 
@@ -72,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     rewritten = commands.add_parser("compact", help="delete the bytes of images that were removed")
     withdrawal.add_compact(rewritten)
     _add_workers(rewritten)
+    named = commands.add_parser("name-channels", help="name the channels of a data set")
+    named.add_argument("dest", type=_folder, metavar="DEST", help="folder of a data set, or of a split")
+    named.add_argument(
+        "names",
+        type=channel_list,
+        metavar="A,B,…",
+        help="the names, in the order of the images, such as dapi,gfp",
+    )
     show = commands.add_parser("info", help="show what a data set contains")
     show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
     show.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -108,7 +122,10 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--append", action="store_true", help="add the images that the data set in DEST does not contain yet")
     mask_arguments.add_to(parser)
     _add_channels(parser)
-    _add_reading(parser)
+    order = "names of the channels, in the order of the images, such as dapi,gfp"
+    files = "(default: as OME-TIFF, OME-Zarr and GeoTIFF files state them)"
+    add("--channel-names", metavar="A,B,…", type=channel_list, help=f"{order} {files}")
+    reading_arguments.add_to(parser)
     intensity_arguments.add_to(parser)
     copies = (
         "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
@@ -125,22 +142,6 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     some += "share the work; then the same command without --part publishes the data set"
     add("--part", type=read_share, metavar="I/N", help=some)
     add("--strict", action="store_true", help="stop with an error if any file would be left out")
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `pack` about files of several pictures with a header, such as DICOM."""
-    add = parser.add_argument_group("files of medicine, astronomy and microscopy").add_argument
-    hdu = "number or name of the part (HDU) of a FITS file that is read (default: the first with an image)"
-    add("--hdu", help=hdu)
-    axis = "which slices of a NIfTI volume are its pictures (default: axial)"
-    add("--axis", choices=("axial", "coronal", "sagittal"), help=axis)
-    add("--tile", type=_positive, help="side in pixels of the tiles of a whole slide (default: 256)")
-    add("--mpp", type=float, help="micrometres a pixel of these tiles (default: 0.5, about 20×)")
-    add("--tissue", type=float, help="least share of a tile that is tissue (default: 0.25)")
-    add("--every", type=_positive, metavar="N", help="take every N-th picture of a file (default: all)")
-    kept = "field of the files' headers to keep beside the pictures, by its name in the format, such as "
-    kept += "PatientAge; may be given several times. Names and numbers of patients, dates and free text are "
-    add("--keep", action="append", metavar="FIELD", help=f"{kept}left out unless they are named here")
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +174,7 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     add("dest", metavar="DEST", help="folder or URL of a data set, or folder that contains those of a split")
     add("--config", help="YAML file of a training recipe, or the name of a packaged recipe")
     add("--out", type=Path, required=True, metavar="PAGE.html", help="page to write; replaced if it exists")
-    add("--samples", type=_positive, default=24, help="number of images to show (default %(default)s)")
+    add("--samples", type=positive, default=24, help="number of images to show (default %(default)s)")
     add("--seed", type=int, default=0, help="seed that chooses the images to show (default %(default)s)")
     _add_workers(parser)
     add("--json", action="store_true", help="print the summary as JSON, for scripts")
@@ -187,12 +188,12 @@ def _add_missing(parser: argparse.ArgumentParser) -> None:
 
 def _add_channels(parser: argparse.ArgumentParser) -> None:
     text = "leave out images that cannot be converted to this number of channels (1 and 3 can be converted)"
-    parser.add_argument("--channels", type=_positive, help=text)
+    parser.add_argument("--channels", type=positive, help=text)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     text = "number of processes (default: the number of CPU cores, here %(default)s)"
-    parser.add_argument("--workers", type=_positive, default=usable_cores(), help=text)
+    parser.add_argument("--workers", type=positive, default=usable_cores(), help=text)
 
 
 def _folder(text: str) -> Path:
@@ -214,13 +215,6 @@ def _source(text: str) -> Path:
 def _ending(text: str) -> str:
     """Read the ending of a name from the command line, with or without its first dot."""
     return text.lower().removeprefix(".")
-
-
-def _positive(text: str) -> int:
-    """Read a positive whole number from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
@@ -272,6 +266,7 @@ def _pack(args: argparse.Namespace) -> int:
         test_fraction=args.test_fraction,
         stratify=args.stratify,
         channels=args.channels,
+        channel_names=args.channel_names,
         reading=Reading(**given) if given else None,
         intensity=intensity_arguments.chosen(args),
         shard_size=args.shard_size,

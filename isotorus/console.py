@@ -17,6 +17,7 @@ COMMANDS = {
     "preview": ("data_pipeline preview", "write a page of what the encoder will see"),
     "remove": ("data_pipeline remove", "take images out of a data set"),
     "compact": ("data_pipeline compact", "delete the bytes of removed images"),
+    "name-channels": ("data_pipeline name-channels", "name the channels of a data set"),
     "who-saw": ("pretrain who-saw", "name the runs that trained on images"),
     "init": ("pretrain init", "write a recipe for a data set and a machine"),
     "recipes": ("pretrain recipes", "list the packaged recipes, or print one"),
@@ -35,7 +36,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    rows = (f"  {name:9}{summary:45}= python -m {same}" for name, (same, summary) in COMMANDS.items())
+    rows = (f"  {name:14}{summary:45}= python -m {same}" for name, (same, summary) in COMMANDS.items())
     ending = "isotorus COMMAND --help shows the options of a command."
     return "\n".join(["usage: isotorus COMMAND …", "", *rows, "", ending])
 

@@ -88,6 +88,8 @@ class Generation(Section):
     """Number of samples in each class."""
     channels: int
     """1 if all images are grey, 3 if some are in colour, else the number that all images have."""
+    channel_names: list[str] | None = None
+    """Names of the channels in the order of the images; None if they have none."""
     depth: Literal[8, 16]
     """16 if any image has 16 bits a channel, else 8."""
     sixteen_bit: int

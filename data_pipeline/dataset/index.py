@@ -145,6 +145,11 @@ class Dataset:
         return self.description.channels
 
     @property
+    def channel_names(self) -> list[str] | None:
+        """Names of the channels in the order of the images; None if they have none."""
+        return self.description.channel_names
+
+    @property
     def depth(self) -> Literal[8, 16]:
         """16 if any image has 16 bits a channel, else 8."""
         return self.description.depth

@@ -44,6 +44,8 @@ def as_text(folder: str) -> str:
         "shards": f"{facts.shards}, {facts.bytes / 1e6:.1f} MB",
         "fingerprint": one_line(facts.fingerprint),
     }
+    if facts.channel_names is not None:
+        lines["channels"] += f": {', '.join(map(one_line, facts.channel_names))}"
     if facts.masks is not None:
         names = facts.masks.rule.names or [str(number) for number in facts.masks.classes]
         lines["masks"] = f"{facts.masks.images} images, classes {', '.join(map(one_line, names))}"

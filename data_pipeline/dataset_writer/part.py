@@ -42,6 +42,8 @@ class Part(Section):
     """Number of images with 16 bits a channel."""
     extensions: list[str]
     """File extensions of the images; column `kind` of the shard's index rows is an index into this list."""
+    channel_names: list[list[str]] = []
+    """The different lists of names of channels that the files state; an empty one if some state none."""
     masks: int = 0
     """Number of images that have a mask."""
     mask_classes: list[int] = []
@@ -57,6 +59,7 @@ class Mark(NamedTuple):
     contents: dict[int, Content]
     sixteen_bit: int
     extensions: int
+    channel_names: set[tuple[str, ...]]
 
 
 class Census:
@@ -67,18 +70,26 @@ class Census:
         self._contents: dict[int, Content] = {}
         self._sixteen_bit = 0
         self._extensions: list[str] = []
+        self._channel_names: set[tuple[str, ...]] = set()
         self._masks = 0
         self._mask_classes: set[int] = set()
         self._skipped: list[tuple[str, str]] = []
 
     def mark(self) -> Mark:
         """Return the present counts, for `rewind`."""
-        return Mark(len(self._rows), dict(self._contents), self._sixteen_bit, len(self._extensions))
+        return Mark(
+            len(self._rows),
+            dict(self._contents),
+            self._sixteen_bit,
+            len(self._extensions),
+            set(self._channel_names),
+        )
 
     def rewind(self, mark: Mark) -> None:
         """Forget the images that were added after a mark."""
         del self._rows[mark.rows :], self._extensions[mark.extensions :]
         self._contents, self._sixteen_bit = mark.contents, mark.sixteen_bit
+        self._channel_names = mark.channel_names
 
     def add(
         self,
@@ -108,6 +119,10 @@ class Census:
             moments=known.moments + moments if known else moments,
         )
 
+    def add_channel_names(self, names: Iterable[str]) -> None:
+        """Count the names of channels that an image states; none if it states no names."""
+        self._channel_names.add(tuple(names))
+
     def add_mask(self, classes: Iterable[int]) -> None:
         """Count the mask of an image that was added, in which these classes occur."""
         self._masks += 1
@@ -128,6 +143,7 @@ class Census:
             contents=self._contents,
             sixteen_bit=self._sixteen_bit,
             extensions=self._extensions,
+            channel_names=sorted(map(list, self._channel_names)),
             masks=self._masks,
             mask_classes=sorted(self._mask_classes),
             skipped=self._skipped,

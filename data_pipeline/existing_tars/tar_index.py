@@ -273,6 +273,7 @@ def _publish(
         ],
         classes=classes,
         channels=channels,
+        channel_names=base.channel_names if base else None,
         depth=16 if sixteen_bit else 8,
         split=None,
         plan=plan,

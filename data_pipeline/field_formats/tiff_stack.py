@@ -4,6 +4,7 @@ Each position on the axes of depth (Z), time (T) and others gives one picture, w
 of a single picture is not a stack: `pack` keeps its bytes.
 """
 
+import html
 import io
 import itertools
 import math
@@ -60,7 +61,7 @@ def fields_of_one(data: bytes) -> dict[str, Any]:
     """
     try:
         with TiffFile(io.BytesIO(data), name="one.tif", _multifile=False) as tiff:
-            return _fields(tiff, 0, ()) | _on_the_ground(tiff)
+            return _fields(tiff, 0, ()) | _on_the_ground(tiff) | _band_names(tiff)
     except MemoryError:
         raise
     except Exception:  # tifffile raises nearly every kind of exception for damaged files
@@ -76,6 +77,19 @@ def _on_the_ground(tiff: TiffFile) -> dict[str, Any]:
     if int(known.get("ProjLinearUnitsGeoKey", 0)) != _METRE:
         return {}
     return _spacing(scale[1], scale[0], "m")
+
+
+def _band_names(tiff: TiffFile) -> dict[str, Any]:
+    """Return the names of the bands that GDAL wrote as their descriptions; {} unless all have one."""
+    items = re.findall(r"<Item\b([^>]*)>([^<]*)</Item>", str(tiff.pages.first.tags.valueof("GDAL_METADATA")))
+    numbered_names = {}
+    for attributes, text in items:
+        known = dict(re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", attributes))
+        if known.get("role") == "description" and known.get("sample", "").isdecimal():
+            numbered_names[int(known["sample"])] = html.unescape(text).strip()
+    bands = tiff.pages.first.samplesperpixel
+    names = [numbered_names.get(band, "") for band in range(bands)]
+    return {"channels": names} if all(names) else {}
 
 
 def _all_series(tiff: TiffFile) -> list[TiffPageSeries]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
+from data_pipeline.dataset import channel_names as names_of_channels
 from data_pipeline.dataset import files
 from data_pipeline.dataset.description import DESCRIPTION, PLAIN, SKIPPED
 from data_pipeline.dataset.files import FILES
@@ -37,6 +38,7 @@ def build(
     bases: dict[str, Base],
     *,
     channels: int | None,
+    channel_names: Sequence[str] | None,
     intensity: Intensity,
     workers: int,
     strict: bool,
@@ -45,7 +47,8 @@ def build(
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
     added.
 
-    `missing` are the cells of the table that meant "no label", and `bases` says for each set which generation
+    `channel_names` are the names that were asked for; None: those that the files state. `missing` are the
+    cells of the table that meant "no label", and `bases` says for each set which generation
     the shards are added to. Work that an earlier, interrupted call has finished is kept. Raises `UserError`
     for errors that the user can correct; then nothing new is published, and finished shards stay in the
     staging folder.
@@ -66,6 +69,7 @@ def build(
     ]
     images = sum(part.samples for part in parts.values())
     channels_of_all = common_channels(contents)
+    names = _channel_names(list(parts.values()), list(old.values()), channels_of_all, channel_names)
     if images:
         staging.write(folder, state.model_copy(update={"complete": True}))
         for name, shards in tasks.items():
@@ -74,6 +78,7 @@ def build(
                 _move(shards, parts, dest / name, bases[name].next_shard),
                 classes=assigned.classes,
                 channels=channels_of_all,
+                channel_names=names,
                 depth=max(depths),
                 split=assigned.split,
                 plan=assigned.fingerprint,
@@ -129,6 +134,35 @@ def write_part(
 def _rules(old: dict[str, Dataset]) -> PixelRules:
     """Return the pixel rules for new images: those of the sets that they are added to, else the newest."""
     return next((dataset.pixel_rules for dataset in old.values()), NEWEST_RULES)
+
+
+def _channel_names(
+    parts: list[Part], old: list[Dataset], channels: int, asked: Sequence[str] | None
+) -> list[str] | None:
+    """Return the names of the channels: those that were asked for, else those of the sets that the images are
+    added to, else those that all files state; None if there are none.
+
+    Raises `UserError` if these do not fit each other.
+    """
+    found = names_of_channels.stated((names for part in parts for names in part.channel_names), channels)
+    before = old[0].channel_names if old else None
+    if asked is None:
+        if before and found and found != before:
+            raise UserError(
+                f"{old[0].path} has the channels {', '.join(before)}, and the new files have "
+                f"{', '.join(found)}; pack them into another folder"
+            )
+        return before if old else found
+    if channels and len(asked) != channels:
+        raise UserError(
+            f"--channel-names names {len(asked)} channels, and the images have {channels}; name as many"
+        )
+    if before and before != list(asked):
+        raise UserError(
+            f"{old[0].path} has the channels {', '.join(before)}; leave out --channel-names, or rename them "
+            "first with isotorus name-channels"
+        )
+    return list(asked)
 
 
 def _begin(

@@ -31,9 +31,6 @@ from data_pipeline.packing.share import Share
 from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error, one_line
 
-_DARK = 0.1
-"""Images of less mean brightness are called dark; white is 1."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -58,6 +55,9 @@ class Options:
     channels: int | None = None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
+    channel_names: tuple[str, ...] | None = None
+    """Names of the channels; None: as in the data set that the images are added to, else as the files state
+    them."""
     reading: Reading | None = None
     """How to read files of scientific formats; None: by the defaults of `Reading`, and with `append` as those
     that the data set already has."""
@@ -206,7 +206,8 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
         _build(source, dest, folder, assigned, bases, options)
         dropped.write(dest)
-    return f"packed: {_summary(dest, assigned)}{_dark_line(dest, assigned)}{dropped.line(dest)}"
+    dark = brightness.dark_line([Dataset(dest / name) for name in assigned.sets])
+    return f"packed: {_summary(dest, assigned)}{dark}{dropped.line(dest)}"
 
 
 def _without_copies(
@@ -243,25 +244,17 @@ def _pack_part(source: Path, dest: Path, assigned: Assignment, options: Options,
     )
 
 
-def _dark_line(dest: Path, assigned: Assignment) -> str:
-    """Return a line about 16-bit images that are nearly black, as 12-bit numbers are; "" for others."""
-    sets = [Dataset(dest / name).description for name in assigned.sets]
-    brightest = max(mean for described in sets for mean in described.mean)
-    dark = brightest < _DARK and all(described.sixteen_bit == described.count for described in sets)
-    if not dark or sets[0].intensity.is_stated:
-        return ""
-    return (
-        f"\nnote: these images use little of their range (mean {brightest:.1%} of white), as raw numbers "
-        "do; to say what is black and white, pack into another folder with --intensity percentile:0.5,99.5 "
-        "or window:LOW,HIGH"
-    )
-
-
 def _already_packed(
     source: Path, dest: Path, items: list[Item], assigned: Assignment, options: Options
 ) -> str:
     """Return a sentence that says what `dest` contains; raise `UserError` if files changed since."""
     sets = [Dataset(dest / name) for name in assigned.sets]
+    if options.channel_names is not None and sets[0].channel_names != list(options.channel_names):
+        names = ",".join(options.channel_names)
+        raise UserError(
+            f"{dest} is packed already, without these names of channels; name them with: isotorus "
+            f"name-channels {dest} {names}"
+        )
     since = changes.compare(source, dest, items, sets, options.workers)
     changes.refuse_changed(dest, since)
     _, withdrawn = assignment.without_withdrawn(items, sets)
@@ -363,6 +356,7 @@ def _build(
         assigned,
         bases,
         channels=options.channels,
+        channel_names=options.channel_names,
         intensity=options.intensity or NONE,
         workers=options.workers,
         strict=options.strict,

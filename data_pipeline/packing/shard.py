@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_pipeline import pool
-from data_pipeline.dataset import files, masks, spacing
+from data_pipeline.dataset import channel_names, files, masks, spacing
 from data_pipeline.dataset.description import PLAIN, MaskRule
 from data_pipeline.dataset.files import FILE
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
@@ -183,10 +183,12 @@ def _add_file(
         offset = _add(tar, sample, label)
         key, extension, data = sample.key, sample.extension, sample.data
         census.add(item.path, key, extension, label, offset, data, sample.pixels, sample.valid)
+        header = json.loads(sample.extra) if sample.extra else {}
+        census.add_channel_names(channel_names.of_header(header, sample.pixels.shape[2]))
         if sample.mask:
             census.add_mask(masks.classes(sample.mask))
         first = first or sample
-        spacings.append(spacing.row(json.loads(sample.extra) if sample.extra else {}))
+        spacings.append(spacing.row(header))
     if first is None and not left_out:
         census.skip(item.path, "no pictures in this file")
     return first, spacings
