@@ -32,7 +32,7 @@ from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from data_pipeline.transforms.physical import Scales, Spacing
-from data_pipeline.transforms.views import Crop, cut, draw, draw_angles, scaled
+from data_pipeline.transforms.views import Crop, cut, draw, draw_angles, scaled, turn_by_quarters
 from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
@@ -76,6 +76,8 @@ class Batch:
     actions: list[Tensor] = field(default_factory=list)
     """Angles in radians by which the m actions of the recipe turned the views, one float32 tensor (v, b, m)
     for each of `views`, on the CPU; zeros for views that are not turned. Empty without actions."""
+    present: Tensor | None = None
+    """Which channels each image has, bool (b, C) on the CPU; None if the encoder's channels have no names."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for faster copies to a GPU; PyTorch's `DataLoader` calls
@@ -162,11 +164,13 @@ class _Batches(TorchDataset[Batch | UserError]):
                 drawn[:, slot] = torch.from_numpy(turn)
             places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
             if self.augment.quarter_turns:
-                self._turn_by_quarters(place, [pixels[:, slot] for pixels in views])
+                rng = self._generator(place, _QUARTERS)
+                turn_by_quarters(rng, [x[:, slot] for x in views], self.views, self.augment.quarter_turns)
             for drawn, rows in zip(parameters, self._photometry(place, turns), strict=True):
                 drawn[:, slot] = torch.from_numpy(rows)
         indices = [self.sources.starts[place.source] + place.sample for place in places]
         labels = [self.sources.label(place.source, place.sample) for place in places]
+        present = self.sources.present([place.source for place in places])
         return Batch(
             step=step,
             indices=np.array(indices, dtype=np.int64),
@@ -176,6 +180,7 @@ class _Batches(TorchDataset[Batch | UserError]):
             parameters=parameters,
             replaced=replaced,
             actions=angles,
+            present=None if present is None else torch.from_numpy(present),
         )
 
     def _cut(
@@ -197,7 +202,11 @@ class _Batches(TorchDataset[Batch | UserError]):
                 rng = self._generator(place, _CROPS)
                 data, rules, intensity = dataset.read(sample), dataset.pixel_rules, dataset.intensity
                 spacing, rotations = self._spacing(place.source, sample), self._rotations(place)
-                cut(rng, data, self.views, self._flips, out, rules, angles, intensity, spacing, rotations)
+                own = self._of_own_channels(place.source, out)
+                cut(rng, data, self.views, self._flips, own, rules, angles, intensity, spacing, rotations)
+                if self.sources.placements:
+                    for views, cropped in zip(out, own, strict=True):
+                        views.copy_(self.sources.placements[place.source].spread(cropped))
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample
@@ -207,6 +216,13 @@ class _Batches(TorchDataset[Batch | UserError]):
             f"{_SUBSTITUTES} images of {dataset.path} in a row are damaged, first: {replaced[0].name}: "
             f"{replaced[0].reason}; run: isotorus verify {dataset.path}"
         )
+
+    def _of_own_channels(self, source: int, out: list[Tensor]) -> list[Tensor]:
+        """Return tensors like `out` for the channels of a source; `out` itself if channels have no names."""
+        if self.sources.placements is None:
+            return out
+        own = self.sources.placements[source].own
+        return [x.new_empty((len(x), own, *x.shape[2:])) for x in out]
 
     def _photometry(self, place: Place, angles: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Draw the augmentation parameters of a sample: (views, P) for each resolution.
@@ -218,7 +234,9 @@ class _Batches(TorchDataset[Batch | UserError]):
             rows = np.stack([augmentation.draw(rng, self.augment) for _ in range(resolution.views)])
             if any(augmentation.probabilities(self.augment)):
                 instrument = self._generator(place, _INSTRUMENT, number)
-                augmentation.draw_instrument(instrument, rows, self.augment, self.channels)
+                placements = self.sources.placements
+                channels = placements[place.source].kept if placements else range(self.channels)
+                augmentation.draw_instrument(instrument, rows, self.augment, channels)
             if resolution.kind == "turned" and not self.augment.turned:
                 rows[:] = IDENTITY
             if resolution.turned and "hue" in actions:
@@ -235,17 +253,6 @@ class _Batches(TorchDataset[Batch | UserError]):
             return []
         rng = self._generator(place, _ROTATIONS)
         return [augmentation.draw_rotations(rng, r.views, self.augment) for r in self.views.resolutions()]
-
-    def _turn_by_quarters(self, place: Place, views: list[Tensor]) -> None:
-        """Turn some views (views, C, size, size) of a sample by quarters of a full turn, in place."""
-        rng = self._generator(place, _QUARTERS)
-        for resolution, pixels in zip(self.views.resolutions(), views, strict=True):
-            chance, quarters = rng.random(resolution.views), rng.integers(1, 4, resolution.views)
-            if resolution.turned:
-                continue
-            for view, turned, quarter in zip(pixels, chance, quarters.tolist(), strict=True):
-                if turned < self.augment.quarter_turns:
-                    view.copy_(view.rot90(quarter, (1, 2)))
 
     def crops(self, batch: Batch, slot: int, height: int, width: int) -> list[list[Crop]]:
         """Return the crops of the image at position `slot` of a batch; see `Loader.crops`."""

@@ -1,18 +1,22 @@
 """The data that a run reads: one packed data set, or several that are mixed by weight."""
 
+import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from data_pipeline.dataset import channel_names
+from data_pipeline.dataset.channel_names import Placement, placed
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.order import Order
 from data_pipeline.storage.cache import CacheConfig
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 from isotorus.paths import PathText
 from isotorus.section import Section
 
@@ -41,9 +45,11 @@ class DataConfig(Section):
     """Images in the global batch, over all ranks; the ranks' shares are equal to within one image."""
     workers: int = Field(2, ge=0, le=1024)
     """Processes of each rank that decode and crop images; 0 does this in the training process."""
-    channels: PositiveInt = 3
-    """Channels of the encoder's input. Images with 1 channel (grey) and 3 channels (RGB) are converted into
-    each other; any other number must be the number that the images have."""
+    channels: PositiveInt | Literal["union"] | list[str] = 3
+    """Channels of the encoder's input. A number: images with 1 channel (grey) and 3 channels (RGB) are
+    converted into each other; any other number must be the number that the images have. union: those of all
+    sets, by the names that the sets give their channels; a channel that an image lacks is absent, and the
+    encoder is told so. A list of names: these channels, for example of sets that are to be added later."""
     order: Literal["uniform", "windowed"] = "uniform"
     """uniform: the samples are shuffled freely, for local disks. windowed: the samples are shuffled inside
     windows of the shards, so that reads are long and each rank reads its own part, for object stores and
@@ -61,20 +67,60 @@ class DataConfig(Section):
             raise ValueError("give either data.path or data.sources")
         return self
 
+    @field_validator("channels")
+    @classmethod
+    def _names_that_differ(cls, channels: int | str | list[str]) -> int | str | list[str]:
+        """Refuse an empty list, and names that are empty or given twice."""
+        if channels == []:
+            raise ValueError("an empty list of channels; name them, or give their number")
+        return channel_names.checked(channels) if isinstance(channels, list) else channels
+
+    @functools.cached_property
+    def channel_names(self) -> list[str] | None:
+        """The names of the encoder's channels in their order; None if its channels are only counted.
+
+        With `union` this reads the descriptions of the data sets. Raises `UserError` if they have no names.
+        """
+        if isinstance(self.channels, int):
+            return None
+        if isinstance(self.channels, list):
+            return self.channels
+        if len(self.sources) < 2:
+            raise UserError(
+                "data.channels=union joins the channels of several sets, and the data are one set; name "
+                "several in data.sources, or give the number of channels"
+            )
+        return channel_names.union(self._datasets())
+
+    @property
+    def channel_count(self) -> int:
+        """The number of the encoder's channels; raises `UserError` as `channel_names` does."""
+        if isinstance(self.channels, int):
+            return self.channels
+        names = self.channel_names
+        assert names is not None
+        return len(names)
+
+    def _datasets(self) -> list[Dataset]:
+        """Open the data sets."""
+        sources = self.sources or [SourceConfig(path=str(self.path))]
+        return [Dataset(s.path, generation=s.generation, cache=self.cache) for s in sources]
+
     def open(self) -> "Sources":
         """Open the data sets.
 
         Raises `UserError` if a data set cannot be opened, if its images cannot be converted to `channels`, or
         if `order` is uniform and the remote data does not fit into the cache.
         """
-        sources = self.sources or [SourceConfig(path=str(self.path))]
-        datasets = [Dataset(s.path, generation=s.generation, cache=self.cache) for s in sources]
+        datasets, names = self._datasets(), self.channel_names
         for dataset in datasets:
-            if not convertible(dataset.channels, self.channels):
+            if names is None and not convertible(dataset.channels, self.channel_count):
                 raise UserError(
                     f"data.channels={self.channels}, but the images in {dataset.path} have "
                     f"{dataset.channels}; use data.channels={dataset.channels}"
                 )
+        if names is not None:
+            _refuse_unfit(datasets, names)
         remote_bytes = sum(dataset.description.bytes for dataset in datasets if dataset.remote)
         if self.order == "uniform" and remote_bytes > self.cache.size:
             raise UserError(
@@ -82,7 +128,28 @@ class DataConfig(Section):
                 f"many times if data.cache.size={self.cache.size / 1e9:.0f}GB does not hold them; "
                 "use data.order=windowed"
             )
-        return Sources(datasets, [source.weight for source in sources])
+        weights = [source.weight for source in self.sources] or [1.0]
+        return Sources(datasets, weights, channel_names=names)
+
+
+def _refuse_unfit(datasets: Sequence[Dataset], names: Sequence[str]) -> None:
+    """Raise `UserError` if the channels `names` cannot be read from these data sets together."""
+    for dataset in datasets:
+        own = channel_names.required(dataset)
+        if dataset.depth != datasets[0].depth:
+            raise UserError(
+                f"{datasets[0].path} has {datasets[0].depth} bits a channel and {dataset.path} has "
+                f"{dataset.depth}, so equal numbers would mean different brightness; pack both with one "
+                "--intensity, such as percentile:0.5,99.5"
+            )
+        # An image whose channel is nothing but the mean would count as one without this channel.
+        for name, std in zip(own, dataset.description.moments.std, strict=True):
+            if std > 0 or name not in names:
+                continue
+            raise UserError(
+                f"the channel {one_line(name)} of {dataset.path} has one value in all images, which "
+                "tells an encoder nothing; leave it out with a list, such as data.channels=[a,b]"
+            )
 
 
 class Sources:
@@ -96,8 +163,16 @@ class Sources:
         datasets: list[Dataset],
         weights: list[float],
         chosen: list[NDArray[np.int64]] | None = None,
+        channel_names: list[str] | None = None,
     ) -> None:
         self.datasets, self.weights, self.chosen = datasets, weights, chosen
+        self.channel_names = channel_names
+        """The names of the encoder's channels, by which those of the images are found; None if they are only
+        counted."""
+        self.placements: list[Placement] | None = None
+        """For each source, where its channels are among those of the encoder; None without names."""
+        if channel_names is not None:
+            self.placements = [placed(dataset, channel_names) for dataset in datasets]
         self.sizes = [len(samples) for samples in chosen or datasets]
         """Number of samples of each source that a run visits."""
         self.starts: list[int] = np.cumsum([0, *map(len, datasets[:-1])]).tolist()
@@ -130,7 +205,8 @@ class Sources:
     def only(self, wanted: NDArray[np.bool_]) -> "Sources":
         """Return the same data sets of which a run visits only the `wanted` samples (n,), in their order."""
         parts = np.split(wanted, self.starts[1:])
-        return Sources(self.datasets, self.weights, [np.flatnonzero(part) for part in parts])
+        chosen = [np.flatnonzero(part) for part in parts]
+        return Sources(self.datasets, self.weights, chosen, self.channel_names)
 
     def sample(self, source: int, number: int) -> int:
         """Return the index in its data set of the sample that is the `number`-th that a run visits."""
@@ -140,13 +216,21 @@ class Sources:
         """Return the label of a sample of one source as an index into `classes`; -1 if it has none."""
         return int(self.class_numbers[source][self.datasets[source].labels[index]])
 
+    def present(self, sources: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Return which of the encoder's channels (n, C) images of some sources have; None without names."""
+        if self.placements is None:
+            return None
+        return np.stack([self.placements[source].present for source in sources])
+
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of the pixels in each channel, with each source counted by its
         weight.
 
         The mixture's variance is the weighted mean of (variance + mean²), minus the square of the mixture's
-        mean.
+        mean. Of named channels, each counts the sources that have it; one that none has gets 0 and 1.
         """
+        if self.placements:
+            return self._of_named(channels, self.placements)
         parts = [dataset.statistics(channels) for dataset in self.datasets]
         if len(parts) == 1:
             return parts[0]
@@ -154,6 +238,24 @@ class Sources:
         shares = np.array(self.weights)[:, None] / sum(self.weights)
         mean = (shares * means).sum(0)
         std = np.sqrt((shares * (stds**2 + means**2)).sum(0) - mean**2)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def _of_named(
+        self, channels: int, placements: list[Placement]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the statistics of named channels."""
+        shares, means, stds = np.zeros((3, len(self.datasets), channels))
+        for row, (dataset, placement) in enumerate(zip(self.datasets, placements, strict=True)):
+            for place, *of_channel in zip(placement.places, dataset.mean, dataset.std, strict=True):
+                if place >= 0:
+                    shares[row, place] = self.weights[row]
+                    means[row, place], stds[row, place] = of_channel
+        total = shares.sum(0)
+        shares /= np.where(total > 0, total, 1)
+        mean = (shares * means).sum(0)
+        # The variance within sets and that between them: their sum does not cancel.
+        variance = (shares * (stds**2 + (means - mean) ** 2)).sum(0)
+        std = np.where(total > 0, np.sqrt(variance), 1)
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def order(self, kind: Literal["uniform", "windowed"], batch_size: int, seed: int) -> Order:

@@ -70,7 +70,7 @@ def engine_of(config: Config, device: torch.device, weights_on: str = "cpu") -> 
     The weights are drawn on `weights_on`: on a CPU they are equal everywhere, on a GPU they are drawn faster.
     """
     model = check_model(config, 1)
-    blank = (0.5,) * config.data.channels
+    blank = (0.5,) * config.data.channel_count
     inputs = RunInputs(cast(Any, None), model.kwargs, model.width, blank, blank)
     with torch.device(weights_on):
         return assemble.build_engine(config, inputs, device)
@@ -79,7 +79,7 @@ def engine_of(config: Config, device: torch.device, weights_on: str = "cpu") -> 
 def batch_of(config: Config, device: torch.device, step: int = 0) -> MicroBatch:
     """Return a batch of random images, the same on every device, with the keys of the training loop."""
     generator = torch.Generator().manual_seed(step)
-    n, channels = config.data.batch_size, config.data.channels
+    n, channels = config.data.batch_size, config.data.channel_count
     views = [
         torch.randn(r.views, n, channels, r.size, r.size, generator=generator)
         for r in config.views.resolutions()

@@ -106,7 +106,9 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
         with_target=config.objective.kind == "jepa",
     )
     images = config.data.batch_size // world_size()
-    shapes = [(r.views, images, config.data.channels, r.size, r.size) for r in config.views.resolutions()]
+    shapes = [
+        (r.views, images, config.data.channel_count, r.size, r.size) for r in config.views.resolutions()
+    ]
     decoded = [torch.zeros(shape, dtype=torch.uint8, device=device) for shape in shapes]
     views = [torch.randn(shape, device=device) for shape in shapes]
     count = sum(len(x) for x in views)

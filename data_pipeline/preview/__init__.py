@@ -53,7 +53,7 @@ def preview(path: str, config: str | None, out: Path, *, samples: int, seed: int
     sets = Sets(path)
     first = sets.datasets[0]
     recipe = read_recipe(config, first.path, first.channels)
-    refuse_unfit(recipe.views.actions, recipe.data.channels, [first])
+    refuse_unfit(recipe.views.actions, recipe.data.channel_count, [first])
     refuse_rotations(recipe.views.actions, recipe.augment)
     check_views(recipe.views, [first])
     positions = contact.choose(first.labels, samples, recipe.seed, seed)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_pipeline.decoders.decode import decode
@@ -91,7 +92,7 @@ def cards(recipe: Recipe, positions: NDArray[np.int64]) -> Iterator[Card]:
             batch_size=1,
             views=recipe.views,
             augment=recipe.augment,
-            channels=recipe.data.channels,
+            channels=recipe.data.channel_count,
             seed=recipe.seed,
             start_step=position,
         )
@@ -111,29 +112,34 @@ def _card(sources: Sources, recipe: Recipe, loader: Loader) -> Card:
     batch = next(iter(loader))
     dataset, index, label = sources.datasets[0], int(batch.indices[0]), int(batch.labels[0])
     data = dataset.read(index)
+    placement = sources.placements[0] if sources.placements else None
+    own = placement.own if placement else recipe.data.channel_count
     original = figures.unit_scale(
         decode(
             data,
-            recipe.data.channels,
+            own,
             sources.depth,
             rules=dataset.pixel_rules,
             intensity=dataset.intensity,
         )
     )
+    if placement:  # channels that the image lacks are shown black
+        spread = placement.spread(torch.from_numpy(original).permute(2, 0, 1))
+        original = spread.permute(1, 2, 0).numpy()
     height, width, _ = original.shape
     limits = figures.display_range(original, sources.depth)
     # Mean 0 and deviation 1: views are shown without normalisation.
-    zeros, ones = [0.0] * recipe.data.channels, [1.0] * recipe.data.channels
+    zeros, ones = [0.0] * recipe.data.channel_count, [1.0] * recipe.data.channel_count
     crops = loader.crops(batch, 0, height, width)
     spacing = loader.spacing(batch, 0, height, width)
-    many = original.shape[2] not in (1, 3)
+    many = placement is not None or original.shape[2] not in (1, 3)
     draw = figures.all_channels if many else figures.data_uri
     cuts = []
     actions = recipe.views.actions
     for number, (resolution, views, parameters, chosen) in enumerate(
         zip(recipe.views.resolutions(), batch.views, batch.parameters, crops, strict=True)
     ):
-        seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones)
+        seen = augment.apply(views[:, 0], parameters[:, 0], zeros, ones, batch.present)
         shown = [draw(v, *limits, _LONGEST_VIEW) for v in seen.permute(0, 2, 3, 1).numpy()]
         notes: list[list[str]] = [[] for _ in chosen]
         if spacing is not None:

@@ -56,7 +56,7 @@ def render(
         views=recipe.views,
         run_seed=recipe.seed,
         shown_set=sets.names[0] if len(sets.datasets) > 1 else "the data set",
-        rendering=figures.describe_display(recipe.data.channels, sets.datasets[0].depth),
+        rendering=figures.describe_display(recipe.data.channel_count, sets.datasets[0].depth),
         cards=cards,
         classes=_classes(sets),
         class_count=len(sets.classes),
@@ -72,7 +72,7 @@ def render(
         near=_groups(sets, findings.near, pictured=_MEMBERS),
         settings=_settings(recipe),
         config=config,
-        channels=_channels(recipe.data.channels),
+        channels=_seen(recipe, sets),
     )
 
 
@@ -225,6 +225,16 @@ def _settings(recipe: Recipe) -> list[tuple[str, list[tuple[str, str, bool]]]]:
 def _channels(number: int) -> str:
     """Describe a number of channels."""
     return {1: "1 channel (grey)", 3: "3 channels (colour)"}.get(number, f"{number} channels")
+
+
+def _seen(recipe: Recipe, sets: Sets) -> str:
+    """Describe the channels of the encoder, and say which of them the images that are shown lack."""
+    names, own = recipe.data.channel_names, sets.datasets[0].channel_names or []
+    if names is None:
+        return _channels(recipe.data.channel_count)
+    lacking = [name for name in names if name not in own]
+    said = f"{len(names)} channels by name ({', '.join(names)})"
+    return said + (f", of which these images lack {', '.join(lacking)}" if lacking else "")
 
 
 def _value(value: object) -> str:

@@ -37,6 +37,9 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
     if isinstance(data, dict):
         data = {k: v for k, v in data.items() if k != "sources"} | {"path": path}
     try:
+        if isinstance(data, dict) and data.get("channels") == "union":
+            of_all = DataConfig.model_validate(values["data"])  # with all its sets
+            data["channels"] = of_all.channel_names
         return Recipe.model_validate(values | {"data": data})
     except ValidationError as error:
         raise UserError(_explain(error)) from None

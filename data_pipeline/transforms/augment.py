@@ -3,8 +3,9 @@
 Parameters are drawn in the loader's workers with numpy, one small vector for each view. They are applied in
 one pass over the batch, with torch on GPUs (`augment_torch`) and with numba on CPUs (`augment_cpu`); the same
 parameters give the same pixels on any device, except for rounding. Operators that torchvision also has give
-the results of `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels,
-saturation, hue, grey and turn do nothing, and contrast is computed for each channel by itself.
+the results of `torchvision.transforms.v2.functional` on float images. If images do not have 3 channels, or
+have channels with names, saturation, hue, grey and turn do nothing, and contrast is computed for each channel
+by itself.
 """
 
 import math
@@ -34,6 +35,7 @@ from data_pipeline.transforms.columns import (
     TURN,
 )
 from data_pipeline.transforms.config import AugmentConfig
+from isotorus.device import to_device
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
@@ -59,10 +61,10 @@ def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]
 
 
 def draw_instrument(
-    rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: int
+    rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: Sequence[int]
 ) -> None:
     """Draw the effects of instruments on the views in `rows` (views, P): power, noise, a dropped channel, and
-    the order of the channels.
+    the order of the channels. `channels` are the numbers of those that the image has.
 
     `rng` must not be the generator of `draw`, so that the draws of `draw` do not depend on these operators.
     """
@@ -76,8 +78,9 @@ def draw_instrument(
     rows[noisy, NOISE] = amount[noisy, 1] * config.noise
     rows[noisy, SHOT] = amount[noisy, 2] * config.shot_noise
     rows[:, KEY] = np.floor(amount[:, 3] * 2**24)
-    if channels > 1:
-        rows[dropped, DROP] = 1 + np.floor(amount[dropped, 4] * channels)
+    if len(channels) > 1:
+        number = np.floor(amount[dropped, 4] * len(channels)).astype(int)
+        rows[dropped, DROP] = 1 + np.array(channels)[number]
         rows[shuffled, SHUFFLE] = 1 + np.floor(order[shuffled] * (2**24 - 1))
 
 
@@ -109,16 +112,29 @@ def turn_hue(parameters: NDArray[np.float32], angles: NDArray[np.float32]) -> No
 
 
 @torch.no_grad()
-def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def apply(
+    images: Tensor,
+    parameters: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    present: Tensor | None = None,
+) -> Tensor:
     """Augment `images` (N, C, H, W) with `parameters` (N, P), and return normalised float32 (N, C, H, W).
 
     `images` are uint8 or uint16, and their largest value counts as 1; `mean` and `std` have C numbers on that
-    scale. The result is on the device of the images. Keep the parameters on the CPU: operators that no image
-    needs are skipped, and deciding this on the CPU needs no synchronisation with the device.
+    scale. With `present`, bool (n, C) on the CPU, each channel is treated by itself, and those that an image
+    lacks become 0; N is a multiple of n, and the images are n images repeatedly. The result is on
+    the device of the images. Keep the parameters on the CPU: operators that no image needs are skipped, and
+    deciding this on the CPU needs no synchronisation with the device.
     """
-    parameters = parameters.cpu()
+    parameters, colours = parameters.cpu(), present is None and images.shape[1] == 3
     if images.device.type == "cpu":
         from data_pipeline.transforms import augment_cpu  # numba is slow to import
 
-        return augment_torch.shuffle(augment_cpu.apply(images, parameters, mean, std), parameters)
-    return augment_torch.shuffle(augment_torch.apply(images, parameters, mean, std), parameters)
+        augmented = augment_cpu.apply(images, parameters, mean, std, colours)
+    else:
+        augmented = augment_torch.apply(images, parameters, mean, std, colours)
+    if present is not None:
+        mask = to_device(present.float(), images.device)[:, :, None, None]
+        return augmented.unflatten(0, (-1, len(present))).mul_(mask).flatten(0, 1)
+    return augment_torch.shuffle(augmented, parameters)

@@ -45,8 +45,13 @@ _TURN = _f(2 * math.pi * 2.0**-32)
 _RUN = 4096  # pixels summed in float32 before the sum is added in float64
 
 
-def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Augment images as `augment.apply` describes, with as many threads as torch uses."""
+def apply(
+    images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float], colours: bool = True
+) -> Tensor:
+    """Augment images as `augment.apply` describes, with as many threads as torch uses.
+
+    `colours` says that three channels are red, green and blue.
+    """
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()
     assert table.shape == (len(source), len(PARAMETERS)), table.shape  # compiled loops check no bounds
@@ -57,7 +62,7 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
     full = _f(np.iinfo(source.dtype).max)
 
     def work(part: slice) -> None:
-        _augment(source[part], full, table[part], center, scale, out[part])
+        _augment(source[part], full, table[part], center, scale, colours, out[part])
 
     threads = min(torch.get_num_threads(), len(source))
     if threads <= 1:
@@ -76,12 +81,12 @@ def _clamp(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-untyped-def]
+def _augment(images, full, parameters, mean, std, colours, result):  # type: ignore[no-untyped-def]
     """Augment images (N, C, H, W) with parameters (N, P), and write the results to `result`."""
     # Loops use indices: numba treats arrays from iteration as strided, and does not vectorise them.
     for n in range(len(images)):
         image, row, out = images[n], parameters[n], result[n]
-        if len(image) == 3:
+        if colours and len(image) == 3:
             _colour(image, full, row, out)
         else:
             for c in range(len(image)):
@@ -92,7 +97,7 @@ def _augment(images, full, parameters, mean, std, result):  # type: ignore[no-un
         if power != _ONE or noise > 0 or shot > 0:
             for c in range(len(out)):
                 _measure(out[c].ravel(), power, noise, shot, np.uint64(row[KEY]), c * out[c].size)
-        if row[TURN] != 0 and len(image) == 3:
+        if colours and row[TURN] != 0 and len(image) == 3:
             _finish_turned(out, row[SOLARIZE], row[TURN], mean, std)
         else:
             for c in range(len(out)):

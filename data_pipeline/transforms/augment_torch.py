@@ -52,14 +52,19 @@ log = logging.getLogger(__name__)
 _broken = False
 
 
-def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Augment images as `augment.apply` describes; `parameters` are on the CPU."""
+def apply(
+    images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequence[float], colours: bool = True
+) -> Tensor:
+    """Augment images as `augment.apply` describes; `parameters` are on the CPU.
+
+    `colours` says that three channels are red, green and blue.
+    """
     device, sigma = images.device, parameters[:, BLUR]
     center, scale = (numbers(device, *values) for values in (mean, std))
     values = to_device(parameters, device)
     with without_autocast(device):
         x = images.to(torch.float32).div_(torch.iinfo(images.dtype).max)
-        x = _fused(colour, x, values)
+        x = _fused(colour if colours else contrast, x, values)
         blurred = sigma.nonzero().squeeze(1)
         if len(blurred):
             kernels = to_device(_kernels(sigma[blurred], limit=min(x.shape[2:]) - 1), device)
@@ -70,7 +75,7 @@ def apply(images: Tensor, parameters: Tensor, mean: Sequence[float], std: Sequen
             rows = to_device(measured.nonzero().squeeze(1), device)
             chosen = x.index_select(0, rows), values.index_select(0, rows)
             x = x.index_copy(0, rows, _fused(measure, *chosen))
-        x = _fused(finish, x, values, center, scale)
+        x = _fused(finish, x, values, center, scale, colours)
         if parameters[:, DROP].any():
             channel = torch.arange(1, x.shape[1] + 1, device=device)
             x = x.masked_fill((channel == values[:, DROP, None])[..., None, None], 0)
@@ -96,17 +101,24 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue of images (N, C, H, W) in [0, 1], and convert some
     to grey.
     """
-    brightness, contrast, saturation, hue, grey = _columns(
+    if x.shape[1] != 3:
+        return contrast(x, parameters)
+    brightness, strength, saturation, hue, grey = _columns(
         parameters, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY
     )
     x = (x * brightness).clamp(0, 1)
-    mean = _luma(x).mean((1, 2, 3), keepdim=True) if x.shape[1] == 3 else x.mean((2, 3), keepdim=True)
-    x = mean.lerp(x, contrast).clamp(0, 1)
-    if x.shape[1] != 3:
-        return x
+    mean = _luma(x).mean((1, 2, 3), keepdim=True)
+    x = mean.lerp(x, strength).clamp(0, 1)
     x = _luma(x).lerp(x, saturation).clamp(0, 1)
     x = torch.where(hue != 0, _shift_hue(x, hue), x)
     return torch.where(grey != 0, _luma(x), x)
+
+
+def contrast(x: Tensor, parameters: Tensor) -> Tensor:
+    """Change brightness and contrast of each channel of images (N, C, H, W) in [0, 1] by itself."""
+    brightness, strength = _columns(parameters, BRIGHTNESS, CONTRAST)
+    x = (x * brightness).clamp(0, 1)
+    return x.mean((2, 3), keepdim=True).lerp(x, strength).clamp(0, 1)
 
 
 def measure(x: Tensor, parameters: Tensor) -> Tensor:
@@ -134,11 +146,11 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Solarize images, turn their hue, and normalise them."""
+def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, colours: bool = True) -> Tensor:
+    """Solarize images, turn the hue of `colours`, and normalise them."""
     (threshold,) = _columns(parameters, SOLARIZE)
     x = torch.where(x >= threshold, 1 - x, x)
-    if x.shape[1] == 3:
+    if colours and x.shape[1] == 3:
         x = turn_hue(x, parameters[:, TURN])
     return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
@@ -191,7 +203,7 @@ def _blur(x: Tensor, kernels: Tensor) -> Tensor:
     return y.view_as(x)
 
 
-def _fused(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> Tensor:
+def _fused(function: Callable[..., Tensor], x: Tensor, *rest: Tensor | bool) -> Tensor:
     """Call `function`, compiled by torch.compile on CUDA unless that has failed."""
     global _broken
     if x.is_cuda and not _broken:

@@ -109,6 +109,19 @@ def draw_angles(rng: np.random.Generator, config: ViewsConfig) -> list[NDArray[n
     ]
 
 
+def turn_by_quarters(
+    rng: np.random.Generator, views: Sequence[Tensor], config: ViewsConfig, probability: float
+) -> None:
+    """Turn some views (views, C, size, size) of each resolution by quarters of a full turn, in place."""
+    for resolution, pixels in zip(config.resolutions(), views, strict=True):
+        chance, quarters = rng.random(resolution.views), rng.integers(1, 4, resolution.views)
+        if resolution.turned:
+            continue
+        for view, turned, quarter in zip(pixels, chance, quarters.tolist(), strict=True):
+            if turned < probability:
+                view.copy_(view.rot90(quarter, (1, 2)))
+
+
 def crop_box(
     rng: np.random.Generator,
     height: int,

@@ -326,7 +326,7 @@ def test_what_instruments_do_is_drawn_as_often_as_asked_and_apart() -> None:
         channel_drop_probability=0.1,
     )
     rows = np.tile(np.array(IDENTITY, np.float32), (20_000, 1))
-    draw_instrument(np.random.default_rng(0), rows, config, 4)
+    draw_instrument(np.random.default_rng(0), rows, config, range(4))
     of = {name: rows[:, PARAMETERS.index(name)] for name in ("gamma", "noise", "shot", "key", "drop")}
     assert [np.mean(of[n] != 0) for n in ("noise", "shot", "drop")] == pytest.approx(
         [0.25, 0.25, 0.1], abs=0.01
@@ -338,15 +338,15 @@ def test_what_instruments_do_is_drawn_as_often_as_asked_and_apart() -> None:
     assert set(of["drop"]) == {0, 1, 2, 3, 4} and len(set(of["key"])) > 19_900
     assert np.array_equal(rows[:, :GAMMA], np.tile(np.array(IDENTITY[:GAMMA], np.float32), (20_000, 1)))
     # An image of one channel has none to spare.
-    draw_instrument(np.random.default_rng(0), alone := rows * 0, config, 1)
+    draw_instrument(np.random.default_rng(0), alone := rows * 0, config, range(1))
     assert not alone[:, PARAMETERS.index("drop")].any()
 
 
 def test_channels_are_shuffled_as_often_as_asked_and_apart() -> None:
     config = AugmentConfig(noise_probability=0.5, channel_shuffle_probability=0.25)
     rows, before = (np.tile(np.array(IDENTITY, np.float32), (20_000, 1)) for _ in range(2))
-    draw_instrument(np.random.default_rng(0), rows, config, 3)
-    draw_instrument(np.random.default_rng(0), before, AugmentConfig(noise_probability=0.5), 3)
+    draw_instrument(np.random.default_rng(0), rows, config, range(3))
+    draw_instrument(np.random.default_rng(0), before, AugmentConfig(noise_probability=0.5), range(3))
     place = PARAMETERS.index("shuffle")
     assert np.array_equal(rows[:, :place], before[:, :place]) and not before[:, place].any()
     assert np.mean(rows[:, place] != 0) == pytest.approx(0.25, abs=0.01)
