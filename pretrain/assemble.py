@@ -144,7 +144,7 @@ def load_batches(config: Config, sources: Sources, first: int) -> Generator[Batc
         batch_size=config.data.batch_size,
         views=config.views,
         augment=config.augment,
-        channels=config.data.channels,
+        channels=config.data.channel_count,
         seed=config.seed,
         order=config.data.order,
         rank=rank(),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.description import describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
@@ -22,7 +23,14 @@ from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.checkpoint import store
 from pretrain.checkpoint.readings import readings_before
-from pretrain.checkpoint.warm_start import NAMES, WarmStart, check_fit, find_weights, silent_difference
+from pretrain.checkpoint.warm_start import (
+    NAMES,
+    WarmStart,
+    check_fit,
+    find_weights,
+    refuse_other_channels,
+    silent_difference,
+)
 from pretrain.config import Config, flatten
 from pretrain.engines.check import check_engine
 from pretrain.engines.schedule import learning_rate
@@ -76,7 +84,7 @@ def check(config: Config, world_size: int) -> RunInputs:
             f"take data.cache.patience={config.data.cache.patience:g} s and {ONE_ATTEMPT:g} s for the last "
             f"attempt; use stopping.hang={patience:g} or less patience"
         )
-    refuse_unfit(config.views.actions, config.data.channels, sources.datasets)
+    refuse_unfit(config.views.actions, config.data.channel_count, sources.datasets)
     check_views(config.views, sources.datasets)
     kwargs, encoder, width = check_model(config, world_size)
     task = None
@@ -84,7 +92,8 @@ def check(config: Config, world_size: int) -> RunInputs:
         # Imported here so that runs without labels do not wait for pyarrow.
         from pretrain.supervised.task import read_task
 
-        task = read_task(config.objective, sources.datasets, config.data.channels)
+        channels = config.data.channel_count, config.data.channel_names
+        task = read_task(config.objective, sources.datasets, *channels)
         sources = sources.only(task.known)
     held_out = _held_out(config, sources)
     newest = store.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
@@ -111,6 +120,7 @@ def check(config: Config, world_size: int) -> RunInputs:
     if config.encoder.weights is not None:
         warm_start = find_weights(config.encoder.weights, f"encoder.weights={config.encoder.weights}")
         check_fit(config.encoder.name, encoder, warm_start.file)
+        refuse_other_channels(config.data.channel_names, warm_start.file)
         inputs = dataclasses.replace(inputs, warm_start=warm_start, initial_weights=warm_start.file)
     # Made before the first note, so that a place where no folder can be is one line.
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -130,10 +140,12 @@ def _held_out(config: Config, sources: Sources) -> Dataset | None:
         raise UserError(
             f"held_out.path={path} is trained on, so it is not held out; name another set, such as shards/val"
         )
-    if not convertible(dataset.channels, config.data.channels):
+    if sources.channel_names is not None:
+        placed(dataset, sources.channel_names)
+    elif not convertible(dataset.channels, config.data.channel_count):
         raise UserError(
             f"held_out.path={path} has images of {dataset.channels} channels, but data.channels="
-            f"{config.data.channels}; name a set whose images have as many"
+            f"{config.data.channel_count}; name a set whose images have as many"
         )
     check_views(config.views, [dataset])
     if len(dataset) < 2:
@@ -167,18 +179,25 @@ def _normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation by which pixels are normalised; UserError if they are not known."""
     if config.encoder.pixels == "data":
-        return sources.statistics(config.data.channels)
+        return sources.statistics(config.data.channel_count)
     if config.encoder.weights is None:
         raise UserError("encoder.pixels=weights needs encoder.weights; name them, or use encoder.pixels=data")
     asked = f"encoder.weights={config.encoder.weights}"
     # A run that continues no longer needs the file that it began with.
     file = newest / NAMES[0] if newest else Path(find_weights(config.encoder.weights, asked).file)
     described = beside(file)
-    if described is None or described.channels != config.data.channels:
+    names = config.data.channel_names
+    if described is not None and names is not None and described.channel_names != names:
+        raise UserError(
+            f"encoder.pixels=weights: {file} was trained on the channels "
+            f"{', '.join(described.channel_names or ['without names'])}, and data.channels are "
+            f"{', '.join(names)}; give the same, or use encoder.pixels=data"
+        )
+    if described is None or described.channels != config.data.channel_count:
         found = "nothing" if described is None else f"a description for {described.channels} channels"
         raise UserError(
             f"encoder.pixels=weights: beside {file} lies {found}, so it is not known how pixels of "
-            f"{config.data.channels} channels were normalised; use encoder.pixels=data"
+            f"{config.data.channel_count} channels were normalised; use encoder.pixels=data"
         )
     return tuple(described.mean), tuple(described.std)
 
@@ -204,9 +223,11 @@ def check_model(config: Config, world_size: int) -> Model:
     Raises UserError for the first thing that cannot work.
     """
     check_share(config, world_size)
-    refuse_unfit(config.views.actions, config.data.channels)
+    refuse_unfit(config.views.actions, config.data.channel_count)
     refuse_rotations(config.views.actions, config.augment)
-    kwargs = timm_kwargs(config.encoder, config.views.global_size, config.data.channels)
+    _refuse_by_name(config)
+    channels, named = config.data.channel_count, config.data.channel_names is not None
+    kwargs = timm_kwargs(config.encoder, config.views.global_size, channels, named=named)
     encoder: Any = create_on_meta(config.encoder.name, kwargs)
     followed = config.objective.kind == "jepa" or config.average.momentum is not None
     check_engine(config.engine, world_size, encoder, followed)
@@ -232,9 +253,25 @@ def check_model(config: Config, world_size: int) -> Model:
                 "objective.head_steps has not been tried with engine.kind=deepspeed; use engine.kind=ddp or "
                 "fsdp, or objective.head_steps=0"
             )
-    width = embedding_width(encoder, config.encoder.name, config.data.channels, sizes.values())
+    width = embedding_width(encoder, config.encoder.name, config.data.channel_count, sizes.values())
     rehearse(config, kwargs, width, world_size)
     return Model(kwargs, encoder, width)
+
+
+def _refuse_by_name(config: Config) -> None:
+    """Raise UserError for what channels with names cannot have: their colours and their order are nothing."""
+    if config.data.channel_names is None:
+        return
+    if "hue" in config.views.actions:
+        raise UserError(
+            "views.actions has hue, which turns red, green and blue, and channels with names have no colours"
+            "; leave it out, or use data.channels=3"
+        )
+    if config.augment.channel_shuffle_probability:
+        raise UserError(
+            "augment.channel_shuffle_probability would give a channel another's name; set it to 0, or use "
+            "augment.channel_drop_probability"
+        )
 
 
 def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ()) -> None:
@@ -290,11 +327,13 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             "out, or choose another name for the run"
         )
     weights = [values["encoder"].get("weights") for values in (before, now)]
+    channels = saved.get("channel_names"), config.data.channel_names
     objectives = _with_defaults(before["objective"]), now["objective"]
     old_objective, objective = (flatten({"objective": values}) for values in objectives)
     for key, accept, old, new in (
         ("seed", "seed", saved["seed"], config.seed),
         ("encoder.weights", "", *weights),
+        ("data.channels", "", *channels),
         ("data.batch_size", "batch_size", before["data"]["batch_size"], config.data.batch_size),
         ("data.order", "data", before["data"]["order"], config.data.order),
         *(

@@ -62,7 +62,7 @@ def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
     encoder = ViewEncoder(create_on_meta(config.encoder.name, kwargs)).train()
     with torch.device("meta"):
         views = [
-            torch.empty(r.views, min(images, ENOUGH), config.data.channels, r.size, r.size)
+            torch.empty(r.views, min(images, ENOUGH), config.data.channel_count, r.size, r.size)
             for r in config.views.resolutions()
         ]
         keys = torch.zeros(sum(len(x) for x in views), views[0].shape[1], dtype=torch.int64)

@@ -125,7 +125,8 @@ def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.devic
     """Return a batch's crops on the device, augmented and normalised, with keys, and turns or targets."""
     views = []
     for crops, parameters in zip(batch.to(device).views, batch.parameters, strict=True):
-        augmented = augment.apply(crops.flatten(0, 1), parameters.flatten(0, 1), inputs.mean, inputs.std)
+        flat = crops.flatten(0, 1), parameters.flatten(0, 1)
+        augmented = augment.apply(*flat, inputs.mean, inputs.std, batch.present)
         views.append(augmented.unflatten(0, crops.shape[:2]))
     mine = share(config.data.batch_size, rank(), world_size())
     keys = sample_keys(config.seed, batch.step, mine.start, len(mine), sum(len(x) for x in views))

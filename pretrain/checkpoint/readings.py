@@ -21,7 +21,7 @@ def readings_before(saved: dict[str, Any], now: dict[str, Any]) -> list[dict[str
 
 def _reading(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what determines the images that a run reads, and where its data sets were."""
-    keys = ("seed", "data_fingerprint", "images", "channels", "supervised")
+    keys = ("seed", "data_fingerprint", "images", "channels", "channel_names", "supervised")
     config = {name: facts["config"][name] for name in ("data", "objective")}
     return {key: facts[key] for key in keys if key in facts} | {"config": config}
 

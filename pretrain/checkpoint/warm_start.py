@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.checkpoint.store import latest
+from pretrain.models.channel_embedding import EMBEDDING
+from pretrain.models.description import beside
 from pretrain.models.encoder import build_encoder, create
 
 State = dict[str, Tensor]
@@ -74,6 +76,19 @@ def initial_state(name: str, kwargs: dict[str, Any], seed: int, weights: str | N
 def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
     """Raise UserError unless the file fits `encoder`; reads only names and shapes."""
     fit(_read(weights, "meta"), encoder, name, weights)
+
+
+def refuse_other_channels(names: list[str] | None, weights: str) -> None:
+    """Raise UserError if the weights are of an encoder of other named channels, whose places would differ."""
+    described = beside(Path(weights))
+    if described is None or not described.finds_by_name or described.channel_names == names:
+        return
+    theirs = ",".join(described.channel_names or [])
+    raise UserError(
+        f"encoder.weights: {weights} was trained on the channels {theirs}, which are found by name; use "
+        f"data.channels=[{theirs}], or export it for some of them (isotorus export --channels) and name the "
+        "folder of the export"
+    )
 
 
 def silent_difference(encoder: nn.Module, weights: str) -> str:
@@ -134,6 +149,13 @@ def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
     for layer in _names(encoder, "first_conv"):
         if (key := f"{layer}.weight") in fitted and key in expected:
             fitted[key] = adapt_channels(fitted[key], expected[key].shape)
+        if (key := f"{layer}.{EMBEDDING}") in expected:  # weights of others have none
+            fitted.setdefault(key, torch.zeros(expected[key].shape, device=fitted[f"{layer}.weight"].device))
+        elif key in fitted:
+            raise UserError(
+                f"{file} is of an encoder that finds channels by name; export it for the channels of these "
+                "images (isotorus export --channels), and name the folder of the export"
+            )
     misfits = _misfits(expected, fitted) or [failure]
     if misfits[0]:
         raise UserError(

@@ -29,7 +29,7 @@ def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, p
     """
     views = tuple((r.views, r.size) for r in config.views.resolutions())
     bf16 = plans_bf16(config.engine, "cpu")
-    encoder = _timed(config.encoder.name, json.dumps(kwargs), views, config.data.channels, bf16)
+    encoder = _timed(config.encoder.name, json.dumps(kwargs), views, config.data.channel_count, bf16)
     return encoder * flops.executed / (3 * flops.encoder_forward) / cores(processes)
 
 

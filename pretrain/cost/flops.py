@@ -69,7 +69,7 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
     sizes = tuple(r.size for r in resolutions)
-    each = _view_forward(config.encoder.name, json.dumps(encoder_kwargs), config.data.channels, sizes)
+    each = _view_forward(config.encoder.name, json.dumps(encoder_kwargs), config.data.channel_count, sizes)
     encoder = sum(r.views * each[r.size] for r in resolutions)
     n_global = config.views.global_views
     objective, turned = config.objective.model_dump_json(), Turned.of(config.views)

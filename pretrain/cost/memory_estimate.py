@@ -87,7 +87,7 @@ def rank_memory(
     images = -(-config.data.batch_size // ranks)  # on the rank with the most
     resolutions = config.views.resolutions()
     views = sum(r.views for r in resolutions)
-    pixels = images * config.data.channels * sum(r.views * r.size**2 for r in resolutions)
+    pixels = images * config.data.channel_count * sum(r.views * r.size**2 for r in resolutions)
     state = state_bytes(engine, parameters, ranks)
     # A single replica and FSDP make gradients while the backward pass frees activations. The other engines
     # have buffers for gradients all the time; on CPUs those of ZeRO-2 take memory only when they are filled.
@@ -99,7 +99,7 @@ def rank_memory(
         config.encoder.name,
         model.kwargs,
         [(r.views, r.size) for r in resolutions],
-        config.data.channels,
+        config.data.channel_count,
         -(-images // engine.accumulation),
         engine,
         device,

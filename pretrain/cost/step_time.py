@@ -119,7 +119,7 @@ def compute(
     engine = config.engine
     setting = roofline.Pass(
         views=tuple((r.views, r.size) for r in config.views.resolutions()),
-        channels=config.data.channels,
+        channels=config.data.channel_count,
         images=-(-images // engine.accumulation),
         checkpointing=engine.activation_checkpointing,
         bf16=precision != "fp32",

@@ -1,4 +1,6 @@
-"""AdamW with the usual groups: no weight decay on biases, norms, tokens and position embeddings."""
+"""AdamW with the usual groups: no weight decay on biases, norms, tokens and embeddings of positions and
+channels.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from pretrain.engines.config import OptimizerConfig
+from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.shards import own_part
 
 
@@ -28,7 +31,7 @@ def build_optimizer(
     scales = _layer_scales(encoder.get_submodule("encoder"), config.layer_decay)
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, p in named:
-        decayed = _is_matrix(p) and not name.endswith(".bias") and name not in spared
+        decayed = _is_matrix(p) and not name.endswith((".bias", f".{EMBEDDING}")) and name not in spared
         groups.setdefault((decayed, scales.get(id(p), 1.0)), []).append(p)
     return torch.optim.AdamW(
         [

@@ -101,7 +101,8 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "true or false",
         lambda x: isinstance(x, bool),
         "aa_stem_only abs_win_pos_embed always_partition attn attn_mlp attn_only_layer_scale avg_down b "
-        "basic bias bidirectional channel_attention channel_attn_v2 class_token conv_bias conv_init conv_mlp "
+        "basic bias bidirectional channel_attention channel_attn_v2 channel_embedding class_token conv_bias "
+        "conv_init conv_mlp "
         "cpe_act crop_scale distillation distilled downsample_block downsamples dynamic_img_pad "
         "dynamic_img_size extra_norm_stage fc_norm ffn final_norm fix_init fix_stem fused_conv "
         "fused_downsample head_bias head_norm head_norm_first input_3x3 is_downsample_block legacy linear "

@@ -6,6 +6,7 @@ model's name and arguments are checked by `pretrain.models.architecture` where t
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from data_pipeline.transforms.physical import Square
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.architecture import LONGEST_NAME
+from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.config import Norm
 from pretrain.models.encoder import create, embedding_width
 
@@ -125,6 +127,8 @@ class EncoderDescription:
     intensity: list[Annotated[str, Field(max_length=200)]] = field(default_factory=lambda: ["none"])
     """How numbers became brightness in the data sets that it was trained on, as after --intensity of pack."""
 
+    channel_names: list[Annotated[str, Field(max_length=1000)]] | None = None
+    """Names of the channels, if the encoder is told which of them an image has."""
     square: Square | None = None
     """The part of an image that the encoder sees, of a physical size; None for the largest centred square."""
 
@@ -139,9 +143,29 @@ class EncoderDescription:
         """Return what the features of an image depend on, beside the weights."""
         about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity", "supervised")
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
-        if self.square is None:  # as in descriptions from before there were squares
-            del values["square"]
+        for key in ("square", "channel_names"):  # descriptions from before there were these lack them
+            if values[key] is None:
+                del values[key]
         return values
+
+    @property
+    def finds_by_name(self) -> bool:
+        """Whether the encoder takes images of which some channels are absent, and finds channels by name."""
+        return bool(self.kwargs.get(EMBEDDING))
+
+    def for_channels(self, wanted: Sequence[str]) -> "EncoderDescription":
+        """Return the description of the encoder after `channel_embedding.fold` to the channels `wanted`."""
+        assert self.channel_names is not None
+        of = {name: i for i, name in enumerate(self.channel_names)}
+        kwargs = {key: x for key, x in self.kwargs.items() if key != EMBEDDING} | {"in_chans": len(wanted)}
+        return dataclasses.replace(
+            self,
+            kwargs=kwargs,
+            channels=len(wanted),
+            channel_names=list(wanted),
+            mean=[self.mean[of[name]] if name in of else 0.0 for name in wanted],
+            std=[self.std[of[name]] if name in of else 1.0 for name in wanted],
+        )
 
     @property
     def seen(self) -> str:
@@ -207,6 +231,13 @@ def _validated(values: Any) -> EncoderDescription:
             f"{described.channels} channels need as many numbers in mean and std, found "
             f"{len(described.mean)} and {len(described.std)}; correct the file"
         )
+    names = described.channel_names
+    if names is not None and len(set(names)) != described.channels:
+        raise UserError(
+            f"{described.channels} channels need as many names, found {len(set(names))}; correct the file"
+        )
+    if described.finds_by_name and names is None:
+        raise UserError("the encoder finds channels by name, and channel_names is missing; correct the file")
     return described
 
 
@@ -233,6 +264,7 @@ def _of_timm(values: Any) -> EncoderDescription:
             "seed": 0,
             "step": ours.get("step", 0),
             "intensity": ours.get("intensity", ["none"]),
+            "channel_names": ours.get("channel_names"),
             "square": ours.get("square"),
         }
     )

@@ -15,23 +15,28 @@ from isotorus.errors import UserError
 from isotorus.names import nearest
 from pretrain.models import architecture
 from pretrain.models.batch_norm import synchronize
+from pretrain.models.channel_embedding import EMBEDDING, embed_channels
 from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import draw_masks, key_drop_paths
 from pretrain.models.packed import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
 
 
-def timm_kwargs(config: EncoderConfig, image_size: int, channels: int) -> dict[str, Any]:
+def timm_kwargs(
+    config: EncoderConfig, image_size: int, channels: int, *, named: bool = False
+) -> dict[str, Any]:
     """Return all arguments with which `create(name, kwargs)` rebuilds this encoder.
 
     Models that have an image size get the size of the global views, and accept other sizes for local views.
+    With `named` channels, the encoder is told which of them an image has.
     Raises `UserError` for an unknown name and for arguments that the model does not take.
     """
-    if "in_chans" in config.kwargs:
-        raise UserError(
-            "encoder.kwargs.in_chans: the images decide how many channels there are; set data.channels"
-        )
-    common = {"in_chans": channels, "num_classes": 0, **config.kwargs}
+    for key in ("in_chans", EMBEDDING):
+        if key in config.kwargs:
+            raise UserError(
+                f"encoder.kwargs.{key}: the images decide which channels there are; set data.channels"
+            )
+    common = {"in_chans": channels, "num_classes": 0, **config.kwargs} | ({EMBEDDING: True} if named else {})
     fixed = {"img_size": image_size, **common}
     for kwargs in ({"dynamic_img_size": True, **fixed}, fixed):
         with suppress(UserError):
@@ -81,7 +86,8 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 
 
 def create(name: str, kwargs: dict[str, Any]) -> Any:
-    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding.
+    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding, and
+    if `channel_embedding` is, tell it which channels an image has.
 
     Name and arguments may be a stranger's, so `pretrain.models.architecture` refuses those by which timm
     would open a file or an address. Raises `UserError`, in one line, for these and for whatever timm cannot
@@ -93,9 +99,8 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
         hint = f"did you mean {near}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm {timm.__version__} has no model '{name}'; {hint}")
     architecture.check_arguments(kwargs)
-    of_timm = {
-        key: x for key, x in kwargs.items() if key not in ("winding_classes", *architecture.READS_ELSEWHERE)
-    }
+    ours = ("winding_classes", EMBEDDING, *architecture.READS_ELSEWHERE)
+    of_timm = {key: x for key, x in kwargs.items() if key not in ours}
     try:
         encoder = timm.create_model(name, **of_timm)
     except Exception as error:
@@ -109,6 +114,8 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
     _turn_off_fixed_dropout(encoder)
     if "winding_classes" in kwargs:
         wind(encoder, kwargs["winding_classes"])
+    if kwargs.get(EMBEDDING):
+        embed_channels(encoder)
     return encoder
 
 

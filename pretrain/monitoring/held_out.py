@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
@@ -61,6 +62,9 @@ class HeldOut:
         self.rounds = -(-len(groups) // world_size())
         """Groups of each rank; a rank with fewer encodes its last one again, which does not count."""
         self.groups = groups
+        names = inputs.sources.channel_names
+        self.placement = None if names is None else placed(dataset, names)
+        """Where the channels of the images are among those of the encoder, if these have names."""
 
     def due(self, step: int) -> bool:
         """Return whether the row of the log at a step has the measurement; this depends on the step alone."""
@@ -75,12 +79,14 @@ class HeldOut:
         found = torch.zeros(len(self.groups), GROUP, width, device=device)
         read = torch.zeros(len(self.groups), GROUP, device=device)
         mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
+        present = None if self.placement is None else self.placement.mask(device)
         most = 2**self.inputs.sources.depth - 1
         with evaluating(self.engine.networks):
             for number in range(self.rounds):
                 group = number * world_size() + rank()
                 pixels, sound = self._images[min(number, len(self._images) - 1)]
                 images = (to_device(pixels, device).float() / most - mean) / std
+                images = images if present is None else images * present
                 keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
                 embedded = self.engine.encode([images[None]], keys)[0].float()
                 if group < len(self.groups):
@@ -111,7 +117,8 @@ class HeldOut:
         """Read a group; an image that cannot be read is black, and marked."""
         config, depth = self.config, self.inputs.sources.depth
         size = config.views.whole_size or config.views.global_size
-        channels, sound = config.data.channels, torch.ones(len(group))
+        placement, sound = self.placement, torch.ones(len(group))
+        channels = placement.own if placement else config.data.channel_count
         square = whole_square(config.views)
         scales = Scales(self.dataset, square.unit) if square else None
         images: list[Tensor] = []
@@ -124,7 +131,8 @@ class HeldOut:
                 sound[place] = 0
                 images.append(torch.zeros(channels, size, size, dtype=torch.uint8))
         kind = next((x.dtype for x, ok in zip(images, sound, strict=True) if ok), torch.uint8)
-        return torch.stack([x.to(kind) for x in images]), sound
+        read = torch.stack([x.to(kind) for x in images])
+        return placement.spread(read) if placement else read, sound
 
 
 def conclude(embedded: Embedded) -> dict[str, float]:

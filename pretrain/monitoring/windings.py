@@ -80,7 +80,7 @@ class Windings:
         between their angles by running statistics and by the statistics of these images. Logs a line about
         each winding that is stuck.
         """
-        images = self._images
+        images, _ = self._images
         right, turns = self._wind(images)
         random = self._random()
         angles = self._angles(images, random)
@@ -128,7 +128,7 @@ class Windings:
 
         The networks are in evaluation mode, except for their batch norms if `by_batch` is true.
         """
-        device, embeddings = images.device, []
+        device, embeddings, present = images.device, [], self._images[1]
         repeats, together = len(turns) // len(images), len(turns) if by_batch else TOGETHER
         which = torch.arange(len(turns), device=device) // repeats
         mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
@@ -136,41 +136,54 @@ class Windings:
             parts = which.split(together), to_device(turns, device).split(together)
             for some, angles in zip(*parts, strict=True):
                 turned = turn(images[some], self.actions, angles, self.config.views.border)
+                normal = (turned - mean) / std
+                normal = normal if present is None else normal * present[some]
                 keys = torch.zeros(1, len(turned), dtype=torch.int64, device=device)
-                embeddings.append(self.engine.encode([((turned - mean) / std)[None]], keys))
+                embeddings.append(self.engine.encode([normal[None]], keys))
             pairs = self.engine.head(torch.cat(embeddings, 1), 0, None).projections[0]
         return angles_from_pairs(pairs.unflatten(-1, (-1, 2)))
 
     @functools.cached_property
-    def _images(self) -> Tensor:
-        """Whole images of the run's own data, drawn by its seed, as float (n, C, S, S) in [0, 1].
+    def _images(self) -> tuple[Tensor, Tensor | None]:
+        """Whole images of the run's own data, drawn by its seed, as float (n, C, S, S) in [0, 1], and which
+        channels each has (n, C, 1, 1); None if the encoder's channels have no names.
 
         An image that cannot be read is replaced by another one.
         """
-        sources, channels = self.inputs.sources, self.config.data.channels
+        sources, channels = self.inputs.sources, self.config.data.channel_count
         size = next(r.size for r in self.config.views.resolutions() if r.turned)
         drawn = draws.draws(self.config.seed, 0, draws.TURNED_IMAGES)
         order = drawn.choice(len(sources), min(4 * IMAGES, len(sources)), replace=False)
         square = whole_square(self.config.views)
         found: list[Tensor] = []
+        masks: list[Tensor] = []
         error: Exception | None = None
         for index in np.roll(order, -rank() * self.share):
             source = int(np.searchsorted(sources.starts, index, side="right")) - 1
             place = int(index) - sources.starts[source]
+            placement = sources.placements[source] if sources.placements else None
+            own = placement.own if placement else channels
             try:
-                pixels = sources.datasets[source].pixels(place, channels, sources.depth)
+                pixels = sources.datasets[source].pixels(place, own, sources.depth)
             except (Corrupt, ValueError) as damage:
                 error = damage
                 continue
             spacing = square and Scales(sources.datasets[source], square.unit).of(place)
             view = center_view(pixels, size, square, spacing)
+            if placement:
+                view = placement.spread(view)
+                masks.append(placement.mask(self.engine.device))
             found.append(view.float() / (2**sources.depth - 1))
             if len(found) == self.share:
                 break
         if not found:
             raise UserError(f"none of {len(order)} images can be read ({error}); pack the images again")
-        images = torch.stack([found[i % len(found)] for i in range(self.share)])
-        return to_device(images, self.engine.device)
+        images, present = (
+            torch.stack([each[i % len(each)] for i in range(self.share)]) if each else None
+            for each in (found, masks)
+        )
+        assert images is not None
+        return to_device(images, self.engine.device), present
 
     def _warn(self, step: int, row: dict[str, float], turns: Sequence[float]) -> None:
         """Log a line, once, about each action whose winding is stuck; `turns` are the means over images."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import convertible
 from data_pipeline.targets.target_values import Kind
@@ -54,10 +55,20 @@ class Task:
         return predicted.astype(np.float64) * self.scale + self.center
 
 
-def read_task(config: SupervisedConfig, datasets: Sequence[Dataset], channels: int) -> Task:
-    """Read the targets of train and val; raises UserError for targets that no run can learn from."""
+def read_task(
+    config: SupervisedConfig,
+    datasets: Sequence[Dataset],
+    channels: int,
+    channel_names: list[str] | None = None,
+) -> Task:
+    """Read the targets of train and val; raises UserError for targets that no run can learn from.
+
+    `channels` is the number of the encoder's channels, and `channel_names` are their names, if it has any.
+    """
     val = Dataset(config.val)
-    if not convertible(val.channels, channels):
+    if channel_names is not None:
+        placed(val, channel_names)
+    elif not convertible(val.channels, channels):
         raise UserError(
             f"objective.val: the images in {val.path} have {val.channels} channels, those of train "
             f"{channels}; name data sets with the same channels"

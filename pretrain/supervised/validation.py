@@ -14,6 +14,7 @@ from sklearn.metrics import r2_score, recall_score, roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.dataset.channel_names import Placement, placed
 from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
 from isotorus.device import numbers, to_device
@@ -46,6 +47,9 @@ class Validation:
         self.config, self.inputs, self.engine, self.progress = config, inputs, engine, progress
         self.objective, self.task = config.objective, inputs.task
         self.score = SCORES[self.objective.task]
+        names = inputs.sources.channel_names
+        self.placement = None if names is None else placed(self.task.val, names)
+        """Where the channels of val are among those of the encoder, if these have names."""
         self.best, self.best_step, self.not_better = -np.inf, 0, 0
         """The best score, the step that it was first reached at, and how many scores came after it."""
 
@@ -87,13 +91,15 @@ class Validation:
         """Return predictions (n, outputs) for the samples of val that have a target, on all ranks."""
         networks, device = self.engine.networks, self.engine.device
         mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
+        present = None if self.placement is None else self.placement.mask(device)
         predicted = []
         networks.eval()
         try:
             for pixels in self._batches():
-                images = to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max
+                images = (to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max - mean) / std
+                images = images if present is None else images * present
                 keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
-                embeddings = self.engine.encode([((images - mean) / std)[None]], keys)
+                embeddings = self.engine.encode([images[None]], keys)
                 predicted.append(self.engine.head(embeddings, 0, None).projections[0])
                 self.progress()
         finally:
@@ -104,7 +110,7 @@ class Validation:
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield this rank's centred views of val, as integers (b, C, S, S); all ranks have as many."""
-        channels, size = self.config.data.channels, self.config.views.global_size
+        channels, size = self.config.data.channel_count, self.config.views.global_size
         bytes_ = len(self.task.val_rows) * channels * size**2 * self.task.val.depth // 8
         yield from self._kept if bytes_ <= _KEPT else self._read()
 
@@ -114,7 +120,7 @@ class Validation:
 
     def _read(self) -> Iterator[Tensor]:
         samples = self._mine()
-        views = _CentredViews(self.task, samples, self.config)
+        views = _CentredViews(self.task, samples, self.config, self.placement)
         workers = self.config.data.workers if len(samples) > 4 * self._together else 0
         arguments: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}
         for batch in DataLoader(views, self._together, collate_fn=_collate, **arguments):
@@ -137,9 +143,11 @@ class Validation:
 class _CentredViews(Dataset[Tensor | str]):
     """The centred square of each sample, as evaluations see it; of a damaged one, what is wrong."""
 
-    def __init__(self, task: Task, samples: NDArray[np.int64], config: Config) -> None:
-        self.val, self.samples = task.val, samples
-        self.channels, self.size = config.data.channels, config.views.global_size
+    def __init__(
+        self, task: Task, samples: NDArray[np.int64], config: Config, placement: Placement | None
+    ) -> None:
+        self.val, self.samples, self.placement = task.val, samples, placement
+        self.channels, self.size = config.data.channel_count, config.views.global_size
         self.square = whole_square(config.views)
         self.scales = self.square and Scales(task.val, self.square.unit)
 
@@ -149,9 +157,11 @@ class _CentredViews(Dataset[Tensor | str]):
     def __getitem__(self, i: int) -> Tensor | str:
         sample = int(self.samples[i])
         try:
-            pixels = self.val.pixels(sample, self.channels, self.val.depth)
+            own = self.placement.own if self.placement else self.channels
+            pixels = self.val.pixels(sample, own, self.val.depth)
             spacing = self.scales.of(sample) if self.scales else None
-            return center_view(pixels, self.size, self.square, spacing)
+            view = center_view(pixels, self.size, self.square, spacing)
+            return self.placement.spread(view) if self.placement else view
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
 

@@ -31,7 +31,7 @@ def visited(
 
         config = SupervisedConfig.model_validate(facts["config"]["objective"])
         datasets = [_opened(path, state) for path, state in zip(paths, states, strict=True)]
-        task = read_task(config, datasets, int(facts["channels"]))
+        task = read_task(config, datasets, int(facts["channels"]), facts.get("channel_names"))
         known = str(facts["supervised"]["fingerprint"])
     except (UserError, OSError, ValidationError, KeyError, TypeError, ValueError):
         known = ""
