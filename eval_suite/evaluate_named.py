@@ -155,7 +155,8 @@ class _Command:
 
     def _unfinished(self, task: batch.Task, splits: Splits) -> Checkpoint | None:
         """Return the checkpoint of a task, None if its results are there already."""
-        (checkpoint,) = find.find([task.given])
+        (found,) = find.find([task.given])
+        checkpoint = found.for_images_of(*splits.items().values())
         inputs = suite.inputs_of(checkpoint, splits, self.targets, self.options, self.against, self.state)
         return None if finished(task.out, inputs) and not self.given.force else checkpoint
 
@@ -169,7 +170,8 @@ class _Command:
             results = suite.evaluate_vectors(file, self.options, task.out, state, against=others, **how)
         else:
             assert self.splits is not None
-            (checkpoint,) = find.find([task.given])
+            (found,) = find.find([task.given])
+            checkpoint = found.for_images_of(*self.splits.items().values())
             how = {
                 "against": self.against,
                 "cache": cache,

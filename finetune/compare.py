@@ -50,7 +50,9 @@ def compare(
     sets = {"train": Dataset(args.shards), "val": Dataset(args.val)}
     sets |= {"test": Dataset(args.test)} if args.test else {}
     reported = "test" if args.test else "val"
-    networks = dict(zip((TUNED, "scratch"), (_network(config) for config in configs), strict=False))
+    checkpoint = checkpoint.for_images_of(*sets.values())
+    trained = [_network(config).for_images_of(*sets.values()) for config in configs]
+    networks = dict(zip((TUNED, "scratch"), trained, strict=False))
     features: dict[str, dict[str, dict[str, NDArray[np.floating]]]] = {}
     for split, dataset in sets.items():
         wanted = [replace(pretrained(each, ("projector",)), name=name) for name, each in networks.items()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.transforms.physical import check_square
 from eval_suite.features.embed import check_channels
@@ -15,13 +16,14 @@ from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
 from pretrain.config import Config, assign, flatten, from_values
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.description import EncoderDescription
 from pretrain.supervised.task import check_targets, read_targets
 
 SCRATCH = "scratch"
 BASELINES = "baselines"
 """Folder inside the run's folder, for the runs with which it is compared."""
-_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes")
+_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING)
 """Arguments of an encoder that a run decides itself."""
 _PLACES = (
     "name",
@@ -45,7 +47,10 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
     for name, dataset in splits.items():
         if not len(dataset):
             raise UserError(f"{name}: {dataset.path} has no images; name another data set")
-        check_channels(described.channels, dataset)
+        if described.finds_by_name:
+            placed(dataset, described.channel_names or [])
+        else:
+            check_channels(described.channels, dataset)
         check_square(described.square, dataset)
     objective = _objective(args, splits)
     known = read_targets(objective.targets, objective.task, splits)["train"].known
@@ -64,7 +69,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
             "path": args.shards,
             "batch_size": batch,
             "workers": args.workers,
-            "channels": described.channels,
+            "channels": described.channel_names if described.finds_by_name else described.channels,
             "order": "windowed" if train.remote else "uniform",
         },
         "views": _views(described),

@@ -50,8 +50,9 @@ def view_batches(
     except (ValueError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint's configuration has impossible views or augment ({said})") from None
+    names = described.channel_names if described.channel_names == dataset.channel_names else None
     loader = Loader(
-        Sources([dataset], [1.0]),
+        Sources([dataset], [1.0], channel_names=names),
         batch_size=BATCH,
         views=cut,
         augment=augment,
@@ -61,7 +62,7 @@ def view_batches(
     mean, std = tuple(described.mean), tuple(described.std)
     for batch in loader:
         crops, parameters = batch.to(device).views[0], batch.parameters[0]
-        images = apply(crops.flatten(0, 1), parameters.flatten(0, 1), mean, std)
+        images = apply(crops.flatten(0, 1), parameters.flatten(0, 1), mean, std, batch.present)
         yield images.unflatten(0, crops.shape[:2])
 
 

@@ -163,6 +163,7 @@ def _encoder(
             "kwargs": described.kwargs,
             "projector": asdict(described.projector) if described.projector else None,
             "pose_width": checkpoint.pose_width,
+            **({"channels": checkpoint.channel_names} if checkpoint.channel_names else {}),
         },
         weights=weights,
         width=described.embedding_width,

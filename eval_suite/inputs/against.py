@@ -69,7 +69,8 @@ def named(given: Sequence[str], splits: Splits, check: Callable[[Checkpoint], No
                 file = files.read(name)
                 _add_rows(file, rows_of(file, splits), found)
                 continue
-            for checkpoint in find.find([name]):
+            for each in find.find([name]):
+                checkpoint = each.for_images_of(*splits.items().values())
                 check(checkpoint)
                 _add(checkpoint, found)
         except UserError as error:
@@ -77,7 +78,8 @@ def named(given: Sequence[str], splits: Splits, check: Callable[[Checkpoint], No
     folder = os.environ.get(FOLDER)
     for place in _models(Path(folder), found) if folder else ():
         try:
-            (checkpoint,) = find.find([str(place)])
+            (model,) = find.find([str(place)])
+            checkpoint = model.for_images_of(*splits.items().values())
             check(checkpoint)
             _add(checkpoint, found)
         except UserError as error:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from data_pipeline.dataset.channel_names import placed, required
+from data_pipeline.dataset.index import Dataset
 from isotorus import foreign_files
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import UserError, from_os_error, one_line
+from pretrain.models.channel_embedding import fold
 from pretrain.models.config import MLPConfig
 from pretrain.models.description import (
     DESCRIPTION,
@@ -42,11 +45,41 @@ class Checkpoint:
     weights: Path
     description: Path
     run: Path | None
+    channel_names: tuple[str, ...] | None = None
+    """The channels of the images that an encoder of named channels is evaluated on; None: all of its own."""
 
     @cached_property
     def encoder(self) -> EncoderDescription:
         """The description of the encoder, read on first use; raises UserError if it is damaged."""
+        trained = self._trained
+        return trained if self.channel_names is None else trained.for_channels(self.channel_names)
+
+    @cached_property
+    def _trained(self) -> EncoderDescription:
+        """The description of the encoder as it was trained."""
         return describe(self.description, self.root)
+
+    def for_images_of(self, *datasets: Dataset) -> "Checkpoint":
+        """Return the checkpoint as it is evaluated on images of these data sets.
+
+        An encoder that finds channels by name becomes one for images of exactly their channels, which gives
+        the same vectors. Others stay as they are. Raises UserError if the sets differ in their channels, or
+        have none that the encoder knows, and for images whose channels stand in another order than a plain
+        encoder's.
+        """
+        names = self._trained.channel_names
+        if not self._trained.finds_by_name:
+            for dataset in datasets:
+                if names and dataset.channel_names not in (None, names):
+                    raise _other_channels(dataset, str(self.folder), names)
+            return self
+        assert names is not None
+        placed(datasets[0], names)
+        own = required(datasets[0])
+        for dataset in datasets:
+            if required(dataset) != own:
+                raise _other_channels(dataset, datasets[0].path, own)
+        return replace(self, channel_names=tuple(own))
 
     @property
     def step(self) -> int:
@@ -134,9 +167,9 @@ class Checkpoint:
 
     def pretrained(self) -> nn.Module:
         """Return the encoder with the checkpoint's weights; raises UserError if they do not fit."""
-        model = self.untrained()
+        model = self._build(None)
         self._load(self.weights, model)
-        return model
+        return self._for_its_images(model)
 
     @property
     def pose_width(self) -> int | None:
@@ -190,9 +223,19 @@ class Checkpoint:
 
         Raises UserError if timm cannot build it, or if it is another one than that of the weights.
         """
+        return self._for_its_images(self._build(seed))
+
+    def _build(self, seed: int | None) -> nn.Module:
+        """Build the encoder as it was trained, with the weights that `seed` gives."""
         described = self._compared
         exact_float32()  # here, because all that an evaluation computes on a GPU begins with an encoder
         return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
+
+    def _for_its_images(self, model: nn.Module) -> nn.Module:
+        """Return the encoder for images of `channel_names`, if it finds channels by name."""
+        if self.channel_names is not None:
+            fold(model, self._trained.channel_names or [], self.channel_names)
+        return model
 
     @cached_property
     def _compared(self) -> EncoderDescription:
@@ -201,13 +244,13 @@ class Checkpoint:
         Raises UserError if they do not belong together.
         """
         try:
-            encoder = self.encoder.on_meta()
+            encoder = self._trained.on_meta()
         except UserError as error:
             raise UserError(
                 f"{self.description}: {error}; install the timm version that trained it, or correct the file"
             ) from None
-        self._check(self.weights, encoder, self.encoder.name)
-        return self.encoder
+        self._check(self.weights, encoder, self._trained.name)
+        return self._trained
 
     def _check(self, file: Path, model: nn.Module, name: str) -> None:
         """Compare the names and shapes in a weights file with those of a model; raises UserError."""
@@ -236,6 +279,14 @@ class Checkpoint:
         """Say whether a tensor is part of `model`; the classifier of a timm model folder need not be."""
         timm_folder = self.description.name == TIMM_DESCRIPTION
         return not timm_folder or key in model.state_dict() or not _in_classifier(key, model)
+
+
+def _other_channels(dataset: Dataset, other: str, names: Sequence[str]) -> UserError:
+    """Return the error for a data set whose channels are not `names`, as those of `other` are."""
+    return UserError(
+        f"{dataset.path} has the channels {', '.join(map(one_line, dataset.channel_names or []))}, and "
+        f"{other} {', '.join(map(one_line, names))}; name data sets with the same channels in the same order"
+    )
 
 
 def _no_weights(file: Path, error: Exception) -> UserError:

@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
     from eval_suite.layers import page, series
 
     dataset = Dataset(args.data)
-    checkpoints, unread = series.readable(find.find(args.names, args.every))
+    found, unread = series.readable(find.find(args.names, args.every))
+    checkpoints = [checkpoint.for_images_of(dataset) for checkpoint in found]
     labels = series.periodic(dataset, args.targets, args.period, args.key_column) if args.targets else None
     survey = series.Survey(dataset, labels, args.images, args.few, args.batch_size, args.seed)
     estimate = survey.estimate_first(checkpoints, chosen)

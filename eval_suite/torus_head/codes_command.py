@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
     def measure(checkpoint: "Checkpoint") -> None:
         checkpoint.require_whole()
+        checkpoint = checkpoint.for_images_of(data)
         representation = pretrained(checkpoint, ())
         features = embed.extract([representation], data, out / "features", state, **options)
         x = features["pretrained"]["embedding"]

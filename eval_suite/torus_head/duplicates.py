@@ -108,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
     if args.bins is not None:
         WindingMemory(checkpoint.angles, args.bins)  # refuses impossible numbers before images are read
     datasets = [Dataset(path) for path in args.data]
+    checkpoint = checkpoint.for_images_of(*datasets)
     home = checkpoint.run / "eval" / checkpoint.results_name if checkpoint.run else checkpoint.folder
     out = Path(args.out) if args.out else home
     state = PartialState(cpu=not torch.cuda.is_available())

@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
 
     def measure(checkpoint: "Checkpoint") -> None:
         checkpoint.require_whole()
+        checkpoint = checkpoint if data is None else checkpoint.for_images_of(data)
         title = f"{checkpoint.name}, step {checkpoint.encoder.step}"
         if not checkpoint.angles:
             left_out.append(f"{title} has no angles: its head is no torus")

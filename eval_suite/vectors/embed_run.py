@@ -32,8 +32,9 @@ _SHOWN = 5
 def run(args: argparse.Namespace) -> int:
     """Write the file of vectors that the arguments ask for; returns exit code 0."""
     out = _place(Path(args.out))
-    checkpoint = _one_checkpoint(args.name)
-    dataset = _data(args.shards, checkpoint, args.neighbours)
+    dataset = Dataset(args.shards)
+    checkpoint = _one_checkpoint(args.name).for_images_of(dataset)
+    _check_data(dataset, checkpoint, args.neighbours)
     every = pretrained(checkpoint)
     widths = {name: x.shape[1] for name, x in embed.blank(every, torch.device("cpu")).items()}
     name, why = feature_choice.choose(checkpoint, args.features, widths)
@@ -91,9 +92,8 @@ def _one_checkpoint(name: str) -> Checkpoint:
     return checkpoint
 
 
-def _data(shards: str, checkpoint: Checkpoint, neighbours: int | None) -> Dataset:
-    """Open the data set; raises UserError if the encoder cannot embed it, or an image has too few others."""
-    dataset = Dataset(shards)
+def _check_data(dataset: Dataset, checkpoint: Checkpoint, neighbours: int | None) -> None:
+    """Raise UserError if the encoder cannot embed a data set, or an image has too few others."""
     if not len(dataset):
         raise UserError(f"{dataset.path} has no images; name another data set")
     embed.check_channels(checkpoint.encoder.channels, dataset)
@@ -103,7 +103,6 @@ def _data(shards: str, checkpoint: Checkpoint, neighbours: int | None) -> Datase
             f"--neighbours {neighbours}: {dataset.path} has {len(dataset):,} images, so an image has at most "
             f"{len(dataset) - 1:,} neighbours; give a smaller number"
         )
-    return dataset
 
 
 def _earlier(out: Path, about: About) -> VectorsFile | None:

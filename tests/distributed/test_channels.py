@@ -1,6 +1,7 @@
-"""Images that are not photos (16 bit, five channels), from files to an evaluated checkpoint."""
+"""Images that are not photos (16 bit, five channels, sets of other channels), from files to an evaluation."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,53 @@ def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
     )  # fmt: skip
     pixels = json.loads(shown)["representations"]["pixels"]
     assert pixels["probe"]["accuracy"] == 1.0
+
+
+def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: Path) -> None:
+    named = {"three": ["dapi", "gfp", "rfp"], "five": ["er", "dapi", "mito", "rfp", "golgi"]}
+    random = np.random.default_rng(0)
+    for name, channels in named.items():
+        for i in range(40):
+            array = random.integers(0, 256, (24, 24, len(channels)), dtype=np.uint8)
+            array[..., channels.index("rfp")] //= 1 + 7 * (i % 2)  # the class
+            (folder := tmp_path / name / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{i}.npy", array)
+        run(
+            "data_pipeline", "pack", tmp_path / name, tmp_path / "sets" / name, "--labels", "folder",
+            "--val-fraction", "0.4", "--workers", "1", "--channel-names", ",".join(channels),
+        )  # fmt: skip
+    sets = tmp_path / "sets"
+    sources = ", ".join(f"{{path: {sets}/{name}/train}}" for name in named)
+    mixed = ["data.path=null", f"data.sources=[{sources}]", "data.channels=union", "average.momentum=0.5"]
+    mixed += [f"held_out.path={sets}/three/val", "held_out.every=2", "augment.channel_drop_probability=0.5"]
+    done = train(2, recipe, *mixed, "steps=4")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/tiny"
+    whole = losses(folder)
+    assert np.isfinite(list(whole.values())).all()
+    described = json.loads((folder / "checkpoints/latest/encoder.json").read_text())
+    assert described["channel_names"] == ["dapi", "er", "gfp", "golgi", "mito", "rfp"]
+    assert described["kwargs"]["in_chans"] == described["channels"] == 6
+
+    # One process, which continues from the second step, logs the same losses.
+    again = ["name=again", "checkpoint.every=2", "steps=4"]
+    assert train(1, recipe, *mixed, *again).returncode == 0
+    shutil.rmtree(tmp_path / "runs/again/checkpoints/step_00000004")
+    (tmp_path / "runs/again/checkpoints/latest").unlink()
+    done = train(1, recipe, *mixed, *again)
+    assert "continuing" in done.stderr and done.returncode == 0, done.stderr
+    assert losses(tmp_path / "runs/again") == pytest.approx(whole, rel=1e-4)
+
+    # Evaluated on the set that lacks channels, and from an export for its channels: the same vectors.
+    exported = tmp_path / "exported"
+    run("pretrain", "export", folder, "--out", exported, "--channels", "dapi,gfp,rfp")
+    found = []
+    for encoder in (folder, exported):
+        shown = run(
+            "eval_suite", encoder, "--train", sets / "three/train", "--val", sets / "three/val",
+            "--out", tmp_path / f"of-{encoder.name}", "--json", "--metrics", "probe,knn",
+        )  # fmt: skip
+        found.append(json.loads(shown)["representations"])
+    assert found[0]["pixels"]["probe"]["accuracy"] == 1.0
+    scores = [each["pretrained"]["knn"]["accuracy"] for each in found]
+    assert scores[0] == scores[1]

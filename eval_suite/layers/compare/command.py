@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     a, b = one_checkpoint(args.a), one_checkpoint(args.b)
     refuse_equal(a, b)
     data = Dataset(args.data)
+    a, b = a.for_images_of(data), b.for_images_of(data)
     if len(data) < max(FEWEST, args.neighbours + 2):
         raise UserError(
             f"{data.path} has {len(data)} images; to compare encoders, give {FEWEST} or more, and more than "

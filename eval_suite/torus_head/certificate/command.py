@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     checkpoint = _one(args.name)
     data = Dataset(args.data)
-    others = [(name, _one(name, option="--against")) for name in args.against]
+    checkpoint = checkpoint.for_images_of(data)
+    others = [(name, _one(name, option="--against").for_images_of(data)) for name in args.against]
     home = checkpoint.run / "eval" / checkpoint.results_name if checkpoint.run else checkpoint.folder
     out = Path(args.out) if args.out else home
     with results.folder(out, checkpoint.root):

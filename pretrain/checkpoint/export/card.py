@@ -113,6 +113,7 @@ def _loading(trained: Trained, format: Format, called: str) -> str:
 def _images(trained: Trained) -> str:
     described = trained.described
     colours = {1: "grey", 3: "RGB"}.get(described.channels, "as in the files")
+    colours = ", ".join(map(plain, described.channel_names or [])) or colours
     depth = {8: "8 bits a channel", 16: "16 bits a channel", None: "bits a channel not recorded"}
     rows = {
         "size": f"{described.image_size} × {described.image_size} pixels: the "

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Literal, get_args
 
+from data_pipeline.dataset.channel_names import channel_list
 from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.secrets import masked
@@ -27,12 +28,12 @@ def main(arguments: list[str]) -> int:
 
     if given.format == "mlflow":
         uri = mlflow_store.own(given.mlflow)
-        print(register(given.checkpoint, dest, uri, given.name, given.data_license))
+        print(register(given.checkpoint, dest, uri, given.name, given.data_license, given.channels))
         print(
             f"registered in MLflow at {masked(uri)}; the code that loads it is in the version's description"
         )
         return 0
-    if checked := export(given.checkpoint, dest, given.format, given.data_license):
+    if checked := export(given.checkpoint, dest, given.format, given.data_license, given.channels):
         print(checked)
     print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
     print(f"{dest / 'README.md'} is the model card, with code that loads the encoder")
@@ -56,6 +57,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--format", choices=get_args(Format), default="timm", help="default: %(default)s")
     licence = "licence of the data, for the model card, such as CC-BY-4.0"
     add("--data-license", metavar="TEXT", help=licence)
+    of_sets = "with data.channels=union: the channels of the images that the export takes, in their order"
+    add("--channels", metavar="A,B,…", type=channel_list, help=f"{of_sets} (default: all)")
     add("--name", help="with --format mlflow: what the registry calls the model (default: the run's name)")
     store = "with --format mlflow: the store (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
     add("--mlflow", metavar="URI", type=mlflow_store.address, help=store)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,33 @@ _ROOM_BESIDE_WEIGHTS = 2**23
 """Bytes for a graph without its weights, and for files beside it."""
 
 
-def export(given: Path, dest: Path, format: Format = "timm", licence: str | None = None) -> str:
+def export(
+    given: Path,
+    dest: Path,
+    format: Format = "timm",
+    licence: str | None = None,
+    channels: Sequence[str] | None = None,
+) -> str:
     """Write the folder `dest`, whole or not at all; return in words how it was checked, if it was.
 
-    `licence` is that of the data, for the model card.
+    `licence` is that of the data, for the model card. `channels` are those of the images that the export
+    takes, for an encoder that finds channels by name.
     Raises UserError if `dest` exists, the checkpoint is damaged, or the format cannot express the encoder.
     """
     if format == "onnx":
         to_onnx.require()
     refuse_taken(dest)
-    return _export(read(given), dest, format, dest.absolute().name, licence)
+    return _export(read(given, channels), dest, format, dest.absolute().name, licence)
 
 
-def register(given: Path, dest: Path | None, uri: str, name: str | None, licence: str | None = None) -> str:
+def register(
+    given: Path,
+    dest: Path | None,
+    uri: str,
+    name: str | None,
+    licence: str | None = None,
+    channels: Sequence[str] | None = None,
+) -> str:
     """Register the encoder in the MLflow store at `uri`, as a new version of the model `name`.
 
     `name` is by default that of the run. The folder `dest` gets the same files, if it is not None. Returns in
@@ -40,7 +55,7 @@ def register(given: Path, dest: Path | None, uri: str, name: str | None, licence
     client = to_mlflow.connect(uri)
     if dest:
         refuse_taken(dest)
-    trained = read(given)
+    trained = read(given, channels)
     name = name or trained.name
     with contextlib.ExitStack() as stack:
         folder = dest or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "encoder"
@@ -60,6 +75,8 @@ def _export(trained: Trained, dest: Path, format: Format, called: str, licence: 
             f"{trained.folder} has winding attention, which neither timm nor transformers computes; use "
             "--format onnx or torch, or evaluate the checkpoint as it is"
         )
+    if format in ("timm", "transformers"):
+        trained.require_plain()
     with new_folder(dest) as folder:
         checked = _write(trained, folder, format)
         card.write(trained, folder, format, called, licence, checked)
@@ -98,6 +115,7 @@ def _about(trained: Trained, traced: graph.Graph) -> dict[str, Any]:
             "range": [0, 1],
             "multiple": traced.multiple,
         },
+        **({"channels": described.channel_names} if described.channel_names else {}),
         "normalised_inside_with": {"mean": described.mean, "std": described.std},
         "prepared_by": f"{described.seen}, resized to {described.image_size}² (bicubic, antialiased)",
         **trained.origin(VECTOR),

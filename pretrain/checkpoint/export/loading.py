@@ -34,7 +34,7 @@ _PREPARE = """\
 image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC)
 pixels = np.asarray(image, np.float32).reshape({size}, {size}, {channels}).transpose(2, 0, 1)[None] / 255"""
 _ANY_PIXELS = """\
-# Put {channels} channels of your image here: upright, its centred square, brightness from 0 to 1.
+# Put {channels} channels of your image here{named}: upright, its centred square, brightness from 0 to 1.
 pixels = np.random.rand(1, {channels}, {size}, {size}).astype(np.float32)"""
 _IMPORTS = {
     "timm": "import numpy as np\nimport timm\nimport torch\n",
@@ -80,9 +80,11 @@ def code(format: Format, described: EncoderDescription, folder: str) -> str:
     """
     size, channels = described.image_size, described.channels
     is_photo = channels in _MODES and described.depth != 16 and described.intensity == ["none"]
-    is_photo = is_photo and described.square is None  # a photo does not state its spacing
+    # A photo does not state its spacing, and its channels have no names.
+    is_photo = is_photo and described.square is None and described.channel_names is None
     opened = _OPEN.format(mode=_MODES[channels]) if is_photo else ""
     words = {"folder": folder, "size": size, "channels": channels, "open": opened}
+    words |= {"named": f" ({', '.join(described.channel_names)})" if described.channel_names else ""}
     words |= {"mean": described.mean, "std": described.std}
     if is_photo and format in _FROM_IMAGE:
         return _FROM_IMAGE[format].format(**words)

@@ -40,5 +40,5 @@ def _preprocessor(described: EncoderDescription) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": described.mean,
         "image_std": described.std,
-        "do_convert_rgb": described.channels == 3,
+        "do_convert_rgb": described.channels == 3 and described.channel_names is None,
     }

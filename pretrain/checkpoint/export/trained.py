@@ -1,5 +1,6 @@
 """A checkpoint of a run as exports read it: its encoder, its weights, and what the run says about them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from isotorus.errors import UserError
 from pretrain.checkpoint.store import damage
 from pretrain.checkpoint.warm_start import WarmStart, find_weights, load_exactly
+from pretrain.models.channel_embedding import fold
 from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
 from pretrain.models.encoder import build_encoder, create
 
@@ -23,6 +25,9 @@ class Trained:
     """The folder of the checkpoint."""
     weights: WarmStart
     described: EncoderDescription
+    """The encoder that is exported."""
+    by_name: EncoderDescription | None = None
+    """The encoder as it was trained, if it finds channels by name; what is exported takes some of them."""
 
     @property
     def run(self) -> Path | None:
@@ -51,13 +56,33 @@ class Trained:
     @cached_property
     def state(self) -> dict[str, Tensor]:
         """The encoder's tensors; UserError if the file is damaged or of another encoder."""
+        if self.by_name is not None:
+            return self._of_some_channels(self.by_name).state_dict()
         return load_exactly(self.weights.file, self.on_meta, self.described.name)
 
     def encoder(self) -> nn.Module:
         """Return the encoder with its weights, in evaluation mode."""
+        if self.by_name is not None:
+            return self._of_some_channels(self.by_name).eval().requires_grad_(False)
         encoder = build_encoder(self.described.name, self.kwargs, self.described.seed)
         encoder.load_state_dict(self.state)
         return encoder.eval().requires_grad_(False)
+
+    def require_plain(self) -> None:
+        """Raise UserError if no model of timm has exactly the encoder's tensors."""
+        if extra := sorted(self.state.keys() - self.on_meta.state_dict().keys()):
+            raise UserError(
+                f"{self.folder} finds channels by name, which gives its first convolution a bias "
+                f"({extra[0]}), and timm's {self.described.name} has none; use --format onnx, torch or mlflow"
+            )
+
+    def _of_some_channels(self, by_name: EncoderDescription) -> nn.Module:
+        """Build the encoder as it was trained, and make it a plain one for the channels that are exported."""
+        kwargs = {key: value for key, value in by_name.kwargs.items() if key != "drop_path_rate"}
+        encoder = build_encoder(by_name.name, kwargs, by_name.seed)
+        encoder.load_state_dict(load_exactly(self.weights.file, encoder, by_name.name))
+        fold(encoder, by_name.channel_names or [], self.described.channel_names or [])
+        return encoder
 
     def origin(self, vector: str) -> dict[str, Any]:
         """Return where the weights come from, for the files of an export; `vector` says what they give."""
@@ -68,13 +93,15 @@ class Trained:
             "step": self.described.step,
             "data_fingerprint": self.described.data_fingerprint,
             "intensity": self.described.intensity,
+            **({"channel_names": self.described.channel_names} if self.described.channel_names else {}),
             **({"square": self.described.square._asdict()} if self.described.square else {}),
         }
 
 
-def read(given: Path) -> Trained:
+def read(given: Path, channels: Sequence[str] | None = None) -> Trained:
     """Read the newest checkpoint of a run, a checkpoint, or the one that a weights file lies in.
 
+    An encoder that finds channels by name is exported for images of `channels`, by default all that it knows.
     Raises UserError if there is none, or if its files are not those that were written.
     """
     weights = find_weights(given, str(given))
@@ -87,4 +114,15 @@ def read(given: Path) -> Trained:
             raise UserError(
                 f"{folder} is damaged: {found}; copy it again, or export another checkpoint of the run"
             )
-    return Trained(folder, weights, describe(folder / DESCRIPTION))
+    described = describe(folder / DESCRIPTION)
+    known = described.channel_names or []
+    if not described.finds_by_name:
+        if channels is not None:
+            raise UserError(
+                f"--channels: {folder} takes images of {described.channels} channels, which it does not find "
+                "by name; leave --channels out"
+            )
+        return Trained(folder, weights, described)
+    if unknown := [name for name in channels or () if name not in known]:
+        raise UserError(f"--channels: {folder} has no channel {unknown[0]}; it has {', '.join(known)}")
+    return Trained(folder, weights, described.for_channels(channels or known), described)
