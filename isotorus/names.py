@@ -1,7 +1,7 @@
-"""Find the known name that a mistyped name was probably meant to be."""
+"""Names in sentences: several of them in a row, and the one that a mistyped name was probably meant to be."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -11,3 +11,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """
     near = difflib.get_close_matches(name, list(known), 1, cutoff)
     return near[0] if near else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names as in "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

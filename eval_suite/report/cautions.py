@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from eval_suite.metrics import METHODS
 from eval_suite.report import names
+from isotorus.names import listed
 
 _EQUAL = 1e-9  # scores on val that differ by less count as equal, because sums are rounded
 
@@ -91,7 +92,7 @@ def _about_edge(
     tried = [row for of in results["representations"].values() for row in _tried(of.get(method, {}))]
     lowest = value == min(row[key] for row in tried)
     end = setting.lowest if lowest else setting.highest
-    said = f"The {label} of {' and '.join(who)} took the {end} {setting.title} of its grid ({value:g}), "
+    said = f"The {label} of {listed(who)} took the {end} {setting.title} of its grid ({value:g}), "
     said += "so the score may be a little too low"
     if not setting.option:
         return f"{said}; it has no option, so rely on the linear probe."
@@ -105,9 +106,7 @@ def _about_edge(
 
 def _about_fits(label: str, who: Sequence[str], grid: Sequence[float]) -> str:
     """Say that a fit did not converge, and how to leave out the weak strengths, which take longest."""
-    said = (
-        f"A fit of the {label} of {' and '.join(who)} did not converge, so the score is that of its last step"
-    )
+    said = f"A fit of the {label} of {listed(who)} did not converge, so the score is that of its last step"
     if len(grid) < 3:
         return f"{said}; try stronger penalties, for example --l2 0.01,0.1,1,10."
     return f"{said}; leave out the weakest strengths: --l2 {','.join(f'{value:g}' for value in grid[2:])}."

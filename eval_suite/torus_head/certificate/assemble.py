@@ -16,6 +16,7 @@ from eval_suite.torus_head.certificate import beside, conclusion, notes, unseen
 from eval_suite.torus_head.certificate.measure import Angles, How, Orbits, of_angles, of_orbits, samples_of
 from eval_suite.torus_head.certificate.unseen import Images
 from isotorus.errors import UserError
+from isotorus.names import listed
 from pretrain.models.description import TorusDescription
 
 STOPS = 12
@@ -60,7 +61,7 @@ def certificate(
     if not changed.any():
         raise UserError(
             f"not one of {len(changed)} images of {data.path} is changed by all of "
-            f"{conclusion.listed(torus.actions)}; grey images have no hue to turn: certify on other images"
+            f"{listed(torus.actions)}; grey images have no hue to turn: certify on other images"
         )
     chosen = np.flatnonzero(changed)[: how.orbits]
     ours, before = (of_angles(r, images, tuple(torus.orders), changed, how) for r in (trained, blank))

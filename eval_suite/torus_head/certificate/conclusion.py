@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from eval_suite.torus_head.certificate.cloud import PLACES
+from isotorus.names import listed
 
 ENOUGH = 0.9
 """The lower end of the interval of the share of right windings has to reach this for a certificate."""
@@ -109,11 +110,6 @@ def lead(numbers: Mapping[str, Any], actions: Sequence[str]) -> str:
         f"{_percent(found['right_share'])} of {found['images']:,} images (95 % interval {100 * low:.1f} to "
         f"{100 * high:.1f}). The angles miss a turn by a median of {errors}."
     )
-
-
-def listed(words: Sequence[str]) -> str:
-    """Join words as in "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1] if words else ""]))
 
 
 def _column(action: str, turns: Any) -> str:

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from eval_suite.torus_head.certificate.conclusion import WORDS, listed
+from eval_suite.torus_head.certificate.conclusion import WORDS
+from isotorus.names import listed
 from pretrain.models.description import TorusDescription
 
 
