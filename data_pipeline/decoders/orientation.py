@@ -6,9 +6,11 @@ and columns exchanged. Any other value counts as 1.
 """
 
 import struct
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from numpy.typing import NDArray
+
+T = TypeVar("T", int, float)
 
 TAG: Final = 274
 _EXIF = b"Exif\0\0"
@@ -78,8 +80,10 @@ def valid(tag: object) -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def size_upright(height: int, width: int, tag: int) -> tuple[int, int]:
-    """Return height and width as the image is seen, from those that are stored."""
+def size_upright(height: T, width: T, tag: int) -> tuple[T, T]:
+    """Return height and width as the image is seen, from those that are stored; the same for the distances
+    of rows and columns.
+    """
     return (width, height) if tag >= 5 else (height, width)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPageSeries
 
+from data_pipeline.decoders.orientation import size_upright
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.decoders.tiff_pages import CHANNEL_AXES, STACKED
+from data_pipeline.decoders.tiff_pages import CHANNEL_AXES, STACKED, tag_of
 from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
 from data_pipeline.field_formats.values import storable
 
@@ -56,12 +57,17 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
 
 
 def fields_of_one(data: bytes) -> dict[str, Any]:
-    """Return what the metadata of a TIFF of one picture say: the distance of its rows and columns, and the
-    names of its channels; {} if they say nothing, or are damaged.
+    """Return what the metadata of a TIFF of one picture say: the distance of its rows and columns as people
+    see the image, and the names of its channels; {} if they say nothing, or are damaged.
     """
     try:
         with TiffFile(io.BytesIO(data), name="one.tif", _multifile=False) as tiff:
-            return _fields(tiff, 0, ()) | _on_the_ground(tiff) | _band_names(tiff)
+            fields = _fields(tiff, 0, ()) | _on_the_ground(tiff) | _band_names(tiff)
+            if "spacing" in fields:
+                # The image is turned by its orientation tag, so rows and columns may change places.
+                rows, columns = fields["spacing"]
+                fields["spacing"] = list(size_upright(rows, columns, tag_of(tiff.pages.first)))
+            return fields
     except MemoryError:
         raise
     except Exception:  # tifffile raises nearly every kind of exception for damaged files

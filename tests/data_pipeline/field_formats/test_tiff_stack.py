@@ -90,6 +90,15 @@ def test_the_metadata_give_spacing_and_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pictures["z002"].values[..., 0], STACK[0, 2, 0])
 
 
+def test_spacing_follows_the_rows_and_columns_of_a_turned_image(tmp_path: Path) -> None:
+    for tag, expected in ((1, [0.4, 0.2]), (3, [0.4, 0.2]), (6, [0.2, 0.4]), (8, [0.2, 0.4])):
+        ends = {"imagej": True, "resolution": (5.0, 2.5), "metadata": {"axes": "YX", "unit": "um"}}
+        turned = [(274, "H", 1, tag, True)]
+        tifffile.imwrite(tmp_path / "one.tif", STACK[0, 0, 0], extratags=turned, **ends)
+        data = (tmp_path / "one.tif").read_bytes()
+        assert tiff_stack.fields_of_one(data) == {"spacing": expected, "spacing_unit": "um"}
+
+
 def test_stacks_are_packed_and_other_tiffs_stay_as_they_are(tmp_path: Path) -> None:
     source = tmp_path / "cells"
     source.mkdir()
