@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
@@ -60,7 +60,8 @@ def main() -> int:
         stream=sys.stderr,
     )
     escape_arguments()
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "aiobotocore", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if not trains:
         code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
@@ -78,8 +79,10 @@ def main() -> int:
         from pretrain import train  # noqa: F401, imported here to measure how long it takes
         from pretrain.preflight import check
     start_up.mark("imports")
+    inputs = None
     try:
-        inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        if not is_behind_mirror(config):
+            inputs = check(config, int(os.environ.get("WORLD_SIZE", "1")))
     except OSError as error:
         raise from_os_error(error, f"preparing {config.folder}") from error
     start_up.mark("data")
@@ -119,8 +122,53 @@ def parse(arguments: list[str]) -> Config:
     return load_config(given.config, given.overrides)
 
 
-def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signals, start_up: StartUp) -> int:
-    """Train; print a user error once, however many ranks meet it or wait for a rank that met it."""
+def is_behind_mirror(config: Config) -> bool:
+    """Return whether `checkpoint.mirror` has a newer checkpoint than the run's folder.
+
+    Raises UserError for a mirror that cannot be used.
+    """
+    if config.mirror is None:
+        return False
+    from pretrain.checkpoint.mirror.place import Place
+    from pretrain.checkpoint.mirror.restore import is_ahead, try_out
+
+    place = Place(config.mirror, config.data.cache.patience)
+    try_out(place, config.folder, os.environ.get("RANK", "0") == "0")
+    if not is_ahead(place, config.folder):
+        return False
+    if config.resume == "never":
+        raise UserError(
+            f"{config.mirror} has a checkpoint of this run and resume=never; choose another name, or "
+            "resume=auto"
+        )
+    return True
+
+
+def catch_up_with_mirror(config: Config, inputs: RunInputs | None, progress: Callable[[], None]) -> RunInputs:
+    """Download what the run's folder lacks of its mirror; return the inputs that hold then.
+
+    All ranks call it. `inputs` are those before, or None if the mirror was ahead.
+    """
+    import torch.distributed as dist
+
+    from pretrain.checkpoint.mirror.place import Place
+    from pretrain.checkpoint.mirror.restore import restore
+    from pretrain.preflight import check
+
+    restored = False
+    if config.mirror is not None:
+        place = Place(config.mirror, config.data.cache.patience)
+        restored = restore(place, config.folder, progress)
+    return check(config, dist.get_world_size()) if restored or inputs is None else inputs
+
+
+def run(
+    config: Config, inputs: RunInputs | None, device: torch.device, signals: Signals, start_up: StartUp
+) -> int:
+    """Train; print a user error once, however many ranks meet it or wait for a rank that met it.
+
+    `inputs` are None if the run's mirror has a newer checkpoint than its folder.
+    """
     import torch.distributed as dist
 
     from pretrain.cost.out_of_memory import is_out_of_memory
@@ -135,7 +183,8 @@ def run(config: Config, inputs: RunInputs, device: torch.device, signals: Signal
             hold(config.folder) if dist.get_rank() == 0 else nullcontext() as lock,
             Stopping(config.stopping, config.folder, signals, lock) as stopping,
         ):
-            return train(config, inputs, device, stopping, start_up)
+            ready = catch_up_with_mirror(config, inputs, stopping.watchdog.progress)
+            return train(config, ready, device, stopping, start_up)
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (UserError, OSError)) and not is_out_of_memory(error):
             # A rank that ends with a user error breaks the collectives of the others, which adds nothing.

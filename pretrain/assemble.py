@@ -12,6 +12,8 @@ from data_pipeline.loader import Batch, Loader
 from data_pipeline.sources import Sources
 from pretrain import engines
 from pretrain.checkpoint import store
+from pretrain.checkpoint.mirror.place import Place
+from pretrain.checkpoint.mirror.uploads import Uploads
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver
 from pretrain.checkpoint.warm_start import initial_state
@@ -61,6 +63,8 @@ class Run:
     """For a torus head with actions, unless `monitor` is 0."""
     held_out: HeldOut | None = None
     """None without `held_out.path`."""
+    mirror: Uploads | None = None
+    """None without `checkpoint.mirror`."""
 
 
 def assemble(
@@ -94,6 +98,8 @@ def assemble(
         log.info("%s is finished: %d of %d steps", config.folder, state.step, config.steps)
         if rank() == 0:
             catch_up(config)
+        if mirror := build_mirror(config, state.step, set()):
+            mirror.finish(stopping.watchdog.progress, stopping.may_wait)
         return None
 
     recorder = profiler = None
@@ -110,6 +116,9 @@ def assemble(
 
     corrupt = CorruptSamples(config.folder, state.batch, config.data.batch_size, config.data.max_corrupt)
     saver = Saver(checkpoints, config.checkpoint, state.step)
+    mirror = build_mirror(config, state.step, saver.in_use)
+    if mirror:
+        cleanup.callback(mirror.end)
     timer = StepTimer(device)
     start_up.mark("engine and checkpoint")
     batches = load_batches(config, inputs.sources, state.batch)
@@ -132,9 +141,18 @@ def assemble(
         state.step,
         windings,
         held_out,
+        mirror,
     )
     cleanup.callback(lambda: run.batches.close())
     return run
+
+
+def build_mirror(config: Config, start: int, in_use: set[int]) -> Uploads | None:
+    """Return what copies the run to `checkpoint.mirror`, not yet started; None without that."""
+    if config.mirror is None:
+        return None
+    place = Place(config.mirror, config.data.cache.patience)
+    return Uploads(config.folder, place, config.checkpoint, start, in_use)
 
 
 def load_batches(config: Config, sources: Sources, first: int) -> Generator[Batch]:

@@ -74,6 +74,11 @@ class Config(Section):
         """The run folder."""
         return Path(self.runs) / self.name
 
+    @property
+    def mirror(self) -> str | None:
+        """The URL of the run's folder in `checkpoint.mirror`."""
+        return self.checkpoint.mirror and f"{self.checkpoint.mirror.rstrip('/')}/{self.name}"
+
 
 def load_config(path: str, overrides: list[str]) -> Config:
     """Read a YAML file, or a packaged recipe by name, and apply `dotted.key=value` overrides.

@@ -5,12 +5,15 @@ an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gra
 backward pass of a sum over ranks sums the cotangents of all ranks.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -28,6 +31,20 @@ def cpu_group(timeout: timedelta | None = None) -> dist.ProcessGroup:
     group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """Return what `work` returns on each rank; an error on one rank is raised on all."""
+    outcomes: list[Any] = [None] * dist.get_world_size(group)
+    try:
+        outcome: T | Exception = work()
+    except Exception as error:
+        outcome = error
+    dist.all_gather_object(outcomes, outcome, group=group)
+    for each in outcomes:
+        if isinstance(each, Exception):
+            raise each
+    return outcomes
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -77,7 +77,7 @@ def train(
                 log_row(run, result, scores)
             if save_due:
                 save(run)
-        finish(run, request)
+        finish(run, request, stopping)
     return stopping.leave(request)
 
 
@@ -111,6 +111,8 @@ def update(run: Run) -> StepResult:
         run.start_up = None
         if run.recorder:
             run.recorder.connect()
+        if run.mirror:  # only now, because the processes that load data have been forked
+            run.mirror.start()
     return result
 
 
@@ -196,14 +198,16 @@ def save(run: Run) -> None:
         run.saver.save(run.state.step, run.state.tensors(), description)
 
 
-def finish(run: Run, request: StopRequest) -> None:
-    """Save what a stopped run has done since its newest checkpoint, and wait for the last save."""
+def finish(run: Run, request: StopRequest, stopping: Stopping) -> None:
+    """Save what a stopped run has done since its newest checkpoint, and wait for the save and the mirror."""
     if request in (StopRequest.STOP, StopRequest.REQUEUE, StopRequest.INTERRUPT):
         if run.state.step > run.saver.step and not run.state.guard.report():
             save(run)
         progress = f"{run.state.step} of {run.config.steps} steps"
         log.info("stopped by a signal after %s; the same command continues", progress)
     run.saver.wait()
+    if run.mirror:
+        run.mirror.finish(stopping.watchdog.progress, stopping.may_wait)
     if run.recorder:
         done = run.state.step == run.config.steps or run.state.ended_early
         run.recorder.status = "FINISHED" if done else "KILLED"

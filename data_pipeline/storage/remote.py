@@ -1,5 +1,5 @@
-"""Requests to object stores through fsspec: an object's version, and ranges of its bytes, repeated on
-failure.
+"""Requests to object stores through fsspec, repeated on failure: an object's version, ranges of its bytes,
+writing and deleting it.
 
 Temporary failures are repeated: timeouts, broken connections, HTTP 408, 429 and 5xx. Every other failure, and
 one that lasts too long, is a `UserError` with the object, the reason and the remedy. It contains no secrets:
@@ -19,8 +19,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -60,6 +62,18 @@ fsspec are optional and may not be installed."""
 
 _filesystems: dict[tuple[str, int, int], Any] = {}
 """Open file systems by bucket, process and thread."""
+
+
+Done = Literal["read", "written"]
+"""What a request wanted to do with an object, in the words of its error."""
+
+
+class NotThere(UserError):
+    """An object, bucket or folder that does not exist."""
+
+
+class NoAnswer(UserError):
+    """A store that did not answer, or only with temporary failures; the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,30 @@ def list_objects(url: str, patience: float) -> dict[str, int]:
     return {filesystem.unstrip_protocol(name): int(info["size"]) for name, info in infos.items()}
 
 
+def write(url: str, content: Path | bytes, patience: float) -> None:
+    """Make or replace an object, with the bytes of a local file or with bytes in memory.
+
+    Raises `UserError` if the store refuses it, and OSError if the file cannot be read.
+    """
+    filesystem, path = _open(url)
+    if isinstance(content, bytes):
+        _with_retries(url, patience, lambda: filesystem.pipe_file(path, content), "written")
+        return
+    content.open("rb").close()  # an error of the local file is not the store's
+    _with_retries(url, patience, lambda: filesystem.put_file(str(content), path), "written")
+
+
+def delete(url: str, patience: float) -> None:
+    """Delete an object; one that does not exist is no error."""
+    filesystem, path = _open(url)
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+    _with_retries(url, patience, remove, "written")
+
+
 def changed(url: str) -> UserError:
     """Return the error for an object that was replaced while it was read."""
     return UserError(
@@ -170,15 +208,17 @@ def _connect(root: str) -> Any:
         configured = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         waits = {"connect_timeout": _TO_CONNECT, "read_timeout": ONE_ATTEMPT}
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **waits, **configured}
+    if protocol in ("file", "local"):
+        options["auto_mkdir"] = True  # as object stores do, which have no folders
     filesystem, _ = fsspec.url_to_fs(root, **options)
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     return filesystem
 
 
-def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> Result:
+def _with_retries(url: str, patience: float, request: Callable[[], Result], done: Done = "read") -> Result:
     """Call `request` until it succeeds, for at most `patience` seconds; raise `UserError` when it finally
-    fails.
+    fails, or `NoAnswer` if that failure is temporary.
     """
     end = time.monotonic() + patience
     attempt = 0
@@ -191,11 +231,12 @@ def _with_retries(url: str, patience: float, request: Callable[[], Result]) -> R
             attempt += 1
             wait = _backoff(attempt)
             if not _is_transient(error):
-                raise _as_user_error(url, error) from error
+                raise _as_user_error(url, error, done) from error
             if time.monotonic() + wait > end:
-                raise UserError(
-                    f"{shown(url)} could not be read in {patience:g} s and {attempt} attempts "
-                    f"({_reason(error)}); check the network and the store, and start again"
+                tried = f" in {patience:g} s and {attempt} attempts" if patience else ""
+                raise NoAnswer(
+                    f"{shown(url)} could not be {done}{tried} ({_reason(error)}); check the network and the "
+                    "store, and start again"
                 ) from error
             if attempt == _SILENT_ATTEMPTS:
                 said = f"{shown(url)}: {_reason(error)}; trying again for {patience:g} s"
@@ -263,19 +304,19 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _as_user_error(url: str, error: Exception) -> Exception:
+def _as_user_error(url: str, error: Exception, done: Done) -> Exception:
     """Return a `UserError` for an error that the user can correct; any other error is returned as it is."""
     status, _ = _http(error)
     names, reason = _names(error), _reason(error)
     if status in _DENIED or "PermissionError" in names or any("Credentials" in name for name in names):
         return UserError(
             f"{shown(url)}: access is denied ({reason}); check that the credentials are there, right, "
-            "not expired, and allowed to read it"
+            f"not expired, and allowed to {'read' if done == 'read' else 'write'} it"
         )
     if status == 404 or (status is None and type(error) is FileNotFoundError and "SSLError" not in names):
-        return UserError(
+        return NotThere(
             f"{shown(url)} is not there ({reason}); check the URL and the endpoint, or bring it back"
         )
     if status is not None or names & {"OSError", "BotoCoreError", "ClientError"}:
-        return UserError(f"{shown(url)} cannot be read ({reason}); check the URL and the store's settings")
+        return UserError(f"{shown(url)} cannot be {done} ({reason}); check the URL and the store's settings")
     return error

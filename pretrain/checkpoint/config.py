@@ -1,12 +1,22 @@
 """The section `checkpoint` of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, NonNegativeFloat, PositiveInt
 
+from data_pipeline.storage.reader import is_remote
 from isotorus.section import Section
 
 OnDamage = Literal["previous", "refuse"]
+
+
+def _url(text: str) -> str:
+    if not is_remote(text) or text.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{text} is no URL of a store that can be written to and listed; give one such as "
+            "s3://bucket/runs, or file:///folder for a disk"
+        )
+    return text
 
 
 class CheckpointConfig(Section):
@@ -23,3 +33,13 @@ class CheckpointConfig(Section):
     """What to do at the start if the newest checkpoint is damaged. previous: rename it
     damaged_step_XXXXXXXX and continue from the newest whole one; refuse: end with a line that names the
     file."""
+    mirror: Annotated[str, AfterValidator(_url)] | None = None
+    """URL of a folder, such as s3://bucket/runs, to which each checkpoint, config.yaml, metrics.jsonl and the
+    like are copied while the run goes on, into <mirror>/<name>. If the run's own folder is gone, or has only
+    older checkpoints, the run continues from there."""
+    mirror_keep_last: PositiveInt | None = None
+    """How many of the newest checkpoints are kept in the mirror; by default as many as `keep_last` says.
+    keep_every holds there too."""
+    mirror_wait: NonNegativeFloat = 600
+    """Seconds that a run waits at its end for its mirror to have the last checkpoint; after a signal it waits
+    for at most half of stopping.grace."""

@@ -26,6 +26,8 @@ class Saver:
         self.checkpoints, self.config = checkpoints, config
         self.step = step
         """The step of the newest checkpoint, of which not all may be written yet."""
+        self.in_use: set[int] = set()
+        """Steps whose checkpoints are being read and must not be removed yet."""
         # In effect without timeout: a lost rank breaks connections at once, and a slow disk takes its time.
         self._group = cpu_group(timedelta(days=1))
         self._copies: dict[str, Tensor] = {}
@@ -41,7 +43,7 @@ class Saver:
         copied = self._copy(share(state, rank(), world_size()))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        arguments = self.checkpoints, step, copied, description, self.config, self._group
+        arguments = self.checkpoints, step, copied, description, self.config, self._group, self.in_use
         self._writing, self.step = _Writing(*arguments), step
         self._writing.start()
         if not self.config.asynchronous:

@@ -15,9 +15,9 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,9 +32,8 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.files import as_new, sync
 from pretrain.checkpoint import dcp_reading
 from pretrain.checkpoint.config import CheckpointConfig, OnDamage
-from pretrain.distributed import rank, world_size
+from pretrain.distributed import on_all_ranks, rank, world_size
 
-T = TypeVar("T")
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
 _PARTS = {
@@ -101,7 +100,7 @@ def set_aside(checkpoint: Path) -> None:
                 aside, number = checkpoint.with_name(f"damaged_{checkpoint.name}.{number}"), number + 1
             checkpoint.rename(aside)
 
-    _on_all_ranks(rename)
+    on_all_ranks(rename)
 
 
 def folder(checkpoints: Path, step: int) -> Path:
@@ -142,8 +141,9 @@ def write(
     description: dict[str, Any],
     config: CheckpointConfig,
     group: dist.ProcessGroup | None,
+    in_use: Collection[int] = (),
 ) -> None:
-    """Publish `state` as the checkpoint after `step` steps.
+    """Publish `state` as the checkpoint after `step` steps, and remove old ones, except those `in_use`.
 
     All ranks of `group` call it, each with the whole tensors that it has to write and with its shards of
     DTensors. If one rank fails, all raise UserError.
@@ -154,18 +154,18 @@ def write(
         if rank() == 0:
             files = {name: sizes for share in measured for name, sizes in share.items()}
             _publish(partial, folder(checkpoints, step), description | {"step": step}, files)
-            _thin_out(checkpoints, config)
+            _thin_out(checkpoints, config, in_use)
 
     try:
         # The state is on the CPU already; copying ahead would wait for the training on the device.
         writer = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
         dcp.save(state, storage_writer=writer, process_group=group)
         own = partial.glob(f"__{rank()}_*")
-        measured = _on_all_ranks(lambda: {path.name: measure(path) for path in own}, group)
-        _on_all_ranks(publish, group)
+        measured = on_all_ranks(lambda: {path.name: measure(path) for path in own}, group)
+        on_all_ranks(publish, group)
     except (CheckpointException, OSError, SafetensorError) as error:
         # Writers in C++ report a full disk in many ways, so ask the disk itself before the files are removed.
-        number = max(_on_all_ranks(lambda: _refusal(checkpoints), group))
+        number = max(on_all_ranks(lambda: _refusal(checkpoints), group))
         cause = OSError(number, os.strerror(number)) if number else _cause(error)
         shutil.rmtree(partial, ignore_errors=True)
         raise _save_error(step, cause) from None
@@ -233,7 +233,7 @@ def restore(checkpoint: Path, state: dict[str, Any], optional: str = "") -> None
     All ranks call it, and all raise UserError if the checkpoint is damaged or has other tensors. If only the
     part of `state` named `optional` does not fit, that part is removed from `state` instead.
     """
-    damages = _on_all_ranks(lambda: _damages(checkpoint, rank(), world_size()))
+    damages = on_all_ranks(lambda: _damages(checkpoint, rank(), world_size()))
     if reasons := [reason for share in damages for reason in share]:
         raise Damaged(checkpoint, reasons[0])
     try:
@@ -306,15 +306,30 @@ def tidy(checkpoints: Path) -> None:
         _point_latest_to(newest)
 
 
-def _thin_out(checkpoints: Path, config: CheckpointConfig) -> None:
-    if config.keep_last is None:
-        return
-    *olds, newest = sorted(_complete(checkpoints))
-    best = (describe(newest).get("validation") or {}).get("best_step")
-    for old in [*olds, newest][: -config.keep_last]:
-        step = int(old.name.removeprefix("step_"))
-        if step != best and (config.keep_every is None or step % config.keep_every):
-            _remove(old)
+def _thin_out(checkpoints: Path, config: CheckpointConfig, in_use: Collection[int]) -> None:
+    for step in superfluous(checkpoints, steps(checkpoints), config.keep_last, config.keep_every):
+        if step not in in_use:
+            _remove(folder(checkpoints, step))
+
+
+def superfluous(
+    checkpoints: Path, kept: Collection[int], keep_last: int | None, keep_every: int | None
+) -> list[int]:
+    """Return which of some checkpoints are to be removed, here or in a mirror.
+
+    The newest here says which is best on val, and that one is kept.
+    """
+    if keep_last is None or not kept:
+        return []
+    newest = latest(checkpoints)
+    best = (describe(newest).get("validation") or {}).get("best_step") if newest else None
+    olds = sorted(kept)[:-keep_last]
+    return [step for step in olds if step != best and (keep_every is None or step % keep_every)]
+
+
+def steps(checkpoints: Path) -> set[int]:
+    """Return the steps of all complete checkpoints of a folder of checkpoints."""
+    return {int(path.name.removeprefix("step_")) for path in _complete(checkpoints)}
 
 
 def _complete(checkpoints: Path) -> list[Path]:
@@ -342,20 +357,6 @@ def _point_latest_to(checkpoint: Path) -> None:
     with contextlib.suppress(OSError):
         link.unlink(missing_ok=True)
     sync(checkpoint.parent)
-
-
-def _on_all_ranks(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
-    """Return what `work` returns on each rank; an error on one rank is raised on all."""
-    outcomes: list[Any] = [None] * dist.get_world_size(group)
-    try:
-        outcome: T | Exception = work()
-    except Exception as error:
-        outcome = error
-    dist.all_gather_object(outcomes, outcome, group=group)
-    for each in outcomes:
-        if isinstance(each, Exception):
-            raise each
-    return outcomes
 
 
 def _cause(error: BaseException) -> BaseException:

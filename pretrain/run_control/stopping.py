@@ -55,6 +55,11 @@ class Stopping:
         self._work = dist.all_reduce(self._request, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
 
+    def may_wait(self) -> bool:
+        """Return whether the end may wait for what is not needed to continue: not long after a signal."""
+        first = self.signals.first_at
+        return first is None or time.monotonic() < first + self.config.grace / 2
+
     def leave(self, request: StopRequest) -> int:
         """Wait for all ranks, so that none ends while another is still at work; return the exit code."""
         dist.barrier(self._group)

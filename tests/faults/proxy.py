@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +20,10 @@ class Proxy:
         """Status of all answers; if None, the server answers."""
         self.loses: str | None = None
         """The server handles requests whose path has this text, but its answers are lost."""
+        self.full = False
+        """Whether requests that write are answered with 507, as by a store without room."""
+        self.then: Callable[[str, str], None] = lambda method, path: None
+        """What is done once the server has handled a request, before its answer is passed on."""
         self.delay = 0.0
         """Seconds before a request reaches the server."""
         self.waiting = 0
@@ -42,22 +47,27 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             def pass_on(self) -> None:
+                if self.headers.get("Expect") == "100-continue":
+                    self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.asked.append(f"{self.command} {self.path}")
                 proxy.waiting += 1
                 time.sleep(proxy.delay)
                 proxy.waiting -= 1
-                if proxy.status:
-                    self.send_response(proxy.status)
+                status = 507 if proxy.full and self.command in ("PUT", "POST") else proxy.status
+                if status:
+                    self.send_response(status)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
                 try:
                     url = proxy.upstream + self.path
-                    found = requests.request(self.command, url, headers=dict(self.headers), data=body)
+                    headers = {name: value for name, value in self.headers.items() if name != "Expect"}
+                    found = requests.request(self.command, url, headers=headers, data=body)
                 except requests.ConnectionError:  # there is no server, and so no answer
                     self.close_connection = True
                     return
+                proxy.then(self.command, self.path)
                 if proxy.loses is not None and proxy.loses in self.path:
                     self.close_connection = True
                     return

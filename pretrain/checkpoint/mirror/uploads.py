@@ -1,0 +1,319 @@
+"""Copy a run's checkpoints to its mirror, from a thread of each rank, while training goes on.
+
+Rank 0 chooses the checkpoint, each rank copies and verifies the files that it wrote, and when all are there
+rank 0 copies COMPLETE, by which the checkpoint counts. The ranks tell each other through the process group's
+store, so that nothing waits for a collective call. The newest checkpoint comes first, then those before it
+that the mirror keeps as well. A failure is logged once, and repeated until it passes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
+
+from data_pipeline.storage.remote import NoAnswer, shown
+from isotorus import foreign_files
+from isotorus.errors import UserError, from_os_error
+from pretrain.checkpoint import store
+from pretrain.checkpoint.config import CheckpointConfig
+from pretrain.checkpoint.mirror.place import HISTORY, LISTING, SMALL, Place, folder
+from pretrain.distributed import rank, world_size
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0  # seconds between attempts
+_PASSES_SOON = 3  # attempts for which a store that does not answer is no news
+_COPIED, _GONE = "copied", "gone"
+
+
+class _Ended(Exception):
+    """The run no longer waits for the mirror."""
+
+
+class _Lost(UserError):
+    """An object that is not there any more, though it was verified."""
+
+
+class Uploads(threading.Thread):
+    """A thread of each rank; all ranks make the same calls. A daemon: a run that fails does not wait for it.
+
+    `in_use` is the set of steps that the saver does not remove; rank 0 has the step there that it copies.
+    """
+
+    def __init__(
+        self, run: Path, place: Place, config: CheckpointConfig, start: int, in_use: set[int]
+    ) -> None:
+        """Prepare to mirror the folder `run`, which has done `start` steps."""
+        super().__init__(name="mirror", daemon=True)
+        self.run_folder, self.checkpoints, self.config = run, run / "checkpoints", config
+        self.place = Place(place.url, 0)  # this thread has its own attempts
+        self._start, self._in_use = start, in_use
+        self._done: set[int] | None = None
+        """Steps that are whole in the mirror, or were; None until it has been asked."""
+        self._small: dict[str, tuple[int, int]] = {}
+        """Size and time of the small files that have been copied."""
+        self._number = 0  # of the copy under way
+        self._last = threading.Event()
+        """No checkpoint will be added."""
+        self._ended = threading.Event()
+        self._problem = ""
+        self._peers = None
+        if world_size() > 1:
+            # A connection of its own, because the process's own may be in use by a call that waits.
+            default = dist.distributed_c10d._get_default_store().clone()
+            self._peers = dist.PrefixStore(f"isotorus/mirror/{place.url}", default)
+            self._peers.set_timeout(timedelta(seconds=30))
+
+    def run(self) -> None:
+        try:
+            if rank() == 0:
+                self._lead()
+            else:
+                self._follow()
+        except _Ended:
+            pass
+        except RuntimeError as error:  # the process group's store is gone, and so is the run
+            log.debug("the mirror's thread ends: %s", error)
+
+    def finish(self, progress: Callable[[], None], may_wait: Callable[[], bool]) -> None:
+        """Wait for the last upload for `mirror_wait` seconds or while it may, then log what the mirror lacks.
+
+        `progress` is called while it waits.
+        """
+        if not self.is_alive():
+            self.start()
+        self._last.set()
+        until = time.monotonic() + self.config.mirror_wait
+        while self.is_alive() and not self._gives_up(until, may_wait):
+            self.join(_POLL_SECONDS / 4)
+            progress()
+        if rank() != 0:
+            return
+        missing = self._missing() if self.is_alive() else []
+        self.end()
+        if self.is_alive():
+            named = ", ".join(f"step_{step:08d}" for step in missing) or "the newest rows of metrics.jsonl"
+            why = f" ({self._problem})" if self._problem else ""
+            log.warning(
+                "%s lacks %s, for which the run waits no longer (checkpoint.mirror_wait=%g)%s; run the same "
+                "command again to copy it",
+                shown(self.place.url), named, self.config.mirror_wait, why,
+            )  # fmt: skip
+
+    def _gives_up(self, until: float, may_wait: Callable[[], bool]) -> bool:
+        """Return whether rank 0 no longer waits, which by itself waits until a time of `time.monotonic`."""
+        if rank() == 0 or self._peers is None:
+            return time.monotonic() > until or not may_wait()
+        try:
+            return bool(self._peers.check(["end"]))
+        except RuntimeError:  # the store's host is lost
+            return True
+
+    def end(self) -> None:
+        """Stop copying; what is not whole in the mirror does not count there."""
+        if rank() == 0 and self._peers is not None and not self._ended.is_set():
+            try:
+                self._peers.set("end", "")
+            except RuntimeError:  # the store's host is lost, and the others end by that
+                log.debug("the other ranks' mirror threads could not be told of the end")
+        self._ended.set()
+
+    def _lead(self) -> None:
+        """Copy checkpoints as they come; it is the work of rank 0."""
+        self._until_it_works(self._look)
+        while True:
+            last = self._last.is_set()
+            missing = self._missing()
+            if missing:
+                self._copy(max(missing))
+            elif last:
+                self._until_it_works(self._copy_small_files)
+                self.end()
+                return
+            else:
+                self._pause(_POLL_SECONDS)
+
+    def _follow(self) -> None:
+        """Copy this rank's files of each checkpoint that rank 0 names."""
+        assert self._peers is not None
+        while True:
+            if self._peers.check([f"{self._number + 1}"]):
+                self._number += 1
+                step = int(self._peers.get(f"{self._number}"))
+                self._report(self._copy_own(step, self._listed(step)))
+            elif self._peers.check(["end"]):
+                return
+            else:
+                self._pause(_POLL_SECONDS)
+
+    def _look(self) -> None:
+        """Find out what the mirror has; what comes after the start is of steps that are done again."""
+        self._done = {step for step in self.place.complete() if step <= self._start}
+
+    def _missing(self) -> list[int]:
+        """Return the steps of the complete checkpoints that the mirror lacks and would keep."""
+        here, done = store.steps(self.checkpoints), self._done or set()
+        return sorted(here - done - set(self._superfluous(here | done)))
+
+    def _superfluous(self, steps: set[int]) -> list[int]:
+        keep_last = self.config.mirror_keep_last or self.config.keep_last
+        try:
+            return store.superfluous(self.checkpoints, steps, keep_last, self.config.keep_every)
+        except UserError:  # the newest was damaged since, which the next start will say
+            return []
+
+    def _copy(self, step: int) -> None:
+        """Copy a checkpoint, on all ranks, and make it count."""
+        assert self._done is not None
+        self._in_use.add(step)
+        try:
+            listed = self._listed(step)
+            self._until_it_works(lambda: self._clear(step))
+            self._number += 1
+            if self._peers is not None:
+                self._peers.set(f"{self._number}", str(step))
+            if self._copy_own(step, listed) == _GONE or not self._await_others():
+                return  # removed meanwhile; there is a newer one
+            self._until_it_works(self._copy_small_files)
+            self._until_it_works(lambda: self._commit(step, listed))
+            self._done.add(step)
+        except FileNotFoundError:
+            return
+        except _Lost as error:  # copy all again
+            self._say(error)
+            self._pause(_POLL_SECONDS)
+            return
+        finally:
+            self._in_use.discard(step)
+        self._until_it_works(self._thin_out)
+
+    def _copy_own(self, step: int, listed: dict[str, list[int]]) -> str:
+        """Copy the files of a checkpoint that this rank wrote; return `_COPIED`, or `_GONE` if it is gone."""
+        own = [name for name in listed if _writer(name) % world_size() == rank()]
+        paths = {f"{folder(step)}/{name}": listed[name] for name in sorted(own)}
+        try:
+            for path, expected in paths.items():
+                self._until_it_works(partial(self.place.write, path, self.run_folder / path, expected))
+        except FileNotFoundError:
+            return _GONE
+        return _COPIED if listed else _GONE
+
+    def _commit(self, step: int, listed: dict[str, list[int]]) -> None:
+        """Write the object that makes a checkpoint count, if all others are there."""
+        there = self.place.objects().get(step, {})
+        for name, (size, _) in listed.items():
+            if there.get(name) != size:
+                raise _Lost(f"{shown(self.place.at(folder(step)))}/{name} is not there any more as written")
+        self.place.write(f"{folder(step)}/{LISTING}", (self.run_folder / folder(step) / LISTING).read_bytes())
+
+    def _clear(self, step: int) -> None:
+        """Delete an earlier copy of a checkpoint: it would count while its files are being replaced."""
+        if (there := self.place.objects().get(step)) and LISTING in there:
+            self.place.delete(step, [LISTING])
+
+    def _thin_out(self) -> None:
+        """Delete the checkpoints that the mirror does not keep, and what uploads that ended left there."""
+        there = self.place.objects()
+        whole = {step for step, names in there.items() if LISTING in names}
+        left = {step for step in set(there) - whole if step < max(whole, default=0)}
+        for step in sorted(left | set(self._superfluous(whole))):
+            self.place.delete(step, list(there[step]))
+
+    def _copy_small_files(self) -> None:
+        """Copy config.yaml, metrics.jsonl and the like where they have changed."""
+        history = (self.run_folder / HISTORY).glob("*.yaml")
+        for name in (*SMALL, *(f"{HISTORY}/{path.name}" for path in sorted(history))):
+            try:
+                status = (self.run_folder / name).stat()
+                content = (self.run_folder / name).read_bytes()
+            except FileNotFoundError:
+                continue
+            state = status.st_size, status.st_mtime_ns
+            if self._small.get(name) != state:
+                self.place.write(name, content)
+                self._small[name] = state
+
+    def _listed(self, step: int) -> dict[str, list[int]]:
+        """Return the size and checksum of each file of a checkpoint; nothing if it is gone."""
+        try:
+            return dict(foreign_files.read_json(self.run_folder / folder(step) / LISTING))
+        except (OSError, UserError, ValueError, TypeError):
+            return {}
+
+    def _await_others(self) -> bool:
+        """Wait until the other ranks have copied their files; return whether all had them."""
+        waiting = set(range(1, world_size()))
+        outcomes = set()
+        while waiting and self._peers is not None:
+            for other in sorted(waiting):
+                key = f"{self._number}/{other}"
+                said = self._peers.get(key).decode() if self._peers.check([key]) else ""
+                if said in (_COPIED, _GONE):
+                    waiting.discard(other)
+                    outcomes.add(said)
+                elif said:
+                    self._say(f"rank {other}: {said}")
+            if waiting:
+                self._pause(_POLL_SECONDS)
+        return outcomes <= {_COPIED}
+
+    def _report(self, text: str) -> None:
+        """Tell rank 0 how far this rank is with the present checkpoint."""
+        assert self._peers is not None
+        self._peers.set(f"{self._number}/{rank()}", text)
+
+    def _until_it_works(self, action: Callable[[], None]) -> None:
+        """Repeat an action until it succeeds, with growing pauses; log its failure once.
+
+        Raises FileNotFoundError if a local file is gone, and `_Lost` as `_commit` does.
+        """
+        attempt = 0
+        while True:
+            self._pause(0)
+            try:
+                action()
+                if rank() == 0 and self._problem:
+                    log.info("%s is written to again", shown(self.place.url))
+                    self._problem = ""
+                return
+            except (FileNotFoundError, _Lost):
+                raise
+            except Exception as error:  # the libraries behind fsspec raise all kinds
+                attempt += 1
+                if not isinstance(error, NoAnswer) or attempt > _PASSES_SOON:
+                    self._say(_in_words(error))
+            self._pause(min(_POLL_SECONDS / 2 * 2**attempt, _LONGEST_PAUSE))
+
+    def _say(self, problem: object) -> None:
+        """Log a problem if there was none before; other ranks tell rank 0."""
+        if rank() != 0:
+            self._report(str(problem))
+        elif not self._problem:
+            log.warning("the mirror is behind, training goes on and it is tried again: %s", problem)
+            self._problem = str(problem)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; raises `_Ended` if the run no longer waits for the mirror."""
+        ended = self._ended.wait(seconds)
+        if ended or (rank() != 0 and self._peers is not None and self._peers.check(["end"])):
+            raise _Ended
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(from_os_error(error, "copying to the mirror"))
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _writer(name: str) -> int:
+    """Return the rank that wrote a file of a checkpoint."""
+    parts = name.split("_")
+    return int(parts[2]) if name.startswith("__") and parts[2].isdecimal() else 0
