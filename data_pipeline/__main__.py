@@ -80,12 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_workers(rewritten)
     named = commands.add_parser("name-channels", help="name the channels of a data set")
     named.add_argument("dest", type=_folder, metavar="DEST", help="folder of a data set, or of a split")
-    named.add_argument(
-        "names",
-        type=channel_list,
-        metavar="A,B,…",
-        help="the names, in the order of the images, such as dapi,gfp",
-    )
+    order = "the names, in the order of the images, such as dapi,gfp"
+    named.add_argument("names", type=channel_list, metavar="A,B,…", help=order)
     show = commands.add_parser("info", help="show what a data set contains")
     show.add_argument("dest", metavar="DEST", help="folder or URL of a data set")
     show.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -130,6 +126,8 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     copies = (
         "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
     )
+    stop = "publish nothing if an image has a near copy in another set of the split (default: a note)"
+    add("--check-duplicates", action="store_true", help=stop)
     add("--drop-duplicates", action="store_true", help=f"{copies}twice")
     add(
         "--shard-size",
@@ -241,6 +239,11 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     fractions = bool(args.val_fraction or args.test_fraction)
     if args.split_column is not None and (fractions or args.stratify):
         raise UserError("--split-column names the set of each image; leave out the fractions and --stratify")
+    if args.check_duplicates and (args.append or not (fractions or args.split_column)):
+        raise UserError(
+            "--check-duplicates is about the sets of a new split; give fractions or --split-column, and for "
+            "other sets use: isotorus verify --duplicates"
+        )
     if args.part is not None and args.append:
         raise UserError("--part is for a new data set; leave it out with --append")
     if args.stratify and not args.append and (args.labels is None or not fractions):
@@ -272,6 +275,7 @@ def _pack(args: argparse.Namespace) -> int:
         shard_size=args.shard_size,
         append=args.append,
         drop_duplicates=args.drop_duplicates,
+        check_duplicates=args.check_duplicates,
         workers=args.workers,
         part=args.part,
         **mask_arguments.chosen(args),

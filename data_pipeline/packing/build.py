@@ -24,6 +24,7 @@ from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import shard
 from data_pipeline.packing.assignment import Assignment
+from data_pipeline.packing.copies_across import across
 from data_pipeline.packing.shard import Task
 from data_pipeline.packing.share import Share
 from isotorus.errors import UserError
@@ -43,9 +44,12 @@ def build(
     workers: int,
     strict: bool,
     missing: Sequence[str] | None,
-) -> int:
+    check_duplicates: bool = False,
+) -> tuple[int, str]:
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
-    added.
+    added, and a note about near copies across the sets of a split, "" for none.
+
+    With `check_duplicates`, such copies are an error.
 
     `channel_names` are the names that were asked for; None: those that the files state. `missing` are the
     cells of the table that meant "no label", and `bases` says for each set which generation
@@ -70,6 +74,9 @@ def build(
     images = sum(part.samples for part in parts.values())
     channels_of_all = common_channels(contents)
     names = _channel_names(list(parts.values()), list(old.values()), channels_of_all, channel_names)
+    near = across(tasks, parts) if assigned.split and not old and not state.complete else None
+    if near and check_duplicates:
+        near.refuse(folder)
     if images:
         staging.write(folder, state.model_copy(update={"complete": True}))
         for name, shards in tasks.items():
@@ -93,7 +100,7 @@ def build(
     for name in ("", *tasks):
         sweep(dest / name, (INDEX, SHARDS, GROUPS, FILES, SPACING, MODIFIED, DESCRIPTION, SKIPPED))
     staging.clear(folder)
-    return images
+    return images, near.line(dest) if near else ""
 
 
 def write_part(
@@ -199,6 +206,7 @@ def _begin(
 def _tasks(source: Path, folder: Path, assigned: Assignment, state: State) -> dict[str, list[Task]]:
     """Return a task for each shard of every set."""
     number = {name: i for i, name in enumerate(assigned.classes)}
+    is_new = not any(base.generation for base in state.bases.values())
     return {
         name: [
             Task(
@@ -211,6 +219,7 @@ def _tasks(source: Path, folder: Path, assigned: Assignment, state: State) -> di
                 assigned.reading or Reading(),
                 state.intensity,
                 assigned.mask_rule or PLAIN,
+                find_copies=is_new and assigned.split is not None,
             )
             for i, items in enumerate(shards)
         ]
@@ -287,23 +296,11 @@ def _move(tasks: list[Task], parts: dict[Path, Part], folder: Path, number: int)
         table = np.load(rows, allow_pickle=False)
         stored = np.load(task.files, allow_pickle=False) if task.files.exists() else None
         file_rows = files.of_rows(table) if stored is None else stored
-        groups = _groups(task, table["key"], file_rows["key"])
+        groups = shard.groups(task, table["key"], file_rows["key"])
         spacing = np.load(task.spacing, allow_pickle=False) if task.spacing.exists() else None
         times = _times(task, file_rows["key"])
         shards.append(FinishedShard(name, part, rows, groups, times, stored, spacing))
     return shards
-
-
-def _groups(task: Task, keys: NDArray[np.uint64], file_keys: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
-    """Return the hash of each row's group, 0 for none; None if no image of the shard has a group.
-
-    `keys` are those of the rows, and `file_keys` those of their files. The pictures of one file are a group
-    of their own, unless the file belongs to a group.
-    """
-    by_file = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
-    groups = np.array([by_file.get(key, 0) for key in file_keys.tolist()], np.uint64)
-    groups = np.where((groups == 0) & (keys != file_keys), file_keys, groups)
-    return groups if groups.any() else None
 
 
 def _times(task: Task, file_keys: NDArray[np.uint64]) -> NDArray[np.int64] | None:

@@ -70,6 +70,8 @@ class Options:
     """Add images that the data set in DEST does not contain yet."""
     drop_duplicates: bool = False
     """Leave out near copies of other images."""
+    check_duplicates: bool = False
+    """Publish nothing if near copies are in several sets of a split."""
     workers: int = 1
     """Number of processes."""
     part: Share | None = None
@@ -204,10 +206,10 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
         ):
             return _already_packed(source, dest, items, assigned, options)
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
-        _build(source, dest, folder, assigned, bases, options)
+        _, copies = _build(source, dest, folder, assigned, bases, options)
         dropped.write(dest)
     dark = brightness.dark_line([Dataset(dest / name) for name in assigned.sets])
-    return f"packed: {_summary(dest, assigned)}{dark}{dropped.line(dest)}"
+    return f"packed: {_summary(dest, assigned)}{dark}{dropped.line(dest)}{copies}"
 
 
 def _without_copies(
@@ -330,7 +332,7 @@ def _append(source: Path, dest: Path, items: list[Item], options: Options) -> st
         assigned = assignment.assign(new, classes, split, options.shard_size, sides, reading, rule_of_new)
         assignment.refuse_new_sets(dest, assigned, names)
         assigned = replace(assigned, sets=assigned.sets | {n: [] for n in names if n not in assigned.sets})
-        added = _build(source, dest, folder, assigned, bases, options)
+        added, _ = _build(source, dest, folder, assigned, bases, options)
     if not added:
         return f"nothing new: {known}; {len(new)} files skipped, see {dest / SKIPPED}"
     return f"added {added} images, {known}; now {_summary(dest, assigned)}{gone}{dropped.line(dest)}"
@@ -347,7 +349,7 @@ def _base(folder: Path) -> Base:
 
 def _build(
     source: Path, dest: Path, folder: Path, assigned: Assignment, bases: dict[str, Base], options: Options
-) -> int:
+) -> tuple[int, str]:
     """Call `build` with the options."""
     return build(
         source,
@@ -361,6 +363,7 @@ def _build(
         workers=options.workers,
         strict=options.strict,
         missing=options.missing,
+        check_duplicates=options.check_duplicates,
     )
 
 

@@ -16,6 +16,9 @@ from data_pipeline import pool
 from data_pipeline.dataset import channel_names, files, masks, spacing
 from data_pipeline.dataset.description import PLAIN, MaskRule
 from data_pipeline.dataset.files import FILE
+from data_pipeline.dataset.index import key_hash
+from data_pipeline.dataset.near_copies import thumbnails
+from data_pipeline.dataset.near_copies.thumbnails import SIDE, Thumbnails
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
@@ -48,6 +51,13 @@ class Task:
     intensity: Intensity = NONE
     """How the numbers of the images become brightness."""
     mask_rule: MaskRule = PLAIN
+    find_copies: bool = False
+    """Whether thumbnails of the images are kept, by which near copies are found."""
+
+    @property
+    def thumbnails(self) -> Path:
+        """The file (.npy) with the thumbnails of the shard's samples, with `find_copies`."""
+        return self.target.with_suffix(".thumbnails.npy")
 
     @property
     def files(self) -> Path:
@@ -87,7 +97,7 @@ def write(task: Task) -> Part:
     """
     try:
         with atomic(task.target) as file:
-            census, file_rows, spacings = _write_tar(task, file)
+            census, file_rows, spacings, small = _write_tar(task, file)
         with task.target.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         part, rows = census.part(task.target.stat().st_size, sha256)
@@ -95,6 +105,9 @@ def write(task: Task) -> Part:
             np.save(file, rows)
         if file_rows is not None:
             files.write(task.files, file_rows)
+        if task.find_copies:
+            with atomic(task.thumbnails) as file:
+                np.save(file, np.array(small, np.int8).reshape(-1, SIDE, SIDE))
         task.spacing.unlink(missing_ok=True)  # that of a shard which an earlier call wrote of other files
         if spacing.known(spacings):
             spacing.write(task.spacing, spacings)
@@ -112,7 +125,7 @@ def finished(task: Task, *, check_sources: bool = True) -> Part | None:
     staged = _staged(task)
     if staged is None or (check_sources and staged.sources != task.sources):
         return None
-    if staged.intensity != task.intensity:
+    if staged.intensity != task.intensity or (task.find_copies and not task.thumbnails.exists()):
         return None
     fits = staged.channels is None and set(staged.part.contents) <= {task.channels}
     return staged.part if fits or staged.channels == task.channels else None
@@ -124,6 +137,25 @@ def is_current(task: Task) -> bool:
     return staged is not None and staged.sources == task.sources
 
 
+def groups(task: Task, keys: NDArray[np.uint64], file_keys: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
+    """Return the hash of each row's group, 0 for none; None if no image of the shard has a group.
+
+    `keys` are those of the rows, and `file_keys` those of their files. The pictures of one file are a group
+    of their own, unless the file belongs to a group.
+    """
+    by_file = {key_hash(item.key): key_hash(item.group) for item in task.items if item.group}
+    groups = np.array([by_file.get(key, 0) for key in file_keys.tolist()], np.uint64)
+    groups = np.where((groups == 0) & (keys != file_keys), file_keys, groups)
+    return groups if groups.any() else None
+
+
+def file_keys(task: Task) -> NDArray[np.uint64]:
+    """Return the hash of the key of each row's file, of a shard that is written."""
+    if task.files.exists():
+        return np.asarray(np.load(task.files, allow_pickle=False)["key"])
+    return np.asarray(np.load(task.target.with_suffix(".npy"), allow_pickle=False)["key"])
+
+
 def _staged(task: Task) -> Staged | None:
     """Return the record of the shard; None if it is not written."""
     try:
@@ -132,22 +164,25 @@ def _staged(task: Task) -> Staged | None:
         return None
 
 
-def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | None, NDArray[np.void]]:
+def _write_tar(
+    task: Task, file: BinaryIO
+) -> tuple[Census, NDArray[np.void] | None, NDArray[np.void], list[Thumbnails]]:
     """Write the tar file, and return the counts of its samples, the file of each if any came from a
-    scientific format, and the spacing of each.
+    scientific format, and the spacing and, with `find_copies`, the thumbnail of each.
 
     A file is packed whole or not at all: if one of its pictures cannot be, what was written of it is removed.
     """
     census = Census()
     rows: list[tuple[int, int, int]] = []
     spacings: list[tuple[float, float, int]] = []
+    small: list[Thumbnails] = []
     several = False
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item, label in zip(task.items, task.labels, strict=True):
             pool.count()
             start, before = tar.offset, census.mark()
             try:
-                first, own = _add_file(tar, census, task, item, label)
+                first, own, own_small = _add_file(tar, census, task, item, label)
             except MemoryError as error:
                 raise no_memory(item.path, error) from None
             except ValueError as error:
@@ -161,19 +196,21 @@ def _write_tar(task: Task, file: BinaryIO) -> tuple[Census, NDArray[np.void] | N
             if first is not None:
                 rows += [file_row(task.source, item, first)] * len(own)
             spacings += own
-    return census, np.array(rows, FILE) if several else None, np.array(spacings, spacing.ROW)
+            small += own_small
+    return census, np.array(rows, FILE) if several else None, np.array(spacings, spacing.ROW), small
 
 
 def _add_file(
     tar: tarfile.TarFile, census: Census, task: Task, item: Item, label: int
-) -> tuple[Sample | None, list[tuple[float, float, int]]]:
-    """Append the samples of one file to the tar file and count them; return the first, and the spacing of
-    each.
+) -> tuple[Sample | None, list[tuple[float, float, int]], list[Thumbnails]]:
+    """Append the samples of one file to the tar file and count them; return the first, and the spacing and,
+    with `find_copies`, the thumbnail of each.
 
     Raises what `samples` raises, and leaves to the caller what was written before.
     """
     first, left_out = None, False
     spacings: list[tuple[float, float, int]] = []
+    small: list[Thumbnails] = []
     how = (task.channels, task.pixel_rules, task.intensity, task.reading, task.mask_rule)
     for sample in samples(task.source, item, *how):
         if isinstance(sample, LeftOut):
@@ -189,9 +226,11 @@ def _add_file(
             census.add_mask(masks.classes(sample.mask))
         first = first or sample
         spacings.append(spacing.row(header))
+        if task.find_copies:
+            small.append(thumbnails.thumbnail(sample.pixels))
     if first is None and not left_out:
         census.skip(item.path, "no pictures in this file")
-    return first, spacings
+    return first, spacings, small
 
 
 def _add(tar: tarfile.TarFile, sample: Sample, label: int) -> int:

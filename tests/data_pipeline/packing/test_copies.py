@@ -14,7 +14,7 @@ from data_pipeline.dataset.near_copies import hashes
 from data_pipeline.dataset.near_copies.hashes import alike
 from data_pipeline.dataset.near_copies.pairs import NearCopies
 from data_pipeline.dataset.near_copies.thumbnails import create, thumbnail, write
-from isotorus.errors import exit_code
+from isotorus.errors import UserError, exit_code
 
 
 def photo(seed: int) -> Image.Image:
@@ -172,3 +172,41 @@ def test_options_of_duplicates_alone_are_refused(tmp_path: Path, capsys: pytest.
     line = ["verify", str(tmp_path), "--duplicates", "--out", str(tmp_path / "none/a.jsonl")]
     assert exit_code(lambda: main(line)) == 2
     assert "expected a file in a folder that exists" in capsys.readouterr().err
+
+
+def test_copies_across_a_new_split_are_noted_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, dest = tmp_path / "photos", tmp_path / "set"
+    source.mkdir()
+    rows = ["image,set,label"]
+    for seed in range(12):
+        photo(seed).save(source / f"{seed:02d}.png")
+        rows.append(f"{seed:02d}.png,train,{seed}")
+    for seed in (3, 7):
+        photo(seed).save(source / f"{seed:02d}-again.jpg", quality=60)
+        rows.append(f"{seed:02d}-again.jpg,{'val' if seed == 3 else 'train'},{seed}")
+    photo(20).save(source / "20.png")
+    (tmp_path / "table.csv").write_text("\n".join([*rows, "20.png,val,20"]))
+    command = ["pack", str(source), str(dest), "--labels", str(tmp_path / "table.csv"), "--workers", "1"]
+    split = ["--split-column", "set"]
+    assert exit_code(lambda: main([*command, *split, "--check-duplicates"])) == 2
+    said = capsys.readouterr().err
+    assert "1 image is a near copy of images of another set" in said
+    assert "03-again.jpg is like 03.png" in said and said.count("\n") == 1
+    assert not (dest / "train").exists() or not (dest / "train/dataset.json").exists()
+    # The finished shards are kept, and the same command without the option publishes them.
+    inode = next((dest / ".packing").rglob("*.tar")).stat().st_ino
+    assert main([*command, *split]) == 0
+    assert "note: 1 image is a near copy" in capsys.readouterr().out
+    assert inode in {file.stat().st_ino for file in dest.rglob("*.tar")}
+    assert not list(dest.rglob("*thumbnails*"))
+    assert main(["verify", "--duplicates", str(dest)]) == 1
+    capsys.readouterr()
+    # Where groups keep copies on one side, and where they are left out, there is nothing to say.
+    for more in (["--group-column", "label"], ["--drop-duplicates"]):
+        command[2] = str(tmp_path / more[0])
+        assert main([*command, *more, "--val-fraction", "0.5", "--check-duplicates"]) == 0
+        assert "near copy of images of another set" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--check-duplicates is about the sets of a new split"):
+        main([*command, "--check-duplicates"])
