@@ -1,6 +1,6 @@
 """CPU time of packing with and without a split, where the split is looked through for near copies.
 
-    PYTHONPATH=. python benchmarks/images/thumbnails.py --images photos/
+PYTHONPATH=. python benchmarks/images/thumbnails.py --images photos/
 """
 
 import argparse
@@ -31,8 +31,8 @@ def main() -> None:
                 pack(given.images, Path(folder) / "set", Options(val_fraction=fraction))
                 times.append(seconds() - before)
     for fraction, times in taken.items():
-        print(f"val_fraction={fraction}: {statistics.median(times):.2f} s of CPU time ({min(times):.2f} to", end="")
-        print(f" {max(times):.2f})")
+        median = statistics.median(times)
+        print(f"val_fraction={fraction}: {median:.2f} s of CPU time ({min(times):.2f} to {max(times):.2f})")
 
 
 if __name__ == "__main__":
