@@ -16,14 +16,15 @@ from pretrain.checkpoint.mirror.place import Place
 from pretrain.checkpoint.mirror.uploads import Uploads
 from pretrain.checkpoint.run_state import RunState
 from pretrain.checkpoint.saver import Saver
-from pretrain.checkpoint.warm_start import initial_state
+from pretrain.checkpoint.warm_start import initial_state, load_exactly
 from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
 from pretrain.methods import build_head, takes_actions
-from pretrain.methods.config import Turned
+from pretrain.methods.config import HEAD_FILE, Turned
 from pretrain.models.encoder import build_encoder
 from pretrain.models.frozen import freeze
+from pretrain.models.lora import add_adapters
 from pretrain.monitoring.corrupt import CorruptSamples
 from pretrain.monitoring.guard import Guard
 from pretrain.monitoring.held_out import HeldOut
@@ -178,12 +179,13 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
 
     def encoder() -> nn.Module:
         model = build_encoder(config.encoder.name, inputs.encoder_kwargs, config.seed)
-        freeze(model, config.encoder.freeze)
         if inputs.initial_weights and not next(model.parameters()).is_meta:
             weights = initial_state(
                 config.encoder.name, inputs.encoder_kwargs, config.seed, inputs.initial_weights
             )
             model.load_state_dict(weights)
+        add_adapters(model, config.encoder.lora, config.seed)
+        freeze(model, config.encoder.freeze)
         return model
 
     head = build_head(
@@ -195,6 +197,9 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
     )
     if inputs.task:
         head.get_buffer("class_weight").copy_(torch.from_numpy(inputs.task.class_weight))
+    if inputs.initial_weights and getattr(config.objective, "head_start", "random") == "probe":
+        layer = head.get_submodule("projector")
+        layer.load_state_dict(load_exactly(str(config.folder / HEAD_FILE), layer, "the linear layer"))
     with_target = config.objective.kind == "jepa"
     spread = config.engine.on(config.data.batch_size, world_size())
     average = config.average.momentum

@@ -39,6 +39,7 @@ from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.description import beside
 from pretrain.models.encoder import create_on_meta, embedding_width, patch_size, timm_kwargs
 from pretrain.models.frozen import check_frozen
+from pretrain.models.lora import check_adapters
 from pretrain.rehearsal import rehearse
 from pretrain.supervised.mixing import check_mixing
 
@@ -246,6 +247,7 @@ def check_model(config: Config, world_size: int) -> Model:
             near = " or ".join(str(s) for s in (size // patch * patch, (size // patch + 1) * patch) if s)
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
     check_frozen(config.encoder.freeze, encoder)
+    check_adapters(config.encoder.lora, config.encoder.name, encoder, config.engine.precision)
     if isinstance(config.objective, SupervisedConfig):
         check_mixing(config, config.objective, world_size)
         if config.objective.head_steps and config.engine.kind == "deepspeed":
@@ -334,6 +336,7 @@ def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
         ("seed", "seed", saved["seed"], config.seed),
         ("encoder.weights", "", *weights),
         ("data.channels", "", *channels),
+        ("encoder.lora", "", before["encoder"].get("lora", 0), config.encoder.lora),
         ("data.batch_size", "batch_size", before["data"]["batch_size"], config.data.batch_size),
         ("data.order", "data", before["data"]["order"], config.data.order),
         *(

@@ -33,6 +33,7 @@ from isotorus.files import as_new, sync
 from pretrain.checkpoint import dcp_reading
 from pretrain.checkpoint.config import CheckpointConfig, OnDamage
 from pretrain.distributed import on_all_ranks, rank, world_size
+from pretrain.models.lora import merge
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # where one rank reads by itself
 
@@ -191,7 +192,7 @@ def _publish(partial: Path, final: Path, description: dict[str, Any], measured: 
     written = [".metadata", "encoder.json"]
     for name, prefix in _PARTS.items():
         if whole := _whole(partial, prefix):
-            save_file(whole, partial / name)
+            save_file(merge(whole), partial / name)
             as_new(partial / name)
             written.append(name)
     (partial / "encoder.json").write_text(json.dumps(description, indent=2) + "\n")

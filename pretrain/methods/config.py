@@ -253,6 +253,10 @@ def _listed(actions: tuple[str, ...]) -> str:
     return ", ".join(actions) or "none"
 
 
+HEAD_FILE = "head.safetensors"
+"""File in the folder of a run, with the weights that its linear layer starts from."""
+
+
 class TargetsConfig(Section):
     """What is predicted, read as `isotorus eval --targets` reads it."""
 
@@ -264,6 +268,10 @@ class TargetsConfig(Section):
     """Column of the file with the samples' keys."""
     missing: list[str] | None = None
     """Values that mean "no target", besides empty cells."""
+    labels: PositiveInt | None = None
+    """Number of labelled images of train that are used, the same share of each class. Default: all."""
+    seed: int = 0
+    """Seed of the choice of these images."""
 
 
 class SupervisedConfig(Section):
@@ -289,6 +297,9 @@ class SupervisedConfig(Section):
     With both mixup and cutmix, each pair gets one of the two, with equal probabilities."""
     cutmix: NonNegativeFloat = 0.0
     """α of CutMix (arXiv:1905.04899): images of a pair swap a rectangle; 0: never."""
+    head_start: Literal["random", "probe"] = "random"
+    """What the linear layer starts from. random: small random numbers; probe: the weights in head.safetensors
+    in the run's folder, where `isotorus finetune` writes those of a linear probe."""
     head_steps: NonNegativeInt = 0
     """Number of steps at the start in which only the linear layer learns and the encoder stays as it is."""
     patience: PositiveInt | None = None

@@ -1,7 +1,7 @@
 """What a supervised run predicts: the targets of its images, and the data set that it is scored on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from data_pipeline.decoders.pixels import convertible
 from data_pipeline.targets.target_values import Kind
 from data_pipeline.targets.targets import Targets, aligned, fingerprint, load_targets, of_labels
 from isotorus.errors import UserError
+from isotorus.randomness import generator
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
+
+_CHOICE = 0x1ABE1
+"""Stream of the random numbers that choose some of the labelled images."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ def read_task(
         )
     sets = {f"train-{i}": dataset for i, dataset in enumerate(datasets)} | {"val": val}
     found = read_targets(config.targets, config.task, sets)
-    check_targets({"val": found["val"]} | {"train": _joined(list(found.values())[:-1])})
-    train = _joined([found[name] for name in sets if name != "val"])
+    train = some(_joined([found[name] for name in sets if name != "val"]), config.targets)
+    check_targets({"train": train, "val": found["val"]})
     names = train.names
     if len(names) != config.outputs:
         raise UserError(
@@ -127,6 +131,18 @@ def read_targets(of: TargetsConfig, kind: Kind | None, sets: dict[str, Dataset])
         return aligned(found)
     except ValueError as error:
         raise UserError(f"{error}; name data sets with the same targets") from None
+
+
+def some(train: Targets, of: TargetsConfig) -> Targets:
+    """Return the targets of train of which `of.labels` are known, with the same share of each class."""
+    known = generator(of.seed, _CHOICE).permutation(np.flatnonzero(train.known))
+    if of.labels is None or of.labels >= len(known):
+        return train
+    if train.kind == "multiclass":
+        known = known[np.argsort(train.values[known], kind="stable")]
+    # Rows at equal distances, in the order of their classes, are as many of each class as its share demands.
+    chosen = known[np.arange(of.labels) * len(known) // of.labels]
+    return replace(train, known=np.isin(np.arange(len(train.known)), chosen))
 
 
 def check_targets(targets: dict[str, Targets]) -> None:
