@@ -1,6 +1,7 @@
 """The options of `isotorus finetune`."""
 
 import argparse
+import contextlib
 from collections.abc import Callable, Sequence
 
 from data_pipeline.tables.cells import MISSING, cell_list
@@ -65,17 +66,29 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     add("--target-kind", choices=kinds, help="how to read the targets (default: by their values)")
     empty = f"values that mean 'no target', besides empty cells (default: {','.join(MISSING)}, and -1 for "
     add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}classes that are whole numbers)")
+    fewer = (
+        "labelled images of the first data set to use, or their share such as 10%%, with the same share of "
+    )
+    add("--labels", metavar="N", type=_labels, help=f"{fewer}each class (default: all)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add, whole = parser.add_argument, arguments.at_least
     add("--epochs", type=arguments.above_zero, default=20.0, help="passes over the images (default 20)")
+    least = "fewest steps, so that few labels get more epochs (default %(default)s)"
+    add("--min-steps", type=whole(1), default=300, metavar="N", help=least)
     add("--batch-size", type=whole(1), default=64, help="images in a step, all ranks (default %(default)s)")
     add("--lr", type=arguments.above_zero, default=5e-4, help="peak learning rate (default %(default)s)")
     fall = "factor of the learning rate from each block to the one before it; 1: none (default %(default)s)"
     add("--layer-decay", type=_share, default=0.75, metavar="F", help=fall)
     add("--freeze", type=whole(0), default=0, metavar="N", help="number of first blocks that are not trained")
-    first = "steps at the start in which only the head learns (default: a tenth of the steps)"
+    start = (
+        "the linear layer's first weights: those of a linear probe on the encoder as it is, or random ones"
+    )
+    add("--head", choices=["probe", "random"], default="probe", help=f"{start} (default %(default)s)")
+    adapters = "train low-rank adapters of this rank in place of the encoder's own weights; 8 is usual"
+    add("--lora", type=whole(1), metavar="RANK", help=f"{adapters} (needs isotorus[lora])")
+    first = "steps at the start in which only the head learns (default: 0; a tenth with --head random)"
     add("--head-steps", type=whole(0), metavar="N", help=first)
     add(
         "--mixup",
@@ -92,13 +105,29 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="α of CutMix, which swaps rectangles of images (1 is usual; default 0: off)",
     )
     share = "share of a target that is spread over all classes (default %(default)s)"
-    add("--label-smoothing", type=_share_below_1, default=0.1, metavar="S", help=share)
+    add("--label-smoothing", type=_share_below_1, default=0.0, metavar="S", help=share)
+    blended = (
+        "keep the weights of the best step, rather than their blend with those before that is best on val"
+    )
+    add("--no-blend", dest="blend", action="store_false", help=blended)
     early = "end after N checkpoints in a row that were not better on val (default: never)"
     add("--patience", type=whole(1), metavar="N", help=early)
 
 
 def _columns(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _labels(text: str) -> int | float:
+    """Return a number of labels, or a share of them; for argparse's `type`."""
+    with contextlib.suppress(ValueError):
+        if text.endswith("%") and 0 < (share := float(text[:-1]) / 100) <= 1:
+            return share
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text}: expected a number of images such as 100, or a share such as 10%"
+    )
 
 
 def _within(allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:

@@ -5,6 +5,7 @@ their own.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -32,7 +33,7 @@ from pretrain.config import Config
 from pretrain.methods.config import SupervisedConfig
 from pretrain.models.description import SupervisedDescription
 from pretrain.monitoring.progress_of import standing
-from pretrain.supervised.task import read_targets
+from pretrain.supervised.task import read_targets, some
 
 FORMAT = 1
 TUNED = "finetuned"
@@ -46,7 +47,7 @@ def compare(
     tuned = configs[0]
     objective = tuned.objective
     assert isinstance(objective, SupervisedConfig)
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+    state = processes()
     sets = {"train": Dataset(args.shards), "val": Dataset(args.val)}
     sets |= {"test": Dataset(args.test)} if args.test else {}
     reported = "test" if args.test else "val"
@@ -66,12 +67,13 @@ def compare(
     if not state.is_main_process:
         return None
     targets = read_targets(objective.targets, objective.task, sets)
+    targets["train"] = some(targets["train"], objective.targets)
     drawn = {"resamples": 1000, "seed": args.seed}
     scored: dict[str, dict[str, Any]] = {}
     estimates: dict[str, dict[str, Estimates]] = {}
     for (name, network), config in zip(networks.items(), configs, strict=True):
         judged, own = _of_network(network, features[name]["projector"][reported], targets[reported], drawn)
-        scored[name] = judged | _training(config)
+        scored[name] = judged | _training(config) | {"blend": _share(config)}
         estimates["pretrained" if name == TUNED else name] = {"score": own}
     if "probe" in args.baselines:
         only = usefulness.Options(metrics=("probe",), folds=0, seed=args.seed)
@@ -112,10 +114,21 @@ def compare(
     return safe
 
 
+def processes() -> PartialState:
+    """Return the processes among which features are computed; they are those of the training."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+
+
 def _network(config: Config) -> Checkpoint:
     """Return the best checkpoint of a run, which lies in its folder."""
     (found,) = find.find([str(config.folder)])
     return found
+
+
+def _share(config: Config) -> float | None:
+    """Return the share of the fine-tuned weights in a blend with those before; None if there is no blend."""
+    found = json.loads((config.folder / "encoder.json").read_text()).get("blend")
+    return None if found is None else float(found["share"])
 
 
 def _of_network(

@@ -8,6 +8,7 @@ import yaml
 
 from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets.target_values import Kind
 from data_pipeline.transforms.physical import check_square
 from eval_suite.features.embed import check_channels
 from eval_suite.inputs import brightness
@@ -18,11 +19,13 @@ from pretrain.config import Config, assign, flatten, from_values
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
 from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.description import EncoderDescription
-from pretrain.supervised.task import check_targets, read_targets
+from pretrain.supervised.task import check_targets, read_targets, some
 
 SCRATCH = "scratch"
 BASELINES = "baselines"
 """Folder inside the run's folder, for the runs with which it is compared."""
+LEAST = 0.9
+"""Smallest share of an image's area that a crop shows."""
 _CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING)
 """Arguments of an encoder that a run decides itself."""
 _PLACES = (
@@ -53,10 +56,11 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
             check_channels(described.channels, dataset)
         check_square(described.square, dataset)
     objective = _objective(args, splits)
-    known = read_targets(objective.targets, objective.task, splits)["train"].known
-    batch = min(args.batch_size, max(2, int(known.sum())))
-    steps = max(1, round(args.epochs * int(known.sum()) / batch))
-    head_steps = min(steps // 10 if args.head_steps is None else args.head_steps, steps)
+    labelled = objective.targets.labels or _labelled(objective.targets, objective.task, splits)
+    batch = min(args.batch_size, max(2, labelled))
+    steps = max(args.min_steps, round(args.epochs * labelled / batch))
+    usual = steps // 10 if args.head == "random" else 0
+    head_steps = min(usual if args.head_steps is None else args.head_steps, steps)
     out = Path(args.out)
     values: dict[str, Any] = {
         "name": out.name,
@@ -80,8 +84,9 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
             "weights": str(checkpoint.weights),
             "pixels": "weights",
             "freeze": args.freeze,
+            "lora": args.lora or 0,
         },
-        "objective": objective.model_dump() | {"head_steps": head_steps},
+        "objective": objective.model_dump() | {"head_start": args.head, "head_steps": head_steps},
         "optimizer": {"lr": args.lr, "layer_decay": args.layer_decay, "warmup_steps": steps // 10},
         "checkpoint": {"every": -(-steps // 20), "keep_last": 1},
     }
@@ -112,6 +117,13 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> Supervis
     )
     found = read_targets(targets, args.target_kind, splits)
     check_targets(found)
+    if args.labels is not None:
+        labelled = int(found["train"].known.sum())
+        given = args.labels if isinstance(args.labels, int) else max(1, round(args.labels * labelled))
+        if given > labelled:
+            raise UserError(f"--labels {given}: train has {labelled} labelled images; give at most as many")
+        targets = targets.model_copy(update={"labels": given, "seed": args.seed})
+        check_targets(found | {"train": some(found["train"], targets)})
     return SupervisedConfig(
         kind="supervised",
         task=found["train"].kind,
@@ -125,15 +137,22 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> Supervis
     )
 
 
+def _labelled(targets: TargetsConfig, kind: Kind, splits: dict[str, Dataset]) -> int:
+    return int(read_targets(targets, kind, splits)["train"].known.sum())
+
+
 def _views(described: EncoderDescription) -> dict[str, Any]:
-    """Return the crops: one of each image, of at least half of what the encoder is evaluated on."""
+    """Return the crops: one of each image, of at least `LEAST` of the area that the encoder is evaluated on.
+
+    A label is often about a small part of an image, and a crop without that part would have a wrong label.
+    """
     views = {"global_views": 1, "local_views": 0, "global_size": described.image_size}
     if (square := described.square) is None:
-        return views | {"global_scale": [0.5, 1.0]}
+        return views | {"global_scale": [LEAST, 1.0]}
     return views | {
         "scale_by": "spacing",
         "unit": square.unit,
-        "physical_size": [square.side / 2**0.5, square.side],
+        "physical_size": [square.side * LEAST**0.5, square.side],
         "whole_physical_size": square.side,
         "unscaled": square.unscaled,
     }
@@ -150,7 +169,7 @@ def _augment(pretraining: dict[str, Any]) -> dict[str, Any]:
     kept = ("horizontal_flip", "vertical_flip", "quarter_turns")
     natural = {key: before[key] for key in kept if key in before} if isinstance(before, dict) else {}
     off = dict.fromkeys(("grey_probability", "blur_probability", "solarize_probability"), 0.0)
-    light = {"jitter_probability": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.0}
+    light = {"jitter_probability": 0.5, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.0}
     return natural | light | off
 
 
@@ -158,8 +177,8 @@ def from_scratch(config: Config) -> Config:
     """Return the same training, from random weights and with the data's own mean and deviation."""
     values = config.model_dump(mode="json")
     values |= {"name": SCRATCH, "runs": str(config.folder / BASELINES)}
-    values["encoder"] |= {"weights": None, "pixels": "data", "freeze": 0}
-    values["objective"] |= {"head_steps": 0}
+    values["encoder"] |= {"weights": None, "pixels": "data", "freeze": 0, "lora": 0}
+    values["objective"] |= {"head_start": "random", "head_steps": 0}
     values["optimizer"] |= {"layer_decay": 1.0}
     return from_values(values)
 

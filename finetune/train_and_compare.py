@@ -6,7 +6,7 @@ import logging
 import torch.distributed as dist
 
 from eval_suite.inputs import find
-from finetune import best, compare, recipe, report
+from finetune import best, blend, compare, head, recipe, report
 from isotorus import mlflow_store
 from isotorus.errors import UserError, from_os_error
 from pretrain.__main__ import process_group
@@ -33,12 +33,15 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
     configs = [tuned] + ([recipe.from_scratch(tuned)] if "scratch" in args.baselines else [])
     inputs = [_check(config, world_size) for config in configs]
     with process_group(tuned.stopping.hang) as device:
+        head.write(tuned, checkpoint, inputs[0])
         for config, needed in zip(configs, inputs, strict=True):
             code = train(config, needed, device, signals, StartUp())
             dist.barrier()
             if code or not standing(config.folder).finished:
                 return code
-            if dist.get_rank() == 0:
+            if config is tuned and args.blend and args.head == "probe":
+                blend.publish(config, needed)
+            elif dist.get_rank() == 0:
                 best.publish(config.folder)
             dist.barrier()
         results = compare.compare(args, checkpoint, configs)

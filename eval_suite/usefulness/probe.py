@@ -88,6 +88,19 @@ def predictions(
     return [fit.of_standardised(standardised, member) for member in range(len(l2))], fit.converged
 
 
+def linear_layers(
+    x: Array, y: Labels, l2: Sequence[float], *, classes: int, device: str | torch.device = "cpu"
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Fit on `x` (n, d) and `y` as `linear_probe` does, and return weight and bias for each strength in `l2`.
+
+    Weights (columns, d) and biases (columns,) take features as they are and give the logits of the classes,
+    or of the labels. A class that `y` lacks has the logit of the least likely one at the mean of `x`.
+    """
+    selection.require_two_classes(y)
+    fit = _Fit(x, y, l2, True, classes, device)
+    return [fit.layer(member) for member in range(len(l2))]
+
+
 def basis(x: Array, device: str | torch.device = "cpu") -> torch.Tensor:
     """Return the basis (d, d) in which the probe solves for features `x` (n, d), of which n is at least d."""
     standardised = selection.standardiser(x)(x)
@@ -141,6 +154,18 @@ class _Fit:
         spread = np.zeros((len(x), self._classes))
         spread[:, self._present] = logistic.probabilities(x, weight, bias).double().cpu().numpy()
         return spread
+
+    def layer(self, member: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return weight (columns, d) and bias (columns,) that give logits for features as they are."""
+        weight = self._solution.weight[member].double().cpu().numpy().T
+        bias = self._solution.bias[member].double().cpu().numpy()
+        if self._present is not None:
+            if len(weight) == 1:  # the log-odds of the second of two classes
+                weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+            spread, own = np.zeros((self._classes, weight.shape[1])), np.full(self._classes, bias.min())
+            spread[self._present], own[self._present] = weight, bias
+            weight, bias = spread, own
+        return selection.unstandardised(weight, bias, self._standardise)
 
     def tensor(self, x: Array) -> torch.Tensor:
         """Return features (m, d) standardised by those that were fitted."""

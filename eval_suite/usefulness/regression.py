@@ -60,6 +60,18 @@ def predictions(x: Array, y: Array, held: Array, l2: Sequence[float]) -> list[ND
     return [_predict(standardise, weight, bias, held) for weight in weights]
 
 
+def linear_layers(
+    x: Array, y: Array, l2: Sequence[float]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Fit on `x` (n, d) and `y` (n, columns) as `ridge_probe` does, at every strength in `l2`.
+
+    Returns weight (columns, d) and bias (columns,) for features as they are.
+    """
+    standardise = selection.standardiser(x)
+    weights, bias = _ridge(standardise(x), y, l2)
+    return [selection.unstandardised(weight.T, bias, standardise) for weight in weights]
+
+
 def _ridge(x: NDArray[np.float64], y: Array, l2: Sequence[float]) -> tuple[list[Array], Array]:
     """Return weights (d, columns) for each strength, and the bias (columns,), which is the mean of `y`.
 

@@ -105,3 +105,18 @@ def standardiser(train_x: Array) -> Callable[[Array], NDArray[np.float64]]:
     std[std < 1e-6 * std.max()] = 1.0
     std[constant] = np.inf  # what is left of such a value is rounding, which must not decide a class
     return lambda x: (x - mean) / std
+
+
+def unstandardised(
+    weight: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    standardise: Callable[[Array], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight (columns, d) and bias (columns,) for features as they are.
+
+    Those that are given are for features after `standardise`.
+    """
+    width = weight.shape[1]
+    offset = standardise(np.zeros((1, width)))[0]
+    scale = standardise(np.ones((1, width)))[0] - offset
+    return weight * scale, bias + weight @ offset

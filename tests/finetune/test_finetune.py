@@ -12,17 +12,31 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite.features.embed import read_views
+from eval_suite.usefulness.probe import L2_GRID
 from finetune.arguments import parse
 from finetune.train_and_compare import run
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
 from pretrain.run_control.signals import Signals
-from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
+from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
 
-QUICK = ("--epochs", "3", "--batch-size", "10", "--workers", "0", "--lr", "0.003", "tracking.enabled=false")
+QUICK = (
+    "--epochs",
+    "3",
+    "--min-steps",
+    "1",
+    "--batch-size",
+    "10",
+    "--workers",
+    "0",
+    "--lr",
+    "0.003",
+    "tracking.enabled=false",
+)
 
 KEPT = ("--cutmix", "1", "checkpoint.every=4", "checkpoint.keep_last=null")
 
@@ -88,8 +102,42 @@ def test_the_best_step_on_val_is_the_one_in_the_folder(tuned: Tuned):
     assert set(scored) == {4, 8, 12}
     best = max(scored, key=lambda step: (scored[step], -step))
     assert tuned.results["scores"]["finetuned"]["best_step"] == best
-    whole = tuned.folder / f"checkpoints/step_{best:08d}/encoder.safetensors"
-    assert whole.read_bytes() == (tuned.folder / "encoder.safetensors").read_bytes()
+    found = json.loads((tuned.folder / "encoder.json").read_text())["blend"]
+    assert set(found["val"]) == {"0", "0.25", "0.5", "0.75", "1"}
+    assert found["val"][f"{found['share']:g}"] == max(found["val"].values())
+    assert found["val"]["1"] == pytest.approx(scored[best])
+    before = load_file(tuned.encoder / "encoder.safetensors")
+    after = load_file(tuned.folder / f"checkpoints/step_{best:08d}/encoder.safetensors")
+    for name, x in load_file(tuned.folder / "encoder.safetensors").items():
+        torch.testing.assert_close(x, torch.lerp(before[name], after[name], found["share"]))
+
+
+def test_fine_tuning_starts_as_the_linear_probe(tuned: Tuned):
+    """The layer that it starts from gives the log-odds of scikit-learn's fit at one of the strengths."""
+    train = Dataset(str(tuned.splits["train"]))
+    model = timm.create_model("vit_tiny_patch16_224", **KWARGS).eval()
+    model.load_state_dict(load_file(tuned.encoder / "encoder.safetensors"))
+
+    def embedded(dataset: Dataset) -> np.ndarray:
+        pixels = torch.stack([read_views(dataset, i, 3, [32])[0] for i in range(len(dataset))]).float() / 255
+        with torch.no_grad():
+            return model((pixels - 0.5) / 0.2).numpy().astype(float)
+
+    head = {name: x.numpy() for name, x in load_file(tuned.folder / "head.safetensors").items()}
+    x, known = embedded(train), train.labels >= 0
+    # scikit-learn orders the classes by number, and the network by name.
+    order = np.argsort(np.argsort(train.classes))
+    y = order[train.labels[known]]
+    scale = x[known].std(0)
+    found = (x @ head["0.weight"].T + head["0.bias"])[known]
+    strengths = [
+        LogisticRegression(C=1 / (l2 * known.sum()), class_weight="balanced", tol=1e-8, max_iter=10_000)
+        .fit((x[known] - x[known].mean(0)) / scale, y)
+        .decision_function((x[known] - x[known].mean(0)) / scale)
+        for l2 in L2_GRID
+    ]
+    ours = found[:, 1] - found[:, 0]
+    assert min(np.abs(ours - each).max() for each in strengths) < 0.01
 
 
 def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tuned: Tuned, tmp_path: Path):

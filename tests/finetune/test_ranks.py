@@ -1,10 +1,11 @@
-"""A fine-tuning on two processes is that of one: mixed images, the score on val and the weights."""
+"""A fine-tuning on two processes is that of one, with every engine: losses, scores and weights."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,24 +14,67 @@ from safetensors.torch import load_file
 from tests.console import ROOT
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
 
+FP32 = ("engine.precision=fp32", "tracking.enabled=false")
+ENGINES = {
+    "ddp": ["engine.kind=ddp"],
+    "fsdp": ["engine.kind=fsdp"],
+    "zero2": ["engine.kind=deepspeed", "engine.zero_stage=2"],
+    "zero3": ["engine.kind=deepspeed", "engine.zero_stage=3"],
+}
+
+
+class Inputs(NamedTuple):
+    encoder: Path
+    train: Path
+    val: Path
+
+
+class Ended(NamedTuple):
+    """What a run leaves: losses by step, the curve of the score on val, and the weights."""
+
+    losses: dict[int, float]
+    curve: list[list[float]]
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    train, val = (pack(folder / name, [*CLASSES] * 10, seed=i) for i, name in enumerate(("train", "val")))
+    return Inputs(save_checkpoint(folder / "encoder"), train, val)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return finetune(1, inputs, tmp_path_factory.mktemp("alone") / "run")
+
+
+def finetune(ranks: int, inputs: Inputs, out: Path, *options: str) -> Ended:
+    """Run the command on one or more processes to its end."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    given = [inputs.encoder, inputs.train, "--val", inputs.val, "--out", out, "--epochs", "3"]
+    steps = ["--batch-size", "8", "--min-steps", "1", "--workers", "0", "--baselines", "none", "log_every=1"]
+    mixed = ["--mixup", "1", "--cutmix", "1"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *mixed]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [*map(str, (*command, *FP32, *options))], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((out / "results.json").read_text())
+    return Ended(
+        {row["step"]: row["loss"] for row in rows},
+        results["scores"]["finetuned"]["val_curve"],
+        load_file(out / "encoder.safetensors"),
+    )
+
 
 @pytest.mark.nightly
-def test_two_ranks_learn_what_one_learns(tmp_path: Path):
-    train, val = (pack(tmp_path / name, [*CLASSES] * 10, seed=i) for i, name in enumerate(("train", "val")))
-    encoder = save_checkpoint(tmp_path / "encoder")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", []), ("two", torchrun)):
-        given = [encoder, train, "--val", val, "--out", tmp_path / name, "--epochs", "3", "--batch-size", "8"]
-        options = ["--mixup", "1", "--cutmix", "1", "--workers", "0", "--baselines", "none"]
-        command = [sys.executable, *launcher, "-m", "finetune", *given, *options, "tracking.enabled=false"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*map(str, command)], capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
-    for key, tensor in one.items():
-        torch.testing.assert_close(tensor, two[key], rtol=1e-3, atol=1e-4)
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
-    curves = [each["scores"]["finetuned"]["val_curve"] for each in results]
-    assert curves[0] == curves[1]
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_two_ranks_learn_what_one_learns(engine: str, inputs: Inputs, alone: Ended, tmp_path: Path):
+    two = finetune(2, inputs, tmp_path / "run", *ENGINES[engine])
+    assert len(two.losses) == 8 and two.losses == pytest.approx(alone.losses, rel=1e-4)
+    assert two.curve == alone.curve
+    for key, tensor in alone.weights.items():
+        torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)

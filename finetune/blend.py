@@ -1,0 +1,125 @@
+"""Blend the weights before and after fine-tuning, with the share of each that is best on val (WiSE-FT).
+
+On the line between the two ends often lies a network that is better than both (Wortsman et al. 2022,
+arXiv:2109.01903). Its beginning is the linear probe, so on val the result is no worse than that.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from eval_suite.features.embed import extract
+from eval_suite.features.feature_sets import FeatureSets
+from eval_suite.features.representation import pretrained
+from eval_suite.inputs import find
+from finetune import best
+from finetune.compare import CACHE, processes
+from finetune.head import on_val
+from isotorus.errors import from_os_error
+from isotorus.files import atomic
+from pretrain.checkpoint.warm_start import initial_state
+from pretrain.config import Config
+from pretrain.methods.config import HEAD_FILE, SupervisedConfig
+from pretrain.models.channel_embedding import fold
+from pretrain.models.config import MLPConfig
+from pretrain.models.encoder import create
+from pretrain.models.projector import build_mlp
+from pretrain.preflight import RunInputs
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the fine-tuned weights; the rest is those of before."""
+State = dict[str, Tensor]
+Ends = tuple[State, State]
+"""Tensors of encoder and linear layer, named encoder.… and head.…, before and after."""
+
+
+def publish(config: Config, inputs: RunInputs) -> None:
+    """Put the blend of the best checkpoint that is best on val into the run's folder; all ranks call it."""
+    objective, task, state = config.objective, inputs.task, processes()
+    assert isinstance(objective, SupervisedConfig) and task is not None
+    best_checkpoint = best.of_run(config.folder)
+    ends = _before(config, inputs), _after(best_checkpoint)
+    network = find.find([str(best_checkpoint)])[0].for_images_of(task.val)
+    of_network = pretrained(network, ("projector",))
+    candidates = [
+        replace(
+            of_network,
+            name=f"{share:g}",
+            weights=f"{of_network.weights}-{share:g}-from-{config.encoder.weights}",
+            build=partial(_build, config, inputs, ends, share, network.channel_names),
+        )
+        for share in SHARES
+    ]
+    loading: dict[str, Any] = {"batch_size": 64, "workers": config.data.workers}
+    found = extract(candidates, task.val, config.folder / CACHE, state, **loading)
+    if not state.is_main_process:
+        return
+    scores = {
+        share: on_val(task, found[f"{share:g}"]["projector"][task.val_rows].astype(float)) for share in SHARES
+    }
+    share = max(SHARES, key=lambda each: (scores[each], each))
+    blended = _blend(ends, share)
+    description = json.loads((best_checkpoint / "encoder.json").read_text())
+    description["blend"] = {"share": share, "val": {f"{each:g}": scores[each][0] for each in SHARES}}
+    try:
+        for part, file in (("encoder.", "encoder.safetensors"), ("head.", "projector.safetensors")):
+            tensors = {name.removeprefix(part): x for name, x in blended.items() if name.startswith(part)}
+            with atomic(config.folder / file) as stream:
+                stream.write(save({name: x.contiguous() for name, x in tensors.items()}))
+        with atomic(config.folder / "encoder.json") as stream:  # last, as commands look for it
+            stream.write(json.dumps(description, indent=2).encode())
+    except OSError as error:
+        raise from_os_error(error, f"writing the network to {config.folder}") from error
+
+
+def _before(config: Config, inputs: RunInputs) -> State:
+    """Return the tensors that the training started from."""
+    encoder = initial_state(
+        config.encoder.name, inputs.encoder_kwargs, config.seed, str(config.encoder.weights)
+    )
+    head = load_file(config.folder / HEAD_FILE)
+    return {f"encoder.{n}": x for n, x in encoder.items()} | {f"head.{n}": x for n, x in head.items()}
+
+
+def _after(checkpoint: Path) -> State:
+    """Return the tensors of a checkpoint."""
+    files = {"encoder": "encoder.safetensors", "head": "projector.safetensors"}
+    return {
+        f"{part}.{name}": x
+        for part, file in files.items()
+        for name, x in load_file(checkpoint / file).items()
+    }
+
+
+def _blend(ends: Ends, share: float) -> State:
+    """Return the tensors with `share` of those after; whole numbers, such as counts, are those after."""
+    before, after = ends
+    return {
+        name: torch.lerp(before[name].to(x.dtype), x, share) if x.is_floating_point() else x
+        for name, x in after.items()
+    }
+
+
+def _build(
+    config: Config, inputs: RunInputs, ends: Ends, share: float, names: Sequence[str] | None
+) -> FeatureSets:
+    """Build a blend for images of the channels `names`, if the encoder finds channels by name."""
+    encoder: nn.Module = create(config.encoder.name, inputs.encoder_kwargs)
+    assert isinstance(config.objective, SupervisedConfig)
+    head = build_mlp(inputs.embedding_width, MLPConfig(layers=1), config.objective.outputs, config.seed)
+    blended = _blend(ends, share)
+    for part, module in (("encoder.", encoder), ("head.", head)):
+        module.load_state_dict(
+            {name.removeprefix(part): x for name, x in blended.items() if name.startswith(part)}
+        )
+    if names is not None:
+        assert isinstance(config.data.channels, list)
+        fold(encoder, config.data.channels, names)
+    return FeatureSets(encoder, head)
