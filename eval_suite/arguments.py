@@ -12,6 +12,7 @@ from eval_suite.metrics import (
     FEATURE_SETS,
     FEW_LABELS,
     GEOMETRY,
+    IMPLIED,
     LEAST_FOLDS,
     METRICS,
     USEFULNESS,
@@ -72,8 +73,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for the results (default RUN/eval/<step>)")
     kept = "folder that keeps features for later evaluations (default RUN/eval/cache)"
     add("--cache", metavar="DIR", help=kept)
-    tokens = [name for name in METRICS if name not in BY_DEFAULT]
-    chosen = f"some of {', '.join(METRICS)} (default: all but {' and '.join(tokens)})"
+    more = [name for name in METRICS if name not in BY_DEFAULT]
+    chosen = f"some of {', '.join(METRICS)} (default: all but {', '.join(more)})"
     add("--metrics", default=",".join(BY_DEFAULT), help=chosen)
     add("--baselines", default=",".join(BASELINES), help=f"some of {', '.join(BASELINES)} (default: all)")
     often = "initialisations of the untrained encoder, a baseline each (default %(default)s)"
@@ -203,6 +204,7 @@ def above_zero(text: str) -> float:
 def options(given: argparse.Namespace) -> "Options":
     """Turn parsed arguments into the options of an evaluation; raises UserError for an unknown name."""
     metrics = names(given.metrics, METRICS, "--metrics")
+    metrics = tuple(name for name in METRICS if name in metrics or name in map(IMPLIED.get, metrics))
     baselines = names(given.baselines, BASELINES, "--baselines")
     features = None if given.features is None else names(given.features, FEATURE_SETS, "--features")
     useful: dict[str, Any] = {
@@ -232,6 +234,14 @@ def options(given: argparse.Namespace) -> "Options":
         initialisations=given.initialisations,
         features=features,
     )
+
+
+def target_options(given: argparse.Namespace) -> list[str]:
+    """Return the options that name the targets, as they were given."""
+    of_table = ("targets", "target_columns", "key_column") if given.targets else ()
+    values = {name: getattr(given, name) for name in (*of_table, "target_kind")}
+    values["missing"] = None if given.missing is None else ",".join(given.missing)
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
 
 def pass_on(given: argparse.Namespace) -> list[str]:

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from data_pipeline.targets.targets import Targets
 from eval_suite import batch, progress, suite, terminal, tracking
-from eval_suite.arguments import pass_on
+from eval_suite.arguments import pass_on, target_options
 from eval_suite.features import compared
 from eval_suite.features.cache import FOLDER as CACHE
 from eval_suite.inputs import against, find, vectors
@@ -179,6 +179,7 @@ class _Command:
                 "batch_size": given.batch_size,
                 "workers": given.workers,
                 "force": given.force,
+                "asked": target_options(given),
             }
             results = suite.evaluate(
                 checkpoint, self.splits, self.targets, self.options, task.out, state, **how

@@ -20,6 +20,13 @@ class Method(NamedTuple):
     """Whether the sentences and the terminal show it."""
     of_tokens: bool = False
     """Whether it reads the patch tokens of images in place of vectors; it is measured only if it is named."""
+    trains: bool = False
+    """Whether it trains the encoder; it is measured only if it is named."""
+
+    @property
+    def of_vectors(self) -> bool:
+        """Whether it is measured on the vectors of images as they are."""
+        return not (self.of_tokens or self.trains)
 
 
 class Metric(NamedTuple):
@@ -52,7 +59,17 @@ METHODS = {
     "few_shot": Method("few-shot classification"),
     "retrieval": Method("image retrieval"),
     "segmentation_probe": Method("segmentation probe", of_tokens=True),
+    "finetune": Method("fine-tuning", "fine-tuned", predicts=True, summarised=True, trains=True),
+    "finetune_tenth": Method(
+        "fine-tuning on a tenth of the labels",
+        "fine-tuned, 1/10",
+        predicts=True,
+        summarised=True,
+        trains=True,
+    ),
 }
+IMPLIED = {"finetune": "finetune_tenth"}
+"""Metrics that are measured too if another one is named."""
 
 _CLASSES, _LABELS, _NUMBERS = "multiclass", "multilabel", "regression"
 _RECALL = "mean over classes of the share of the class that is predicted right"
@@ -123,7 +140,7 @@ USEFULNESS = tuple(METHODS)
 GEOMETRY = ("rank", "shape", "views", "graph", "homology")
 """Metrics without targets, as --metrics names them."""
 METRICS = (*USEFULNESS, *GEOMETRY)
-BY_DEFAULT = tuple(name for name in METRICS if name not in METHODS or not METHODS[name].of_tokens)
+BY_DEFAULT = tuple(name for name in METRICS if name not in METHODS or METHODS[name].of_vectors)
 """Metrics that are measured unless --metrics names others."""
 BASELINES = ("untrained", "pixels", "handmade")
 """What the pretrained encoder is compared with."""

@@ -34,7 +34,7 @@ from eval_suite.inputs.vectors import SPLITS, Vectors, of_vectors
 from eval_suite.metrics import METHODS
 from eval_suite.options import Options
 from eval_suite.report import certified
-from eval_suite.usefulness import neighbors
+from eval_suite.usefulness import finetuning, neighbors
 from eval_suite.usefulness.folds.division import Codes
 from eval_suite.usefulness.selection import standardiser
 from eval_suite.usefulness.tokens import measure_tokens
@@ -64,15 +64,16 @@ def evaluate(
     workers: int = 0,
     force: bool = False,
     embedded: bool = False,
+    asked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against `targets` by split, and write results.json and report.html to `out`.
 
     The encoder is compared with its baselines and with what is in `against`. The folder `cache` keeps the
-    features; evaluations that name the same one share what is equal.
-    Results that are there already are returned unless they depend on something that has changed, or with
-    `force`, which also computes the features again, unless this call of the command has `embedded` them. All
-    processes must call this; the first one returns the results, the others an empty dict. Raises UserError
-    for errors that the user can fix.
+    features; evaluations that name the same one share what is equal. Results that are there already are
+    returned unless they depend on something that has changed, or with `force`, which also computes the
+    features again, unless this call of the command has `embedded` them. `asked` are the options that name the
+    targets. All processes must call this; the first one returns the results, the others an empty dict. Raises
+    UserError for errors that the user can fix.
     """
     _check_neighbours(options.useful.k, targets["train"])
     inputs = inputs_of(checkpoint, splits, targets, options, against, state)
@@ -85,7 +86,6 @@ def evaluate(
         return finished or {}
     if state.is_main_process and (other := brightness.difference(checkpoint.encoder, splits.items())):
         _log.warning("note: %s", other)
-
     representations = compared_with(checkpoint, splits, against, options)
     loading: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     loading["force"] = force and not embedded
@@ -96,8 +96,7 @@ def evaluate(
     left_out |= with_average(against, checkpoint).left_out
     for name in options.features or ():
         if name not in features["pretrained"]:
-            missing = "the checkpoint has no such features"
-            left_out.setdefault(f"feature set {name}", missing)
+            left_out.setdefault(f"feature set {name}", "the checkpoint has no such features")
     looked_at = {name: targets[name].known for name in ("train", "val")}
     datasets = {name: splits.items()[name] for name in looked_at}
     measured = measure(features, targets, options, state, lambda: copies.of_images(datasets, looked_at))
@@ -120,6 +119,8 @@ def evaluate(
     measure_tokens.add(
         measured, sound, splits.items(), targets, options.useful, cache, state.device, batch_size, workers
     )
+    given = checkpoint.weights, splits.items(), inputs, options.useful, out, asked, workers, force
+    finetuning.add(measured, *given)
     encoder: Any = representations[0].model.encoder
     written = {
         "format": results.FORMAT,
@@ -166,8 +167,7 @@ def inputs_of(
         inputs["views"] = {key: checkpoint.encoder.config.get(key) for key in ("views", "augment")}
     if compared_inputs := with_average(against, checkpoint).inputs:
         inputs["against"] = compared_inputs
-    safe: dict[str, Any] = results.json_safe(inputs)
-    return safe
+    return dict(results.json_safe(inputs))
 
 
 def compared_with(
@@ -254,8 +254,8 @@ def evaluate_vectors(
             features, targets, options, state, lambda: copies.of_rows(features["pretrained"]["embedding"])
         ),
     }
-    tokens = [name for name in options.useful.metrics if METHODS[name].of_tokens]
-    written["left_out"] += [{"metric": name, "reason": "it needs the images"} for name in tokens]
+    others = [name for name in options.useful.metrics if not METHODS[name].of_vectors]
+    written["left_out"] += [{"metric": name, "reason": "it needs the images"} for name in others]
     return _write(written, features, targets, options, out, None, None)
 
 

@@ -16,7 +16,7 @@ from eval_suite.report import comparison_page, over_seeds, sentences
 from eval_suite.report.cautions import cautions
 from eval_suite.report.comparison import Comparison
 from eval_suite.report.standing import leaders
-from eval_suite.report.summary.advice import what_next
+from eval_suite.report.summary.advice import build_on, what_next
 from eval_suite.report.summary.lines import about_usefulness
 from isotorus.errors import one_line
 
@@ -30,9 +30,9 @@ def show(
 ) -> None:
     """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
-    One evaluation ends with six lines: what was done, the gain, the report, MLflow, how to get its vectors,
-    and what to do with other images. If `quiet`, when standard output is for JSON, print only the report and
-    MLflow, to standard error.
+    One evaluation ends with up to seven lines: what was done, the gain, the report, MLflow, how to get its
+    vectors, how to fine-tune it on labels, and what to do with other images. If `quiet`, when standard output
+    is for JSON, print only the report and MLflow, to standard error.
     """
     in_rows = compared is not None and (len(outcomes) > SHOWN or any(row.seeds for row in compared.rows))
     if compared is not None and not quiet and in_rows:
@@ -44,7 +44,8 @@ def show(
             _print_whole(_table(results))
             for line in cautions(results):
                 tell(f"note: {line}", quiet=quiet)
-            said = [sentences.about_masks(results), sentences.about_geometry(results)]
+            said = [sentences.about_finetuning(results), sentences.about_masks(results)]
+            said.append(sentences.about_geometry(results))
             if len(outcomes) == 1:
                 said = [sentences.about_scores(results), *said, *_done_and_found(results)]
             else:
@@ -62,8 +63,8 @@ def show(
             tell(line, quiet=quiet)
     found = [outcome.results for outcome in outcomes if outcome.results]
     if not quiet and len(found) == 1 and (run := found[0]["checkpoint"]["run"]):
-        shards = next(iter(found[0]["data"].values()))["path"]
-        tell(f"Vectors: isotorus embed {run} {shards} --out vectors.parquet", quiet=quiet)
+        for what, command in build_on(found[0]).items():
+            tell(f"{what}: {command}", quiet=quiet)
         tell(_own_images(Path(run)), quiet=quiet)
 
 
@@ -155,7 +156,7 @@ def _rows(compared: Comparison) -> Table:
         (method, score, f"{described.short}, {SCORES[score].short or SCORES[score].label} %")
         for method, described in SUMMARISED.items()
         for score in dict.fromkeys(score for kind in kinds for score in headlines(kind))
-        if not described.of_tokens or _any_has(compared, method)
+        if described.of_vectors or _any_has(compared, method)
     ]
     if _any_has(compared, "segmentation_probe"):
         scores.append(("segmentation_probe", "miou", "masks, mIoU %"))

@@ -91,6 +91,14 @@ def check_ranks() -> None:
         )
 
 
+def without_ranks() -> dict[str, str]:
+    """Return this process's environment for a command that is no rank, though this process may be one."""
+    of_schedulers = {name for names in _SCHEDULERS for name in (names.rank, names.size)}
+    prefixes = ("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")
+    own = of_schedulers | {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    return {name: x for name, x in os.environ.items() if name not in own and not name.startswith(prefixes)}
+
+
 def is_task() -> bool:
     """Return whether `srun` or `mpirun` started this process itself, as one of several tasks.
 

@@ -24,6 +24,7 @@ from eval_suite.results import dig
 Flat = Mapping[str, Any]
 
 SUMMARISED = {name: method for name, method in METHODS.items() if method.summarised}
+_MASKS = ("segmentation_probe/miou", f"{METHODS['segmentation_probe'].label}, {SCORES['miou'].label}")
 QUANTITIES = {
     **{
         f"pretrained/{name}/{score.path}": f"{method.label}, {score.label}"
@@ -31,6 +32,7 @@ QUANTITIES = {
         for score in SCORES.values()
         if score.over_steps or score.decides
     },
+    f"pretrained/{_MASKS[0]}": _MASKS[1],
     **{f"pretrained/{metric.path}": metric.label for metric in REPRESENTATION if metric.over_steps},
     **{
         f"geometry/embedding/{metric.path}": metric.label
@@ -187,6 +189,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, str]:
         for kind in kinds
         for score in headlines(kind)
     ]
+    wanted.append(_MASKS)
     return {
         f"pretrained/{path}": label
         for path, label in wanted

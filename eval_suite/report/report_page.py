@@ -23,12 +23,14 @@ from eval_suite.report.pages import template
 from eval_suite.report.sentences import (
     CLOUDS,
     SPLITS,
+    about_finetuning,
     about_geometry,
     about_masks,
     about_scores,
     disagreements,
 )
 from eval_suite.report.standing import baselines, lead, leaders, standings
+from eval_suite.report.summary.advice import build_on
 from eval_suite.report.summary.lines import summary
 from eval_suite.report.training.charts import FIRST, Chart, charts
 from eval_suite.report.training.healthy import SOURCE
@@ -94,6 +96,8 @@ def render(
         ),
         about_scores=" ".join(filter(None, (disagreements(results), about_scores(results)))),
         about_geometry=about_geometry(results),
+        build_on=build_on(results),
+        about_finetuning=about_finetuning(results),
         certificate=certified.section(certificate),
         geometry=[_cloud(name, of, splits, channels, undrawn) for name, of in results["geometry"].items()],
         intervals=_intervals(results, undrawn),

@@ -144,6 +144,32 @@ def about_masks(results: Results) -> str:
     )
 
 
+def about_finetuning(results: Results) -> str:
+    """Say how the fine-tuned encoder scores, against the linear probe and against training from scratch.
+
+    An empty string where nothing was fine-tuned.
+    """
+    score = next((name for name in headlines(results["kind"]) if SCORES[name].decides), "")
+    said, split = [], ""
+    for method in (name for name, described in METHODS.items() if described.trains):
+        ours = results["representations"]["pretrained"].get(method)
+        if not ours or ours.get(score) is None:
+            continue
+        split = SPLITS.get(ours["reported_on"], ours["reported_on"])
+        rivals = {
+            "a linear probe": ours.get("over_probe", {}),
+            "training from scratch": results["differences"].get("untrained", {}).get(method, {}),
+        }
+        against = [
+            f"{_signed(over['value'])} points against {name} ({' to '.join(map(_signed, over['interval']))})"
+            for name, of in rivals.items()
+            if (over := of.get(score)) and None not in over["interval"]
+        ]
+        value = f"{SCORES[score].label} {100 * ours[score]:.1f}\u00a0%"
+        said.append(", ".join([f"on {ours['labels']:,} labels {value}", *against]))
+    return f"Fine-tuning, on {split}: {'; '.join(said)}." if said else ""
+
+
 def _on_test(results: Results) -> str:
     """Say how the encoder scores on a test split beside folds, against the baseline that is best in folds."""
     for standing in standings(results)[:1]:

@@ -78,7 +78,7 @@ def measure_paired(
     seed. So the estimates of two representations are paired, and can be subtracted.
     """
     options = options or Options()
-    wanted = [metric for metric in options.metrics if not METHODS[metric].of_tokens]
+    wanted = [metric for metric in options.metrics if METHODS[metric].of_vectors]
     if division is None:
         metrics = tuple(metric for metric in wanted if metric not in measure_folds.ONLY)
         results, estimates = _on_a_split(features, targets, options, metrics, device, name)

@@ -38,6 +38,29 @@ def what_next(results: Results) -> str:
     return "Next: " + ": ".join(filter(None, advice(results)))
 
 
+def build_on(results: Results) -> dict[str, str]:
+    """Return commands that build on a run's encoder: its vectors and, for a set with labels, fine-tuning."""
+    run, data = results["checkpoint"]["run"], results["data"]
+    if not run:
+        return {}
+    shards = next(iter(data.values()))["path"]
+    found = {"Vectors": command("embed", run, str(shards), "--out", "vectors.parquet")}
+    if all(data.get(split, {}).get("labelled") for split in ("train", "val")):
+        sets = [
+            word for split in ("val", "test") if split in data for word in (f"--{split}", data[split]["path"])
+        ]
+        words = [
+            run,
+            data["train"]["path"],
+            *sets,
+            "--out",
+            f"{run}-tuned",
+            *results.get("target_options", ()),
+        ]
+        found["Fine-tune"] = command("finetune", *map(str, words))
+    return found
+
+
 def _after_a_run(results: Results, standing: Standing, run: Path) -> Advice:
     """Return what to try with a run that is not ahead of the best baseline."""
     config, steps = str(run / "config.yaml"), 2 * results["checkpoint"]["step"]

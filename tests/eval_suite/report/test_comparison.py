@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from eval_suite import terminal
 from eval_suite.batch import Outcome, Task
 from eval_suite.report import comparison
+from finetune.arguments import parse as finetune
 from tests.eval_suite.eval_samples import run_command, save_checkpoint
 from tests.eval_suite.report.compared import evaluated
 
@@ -66,19 +68,33 @@ def test_correlations_are_a_table(tmp_path: Path):
     assert not (tmp_path / "correlations.csv").exists()
 
 
-def test_one_evaluation_ends_with_six_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_masks_have_a_column_beside_the_other_scores(tmp_path: Path):
+    both = [evaluated(tmp_path, name, ours=0.8, baselines={}) for name in ("a", "b")]
+    for each, miou in zip(both, (0.612, 0.487), strict=True):
+        found = {"miou": miou, "miou_interval": [miou - 0.05, miou + 0.05]}
+        each.results["representations"]["pretrained"]["segmentation_probe"] = found
+    comparison.write(comparison.compare(both), tmp_path)
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<th>segmentation probe, mIoU</th>" in page
+    assert "<strong>61.2</strong><small>56.2–66.2</small>" in page and "<td>48.7<small>" in page
+
+
+def test_one_evaluation_ends_with_seven_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     one = evaluated(tmp_path, "a", ours=0.8, baselines={"untrained": (0.7, (0.05, 0.15))})
-    one.results["data"] = {"test": {"path": "shards/test", "labelled": 100}}
+    one.results["data"] = {name: {"path": f"my/{name}", "labelled": 100} for name in ("train", "val", "test")}
+    one.results["target_options"] = ["--targets=a table.csv", "--target-columns=grade"]
     one.folder.mkdir(parents=True)
     (one.folder / "report.html").touch()
     terminal.show([Outcome(Task("a", "a", one.folder), one.results)], ["MLflow: here"], quiet=False)
-    lines = capsys.readouterr().out.splitlines()[-6:]
-    said = ["Done", "Result", "Report", "MLflow", "Vectors", "Your own images"]
+    lines = capsys.readouterr().out.splitlines()[-7:]
+    said = ["Done", "Result", "Report", "MLflow", "Vectors", "Fine-tune", "Your own images"]
     assert [line.split(":")[0] for line in lines] == said
     assert "Pretraining helps: 10.0 points ahead of the untrained encoder" in lines[1]
     assert "Next: use it: isotorus export" in lines[1]
-    assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[5]
-    assert lines[4].endswith(f"isotorus embed {tmp_path}/runs/a shards/test --out vectors.parquet")
+    given = finetune(shlex.split(lines[5])[3:])
+    assert (given.val, given.test, given.targets) == ("my/val", "my/test", "a table.csv")
+    assert f"--config {tmp_path}/runs/a/config.yaml name=mine data.path=" in lines[6]
+    assert lines[4].endswith(f"isotorus embed {tmp_path}/runs/a my/train --out vectors.parquet")
 
 
 def test_train_and_held_out_scores_stand_side_by_side_over_the_steps(tmp_path: Path):

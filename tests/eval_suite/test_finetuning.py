@@ -1,0 +1,70 @@
+"""Fine-tuning as a metric of the evaluation: its rows, its sentences, and that it is not done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval_suite.arguments import options, parse
+from eval_suite.report.sentences import about_finetuning
+from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
+from tests.eval_suite.report.compared import results
+
+ONLY = ("--metrics", "probe,finetune", "--baselines", "untrained", *ONE)
+
+
+def test_fine_tuning_brings_a_tenth_of_the_labels_along():
+    asked = options(parse(["run", "--metrics", "knn,finetune"])).useful.metrics
+    assert asked == ("knn", "finetune", "finetune_tenth")
+    assert "finetune" not in options(parse(["run"])).useful.metrics
+
+
+def test_the_sentence_compares_with_the_probe_and_with_scratch():
+    found = results(baselines={"untrained": (0.7, (0.05, 0.15))})
+    assert about_finetuning(found) == ""
+    ours = {"auroc": 0.91, "labels": 1634, "reported_on": "test"}
+    ours["over_probe"] = {"auroc": {"value": 0.02, "interval": [0.005, 0.035]}}
+    found["representations"]["pretrained"]["finetune"] = ours
+    found["differences"]["untrained"]["finetune"] = {"auroc": {"value": -0.01, "interval": [-0.03, 0.01]}}
+    assert about_finetuning(found) == (
+        "Fine-tuning, on the test split: on 1,634 labels AUROC 91.0\u00a0%, +2.0 points against a linear "
+        "probe (+0.5 to +3.5), −1.0 points against training from scratch (−3.0 to +1.0)."
+    )
+
+
+@pytest.mark.nightly
+def test_an_evaluation_fine_tunes_and_does_so_once(data: list[object], tmp_path: Path):
+    run = tmp_path / "run"
+    save_checkpoint(run / "checkpoints/step_00000007")
+    first = run_command(run, *data, *ONLY)
+    assert first.code == 0, first.err
+    found = json.loads((run / "eval/7/results.json").read_text())
+    ours, untrained = (found["representations"][name] for name in ("pretrained", "untrained"))
+    assert (ours["finetune"]["labels"], ours["finetune_tenth"]["labels"]) == (40, 4)
+    for method in ("finetune", "finetune_tenth"):
+        low, high = ours[method]["auroc_interval"]
+        assert low <= ours[method]["auroc"] <= high and ours[method]["reported_on"] == "test"
+        difference = found["differences"]["untrained"][method]["auroc"]["value"]
+        assert difference == pytest.approx(ours[method]["auroc"] - untrained[method]["auroc"])
+        assert (Path(ours[method]["run"]) / "encoder.safetensors").is_file()
+    page = (run / "eval/7/report.html").read_text()
+    assert "fine-tuning on a tenth of the labels" in page and "Fine-tuning, on the test split: on 40" in page
+    assert "Fine-tuning, on the test split" in first.out and "Fine-tune: isotorus finetune" in first.out
+    tuned = Path(ours["finetune"]["run"])
+    before = (tuned / "metrics.jsonl").stat().st_mtime_ns
+    again = run_command(run, *data, *ONLY, "--draws", "3")  # another option, so that all is measured again
+    assert again.code == 0 and (tuned / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.nightly
+def test_a_fine_tuning_that_is_refused_is_left_out_with_its_reason(
+    data: list[object], checkpoint: Path, tmp_path: Path
+):
+    table = tmp_path / "table.csv"
+    table.write_text("key,grade\n" + "".join(f"{i},{'ab'[i % 2] if i < 20 else 'b'}\n" for i in range(44)))
+    targets = ["--targets", table, "--target-columns", "grade", "--missing", "b"]
+    outcome = run_command(checkpoint, *data, *ONLY, *targets)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(next(checkpoint.glob("eval/*/results.json")).read_text())
+    reasons = {entry["metric"]: entry["reason"] for entry in found["left_out"]}
+    assert "one class, a" in reasons["finetune"]
