@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.packing.share import read_share
 from data_pipeline.tables.cells import MISSING, cell_list
 from eval_suite.metrics import (
     BASELINES,
@@ -30,6 +31,7 @@ EPILOG = """examples:
   isotorus eval runs/elpv --train data/elpv/train --val data/elpv/val --test data/elpv/test
   isotorus eval runs/elpv --every 1000 --jobs 2 --train … --val …         several checkpoints, compared
   isotorus eval runs/elpv --every 1000 --watch --train … --val …          while the run is training
+  isotorus launch slurm --nodes 4 … eval -- runs/elpv --every 1000 …      on four nodes
   torchrun --nproc-per-node 8 -m eval_suite runs/elpv --train … --val …   features in 8 processes
   isotorus eval runs/elpv --against dinov2/ other.npz --train … --val …   compared with others
   isotorus eval features.npz                                              features made elsewhere
@@ -67,6 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     square = "a file of features that is symmetric with zeros on its diagonal is features, not distances"
     add("--not-distances", action="store_true", help=square)
     add("--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)")
+    part = "evaluate only part I of N, so that N nodes share the checkpoints; the last part compares all"
+    add("--part", type=read_share, metavar="I/N", help=part)
     add("--watch", action="store_true", help="evaluate new checkpoints until the runs have finished")
     wait = "with --watch: time between two looks at the run folders (default %(default)g)"
     add("--poll", type=above_zero, default=30.0, metavar="SECONDS", help=wait)
@@ -105,6 +109,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--targets and --target-columns belong together: name the file and its columns")
     if given.jobs > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--jobs starts its own processes; use either torchrun or --jobs, not both")
+    if given.part and given.watch:
+        raise UserError(
+            "--part divides the checkpoints that are there, and --watch waits for more; use one of them"
+        )
     return given
 
 

@@ -44,10 +44,14 @@ def run(given: argparse.Namespace, options: Options) -> int:
         if given.watch:
             outcomes = batch.watch(command.tasks, command.finished, command.evaluate_all, given.poll)
         else:
-            outcomes = command.evaluate_all(command.tasks())
+            every = command.tasks()
+            outcomes = command.evaluate_all(given.part.of_list(every) if given.part else every)
         if not state.is_main_process:
             return 0
-        _show(given, outcomes, command.published)
+        left = 0
+        if given.part:
+            outcomes, left = command.with_other_parts(every, outcomes)
+        _show(given, outcomes, command.published, left)
     finally:
         state.destroy_process_group()
     failed = [outcome for outcome in outcomes if outcome.results is None]
@@ -103,7 +107,8 @@ class _Command:
     def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
         """Evaluate each, or several at the same time; one that fails does not stop the others."""
         given = self.given
-        cache = self.cache(tasks)
+        # Parts of the checkpoints share the features of what all are compared with.
+        cache = self.cache(self.tasks() if given.part else tasks)
         self.share(tasks, cache)
         if given.jobs > 1 and len(tasks) > 1:
             passed = [*pass_on(given), f"--cache={cache}"]
@@ -152,6 +157,31 @@ class _Command:
                 groups = [group[1:] for group in groups if group[1:]]
             done = compared.embed_together(groups, splits, cache, state, **how)
             self.embedded.update(chunk[number].weights for number in done if not alone)
+
+    def with_other_parts(
+        self, every: Sequence[batch.Task], own: list[batch.Outcome]
+    ) -> tuple[list[batch.Outcome], int]:
+        """Add what other parts have finished, if that is all the rest; return how much of it is missing too.
+
+        So the part that finishes last compares all.
+        """
+        found = {outcome.task.out: outcome for outcome in own}
+        for task in [task for task in every if task.out not in found]:
+            results = None
+            with suppress(UserError):  # which its own part reports
+                results = self._finished(task)
+            if results is not None:
+                found[task.out] = batch.Outcome(task, results)
+        left = len(every) - len(found)
+        return (own, left) if left else ([found[task.out] for task in every], 0)
+
+    def _finished(self, task: batch.Task) -> dict[str, Any] | None:
+        """Return the results of a task from other processes, None if there are none of these options."""
+        if vectors.is_vectors(task.given) or self.splits is None:
+            return None
+        (checkpoint,) = find.find([task.given])
+        of = checkpoint, self.splits, self.targets, self.options, self.against, self.state
+        return finished(task.out, suite.inputs_of(*of))
 
     def _unfinished(self, task: batch.Task, splits: Splits) -> Checkpoint | None:
         """Return the checkpoint of a task, None if its results are there already."""
@@ -218,16 +248,23 @@ def _checkpoints(given: argparse.Namespace) -> list[str]:
     return [name for name in given.names if not vectors.is_vectors(name)]
 
 
-def _show(given: argparse.Namespace, outcomes: Sequence[batch.Outcome], published: Sequence[str]) -> None:
-    """Print the results, and write the comparison if there are several."""
+def _show(
+    given: argparse.Namespace, outcomes: Sequence[batch.Outcome], published: Sequence[str], left: int
+) -> None:
+    """Print the results, and write the comparison if there are several and none is `left` to other parts."""
     done = [outcome for outcome in outcomes if outcome.results is not None]
     results = [outcome.results for outcome in done if outcome.results is not None]
     folders = [outcome.task.out for outcome in done]
     if given.json:
         print(json.dumps(results[0] if len(results) == len(outcomes) == 1 else results, indent=1))
     evaluated = [over_seeds.Evaluated(*each) for each in zip(results, folders, strict=True)]
-    compared = comparison.compare(evaluated) if len(done) > 1 else None
+    compared = comparison.compare(evaluated) if len(done) > 1 and not left else None
     terminal.show(done, published, compared, quiet=given.json)
+    if left:
+        line = (
+            f"part {given.part}: {len(outcomes)} evaluated, {left} left to other parts; the last compares all"
+        )
+        terminal.tell(line, quiet=given.json)
     if compared is not None:
         out = Path(given.out) if given.out else _common(folders)
         comparison.write(compared, out)

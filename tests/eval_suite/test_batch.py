@@ -110,6 +110,31 @@ def test_evaluations_side_by_side(
     assert results_of(run) == [2, 4]
 
 
+def test_the_part_that_ends_last_compares_all_and_nothing_is_evaluated_twice(run: Path, data: list[object]):
+    options = [run, *data, *QUICK, "--every", "1"]
+    first = run_command(*options, "--part", "1/2")
+    assert first.code == 0 and "part 1/2: 2 evaluated, 2 left to other parts" in first.out, first.err
+    assert results_of(run) == [2, 4] and not (run / "eval/comparison.html").exists()
+    before = {path: path.stat().st_mtime_ns for path in run.glob("eval/*/results.json")}
+    idle = run_command(*options, "--part", "4/5")
+    assert idle.code == 0 and "part 4/5: 0 evaluated, 2 left" in idle.out, idle.err
+
+    last = run_command(*options, "--part", "0/2")
+    assert last.code == 0 and "comparison.html" in last.out, last.err
+    assert results_of(run) == [1, 2, 3, 4] and (run / "eval/comparison.html").exists()
+    with (run / "eval/results.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [(["2/2"], "expected I/N"), (["0/2", "--watch"], "--watch waits")]
+)
+def test_parts_that_cannot_be_are_refused(run: Path, data: list[object], options: list[str], said: str):
+    outcome = run_command(run, *data, *QUICK, "--part", *options)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1 and said in outcome.err
+
+
 def test_watching_a_run_until_its_last_step(tmp_path: Path, data: list[object]):
     run = tmp_path / "runs" / "b"
     (run / "checkpoints").mkdir(parents=True)
