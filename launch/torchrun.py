@@ -4,18 +4,21 @@ import argparse
 import shlex
 import sys
 
+from isotorus.errors import UserError
 from isotorus.secrets import masked_command
 from launch.one_node import torchrun_ranks
 from launch.over_ssh import cluster
 from launch.over_ssh.hosts import add_file_options
 from launch.over_ssh.job import add_launch_options, port_number
+from launch.work import TRAIN
 
 
 def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = kinds.add_parser(
         "torchrun",
         help="start ranks by torchrun, on this node or on all hosts of a file",
-        usage="isotorus launch torchrun [--hosts FILE] [torchrun options] -- --config x.yaml [key=value …]",
+        usage="isotorus launch torchrun [--hosts FILE] [torchrun options] [train] -- --config x.yaml "
+        "[key=value …], or eval|embed|finetune -- their arguments",
         description="Options before -- that are not listed below go to torchrun: --nproc-per-node, "
         "--nnodes 2 or 1:4, --node-rank, --rdzv-endpoint, --max-restarts, …",
         allow_abbrev=False,
@@ -33,11 +36,17 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
     """Return 0, or the exit code of the first rank that failed, whose message is the only one shown."""
     if args.hosts:
+        if args.work is not TRAIN:
+            raise UserError(
+                f"--hosts starts isotorus train only; start {args.work.name} on several nodes by launch slurm"
+            )
         return cluster.start(args, options, pretrain)
+    if args.work.name == "pack":
+        raise UserError("pack uses all cores of a node without a launcher; run: isotorus pack …")
     if args.dry_run:
-        print(masked_command(shlex.join(["torchrun", *options, "-m", "pretrain", *pretrain])))
+        print(masked_command(shlex.join(["torchrun", *options, "-m", *args.work.module, *pretrain])))
         return 0
-    failure = torchrun_ranks.run(options, pretrain)
+    failure = torchrun_ranks.run(options, pretrain, args.work.module)
     if failure is None:
         return 0
     if failure.message:

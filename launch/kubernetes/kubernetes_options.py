@@ -19,9 +19,12 @@ from isotorus.secrets import (
 from launch.kubernetes import manifests
 from launch.kubernetes.manifests import Pods, recipe_path
 from launch.recipe import Recipe, read_recipe
+from launch.work import TRAIN, refuse_part, watches
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_GRACE = 120.0
+"""Seconds for ending another command than train, as `stopping.grace` is by default."""
 _LONGEST_NAME = 50
 """In characters. Operators append to the name (-worker-12), and the result must fit a DNS label of 63."""
 
@@ -30,7 +33,8 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = kinds.add_parser(
         "kubernetes",
         help="write the manifests of a run on a Kubernetes cluster",
-        usage="isotorus launch kubernetes --name NAME --image IMAGE [options] -- --config x.yaml [k=v …]",
+        usage="isotorus launch kubernetes --name NAME --image IMAGE [options] [train] -- --config x.yaml "
+        "[k=v …], or eval|embed|finetune -- their arguments",
         description="Prints YAML: an indexed Job with a headless Service, a PyTorchJob or a TrainJob.",
     )
     add = parser.add_argument
@@ -61,9 +65,13 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
     """Write the manifests. Raise UserError for options that the cluster or the run would refuse."""
-    recipe = read_recipe(pretrain)
-    pods = _pods(args, recipe, pretrain)
-    _check(args.workload, pods, recipe)
+    if args.work is TRAIN:
+        recipe = read_recipe(pretrain)
+        pods = _pods_of_recipe(args, recipe, pretrain)
+        _check(args.workload, pods, recipe)
+    else:
+        _check_other(args, pretrain)
+        pods = _pods(args, pretrain, _GRACE, None)
     text = manifests.to_yaml(manifests.KINDS[args.workload](pods))
     if args.apply and not args.dry_run:
         return _apply(text)
@@ -77,8 +85,8 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
     return 0
 
 
-def _pods(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods:
-    """Return the pods that the options describe."""
+def _pods_of_recipe(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods:
+    """Return the pods of a training run."""
     own = Path(recipe.path).is_file()
     text = Path(recipe.path).read_text() if own else ""
     if holds_password(text):
@@ -86,14 +94,22 @@ def _pods(args: argparse.Namespace, recipe: Recipe, pretrain: list[str]) -> Pods
             f"--config {recipe.path} holds a URL with a password, which the manifest would show; take it "
             "out, also where it is a comment, and use --secret NAME"
         )
+    if own:
+        pretrain = ["--config", recipe_path(args.name), *recipe.overrides]
+    return _pods(args, pretrain, recipe.config.stopping.grace, text if own else None)
+
+
+def _pods(args: argparse.Namespace, arguments: list[str], grace: float, recipe: str | None) -> Pods:
+    """Return the pods that the options describe; `recipe` is the text of a recipe's file."""
     return Pods(
         name=args.name,
         image=args.image,
         nodes=args.nodes,
         gpus=args.gpus_per_node,
-        pretrain=["--config", recipe_path(args.name), *recipe.overrides] if own else pretrain,
-        grace=recipe.config.stopping.grace,
-        recipe=text if own else None,
+        work=args.work,
+        arguments=arguments,
+        grace=grace,
+        recipe=recipe,
         namespace=args.namespace,
         cpus=args.cpus,
         memory=args.memory,
@@ -132,6 +148,32 @@ def _check(kind: str, pods: Pods, recipe: Recipe) -> None:
         raise UserError(
             f"runs={runs} lies in the pod and would be lost with it; mount a claim that all nodes write to, "
             "--pvc CLAIM:/path, and set runs=/path/runs"
+        )
+
+
+def _check_other(args: argparse.Namespace, arguments: list[str]) -> None:
+    """Raise UserError if the pods cannot do another work than training."""
+    work = args.work
+    if work.name == "pack":
+        raise UserError(
+            "pack on Kubernetes has no last process that publishes the set; start pack --part I/N in pods of "
+            "your own, or use launch slurm"
+        )
+    if args.workload != "job":
+        raise UserError(f"{work.name} runs as --kind job, not {args.workload}; leave out --kind")
+    if args.nodes[0] < args.nodes[1]:
+        raise UserError(f"--nodes {args.nodes[0]}:{args.nodes[1]}: {work.name} takes one number of nodes")
+    refuse_part(work, arguments)
+    if watches(work, arguments) and args.nodes[1] > 1:
+        raise UserError(
+            f"{work.name} … --watch runs on one node, as checkpoints come one by one; leave out --nodes"
+        )
+    if secret := next((text for text in arguments if holds_secret(text)), None):
+        raise UserError(f"{masked_command(secret)} would stand in the manifest; use --secret NAME")
+    if not args.pvc:
+        raise UserError(
+            f"what {work.name} writes would be lost with the pod; mount a claim that holds the runs, --pvc "
+            "CLAIM:/path"
         )
 
 

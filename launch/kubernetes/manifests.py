@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from isotorus.errors import USER_ERROR
+from launch.work import TRAIN, Work
 
 PORT = 29400
 KEPT = 7 * 24 * 3600
@@ -38,12 +39,12 @@ class Pods:
     """The smallest and the largest number of pods."""
     gpus: int
     """The number of GPUs in each pod. With 0 a pod trains on its CPUs with one rank."""
-    pretrain: list[str]
-    """Arguments of `isotorus train`."""
+    arguments: list[str]
+    """Arguments of the command."""
     grace: float
     """stopping.grace, in seconds."""
     recipe: str | None = None
-    """The text of the recipe file, which `pretrain` names as `recipe_path`; None for a packaged recipe."""
+    """The text of the recipe file, which `arguments` name as `recipe_path`; None for a packaged recipe."""
     namespace: str | None = None
     cpus: str | None = None
     memory: str | None = None
@@ -56,6 +57,8 @@ class Pods:
     node_selector: dict[str, str] = field(default_factory=dict)
     runtime: str = "torch-distributed"
     """The ClusterTrainingRuntime of a TrainJob."""
+    work: Work = TRAIN
+    """The command; one by parts runs as a Job, whose pods are numbered."""
 
 
 def recipe_path(name: str) -> str:
@@ -201,6 +204,14 @@ _Dumper.add_representer(str, _represent_text)
 def _command(pods: Pods, first: str) -> list[str]:
     """Return the command that each pod runs; `first` is the address of the pod where all meet."""
     fewest, most = pods.nodes
+    arguments = [_literal(word) for word in pods.arguments]
+    if pods.work.by_parts:
+        part = f' --part "$JOB_COMPLETION_INDEX"/{most}' if most > 1 else ""
+        line = (
+            f"exec python -P -m launch torchrun --standalone --nproc-per-node {pods.gpus or 1} "
+            f'{pods.work.name} -- "$@"{part}'
+        )
+        return ["sh", "-c", _literal(line), "task", *arguments]
     torchrun = {
         "--nnodes": str(most) if fewest == most else f"{fewest}:{most}",
         "--nproc-per-node": str(pods.gpus or 1),
@@ -210,8 +221,8 @@ def _command(pods: Pods, first: str) -> list[str]:
         "--max-restarts": "3" if fewest == most else "100",
     }
     options = [word for option in torchrun.items() for word in option]
-    pretrain = [_literal(word) for word in pods.pretrain]
-    return ["python", "-P", "-m", "launch", "torchrun", *options, "--", *pretrain]
+    named = [] if pods.work is TRAIN else [pods.work.name]
+    return ["python", "-P", "-m", "launch", "torchrun", *options, *named, "--", *arguments]
 
 
 def _literal(text: str) -> str:

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -40,8 +41,8 @@ def default_ranks() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def run(options: list[str], pretrain: list[str]) -> Failure | None:
-    """Run `torchrun OPTIONS -m pretrain PRETRAIN` to its end. Return the first failure, or None.
+def run(options: list[str], arguments: list[str], module: Sequence[str] = ("pretrain",)) -> Failure | None:
+    """Run `torchrun OPTIONS -m MODULE ARGUMENTS` to its end. Return the first failure, or None.
 
     SIGINT, SIGTERM and SIGUSR1 go to the ranks, which save and end by themselves. Alone, torchrun would give
     them 30 seconds and then always fail. A rank that ends with `USER_ERROR` is never restarted.
@@ -52,16 +53,16 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     pass_on_safe_path()
-    arguments = torch_run.parse_args([*options, "-m", "pretrain", *pretrain])
-    arguments.signals_to_handle = "SIGHUP,SIGQUIT"
-    fewest, most = torch_run.parse_min_max_nnodes(arguments.nnodes)
-    ranks = torch_run.determine_local_world_size(arguments.nproc_per_node)
+    parsed = torch_run.parse_args([*options, "-m", *module, *arguments])
+    parsed.signals_to_handle = "SIGHUP,SIGQUIT"
+    fewest, most = torch_run.parse_min_max_nnodes(parsed.nnodes)
+    ranks = torch_run.determine_local_world_size(parsed.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     if fewest < most:
         os.environ["ISOTORUS_ELASTIC"] = "1"
-        if arguments.rdzv_conf == "":
-            arguments.rdzv_conf = f"last_call_timeout={LAST_CALL_SECONDS}"
-    if fewest < most or arguments.max_restarts:
+        if parsed.rdzv_conf == "":
+            parsed.rdzv_conf = f"last_call_timeout={LAST_CALL_SECONDS}"
+    if fewest < most or parsed.max_restarts:
         # The store that the launchers share still holds the keys of earlier attempts, so ranks use their own.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         signal.signal(signal.SIGCHLD, _look_for_user_error)
@@ -74,13 +75,13 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, pass_on)
     try:
-        torch_run.run(arguments)
+        torch_run.run(parsed)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         # The code is -n if signal n ended the rank; shells use 128 + n.
         code = first.exitcode if first.exitcode > 0 else 128 - first.exitcode
         local = [failure.local_rank for failure in error.failures.values()]
-        message = _message(arguments.log_dir, [first.local_rank, *local])
+        message = _message(parsed.log_dir, [first.local_rank, *local])
         if first.exitcode == -signal.SIGKILL and not message.startswith("error: "):
             message = (
                 f"error: rank {rank} on {socket.gethostname()} was killed (SIGKILL), as the kernel does when "
@@ -89,9 +90,9 @@ def run(options: list[str], pretrain: list[str]) -> Failure | None:
             )
         return Failure(code, rank, first.timestamp, message)
     except _MetUserError:
-        return Failure(USER_ERROR, 0, 0.0, _message(arguments.log_dir, list(range(ranks))))
+        return Failure(USER_ERROR, 0, 0.0, _message(parsed.log_dir, list(range(ranks))))
     except (RendezvousError, DistError, ConnectionError, TimeoutError) as error:
-        where = arguments.rdzv_endpoint or arguments.master_addr
+        where = parsed.rdzv_endpoint or parsed.master_addr
         message = (
             f"error: the launchers of this run do not meet at {where}: {str(error) or type(error).__name__}"
         )

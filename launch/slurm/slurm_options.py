@@ -12,12 +12,15 @@ from isotorus.errors import UserError, from_os_error
 from isotorus.numbers import whole_number
 from isotorus.secrets import holds_registry_password, holds_secret, masked_command
 from launch.recipe import read_recipe, split_arguments
-from launch.slurm.slurm_script import REQUEUE_CODE, Job, script
+from launch.slurm.slurm_script import KILLED_BY_USR1, REQUEUE_CODE, Job, script
 from launch.slurm.slurm_submit import follow, submit
+from launch.work import TRAIN, refuse_part, watches
 
 if TYPE_CHECKING:
     from pretrain.config import Config
 
+_CPUS = 4
+"""CPUs for each rank of another command than train, whose readers are not known here."""
 TIME = re.compile(r"\d{1,9}|\d{1,9}:\d\d(:\d\d)?|\d{1,5}-\d{1,5}(:\d\d){0,2}", re.ASCII)
 
 
@@ -26,7 +29,7 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "slurm",
         help="submit a Slurm job that is queued again until the run is complete",
         usage="isotorus launch slurm --nodes N (--gpus-per-node K | --ranks-per-node K) [options] "
-        "-- --config x.yaml [key=value …]",
+        "[train] -- --config x.yaml [key=value …], or eval|embed|finetune|pack -- their arguments",
         description="Writes an sbatch script and submits it. Options that are not listed go to sbatch.",
         allow_abbrev=False,
     )
@@ -36,7 +39,11 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     ranks.add_argument("--gpus-per-node", metavar="[TYPE:]K", help="GPUs on each node, one rank each")
     ranks.add_argument("--ranks-per-node", type=_positive, metavar="K", help="ranks on each node, on CPUs")
     add("--task-per", choices=("node", "gpu"), default="node", help="srun starts torchrun, or each rank")
-    add("--cpus-per-rank", type=_positive, help="CPUs for each rank; default: 1 + data.workers")
+    add(
+        "--cpus-per-rank",
+        type=_positive,
+        help="CPUs for each rank; default: 1 + data.workers, or 4 without a recipe",
+    )
     add("--memory", help="memory of each node, such as 200G; default: the partition's")
     add("--time", help="time limit, such as 4:00:00 or 1-00:00:00; default: the partition's")
     before = "how long before the time limit the run saves (default 300)"
@@ -78,44 +85,105 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
         )
     _refuse_secrets([*pretrain, " ".join(options), *given])
     _refuse_line_breaks([*options, *(text for text in given if text not in args.setup)])
+    if args.work is not TRAIN:
+        return _start_other(args, options, pretrain)
     base, configs, runs = _runs(args.sweep, pretrain)
     # Imported here because preflight imports torch, which takes seconds; what is refused above need not wait.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
     from pretrain.preflight import check_model
 
-    ranks = args.ranks_per_node or int(args.gpus_per_node.rpartition(":")[2])
+    ranks = _ranks(args)
     for config in configs:
         check_model(config, args.nodes * ranks)
         _check_signal(config, args.signal_before)
     first, name = configs[0], args.name or base
     folder = Path(args.output or Path(first.runs) / "slurm").absolute()
     _refuse_line_breaks([str(folder), name])
-    path = folder / f"{name}.sbatch"
-    command = ["sbatch", "--parsable", *options, str(path)]
+    code = first.stopping.requeue_code or REQUEUE_CODE
+
+    def job(runs: list[list[str]]) -> Job:
+        runs = [[*run, f"stopping.requeue_code={code}"] for run in runs]
+        return _job(args, runs, 1 + first.data.workers, code, name, folder)
+
     if args.dry_run:
-        print(f"{script(_job(args, runs, first, ranks, name, folder))}\n# {shlex.join(command)}")
-        return 0
+        return _show(job(runs), options, name, folder)
     parent = sweep.parent_run(base, Path(first.runs), first.tracking) if args.sweep else None
     if parent:
         runs = [[*run, f"tracking.parent={parent}"] for run in runs]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(script(_job(args, runs, first, ranks, name, folder)))
-    except OSError as error:
-        raise from_os_error(error, f"the script and logs in {folder} (--output)") from None
-    number = submit(command)
+    number = _submit(job(runs), options, name, folder)
     if parent:  # closed now, because no process of ours may be left when the last run has ended
         mlflow.end_family(first.tracking, parent, "FINISHED")
-    logs = f"{folder}/{name}-{number}*.log"
-    print(
-        f"job {number}: {args.nodes} × {ranks} ranks, logs {logs}\n"
-        f"watch: squeue -j {number}; tail -F {logs}\n"
-        f"stop:  scancel --signal=TERM {number} (saves first, however long that takes; a plain scancel "
-        "{number} leaves only the cluster's KillWait to save)",
-        flush=True,
+    _tell(
+        number,
+        f"{args.nodes} × {ranks} ranks",
+        name,
+        folder,
+        "saves first, however long that takes; a plain scancel "
+        f"{number} leaves only the cluster's KillWait to save",
     )
     return follow(number) if args.wait else 0
+
+
+def _start_other(args: argparse.Namespace, options: list[str], arguments: list[str]) -> int:
+    """Submit another command than train as a job. What the command itself would refuse, its log says."""
+    work, ranks = args.work, _ranks(args)
+    if args.sweep:
+        raise UserError(f"--sweep is a grid of training runs; leave it out for {work.name}")
+    refuse_part(work, arguments)
+    if watches(work, arguments) and args.nodes > 1:
+        raise UserError(
+            f"{work.name} … --watch runs on one node, as checkpoints come one by one; leave out --nodes"
+        )
+    name, folder = args.name or work.name, Path(args.output or "slurm").absolute()
+    _refuse_line_breaks([str(folder), name])
+    code = KILLED_BY_USR1
+    if work.name == "finetune":
+        code = REQUEUE_CODE
+        arguments = [*arguments, f"stopping.requeue_code={code}"]
+    job = _job(args, [arguments], _CPUS, code, name, folder)
+    if args.dry_run:
+        return _show(job, options, name, folder)
+    number = _submit(job, options, name, folder)
+    kept = "what is finished is kept, and the same command continues"
+    _tell(number, f"{work.name} on {args.nodes} × {ranks} ranks", name, folder, kept)
+    return follow(number) if args.wait else 0
+
+
+def _ranks(args: argparse.Namespace) -> int:
+    """Return the number of ranks on each node."""
+    return args.ranks_per_node or int(args.gpus_per_node.rpartition(":")[2])
+
+
+def _show(job: Job, options: list[str], name: str, folder: Path) -> int:
+    """Print the script and the command that would submit it."""
+    print(f"{script(job)}\n# {shlex.join(_command(options, name, folder))}")
+    return 0
+
+
+def _submit(job: Job, options: list[str], name: str, folder: Path) -> str:
+    """Write the script and submit it. Return the job's number."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.sbatch").write_text(script(job))
+    except OSError as error:
+        raise from_os_error(error, f"the script and logs in {folder} (--output)") from None
+    return submit(_command(options, name, folder))
+
+
+def _command(options: list[str], name: str, folder: Path) -> list[str]:
+    return ["sbatch", "--parsable", *options, str(folder / f"{name}.sbatch")]
+
+
+def _tell(number: str, what: str, name: str, folder: Path, stopped: str) -> None:
+    """Say where the logs of a job are, and how it is watched and stopped."""
+    logs = f"{folder}/{name}-{number}*.log"
+    print(
+        f"job {number}: {what}, logs {logs}\n"
+        f"watch: squeue -j {number}; tail -F {logs}\n"
+        f"stop:  scancel --signal=TERM {number} ({stopped})",
+        flush=True,
+    )
 
 
 def _runs(swept: bool, pretrain: list[str]) -> "tuple[str, list[Config], list[list[str]]]":
@@ -129,11 +197,16 @@ def _runs(swept: bool, pretrain: list[str]) -> "tuple[str, list[Config], list[li
 
 
 def _job(
-    args: argparse.Namespace, runs: list[list[str]], config: "Config", ranks: int, name: str, folder: Path
+    args: argparse.Namespace, runs: list[list[str]], cpus_per_rank: int, code: int, name: str, folder: Path
 ) -> Job:
-    """Return the contents of the batch script of these runs."""
-    tasks = ranks if args.task_per == "gpu" else 1
-    cpus = (args.cpus_per_rank or 1 + config.data.workers) * ranks // tasks
+    """Return the contents of the batch script of these runs.
+
+    `cpus_per_rank` is the default, and `code` the exit code after which the job is queued again.
+    """
+    work, ranks = args.work, _ranks(args)
+    a_task_each = work.name == "pack" or (args.task_per == "gpu" and not work.by_parts)
+    tasks = ranks if a_task_each else 1
+    cpus = (args.cpus_per_rank or cpus_per_rank) * ranks // tasks
     log = "%x-%A_%a" if len(runs) > 1 else "%x-%j"
     options = {
         "job-name": name,
@@ -154,8 +227,9 @@ def _job(
         "signal": f"USR1@{args.signal_before}",
         "export": "ALL",
     }
-    # Ranks that end together end within seconds. If a task is lost, end the others after a minute.
-    srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0", "--wait=60"]
+    # Ranks that end together end within seconds. If a task is lost, end the others after a minute. Parts of a
+    # work end at different times.
+    srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0", f"--wait={0 if work.by_parts else 60}"]
     container: list[str] = []
     if args.container_image:
         mounts = ",".join(filter(None, [f"{Path.cwd()}:{Path.cwd()}", args.container_mounts]))
@@ -166,7 +240,7 @@ def _job(
             gpus = ["--nv"] if args.gpus_per_node else []
             container = ["apptainer", "exec", *gpus, "--bind", mounts, "--pwd", str(Path.cwd())]
             container += [args.container_image]
-    code = config.stopping.requeue_code or REQUEUE_CODE
+    divided = work.by_parts and args.nodes * tasks > 1 and not watches(work, runs[0])
     return Job(
         options=[*(f"--{key}={value}" for key, value in options.items() if value is not None), "--requeue"],
         setup=[*([f"module load {shlex.join(args.modules)}"] if args.modules else []), *args.setup],
@@ -176,10 +250,12 @@ def _job(
         nodes=args.nodes,
         ranks=ranks,
         task_a_rank=args.task_per == "gpu",
-        runs=[[*run, f"stopping.requeue_code={code}"] for run in runs],
+        runs=runs,
         requeue_code=code,
         max_requeues=args.max_requeues,
         failures=f"{folder}/{name}",
+        work=work,
+        last=["--nodes=1", "--ntasks=1", *srun] if divided else [],
     )
 
 

@@ -5,9 +5,15 @@ import shlex
 from collections.abc import Sequence
 
 from isotorus.processes import python_options
+from launch.work import TRAIN, Work
 
 REQUEUE_CODE = 85
 """The default `stopping.requeue_code`: the exit code of a run that saved after SIGUSR1, to continue later."""
+
+KILLED_BY_USR1 = 138
+"""The exit code of a command that SIGUSR1 ends, as it does those that keep what is finished by themselves."""
+_STOPS = {"eval": (1,)}
+"""Further exit codes after which a command is not started again: of `eval`, that an evaluation failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +35,17 @@ class Job:
     task_a_rank: bool
     """Whether srun starts every rank itself; otherwise it starts one torchrun on each node."""
     runs: Sequence[Sequence[str]]
-    """The pretrain arguments of each run. More than one run makes a job array."""
+    """The command's arguments of each run. More than one run makes a job array."""
     requeue_code: int
     """The exit code after which the job is queued again."""
     max_requeues: int
     """How many failures are followed by another start."""
     failures: str
     """The path of the file that lists the job's failures, without the job's number and the suffix."""
+    work: Work = TRAIN
+    """The command that the job runs."""
+    last: Sequence[str] = ()
+    """Options for the srun of the last process, which completes a work by parts; empty without one."""
 
 
 def script(job: Job) -> str:
@@ -54,6 +64,8 @@ def script(job: Job) -> str:
         "",
         f"srun {shlex.join(job.srun)} \\",
         f"  {_task(job)}",
+        "code=$?",
+        *([_last(job)] if job.last else []),
         _ending(job),
     ]
     return "\n".join(parts)
@@ -72,28 +84,58 @@ def _task(job: Job) -> str:
 
     A shell that stayed would be ended by a signal to all processes of the job.
     """
+    if job.work.by_parts:
+        return _in_shell(job, _part(job, whole=not job.last))
     python = shlex.join([job.python, *python_options()])
     if job.task_a_rank:
         line = (
             "RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID "
-            f'LOCAL_WORLD_SIZE={job.ranks} exec {python} -m pretrain "$@"'
+            f'LOCAL_WORLD_SIZE={job.ranks} exec {python} -m {shlex.join(job.work.module)} "$@"'
         )
     else:
         # The static rendezvous, because c10d's fails on a node whose neighbour ended a moment before.
+        named = "" if job.work is TRAIN else f"{job.work.name} "
         line = (
             f"exec {python} -m launch torchrun --nnodes {job.nodes} --node-rank $SLURM_NODEID "
             f"--nproc-per-node {job.ranks} --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
-            '-- "$@"'
+            f'{named}-- "$@"'
         )
+    return _in_shell(job, line)
+
+
+def _part(job: Job, *, whole: bool) -> str:
+    """Return the shell line that does this task's part of a work, or the `whole`, which completes it."""
+    python = shlex.join([job.python, *python_options()])
+    if job.work.name == "pack":
+        part = "" if whole else " --part $SLURM_PROCID/$SLURM_NTASKS"
+        return f'exec {python} -m {shlex.join(job.work.module)} "$@"{part}'
+    part = "" if whole else f" --part $SLURM_NODEID/{job.nodes}"
+    ranks = f"--standalone --nproc-per-node {job.ranks}"
+    return f'exec {python} -m launch torchrun {ranks} {job.work.name} -- "$@"{part}'
+
+
+def _in_shell(job: Job, line: str) -> str:
+    """Return the command of a task that runs the line in a shell."""
     prefix = f"{shlex.join(job.container)} " if job.container else ""
     return f'{prefix}sh -c {shlex.quote(line)} task "$@"'
 
 
+def _last(job: Job) -> str:
+    """Return shell code that completes a work once all parts have ended."""
+    good = " || ".join(f"[ $code = {code} ]" for code in (0, *_STOPS.get(job.work.name, ())))
+    return f"""
+if [ -z "$ended" ] && {{ {good}; }}; then
+  srun {shlex.join(job.last)} \\
+    {_in_shell(job, _part(job, whole=True))}
+  code=$?
+fi"""
+
+
 def _ending(job: Job) -> str:
     """Return shell code for the end of a run: exit, or queue the job again if it can continue."""
-    return f"""\
-code=$?
-
+    failed = " && ".join(f"[ $code != {code} ]" for code in (0, 2, *_STOPS.get(job.work.name, ())))
+    kept = "saved" if job.work is TRAIN else "stopped"
+    return f"""
 failures={shlex.quote(job.failures)}-$SLURM_JOB_ID.failures
 queue_again() {{
   echo "slurm: $1; job $SLURM_JOB_ID is queued again"
@@ -104,10 +146,10 @@ preempted=$(scontrol show job "$SLURM_JOB_ID" | grep -o 'PreemptTime=[0-9].*')
 if [ -n "$ended" ]; then
   exit $code
 elif [ $code = {job.requeue_code} ]; then
-  queue_again 'saved before the end of its time'
+  queue_again '{kept} before the end of its time'
 elif [ $code = 0 ] && [ -n "$preempted" ]; then
-  queue_again 'saved to make room for another job'
-elif [ $code != 0 ] && [ $code != 2 ]; then
+  queue_again '{kept} to make room for another job'
+elif {failed}; then
   echo "$(date) exit code $code on $SLURM_JOB_NODELIST" >> "$failures"
   if [ "$(wc -l < "$failures")" -le {job.max_requeues} ]; then
     queue_again "exit code $code"

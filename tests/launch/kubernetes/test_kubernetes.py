@@ -242,3 +242,49 @@ def test_output_is_what_is_printed(recipe: Path, pods: list[str], tmp_path: Path
     printed = capsys.readouterr().out
     assert launch(*pods, "--output", str(tmp_path / "run.yaml"), pretrain=["--config", recipe]) == 0
     assert (tmp_path / "run.yaml").read_text() == printed
+
+
+def test_an_evaluation_in_numbered_pods(pods: list[str], tmp_path: Path, capsys: Any):
+    """Each pod evaluates its part; the shell of the pod gets the arguments as they were given."""
+    options = ["--nodes", "2", *COMMON, *pods, "eval"]
+    assert launch(*options, pretrain=["runs/a $HOME", "--train", "t", "--val", "v"]) == 0
+    found = manifests(capsys)
+    for manifest in found:
+        check(manifest)
+    (job,) = (each for each in found if each["kind"] == "Job")
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    shell = [word.replace("$$", "$") for word in command]  # as Kubernetes does
+    shell[2] = shell[2].replace("exec python", "printf '%s\\n'")
+    done = subprocess.run(
+        shell, env={"JOB_COMPLETION_INDEX": "1"}, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[words.index("eval") :] == [
+        "eval",
+        "--",
+        "runs/a $HOME",
+        *["--train", "t", "--val", "v", "--part", "1/2"],
+    ]
+    assert words[:7] == ["-P", "-m", "launch", "torchrun", "--standalone", "--nproc-per-node", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "said"),
+    [
+        (["pack"], ["a", "b"], "no last process"),
+        (["--kind", "trainjob", "eval"], ["runs/a"], "runs as --kind job"),
+        (["--nodes", "2", "eval"], ["runs/a", "--watch"], "--watch runs on one node"),
+        (["eval"], ["runs/a", "--mlflow=http://u:secret@host"], "use --secret NAME"),
+    ],
+)
+def test_other_work_that_cannot_run_in_pods(
+    options: list[str], arguments: list[str], said: str, pods: list[str], capsys: Any
+):
+    assert launch(*pods, *options, pretrain=arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error and "u:secret" not in error
+
+
+def test_results_that_would_be_lost_with_the_pod_are_refused(capsys: Any):
+    assert launch("embed", pretrain=["runs/a", "s", "--out", "v.parquet"]) == 2
+    assert "lost with the pod" in capsys.readouterr().err
