@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 LLAMA = 1000 * 466 / (54 * 16384)
 """Interruptions in 1,000 GPU-days: Llama 3 (arXiv:2407.21783, table 5) had 466 in 54 days on 16,384 H100."""
-RESTART = 75.0
-"""Seconds from a failure to the next step: 60 until the other hosts notice that one is lost
-(`stopping.lost`), and 15 for a start, as measured on 2 ranks (benchmarks/RESULTS.md, "Recovery from
+RESTART = 25.0
+"""Seconds from a failure to the next step: 10 until the other hosts notice that one is lost
+(`stopping.unreachable`), and 15 for a start, as measured on 2 ranks (benchmarks/RESULTS.md, "Recovery from
 SIGKILL")."""
 STALL = 0.042
 """Seconds that training waits for a second of writing a checkpoint (benchmarks/RESULTS.md, "Checkpoints")."""

@@ -1,8 +1,8 @@
 """Heartbeats between ranks, through the process group's store, which show when a rank or host is lost.
 
-When a host loses power or network, TCP reports nothing for a quarter of an hour, and the timeout of a
-collective has to be longer than the slowest step. The store is asked from a thread of its own, because it
-does not answer either when the lost host is the one that serves it.
+The timeout of a collective has to be longer than the slowest step, so it is no sign of a loss. The store is
+asked from a thread of its own, because it does not answer either when the lost host is the one that serves
+it. `reach.py` notices sooner that a whole host is gone.
 """
 
 import contextlib
@@ -17,22 +17,29 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from pretrain.distributed import rank, world_size
+from pretrain.run_control.reach import Reach
 
 T = TypeVar("T")
 
 ERROR_REPORTED = "isotorus/error_reported"
 """Key that is set in the store once a rank has printed the error that ends the run."""
 _GIVEN_UP = "isotorus/given_up"
+_STACKS = "isotorus/stacks"
+"""Key that counts the ranks that have written their stacks."""
+_LEAVE = "isotorus/leave"
+"""Key that is set once no more stack is expected."""
 _ANSWER_SECONDS = 5.0
+_RUN_AGAIN = "run the same command again to continue from the newest checkpoint"
 
 
 class Peers(threading.Thread):
     """A thread that sends heartbeats; rank 0 checks those of all ranks, the others whether one gave up."""
 
-    def __init__(self, lost: float) -> None:
+    def __init__(self, lost: float, unreachable: int) -> None:
         """Connect to the store, on all ranks before their next collective.
 
-        `lost` is the silence, in seconds, after which a rank counts as lost.
+        `lost` is the silence, in seconds, after which a rank counts as lost, `unreachable` that of the kernel
+        of its host.
         """
         super().__init__(name="peers", daemon=True)
         self.lost = lost
@@ -49,6 +56,7 @@ class Peers(threading.Thread):
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._beats = 0
         self._beat()
+        self._reach = Reach(self._store, unreachable)
 
     def run(self) -> None:
         every = min(5.0, self.lost / 5)
@@ -59,6 +67,7 @@ class Peers(threading.Thread):
                 self._answered = time.monotonic()
             with contextlib.suppress(RuntimeError):  # the store's host may be lost
                 self._beat()
+                self._reach.join()
                 self.error_reported = self._store.check([ERROR_REPORTED])
                 if self._store.check([_GIVEN_UP]):
                     self.reason = "another rank has given up"
@@ -76,7 +85,9 @@ class Peers(threading.Thread):
             self.join(_ANSWER_SECONDS)
 
     def silence(self) -> str:
-        """Return which rank has been silent for too long, as a sentence, or ""; never waits."""
+        """Return why this rank should give up, as a sentence, or ""; never waits."""
+        if not self.reason and (reason := self._reach.look()):
+            self.reason = f"{reason}; {_RUN_AGAIN}" if self._reach.gone else reason
         if not self.reason and time.monotonic() - self._answered > self.lost:
             self.reason = self._lost_message(f"rank 0, at {os.environ.get('MASTER_ADDR', 'its host')},")
         return self.reason
@@ -84,11 +95,35 @@ class Peers(threading.Thread):
     def give_up(self) -> bool:
         """Tell the others to give up too; return whether this rank is the first, as far as it can know."""
         first = _ask(lambda: self._last.add(_GIVEN_UP, 1) == 1)
+        self._reach.give_up()
         return first is None or first
 
     def note_stack(self) -> None:
         """Note in the store that this rank has written its stack."""
-        _ask(lambda: self._last.set(_stack(rank()), ""))
+
+        def note() -> None:
+            self._last.set(_stack(rank()), "")
+            self._last.add(_STACKS, 1)
+
+        _ask(note)
+
+    def await_stacks(self, until: float, first: bool) -> None:
+        """Wait until all ranks that can have noted their stacks, or until a time of `time.monotonic`.
+
+        The `first` rank that gave up counts them and tells the others; ranks on a host that is gone write
+        none.
+        """
+        expected = world_size()
+        if first and self._reach.gone:
+            beats = _ask(lambda: self._last.multi_get([_key(r) for r in range(world_size())])) or []
+            expected -= sum(_host(beat) in self._reach.gone for beat in beats)
+        while time.monotonic() < until:
+            if first and _ask(lambda: self._last.add(_STACKS, 0) >= expected):
+                _ask(lambda: self._last.set(_LEAVE, ""))
+                break
+            if not first and _ask(lambda: self._last.check([_LEAVE])):
+                break
+            time.sleep(0.5)
 
     def without_stack(self) -> str:
         """Return the ranks that wrote no stack, with their hosts; "" if all did, or the store is lost."""
@@ -96,8 +131,7 @@ class Peers(threading.Thread):
         def look() -> str:
             missing = [r for r in range(world_size()) if not self._last.check([_stack(r)])]
             beats = self._last.multi_get([_key(r) for r in missing])
-            hosts = [beat.decode().partition(" ")[2] for beat in beats]
-            return ", ".join(f"rank {r} on {host}" for r, host in zip(missing, hosts, strict=True))
+            return ", ".join(f"rank {r} on {_host(beat)}" for r, beat in zip(missing, beats, strict=True))
 
         return _ask(look) or ""
 
@@ -111,17 +145,19 @@ class Peers(threading.Thread):
             if self._heard.get(other, (b"", now))[0] != beat:
                 self._heard[other] = beat, now
             elif now - self._heard[other][1] > self.lost:
-                self.reason = self._lost_message(f"rank {other}, on {beat.decode().partition(' ')[2]},")
+                self.reason = self._lost_message(f"rank {other}, on {_host(beat)},")
 
     def _lost_message(self, who: str) -> str:
-        return (
-            f"{who} has not been heard of for stopping.lost={self.lost:g} s; run the same command again to "
-            "continue from the newest checkpoint"
-        )
+        return f"{who} has not been heard of for stopping.lost={self.lost:g} s; {_RUN_AGAIN}"
 
 
 def _key(number: int) -> str:
     return f"isotorus/alive/{number}"
+
+
+def _host(beat: bytes) -> str:
+    """Return the host name in a heartbeat."""
+    return beat.decode().partition(" ")[2]
 
 
 def _stack(number: int) -> str:

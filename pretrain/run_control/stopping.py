@@ -30,9 +30,7 @@ class Stopping:
     ) -> None:
         """Prepare for the run in `folder`; the rank that holds the run's `lock` passes it for renewal."""
         self.config, self.signals = config, signals or Signals()
-        self.watchdog = Watchdog(
-            folder / "stacks", config.hang, config.grace, config.lost, self.signals, lock
-        )
+        self.watchdog = Watchdog(folder / "stacks", config, self.signals, lock)
         self._group = cpu_group()
         self._request = torch.zeros((), dtype=torch.int32)
         self._work: dist.Work | None = None

@@ -12,30 +12,32 @@ from pathlib import Path
 
 from isotorus.errors import TRY_AGAIN
 from pretrain.distributed import rank, world_size
+from pretrain.run_control.config import StoppingConfig
 from pretrain.run_control.lock import Lock
 from pretrain.run_control.peers import Peers
 from pretrain.run_control.signals import Signals
 
 _POLL_SECONDS = 2.0
 _LINGER_SECONDS = 10.0
-"""How long a rank stays after it has written its stack: the others would report its end as the failure."""
+"""How long a rank stays at most after it has written its stack: the others would report its end as the
+failure."""
 
 
 class Watchdog(threading.Thread):
     """A thread on each rank that expects `progress` calls; the first that misses them ends all ranks."""
 
     def __init__(
-        self, folder: Path, hang: float, grace: float, lost: float, signals: Signals, lock: Lock | None = None
+        self, folder: Path, config: StoppingConfig, signals: Signals, lock: Lock | None = None
     ) -> None:
-        """Write stacks to `folder`; `hang`, `grace` and `lost` are seconds, as in `StoppingConfig`."""
+        """Write stacks to `folder`."""
         super().__init__(name="watchdog", daemon=True)
-        self.path, self.hang, self.grace, self.signals = folder / f"rank{rank()}.txt", hang, grace, signals
-        self.lock = lock
+        self.path, self.hang, self.grace = folder / f"rank{rank()}.txt", config.hang, config.grace
+        self.signals, self.lock = signals, lock
         self.last_words: Callable[[], None] | None = None
         """What to call before the process ends, in a thread that may take a few seconds."""
         self._moved = time.monotonic()
         self._ended = threading.Event()
-        self._peers = Peers(lost) if world_size() > 1 else None
+        self._peers = Peers(config.lost, config.unreachable) if world_size() > 1 else None
 
     def progress(self) -> None:
         """Note that the run has made progress."""
@@ -94,7 +96,7 @@ class Watchdog(threading.Thread):
         self._call_last_words()
         if self._peers:
             self._peers.note_stack()
-            time.sleep(max(0.0, _LINGER_SECONDS - (time.monotonic() - began)))
+            self._peers.await_stacks(began + _LINGER_SECONDS, first)
             if first and (missing := self._peers.without_stack()):
                 text = f"no stack came from {missing}: stopped, or cut off from the others"
                 print(text, file=sys.stderr, flush=True)

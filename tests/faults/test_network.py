@@ -41,7 +41,7 @@ def test_a_host_cut_off_is_left_out_and_added_again(recipe: Path, tmp_path: Path
     undisturbed = losses(tmp_path / "alone/tiny")
     with network(tmp_path, 3) as nodes:
         elastic = ["--hosts", str(nodes.hostfile()), "--nnodes", "1:3", "--patience", "6"]
-        more = ["checkpoint.asynchronous=false", "stopping.lost=8", "stopping.grace=10"]
+        more = ["checkpoint.asynchronous=false", "stopping.grace=10"]
         recipe_and_more = ["--", "--config", str(recipe), *OPTIONS, *more]
         run = Launched(nodes, tmp_path, *elastic, *recipe_and_more, **slow_disk(tmp_path))
         run.wait_for(lambda: step(folder) >= 5)

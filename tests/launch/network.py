@@ -30,10 +30,10 @@ class Node(NamedTuple):
 
 
 class Network:
-    """Nodes `node1`, `node2`, …; on any of them plain `ssh NODE` gets into any other."""
+    """Nodes `node1`, `node2`, …; on any of them plain `ssh NODE` gets into any other, if `ssh` is true."""
 
-    def __init__(self, folder: Path, prefix: str, count: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, prefix: str, count: int, ssh: bool = True) -> None:
+        self.folder, self._ssh = folder, ssh
         self.nodes = [Node(f"node{i}", f"10.77.0.{i}", f"{prefix}-{i}") for i in range(1, count + 1)]
         self._switch = f"{prefix}-switch"
 
@@ -79,7 +79,7 @@ class Network:
         subprocess.run(self.on(number, "/usr/sbin/sshd", "-f", f"{etc}/sshd_config"), check=True)
 
     def set_up(self) -> None:
-        for kind in ("user", *(node.name for node in self.nodes)):
+        for kind in ("user", *(node.name for node in self.nodes)) if self._ssh else ():
             _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", kind, "-f", f"{self.folder}/{kind}")
         Path("/run/sshd").mkdir(exist_ok=True)
         _do("ip", "netns", "add", self._switch)
@@ -94,7 +94,8 @@ class Network:
             _do("ip", "-n", node.namespace, "addr", "add", f"{node.address}/24", "dev", "eth0")
             _do("ip", "-n", node.namespace, "link", "set", "eth0", "up")
             self._write_etc(node)
-            self.start_sshd(number)
+            if self._ssh:
+                self.start_sshd(number)
 
     def _write_etc(self, node: Node) -> None:
         """Write the files that `ip netns exec` shows instead of those of the machine under /etc."""
@@ -102,6 +103,8 @@ class Network:
         (etc / "ssh").mkdir(parents=True)
         names = "".join(f"{n.address} {n.name}\n" for n in self.nodes)
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        if not self._ssh:
+            return
         keys = ((n, (self.folder / f"{n.name}.pub").read_text()) for n in self.nodes)
         (etc / "ssh/ssh_known_hosts").write_text("".join(f"{n.name},{n.address} {key}" for n, key in keys))
         (etc / "ssh/ssh_config").write_text(
@@ -120,13 +123,13 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(folder: Path, count: int) -> Iterator[Network]:
+def network(folder: Path, count: int, ssh: bool = True) -> Iterator[Network]:
     """Make `count` nodes, whose keys are in `folder`; skip the test if this machine does not allow it."""
-    reason = missing()
+    reason = missing(ssh)
     if reason:
         pytest.skip(reason)
     _remove_left_over()
-    made = Network(folder, f"iso{os.getpid()}-{next(_numbers)}", count)
+    made = Network(folder, f"iso{os.getpid()}-{next(_numbers)}", count, ssh)
     try:
         made.set_up()
         yield made
@@ -134,15 +137,14 @@ def network(folder: Path, count: int) -> Iterator[Network]:
         made.tear_down()
 
 
-def missing() -> str:
-    """Return what this machine lacks for a network; an empty text if it lacks nothing."""
+def missing(ssh: bool = True) -> str:
+    """Return what this machine lacks for a network, with ssh or without; "" if it lacks nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for tool, package in {
-        "ip": "iproute2",
-        "/usr/sbin/sshd": "openssh-server",
-        "ssh": "openssh-client",
-    }.items():
+    tools = {"ip": "iproute2"}
+    if ssh:
+        tools |= {"/usr/sbin/sshd": "openssh-server", "ssh": "openssh-client"}
+    for tool, package in tools.items():
         if not shutil.which(tool):
             return f"{tool} is missing: apt-get install {package}"
     tried = f"iso{os.getpid()}-tried"
