@@ -6,8 +6,9 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Variables that torchrun (and accelerate, which uses it) and DeepSpeed's launcher set for their ranks.
@@ -15,6 +16,8 @@ Slurm needs none: it ends the tasks of a step itself."""
 _TASK_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "PMI_RANK")
 _SAFE_PATH = "PYTHONSAFEPATH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+END_WITH_STDIN = "ISOTORUS_END_WITH_STDIN"
+"""Variable that a launcher over ssh sets for ranks whose standard input is its connection."""
 
 
 def has_launcher() -> bool:
@@ -55,14 +58,26 @@ def python_options() -> list[str]:
 
 
 def end_with_launcher() -> None:
-    """Ask the Linux kernel to send SIGTERM to this process when its launcher ends.
+    """Make this process receive SIGTERM when its launcher ends.
 
     Otherwise the ranks of a killed launcher would train on until somebody finds them. A training rank that
     receives SIGTERM saves and exits. A process that was started by hand is not affected, because it may be
-    meant to outlive its shell.
+    meant to outlive its shell. The Linux kernel sends the signal when the launcher on this machine ends. If
+    the command that started the launch is elsewhere, and asks for it by `END_WITH_STDIN`, the end of standard
+    input counts too: ssh closes it when the command or its host is gone.
     """
     if sys.platform == "linux" and has_launcher():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if END_WITH_STDIN in os.environ:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+def _end_with_stdin() -> None:
+    """Read standard input to its end, then send SIGTERM to this process."""
+    with suppress(OSError):
+        while os.read(0, 4096):
+            continue
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def usable_cores() -> int:

@@ -5,6 +5,7 @@ can read. It therefore gets no secrets, neither from this process nor from a `.d
 sees which variables are missing; `--launcher ssh` would carry them.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 from isotorus.errors import INTERRUPTED, TRY_AGAIN, UserError
+from isotorus.processes import END_WITH_STDIN
 from isotorus.secrets import holds_secret, masked_command, may_be_secret
 from launch.one_node.deepspeed_ranks import shell_code
 from launch.over_ssh import cluster, ssh
@@ -56,6 +59,7 @@ def start(job: Job, dry_run: bool) -> int:
             file=sys.stderr,
         )
     exported = {name: value for name, value in job.environment.items() if name not in {*secrets, *broken}}
+    exported[END_WITH_STDIN] = "1"
     with tempfile.TemporaryDirectory(prefix="isotorus-") as folder:
         hostfile, variables = Path(folder) / "hosts", Path(folder) / "environment"
         slots = {name: max(numbers) + 1 for name, numbers in job.devices.items()}
@@ -130,7 +134,29 @@ def _follow(job: Job, runner: list[str], environment: dict[str, str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, note)
-    process = subprocess.Popen(runner, env=environment, start_new_session=True)
+    # An end of standard input would end the ranks.
+    process = subprocess.Popen(runner, env=environment, stdin=subprocess.PIPE, start_new_session=True)
+    with _killed_with_this(process):
+        return _wait(job, process, received)
+
+
+@contextlib.contextmanager
+def _killed_with_this(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Kill the group of a process if this process is killed inside the block; then the hosts hear of it.
+
+    A shell waits for the end of its standard input, whose other end only this process holds.
+    """
+    wait_and_kill = ["sh", "-c", 'read _; kill -KILL "-$0"', str(process.pid)]
+    guard = subprocess.Popen(wait_and_kill, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
+    finally:
+        guard.kill()
+        guard.wait()
+
+
+def _wait(job: Job, process: "subprocess.Popen[bytes]", received: list[int]) -> int:
+    """Wait until the runner ends, and pass on signals as they are received; return the exit code."""
     sent, stop_by = 0, float("inf")
     while process.poll() is None:
         while sent < len(received):

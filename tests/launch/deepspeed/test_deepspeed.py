@@ -249,6 +249,26 @@ def test_two_hosts_are_one_and_a_killed_rank_is_named(
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["ssh", "pdsh"])
+def test_ranks_save_and_end_when_the_command_is_killed(
+    nodes: Network, recipe: Path, tmp_path: Path, launcher: str
+):
+    if not shutil.which(launcher):
+        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
+    folder = tmp_path / "runs/tiny"
+    arguments = ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
+    run = Launched(nodes, tmp_path, *arguments, *LONG)
+    run.wait_for(lambda: max(losses(folder), default=0) > 8)
+    run.process.kill()
+    run.process.wait()
+    deadline = time.monotonic() + SECONDS
+    while not run.nothing_is_left():
+        assert time.monotonic() < deadline, run.said
+        time.sleep(0.1)
+    assert (folder / f"checkpoints/step_{max(losses(folder)):08d}/COMPLETE").exists(), run.said
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "said"),
     [
