@@ -33,13 +33,14 @@ from pretrain.checkpoint.warm_start import (
 )
 from pretrain.config import Config, flatten
 from pretrain.engines.check import check_engine
-from pretrain.engines.schedule import learning_rate
+from pretrain.engines.schedule import rate_of
 from pretrain.methods.config import ObjectiveConfig, SupervisedConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.description import beside
 from pretrain.models.encoder import create_on_meta, embedding_width, patch_size, timm_kwargs
 from pretrain.models.frozen import check_frozen
 from pretrain.models.lora import check_adapters
+from pretrain.models.repeated import with_few_blocks
 from pretrain.rehearsal import rehearse
 from pretrain.supervised.mixing import check_mixing
 
@@ -230,14 +231,6 @@ def check_model(config: Config, world_size: int) -> Model:
     channels, named = config.data.channel_count, config.data.channel_names is not None
     kwargs = timm_kwargs(config.encoder, config.views.global_size, channels, named=named)
     encoder: Any = create_on_meta(config.encoder.name, kwargs)
-    followed = config.objective.kind == "jepa" or config.average.momentum is not None
-    check_engine(config.engine, world_size, encoder, followed)
-    passes = config.engine.passes(config.data.batch_size, world_size)
-    if passes > 1 and config.engine.accumulate == "exact" and has_batch_norm(encoder):
-        raise UserError(
-            f"engine.accumulation={passes}: the batch norm of {config.encoder.name} sees "
-            "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
-        )
     patch = patch_size(encoder)
     sizes = {f"views.{r.kind}_size": r.size for r in config.views.resolutions()}
     if config.views.whole_size:
@@ -248,6 +241,27 @@ def check_model(config: Config, world_size: int) -> Model:
             raise UserError(f"{key}={size} is not a multiple of the encoder's patch of {patch}; use {near}")
     check_frozen(config.encoder.freeze, encoder)
     check_adapters(config.encoder.lora, config.encoder.name, encoder, config.engine.precision)
+    few = create_on_meta(config.encoder.name, with_few_blocks(config.encoder.name, kwargs))
+    width = embedding_width(few, config.encoder.name, channels, sizes.values())
+    model = Model(kwargs, encoder, width)
+    check_ranks(config, model, world_size)
+    return model
+
+
+def check_ranks(config: Config, model: Model, world_size: int) -> None:
+    """Check, for a model that `check_model` has returned, another engine or another number of ranks.
+
+    Raises UserError for the first thing that cannot work.
+    """
+    check_share(config, world_size)
+    followed = config.objective.kind == "jepa" or config.average.momentum is not None
+    check_engine(config.engine, world_size, model.encoder, followed)
+    passes = config.engine.passes(config.data.batch_size, world_size)
+    if passes > 1 and config.engine.accumulate == "exact" and has_batch_norm(model.encoder):
+        raise UserError(
+            f"engine.accumulation={passes}: the batch norm of {config.encoder.name} sees "
+            "micro-batches, so it cannot be exact; use engine.accumulate=microbatch or another encoder"
+        )
     if isinstance(config.objective, SupervisedConfig):
         check_mixing(config, config.objective, world_size)
         if config.objective.head_steps and config.engine.kind == "deepspeed":
@@ -255,9 +269,7 @@ def check_model(config: Config, world_size: int) -> Model:
                 "objective.head_steps has not been tried with engine.kind=deepspeed; use engine.kind=ddp or "
                 "fsdp, or objective.head_steps=0"
             )
-    width = embedding_width(encoder, config.encoder.name, config.data.channel_count, sizes.values())
-    rehearse(config, kwargs, width, world_size)
-    return Model(kwargs, encoder, width)
+    rehearse(config, model.kwargs, model.width, world_size)
 
 
 def _refuse_by_name(config: Config) -> None:
@@ -285,15 +297,15 @@ def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ())
         log.warning(
             "optimizer.warmup_steps=%d is no less than steps=%d: the learning rate only rises, to %.2g where "
             "optimizer.lr is %.2g; set fewer warm-up steps, such as %d",
-            optimizer["warmup_steps"], config.steps, _rate(config.steps - 1, config.steps, optimizer),
+            optimizer["warmup_steps"], config.steps, rate_of(config.steps - 1, config.steps, optimizer),
             optimizer["lr"], config.steps // 10,
         )  # fmt: skip
     if newest is None:
         return
     saved = store.describe(newest)
     step, steps = saved["step"], saved["config"]["steps"]
-    before = _rate(min(step, steps - 1), steps, saved["config"]["optimizer"])
-    now = _rate(step, config.steps, optimizer)
+    before = rate_of(min(step, steps - 1), steps, saved["config"]["optimizer"])
+    now = rate_of(step, config.steps, optimizer)
     if config.steps > step > 0 and steps != config.steps and now > 2 * before:
         log.warning(
             "the learning rate rises from %.2g to %.2g at step %d, because the schedule now has %d steps "
@@ -301,11 +313,6 @@ def _warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ())
             "optimizer.warmup_steps=0",
             before, now, step, config.steps, steps,
         )  # fmt: skip
-
-
-def _rate(step: int, steps: int, optimizer: dict[str, Any]) -> float:
-    """Return the learning rate by the fields of `OptimizerConfig`."""
-    return learning_rate(step, steps, optimizer["lr"], optimizer["warmup_steps"], optimizer["final_lr_ratio"])
 
 
 def _check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:

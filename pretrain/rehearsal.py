@@ -1,20 +1,24 @@
 """Rehearse a training step before any process starts: refuse sizes that cannot work, and random encoders.
 
-The encoder runs once in training mode without memory or arithmetic, on torch's meta device. The head runs on
-a few images of zeros.
+The encoder runs once in training mode without memory or arithmetic, on torch's meta device, and with two of
+its blocks if all are alike. The head runs on a few images of zeros.
 """
 
+import functools
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isotorus.errors import UserError
 from pretrain.config import Config
 from pretrain.methods import build_head, inputs_beside
-from pretrain.methods.config import Turned
+from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import ViewEncoder, create_on_meta
+from pretrain.models.repeated import with_few_blocks
 
 ENOUGH = 8
 """Number of images from which on a batch can do all that a larger one can."""
@@ -59,16 +63,22 @@ def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
     Drop-path does not count, as its masks follow from seed, step and sample. Operations are observed instead
     of modules, because timm calls dropout as a function too.
     """
-    encoder = ViewEncoder(create_on_meta(config.encoder.name, kwargs)).train()
+    views = tuple((r.views, r.size) for r in config.views.resolutions())
+    few = with_few_blocks(config.encoder.name, kwargs)
+    channels = config.data.channel_count
+    return _random(config.encoder.name, json.dumps(few), views, min(images, ENOUGH), channels)
+
+
+@functools.cache
+def _random(name: str, kwargs: str, views: tuple[tuple[int, int], ...], images: int, channels: int) -> str:
+    """Return the random operation of an encoder on views of these (numbers, sizes); `kwargs` is JSON."""
+    encoder = ViewEncoder(create_on_meta(name, json.loads(kwargs))).train()
     with torch.device("meta"):
-        views = [
-            torch.empty(r.views, min(images, ENOUGH), config.data.channel_count, r.size, r.size)
-            for r in config.views.resolutions()
-        ]
-        keys = torch.zeros(sum(len(x) for x in views), views[0].shape[1], dtype=torch.int64)
+        pixels = [torch.empty(count, images, channels, size, size) for count, size in views]
+        keys = torch.zeros(sum(count for count, _ in views), images, dtype=torch.int64)
     # In inference mode torch would show dropout of rate 0 as well.
     with torch.inference_mode(False), torch.no_grad(), _Observed() as observed:
-        encoder(views, keys)
+        encoder(pixels, keys)
     return observed.random
 
 
@@ -108,10 +118,18 @@ def _changes(given: dict[str, Any], kwargs: dict[str, Any]) -> Iterator[tuple[st
 
 def _lose(config: Config, width: int, views: int, images: int) -> None:
     """Compute the loss of embeddings of zeros."""
-    n_global = config.views.global_views
-    turned = Turned.of(config.views)
-    head = build_head(config.objective, width, n_global, config.seed, turned)
-    beside = inputs_beside(config.objective, n_global, views, images, turned)
+    objective, turned = config.objective.model_dump_json(), Turned.of(config.views)
+    _loss_of_zeros(objective, width, config.views.global_views, views, images, turned)
+
+
+@functools.cache
+def _loss_of_zeros(
+    objective: str, width: int, n_global: int, views: int, images: int, turned: Turned | None
+) -> None:
+    """Compute the loss of embeddings of zeros; `objective` is JSON."""
+    config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
+    head = build_head(config, width, n_global, 0, turned)
+    beside = inputs_beside(config, n_global, views, images, turned)
     with torch.no_grad():
         head(torch.zeros(views, images, width), 0, *beside)
 

@@ -51,6 +51,7 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found))
         return
+    found: dict[str, float | str] = {}
     print("| case | planned, GiB | measured | plan / measured |\n|---|---|---|---|")
     for name, case in CASES.items():
         if given.only not in name:
@@ -60,11 +61,14 @@ def main() -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | MALLOC
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            print(done.stderr.splitlines()[-1], file=sys.stderr)
+            said = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+            print(f"{name}: {next((x for x in said if 'Error: ' in x), said[-1])}", file=sys.stderr)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         planned, measured = found["planned"] / 2**30, found["measured"] / 2**30
         print(f"| {name} | {planned:.2f} | {measured:.2f} | {planned / measured:.3f} |", flush=True)
+    if not found:
+        sys.exit(f"no case was measured; {len(CASES)} cases are known, see --only")
     print(f"\n{found['device']}, torch {found['torch']}")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +30,8 @@ from pretrain.models.encoder import ViewEncoder, create_on_meta
 from pretrain.objectives.sigreg import SIGReg
 
 CAST = torch.ops.aten._to_copy.default
+DEVICE = torch.ops.prim.device.default
+"""Question of torch to a fake tensor, which is asked more often than anything is computed."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -48,6 +50,8 @@ class LiveBytes(TorchDispatchMode):
         self._known = {tensor.untyped_storage()._cdata: ("", 0) for tensor in there_before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         copied = func is CAST and isinstance(args[0], nn.Parameter)
         for tensor in tree_leaves(result):
@@ -92,6 +96,7 @@ def encoder_footprint(
     bf16: bool,
     gradients_made: float,
     kept_whole: float = 0.0,
+    buffers: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, float]:
     """Return the bytes at the peak of an encoder's forward and backward pass on a micro-batch, by part.
 
@@ -99,7 +104,8 @@ def encoder_footprint(
     activations; weight copies, i.e. autocast's casts to bf16; workspace of the backward pass, with what it
     recomputes and gradients that wait for those of another view; gradients, of which the share
     `gradients_made` is made during the backward pass and stays on this rank; gathered, what is left of
-    `kept_whole` bytes of parameters, as each block's are freed when its gradients are made. `device` is
+    `kept_whole` bytes of parameters, as each block's are freed when its gradients are made, and `buffers`
+    for gathering in the forward pass and, twice as large as the gradients in them, for reducing. `device` is
     "cuda" or "cpu".
     """
     setting = _Setting(
@@ -121,9 +127,10 @@ def encoder_footprint(
         phase, part = key
         phases[phase][part] = size
     all_made = max((parts.get("gradients", 0.0) for parts in phases.values()), default=0.0)
-    for parts in phases.values():
+    for phase, parts in phases.items():
         gradients = parts.get("gradients", 0.0)
         parts["gathered"] = kept_whole * (1 - gradients / all_made if all_made else 1.0)
+        parts["gathered"] += buffers[0] if phase == "forward" else min(buffers[1], 2 * gradients)
         parts["gradients"] = gradients * gradients_made
     return max(phases.values(), key=lambda parts: sum(parts.values()))
 
@@ -168,9 +175,9 @@ def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[st
     return by_depth(measure, name, json.loads(kwargs))
 
 
-def without_bytes(encoder: nn.Module, matrices_in_bf16: bool = False) -> None:
+def without_bytes(network: nn.Module, matrices_in_bf16: bool = False) -> None:
     """Replace parameters and buffers by fake tensors, in place."""
-    for module in encoder.modules():
+    for module in network.modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype)
@@ -247,17 +254,23 @@ def head_footprint(
 ) -> dict[str, float]:
     """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
-    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. The head runs on 64
-    and on 128 random images, because its memory is linear in their number up to 8192 images a rank, where
-    SIGReg begins to work in chunks.
+    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. A head that reads
+    values on the way cannot run on tensors without bytes. It runs on 64 and on 128 real images, because its
+    memory is about linear in their number up to 8192 images a rank, where SIGReg begins to work in chunks.
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
-    few, more = 64, 128
-    less, least = (_measure_head(config, width, n_global, views, n, bf16, turned) for n in (more, few))
-    return {key: x + (images - more) * (x - least[key]) / (more - few) for key, x in less.items()}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _head_forward_and_backward(config, width, n_global, views, images, bf16, turned)
+    except DataDependentOutputException:
+        few, more = 64, 128
+        less, least = (
+            _head_forward_and_backward(config, width, n_global, views, n, bf16, turned) for n in (more, few)
+        )
+        return {key: x + (images - more) * (x - least[key]) / (more - few) for key, x in less.items()}
 
 
-def _measure_head(
+def _head_forward_and_backward(
     config: ObjectiveConfig,
     width: int,
     n_global: int,
@@ -269,7 +282,8 @@ def _measure_head(
     head = build_head(config, width, n_global, 0, turned)
     for module in head.modules():
         if isinstance(module, SIGReg):
-            module.implementation = "angle"  # needs as little as the GPU's kernels, and no compiler
+            module.implementation = "shapes"
+    without_bytes(head)
     for parameter in head.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     beside = inputs_beside(config, n_global, views, images, turned)

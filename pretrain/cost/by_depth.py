@@ -3,15 +3,11 @@
 This takes a small part of the time that the whole encoder would take.
 """
 
-import functools
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import nn
-
-from isotorus.errors import UserError
-from pretrain.models.encoder import create_on_meta
+from pretrain.models.repeated import repeated_blocks
 
 SHALLOW = (4, 5)
 Key = TypeVar("Key")
@@ -29,32 +25,8 @@ def by_depth(
     and whose number of parameters is linear in depth, is measured at these two depths; any other as it is.
     """
     few, more = shallow or SHALLOW
-    depth = _depth(name, json.dumps(kwargs))
+    depth = repeated_blocks(name, json.dumps(kwargs))
     if depth is None or depth <= more:
         return measure(kwargs)
     less, least = (measure(kwargs | {"depth": d}) for d in (more, few))
     return {key: x + (depth - more) * (x - least.get(key, 0.0)) / (more - few) for key, x in less.items()}
-
-
-@functools.cache
-def _depth(name: str, arguments: str) -> int | None:
-    """Return the number of blocks if the encoder repeats one kind of block; otherwise None.
-
-    `arguments` is JSON.
-    """
-    kwargs = json.loads(arguments)
-    whole = create_on_meta(name, kwargs)
-    blocks = getattr(whole, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
-        return None
-    try:
-        sizes = [_size(create_on_meta(name, kwargs | {"depth": d})) for d in (1, 2)]
-    except UserError:  # its builder takes no such depth
-        return None
-    predicted = sizes[1] + (len(blocks) - 2) * (sizes[1] - sizes[0])
-    return len(blocks) if predicted == _size(whole) else None
-
-
-def _size(module: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in module.parameters())

@@ -95,6 +95,7 @@ def rank_memory(
     alone = engine.kind == "ddp" and ranks == 1
     made = engine.accumulation == 1 and (engine.kind == "fsdp" or alone or filled)
     kept = made and engine.kind == "fsdp" and not engine.reshard_after_forward
+    gathered = _gathered(engine, bf16)
     step = encoder_footprint(
         config.encoder.name,
         model.kwargs,
@@ -105,7 +106,10 @@ def rank_memory(
         device,
         bf16,
         gradients_made=state["gradients"] / (FP32 * parameters.trained) if made else 0.0,
-        kept_whole=_gathered(engine, bf16) * parameters.blocks if kept else 0.0,
+        kept_whole=gathered * parameters.blocks if kept else 0.0,
+        buffers=(2 * gathered * parameters.largest_block, 2 * FP32 * parameters.largest_block)
+        if kept
+        else (0, 0),
     )
     if made and sum(step.values()) < state["gradients"]:
         step = {}  # the peak is at the update
@@ -166,11 +170,12 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
     outside, largest = parameters.trained - parameters.blocks, parameters.largest_block
     # Outside the blocks, parameters stay gathered and gradients stay whole until they are reduced. Those of a
     # block are gathered and reduced through two buffers each.
-    buffers = (gathered + FP32) * outside + 2 * (gathered + FP32) * largest
+    around = (gathered + FP32) * outside
+    if engine.accumulation == 1 and not engine.reshard_after_forward:
+        return around  # `gathered` of pretrain.cost.activation_memory has what belongs to blocks
+    buffers = around + 2 * (gathered + FP32) * largest
     if engine.reshard_after_forward:
         return buffers + 2 * gathered * largest  # the block at work and the next one
-    if engine.accumulation == 1:
-        return buffers  # `gathered` of pretrain.cost.activation_memory has the blocks' parameters
     return buffers + (gathered + FP32) * parameters.blocks  # gradients wait for the last micro-batch
 
 

@@ -21,7 +21,7 @@ from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_pa
 from pretrain.cost.step_time import StepTime, step_time
 from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
-from pretrain.preflight import Model, check_model, check_share
+from pretrain.preflight import Model, check_model, check_ranks, check_share
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,12 @@ class Request:
         return self.machine or links.machine(self.gpu)
 
 
-def estimate(config: Config, request: Request) -> Estimate:
-    """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data."""
-    model = check_model(config, request.gpus)
+def estimate(config: Config, request: Request, model: Model | None = None) -> Estimate:
+    """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data.
+
+    `model` is what `check_model` has returned for it, if that was called before.
+    """
+    model = model or check_model(config, request.gpus)
     return _estimate(_decided(config, request, model), request, model)
 
 
@@ -190,14 +193,15 @@ class Row(NamedTuple):
         return self._asdict() | {"speed": dataclasses.asdict(self.speed), "step": step}
 
 
-def scaling(config: Config, request: Request, numbers: list[int], grow_batch: bool) -> list[Row]:
+def scaling(
+    config: Config, request: Request, model: Model, numbers: list[int], grow_batch: bool
+) -> list[Row]:
     """Return a row for each of some numbers of GPUs.
 
     The batch stays, because the objective depends on it, or with `grow_batch` grows with the GPUs from that
     of the configuration on the first number. Raises `UserError` for fewer images in a batch than GPUs.
     """
     rows: list[Row] = []
-    model = check_model(config, numbers[0])
     parameters = count_parameters(config, model)
     for gpus in numbers:
         batch = config.data.batch_size * gpus // numbers[0] if grow_batch else config.data.batch_size
@@ -215,17 +219,18 @@ def scaling(config: Config, request: Request, numbers: list[int], grow_batch: bo
     return rows
 
 
-def nearest_fit(config: Config, request: Request) -> tuple[list[str], Estimate] | None:
+def nearest_fit(config: Config, request: Request, model: Model) -> tuple[list[str], Estimate] | None:
     """Return the first of `remedies` that fits, as command-line arguments, and its estimate; or None."""
     config = _on(config, request.gpus)
+    parameters = count_parameters(config, model)
     for changes, gpus in remedies(config, request.gpus):
         try:
             engine = EngineConfig.model_validate(config.engine.model_dump() | changes)
             changed = config.model_copy(update={"engine": engine})
             here = dataclasses.replace(request, gpus=gpus)
-            model = check_model(changed, gpus)
+            check_ranks(changed, model, gpus)
             decided = _decided(changed, here, model)
-            fits = _memory(decided, here, model, count_parameters(decided, model)).fits
+            fits = _memory(decided, here, model, parameters).fits
         except (ValidationError, UserError):  # settings that cannot be combined
             continue
         if fits:

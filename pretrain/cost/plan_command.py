@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from isotorus.errors import ArgumentParser, UserError
+from isotorus.processes import collector_paused
 from pretrain.config import Config, load_config
 from pretrain.cost import goodput, links
 from pretrain.cost.datasheets import KNOWN
@@ -19,9 +20,11 @@ def main(arguments: list[str]) -> int:
         options.gpu, options.machine, options.gpus_per_node, options.inside, options.between
     )
     # Imported here because it imports torch; a mistake in the arguments or the recipe is refused before that.
-    from pretrain.cost.plan import Request, as_json, estimate, nearest_fit, scaling
-    from pretrain.cost.plan_text import goodput_json, show, show_failures, show_scaling, show_smaller
-    from pretrain.cost.smaller import MONTH, smaller_recipe
+    with collector_paused():
+        from pretrain.cost.plan import Request, as_json, estimate, nearest_fit, scaling
+        from pretrain.cost.plan_text import goodput_json, show, show_failures, show_scaling, show_smaller
+        from pretrain.cost.smaller import MONTH, smaller_recipe
+        from pretrain.preflight import check_model
 
     if options.failures is None:
         options.failures = 0.0 if options.gpu == "cpu" else goodput.LLAMA
@@ -33,13 +36,14 @@ def main(arguments: list[str]) -> int:
     request = Request(
         options.gpus[0], options.gpu, options.mfu, images, options.disk * 1e9, machine, options.overlap
     )
-    figures = estimate(config, request)
+    model = check_model(config, request.gpus)
+    figures = estimate(config, request, model)
     failures = goodput.of_run(
         figures.gpus, options.failures, options.restart, figures.checkpoint_seconds, options.stall
     )
-    remedy = None if figures.memory.fits else nearest_fit(config, request)
+    remedy = None if figures.memory.fits else nearest_fit(config, request, model)
     several = len(options.gpus) > 1
-    rows = scaling(config, request, options.gpus, options.grow_batch) if several else []
+    rows = scaling(config, request, model, options.gpus, options.grow_batch) if several else []
     hours = figures.speed.hours
     smaller = smaller_recipe(config, figures.flops, hours, figures.gpus) if hours > MONTH else None
     if options.json:

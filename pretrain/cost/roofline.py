@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from pretrain.cost.activation_memory import without_bytes
+from pretrain.cost.activation_memory import DEVICE, without_bytes
 from pretrain.cost.by_depth import by_depth
 from pretrain.cost.datasheets import Accelerator
 from pretrain.engines.blocks import checkpoint_blocks
@@ -61,6 +61,8 @@ class Costs(TorchDispatchMode):
         ] = []  # kept alive, so that no new storage gets the address of an old one
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE:
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]

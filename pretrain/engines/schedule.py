@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_ratio: float) -> float:
@@ -13,3 +14,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_r
     progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return peak * (final_ratio + (1 - final_ratio) * cosine)
+
+
+def rate_of(step: int, steps: int, optimizer: dict[str, Any]) -> float:
+    """Return the learning rate by the fields of `OptimizerConfig`."""
+    return learning_rate(step, steps, optimizer["lr"], optimizer["warmup_steps"], optimizer["final_lr_ratio"])

@@ -96,11 +96,11 @@ class TorusHead(nn.Module):
             upright = angles - self._known(actions[self.first :])
         center = len(angles) if self.turned else self.n_global
         tested = self.frequencies(step)
-        null = float(tested[1].sum())
         frequencies, weights = (to_device(x, angles.device) for x in tested)
         errors, uniformity = errors_and_uniformity(angles, upright, center, frequencies, weights)
         parts = weighed(errors, uniformity, self.config.weight)
         if self.config.auto_weight.enabled:
+            null = float(tested[1].sum())
             parts["weight"] = dual_ascent(self, uniformity, null, self.config.auto_weight)
             parts["loss"] = parts["prediction"] + parts["weight"] * uniformity
         if self.turned and self.turns:

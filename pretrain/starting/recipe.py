@@ -12,6 +12,7 @@ from isotorus.errors import UserError
 from isotorus.numbers import duration
 from pretrain.config import Config, from_values
 from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
+from pretrain.preflight import check_model
 from pretrain.starting import choose
 from pretrain.starting.choose import Setting
 from pretrain.starting.found import Images, Machine
@@ -72,7 +73,7 @@ def _config(name: str, chosen: list[Setting], steps: int) -> Config:
 
 def _fitting(config: Config, request: Request) -> tuple[list[Setting], Estimate]:
     """Return settings of the engine with which a run that is too large fits into memory, and its estimate."""
-    fitting = nearest_fit(config, request)
+    fitting = nearest_fit(config, request, check_model(config, request.gpus))
     if fitting is None or any(argument.startswith("--") for argument in fitting[0]):
         more = f"; it would fit with {' '.join(fitting[0])}" if fitting else ""
         raise UserError(

@@ -19,7 +19,7 @@ from pretrain.config import Config, load_config
 from pretrain.models.encoder import build_encoder, create
 from pretrain.preflight import check_model
 
-VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+VIT: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 SMALL: dict[str, Any] = {
     "name": "x",
     "steps": 10,
@@ -53,6 +53,11 @@ def refusal(ranks: int = 1, **sections: Any) -> str:
         ("test_resnet", {"drop_block_rate": 0.2}, "leave out encoder.kwargs.drop_block_rate=0.2"),
         ("vit_tiny_patch16_224", VIT | {"attn_drop_rate": 0.1}, "encoder.kwargs.attn_drop_rate=0.1"),
         ("vit_tiny_patch16_224", VIT | {"patch_drop_rate": 0.5}, "encoder.kwargs.patch_drop_rate=0.5"),
+        (
+            "vit_tiny_patch16_224",
+            VIT | {"depth": 9, "proj_drop_rate": 0.1},
+            "encoder.kwargs.proj_drop_rate=0.1",
+        ),
         (
             "vit_tiny_patch16_224",
             VIT | {"pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "drop_path_rate": 0.1},

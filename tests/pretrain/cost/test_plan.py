@@ -165,6 +165,24 @@ def test_activations_of_a_linear_layer_are_those_that_autograd_keeps():
     assert live.alive.total() == 0
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_head_weighs_its_outputs_and_projections(bf16: bool):
+    """One linear layer keeps its output; SIGReg keeps a number for each direction, and its gradient."""
+    views, images, width, slices = 3, 5_000, 8, 256
+    objective = {
+        "kind": "lejepa",
+        "projector": {"layers": 1, "width": width},
+        "sigreg": {"num_slices": slices},
+    }
+    found = activation_memory.head_footprint(json.dumps(objective), 32, 2, views, images, bf16)
+    each = 2 if bf16 else 4
+    # Autocast also keeps copies of the embeddings in bf16, and of the layer's weights.
+    copies = each * views * images * 32 if bf16 else 0
+    assert found["projector"] == pytest.approx(each * views * images * width + copies, rel=1e-3)
+    projections = 4 * views * images * slices
+    assert 2 * projections < found["regularizer"] < 2.3 * projections
+
+
 @pytest.mark.parametrize(
     ("engine", "bytes_each"),
     [

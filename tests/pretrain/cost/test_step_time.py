@@ -10,6 +10,7 @@ from pretrain.cost import links, roofline
 from pretrain.cost.datasheets import KNOWN
 from pretrain.cost.plan import Request, scaling
 from pretrain.cost.plan_command import main
+from pretrain.preflight import check_model
 
 # NeMo has no views, so two of its images are one of ours, with two views. Its micro-batches have 64 images.
 NEMO = [
@@ -42,7 +43,8 @@ PUBLISHED = {
 def test_published_runs_are_predicted_within_20_per_cent(run: str):
     gpu, gpus, overrides, published = PUBLISHED[run]
     config = load_config("lejepa_vitl14", overrides)
-    rows = scaling(config, Request(gpus[0], gpu, None, None, 1e9), gpus, grow_batch=False)
+    request = Request(gpus[0], gpu, None, None, 1e9)
+    rows = scaling(config, request, check_model(config, gpus[0]), gpus, grow_batch=False)
     for row, real in zip(rows, published, strict=True):
         assert row.speed.images_per_second == pytest.approx(real, rel=0.2)
     # 94 % was published for 8 to 128 GPUs.
