@@ -15,7 +15,9 @@ from pretrain.cost.flops import StepFlops
 from pretrain.engines.networks import unfuse_attention
 from pretrain.models.encoder import create
 
-IMAGES = 2
+ENOUGH = 3e10
+"""FLOPs of a forward pass that is timed, so that small encoders are timed on many images. On a few, most of
+their time would be what each operation takes beside its arithmetic."""
 SHALLOW = (1, 2)
 """Numbers of blocks of the two encoders that are timed; each further block takes as long."""
 
@@ -23,13 +25,17 @@ SHALLOW = (1, 2)
 def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, processes: int) -> float:
     """Return the seconds that `processes` on this machine take together to train on one image.
 
-    The encoder's forward and backward passes are timed when this is called, by CPU time, so that other work
-    on the machine does not count. The head, a target network and what is computed twice take time in
-    proportion to their FLOPs.
+    The encoder's forward and backward passes are timed when this is called, by the CPU time of one thread, so
+    that other work on the machine does not count, and no thread that waits for another. The head, a target
+    network and what is computed twice take time in proportion to their FLOPs.
     """
+    engine = config.engine.on(config.data.batch_size, processes)
+    together = -(-config.data.batch_size // processes // engine.accumulation)
+    images = max(2, min(together, int(ENOUGH / flops.encoder_forward)))
     views = tuple((r.views, r.size) for r in config.views.resolutions())
     bf16 = plans_bf16(config.engine, "cpu")
-    encoder = _timed(config.encoder.name, json.dumps(kwargs), views, config.data.channel_count, bf16)
+    channels = config.data.channel_count
+    encoder = _timed(config.encoder.name, json.dumps(kwargs), views, channels, images, bf16)
     return encoder * flops.executed / (3 * flops.encoder_forward) / cores(processes)
 
 
@@ -39,20 +45,27 @@ def cores(processes: int) -> int:
 
 
 @functools.cache
-def _timed(name: str, kwargs: str, views: tuple[tuple[int, int], ...], channels: int, bf16: bool) -> float:
-    """Return the CPU seconds of the encoder's passes for one image; `kwargs` is JSON."""
+def _timed(
+    name: str, kwargs: str, views: tuple[tuple[int, int], ...], channels: int, images: int, bf16: bool
+) -> float:
+    """Return the CPU seconds that the encoder's passes take for each of some images; `kwargs` is JSON."""
 
     def measure(kwargs: dict[str, Any]) -> dict[str, float]:
         encoder = create(name, kwargs).train().to(memory_format=torch.channels_last)
         unfuse_attention(encoder)
-        images = [torch.randn(count * IMAGES, channels, size, size) for count, size in views]
+        pixels = [torch.randn(count * images, channels, size, size) for count, size in views]
         seconds = []
         for _ in range(3):
             began = time.process_time()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                embeddings = [encoder(x).float() for x in images]
+                embeddings = [encoder(x).float() for x in pixels]
             torch.cat(embeddings).square().mean().backward()
             seconds.append(time.process_time() - began)
-        return {"": min(seconds) / IMAGES}
+        return {"": min(seconds) / images}
 
-    return by_depth(measure, name, json.loads(kwargs), SHALLOW)[""]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return by_depth(measure, name, json.loads(kwargs), SHALLOW)[""]
+    finally:
+        torch.set_num_threads(threads)
