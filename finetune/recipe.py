@@ -178,6 +178,8 @@ def from_scratch(config: Config) -> Config:
     values = config.model_dump(mode="json")
     values |= {"name": SCRATCH, "runs": str(config.folder / BASELINES)}
     values["encoder"] |= {"weights": None, "pixels": "data", "freeze": 0, "lora": 0}
+    if config.mirror:  # not beside those of other fine-tunings, which have this name too
+        values["checkpoint"] |= {"mirror": f"{config.mirror}/{BASELINES}"}
     values["objective"] |= {"head_start": "random", "head_steps": 0}
     values["optimizer"] |= {"layer_decay": 1.0}
     return from_values(values)

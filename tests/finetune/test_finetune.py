@@ -18,9 +18,11 @@ from data_pipeline.dataset.index import Dataset
 from eval_suite.features.embed import read_views
 from eval_suite.usefulness.probe import L2_GRID
 from finetune.arguments import parse
+from finetune.recipe import from_scratch
 from finetune.train_and_compare import run
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
+from pretrain.config import load_config
 from pretrain.run_control.signals import Signals
 from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
 
@@ -223,3 +225,10 @@ def test_refusals(
 def test_other_options_for_a_folder_are_refused(tuned: Tuned):
     with pytest.raises(UserError, match=r"was made with optimizer.lr=0.003, not 0.1"):
         finetune(*arguments(tuned.encoder, tuned.splits, tuned.folder), *KEPT, "--lr", "0.1")
+
+
+def test_baselines_of_two_fine_tunings_are_not_mirrored_to_one_place(recipe: Path):
+    supervised = "objective={kind: supervised, val: x, task: multiclass, outputs: 2}"
+    overrides = ["checkpoint.mirror=s3://bucket/runs/", supervised]
+    places = [from_scratch(load_config(str(recipe), [*overrides, f"name={x}"])).mirror for x in ("a", "b")]
+    assert places == [f"s3://bucket/runs/{x}/baselines/scratch" for x in ("a", "b")]
