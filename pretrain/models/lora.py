@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from isotorus.errors import UserError
 from pretrain.models.blocks import find_blocks
 
-SCALE = 2.0
+SCALE = 2
 """s, in peft's words lora_alpha / r; with a fixed s, other ranks need no other learning rate."""
 
 
