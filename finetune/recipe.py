@@ -89,6 +89,9 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         "objective": objective.model_dump() | {"head_start": args.head, "head_steps": head_steps},
         "optimizer": {"lr": args.lr, "layer_decay": args.layer_decay, "warmup_steps": steps // 10},
         "checkpoint": {"every": -(-steps // 20), "keep_last": 1},
+        # Once a network knows most labels by heart, the loss of a batch with one hard image is far above the
+        # others, and that is no fault.
+        "guard": {"spike": None},
     }
     if "winding_classes" in described.kwargs:
         winding = {"attention": "winding", "winding_classes": described.kwargs["winding_classes"]}
