@@ -42,7 +42,7 @@ def run(*command: object) -> str:
 
 def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
     bands: Path, recipe: Path, tmp_path: Path
-):
+) -> None:
     facts = json.loads(run("data_pipeline", "info", bands, "--json"))["train"]
     assert (facts["channels"], facts["depth"]) == (5, 16)
     assert facts["mean"][0] == pytest.approx(2047.5 / 65535, rel=0.05)
