@@ -29,14 +29,19 @@ def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, p
     that other work on the machine does not count, and no thread that waits for another. The head, a target
     network and what is computed twice take time in proportion to their FLOPs.
     """
-    engine = config.engine.on(config.data.batch_size, processes)
-    together = -(-config.data.batch_size // processes // engine.accumulation)
-    images = max(2, min(together, int(ENOUGH / flops.encoder_forward)))
+    images = images_timed(config, flops, processes)
     views = tuple((r.views, r.size) for r in config.views.resolutions())
     bf16 = plans_bf16(config.engine, "cpu")
     channels = config.data.channel_count
     encoder = _timed(config.encoder.name, json.dumps(kwargs), views, channels, images, bf16)
     return encoder * flops.executed / (3 * flops.encoder_forward) / cores(processes)
+
+
+def images_timed(config: Config, flops: StepFlops, processes: int) -> int:
+    """Return on how many images the encoder is timed: a micro-batch if it is small enough, but 2 at least."""
+    engine = config.engine.on(config.data.batch_size, processes)
+    together = -(-config.data.batch_size // processes // engine.accumulation)
+    return max(2, min(together, int(ENOUGH / flops.encoder_forward)))
 
 
 def cores(processes: int) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from isotorus.errors import UserError, exit_code
 from pretrain.config import Config, load_config
-from pretrain.cost import activation_memory, by_depth
+from pretrain.cost import activation_memory, by_depth, cpu_speed
 from pretrain.cost.accelerators import detect
 from pretrain.cost.datasheets import KNOWN
 from pretrain.cost.flops import flops_per_image, step_flops
@@ -301,3 +301,15 @@ def test_recipes_state_what_plan_says(path: Path):
     assert found.memory.fits
     assert found.speed.gpu_hours == pytest.approx(float(hours.replace(",", "")), rel=0.02)
     assert found.memory.total / GIB == pytest.approx(float(memory), abs=0.6)
+
+
+def test_cpus_are_timed_on_a_micro_batch_unless_the_encoder_is_large():
+    for name, changes, images in (
+        ("quickstart", [], 32),
+        ("quickstart", ["engine.accumulation=4", "engine.accumulate=microbatch"], 8),
+        ("lejepa_vitl14", [], 2),
+    ):
+        chosen = load_config(name, ["data.batch_size=64", *changes])
+        model = check_model(chosen, 2)
+        flops = step_flops(chosen, model.kwargs, model.width)
+        assert cpu_speed.images_timed(chosen, flops, 2) == images
