@@ -17,7 +17,7 @@ _TASK_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", 
 _SAFE_PATH = "PYTHONSAFEPATH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 END_WITH_STDIN = "ISOTORUS_END_WITH_STDIN"
-"""Variable that a launcher over ssh sets for ranks whose standard input is its connection."""
+"""Variable for processes whose standard input closes with the command that started them, as ssh does it."""
 
 
 def has_launcher() -> bool:

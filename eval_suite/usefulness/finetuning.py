@@ -6,6 +6,7 @@ named after what its scores depend on, so an interrupted evaluation continues it
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from eval_suite.attempts import Unmeasurable, attempt
 from eval_suite.metrics import METHODS
 from eval_suite.usefulness.options import Options
 from isotorus import foreign_files
+from isotorus.processes import END_WITH_STDIN
 from isotorus.scheduler import without_ranks
 
 RECIPE = 1
@@ -72,11 +74,22 @@ def add(
 
 
 def _results(given: Sequence[str], folder: Path, force: bool) -> dict[str, Any]:
-    """Return the results of a fine-tuning, which is run unless it is finished; Unmeasurable if it fails."""
+    """Return the results of a fine-tuning, which is run unless it is finished; Unmeasurable if it fails.
+
+    It saves and ends when this process does, so that the next evaluation finds its folder free.
+    """
     if force:
         shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "finetune", *given, "--out", str(folder)]
-    done = subprocess.run(command, env=without_ranks(), capture_output=True, text=True, errors="replace")
+    environment = without_ranks() | {END_WITH_STDIN: "1"}
+    stdin, ours = os.pipe()  # the end that is ours closes with this process, however that ends
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=stdin, capture_output=True, text=True, errors="replace"
+        )
+    finally:
+        os.close(stdin)
+        os.close(ours)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
         ended = f"ended by {signal.Signals(-done.returncode).name}: " if done.returncode < 0 else ""

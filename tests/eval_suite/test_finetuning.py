@@ -1,12 +1,18 @@
 """Fine-tuning as a metric of the evaluation: its rows, its sentences, and that it is not done twice."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from eval_suite.arguments import options, parse
 from eval_suite.report.sentences import about_finetuning
+from pretrain.checkpoint import store
+from tests.console import ROOT
 from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
 from tests.eval_suite.report.compared import results
 
@@ -68,3 +74,28 @@ def test_a_fine_tuning_that_is_refused_is_left_out_with_its_reason(
     found = json.loads(next(checkpoint.glob("eval/*/results.json")).read_text())
     reasons = {entry["metric"]: entry["reason"] for entry in found["left_out"]}
     assert "one class, a" in reasons["finetune_tenth"]
+
+
+@pytest.mark.nightly
+def test_a_killed_evaluation_leaves_no_training_behind_and_is_continued(
+    data: list[object], checkpoint: Path, tmp_path: Path
+):
+    options = ["--metrics", "finetune_tenth", "--baselines", "pixels", "--workers", "0", "--out", tmp_path]
+    command = [sys.executable, "-m", "eval_suite", checkpoint, *data, *options]
+    killed = subprocess.Popen([*map(str, command)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("finetune/*/checkpoints/step_*/COMPLETE")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    training = next(tmp_path.glob("finetune/*"))
+    while any(str(training) in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])):
+        time.sleep(0.1)
+    stopped = int(store.latest(training / "checkpoints").name.removeprefix("step_"))
+    assert 0 < stopped < 300
+    outcome = run_command(checkpoint, *data, *options[:-4], "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["representations"]["pretrained"]["finetune_tenth"]["steps"] == 300
+    rows = [json.loads(line)["step"] for line in (training / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows)) and rows[-1] == 300
