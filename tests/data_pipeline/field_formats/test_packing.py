@@ -206,11 +206,11 @@ def test_verify_misses_the_list_of_files_and_info_says_how_they_were_read(
     table = np.load(tmp_path / "set/files.npy")
     np.save(tmp_path / "set/files.npy", table[:-1])
     assert run("verify", tmp_path / "set") == 1
-    assert "files.npy does not fit the data set" in capsys.readouterr().out
+    assert "files.npy does not fit the dataset.json" in capsys.readouterr().out
     (tmp_path / "set/files.npy").unlink()
     assert run("verify", tmp_path / "set") == 1
     assert run("pack", source, tmp_path / "set", "--append") == 2
-    assert "files.npy cannot be read" in capsys.readouterr().err
+    assert "files.npy: No such file" in capsys.readouterr().err
 
 
 def test_a_picture_with_the_key_of_a_frame_is_refused(source: Path, tmp_path: Path, capsys) -> None:
