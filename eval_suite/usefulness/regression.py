@@ -72,12 +72,14 @@ def linear_layers(
     return [selection.unstandardised(weight.T, bias, standardise) for weight in weights]
 
 
-def _ridge(x: NDArray[np.float64], y: Array, l2: Sequence[float]) -> tuple[list[Array], Array]:
+def _ridge(
+    x: NDArray[np.float64], y: Array, l2: Sequence[float]
+) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
     """Return weights (d, columns) for each strength, and the bias (columns,), which is the mean of `y`.
 
     `x` (n, d) must be centred. The smaller of its two Gram matrices is decomposed once.
     """
-    bias = y.mean(axis=0, dtype=np.float64)
+    bias: NDArray[np.float64] = y.mean(axis=0, dtype=np.float64)
     n, d = x.shape
     if d <= n:
         values, vectors = np.linalg.eigh(x.T @ x / n)
