@@ -91,7 +91,7 @@ SHOW = (
 
 def surroundings(**given: str) -> dict[str, str | None]:
     """Return the variables of a process that started with those in `given`."""
-    names = ["PYTORCH_ALLOC_CONF", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"]
+    names = ["PYTORCH_ALLOC_CONF", "THP_MEM_ALLOC_ENABLE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"]
     environment = {key: value for key, value in os.environ.items() if key not in names} | given
     code = SHOW % names
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
@@ -104,12 +104,15 @@ def test_variables_are_set_where_the_user_has_set_none(tmp_path: Path):
     found = surroundings(TMPDIR=str(tmp_path), TRITON_CACHE_DIR="/mine")
     assert found == {
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "THP_MEM_ALLOC_ENABLE": "1",
         "TRITON_CACHE_DIR": "/mine",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
     assert folder.stat().st_mode & 0o777 == 0o700
-    older = surroundings(TMPDIR=str(tmp_path), PYTORCH_CUDA_ALLOC_CONF="backend:native")
-    assert older["PYTORCH_ALLOC_CONF"] is None
+    older = surroundings(
+        TMPDIR=str(tmp_path), PYTORCH_CUDA_ALLOC_CONF="backend:native", THP_MEM_ALLOC_ENABLE="0"
+    )
+    assert older["PYTORCH_ALLOC_CONF"] is None and older["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 @pytest.mark.parametrize("how", ["open to others", "a link", "a file"])
