@@ -1,4 +1,4 @@
-"""The commands `python -m data_pipeline pack | index | verify | info | preview | name-channels | …`."""
+"""`python -m data_pipeline`: pack, index, verify, preview, remove, compact, name-channels and info."""
 
 import argparse
 import contextlib
@@ -123,11 +123,11 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--channel-names", metavar="A,B,…", type=channel_list, help=f"{order} {files}")
     reading_arguments.add_to(parser)
     intensity_arguments.add_to(parser)
+    stop = "publish nothing if an image has a near copy in another set of the split (default: print a note)"
+    add("--check-duplicates", action="store_true", help=stop)
     copies = (
         "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
     )
-    stop = "publish nothing if an image has a near copy in another set of the split (default: a note)"
-    add("--check-duplicates", action="store_true", help=stop)
     add("--drop-duplicates", action="store_true", help=f"{copies}twice")
     add(
         "--shard-size",

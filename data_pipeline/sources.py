@@ -47,9 +47,9 @@ class DataConfig(Section):
     """Processes of each rank that decode and crop images; 0 does this in the training process."""
     channels: PositiveInt | Literal["union"] | list[str] = 3
     """Channels of the encoder's input. A number: images with 1 channel (grey) and 3 channels (RGB) are
-    converted into each other; any other number must be the number that the images have. union: those of all
-    sets, by the names that the sets give their channels; a channel that an image lacks is absent, and the
-    encoder is told so. A list of names: these channels, for example of sets that are to be added later."""
+    converted into each other; any other number must be the number that the images have. union: the channels
+    of all sets, found by the names that the sets give them; an image may lack some of these channels, and the
+    encoder uses those that it has. A list of names: these channels, for example to add other sets later."""
     order: Literal["uniform", "windowed"] = "uniform"
     """uniform: the samples are shuffled freely, for local disks. windowed: the samples are shuffled inside
     windows of the shards, so that reads are long and each rank reads its own part, for object stores and
@@ -77,9 +77,10 @@ class DataConfig(Section):
 
     @functools.cached_property
     def channel_names(self) -> list[str] | None:
-        """The names of the encoder's channels in their order; None if its channels are only counted.
+        """The names of the encoder's channels in their order; None if `channels` is a number.
 
-        With `union` this reads the descriptions of the data sets. Raises `UserError` if they have no names.
+        With `union` this reads the descriptions of the data sets. Raises `UserError` if a set does not name
+        its channels, or if there is only one set.
         """
         if isinstance(self.channels, int):
             return None
@@ -133,7 +134,7 @@ class DataConfig(Section):
 
 
 def _refuse_unfit(datasets: Sequence[Dataset], names: Sequence[str]) -> None:
-    """Raise `UserError` if the channels `names` cannot be read from these data sets together."""
+    """Raise `UserError` if these data sets cannot be combined by the channels `names`."""
     for dataset in datasets:
         own = channel_names.required(dataset)
         if dataset.depth != datasets[0].depth:
@@ -142,7 +143,7 @@ def _refuse_unfit(datasets: Sequence[Dataset], names: Sequence[str]) -> None:
                 f"{dataset.depth}, so equal numbers would mean different brightness; pack both with one "
                 "--intensity, such as percentile:0.5,99.5"
             )
-        # An image whose channel is nothing but the mean would count as one without this channel.
+        # A channel that equals its mean everywhere is zero after normalisation, as an absent channel is.
         for name, std in zip(own, dataset.description.moments.std, strict=True):
             if std > 0 or name not in names:
                 continue
@@ -167,10 +168,10 @@ class Sources:
     ) -> None:
         self.datasets, self.weights, self.chosen = datasets, weights, chosen
         self.channel_names = channel_names
-        """The names of the encoder's channels, by which those of the images are found; None if they are only
-        counted."""
+        """The names of the encoder's channels, by which the channels of the images are found; None if the
+        encoder has a number of channels without names."""
         self.placements: list[Placement] | None = None
-        """For each source, where its channels are among those of the encoder; None without names."""
+        """For each source, the positions of its channels in the encoder; None without names."""
         if channel_names is not None:
             self.placements = [placed(dataset, channel_names) for dataset in datasets]
         self.sizes = [len(samples) for samples in chosen or datasets]
@@ -217,7 +218,9 @@ class Sources:
         return int(self.class_numbers[source][self.datasets[source].labels[index]])
 
     def present(self, sources: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Return which of the encoder's channels (n, C) images of some sources have; None without names."""
+        """Return which of the encoder's channels an image of each of n sources has (n, C); None without
+        names.
+        """
         if self.placements is None:
             return None
         return np.stack([self.placements[source].present for source in sources])
@@ -227,7 +230,8 @@ class Sources:
         weight.
 
         The mixture's variance is the weighted mean of (variance + mean²), minus the square of the mixture's
-        mean. Of named channels, each counts the sources that have it; one that none has gets 0 and 1.
+        mean. With names, only the sources that have a channel count for it; a channel that no source has gets
+        mean 0 and standard deviation 1.
         """
         if self.placements:
             return self._of_named(channels, self.placements)
@@ -243,7 +247,7 @@ class Sources:
     def _of_named(
         self, channels: int, placements: list[Placement]
     ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the statistics of named channels."""
+        """Return the `statistics` of channels that have names."""
         shares, means, stds = np.zeros((3, len(self.datasets), channels))
         for row, (dataset, placement) in enumerate(zip(self.datasets, placements, strict=True)):
             for place, *of_channel in zip(placement.places, dataset.mean, dataset.std, strict=True):
@@ -253,7 +257,8 @@ class Sources:
         total = shares.sum(0)
         shares /= np.where(total > 0, total, 1)
         mean = (shares * means).sum(0)
-        # The variance within sets and that between them: their sum does not cancel.
+        # The variance within the sets plus the variance between them: unlike the formula above, this sum
+        # loses no digits to cancellation.
         variance = (shares * (stds**2 + (means - mean) ** 2)).sum(0)
         std = np.where(total > 0, np.sqrt(variance), 1)
         return tuple(mean.tolist()), tuple(std.tolist())

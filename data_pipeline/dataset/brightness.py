@@ -8,7 +8,7 @@ FLAT = 0.02
 """Standard deviation of brightness below which the rule hardly fits the values; white is 1."""
 
 _DARK = 0.1
-"""Images of less mean brightness are called dark; white is 1."""
+"""Mean brightness below which images are called dark; white is 1."""
 
 
 def lines(sets: Mapping[str, Dataset]) -> list[str]:
@@ -32,7 +32,9 @@ def _brightness(dataset: Dataset) -> str:
 
 
 def dark_line(sets: Sequence[Dataset]) -> str:
-    """Return a line about 16-bit images that are nearly black, as 12-bit numbers are; "" for others."""
+    """Return a line about 16-bit images that are nearly black, as 12-bit numbers in 16 bits are; "" for
+    others.
+    """
     described = [dataset.description for dataset in sets]
     brightest = max(mean for each in described for mean in each.mean)
     dark = brightest < _DARK and all(each.sixteen_bit == each.count for each in described)

@@ -1,7 +1,7 @@
-"""Names of channels, by which images of several instruments are put together.
+"""Names of channels, by which data sets of several instruments are combined.
 
 A data set may name its channels, such as DAPI and GFP, in the order in which its images have them. An encoder
-that is trained on several such sets has the channels of all of them, and finds those of an image by name.
+that is trained on several such sets has the channels of all sets, and finds the channels of an image by name.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def channel_list(text: str) -> tuple[str, ...]:
 
 
 def stated(lists: Iterable[Sequence[str]], channels: int) -> list[str] | None:
-    """Return the names that all files state, of which `lists` are the distinct ones; None without such names.
+    """Return the names of the channels if all files state the same ones, else None.
 
-    A file that states no names gives an empty list.
+    `lists` are the names that the files state; a file without names gives an empty list. None is also
+    returned for names that are empty, given twice, or not as many as `channels`.
     """
     distinct = {tuple(names) for names in lists}
     if len(distinct) != 1:
@@ -55,7 +56,7 @@ def stated(lists: Iterable[Sequence[str]], channels: int) -> list[str] | None:
 
 
 def of_header(header: Any, channels: int) -> list[str]:
-    """Return the names of channels that the JSON of an image states; [] if it states none."""
+    """Return the names of channels in the JSON of an image; [] if it has none, or another number of them."""
     names = header.get("channels") if isinstance(header, dict) else None
     fits = isinstance(names, list) and len(names) == channels and all(isinstance(n, str) for n in names)
     return [name.strip() for name in names] if fits and names else []
@@ -76,7 +77,7 @@ def union(datasets: Sequence[Dataset]) -> list[str]:
     """Return the names of the channels of all data sets, sorted by the code points of their letters.
 
     The order depends neither on that of the sets nor on that of their channels. Raises `UserError` if a set
-    does not name its channels, and for names that differ in upper and lower case alone.
+    does not name its channels, and for names that differ only in upper and lower case.
     """
     where = {name: dataset.path for dataset in datasets for name in required(dataset)}
     names = sorted(where)
@@ -86,17 +87,17 @@ def union(datasets: Sequence[Dataset]) -> list[str]:
         if other != name:
             raise UserError(
                 f"the channels {one_line(other)} of {where[other]} and {one_line(name)} of {where[name]} "
-                "differ in upper and lower case alone; if they are one, give it one name with: isotorus "
-                f"name-channels {where[name]} NAME,…"
+                "differ in upper and lower case alone; if they are the same channel, rename one with: "
+                f"isotorus name-channels {where[name]} NAME,…"
             )
     return names
 
 
 class Placement(NamedTuple):
-    """Where the channels of a data set are among those of an encoder."""
+    """The positions of the channels of a data set among the channels of an encoder."""
 
     places: tuple[int, ...]
-    """The place of each channel of the data set; -1 for one that the encoder does not have."""
+    """The position of each channel of the data set; -1 for a channel that the encoder does not have."""
     channels: int
     """Number of channels of the encoder."""
 
@@ -107,12 +108,12 @@ class Placement(NamedTuple):
 
     @property
     def kept(self) -> list[int]:
-        """The places of the data set's channels among those of the encoder, in the encoder's order."""
+        """The positions of those channels that the encoder also has, in the encoder's order."""
         return sorted(place for place in self.places if place >= 0)
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Which of the encoder's channels (channels,) the images have."""
+        """For each channel of the encoder (channels,), whether the images have it."""
         return np.isin(np.arange(self.channels), self.places)
 
     def mask(self, device: torch.device) -> Tensor:
@@ -122,7 +123,7 @@ class Placement(NamedTuple):
         return torch.from_numpy(self.present.astype(np.float32)).to(device)[:, None, None]
 
     def spread(self, images: Tensor) -> Tensor:
-        """Return images (…, own, H, W) as (…, channels, H, W), with zeros in the channels that they lack."""
+        """Return images (…, own, H, W) as (…, channels, H, W); channels that they lack are zero."""
         *outer, _, height, width = images.shape
         out = images.new_zeros((*outer, self.channels, height, width))
         for channel, place in enumerate(self.places):
@@ -132,7 +133,9 @@ class Placement(NamedTuple):
 
 
 def placed(dataset: Dataset, names: Sequence[str]) -> Placement:
-    """Return where the channels of a data set are among `names`; raise `UserError` if none is there."""
+    """Return the positions of a data set's channels among `names`; raise `UserError` if `names` has none of
+    these channels.
+    """
     own = required(dataset)
     places = tuple(names.index(name) if name in names else -1 for name in own)
     if max(places) < 0:

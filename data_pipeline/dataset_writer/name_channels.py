@@ -15,19 +15,22 @@ def name_channels(dest: Path, names: Sequence[str]) -> str:
     """Name the channels of the data set in `dest`, or of all sets of a split there; return what was done.
 
     The names hold for all generations. Pixels, tables and fingerprints stay as they are. Raises `UserError`
-    if there are as many names as channels in none of the sets, or if another process is packing into `dest`.
+    if a set has another number of channels, if its packing is not finished, or if another process is packing
+    into `dest`.
     """
     sets = [Dataset(folder) for folder in subsets(str(dest)) or [str(dest)]]
     for dataset in sets:
         if len(names) != dataset.channels:
             raise UserError(
-                f"{dataset.path} has {dataset.channels} channels, and {len(names)} names are given; name as "
-                "many, in the order of the images"
+                f"{dataset.path} has {dataset.channels} channels, and {len(names)} names are given; give one "
+                "name for each channel, in the order of the images"
             )
     try:
         with staging.hold(dest) as folder:
             if staging.read(folder) is not None:
-                raise UserError(f"{dest} is not packed to its end; finish that first, with its own command")
+                raise UserError(
+                    f"the packing of {dest} is not finished; first repeat the command that began it"
+                )
             for dataset in sets:
                 _write(Path(dataset.path), names)
     except OSError as error:

@@ -43,7 +43,7 @@ class Part(Section):
     extensions: list[str]
     """File extensions of the images; column `kind` of the shard's index rows is an index into this list."""
     channel_names: list[list[str]] = []
-    """The different lists of names of channels that the files state; an empty one if some state none."""
+    """The distinct lists of channel names that the files state; an empty list stands for files without."""
     masks: int = 0
     """Number of images that have a mask."""
     mask_classes: list[int] = []
@@ -120,7 +120,7 @@ class Census:
         )
 
     def add_channel_names(self, names: Iterable[str]) -> None:
-        """Count the names of channels that an image states; none if it states no names."""
+        """Record the channel names that an image states; `names` is empty if it states none."""
         self._channel_names.add(tuple(names))
 
     def add_mask(self, classes: Iterable[int]) -> None:

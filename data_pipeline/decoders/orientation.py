@@ -81,8 +81,9 @@ def valid(tag: object) -> int:
 
 
 def size_upright(height: T, width: T, tag: int) -> tuple[T, T]:
-    """Return height and width as the image is seen, from those that are stored; the same for the distances
-    of rows and columns.
+    """Return the height and width of the image as it is seen, from the stored ones.
+
+    The distances between rows and between columns change in the same way.
     """
     return (width, height) if tag >= 5 else (height, width)
 

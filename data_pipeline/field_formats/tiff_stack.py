@@ -57,14 +57,14 @@ def read(file: BinaryIO, reading: Reading) -> Generator[Picture]:
 
 
 def fields_of_one(data: bytes) -> dict[str, Any]:
-    """Return what the metadata of a TIFF of one picture say: the distance of its rows and columns as people
-    see the image, and the names of its channels; {} if they say nothing, or are damaged.
+    """Return what the metadata of a TIFF of one picture say: the distances between its rows and between its
+    columns, as the image is seen, and the names of its channels; {} if they say nothing, or are damaged.
     """
     try:
         with TiffFile(io.BytesIO(data), name="one.tif", _multifile=False) as tiff:
             fields = _fields(tiff, 0, ()) | _on_the_ground(tiff) | _band_names(tiff)
             if "spacing" in fields:
-                # The image is turned by its orientation tag, so rows and columns may change places.
+                # Packing turns the image by its orientation tag, which may exchange rows and columns.
                 rows, columns = fields["spacing"]
                 fields["spacing"] = list(size_upright(rows, columns, tag_of(tiff.pages.first)))
             return fields
@@ -86,7 +86,7 @@ def _on_the_ground(tiff: TiffFile) -> dict[str, Any]:
 
 
 def _band_names(tiff: TiffFile) -> dict[str, Any]:
-    """Return the names of the bands that GDAL wrote as their descriptions; {} unless all have one."""
+    """Return the descriptions of the bands, which GDAL wrote, as names; {} unless all bands have one."""
     items = re.findall(r"<Item\b([^>]*)>([^<]*)</Item>", str(tiff.pages.first.tags.valueof("GDAL_METADATA")))
     numbered_names = {}
     for attributes, text in items:

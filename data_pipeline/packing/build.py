@@ -47,15 +47,13 @@ def build(
     check_duplicates: bool = False,
 ) -> tuple[int, str]:
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
-    added, and a note about near copies across the sets of a split, "" for none.
+    added, and a note about near copies across the sets of a new split, "" for none.
 
-    With `check_duplicates`, such copies are an error.
-
-    `channel_names` are the names that were asked for; None: those that the files state. `missing` are the
-    cells of the table that meant "no label", and `bases` says for each set which generation
-    the shards are added to. Work that an earlier, interrupted call has finished is kept. Raises `UserError`
-    for errors that the user can correct; then nothing new is published, and finished shards stay in the
-    staging folder.
+    With `check_duplicates`, such copies are an error. `channel_names` are the names that the user gave; with
+    None, the names come from the data set that the images are added to, or from the files. `missing` are the
+    cells of the table that meant "no label", and `bases` says for each set which generation the shards are
+    added to. Work that an earlier, interrupted call has finished is kept. Raises `UserError` for errors that
+    the user can correct; then nothing new is published, and finished shards stay in the staging folder.
     """
     old = {
         name: Dataset(dest / name, generation=base.generation)
@@ -146,10 +144,10 @@ def _rules(old: dict[str, Dataset]) -> PixelRules:
 def _channel_names(
     parts: list[Part], old: list[Dataset], channels: int, asked: Sequence[str] | None
 ) -> list[str] | None:
-    """Return the names of the channels: those that were asked for, else those of the sets that the images are
-    added to, else those that all files state; None if there are none.
+    """Return the names of the channels: those that the user `asked` for, else those of the sets that the
+    images are added to, else, for new sets, those that all files state; None if there are none.
 
-    Raises `UserError` if these do not fit each other.
+    Raises `UserError` if these contradict each other.
     """
     found = names_of_channels.stated((names for part in parts for names in part.channel_names), channels)
     before = old[0].channel_names if old else None
@@ -162,7 +160,8 @@ def _channel_names(
         return before if old else found
     if channels and len(asked) != channels:
         raise UserError(
-            f"--channel-names names {len(asked)} channels, and the images have {channels}; name as many"
+            f"--channel-names names {len(asked)} channels, and the images have {channels}; give one "
+            "name for each channel"
         )
     if before and before != list(asked):
         raise UserError(

@@ -16,25 +16,26 @@ from isotorus.errors import UserError, one_line
 
 
 class Across(NamedTuple):
-    """Images of a set that are near copies of images of another one."""
+    """Near copies of which one image is in one set of a split, and the other image in another set."""
 
     images: int
-    """How many images of the smaller sets have a near copy in another set."""
+    """How many images of the smaller sets have a near copy in another set; those of the largest set are not
+    counted."""
     first: tuple[str, str]
-    """Paths of two such images; empty texts if there are none."""
+    """Paths of two images that are near copies; empty texts if there are none."""
 
     def line(self, dest: Path) -> str:
         """Return a note about them; "" for none."""
         if not self.images:
             return ""
-        return f"\nnote: {self._said()}; isotorus verify --duplicates {dest} lists them, and {_REMEDY}"
+        return f"\nnote: {self._said()}; isotorus verify --duplicates {dest} lists them; {_REMEDY}"
 
     def refuse(self, folder: Path) -> None:
         """Raise `UserError` if there are any; `folder` is where the finished shards stay."""
         if self.images:
             raise UserError(
-                f"--check-duplicates: {self._said()}; leave the option out to publish the sets as they are. "
-                f"For others, delete {folder}, and {_REMEDY}"
+                f"--check-duplicates: {self._said()}; leave the option out to publish the sets as they are, "
+                f"or delete {folder} and pack again: {_REMEDY}"
             )
 
     def _said(self) -> str:
@@ -46,13 +47,13 @@ class Across(NamedTuple):
         )
 
 
-_REMEDY = "pack with --drop-duplicates leaves copies out, and groups keep them on one side"
+_REMEDY = "--drop-duplicates leaves copies out, and groups (--group-column) keep them on one side"
 
 
 def across(tasks: dict[str, list[Task]], parts: dict[Path, Part]) -> Across:
     """Return the near copies across sets among the images that `tasks` have written.
 
-    Images of one group are no copies of each other.
+    Images of one group are not compared with each other.
     """
     written = [
         (name, task) for name, of_set in tasks.items() for task in of_set if parts[task.target].samples
@@ -88,7 +89,7 @@ def _groups(task: Task, size: int) -> NDArray[np.uint64]:
 
 
 def _path(written: list[tuple[str, Task]], starts: NDArray[np.int64], row: int) -> str:
-    """Return the path of the file of a row."""
+    """Return the path of the file from which the image of a row comes."""
     number = int(np.searchsorted(starts, row, side="right")) - 1
     task = written[number][1]
     key = int(file_keys(task)[row - starts[number]])

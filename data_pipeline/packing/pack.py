@@ -34,7 +34,9 @@ from isotorus.errors import UserError, from_os_error, one_line
 
 @dataclass(frozen=True)
 class Options:
-    """What to pack and how; all fields but `workers`, `part` and `strict` determine the bytes written."""
+    """What to pack and how; all fields but `workers`, `part`, `strict` and `check_duplicates` determine
+    the bytes written.
+    """
 
     labels: Path | str | None = None
     """None, "folder", or the path of a CSV or Parquet file that lists the images."""
@@ -71,7 +73,7 @@ class Options:
     drop_duplicates: bool = False
     """Leave out near copies of other images."""
     check_duplicates: bool = False
-    """Publish nothing if near copies are in several sets of a split."""
+    """Publish nothing if an image has a near copy in another set of the split."""
     workers: int = 1
     """Number of processes."""
     part: Share | None = None
@@ -254,7 +256,7 @@ def _already_packed(
     if options.channel_names is not None and sets[0].channel_names != list(options.channel_names):
         names = ",".join(options.channel_names)
         raise UserError(
-            f"{dest} is packed already, without these names of channels; name them with: isotorus "
+            f"{dest} is packed already, and its channels do not have these names; name them with: isotorus "
             f"name-channels {dest} {names}"
         )
     since = changes.compare(source, dest, items, sets, options.workers)

@@ -1,4 +1,4 @@
-"""The options of `pack` about files of several pictures with a header, such as DICOM."""
+"""The options of `pack` about files of scientific formats, such as DICOM."""
 
 import argparse
 

@@ -52,7 +52,7 @@ class Task:
     """How the numbers of the images become brightness."""
     mask_rule: MaskRule = PLAIN
     find_copies: bool = False
-    """Whether thumbnails of the images are kept, by which near copies are found."""
+    """Whether to write thumbnails of the images beside the shard, by which near copies are found."""
 
     @property
     def thumbnails(self) -> Path:
@@ -108,7 +108,7 @@ def write(task: Task) -> Part:
         if task.find_copies:
             with atomic(task.thumbnails) as file:
                 np.save(file, np.array(small, np.int8).reshape(-1, SIDE, SIDE))
-        task.spacing.unlink(missing_ok=True)  # that of a shard which an earlier call wrote of other files
+        task.spacing.unlink(missing_ok=True)  # an earlier call may have written it from other files
         if spacing.known(spacings):
             spacing.write(task.spacing, spacings)
         with atomic(task.target.with_suffix(".json")) as file:
@@ -150,7 +150,7 @@ def groups(task: Task, keys: NDArray[np.uint64], file_keys: NDArray[np.uint64]) 
 
 
 def file_keys(task: Task) -> NDArray[np.uint64]:
-    """Return the hash of the key of each row's file, of a shard that is written."""
+    """Return the `key_hash` of each row's file; the shard must have been written."""
     if task.files.exists():
         return np.asarray(np.load(task.files, allow_pickle=False)["key"])
     return np.asarray(np.load(task.target.with_suffix(".npy"), allow_pickle=False)["key"])
@@ -167,8 +167,8 @@ def _staged(task: Task) -> Staged | None:
 def _write_tar(
     task: Task, file: BinaryIO
 ) -> tuple[Census, NDArray[np.void] | None, NDArray[np.void], list[Thumbnails]]:
-    """Write the tar file, and return the counts of its samples, the file of each if any came from a
-    scientific format, and the spacing and, with `find_copies`, the thumbnail of each.
+    """Write the tar file, and return four things about its samples: their counts, the file of each sample if
+    any came from a scientific format, the spacing of each, and with `find_copies` the thumbnail of each.
 
     A file is packed whole or not at all: if one of its pictures cannot be, what was written of it is removed.
     """
@@ -203,8 +203,8 @@ def _write_tar(
 def _add_file(
     tar: tarfile.TarFile, census: Census, task: Task, item: Item, label: int
 ) -> tuple[Sample | None, list[tuple[float, float, int]], list[Thumbnails]]:
-    """Append the samples of one file to the tar file and count them; return the first, and the spacing and,
-    with `find_copies`, the thumbnail of each.
+    """Append the samples of one file to the tar file and count them; return the first sample, the spacing of
+    each, and with `find_copies` the thumbnail of each.
 
     Raises what `samples` raises, and leaves to the caller what was written before.
     """

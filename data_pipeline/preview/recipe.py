@@ -38,7 +38,7 @@ def read_recipe(config: str | None, path: str, channels: int) -> Recipe:
         data = {k: v for k, v in data.items() if k != "sources"} | {"path": path}
     try:
         if isinstance(data, dict) and data.get("channels") == "union":
-            of_all = DataConfig.model_validate(values["data"])  # with all its sets
+            of_all = DataConfig.model_validate(values["data"])  # `data` has only the set that is shown
             data["channels"] = of_all.channel_names
         return Recipe.model_validate(values | {"data": data})
     except ValidationError as error:

@@ -65,7 +65,7 @@ _filesystems: dict[tuple[str, int, int], Any] = {}
 
 
 Done = Literal["read", "written"]
-"""What a request wanted to do with an object, in the words of its error."""
+"""What a request was to do with an object, as its error message says it."""
 
 
 class NotThere(UserError):
@@ -148,7 +148,7 @@ def write(url: str, content: Path | bytes, patience: float) -> None:
     if isinstance(content, bytes):
         _with_retries(url, patience, lambda: filesystem.pipe_file(path, content), "written")
         return
-    content.open("rb").close()  # an error of the local file is not the store's
+    content.open("rb").close()  # raises here if the local file is at fault, not the store
     _with_retries(url, patience, lambda: filesystem.put_file(str(content), path), "written")
 
 
@@ -209,7 +209,7 @@ def _connect(root: str) -> Any:
         waits = {"connect_timeout": _TO_CONNECT, "read_timeout": ONE_ATTEMPT}
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **waits, **configured}
     if protocol in ("file", "local"):
-        options["auto_mkdir"] = True  # as object stores do, which have no folders
+        options["auto_mkdir"] = True  # object stores have no folders, so nobody makes them
     filesystem, _ = fsspec.url_to_fs(root, **options)
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1

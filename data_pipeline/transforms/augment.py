@@ -64,12 +64,12 @@ def draw_instrument(
     rng: np.random.Generator, rows: NDArray[np.float32], config: AugmentConfig, channels: Sequence[int]
 ) -> None:
     """Draw the effects of instruments on the views in `rows` (views, P): power, noise, a dropped channel, and
-    the order of the channels. `channels` are the numbers of those that the image has.
+    the order of the channels. `channels` are the indices of the channels that the image has.
 
     `rng` must not be the generator of `draw`, so that the draws of `draw` do not depend on these operators.
     """
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
-    # Drawn after the others, which were there before.
+    # Drawn after the others, so that they are what they were before this operator existed.
     chance = np.column_stack([chance, rng.random(len(rows))])
     order = rng.random(len(rows))
     power, noisy, dropped, shuffled = (chance < np.array(probabilities(config))).T
@@ -122,10 +122,10 @@ def apply(
     """Augment `images` (N, C, H, W) with `parameters` (N, P), and return normalised float32 (N, C, H, W).
 
     `images` are uint8 or uint16, and their largest value counts as 1; `mean` and `std` have C numbers on that
-    scale. With `present`, bool (n, C) on the CPU, each channel is treated by itself, and those that an image
-    lacks become 0; N is a multiple of n, and the images are n images repeatedly. The result is on
-    the device of the images. Keep the parameters on the CPU: operators that no image needs are skipped, and
-    deciding this on the CPU needs no synchronisation with the device.
+    scale. With `present`, bool (n, C) on the CPU, each channel is treated by itself, and channels that an
+    image lacks become 0; N is a multiple of n, and row i mod n of `present` belongs to image i. The result is
+    on the device of the images. Keep the parameters on the CPU: operators that no image needs are skipped,
+    and deciding this on the CPU needs no synchronisation with the device.
     """
     parameters, colours = parameters.cpu(), present is None and images.shape[1] == 3
     if images.device.type == "cpu":

@@ -50,7 +50,7 @@ def apply(
 ) -> Tensor:
     """Augment images as `augment.apply` describes, with as many threads as torch uses.
 
-    `colours` says that three channels are red, green and blue.
+    `colours` says whether three channels are red, green and blue.
     """
     source = images.contiguous().numpy()
     table = parameters.to(torch.float32).contiguous().numpy()

@@ -57,7 +57,7 @@ def apply(
 ) -> Tensor:
     """Augment images as `augment.apply` describes; `parameters` are on the CPU.
 
-    `colours` says that three channels are red, green and blue.
+    `colours` says whether three channels are red, green and blue.
     """
     device, sigma = images.device, parameters[:, BLUR]
     center, scale = (numbers(device, *values) for values in (mean, std))
@@ -115,7 +115,7 @@ def colour(x: Tensor, parameters: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, parameters: Tensor) -> Tensor:
-    """Change brightness and contrast of each channel of images (N, C, H, W) in [0, 1] by itself."""
+    """Change the brightness and contrast of images (N, C, H, W) in [0, 1], each channel by itself."""
     brightness, strength = _columns(parameters, BRIGHTNESS, CONTRAST)
     x = (x * brightness).clamp(0, 1)
     return x.mean((2, 3), keepdim=True).lerp(x, strength).clamp(0, 1)
@@ -147,7 +147,7 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def finish(x: Tensor, parameters: Tensor, mean: Tensor, std: Tensor, colours: bool = True) -> Tensor:
-    """Solarize images, turn the hue of `colours`, and normalise them."""
+    """Solarize images, turn their hue if they are `colours`, and normalise them."""
     (threshold,) = _columns(parameters, SOLARIZE)
     x = torch.where(x >= threshold, 1 - x, x)
     if colours and x.shape[1] == 3:

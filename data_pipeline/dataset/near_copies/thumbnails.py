@@ -43,7 +43,7 @@ def thumbnail(image: Pixels | NDArray[np.float32]) -> Thumbnails:
     """Return the thumbnail (`SIDE`, `SIDE`) of an image (H, W, C): the mean over channels, averaged over
     areas of equal size.
     """
-    # Added channel by channel, which takes a tenth of the time of numpy's mean over the last axis.
+    # Channels are added one by one: this takes a tenth of the time of numpy's mean over the last axis.
     grey = image[..., 0].astype(np.float32)
     for channel in range(1, image.shape[2]):
         grey += image[..., channel]
