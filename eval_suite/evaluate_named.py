@@ -107,7 +107,7 @@ class _Command:
     def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
         """Evaluate each, or several at the same time; one that fails does not stop the others."""
         given = self.given
-        # Parts of the checkpoints share the features of what all are compared with.
+        # All parts use one cache, and so share the features of what every checkpoint is compared with.
         cache = self.cache(self.tasks() if given.part else tasks)
         self.share(tasks, cache)
         if given.jobs > 1 and len(tasks) > 1:
@@ -161,14 +161,15 @@ class _Command:
     def with_other_parts(
         self, every: Sequence[batch.Task], own: list[batch.Outcome]
     ) -> tuple[list[batch.Outcome], int]:
-        """Add what other parts have finished, if that is all the rest; return how much of it is missing too.
+        """Return the outcomes of `every` task and 0 if the other parts have finished; else the outcomes in
+        `own`, and the number of tasks that are not finished.
 
-        So the part that finishes last compares all.
+        So the part that finishes last has all outcomes, and compares them.
         """
         found = {outcome.task.out: outcome for outcome in own}
         for task in [task for task in every if task.out not in found]:
             results = None
-            with suppress(UserError):  # which its own part reports
+            with suppress(UserError):  # the part that evaluates the task reports the error
                 results = self._finished(task)
             if results is not None:
                 found[task.out] = batch.Outcome(task, results)
@@ -176,19 +177,20 @@ class _Command:
         return (own, left) if left else ([found[task.out] for task in every], 0)
 
     def _finished(self, task: batch.Task) -> dict[str, Any] | None:
-        """Return the results of a task from other processes, None if there are none of these options."""
+        """Return the results of a task that were written with the same options; None if there are none."""
         if vectors.is_vectors(task.given) or self.splits is None:
             return None
-        (checkpoint,) = find.find([task.given])
-        of = checkpoint, self.splits, self.targets, self.options, self.against, self.state
-        return finished(task.out, suite.inputs_of(*of))
+        return self._written(task, _checkpoint(task, self.splits), self.splits)
 
     def _unfinished(self, task: batch.Task, splits: Splits) -> Checkpoint | None:
         """Return the checkpoint of a task, None if its results are there already."""
-        (found,) = find.find([task.given])
-        checkpoint = found.for_images_of(*splits.items().values())
+        checkpoint = _checkpoint(task, splits)
+        return None if self._written(task, checkpoint, splits) and not self.given.force else checkpoint
+
+    def _written(self, task: batch.Task, checkpoint: Checkpoint, splits: Splits) -> dict[str, Any] | None:
+        """Return the results in the folder of a task; None if they depend on something that has changed."""
         inputs = suite.inputs_of(checkpoint, splits, self.targets, self.options, self.against, self.state)
-        return None if finished(task.out, inputs) and not self.given.force else checkpoint
+        return finished(task.out, inputs)
 
     def evaluate(self, task: batch.Task, cache: Path) -> dict[str, Any]:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
@@ -200,8 +202,7 @@ class _Command:
             results = suite.evaluate_vectors(file, self.options, task.out, state, against=others, **how)
         else:
             assert self.splits is not None
-            (found,) = find.find([task.given])
-            checkpoint = found.for_images_of(*self.splits.items().values())
+            checkpoint = _checkpoint(task, self.splits)
             how = {
                 "against": self.against,
                 "cache": cache,
@@ -244,6 +245,12 @@ def _data(given: argparse.Namespace) -> tuple[Splits | None, dict[str, Targets]]
     return splits, targets_of(splits, *of)
 
 
+def _checkpoint(task: batch.Task, splits: Splits) -> Checkpoint:
+    """Return the checkpoint of a task, as it is evaluated on the channels of the images."""
+    (found,) = find.find([task.given])
+    return found.for_images_of(*splits.items().values())
+
+
 def _checkpoints(given: argparse.Namespace) -> list[str]:
     return [name for name in given.names if not vectors.is_vectors(name)]
 
@@ -251,7 +258,10 @@ def _checkpoints(given: argparse.Namespace) -> list[str]:
 def _show(
     given: argparse.Namespace, outcomes: Sequence[batch.Outcome], published: Sequence[str], left: int
 ) -> None:
-    """Print the results, and write the comparison if there are several and none is `left` to other parts."""
+    """Print the results, and write the comparison if there are several.
+
+    `left` is the number of tasks that other parts have not finished; there is no comparison until it is 0.
+    """
     done = [outcome for outcome in outcomes if outcome.results is not None]
     results = [outcome.results for outcome in done if outcome.results is not None]
     folders = [outcome.task.out for outcome in done]
@@ -262,7 +272,8 @@ def _show(
     terminal.show(done, published, compared, quiet=given.json)
     if left:
         line = (
-            f"part {given.part}: {len(outcomes)} evaluated, {left} left to other parts; the last compares all"
+            f"part {given.part}: {len(outcomes)} evaluated, {left} left to other parts; the part that ends "
+            "last compares all"
         )
         terminal.tell(line, quiet=given.json)
     if compared is not None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from tests.eval_suite.eval_samples import Outcome, run_command, save_checkpoint
+from data_pipeline.dataset_writer.name_channels import name_channels
+from pretrain.models.encoder import build_encoder
+from tests.eval_suite.eval_samples import KWARGS, Outcome, run_command, save_checkpoint, write_description
 
 QUICK = ["--metrics", "knn,rank", "--baselines", ""]
 
@@ -125,6 +127,26 @@ def test_the_part_that_ends_last_compares_all_and_nothing_is_evaluated_twice(run
     with (run / "eval/results.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4]
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_parts_find_the_results_of_an_encoder_that_finds_channels_by_name(
+    splits: dict[str, Path], tmp_path: Path
+):
+    named = {name: shutil.copytree(folder, tmp_path / name) for name, folder in splits.items()}
+    for folder in named.values():
+        name_channels(folder, ["a", "b", "c"])
+    kwargs = KWARGS | {"in_chans": 4, "channel_embedding": True}
+    of = {"channels": 4, "channel_names": ["a", "b", "c", "d"], "mean": [0.5] * 4, "std": [0.2] * 4}
+    for step in (1, 2):
+        (folder := tmp_path / f"runs/a/checkpoints/step_{step:08d}").mkdir(parents=True)
+        weights = build_encoder("vit_tiny_patch16_224", kwargs, seed=0).state_dict()
+        save_file(weights, folder / "encoder.safetensors")
+        write_description(folder, kwargs, step=step, config={"steps": 2}, **of)
+        (folder / "COMPLETE").touch()
+    options = ["--train", named["train"], "--val", named["val"], "--folds", "0", *QUICK, "--every", "1"]
+    for part, said in (("0/2", "1 left to other parts"), ("1/2", "comparison.html")):
+        outcome = run_command(tmp_path / "runs/a", *options, "--part", part)
+        assert outcome.code == 0 and said in outcome.out, outcome.err
 
 
 @pytest.mark.parametrize(
