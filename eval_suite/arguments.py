@@ -69,7 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     square = "a file of features that is symmetric with zeros on its diagonal is features, not distances"
     add("--not-distances", action="store_true", help=square)
     add("--jobs", type=at_least(1), default=1, help="evaluations at the same time (default %(default)s)")
-    part = "evaluate only part I of N, so that N nodes share the checkpoints; the last part compares all"
+    part = "evaluate only part I (from 0) of N, so that N nodes share the checkpoints; the part that ends "
+    part += "last compares all checkpoints"
     add("--part", type=read_share, metavar="I/N", help=part)
     add("--watch", action="store_true", help="evaluate new checkpoints until the runs have finished")
     wait = "with --watch: time between two looks at the run folders (default %(default)g)"
@@ -245,7 +246,7 @@ def options(given: argparse.Namespace) -> "Options":
 
 
 def target_options(given: argparse.Namespace) -> list[str]:
-    """Return the options that name the targets, as they were given."""
+    """Return those options of the command line that name the targets, as the user gave them."""
     of_table = ("targets", "target_columns", "key_column") if given.targets else ()
     values = {name: getattr(given, name) for name in (*of_table, "target_kind")}
     values["missing"] = None if given.missing is None else ",".join(given.missing)

@@ -69,7 +69,7 @@ METHODS = {
     ),
 }
 IMPLIED = {"finetune": "finetune_tenth"}
-"""Metrics that are measured too if another one is named."""
+"""For a metric that --metrics names, another one that is then measured too."""
 
 _CLASSES, _LABELS, _NUMBERS = "multiclass", "multilabel", "regression"
 _RECALL = "mean over classes of the share of the class that is predicted right"

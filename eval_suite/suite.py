@@ -70,10 +70,10 @@ def evaluate(
 
     The encoder is compared with its baselines and with what is in `against`. The folder `cache` keeps the
     features; evaluations that name the same one share what is equal. Results that are there already are
-    returned unless they depend on something that has changed, or with `force`, which also computes the
-    features again, unless this call of the command has `embedded` them. `asked` are the options that name the
-    targets. All processes must call this; the first one returns the results, the others an empty dict. Raises
-    UserError for errors that the user can fix.
+    returned, unless they depend on something that has changed. With `force` all is measured again, and the
+    features are computed again unless this call of the command has `embedded` them. `asked` are the options
+    that name the targets. All processes must call this; the first one returns the results, the others an
+    empty dict. Raises UserError for errors that the user can fix.
     """
     _check_neighbours(options.useful.k, targets["train"])
     inputs = inputs_of(checkpoint, splits, targets, options, against, state)

@@ -31,8 +31,8 @@ def show(
     """Print the results of the evaluations, where their reports are, and the lines in `published`.
 
     One evaluation ends with up to seven lines: what was done, the gain, the report, MLflow, how to get its
-    vectors, how to fine-tune it on labels, and what to do with other images. If `quiet`, when standard output
-    is for JSON, print only the report and MLflow, to standard error.
+    vectors, how to fine-tune it on labels, and what to do with other images. If `quiet`, because standard
+    output is for JSON, print only the report and MLflow, to standard error.
     """
     in_rows = compared is not None and (len(outcomes) > SHOWN or any(row.seeds for row in compared.rows))
     if compared is not None and not quiet and in_rows:

@@ -46,7 +46,8 @@ class Checkpoint:
     description: Path
     run: Path | None
     channel_names: tuple[str, ...] | None = None
-    """The channels of the images that an encoder of named channels is evaluated on; None: all of its own."""
+    """The channels of the images on which an encoder of named channels is evaluated; None: all channels of
+    the encoder."""
 
     @cached_property
     def encoder(self) -> EncoderDescription:
@@ -62,10 +63,10 @@ class Checkpoint:
     def for_images_of(self, *datasets: Dataset) -> "Checkpoint":
         """Return the checkpoint as it is evaluated on images of these data sets.
 
-        An encoder that finds channels by name becomes one for images of exactly their channels, which gives
-        the same vectors. Others stay as they are. Raises UserError if the sets differ in their channels, or
-        have none that the encoder knows, and for images whose channels stand in another order than a plain
-        encoder's.
+        An encoder that finds channels by name becomes one for images of exactly these channels, which gives
+        the same vectors. Other encoders stay as they are. Raises UserError if the sets differ in their
+        channels, if the encoder has none of these channels, or if a plain encoder has named channels and
+        those of a set have other names or another order.
         """
         names = self._trained.channel_names
         if not self._trained.finds_by_name:
@@ -232,7 +233,7 @@ class Checkpoint:
         return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
 
     def _for_its_images(self, model: nn.Module) -> nn.Module:
-        """Return the encoder for images of `channel_names`, if it finds channels by name."""
+        """Return the encoder for images of `channel_names`; without them, return it as it is."""
         if self.channel_names is not None:
             fold(model, self._trained.channel_names or [], self.channel_names)
         return model
@@ -282,7 +283,7 @@ class Checkpoint:
 
 
 def _other_channels(dataset: Dataset, other: str, names: Sequence[str]) -> UserError:
-    """Return the error for a data set whose channels are not `names`, as those of `other` are."""
+    """Return the error for a data set whose channels are not `names`, which are the channels of `other`."""
     return UserError(
         f"{dataset.path} has the channels {', '.join(map(one_line, dataset.channel_names or []))}, and "
         f"{other} {', '.join(map(one_line, names))}; name data sets with the same channels in the same order"

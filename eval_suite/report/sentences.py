@@ -147,7 +147,7 @@ def about_masks(results: Results) -> str:
 def about_finetuning(results: Results) -> str:
     """Say how the fine-tuned encoder scores, against the linear probe and against training from scratch.
 
-    An empty string where nothing was fine-tuned.
+    Returns "" if nothing was fine-tuned.
     """
     score = next((name for name in headlines(results["kind"]) if SCORES[name].decides), "")
     said, split = [], ""

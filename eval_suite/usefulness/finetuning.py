@@ -1,7 +1,8 @@
-"""Fine-tuning as an evaluation: `isotorus finetune` trains the encoder on the labels; its scores join ours.
+"""Fine-tuning as an evaluation: `isotorus finetune` trains the encoder on labels, and its scores are added.
 
 It runs in a process of its own, because a training has its own ranks, signals and checkpoints. Its folder is
-named after what its scores depend on, so an interrupted evaluation continues it, and a finished one is read.
+named after what the scores depend on. So the next evaluation continues a fine-tuning that was interrupted,
+and reads the results of a finished one.
 """
 
 import hashlib
@@ -28,11 +29,11 @@ from isotorus.scheduler import without_ranks
 RECIPE = 1
 """Version of the defaults of `isotorus finetune`; it increases when they change."""
 LABELS = {"finetune": None, "finetune_tenth": "10%"}
-"""What each metric gives to --labels."""
+"""The value of --labels for each metric; None: all labels."""
 _ROWS = {"finetuned": "pretrained", "scratch": "untrained"}
-"""Rows of the evaluation by names of the fine-tuning."""
+"""Rows of the evaluation by the names that the fine-tuning's results give to the same encoders."""
 _OF_TRAINING = ("val_curve",)
-"""Entries that the fine-tuning's own results.json has, and the evaluation's has not."""
+"""Entries of the fine-tuning's results.json that the evaluation does not take over."""
 
 
 def add(
@@ -48,10 +49,10 @@ def add(
 ) -> None:
     """Add to the results the scores of fine-tuned encoders, for those metrics of the `options` that train.
 
-    `weights` is the encoder's file, `data` are the sets by split, `inputs` what the evaluation depends on and
-    `asked` the options of the command that name the targets. The run folders are below `out`. With an
-    untrained row, the same network is also trained from random weights, which takes as long again. The
-    results keep `asked`, because commands that they recommend need it.
+    `weights` is the encoder's file, `data` are the sets by split, `inputs` is what the evaluation depends on,
+    and `asked` are the options of the command that name the targets. The run folders are below `out`. If the
+    untrained encoder is evaluated, the same network is also trained from random weights, which takes the same
+    time again. The results keep `asked`, because the commands that a report recommends need it.
     """
     measured["target_options"] = list(asked)
     depends_on = {key: inputs[key] for key in ("weights_sha256", "encoder", "data", "targets")}
@@ -74,15 +75,15 @@ def add(
 
 
 def _results(given: Sequence[str], folder: Path, force: bool) -> dict[str, Any]:
-    """Return the results of a fine-tuning, which is run unless it is finished; Unmeasurable if it fails.
+    """Run a fine-tuning unless it is finished, and return its results; raise Unmeasurable if it fails.
 
-    It saves and ends when this process does, so that the next evaluation finds its folder free.
+    It saves and ends when this process ends, so that the next evaluation finds its folder free.
     """
     if force:
         shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "finetune", *given, "--out", str(folder)]
     environment = without_ranks() | {END_WITH_STDIN: "1"}
-    stdin, ours = os.pipe()  # the end that is ours closes with this process, however that ends
+    stdin, ours = os.pipe()  # `ours` is closed when this process ends, in whatever way
     try:
         done = subprocess.run(
             command, env=environment, stdin=stdin, capture_output=True, text=True, errors="replace"
@@ -99,6 +100,7 @@ def _results(given: Sequence[str], folder: Path, force: bool) -> dict[str, Any]:
 
 
 def _join(measured: dict[str, Any], metric: str, found: Mapping[str, Any], folder: Path) -> None:
+    """Add what the fine-tuning in `folder` has found to the rows and differences of the evaluation."""
     for name, row in _ROWS.items():
         if name in found["scores"] and row in measured["representations"]:
             scores = {key: x for key, x in found["scores"][name].items() if key not in _OF_TRAINING}

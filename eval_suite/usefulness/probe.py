@@ -93,8 +93,9 @@ def linear_layers(
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Fit on `x` (n, d) and `y` as `linear_probe` does, and return weight and bias for each strength in `l2`.
 
-    Weights (columns, d) and biases (columns,) take features as they are and give the logits of the classes,
-    or of the labels. A class that `y` lacks has the logit of the least likely one at the mean of `x`.
+    Weights (columns, d) and biases (columns,) map features that are not standardised to the logits of the
+    classes, or of the labels. The logit of a class that `y` lacks is constant: that of the least likely class
+    at the mean of `x`.
     """
     selection.require_two_classes(y)
     fit = _Fit(x, y, l2, True, classes, device)
@@ -147,7 +148,7 @@ class _Fit:
         return self.of_standardised(self.tensor(x), member)
 
     def of_standardised(self, x: torch.Tensor, member: int) -> NDArray[np.float64]:
-        """Return the same for what `tensor` gives."""
+        """Return the same for features that `tensor` has standardised."""
         weight, bias = self._solution.weight[member], self._solution.bias[member]
         if self._present is None:
             return (x @ weight + bias).sigmoid().double().cpu().numpy()
@@ -156,11 +157,11 @@ class _Fit:
         return spread
 
     def layer(self, member: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weight (columns, d) and bias (columns,) that give logits for features as they are."""
+        """Return weight (columns, d) and bias (columns,) that give logits of features not standardised."""
         weight = self._solution.weight[member].double().cpu().numpy().T
         bias = self._solution.bias[member].double().cpu().numpy()
         if self._present is not None:
-            if len(weight) == 1:  # the log-odds of the second of two classes
+            if len(weight) == 1:  # they give the log-odds of the second of two classes
                 weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
             spread, own = np.zeros((self._classes, weight.shape[1])), np.full(self._classes, bias.min())
             spread[self._present], own[self._present] = weight, bias

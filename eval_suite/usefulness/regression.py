@@ -65,7 +65,7 @@ def linear_layers(
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Fit on `x` (n, d) and `y` (n, columns) as `ridge_probe` does, at every strength in `l2`.
 
-    Returns weight (columns, d) and bias (columns,) for features as they are.
+    Returns weight (columns, d) and bias (columns,) for features that are not standardised.
     """
     standardise = selection.standardiser(x)
     weights, bias = _ridge(standardise(x), y, l2)

@@ -112,9 +112,8 @@ def unstandardised(
     bias: NDArray[np.float64],
     standardise: Callable[[Array], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weight (columns, d) and bias (columns,) for features as they are.
-
-    Those that are given are for features after `standardise`.
+    """Return the linear layer, weight (columns, d) and bias (columns,), that gives for features the result
+    that the layer of `weight` and `bias` gives for standardised features.
     """
     width = weight.shape[1]
     offset = standardise(np.zeros((1, width)))[0]

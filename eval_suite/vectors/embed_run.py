@@ -93,7 +93,9 @@ def _one_checkpoint(name: str) -> Checkpoint:
 
 
 def _check_data(dataset: Dataset, checkpoint: Checkpoint, neighbours: int | None) -> None:
-    """Raise UserError if the encoder cannot embed a data set, or an image has too few others."""
+    """Raise UserError if the encoder cannot embed the data set, or if this has too few images for the number
+    of `neighbours`.
+    """
     if not len(dataset):
         raise UserError(f"{dataset.path} has no images; name another data set")
     embed.check_channels(checkpoint.encoder.channels, dataset)

@@ -39,7 +39,9 @@ def what_next(results: Results) -> str:
 
 
 def build_on(results: Results) -> dict[str, str]:
-    """Return commands that build on a run's encoder: its vectors and, for a set with labels, fine-tuning."""
+    """Return commands that use a run's encoder, by what they do: write vectors and, if train and val have
+    labels, fine-tune.
+    """
     run, data = results["checkpoint"]["run"], results["data"]
     if not run:
         return {}
