@@ -12,18 +12,21 @@ from pathlib import Path
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 _ALLOCATORS = (ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+WAITING = "OMP_WAIT_POLICY"
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 
 
 def set_surroundings() -> None:
-    """Let GPU memory grow in place, use large pages of main memory, and keep compiled code on this node.
+    """Let GPU memory grow in place, make steps on CPUs faster, and keep compiled code on this node.
 
     Views of two sizes take turns, and without expandable segments the memory that one size has freed may not
     fit the other. On CPUs a step allocates its large tensors anew, and the kernel maps them page by page;
-    pages of 2 MiB cost less ("Large pages" in benchmarks/RESULTS.md). Triton's own cache is in the home
-    folder, which the nodes of a cluster often share.
+    pages of 2 MiB make that cheaper. A thread that spins while it waits for others takes the core that they
+    or the loader need ("Steps on CPUs" in benchmarks/RESULTS.md). Triton's own cache is in the home folder,
+    which the nodes of a cluster often share.
     """
     os.environ.setdefault(LARGE_PAGES, "1")
+    os.environ.setdefault(WAITING, "passive")
     if not any(name in os.environ for name in _ALLOCATORS):
         os.environ[ALLOCATOR] = "expandable_segments:True"
     folder = own_folder(Path(tempfile.gettempdir()))

@@ -91,7 +91,13 @@ SHOW = (
 
 def surroundings(**given: str) -> dict[str, str | None]:
     """Return the variables of a process that started with those in `given`."""
-    names = ["PYTORCH_ALLOC_CONF", "THP_MEM_ALLOC_ENABLE", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"]
+    names = [
+        "PYTORCH_ALLOC_CONF",
+        "THP_MEM_ALLOC_ENABLE",
+        "OMP_WAIT_POLICY",
+        "TRITON_CACHE_DIR",
+        "TORCHINDUCTOR_CACHE_DIR",
+    ]
     environment = {key: value for key, value in os.environ.items() if key not in names} | given
     code = SHOW % names
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
@@ -105,6 +111,7 @@ def test_variables_are_set_where_the_user_has_set_none(tmp_path: Path):
     assert found == {
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "THP_MEM_ALLOC_ENABLE": "1",
+        "OMP_WAIT_POLICY": "passive",
         "TRITON_CACHE_DIR": "/mine",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
