@@ -6,9 +6,9 @@ truncated Taylor series, at the cost of O(k²) products (Griewank & Walther, Eva
 no forward mode.
 
 `jet` replaces nested `torch.func.jvp`, whose cost at least doubles with each order: for a ViT-Ti/16 it is
-equally fast at order 1, 2.4 times as fast at order 2 and 9.5 times at order 4 (`python benchmarks/jets.py
---batch 1 --turns 2`, in benchmarks/RESULTS.md). Nested forward mode is also wrong from the second order on
-where torch's rule omits a term, as for layer norm (pytorch issue 196700).
+equally fast at order 1, 2.4 times as fast at order 2 and 9.5 times at order 4 (`python
+benchmarks/geometry/jets.py --batch 1 --turns 2`, in benchmarks/RESULTS.md). Nested forward mode is also wrong
+from the second order on where torch's rule omits a term, as for layer norm (pytorch issue 196700).
 """
 
 import math

@@ -1,6 +1,6 @@
 """Compare the k-NN graph and ten eigenvalues of its Laplacian with scikit-learn's graph and scipy's eigsh.
 
-    python benchmarks/graph.py [--data clusters torus latent noise] [--threads 2] [--n 50000]
+    python benchmarks/geometry/graph.py [--data clusters torus latent noise] [--threads 2] [--n 50000]
 
 Both sides make the graph A of the k nearest neighbours by Euclidean distance, symmetric by union, with
 entries 1, and take the 11 largest eigenvalues of D^-½ A D^-½; scipy's `eigsh(which="LA")` has its defaults.
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--run", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        sys.path.insert(0, str(Path(__file__).parents[1]))
+        sys.path.insert(0, str(Path(__file__).parents[2]))
         x = make(arguments.data[0], arguments.n, arguments.d)
         print(json.dumps({"ours": ours, "theirs": theirs}[arguments.run](x, arguments.k)))
         return
