@@ -1,4 +1,4 @@
-"""Names in sentences: several of them in a row, and the one that a mistyped name was probably meant to be."""
+"""Join names for a sentence, and find the known name that a mistyped name was probably meant to be."""
 
 import difflib
 from collections.abc import Iterable, Sequence

@@ -17,7 +17,9 @@ _TASK_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", 
 _SAFE_PATH = "PYTHONSAFEPATH"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 END_WITH_STDIN = "ISOTORUS_END_WITH_STDIN"
-"""Variable for processes whose standard input closes with the command that started them, as ssh does it."""
+"""Name of the variable that makes a process end when its standard input ends.
+
+It is set where the command that starts the process holds the other end, as ssh does from another host."""
 
 
 def has_launcher() -> bool:
@@ -62,9 +64,9 @@ def end_with_launcher() -> None:
 
     Otherwise the ranks of a killed launcher would train on until somebody finds them. A training rank that
     receives SIGTERM saves and exits. A process that was started by hand is not affected, because it may be
-    meant to outlive its shell. The Linux kernel sends the signal when the launcher on this machine ends. If
-    the command that started the launch is elsewhere, and asks for it by `END_WITH_STDIN`, the end of standard
-    input counts too: ssh closes it when the command or its host is gone.
+    meant to outlive its shell. The Linux kernel sends the signal when the launcher on this machine ends. A
+    command on another host sets `END_WITH_STDIN`; then the signal is also sent when standard input ends,
+    because ssh closes it when that command has ended.
     """
     if sys.platform == "linux" and has_launcher():
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -92,7 +92,7 @@ def check_ranks() -> None:
 
 
 def without_ranks() -> dict[str, str]:
-    """Return this process's environment for a command that is no rank, though this process may be one."""
+    """Return this process's environment without the variables that make a process a rank."""
     of_schedulers = {name for names in _SCHEDULERS for name in (names.rank, names.size)}
     prefixes = ("TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_")
     own = of_schedulers | {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}

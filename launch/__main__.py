@@ -1,6 +1,6 @@
 """`python -m launch KIND [options] [COMMAND] -- <its arguments>`: start a command on one node or many.
 
-COMMAND is train, which need not be given, or one of `launch.work.WORK`.
+COMMAND is one of `launch.work.WORK`; without it, `train` is started.
 """
 
 import argparse
@@ -11,11 +11,9 @@ from launch import deepspeed, doctor, kubernetes, slurm, torchrun
 from launch.work import TRAIN, WORK, Work, check
 
 KINDS = (torchrun, deepspeed, slurm, kubernetes, doctor)
-"""Each offers `add_parser`, and `start(args, others, pretrain)`, which returns the exit code."""
-
-
+"""Each offers `add_parser`, and `start(args, others, arguments)`, which returns the exit code."""
 LAUNCHES_ALL = ("torchrun", "slurm", "kubernetes")
-"""The kinds that start other commands of `launch.work.WORK` too."""
+"""The kinds that also start other commands than `train`."""
 
 
 def main() -> int:
@@ -38,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="isotorus launch",
         description="Start pretraining on many processes. Arguments after -- are those of isotorus train. "
-        f"With one of {', '.join(WORK)} before the --, they are those of that command.",
+        f"Write one of {', '.join(WORK)} before the -- to start that command instead.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in KINDS:
@@ -49,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 def split(arguments: list[str]) -> tuple[list[str], Work, list[str]]:
     """Return the launcher's own arguments, the command that it starts, and that command's arguments.
 
-    The launcher's arguments end at the first `--`. The word before it may name the command, if it is not the
+    The launcher's arguments end at the first `--`. The word before it names the command, unless it is the
     value of an option.
     """
     cut = arguments.index("--") if "--" in arguments else len(arguments)

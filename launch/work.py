@@ -12,8 +12,8 @@ class Work(NamedTuple):
     module: tuple[str, ...]
     """What follows `python -m` to run it."""
     by_parts: bool
-    """Whether each node (for `pack` each task) does a part of the work by itself, given by --part, and a last
-    process completes it. Otherwise all ranks of all nodes are one process group."""
+    """Whether each node (with `pack` each task) does a part of the work by itself, as --part says, and a last
+    process completes the work. Otherwise all ranks of all nodes form one process group."""
 
 
 TRAIN = Work("train", ("pretrain",), by_parts=False)
@@ -27,24 +27,28 @@ WORK = {
         Work("pack", ("data_pipeline", "pack"), by_parts=True),
     )
 }
-"""The commands that can stand before the `--` of a launch."""
+"""The commands that can be named before the `--` of a launch."""
 SUBCOMMANDS = ("certificate", "codes", "compare", "duplicates", "layers", "winding")
-"""Commands of `isotorus eval` that run in one process."""
+"""Sub-commands of `isotorus eval` that run in one process."""
 
 
 def check(work: Work, arguments: Sequence[str]) -> None:
-    """Raise UserError for arguments that cannot be launched, as far as that shows without running them."""
+    """Raise UserError for a sub-command that is not launched."""
     if work.name == "eval" and arguments and arguments[0] in SUBCOMMANDS:
         name = f"eval {arguments[0]}"
         raise UserError(f"{name} runs in one process and is not launched; run: isotorus {name} …")
 
 
-def refuse_part(work: Work, arguments: Sequence[str]) -> None:
-    """Raise UserError for a part that a user gives, where the launcher divides the work itself."""
+def check_division(work: Work, arguments: Sequence[str], nodes: int) -> None:
+    """Raise UserError for --part, because the launcher divides the work, and for --watch on many nodes."""
     if work.by_parts and "--part" in {argument.partition("=")[0] for argument in arguments}:
         raise UserError(f"{work.name} … --part: the launcher gives each node its part; leave it out")
+    if watches(work, arguments) and nodes > 1:
+        raise UserError(
+            f"{work.name} … --watch runs on one node, as checkpoints come one by one; leave out --nodes"
+        )
 
 
 def watches(work: Work, arguments: Sequence[str]) -> bool:
-    """Return whether the work follows runs that are still training, which one node does."""
+    """Return whether the work follows runs that are still training, for which one node is used."""
     return work.name == "eval" and "--watch" in arguments

@@ -134,7 +134,7 @@ def _follow(job: Job, runner: list[str], environment: dict[str, str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, note)
-    # An end of standard input would end the ranks.
+    # The pipe stays open, because the ranks would end with standard input.
     process = subprocess.Popen(runner, env=environment, stdin=subprocess.PIPE, start_new_session=True)
     with _killed_with_this(process):
         return _wait(job, process, received)
@@ -142,9 +142,10 @@ def _follow(job: Job, runner: list[str], environment: dict[str, str]) -> int:
 
 @contextlib.contextmanager
 def _killed_with_this(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Kill the group of a process if this process is killed inside the block; then the hosts hear of it.
+    """Kill the process and its group if this process is killed inside the block, so that the ranks end too.
 
-    A shell waits for the end of its standard input, whose other end only this process holds.
+    A shell does it: its standard input ends when this process ends, because only this process holds the other
+    end.
     """
     wait_and_kill = ["sh", "-c", 'read _; kill -KILL "-$0"', str(process.pid)]
     guard = subprocess.Popen(wait_and_kill, stdin=subprocess.PIPE, start_new_session=True)
@@ -156,7 +157,7 @@ def _killed_with_this(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 def _wait(job: Job, process: "subprocess.Popen[bytes]", received: list[int]) -> int:
-    """Wait until the runner ends, and pass on signals as they are received; return the exit code."""
+    """Wait until the runner ends, and send on each signal when it is received; return the exit code."""
     sent, stop_by = 0, float("inf")
     while process.poll() is None:
         while sent < len(received):

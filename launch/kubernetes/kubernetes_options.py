@@ -19,12 +19,12 @@ from isotorus.secrets import (
 from launch.kubernetes import manifests
 from launch.kubernetes.manifests import Pods, recipe_path
 from launch.recipe import Recipe, read_recipe
-from launch.work import TRAIN, refuse_part, watches
+from launch.work import TRAIN, check_division
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _GRACE = 120.0
-"""Seconds for ending another command than train, as `stopping.grace` is by default."""
+"""Seconds that another command than `train` has to end: the default of `stopping.grace`."""
 _LONGEST_NAME = 50
 """In characters. Operators append to the name (-worker-12), and the result must fit a DNS label of 63."""
 
@@ -152,7 +152,7 @@ def _check(kind: str, pods: Pods, recipe: Recipe) -> None:
 
 
 def _check_other(args: argparse.Namespace, arguments: list[str]) -> None:
-    """Raise UserError if the pods cannot do another work than training."""
+    """Raise UserError for options with which a command other than `train` cannot run in pods."""
     work = args.work
     if work.name == "pack":
         raise UserError(
@@ -163,11 +163,7 @@ def _check_other(args: argparse.Namespace, arguments: list[str]) -> None:
         raise UserError(f"{work.name} runs as --kind job, not {args.workload}; leave out --kind")
     if args.nodes[0] < args.nodes[1]:
         raise UserError(f"--nodes {args.nodes[0]}:{args.nodes[1]}: {work.name} takes one number of nodes")
-    refuse_part(work, arguments)
-    if watches(work, arguments) and args.nodes[1] > 1:
-        raise UserError(
-            f"{work.name} … --watch runs on one node, as checkpoints come one by one; leave out --nodes"
-        )
+    check_division(work, arguments, args.nodes[1])
     if secret := next((text for text in arguments if holds_secret(text)), None):
         raise UserError(f"{masked_command(secret)} would stand in the manifest; use --secret NAME")
     if not args.pvc:

@@ -40,7 +40,7 @@ class Pods:
     gpus: int
     """The number of GPUs in each pod. With 0 a pod trains on its CPUs with one rank."""
     arguments: list[str]
-    """Arguments of the command."""
+    """Arguments of the command `work`."""
     grace: float
     """stopping.grace, in seconds."""
     recipe: str | None = None
@@ -58,7 +58,7 @@ class Pods:
     runtime: str = "torch-distributed"
     """The ClusterTrainingRuntime of a TrainJob."""
     work: Work = TRAIN
-    """The command; one by parts runs as a Job, whose pods are numbered."""
+    """The command. If it is divided into parts, it runs as a Job, because the pods of a Job are numbered."""
 
 
 def recipe_path(name: str) -> str:

@@ -14,13 +14,13 @@ from isotorus.secrets import holds_registry_password, holds_secret, masked_comma
 from launch.recipe import read_recipe, split_arguments
 from launch.slurm.slurm_script import KILLED_BY_USR1, REQUEUE_CODE, Job, script
 from launch.slurm.slurm_submit import follow, submit
-from launch.work import TRAIN, refuse_part, watches
+from launch.work import TRAIN, check_division, watches
 
 if TYPE_CHECKING:
     from pretrain.config import Config
 
 _CPUS = 4
-"""CPUs for each rank of another command than train, whose readers are not known here."""
+"""CPUs for each rank of another command than `train`. How many workers it has is not known here."""
 TIME = re.compile(r"\d{1,9}|\d{1,9}:\d\d(:\d\d)?|\d{1,5}-\d{1,5}(:\d\d){0,2}", re.ASCII)
 
 
@@ -126,15 +126,11 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
 
 
 def _start_other(args: argparse.Namespace, options: list[str], arguments: list[str]) -> int:
-    """Submit another command than train as a job. What the command itself would refuse, its log says."""
+    """Submit another command than `train` as a job. The command checks its own arguments in the job."""
     work, ranks = args.work, _ranks(args)
     if args.sweep:
         raise UserError(f"--sweep is a grid of training runs; leave it out for {work.name}")
-    refuse_part(work, arguments)
-    if watches(work, arguments) and args.nodes > 1:
-        raise UserError(
-            f"{work.name} … --watch runs on one node, as checkpoints come one by one; leave out --nodes"
-        )
+    check_division(work, arguments, args.nodes)
     name, folder = args.name or work.name, Path(args.output or "slurm").absolute()
     _refuse_line_breaks([str(folder), name])
     code = KILLED_BY_USR1
@@ -176,7 +172,7 @@ def _command(options: list[str], name: str, folder: Path) -> list[str]:
 
 
 def _tell(number: str, what: str, name: str, folder: Path, stopped: str) -> None:
-    """Say where the logs of a job are, and how it is watched and stopped."""
+    """Say where the logs of a job are, and how to watch and stop it; `stopped` says what that does."""
     logs = f"{folder}/{name}-{number}*.log"
     print(
         f"job {number}: {what}, logs {logs}\n"
@@ -201,7 +197,7 @@ def _job(
 ) -> Job:
     """Return the contents of the batch script of these runs.
 
-    `cpus_per_rank` is the default, and `code` the exit code after which the job is queued again.
+    `cpus_per_rank` holds unless the user gave a number. After the exit code `code` the job is queued again.
     """
     work, ranks = args.work, _ranks(args)
     a_task_each = work.name == "pack" or (args.task_per == "gpu" and not work.by_parts)
@@ -227,8 +223,8 @@ def _job(
         "signal": f"USR1@{args.signal_before}",
         "export": "ALL",
     }
-    # Ranks that end together end within seconds. If a task is lost, end the others after a minute. Parts of a
-    # work end at different times.
+    # Ranks that end together end within seconds, so if a task is lost, the others are ended after a minute.
+    # Parts of a work end at different times, so nothing ends them.
     srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0", f"--wait={0 if work.by_parts else 60}"]
     container: list[str] = []
     if args.container_image:

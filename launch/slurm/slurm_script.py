@@ -11,9 +11,11 @@ REQUEUE_CODE = 85
 """The default `stopping.requeue_code`: the exit code of a run that saved after SIGUSR1, to continue later."""
 
 KILLED_BY_USR1 = 138
-"""The exit code of a command that SIGUSR1 ends, as it does those that keep what is finished by themselves."""
+"""The exit code (128 + 10) of a command that SIGUSR1 killed. Commands other than `train` and `finetune` do
+not handle the signal, and keep what they have finished."""
 _STOPS = {"eval": (1,)}
-"""Further exit codes after which a command is not started again: of `eval`, that an evaluation failed."""
+"""Exit codes, beside 0 and 2, after which a command is not started again. 1: `eval` says that an evaluation
+failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Job:
     work: Work = TRAIN
     """The command that the job runs."""
     last: Sequence[str] = ()
-    """Options for the srun of the last process, which completes a work by parts; empty without one."""
+    """Options for the last srun, which completes a divided work; empty if the work is not divided."""
 
 
 def script(job: Job) -> str:
@@ -104,7 +106,7 @@ def _task(job: Job) -> str:
 
 
 def _part(job: Job, *, whole: bool) -> str:
-    """Return the shell line that does this task's part of a work, or the `whole`, which completes it."""
+    """Return the shell line that does this task's part of a work, or with `whole` all that is missing."""
     python = shlex.join([job.python, *python_options()])
     if job.work.name == "pack":
         part = "" if whole else " --part $SLURM_PROCID/$SLURM_NTASKS"
@@ -115,7 +117,7 @@ def _part(job: Job, *, whole: bool) -> str:
 
 
 def _in_shell(job: Job, line: str) -> str:
-    """Return the command of a task that runs the line in a shell."""
+    """Return the command of a task: a shell that runs `line`."""
     prefix = f"{shlex.join(job.container)} " if job.container else ""
     return f'{prefix}sh -c {shlex.quote(line)} task "$@"'
 
