@@ -66,16 +66,14 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     add("--target-kind", choices=kinds, help="how to read the targets (default: by their values)")
     empty = f"values that mean 'no target', besides empty cells (default: {','.join(MISSING)}, and -1 for "
     add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}classes that are whole numbers)")
-    fewer = (
-        "labelled images of the first data set to use, or their share such as 10%%, with the same share of "
-    )
-    add("--labels", metavar="N", type=_labels, help=f"{fewer}each class (default: all)")
+    fewer = "number of labelled images to learn from, or their share such as 10%%, the same of each class"
+    add("--labels", metavar="N", type=_labels, help=f"{fewer} (default: all)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add, whole = parser.add_argument, arguments.at_least
     add("--epochs", type=arguments.above_zero, default=20.0, help="passes over the images (default 20)")
-    least = "fewest steps, so that few labels get more epochs (default %(default)s)"
+    least = "smallest number of steps, so that few labels get more epochs (default %(default)s)"
     add("--min-steps", type=whole(1), default=300, metavar="N", help=least)
     add("--batch-size", type=whole(1), default=64, help="images in a step, all ranks (default %(default)s)")
     add("--lr", type=arguments.above_zero, default=5e-4, help="peak learning rate (default %(default)s)")
@@ -107,7 +105,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     share = "share of a target that is spread over all classes (default %(default)s)"
     add("--label-smoothing", type=_share_below_1, default=0.0, metavar="S", help=share)
     blended = (
-        "keep the weights of the best step, rather than their blend with those before that is best on val"
+        "keep the weights of the best step, not their blend with the weights at the start that is best on val"
     )
     add("--no-blend", dest="blend", action="store_false", help=blended)
     early = "end after N checkpoints in a row that were not better on val (default: never)"

@@ -1,7 +1,7 @@
 """Blend the weights before and after fine-tuning, with the share of each that is best on val (WiSE-FT).
 
-On the line between the two ends often lies a network that is better than both (Wortsman et al. 2022,
-arXiv:2109.01903). Its beginning is the linear probe, so on val the result is no worse than that.
+A network between the two is often better than both (Wortsman et al. 2022, arXiv:2109.01903). The network
+before fine-tuning is the linear probe, so on val the blend is no worse than the probe.
 """
 
 import json
@@ -34,14 +34,17 @@ from pretrain.models.projector import build_mlp
 from pretrain.preflight import RunInputs
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the fine-tuned weights; the rest is those of before."""
+"""Shares of the fine-tuned weights in a blend; the rest comes from the weights before fine-tuning."""
 State = dict[str, Tensor]
 Ends = tuple[State, State]
-"""Tensors of encoder and linear layer, named encoder.… and head.…, before and after."""
+"""Tensors of encoder and linear layer, named encoder.… and head.…: before and after fine-tuning."""
 
 
 def publish(config: Config, inputs: RunInputs) -> None:
-    """Put the blend of the best checkpoint that is best on val into the run's folder; all ranks call it."""
+    """Write the blend that is best on val to the run's folder; all ranks call it.
+
+    It blends the weights before fine-tuning and those of the best checkpoint.
+    """
     objective, task, state = config.objective, inputs.task, processes()
     assert isinstance(objective, SupervisedConfig) and task is not None
     best_checkpoint = best.of_run(config.folder)
@@ -73,14 +76,14 @@ def publish(config: Config, inputs: RunInputs) -> None:
             tensors = {name.removeprefix(part): x for name, x in blended.items() if name.startswith(part)}
             with atomic(config.folder / file) as stream:
                 stream.write(save({name: x.contiguous() for name, x in tensors.items()}))
-        with atomic(config.folder / "encoder.json") as stream:  # last, as commands look for it
+        with atomic(config.folder / "encoder.json") as stream:  # last, because commands look for it
             stream.write(json.dumps(description, indent=2).encode())
     except OSError as error:
         raise from_os_error(error, f"writing the network to {config.folder}") from error
 
 
 def _before(config: Config, inputs: RunInputs) -> State:
-    """Return the tensors that the training started from."""
+    """Return the tensors with which the training started."""
     encoder = initial_state(
         config.encoder.name, inputs.encoder_kwargs, config.seed, str(config.encoder.weights)
     )
@@ -99,7 +102,7 @@ def _after(checkpoint: Path) -> State:
 
 
 def _blend(ends: Ends, share: float) -> State:
-    """Return the tensors with `share` of those after; whole numbers, such as counts, are those after."""
+    """Return a blend with the `share` of the tensors after; integers, such as counts, are those after."""
     before, after = ends
     return {
         name: torch.lerp(before[name].to(x.dtype), x, share) if x.is_floating_point() else x
@@ -110,7 +113,7 @@ def _blend(ends: Ends, share: float) -> State:
 def _build(
     config: Config, inputs: RunInputs, ends: Ends, share: float, names: Sequence[str] | None
 ) -> FeatureSets:
-    """Build a blend for images of the channels `names`, if the encoder finds channels by name."""
+    """Build the network of a blend; `names` are the channels of the images, if channels are found by name."""
     encoder: nn.Module = create(config.encoder.name, inputs.encoder_kwargs)
     assert isinstance(config.objective, SupervisedConfig)
     head = build_mlp(inputs.embedding_width, MLPConfig(layers=1), config.objective.outputs, config.seed)

@@ -115,7 +115,7 @@ def compare(
 
 
 def processes() -> PartialState:
-    """Return the processes among which features are computed; they are those of the training."""
+    """Return the processes that share the computing of features; they are those of the training."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
 
 
@@ -126,7 +126,7 @@ def _network(config: Config) -> Checkpoint:
 
 
 def _share(config: Config) -> float | None:
-    """Return the share of the fine-tuned weights in a blend with those before; None if there is no blend."""
+    """Return the share of the fine-tuned weights in the blend; None if the network is not a blend."""
     found = json.loads((config.folder / "encoder.json").read_text()).get("blend")
     return None if found is None else float(found["share"])
 

@@ -1,4 +1,4 @@
-"""The weights that the linear layer starts from: those of a linear probe on the encoder as it is.
+"""Write the weights that the linear layer starts from: those of a linear probe on the encoder as it is.
 
 A random layer sends random gradients into the encoder, which distort what it has learned. With the probe's
 weights the training starts at the probe's score (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
@@ -32,12 +32,16 @@ Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def write(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
-    """Write the layer to the run's folder, unless the run has begun; all ranks call it."""
+    """Write the layer to the run's folder; all ranks call it.
+
+    Does nothing if the file is there already, or if the linear layer starts from random weights.
+    """
     objective, task = config.objective, inputs.task
     assert isinstance(objective, SupervisedConfig) and task is not None
     file, state = config.folder / HEAD_FILE, processes()
     begun = [objective.head_start != "probe" or file.exists()]
-    broadcast_object_list(begun)  # decided by the first process, because the others may see its file too soon
+    # The first process decides, because the others may see the file that it writes below.
+    broadcast_object_list(begun)
     if begun[0]:
         return
     x, datasets = [], (*inputs.sources.datasets, task.val)
@@ -59,7 +63,7 @@ def write(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
 
 
 def best_on_val(task: Task, train_x: NDArray[np.floating], val_x: NDArray[np.floating]) -> Layer:
-    """Return the probe whose strength of the L2 penalty is best on val; the strongest among equals.
+    """Return the probe whose L2 strength is best on val; if several are equal, that of the largest strength.
 
     It predicts what the network is trained to predict: logits, or standardised numbers.
     """

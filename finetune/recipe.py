@@ -25,7 +25,7 @@ SCRATCH = "scratch"
 BASELINES = "baselines"
 """Folder inside the run's folder, for the runs with which it is compared."""
 LEAST = 0.9
-"""Smallest share of an image's area that a crop shows."""
+"""Smallest share of the area of an image that a crop shows."""
 _CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING)
 """Arguments of an encoder that a run decides itself."""
 _PLACES = (
@@ -89,8 +89,8 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         "objective": objective.model_dump() | {"head_start": args.head, "head_steps": head_steps},
         "optimizer": {"lr": args.lr, "layer_decay": args.layer_decay, "warmup_steps": steps // 10},
         "checkpoint": {"every": -(-steps // 20), "keep_last": 1},
-        # Once a network knows most labels by heart, the loss of a batch with one hard image is far above the
-        # others, and that is no fault.
+        # Once a network has learned most labels, the loss of a batch with one hard image is far above that of
+        # other batches. This is no fault, so no update is refused for it.
         "guard": {"spike": None},
     }
     if "winding_classes" in described.kwargs:
@@ -145,7 +145,7 @@ def _labelled(targets: TargetsConfig, kind: Kind, splits: dict[str, Dataset]) ->
 
 
 def _views(described: EncoderDescription) -> dict[str, Any]:
-    """Return the crops: one of each image, of at least `LEAST` of the area that the encoder is evaluated on.
+    """Return the views: one crop of each image, with at least `LEAST` of the area that evaluations show.
 
     A label is often about a small part of an image, and a crop without that part would have a wrong label.
     """
@@ -181,7 +181,7 @@ def from_scratch(config: Config) -> Config:
     values = config.model_dump(mode="json")
     values |= {"name": SCRATCH, "runs": str(config.folder / BASELINES)}
     values["encoder"] |= {"weights": None, "pixels": "data", "freeze": 0, "lora": 0}
-    if config.mirror:  # not beside those of other fine-tunings, which have this name too
+    if config.mirror:  # a folder of its own, because the baselines of other runs have the same name
         values["checkpoint"] |= {"mirror": f"{config.mirror}/{BASELINES}"}
     values["objective"] |= {"head_start": "random", "head_steps": 0}
     values["optimizer"] |= {"layer_decay": 1.0}

@@ -66,11 +66,14 @@ def conclusions(results: dict[str, Any]) -> list[str]:
         lines.append("The score on val was best at the last step: more --epochs may give a higher one.")
     if (share := tuned.get("blend")) == 0:
         lines.append(
-            "Fine-tuning did not help on val, so the weights are those of before, with a linear probe."
+            "Fine-tuning did not help on val, so the network is the encoder as it was, with a linear probe."
         )
     elif share is not None and share < 1:
-        blend = f"{100 * share:.0f} % of the fine-tuned ones and {100 * (1 - share):.0f} % of those before"
-        lines.append(f"The weights are a blend of {blend}, which was best on val.")
+        after, before = f"{100 * share:.0f} %", f"{100 * (1 - share):.0f} %"
+        lines.append(
+            f"The network is a blend of {after} of the fine-tuned weights and {before} of the weights before "
+            "fine-tuning, which was best on val."
+        )
     if "scratch" not in results["scores"]:
         lines.append(
             "How much pretraining helps is not known yet: the same command with --baselines probe,scratch "

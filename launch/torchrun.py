@@ -33,20 +33,23 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(start=start, trains=True, passes_options_on=True)
 
 
-def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Return 0, or the exit code of the first rank that failed, whose message is the only one shown."""
+def start(args: argparse.Namespace, options: list[str], arguments: list[str]) -> int:
+    """Run the command `args.work` with `arguments`; return 0, or the exit code of the first rank that failed.
+
+    Only the message of that rank is shown.
+    """
     if args.hosts:
         if args.work is not TRAIN:
             raise UserError(
                 f"--hosts starts isotorus train only; start {args.work.name} on several nodes by launch slurm"
             )
-        return cluster.start(args, options, pretrain)
+        return cluster.start(args, options, arguments)
     if args.work.name == "pack":
         raise UserError("pack uses all cores of a node without a launcher; run: isotorus pack …")
     if args.dry_run:
-        print(masked_command(shlex.join(["torchrun", *options, "-m", *args.work.module, *pretrain])))
+        print(masked_command(shlex.join(["torchrun", *options, "-m", *args.work.module, *arguments])))
         return 0
-    failure = torchrun_ranks.run(options, pretrain, args.work.module)
+    failure = torchrun_ranks.run(options, arguments, args.work.module)
     if failure is None:
         return 0
     if failure.message:

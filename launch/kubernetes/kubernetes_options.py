@@ -63,15 +63,15 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(start=start, trains=True, passes_options_on=False)
 
 
-def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
+def start(args: argparse.Namespace, options: list[str], arguments: list[str]) -> int:
     """Write the manifests. Raise UserError for options that the cluster or the run would refuse."""
     if args.work is TRAIN:
-        recipe = read_recipe(pretrain)
-        pods = _pods_of_recipe(args, recipe, pretrain)
+        recipe = read_recipe(arguments)
+        pods = _pods_of_recipe(args, recipe, arguments)
         _check(args.workload, pods, recipe)
     else:
-        _check_other(args, pretrain)
-        pods = _pods(args, pretrain, _GRACE, None)
+        _check_other(args, arguments)
+        pods = _pods(args, arguments, _GRACE, None)
     text = manifests.to_yaml(manifests.KINDS[args.workload](pods))
     if args.apply and not args.dry_run:
         return _apply(text)

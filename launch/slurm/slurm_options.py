@@ -66,10 +66,11 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser.set_defaults(start=start, trains=True, passes_options_on=True)
 
 
-def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> int:
-    """Submit `isotorus train PRETRAIN` as a job. Return 0, or with --wait the exit code of the job.
+def start(args: argparse.Namespace, options: list[str], arguments: list[str]) -> int:
+    """Submit the command `args.work` with `arguments` as a job.
 
-    Raise UserError if this machine has no Slurm, or if the recipe or Slurm refuses the job.
+    Return 0, or with --wait the exit code of the job. Raise UserError if this machine has no Slurm, or if the
+    recipe or Slurm refuses the job.
     """
     if shutil.which("sbatch") is None and not args.dry_run:
         raise UserError(
@@ -83,11 +84,11 @@ def start(args: argparse.Namespace, options: list[str], pretrain: list[str]) -> 
             f"--container-image …@{args.container_image.rpartition('@')[2]} has a password, which would "
             "stand in the script for others to read; put it into the credentials of enroot or apptainer"
         )
-    _refuse_secrets([*pretrain, " ".join(options), *given])
+    _refuse_secrets([*arguments, " ".join(options), *given])
     _refuse_line_breaks([*options, *(text for text in given if text not in args.setup)])
     if args.work is not TRAIN:
-        return _start_other(args, options, pretrain)
-    base, configs, runs = _runs(args.sweep, pretrain)
+        return _start_other(args, options, arguments)
+    base, configs, runs = _runs(args.sweep, arguments)
     # Imported here because preflight imports torch, which takes seconds; what is refused above need not wait.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
