@@ -125,7 +125,7 @@ def parse(arguments: list[str]) -> Config:
 def is_behind_mirror(config: Config) -> bool:
     """Return whether `checkpoint.mirror` has a newer checkpoint than the run's folder.
 
-    Raises UserError for a mirror that cannot be used.
+    Raises UserError if the mirror cannot be used.
     """
     if config.mirror is None:
         return False
@@ -145,9 +145,10 @@ def is_behind_mirror(config: Config) -> bool:
 
 
 def catch_up_with_mirror(config: Config, inputs: RunInputs | None, progress: Callable[[], None]) -> RunInputs:
-    """Download what the run's folder lacks of its mirror; return the inputs that hold then.
+    """Download a newer checkpoint from the run's mirror, if it has one; return the inputs of the run.
 
-    All ranks call it. `inputs` are those before, or None if the mirror was ahead.
+    All ranks call it. `inputs` are what `check` returned before, or None if the mirror was ahead. After a
+    download they are read again.
     """
     import torch.distributed as dist
 

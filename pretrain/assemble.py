@@ -149,7 +149,7 @@ def assemble(
 
 
 def build_mirror(config: Config, start: int, in_use: set[int]) -> Uploads | None:
-    """Return what copies the run to `checkpoint.mirror`, not yet started; None without that."""
+    """Return the thread that copies the run to `checkpoint.mirror`, not started yet; None without that."""
     if config.mirror is None:
         return None
     place = Place(config.mirror, config.data.cache.patience)

@@ -34,12 +34,12 @@ class CheckpointConfig(Section):
     damaged_step_XXXXXXXX and continue from the newest whole one; refuse: end with a line that names the
     file."""
     mirror: Annotated[str, AfterValidator(_url)] | None = None
-    """URL of a folder, such as s3://bucket/runs, to which each checkpoint, config.yaml, metrics.jsonl and the
-    like are copied while the run goes on, into <mirror>/<name>. If the run's own folder is gone, or has only
-    older checkpoints, the run continues from there."""
+    """URL of a folder, such as s3://bucket/runs. While the run trains, each checkpoint, config.yaml,
+    metrics.jsonl and similar files are copied to <mirror>/<name>. If the run's own folder is gone, or has
+    only older checkpoints, the run continues from the mirror."""
     mirror_keep_last: PositiveInt | None = None
     """How many of the newest checkpoints are kept in the mirror; by default as many as `keep_last` says.
-    keep_every holds there too."""
+    `keep_every` also holds in the mirror."""
     mirror_wait: NonNegativeFloat = 600
-    """Seconds that a run waits at its end for its mirror to have the last checkpoint; after a signal it waits
+    """Seconds that a run waits at its end until its mirror has the last checkpoint. After a signal it waits
     for at most half of stopping.grace."""

@@ -316,9 +316,9 @@ def _thin_out(checkpoints: Path, config: CheckpointConfig, in_use: Collection[in
 def superfluous(
     checkpoints: Path, kept: Collection[int], keep_last: int | None, keep_every: int | None
 ) -> list[int]:
-    """Return which of some checkpoints are to be removed, here or in a mirror.
+    """Return which of the checkpoints after the steps `kept` are to be removed, here or in a mirror.
 
-    The newest here says which is best on val, and that one is kept.
+    The newest checkpoint of the folder says which is best on val; that one is not removed.
     """
     if keep_last is None or not kept:
         return []

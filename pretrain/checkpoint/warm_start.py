@@ -79,7 +79,7 @@ def check_fit(name: str, encoder: nn.Module, weights: str) -> None:
 
 
 def refuse_other_channels(names: list[str] | None, weights: str) -> None:
-    """Raise UserError if the weights are of an encoder of other named channels, whose places would differ."""
+    """Raise UserError if the weights are of an encoder that finds other channels by name than `names`."""
     described = beside(Path(weights))
     if described is None or not described.finds_by_name or described.channel_names == names:
         return
@@ -149,7 +149,7 @@ def fit(state: State, encoder: nn.Module, name: str, file: str) -> State:
     for layer in _names(encoder, "first_conv"):
         if (key := f"{layer}.weight") in fitted and key in expected:
             fitted[key] = adapt_channels(fitted[key], expected[key].shape)
-        if (key := f"{layer}.{EMBEDDING}") in expected:  # weights of others have none
+        if (key := f"{layer}.{EMBEDDING}") in expected:  # weights of plain encoders have none
             fitted.setdefault(key, torch.zeros(expected[key].shape, device=fitted[f"{layer}.weight"].device))
         elif key in fitted:
             raise UserError(

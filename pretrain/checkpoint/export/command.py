@@ -57,7 +57,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--format", choices=get_args(Format), default="timm", help="default: %(default)s")
     licence = "licence of the data, for the model card, such as CC-BY-4.0"
     add("--data-license", metavar="TEXT", help=licence)
-    of_sets = "with data.channels=union: the channels of the images that the export takes, in their order"
+    of_sets = "for encoders that find channels by name: the channels of the images, in their order"
     add("--channels", metavar="A,B,…", type=channel_list, help=f"{of_sets} (default: all)")
     add("--name", help="with --format mlflow: what the registry calls the model (default: the run's name)")
     store = "with --format mlflow: the store (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"

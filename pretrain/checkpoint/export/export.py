@@ -28,8 +28,8 @@ def export(
 ) -> str:
     """Write the folder `dest`, whole or not at all; return in words how it was checked, if it was.
 
-    `licence` is that of the data, for the model card. `channels` are those of the images that the export
-    takes, for an encoder that finds channels by name.
+    `licence` is the licence of the data, for the model card. `channels` are the channels of the images that
+    the export takes, if the encoder finds channels by name.
     Raises UserError if `dest` exists, the checkpoint is damaged, or the format cannot express the encoder.
     """
     if format == "onnx":

@@ -27,7 +27,7 @@ class Trained:
     described: EncoderDescription
     """The encoder that is exported."""
     by_name: EncoderDescription | None = None
-    """The encoder as it was trained, if it finds channels by name; what is exported takes some of them."""
+    """The encoder as it was trained, if it finds channels by name. The exported one takes some of them."""
 
     @property
     def run(self) -> Path | None:
@@ -77,7 +77,7 @@ class Trained:
             )
 
     def _of_some_channels(self, by_name: EncoderDescription) -> nn.Module:
-        """Build the encoder as it was trained, and make it a plain one for the channels that are exported."""
+        """Build the encoder as it was trained, and make it a plain one for the channels of the export."""
         kwargs = {key: value for key, value in by_name.kwargs.items() if key != "drop_path_rate"}
         encoder = build_encoder(by_name.name, kwargs, by_name.seed)
         encoder.load_state_dict(load_exactly(self.weights.file, encoder, by_name.name))
@@ -101,7 +101,8 @@ class Trained:
 def read(given: Path, channels: Sequence[str] | None = None) -> Trained:
     """Read the newest checkpoint of a run, a checkpoint, or the one that a weights file lies in.
 
-    An encoder that finds channels by name is exported for images of `channels`, by default all that it knows.
+    An encoder that finds channels by name is exported for images of `channels`, by default for all that it
+    knows.
     Raises UserError if there is none, or if its files are not those that were written.
     """
     weights = find_weights(given, str(given))

@@ -1,1 +1,1 @@
-"""A copy of a run in an object store, made while it trains, and continued from when the disk is gone."""
+"""Copy a run to an object store while it trains, and continue it from there if the disk is gone."""

@@ -1,7 +1,7 @@
-"""A run's folder in an object store: the same names and files as on the disk.
+"""A run's folder in an object store, with the same folders and files as on the disk.
 
-A checkpoint there counts once it has COMPLETE, which is written last and lists the size and CRC-32 of its
-other files. Every object is read back after it was written, and compared with what was sent.
+A checkpoint in the store counts once it has COMPLETE, which is written last and lists the size and CRC-32 of
+the other files. Every object is read back after it was written, and compared with what was sent.
 """
 
 import json
@@ -18,10 +18,10 @@ from isotorus.errors import UserError
 
 LISTING = "COMPLETE"
 _AT_ONCE, _RANGE = 4, 16 * 2**20
-"""Ranges of an object that are read concurrently, and the bytes of each."""
+"""Number of ranges of an object that are read concurrently, and the bytes of each."""
 _STEP = re.compile(r"step_(\d{8,})")
 _FILE = re.compile(r"\.metadata|__\d+_\d+\.distcp|encoder\.json|[a-z_]+\.safetensors")
-"""Names of the files of a checkpoint; no others are downloaded, whatever a listing there says."""
+"""Names of the files of a checkpoint. A COMPLETE in the store that lists other names is refused."""
 SMALL = ("config.yaml", "metrics.jsonl", "skipped.jsonl", "corrupt.jsonl", "mlflow.json")
 """Files of a run beside its checkpoints."""
 HISTORY = "config_history"
@@ -29,15 +29,15 @@ _OF_HISTORY = re.compile(r"[\w-]+\.yaml")
 
 
 class Altered(UserError):
-    """An object that does not hold the bytes that were sent, or a checkpoint that is not whole."""
+    """An object does not hold the bytes that were sent, or a checkpoint is not whole."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run is mirrored; methods raise `UserError` for what the store refuses or does not answer."""
+    """Where a run is mirrored. Methods raise `UserError` if the store refuses or does not answer."""
 
     url: str
-    """URL of the run's folder there."""
+    """URL of the run's folder in the store."""
     patience: float
     """Seconds for which a failing request is repeated."""
 
@@ -51,7 +51,7 @@ class Place:
         remote.delete(self.at(".trial"), self.patience)
 
     def objects(self) -> dict[int, dict[str, int]]:
-        """Return the names and sizes of the objects of each checkpoint there, whole or not, by step."""
+        """Return names and sizes of the objects of each checkpoint in the store, whole or not, by step."""
         found: dict[int, dict[str, int]] = {}
         for url, size in remote.list_objects(self.at("checkpoints"), self.patience).items():
             *_, folder, name = url.split("/")
@@ -60,11 +60,11 @@ class Place:
         return found
 
     def complete(self) -> set[int]:
-        """Return the steps of the complete checkpoints there."""
+        """Return the steps of the complete checkpoints in the store."""
         return {step for step, names in self.objects().items() if LISTING in names}
 
     def small_files(self) -> dict[str, bytes]:
-        """Return the run's files beside its checkpoints, by their paths relative to its folder."""
+        """Return the contents of the run's files beside its checkpoints, by paths relative to its folder."""
         history = [url.rpartition("/")[2] for url in remote.list_objects(self.at(HISTORY), self.patience)]
         names = [*SMALL, *(f"{HISTORY}/{name}" for name in history if _OF_HISTORY.fullmatch(name))]
         found = {}
@@ -74,9 +74,9 @@ class Place:
         return found
 
     def write(self, name: str, content: bytes | Path, listed: list[int] | None = None) -> None:
-        """Write a file and read it back; `listed` is its size and CRC-32, or else those of the bytes.
+        """Write a file and read it back; raise `Altered` if the object is absent then or has other bytes.
 
-        Raises `Altered` if the object is absent afterwards or has other bytes.
+        `listed` is the size and CRC-32 of the file. It must be given if `content` is a path.
         """
         url = self.at(name)
         if isinstance(content, bytes):
@@ -101,7 +101,7 @@ class Place:
     ) -> int:
         """Read `size` bytes of an object, write them to the open file `to` if given, return their CRC-32.
 
-        `progress` is called as they come.
+        `progress` is called after each batch of ranges.
         """
         checksum = 0
         for start in range(0, size, _AT_ONCE * _RANGE):
@@ -123,7 +123,7 @@ class Place:
     def listing(self, step: int) -> dict[str, list[int]]:
         """Return the size and CRC-32 of each file of a complete checkpoint.
 
-        Raises `Altered` for a listing that cannot be read, or that names what no checkpoint has.
+        Raises `Altered` if the listing cannot be read, or names a file that no checkpoint has.
         """
         name = f"{folder(step)}/{LISTING}"
         try:
@@ -137,7 +137,7 @@ class Place:
         return dict(listed)
 
     def delete(self, step: int, names: list[str]) -> None:
-        """Delete the objects of a checkpoint, first the one that makes it count."""
+        """Delete the objects of a checkpoint, beginning with COMPLETE, so that it no longer counts."""
         for name in sorted(names, key=lambda name: name != LISTING):
             remote.delete(self.at(f"{folder(step)}/{name}"), self.patience)
 

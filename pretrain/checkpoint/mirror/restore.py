@@ -1,4 +1,4 @@
-"""Bring the newest checkpoint of a run back from its mirror, if the run's folder has none or older ones."""
+"""Download the newest checkpoint of a run from its mirror, if the run's folder has none or older ones."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def try_out(place: Place, run: Path, first: bool) -> None:
-    """Raise `UserError` for a mirror that cannot be used; the `first` process also writes to it.
+    """Raise `UserError` if the mirror cannot be used; the `first` process also writes to it.
 
-    Where the run's folder has a checkpoint, a store that fails for the moment is only logged, as it is while
-    the run trains.
+    If the run's folder has a checkpoint, a write that fails for the moment is only logged, as while the run
+    trains.
     """
     try:
         place.objects()
@@ -33,7 +33,7 @@ def try_out(place: Place, run: Path, first: bool) -> None:
         except (NoAnswer, Altered) as error:
             if not store.steps(run / "checkpoints"):
                 raise
-            log.warning("the mirror does not keep what is written, the run starts nevertheless: %s", error)
+            log.warning("the mirror does not keep what is written; the run starts nevertheless: %s", error)
     except UserError as error:
         raise UserError(f"checkpoint.mirror: {error}") from None
     except Exception as error:  # the libraries behind fsspec raise all kinds
@@ -49,11 +49,11 @@ def is_ahead(place: Place, run: Path) -> bool:
 
 
 def restore(place: Place, run: Path, progress: Callable[[], None]) -> bool:
-    """Download the newest checkpoint, if it is newer than those here; return whether it was.
+    """Download the newest checkpoint, if it is newer than those in the run's folder; return whether it was.
 
-    All ranks call it, and each downloads a part of the files. `progress` is called as they come. A checkpoint
-    that is damaged there is passed over, with a line. Raises `UserError`, on all ranks, if the store does not
-    answer.
+    All ranks call it, and each downloads a part of the files, calling `progress` meanwhile. A checkpoint that
+    is damaged in the mirror is skipped, with a line in the log. Raises `UserError`, on all ranks, if the
+    store does not answer.
     """
     group = cpu_group(timedelta(days=1))  # a large checkpoint takes its time
     damaged: set[int] = set()
@@ -78,7 +78,7 @@ def _download(
     progress: Callable[[], None],
     group: dist.ProcessGroup,
 ) -> str:
-    """Download one checkpoint and publish it here; say what is wrong with it there, or "" if it is whole."""
+    """Download one checkpoint into the run's folder; return what is wrong with it, or "" if it is whole."""
     partial = run / "checkpoints" / f".partial_{step:08d}"
 
     def prepare() -> None:
@@ -98,9 +98,7 @@ def _download(
 
 
 def _choose(place: Place, run: Path, damaged: set[int]) -> tuple[int, dict[str, list[int]]]:
-    """Return the newest step that is whole in the mirror, and its files; 0 if none is newer than those
-    here.
-    """
+    """Return the newest step that is whole in the mirror, and its files; 0 if the run's folder is as new."""
     for step in sorted(place.complete() - damaged, reverse=True):
         if step <= _newest(store.steps(run / "checkpoints")):
             break
@@ -115,7 +113,7 @@ def _choose(place: Place, run: Path, damaged: set[int]) -> tuple[int, dict[str, 
 def _download_share(
     place: Place, step: int, listed: dict[str, list[int]], partial: Path, progress: Callable[[], None]
 ) -> str:
-    """Download this rank's share of a checkpoint; say what is wrong with it, or "" if it is whole."""
+    """Download this rank's share of a checkpoint; return what is wrong with it, or "" if it is whole."""
     for name in sorted(listed)[rank() :: world_size()]:
         size, checksum = listed[name]
         try:

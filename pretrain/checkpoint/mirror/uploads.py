@@ -1,9 +1,10 @@
 """Copy a run's checkpoints to its mirror, from a thread of each rank, while training goes on.
 
-Rank 0 chooses the checkpoint, each rank copies and verifies the files that it wrote, and when all are there
-rank 0 copies COMPLETE, by which the checkpoint counts. The ranks tell each other through the process group's
-store, so that nothing waits for a collective call. The newest checkpoint comes first, then those before it
-that the mirror keeps as well. A failure is logged once, and repeated until it passes.
+Rank 0 chooses the checkpoint, and each rank copies and verifies the files that it wrote. When all files are
+in the mirror, rank 0 copies COMPLETE, which makes the checkpoint count. The ranks send each other messages
+through the process group's store, so that nothing waits for a collective call. The newest checkpoint is
+copied first, then those before it that the mirror keeps. A failure is logged once, and what failed is
+repeated until it succeeds.
 """
 
 import logging
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0  # seconds between attempts
-_PASSES_SOON = 3  # attempts for which a store that does not answer is no news
+_PASSES_SOON = 3  # attempts without an answer that are not logged
 _COPIED, _GONE = "copied", "gone"
 
 
@@ -37,13 +38,13 @@ class _Ended(Exception):
 
 
 class _Lost(UserError):
-    """An object that is not there any more, though it was verified."""
+    """An object is no longer in the mirror, though it was verified."""
 
 
 class Uploads(threading.Thread):
-    """A thread of each rank; all ranks make the same calls. A daemon: a run that fails does not wait for it.
+    """A thread of each rank. All ranks make the same calls. A run that fails does not wait for the thread.
 
-    `in_use` is the set of steps that the saver does not remove; rank 0 has the step there that it copies.
+    `in_use` is the set of steps that the saver does not remove. Rank 0 adds the step that it is copying.
     """
 
     def __init__(
@@ -55,17 +56,17 @@ class Uploads(threading.Thread):
         self.place = Place(place.url, 0)  # this thread has its own attempts
         self._start, self._in_use = start, in_use
         self._done: set[int] | None = None
-        """Steps that are whole in the mirror, or were; None until it has been asked."""
+        """Steps that are or were whole in the mirror; None until the mirror has been asked."""
         self._small: dict[str, tuple[int, int]] = {}
-        """Size and time of the small files that have been copied."""
-        self._number = 0  # of the copy under way
+        """Size and modification time of each small file when it was copied."""
+        self._number = 0  # of the copy that is being made
         self._last = threading.Event()
-        """No checkpoint will be added."""
+        """Set when no more checkpoints will be saved."""
         self._ended = threading.Event()
         self._problem = ""
         self._peers = None
         if world_size() > 1:
-            # A connection of its own, because the process's own may be in use by a call that waits.
+            # This thread has a connection of its own, because a waiting call may block that of the process.
             default = dist.distributed_c10d._get_default_store().clone()
             self._peers = dist.PrefixStore(f"isotorus/mirror/{place.url}", default)
             self._peers.set_timeout(timedelta(seconds=30))
@@ -82,9 +83,10 @@ class Uploads(threading.Thread):
             log.debug("the mirror's thread ends: %s", error)
 
     def finish(self, progress: Callable[[], None], may_wait: Callable[[], bool]) -> None:
-        """Wait for the last upload for `mirror_wait` seconds or while it may, then log what the mirror lacks.
+        """Wait for the last upload, then log what the mirror lacks.
 
-        `progress` is called while it waits.
+        It waits for at most `mirror_wait` seconds, and only while `may_wait` returns true. Meanwhile
+        `progress` is called.
         """
         if not self.is_alive():
             self.start()
@@ -107,7 +109,7 @@ class Uploads(threading.Thread):
             )  # fmt: skip
 
     def _gives_up(self, until: float, may_wait: Callable[[], bool]) -> bool:
-        """Return whether rank 0 no longer waits, which by itself waits until a time of `time.monotonic`."""
+        """Return whether rank 0 no longer waits; rank 0 waits until a time of `time.monotonic` at most."""
         if rank() == 0 or self._peers is None:
             return time.monotonic() > until or not may_wait()
         try:
@@ -116,16 +118,16 @@ class Uploads(threading.Thread):
             return True
 
     def end(self) -> None:
-        """Stop copying; what is not whole in the mirror does not count there."""
+        """Stop copying. A checkpoint that is not whole in the mirror does not count there."""
         if rank() == 0 and self._peers is not None and not self._ended.is_set():
             try:
                 self._peers.set("end", "")
-            except RuntimeError:  # the store's host is lost, and the others end by that
-                log.debug("the other ranks' mirror threads could not be told of the end")
+            except RuntimeError:  # the store's host is lost, which ends the other ranks
+                log.debug("the mirror threads of the other ranks did not hear of the end")
         self._ended.set()
 
     def _lead(self) -> None:
-        """Copy checkpoints as they come; it is the work of rank 0."""
+        """Copy checkpoints when they are saved; only rank 0 calls it."""
         self._until_it_works(self._look)
         while True:
             last = self._last.is_set()
@@ -153,7 +155,7 @@ class Uploads(threading.Thread):
                 self._pause(_POLL_SECONDS)
 
     def _look(self) -> None:
-        """Find out what the mirror has; what comes after the start is of steps that are done again."""
+        """Ask what the mirror has, up to the step of the start; later steps are done again."""
         self._done = {step for step in self.place.complete() if step <= self._start}
 
     def _missing(self) -> list[int]:
@@ -165,7 +167,7 @@ class Uploads(threading.Thread):
         keep_last = self.config.mirror_keep_last or self.config.keep_last
         try:
             return store.superfluous(self.checkpoints, steps, keep_last, self.config.keep_every)
-        except UserError:  # the newest was damaged since, which the next start will say
+        except UserError:  # the newest has been damaged meanwhile; the next start reports it
             return []
 
     def _copy(self, step: int) -> None:
@@ -194,7 +196,7 @@ class Uploads(threading.Thread):
         self._until_it_works(self._thin_out)
 
     def _copy_own(self, step: int, listed: dict[str, list[int]]) -> str:
-        """Copy the files of a checkpoint that this rank wrote; return `_COPIED`, or `_GONE` if it is gone."""
+        """Copy the files that this rank wrote; return `_COPIED`, or `_GONE` if the checkpoint was removed."""
         own = [name for name in listed if _writer(name) % world_size() == rank()]
         paths = {f"{folder(step)}/{name}": listed[name] for name in sorted(own)}
         try:
@@ -205,7 +207,7 @@ class Uploads(threading.Thread):
         return _COPIED if listed else _GONE
 
     def _commit(self, step: int, listed: dict[str, list[int]]) -> None:
-        """Write the object that makes a checkpoint count, if all others are there."""
+        """Write COMPLETE, which makes a checkpoint count, if all its other files are in the mirror."""
         there = self.place.objects().get(step, {})
         for name, (size, _) in listed.items():
             if there.get(name) != size:
@@ -213,12 +215,12 @@ class Uploads(threading.Thread):
         self.place.write(f"{folder(step)}/{LISTING}", (self.run_folder / folder(step) / LISTING).read_bytes())
 
     def _clear(self, step: int) -> None:
-        """Delete an earlier copy of a checkpoint: it would count while its files are being replaced."""
+        """Delete COMPLETE of an earlier copy of a checkpoint, which would count while it is replaced."""
         if (there := self.place.objects().get(step)) and LISTING in there:
             self.place.delete(step, [LISTING])
 
     def _thin_out(self) -> None:
-        """Delete the checkpoints that the mirror does not keep, and what uploads that ended left there."""
+        """Delete the checkpoints that the mirror does not keep, and what unfinished uploads have left."""
         there = self.place.objects()
         whole = {step for step, names in there.items() if LISTING in names}
         left = {step for step in set(there) - whole if step < max(whole, default=0)}
@@ -226,7 +228,7 @@ class Uploads(threading.Thread):
             self.place.delete(step, list(there[step]))
 
     def _copy_small_files(self) -> None:
-        """Copy config.yaml, metrics.jsonl and the like where they have changed."""
+        """Copy config.yaml, metrics.jsonl and similar files that have changed."""
         history = (self.run_folder / HISTORY).glob("*.yaml")
         for name in (*SMALL, *(f"{HISTORY}/{path.name}" for path in sorted(history))):
             try:
@@ -240,14 +242,14 @@ class Uploads(threading.Thread):
                 self._small[name] = state
 
     def _listed(self, step: int) -> dict[str, list[int]]:
-        """Return the size and checksum of each file of a checkpoint; nothing if it is gone."""
+        """Return the size and checksum of each file of a checkpoint; an empty dict if it was removed."""
         try:
             return dict(foreign_files.read_json(self.run_folder / folder(step) / LISTING))
         except (OSError, UserError, ValueError, TypeError):
             return {}
 
     def _await_others(self) -> bool:
-        """Wait until the other ranks have copied their files; return whether all had them."""
+        """Wait until the other ranks have copied their files; return whether all of them could."""
         waiting = set(range(1, world_size()))
         outcomes = set()
         while waiting and self._peers is not None:
@@ -264,14 +266,14 @@ class Uploads(threading.Thread):
         return outcomes <= {_COPIED}
 
     def _report(self, text: str) -> None:
-        """Tell rank 0 how far this rank is with the present checkpoint."""
+        """Send rank 0 the outcome of this rank's part of the present checkpoint, or a problem."""
         assert self._peers is not None
         self._peers.set(f"{self._number}/{rank()}", text)
 
     def _until_it_works(self, action: Callable[[], None]) -> None:
         """Repeat an action until it succeeds, with growing pauses; log its failure once.
 
-        Raises FileNotFoundError if a local file is gone, and `_Lost` as `_commit` does.
+        Raises FileNotFoundError if a local file is gone, and `_Lost` if `action` does.
         """
         attempt = 0
         while True:
@@ -291,15 +293,15 @@ class Uploads(threading.Thread):
             self._pause(min(_POLL_SECONDS / 2 * 2**attempt, _LONGEST_PAUSE))
 
     def _say(self, problem: object) -> None:
-        """Log a problem if there was none before; other ranks tell rank 0."""
+        """Log a problem if none is logged already; other ranks send it to rank 0, which logs it."""
         if rank() != 0:
             self._report(str(problem))
         elif not self._problem:
-            log.warning("the mirror is behind, training goes on and it is tried again: %s", problem)
+            log.warning("the mirror is behind; training goes on, and the upload is tried again: %s", problem)
             self._problem = str(problem)
 
     def _pause(self, seconds: float) -> None:
-        """Wait; raises `_Ended` if the run no longer waits for the mirror."""
+        """Wait; raise `_Ended` if the run no longer waits for the mirror."""
         ended = self._ended.wait(seconds)
         if ended or (rank() != 0 and self._peers is not None and self._peers.check(["end"])):
             raise _Ended
