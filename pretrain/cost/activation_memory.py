@@ -31,7 +31,8 @@ from pretrain.objectives.sigreg import SIGReg
 
 CAST = torch.ops.aten._to_copy.default
 DEVICE = torch.ops.prim.device.default
-"""Question of torch to a fake tensor, which is asked more often than anything is computed."""
+"""Operation by which torch asks a fake tensor for its device. It is the most frequent one, so it is answered
+first."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -103,10 +104,11 @@ def encoder_footprint(
     `views` are (views, size in pixels) for each size; the micro-batch has `images` images. Parts:
     activations; weight copies, i.e. autocast's casts to bf16; workspace of the backward pass, with what it
     recomputes and gradients that wait for those of another view; gradients, of which the share
-    `gradients_made` is made during the backward pass and stays on this rank; gathered, what is left of
-    `kept_whole` bytes of parameters, as each block's are freed when its gradients are made, and `buffers`
-    for gathering in the forward pass and, twice as large as the gradients in them, for reducing. `device` is
-    "cuda" or "cpu".
+    `gradients_made` is made during the backward pass and stays on this rank; and gathered. Gathered are, of
+    `kept_whole` bytes of parameters, those of blocks whose gradients are not made yet, and communication
+    buffers: `buffers` has the bytes for gathering, which count in the forward pass, and the largest number of
+    bytes for reducing, which in the backward pass are twice those of the gradients made. `device` is "cuda"
+    or "cpu".
     """
     setting = _Setting(
         views=tuple(views),
@@ -254,9 +256,10 @@ def head_footprint(
 ) -> dict[str, float]:
     """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
-    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. A head that reads
-    values on the way cannot run on tensors without bytes. It runs on 64 and on 128 real images, because its
-    memory is about linear in their number up to 8192 images a rank, where SIGReg begins to work in chunks.
+    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. A head whose
+    computation depends on values cannot run on tensors without bytes. Such a head runs on 64 and on 128
+    random images, because its memory is about linear in their number up to 8192 images a rank, where SIGReg
+    begins to work in chunks.
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     try:

@@ -16,8 +16,8 @@ from pretrain.engines.networks import unfuse_attention
 from pretrain.models.encoder import create
 
 ENOUGH = 3e10
-"""FLOPs of a forward pass that is timed, so that small encoders are timed on many images. On a few, most of
-their time would be what each operation takes beside its arithmetic."""
+"""FLOPs of the forward pass that is timed. Small encoders are therefore timed on many images: with few
+images, most of the time would be the overhead of each operation."""
 SHALLOW = (1, 2)
 """Numbers of blocks of the two encoders that are timed; each further block takes as long."""
 
@@ -26,8 +26,8 @@ def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, p
     """Return the seconds that `processes` on this machine take together to train on one image.
 
     The encoder's forward and backward passes are timed when this is called, by the CPU time of one thread, so
-    that other work on the machine does not count, and no thread that waits for another. The head, a target
-    network and what is computed twice take time in proportion to their FLOPs.
+    that other work on the machine and waiting between threads do not count. The head, a target network and
+    what is computed twice take time in proportion to their FLOPs.
     """
     images = images_timed(config, flops, processes)
     views = tuple((r.views, r.size) for r in config.views.resolutions())
@@ -38,7 +38,7 @@ def seconds_an_image(config: Config, kwargs: dict[str, Any], flops: StepFlops, p
 
 
 def images_timed(config: Config, flops: StepFlops, processes: int) -> int:
-    """Return on how many images the encoder is timed: a micro-batch if it is small enough, but 2 at least."""
+    """Return the number of images on which the encoder is timed: a micro-batch, or fewer, but 2 at least."""
     engine = config.engine.on(config.data.batch_size, processes)
     together = -(-config.data.batch_size // processes // engine.accumulation)
     return max(2, min(together, int(ENOUGH / flops.encoder_forward)))
@@ -53,7 +53,7 @@ def cores(processes: int) -> int:
 def _timed(
     name: str, kwargs: str, views: tuple[tuple[int, int], ...], channels: int, images: int, bf16: bool
 ) -> float:
-    """Return the CPU seconds that the encoder's passes take for each of some images; `kwargs` is JSON."""
+    """Return the CPU seconds of the encoder's passes for one of `images` images; `kwargs` is JSON."""
 
     def measure(kwargs: dict[str, Any]) -> dict[str, float]:
         encoder = create(name, kwargs).train().to(memory_format=torch.channels_last)

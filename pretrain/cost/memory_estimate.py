@@ -169,10 +169,10 @@ def _communication(engine: EngineConfig, parameters: Parameters, bf16: bool) -> 
     gathered = _gathered(engine, bf16)
     outside, largest = parameters.trained - parameters.blocks, parameters.largest_block
     # Outside the blocks, parameters stay gathered and gradients stay whole until they are reduced. Those of a
-    # block are gathered and reduced through two buffers each.
+    # block pass through buffers: two for gathering its parameters, and two for reducing its gradients.
     around = (gathered + FP32) * outside
     if engine.accumulation == 1 and not engine.reshard_after_forward:
-        return around  # `gathered` of pretrain.cost.activation_memory has what belongs to blocks
+        return around  # pretrain.cost.activation_memory counts the blocks, as `gathered`
     buffers = around + 2 * (gathered + FP32) * largest
     if engine.reshard_after_forward:
         return buffers + 2 * gathered * largest  # the block at work and the next one

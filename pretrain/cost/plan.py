@@ -98,7 +98,7 @@ class Request:
 def estimate(config: Config, request: Request, model: Model | None = None) -> Estimate:
     """Return the figures of a run; raise `UserError` for what the run would refuse, except for its data.
 
-    `model` is what `check_model` has returned for it, if that was called before.
+    `model` is what `check_model` has returned for the run, if it was called before.
     """
     model = model or check_model(config, request.gpus)
     return _estimate(_decided(config, request, model), request, model)

@@ -1,5 +1,6 @@
-"""AdamW with the usual groups: no weight decay on biases, norms, tokens and embeddings of positions and
-channels.
+"""AdamW with the usual groups.
+
+Biases, norms, tokens, and embeddings of positions and channels have no weight decay.
 """
 
 from collections.abc import Iterable

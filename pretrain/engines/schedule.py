@@ -17,5 +17,5 @@ def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, final_r
 
 
 def rate_of(step: int, steps: int, optimizer: dict[str, Any]) -> float:
-    """Return the learning rate by the fields of `OptimizerConfig`."""
+    """Return the learning rate at a step; `optimizer` has the fields of `OptimizerConfig`."""
     return learning_rate(step, steps, optimizer["lr"], optimizer["warmup_steps"], optimizer["final_lr_ratio"])

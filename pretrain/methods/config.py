@@ -254,7 +254,7 @@ def _listed(actions: tuple[str, ...]) -> str:
 
 
 HEAD_FILE = "head.safetensors"
-"""File in the folder of a run, with the weights that its linear layer starts from."""
+"""File in a run's folder that has the weights with which its linear layer starts."""
 
 
 class TargetsConfig(Section):
@@ -269,7 +269,7 @@ class TargetsConfig(Section):
     missing: list[str] | None = None
     """Values that mean "no target", besides empty cells."""
     labels: PositiveInt | None = None
-    """Number of labelled images of train that are used, the same share of each class. Default: all."""
+    """Number of labelled images of train that are used, with the same share of each class. Default: all."""
     seed: int = 0
     """Seed of the choice of these images."""
 

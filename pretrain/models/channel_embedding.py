@@ -1,8 +1,8 @@
-"""Encoders whose images have some of their channels only, as where several instruments are trained together.
+"""Encoders for images that have only some of the channels, as when several instruments are trained together.
 
 A channel that an image lacks is zero at every pixel after normalisation, where zero is the channel's mean. So
-the image itself says which channels it has, and no mask has to travel beside it. The first convolution tells
-the encoder. For an image with n of C channels it computes
+the pixels show which channels an image has, and no mask is passed beside them. The first convolution reads
+this from the pixels. For an image with n of C channels it computes
 
     √(C/n) · Σ_c (W_c ∗ x_c + e_c) + b,    the sum over the n channels,
 
@@ -10,12 +10,12 @@ where e_c is a vector (D,) that is learned for each channel and zero at first. T
 independently, so at first the variance of the sum is proportional to n, and the factor makes it the same for
 any number of channels. With all channels and e = 0 this is timm's own convolution.
 
-Kernels that are chosen by channel are the "SliceParam" of Chen et al. 2023 (CHAMMI, arXiv:2310.19224), the
-learned vector is that of Bao et al. 2023 (ChannelViT, arXiv:2309.16108). ChannelViT makes tokens of each
-channel, for which attention costs C² times as much; here an image has as many tokens as in any ViT. Channels
-that augmentation drops become absent, which is the channel sampling of that work.
+Kernels that are chosen by channel are the "SliceParam" of Chen et al. 2023 (CHAMMI, arXiv:2310.19224). The
+learned vector is that of Bao et al. 2023 (ChannelViT, arXiv:2309.16108). ChannelViT makes separate tokens of
+each channel, so that attention costs C² times as much; here an image has as many tokens as in any ViT. A
+channel that augmentation drops counts as absent, which is the channel sampling of ChannelViT.
 
-An encoder that is told of channels becomes a plain one for images of stated channels by `fold`.
+`fold` turns an encoder that finds channels by name into a plain one for images of stated channels.
 """
 
 import math
@@ -32,7 +32,7 @@ EMBEDDING = "channel_embedding"
 
 
 class ChannelConv2d(nn.Conv2d):
-    """A convolution that tells which channels an image has; it has torch's parameters and an embedding."""
+    """A convolution that sees which channels an image has; it has torch's parameters and an embedding."""
 
     channel_embedding: nn.Parameter
     """e, (C, D)."""
@@ -58,8 +58,8 @@ def embed_channels(encoder: nn.Module) -> None:
     if type(conv) is not nn.Conv2d or conv.groups != 1:
         raise UserError(
             f"data.channels by name: a {type(encoder).__name__} does not read images by one plain "
-            "convolution, which could be told of channels; use an encoder.name such as a ViT, Swin, ConvNeXt "
-            "or ResNet, or data.channels=N"
+            "convolution, which channels by name need; use an encoder.name such as a ViT, Swin, ConvNeXt or "
+            "ResNet, or data.channels=N"
         )
     # A new module would have to copy what timm and torch keep in this one. Changing the class changes
     # `forward` alone: parameters, names and hooks stay.
@@ -71,8 +71,8 @@ def embed_channels(encoder: nn.Module) -> None:
 def fold(encoder: nn.Module, names: Sequence[str], wanted: Sequence[str]) -> None:
     """Turn an encoder of the channels `names` into a plain one for images of the channels `wanted`, in place.
 
-    It gives for such an image what the encoder gave for the same image among zeros. A channel that is not
-    among `names` has no influence. A convolution without bias gets one.
+    For such an image it returns what the encoder returned for the same image with zeros in all other
+    channels. A channel that is not among `names` has no influence. A convolution without a bias gets one.
     """
     conv = _first_convolution(encoder)
     assert isinstance(conv, ChannelConv2d)
@@ -91,14 +91,14 @@ def fold(encoder: nn.Module, names: Sequence[str], wanted: Sequence[str]) -> Non
 
 
 def first_convolution_name(encoder: nn.Module) -> str:
-    """Return the name of the convolution that reads the image, as timm knows it; "" if there is no one."""
+    """Return timm's name of the convolution that reads the image; "" if there is not just one."""
     known: Any = getattr(encoder, "pretrained_cfg", None) or {}
     name = known.get("first_conv")
     return name if isinstance(name, str) else ""
 
 
 def _first_convolution(encoder: nn.Module) -> nn.Module | None:
-    """Return the convolution that reads the image; None if there is no single one."""
+    """Return the convolution that reads the image; None if there is not just one."""
     try:
         name = first_convolution_name(encoder)
         return encoder.get_submodule(name) if name else None

@@ -34,9 +34,9 @@ class EncoderConfig(Section):
     """Number of blocks that never change, counted from the input, with what comes before them, such as the
     patch embedding; 0: everything is trained."""
     lora: NonNegativeInt = 0
-    """Rank of low-rank adapters (LoRA) on the linear layers of the blocks: they are trained while the encoder
-    itself stays as it is; 8 is usual. It needs `pip install isotorus[lora]`. Checkpoints have the adapters
-    added to the weights. 0: none, the encoder itself is trained."""
+    """Rank of low-rank adapters (LoRA) on the linear layers of the blocks: the adapters are trained, and the
+    encoder's own weights stay as they are; 8 is usual. Needs `pip install isotorus[lora]`. The encoder's files
+    in checkpoints have the adapters added to the weights. 0: none, the encoder itself is trained."""
 
 
 class AverageConfig(Section):

@@ -128,7 +128,7 @@ class EncoderDescription:
     """How numbers became brightness in the data sets that it was trained on, as after --intensity of pack."""
 
     channel_names: list[Annotated[str, Field(max_length=1000)]] | None = None
-    """Names of the channels, if the encoder is told which of them an image has."""
+    """Names of the channels, if the encoder finds channels by name, or was exported from such an encoder."""
     square: Square | None = None
     """The part of an image that the encoder sees, of a physical size; None for the largest centred square."""
 
@@ -143,14 +143,14 @@ class EncoderDescription:
         """Return what the features of an image depend on, beside the weights."""
         about_training = ("config", "step", "data_fingerprint", "images", "depth", "intensity", "supervised")
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in about_training}
-        for key in ("square", "channel_names"):  # descriptions from before there were these lack them
+        for key in ("square", "channel_names"):  # older descriptions lack these
             if values[key] is None:
                 del values[key]
         return values
 
     @property
     def finds_by_name(self) -> bool:
-        """Whether the encoder takes images of which some channels are absent, and finds channels by name."""
+        """Whether the encoder finds channels by name, and takes images that lack some of them."""
         return bool(self.kwargs.get(EMBEDDING))
 
     def for_channels(self, wanted: Sequence[str]) -> "EncoderDescription":

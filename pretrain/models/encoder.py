@@ -28,7 +28,7 @@ def timm_kwargs(
     """Return all arguments with which `create(name, kwargs)` rebuilds this encoder.
 
     Models that have an image size get the size of the global views, and accept other sizes for local views.
-    With `named` channels, the encoder is told which of them an image has.
+    With `named` channels, the encoder takes images that lack some of them.
     Raises `UserError` for an unknown name and for arguments that the model does not take.
     """
     for key in ("in_chans", EMBEDDING):
@@ -86,9 +86,9 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 
 
 def create(name: str, kwargs: dict[str, Any]) -> Any:
-    """Call `timm.create_model`; if `winding_classes` is among the arguments, make its attention winding, and
-    if `channel_embedding` is, tell it which channels an image has.
+    """Call `timm.create_model`, and change the model by the arguments that timm does not know.
 
+    `winding_classes` makes its attention winding, and `channel_embedding` lets images lack some channels.
     Name and arguments may be a stranger's, so `pretrain.models.architecture` refuses those by which timm
     would open a file or an address. Raises `UserError`, in one line, for these and for whatever timm cannot
     build.

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685): an encoder learns by few parameters.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685), by which an encoder learns few parameters.
 
-Every linear layer W of the blocks becomes W + s·B·A, with A (r, in) random, B (out, r) zero and s = `SCALE`.
-A and B are trained, and all else stays as it is. `peft` puts them in. What others read of a checkpoint has
-W + s·B·A as its W, under the names that timm knows.
+Every linear layer W of the blocks becomes W + s·B·A, with A (r, in) random, B (out, r) zero at first, and
+s = `SCALE`. A and B are trained, and all other parameters stay as they are. `peft` adds A and B to the model.
+The encoder's files of a checkpoint have W + s·B·A as W, under the names that timm knows.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from isotorus.errors import UserError
 from pretrain.models.blocks import find_blocks
 
 SCALE = 2
-"""s, in peft's words lora_alpha / r; with a fixed s, other ranks need no other learning rate."""
+"""s, which peft calls lora_alpha / r. As it is fixed, another rank needs no other learning rate."""
 
 
 def check_adapters(rank: int, name: str, encoder: nn.Module, precision: str) -> None:
@@ -23,7 +23,7 @@ def check_adapters(rank: int, name: str, encoder: nn.Module, precision: str) -> 
         return
     if not _linear_layers(encoder):
         raise UserError(
-            f"encoder.lora={rank}: the blocks of {name} have no linear layers to put adapters into; leave it "
+            f"encoder.lora={rank}: the blocks of {name} have no linear layers, which adapters need; leave it "
             "out, or use a ViT, Swin or ConvNeXt"
         )
     if precision == "fp8":
@@ -33,7 +33,7 @@ def check_adapters(rank: int, name: str, encoder: nn.Module, precision: str) -> 
 
 
 def add_adapters(encoder: nn.Module, rank: int, seed: int) -> None:
-    """Put adapters into a timm model, in place, with A drawn from `seed` alone; nothing else is trained."""
+    """Add adapters to a timm model, in place, with A drawn from `seed` alone; nothing else is trained."""
     if not rank:
         return
     import peft  # takes seconds, and most runs have no adapters

@@ -11,10 +11,10 @@ from pretrain.models.encoder import create_on_meta
 
 
 def with_few_blocks(name: str, kwargs: dict[str, Any], few: int = 2) -> dict[str, Any]:
-    """Return arguments of the same encoder with `few` blocks; `kwargs` if it has no more, or other blocks.
+    """Return arguments of the same encoder with `few` blocks.
 
-    It maps images to vectors of the same size and draws the same kinds of random numbers, in a small part of
-    the time.
+    Such an encoder maps images to vectors of the same size and draws the same kinds of random numbers, in a
+    small part of the time. If the encoder has no more blocks, or different ones, `kwargs` is returned.
     """
     depth = repeated_blocks(name, json.dumps(kwargs))
     return kwargs if depth is None or depth <= few else kwargs | {"depth": few}

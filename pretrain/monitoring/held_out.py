@@ -64,7 +64,7 @@ class HeldOut:
         self.groups = groups
         names = inputs.sources.channel_names
         self.placement = None if names is None else placed(dataset, names)
-        """Where the channels of the images are among those of the encoder, if these have names."""
+        """The places of the images' channels among those of the encoder; None if these have no names."""
 
     def due(self, step: int) -> bool:
         """Return whether the row of the log at a step has the measurement; this depends on the step alone."""

@@ -145,9 +145,9 @@ class Windings:
 
     @functools.cached_property
     def _images(self) -> tuple[Tensor, Tensor | None]:
-        """Whole images of the run's own data, drawn by its seed, as float (n, C, S, S) in [0, 1], and which
-        channels each has (n, C, 1, 1); None if the encoder's channels have no names.
+        """Whole images of the run's own data, drawn by its seed, and masks of the channels that each has.
 
+        Images are float (n, C, S, S) in [0, 1], and masks (n, C, 1, 1), or None if the channels have no names.
         An image that cannot be read is replaced by another one.
         """
         sources, channels = self.inputs.sources, self.config.data.channel_count
