@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/same_bits.py FOLDER --runs 200
 
 Each run is a line of FOLDER/runs.jsonl, so the command can be stopped and given again. It prints how many
-runs logged the same, and of the others the first step and the values that differ.
+runs logged the same, and for each other run the first step that differs, with its values.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RECIPE = (
     "engine.deterministic=true checkpoint.every=4 tracking.enabled=false"
 )
 TIMES = ("second", "wait", "slowest", "memory", "time")
-"""Parts of the names of values that differ from run to run."""
+"""Parts of the names of values that are expected to differ from run to run."""
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> None:
 
 
 def report(runs: list[list[dict[str, float]]]) -> None:
-    """Print how many runs logged what most of them did, and where the others left it."""
+    """Print how many runs logged the most frequent values, and where each other run begins to differ."""
     counts = Counter(json.dumps(rows) for rows in runs)
     usual = json.loads(counts.most_common(1)[0][0])
     print(f"{counts.most_common(1)[0][1]} of {len(runs)} runs logged the same, to the last bit")

@@ -1,11 +1,11 @@
-"""Measure a training step on CPUs under several settings of environment variables, which take turns.
+"""Measure training steps on CPUs with several settings of environment variables, which take turns.
 
     python benchmarks/surroundings.py configs/quickstart.yaml data.path=data/solar-cells/train \
         --setting THP_MEM_ALLOC_ENABLE=0 --setting THP_MEM_ALLOC_ENABLE=1
 
-Each setting starts a run of its own, `--rounds` times. Prints a Markdown row for RESULTS.md per setting: the
-median over steps of the seconds of a forward and a backward pass, and per run the CPU seconds of the training
-process (user and system) and its largest memory. The first steps of a run are left out of the medians.
+For each setting, `--rounds` runs are started. Prints a Markdown row for RESULTS.md for each setting, with
+medians over its runs: the seconds of a forward and of a backward pass (medians over steps, without the first
+steps), the CPU seconds of the training process (user + system), and its largest memory in GiB.
 """
 
 import argparse

@@ -249,9 +249,9 @@ def check_model(config: Config, world_size: int) -> Model:
 
 
 def check_ranks(config: Config, model: Model, world_size: int) -> None:
-    """Check, for a model that `check_model` has returned, another engine or another number of ranks.
+    """Check the engine and the number of ranks for a model that `check_model` has returned.
 
-    Raises UserError for the first thing that cannot work.
+    The engine may be another one than then. Raises UserError for the first thing that cannot work.
     """
     check_share(config, world_size)
     followed = config.objective.kind == "jepa" or config.average.momentum is not None
@@ -273,17 +273,17 @@ def check_ranks(config: Config, model: Model, world_size: int) -> None:
 
 
 def _refuse_by_name(config: Config) -> None:
-    """Raise UserError for what channels with names cannot have: their colours and their order are nothing."""
+    """Raise UserError for augmentations that turn colours or move channels, if channels are found by name."""
     if config.data.channel_names is None:
         return
     if "hue" in config.views.actions:
         raise UserError(
-            "views.actions has hue, which turns red, green and blue, and channels with names have no colours"
-            "; leave it out, or use data.channels=3"
+            "views.actions has hue, which turns red, green and blue, but data.channels finds channels by "
+            "name; leave hue out, or use data.channels=3"
         )
     if config.augment.channel_shuffle_probability:
         raise UserError(
-            "augment.channel_shuffle_probability would give a channel another's name; set it to 0, or use "
+            "augment.channel_shuffle_probability would put channels under wrong names; set it to 0, or use "
             "augment.channel_drop_probability"
         )
 

@@ -1,7 +1,7 @@
 """Rehearse a training step before any process starts: refuse sizes that cannot work, and random encoders.
 
-The encoder runs once in training mode without memory or arithmetic, on torch's meta device, and with two of
-its blocks if all are alike. The head runs on a few images of zeros.
+The encoder runs once in training mode without memory or arithmetic, on torch's meta device. If all of its
+blocks are alike, it has only two of them. The head runs on a few images of zeros.
 """
 
 import functools
@@ -71,7 +71,7 @@ def _draws(config: Config, kwargs: dict[str, Any], images: int) -> str:
 
 @functools.cache
 def _random(name: str, kwargs: str, views: tuple[tuple[int, int], ...], images: int, channels: int) -> str:
-    """Return the random operation of an encoder on views of these (numbers, sizes); `kwargs` is JSON."""
+    """Return an encoder's random operation, or ""; `views` are pairs of number and size, `kwargs` is JSON."""
     encoder = ViewEncoder(create_on_meta(name, json.loads(kwargs))).train()
     with torch.device("meta"):
         pixels = [torch.empty(count, images, channels, size, size) for count, size in views]

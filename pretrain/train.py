@@ -111,7 +111,7 @@ def update(run: Run) -> StepResult:
         run.start_up = None
         if run.recorder:
             run.recorder.connect()
-        if run.mirror:  # only now, because the processes that load data have been forked
+        if run.mirror:  # not earlier, because a process with threads should not fork those that load data
             run.mirror.start()
     return result
 
@@ -199,7 +199,7 @@ def save(run: Run) -> None:
 
 
 def finish(run: Run, request: StopRequest, stopping: Stopping) -> None:
-    """Save what a stopped run has done since its newest checkpoint, and wait for the save and the mirror."""
+    """Save what a stopped run has done since its newest checkpoint; wait for the save and the mirror."""
     if request in (StopRequest.STOP, StopRequest.REQUEUE, StopRequest.INTERRUPT):
         if run.state.step > run.saver.step and not run.state.guard.report():
             save(run)

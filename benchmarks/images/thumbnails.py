@@ -1,4 +1,4 @@
-"""CPU time of packing with and without a split, where the split is looked through for near copies.
+"""Measure the CPU time of packing without a split, and with one, which is searched for near copies.
 
 PYTHONPATH=. python benchmarks/images/thumbnails.py --images photos/
 """

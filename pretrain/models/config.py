@@ -35,8 +35,8 @@ class EncoderConfig(Section):
     patch embedding; 0: everything is trained."""
     lora: NonNegativeInt = 0
     """Rank of low-rank adapters (LoRA) on the linear layers of the blocks: the adapters are trained, and the
-    encoder's own weights stay as they are; 8 is usual. Needs `pip install isotorus[lora]`. The encoder's files
-    in checkpoints have the adapters added to the weights. 0: none, the encoder itself is trained."""
+    encoder's own weights stay as they are; 8 is usual. Needs `pip install isotorus[lora]`. The encoder's
+    files in checkpoints have the adapters added to the weights. 0: none, the encoder itself is trained."""
 
 
 class AverageConfig(Section):

@@ -147,8 +147,8 @@ class Windings:
     def _images(self) -> tuple[Tensor, Tensor | None]:
         """Whole images of the run's own data, drawn by its seed, and masks of the channels that each has.
 
-        Images are float (n, C, S, S) in [0, 1], and masks (n, C, 1, 1), or None if the channels have no names.
-        An image that cannot be read is replaced by another one.
+        Images are float (n, C, S, S) in [0, 1], masks (n, C, 1, 1), or None if the channels have no names. An
+        image that cannot be read is replaced by another one.
         """
         sources, channels = self.inputs.sources, self.config.data.channel_count
         size = next(r.size for r in self.config.views.resolutions() if r.turned)

@@ -15,7 +15,7 @@ The implementations:
 - `compiled`: torch.compile on CPUs, one pass over x forward and one backward.
 - `triton`: kernels for CUDA, in `characteristic_sums_triton`.
 - `auto`: one of the last three, by device and size.
-- `shapes`: allocates what the kernels allocate and computes nothing, for estimates of memory.
+- `shapes`: allocates the same tensors as the kernels and computes nothing, for estimates of memory.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Heartbeats between ranks, through the process group's store, which show when a rank or host is lost.
 
-The timeout of a collective has to be longer than the slowest step, so it is no sign of a loss. The store is
-asked from a thread of its own, because it does not answer either when the lost host is the one that serves
-it. `reach.py` notices sooner that a whole host is gone.
+The timeout of a collective call has to be longer than the slowest step, so it would show a loss too late. The
+store is asked from a separate thread, because the store does not answer if the host that serves it is lost.
+`reach.py` notices sooner that a whole host is gone.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _GIVEN_UP = "isotorus/given_up"
 _STACKS = "isotorus/stacks"
 """Key that counts the ranks that have written their stacks."""
 _LEAVE = "isotorus/leave"
-"""Key that is set once no more stack is expected."""
+"""Key that is set once no more stacks are expected."""
 _ANSWER_SECONDS = 5.0
 _RUN_AGAIN = "run the same command again to continue from the newest checkpoint"
 
@@ -38,8 +38,8 @@ class Peers(threading.Thread):
     def __init__(self, lost: float, unreachable: int) -> None:
         """Connect to the store, on all ranks before their next collective.
 
-        `lost` is the silence, in seconds, after which a rank counts as lost, `unreachable` that of the kernel
-        of its host.
+        A rank counts as lost after `lost` seconds without a heartbeat, and a host as gone after `unreachable`
+        seconds without an answer from its kernel.
         """
         super().__init__(name="peers", daemon=True)
         self.lost = lost
@@ -108,10 +108,10 @@ class Peers(threading.Thread):
         _ask(note)
 
     def await_stacks(self, until: float, first: bool) -> None:
-        """Wait until all ranks that can have noted their stacks, or until a time of `time.monotonic`.
+        """Wait until all ranks that can do so have noted their stacks, or until a time of `time.monotonic`.
 
-        The `first` rank that gave up counts them and tells the others; ranks on a host that is gone write
-        none.
+        The `first` rank that gave up counts the stacks and then lets the others leave. It expects none from
+        ranks whose host is gone.
         """
         expected = world_size()
         if first and self._reach.gone:

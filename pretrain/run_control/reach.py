@@ -1,9 +1,9 @@
-"""Connections from each rank to rank 0 by which the kernels of both hosts show that the hosts are there.
+"""Connections from each rank to rank 0, which break when one of the two hosts is gone.
 
-When a host loses power or network, the others hear nothing. With TCP keep-alive the kernel of each host asks
-the other's every second, and that one answers even if its process is stopped, or busy in one long call. So a
-slow process never looks like a lost host, and a lost host is noticed in seconds. `peers.py` has heartbeats of
-the processes themselves, which need more patience.
+When a host loses power or network, it is only silent. With TCP keep-alive the kernel of each host asks the
+kernel of the other for an answer, by default every second. A kernel answers even if its process is stopped,
+or busy in one long call. So a slow process never looks like a lost host, and a lost host is noticed within
+seconds. `peers.py` has heartbeats of the processes themselves, for which the timeout has to be longer.
 """
 
 import errno
@@ -23,7 +23,7 @@ from pretrain.distributed import rank, world_size
 log = logging.getLogger(__name__)
 
 _KEY = "isotorus/reach"
-"""Key of the store for rank 0's address, port, token and host name as JSON. The address is empty if it is
+"""Key in the store. Its value is rank 0's address, port, token and host name as JSON. An empty address means
 MASTER_ADDR."""
 _GONE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 _GIVE_UP = b"!"
@@ -32,21 +32,21 @@ _JOIN_SECONDS = 60.0
 
 
 class Reach:
-    """Rank 0 listens, and all others connect to it; `look` says which host has gone.
+    """Rank 0 listens, and all other ranks connect to it; `look` says which host is gone.
 
-    Nothing waits but `join`. Without a connection, as behind a firewall, a host is never said to be gone.
+    Only `join` waits. A host without a connection, for example behind a firewall, never counts as gone.
     """
 
     def __init__(self, store: dist.Store, seconds: int) -> None:
-        """Publish rank 0's address; `seconds` without an answer from its kernel make a host gone."""
+        """Publish rank 0's address. A host is gone after `seconds` without an answer from its kernel."""
         self._store, self._seconds = store, seconds
         self._peers: dict[int, tuple[socket.socket, str, str]] = {}
-        """By file descriptor: connection, rank and host; both are empty until they are known."""
+        """By file descriptor: connection, rank and host. Rank and host are "" until they are known."""
         self._poll = select.poll()
         self._joined = False
         self._began = time.monotonic()
         self.gone: set[str] = set()
-        """Names of hosts that have gone."""
+        """Names of hosts that are gone."""
         if rank() == 0:
             self._token = secrets.token_hex(16)
             self._server = _listen()
@@ -55,7 +55,7 @@ class Reach:
             store.set(_KEY, json.dumps([address, port, self._token, socket.gethostname()]))
 
     def join(self) -> None:
-        """Connect to rank 0 once it has published its address; takes seconds if it does not answer."""
+        """Connect to rank 0 once it has published its address; waits for seconds if it does not answer."""
         if rank() == 0 or self._joined or not self._store.check([_KEY]):
             return
         self._joined = True
@@ -65,11 +65,11 @@ class Reach:
             connection = socket.create_connection((address, port), timeout=_CONNECT_SECONDS)
             self._add(connection, "0", host)
             connection.sendall(f"{token} {rank()} {socket.gethostname()}\n".encode())
-        except OSError:  # rank 0 says that this rank is missing
+        except OSError:  # rank 0 logs how many ranks have not connected
             return
 
     def look(self) -> str:
-        """Return which host has gone, or that another rank has given up, as a sentence; "" if neither."""
+        """Return, as a sentence, which host is gone or that another rank has given up; "" if neither."""
         if rank() == 0:
             self._accept()
         for number, _ in self._poll.poll(0):
@@ -85,12 +85,12 @@ class Reach:
                 continue
             if said == _GIVE_UP and rank() != 0:
                 return "another rank has given up"
-            if of or not self._introduce(number, said):  # a process that ends, or a stranger
+            if of or not self._introduce(number, said):  # the rank has ended, or it is no rank of this run
                 self._drop(number)
         return ""
 
     def give_up(self) -> None:
-        """Tell the others, if this is rank 0, so that they need not wait for the store."""
+        """If this is rank 0, tell the other ranks that it gives up, so that they need not ask the store."""
         for connection, of, _ in self._peers.values():
             if of and rank() == 0:
                 try:
@@ -109,8 +109,8 @@ class Reach:
             self._joined = True
             if missing := world_size() - 1 - sum(bool(of) for _, of, _ in self._peers.values()):
                 log.warning(
-                    "%d ranks have not connected to rank 0 at port %d, which a firewall may close; if their "
-                    "hosts are lost, this is noticed after stopping.lost",
+                    "%d ranks have not connected to rank 0 at port %d, which a firewall may have closed; if "
+                    "one of their hosts is lost, it is noticed only after stopping.lost seconds",
                     missing, self._server.getsockname()[1],
                 )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Reach:
         self._poll.register(connection, select.POLLIN)
 
     def _introduce(self, number: int, said: bytes) -> bool:
-        """Note rank and host of a connection from its first line; return whether it is one of a rank."""
+        """Note rank and host from a connection's first line; return whether a rank of this run sent it."""
         words = said.split()
         if rank() != 0 or len(words) != 3 or not secrets.compare_digest(words[0], self._token.encode()):
             return False
@@ -139,10 +139,10 @@ def _master() -> str:
 
 
 def _keep_alive(connection: socket.socket, seconds: int) -> None:
-    """Make the kernel ask the other one for an answer, and end the connection after `seconds` without one."""
+    """Make the kernel ask the other host for answers, and end the connection after `seconds` without one."""
     every = max(1, seconds // 10)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # Names of Linux; elsewhere the system's own times hold.
+    # Not all systems have these options; where one is missing, the system's own time holds.
     for name, value in {
         "TCP_KEEPIDLE": every,
         "TCP_KEEPINTVL": every,
@@ -154,7 +154,7 @@ def _keep_alive(connection: socket.socket, seconds: int) -> None:
 
 
 def _listen() -> socket.socket:
-    """Return a socket at a free port of all addresses of this host."""
+    """Return a socket that listens on a free port, at all addresses of this host."""
     if socket.has_dualstack_ipv6():
         server = socket.create_server(("", 0), family=socket.AF_INET6, backlog=4096, dualstack_ipv6=True)
     else:
@@ -164,7 +164,7 @@ def _listen() -> socket.socket:
 
 
 def _own_address(master: str) -> str:
-    """Return the address of this host that faces `master`; "" if that is only known by its name."""
+    """Return the address of this host on the network of `master`; "" if only MASTER_ADDR can be used."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as facing:

@@ -54,7 +54,7 @@ class Stopping:
         return agreed
 
     def may_wait(self) -> bool:
-        """Return whether the end may wait for what is not needed to continue: not long after a signal."""
+        """Return whether the run may still wait at its end: always without a signal, else not for long."""
         first = self.signals.first_at
         return first is None or time.monotonic() < first + self.config.grace / 2
 

@@ -20,10 +20,10 @@ def set_surroundings() -> None:
     """Let GPU memory grow in place, make steps on CPUs faster, and keep compiled code on this node.
 
     Views of two sizes take turns, and without expandable segments the memory that one size has freed may not
-    fit the other. On CPUs a step allocates its large tensors anew, and the kernel maps them page by page;
-    pages of 2 MiB make that cheaper. A thread that spins while it waits for others takes the core that they
-    or the loader need ("Steps on CPUs" in benchmarks/RESULTS.md). Triton's own cache is in the home folder,
-    which the nodes of a cluster often share.
+    fit the other. On CPUs each step allocates its large tensors anew, and the kernel maps them page by page,
+    which takes less time with pages of 2 MiB. A thread that spins while it waits for others takes the core
+    that they or the loader need ("Steps on CPUs" in benchmarks/RESULTS.md). Triton's own cache is in the home
+    folder, which the nodes of a cluster often share.
     """
     os.environ.setdefault(LARGE_PAGES, "1")
     os.environ.setdefault(WAITING, "passive")

@@ -18,7 +18,7 @@ from isotorus.randomness import generator
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
 
 _CHOICE = 0x1ABE1
-"""Stream of the random numbers that choose some of the labelled images."""
+"""Stream of the random numbers that choose labelled images for `TargetsConfig.labels`."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def read_targets(of: TargetsConfig, kind: Kind | None, sets: dict[str, Dataset])
 
 
 def some(train: Targets, of: TargetsConfig) -> Targets:
-    """Return the targets of train of which `of.labels` are known, with the same share of each class."""
+    """Return the targets of train with only `of.labels` of them known, the same share of each class."""
     known = generator(of.seed, _CHOICE).permutation(np.flatnonzero(train.known))
     if of.labels is None or of.labels >= len(known):
         return train
     if train.kind == "multiclass":
         known = known[np.argsort(train.values[known], kind="stable")]
-    # Rows at equal distances, in the order of their classes, are as many of each class as its share demands.
+    # The rows are sorted by class, so rows at equal distances have the same share of each class.
     chosen = known[np.arange(of.labels) * len(known) // of.labels]
     return replace(train, known=np.isin(np.arange(len(train.known)), chosen))
 

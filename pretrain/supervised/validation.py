@@ -49,7 +49,7 @@ class Validation:
         self.score = SCORES[self.objective.task]
         names = inputs.sources.channel_names
         self.placement = None if names is None else placed(self.task.val, names)
-        """Where the channels of val are among those of the encoder, if these have names."""
+        """The places of val's channels among those of the encoder; None if these have no names."""
         self.best, self.best_step, self.not_better = -np.inf, 0, 0
         """The best score, the step that it was first reached at, and how many scores came after it."""
 
