@@ -1,4 +1,4 @@
-"""Sets of other channels, mixed by the names of their channels."""
+"""Sets with different channels, which are combined by the names of these channels."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ EVERYTHING = AugmentConfig(
 
 
 def images(channels: int, seed: int, dtype: str = "uint8") -> np.ndarray:
-    """Return 12 images (12, 40, 40, channels), whose channels differ in mean and deviation."""
+    """Return 12 images (12, 40, 40, channels) whose channels differ in mean and deviation."""
     random, most = np.random.default_rng(seed), np.iinfo(dtype).max
     x = random.normal(np.arange(1, channels + 1) / 8, 0.05 + np.arange(channels) / 40, (12, 40, 40, channels))
     return (x.clip(0, 1) * most).astype(dtype)
@@ -63,7 +63,7 @@ def config(*paths: str, channels: str | int | list[str] = "union") -> DataConfig
 
 
 def batch(data: DataConfig, how: AugmentConfig = EVERYTHING) -> tuple[Batch, list[torch.Tensor]]:
-    """Return the first batch, and its views as the encoder gets them, (v, b, C, S, S)."""
+    """Return the first batch, and its views (v, b, C, S, S) as the encoder receives them."""
     sources = data.open()
     views = ViewsConfig(global_views=2, global_size=24, local_views=1, local_size=16)
     of: dict[str, Any] = {
@@ -143,7 +143,7 @@ def test_cpu_and_torch_treat_three_named_channels_each_by_itself() -> None:
     seen = augment.apply(x, table, *statistics, present)
     other = augment_torch.apply(x, table, *statistics, False) * present[:, :, None, None]
     torch.testing.assert_close(seen, other, atol=2e-4, rtol=1e-4)
-    # The second channel has no influence on the others, as it would have on colours.
+    # The second channel has no influence on the others; if the channels were colours, it would have.
     x[:, 1] = 0
     again = augment.apply(x, table, *statistics, present)
     assert torch.equal(seen[:, [0, 2]], again[:, [0, 2]])

@@ -1,4 +1,4 @@
-"""Images that are not photos (16 bit, five channels, sets of other channels), from files to an evaluation."""
+"""Images that are not photos (16 bit, five channels, sets with different channels), from files to scores."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: 
     assert "continuing" in done.stderr and done.returncode == 0, done.stderr
     assert losses(tmp_path / "runs/again") == pytest.approx(whole, rel=1e-4)
 
-    # Evaluated on the set that lacks channels, and from an export for its channels: the same vectors.
+    # On the set that lacks channels, the run and an export for the channels of this set have the same score.
     exported = tmp_path / "exported"
     run("pretrain", "export", folder, "--out", exported, "--channels", "dapi,gfp,rfp")
     found = []

@@ -21,7 +21,7 @@ from tests.distributed.runs import ENVIRONMENT, ROOT, losses, train
 
 
 def values(seed: int, channels: int = 1, most: int = 4000) -> NDArray[np.uint16]:
-    """Return an image (channels, 48, 40) of waves and noise, whose waves are finer in every second one."""
+    """Return an image (channels, 48, 40) of waves and noise; the waves are finer for odd seeds."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:1:48j, 0:1:40j]
     finer = 1 + 2 * (seed % 2)
@@ -93,7 +93,8 @@ FORMATS: dict[str, tuple[Callable[[Path, int], None], list[str], int]] = {
     "jpeg-2000": (lambda path, seed: photo(path, seed, ".jp2"), [], 3),
     "jpeg-of-12-bits": (jpeg_of_12_bits, ["--intensity", "window:0,4095"], 1),
 }
-"""How a file is written from its path without ending and a seed, options of pack, and channels."""
+"""For each format: a function that writes a file, given its path without ending and a seed; the options of
+`pack`; and the number of channels."""
 
 
 def run(*command: object) -> str:

@@ -1,4 +1,4 @@
-"""Fine-tuning as a metric of the evaluation: its rows, its sentences, and that it is not done twice."""
+"""Fine-tuning as a metric of the evaluation: its rows and sentences, and what a second evaluation does."""
 
 import json
 import subprocess

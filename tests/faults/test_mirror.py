@@ -1,4 +1,4 @@
-"""A run's mirror in a real S3 store: what counts there is whole, and the run continues from it."""
+"""A run's mirror in a real S3 store: a checkpoint that counts there is whole, and the run continues from it."""
 
 import json
 import os
@@ -117,20 +117,20 @@ def test_objects_that_a_store_loses_or_changes_are_found(
 
 @pytest.mark.nightly
 def test_a_mirror_that_is_full_then_lies_does_not_stop_the_run(store: S3Server, recipe: Path, tmp_path: Path):
-    """It is behind, which is said once, and nothing counts there before it is whole."""
+    """The run says once that the mirror is behind, and no checkpoint is complete there before it is whole."""
     folder = tmp_path / "runs/tiny"
     with Proxy(store.endpoint) as proxy:
         run = Run(1, recipe, folder, *OPTIONS, "steps=100000", environment=access(proxy.address))
         run.wait_for(lambda: complete(store))
         proxy.full = True
-        time.sleep(0.1)  # what has been asked already
+        time.sleep(0.1)  # requests that are under way end
         before, at = complete(store), done(folder)
         run.wait_for(lambda: "the mirror is behind" in run.stderr)
         run.wait_for(lambda: done(folder) > at + 30)
         assert complete(store) == before and run.stderr.count("the mirror is behind") == 1
         assert "HTTP 507" in run.stderr
 
-        # It has room again, but loses what it has answered for.
+        # The store has room again, but loses an object after it has confirmed the write.
         lost = threading.Event()
 
         def lose(method: str, path: str) -> None:

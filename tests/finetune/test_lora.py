@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they change in an encoder, what a checkpoint holds, and whom they are refused."""
+"""Low-rank adapters: what they change in an encoder, what checkpoints hold, which encoders are refused."""
 
 from pathlib import Path
 

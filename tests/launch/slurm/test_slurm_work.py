@@ -64,7 +64,7 @@ def test_an_evaluation_over_two_nodes_is_killed_continued_and_compared(slurm: Cl
     log = tmp_path / f"slurm/eval-{number}.log"
 
     def results() -> dict[str, int]:
-        """Return when the results of each step that is finished, with its report, were written."""
+        """Return, for each step whose results and report are finished, when the results were written."""
         sealed = [path.parent for path in run.glob("eval/[0-9]*/.seal")]
         return {each.name: (each / "results.json").stat().st_mtime_ns for each in sealed}
 

@@ -1,4 +1,4 @@
-"""Encoders that are told which channels an image has, against sums that are written out."""
+"""Encoders that use the channels that an image has, against sums that are written out."""
 
 import math
 from typing import Any
@@ -23,8 +23,8 @@ CONVNEXT: tuple[str, dict[str, Any]] = ("convnext_atto", {"depths": [1, 1, 1, 1]
 
 
 def built(name: str, kwargs: dict) -> nn.Module:
-    """Return an encoder of five named channels, whose embedding is not zero, and no layer of which depends on
-    other images of the batch.
+    """Return an encoder of five named channels, whose embedding is not zero. It is in evaluation mode, so
+    that the images of a batch do not influence each other.
     """
     config = EncoderConfig(name=name, kwargs=kwargs)
     encoder = build_encoder(name, timm_kwargs(config, 32, 5, named=True), seed=0).eval()
@@ -87,7 +87,7 @@ def test_an_absent_channel_has_no_influence_and_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("arm", [VIT, RESNET, CONVNEXT])
-def test_channels_that_are_there_are_told_of_each_image_by_itself(arm: tuple[str, dict]) -> None:
+def test_an_image_gives_the_same_whatever_channels_others_of_its_batch_have(arm: tuple[str, dict]) -> None:
     encoder = built(*arm)
     one, other = images(0, 1, count=1), images(2, 3, 4, count=1)
     together = encoder(torch.cat([one, other]))
@@ -120,7 +120,7 @@ def test_weights_of_a_plain_encoder_begin_with_an_embedding_of_zero() -> None:
         fit(named.state_dict(), plain, name, "weights")
 
 
-def test_encoders_that_cannot_be_told_are_refused_in_a_line() -> None:
+def test_encoders_without_a_plain_first_convolution_are_refused_in_a_line() -> None:
     with pytest.raises(UserError, match=r"does not read images by one plain convolution.*data\.channels=N"):
         create("crossvit_tiny_240", {"in_chans": 5, "num_classes": 0, "channel_embedding": True})
     with pytest.raises(UserError, match=r"encoder\.kwargs\.channel_embedding: .*set data\.channels"):

@@ -1,4 +1,4 @@
-"""Hosts that are gone, on real hosts: network namespaces, one rank on each."""
+"""Hosts that are cut off from a network of three hosts (network namespaces), with one rank on each."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ time.sleep(2)
 
 
 def start(nodes: Network, number: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start rank `number` - 1 on a node, all of which meet at node1."""
+    """Start rank `number` - 1 on node `number`; all ranks meet at node1."""
     ranks = {"RANK": str(number - 1), "WORLD_SIZE": "3", "MASTER_ADDR": "node1", "MASTER_PORT": "29555"}
     with (folder / f"said{number}").open("w") as file:
         return subprocess.Popen(
@@ -53,7 +53,7 @@ def test_a_host_cut_off_is_gone_and_a_stopped_process_is_not(tmp_path: Path):
         while not all((tmp_path / f"said{number}").read_text() for number in (1, 2, 3)):
             assert not any(rank.poll() for rank in ranks)
             time.sleep(0.1)
-        time.sleep(1)  # they connect
+        time.sleep(1)  # the ranks connect
         os.kill(ranks[1].pid, signal.SIGSTOP)
         time.sleep(2.5 * SECONDS)
         assert [said(number) for number in (1, 2, 3)] == ["", "", ""]
