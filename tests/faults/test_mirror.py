@@ -1,4 +1,4 @@
-"""A run's mirror in a real S3 store: a checkpoint that counts there is whole, and the run continues from it."""
+"""A run's mirror in a real S3 store: a checkpoint that counts there is whole, and runs continue from it."""
 
 import json
 import os
