@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.storage import remote
+from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.mirror.place import Altered, Place
+from pretrain.checkpoint.mirror.uploads import Uploads
 from tests.data_pipeline.s3_server import S3Server
 from tests.distributed.runs import Run, losses, rows, train
 from tests.faults.proxy import Proxy
@@ -113,6 +116,29 @@ def test_objects_that_a_store_loses_or_changes_are_found(
         proxy.then = lambda method, path: None
         place.write("a", content)
         assert place.content("a") == content
+
+
+def test_a_checkpoint_whose_list_cannot_be_read_is_not_asked_for_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = tmp_path / "run/checkpoints/step_00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMPLETE").write_text("no list")
+    place = Place(f"file://{tmp_path}/mirror", 0)
+    requests: list[str] = []
+    asked = remote.list_objects
+
+    def count(url: str, patience: float) -> dict[str, int]:
+        requests.append(url)
+        return asked(url, patience)
+
+    monkeypatch.setattr(remote, "list_objects", count)
+    uploads = Uploads(tmp_path / "run", place, CheckpointConfig(), 10, set())
+    uploads.start()
+    time.sleep(1.5)
+    uploads.end()
+    uploads.join()
+    assert 0 < len(requests) < 20  # without pauses there are thousands
 
 
 @pytest.mark.nightly

@@ -181,11 +181,14 @@ class Uploads(threading.Thread):
             if self._peers is not None:
                 self._peers.set(f"{self._number}", str(step))
             if self._copy_own(step, listed) == _GONE or not self._await_others():
-                return  # removed meanwhile; there is a newer one
+                # The checkpoint was removed meanwhile, or its COMPLETE cannot be read.
+                self._pause(_POLL_SECONDS)
+                return
             self._until_it_works(self._copy_small_files)
             self._until_it_works(lambda: self._commit(step, listed))
             self._done.add(step)
-        except FileNotFoundError:
+        except FileNotFoundError:  # removed meanwhile
+            self._pause(_POLL_SECONDS)
             return
         except _Lost as error:  # copy all again
             self._say(error)
