@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
             dist.barrier()
             if code or not standing(config.folder).finished:
                 return code
+            # The start has to predict for a blend to make sense, and a random layer does not.
             if config is tuned and args.blend and args.head == "probe":
                 blend.publish(config, needed)
             elif dist.get_rank() == 0:

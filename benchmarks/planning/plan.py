@@ -68,7 +68,7 @@ def main() -> None:
         planned, measured = found["planned"] / 2**30, found["measured"] / 2**30
         print(f"| {name} | {planned:.2f} | {measured:.2f} | {planned / measured:.3f} |", flush=True)
     if not found:
-        sys.exit(f"no case was measured; {len(CASES)} cases are known, see --only")
+        sys.exit(f"no case was measured; --only takes a part of one of these names: {', '.join(CASES)}")
     print(f"\n{found['device']}, torch {found['torch']}")
 
 
