@@ -28,7 +28,7 @@ WORK = {
     )
 }
 """The commands that can be named before the `--` of a launch."""
-SUBCOMMANDS = ("certificate", "codes", "compare", "duplicates", "layers", "winding")
+SUBCOMMANDS = ("certificate", "codes", "compare", "duplicates", "layers", "search", "winding")
 """Sub-commands of `isotorus eval` that run in one process."""
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from eval_suite import __main__ as eval_suite
 from isotorus.errors import exit_code
+from launch import work
 from launch.__main__ import main
 from tests.distributed.runs import ENVIRONMENT, ROOT
 from tests.eval_suite.eval_samples import pack, save_checkpoint
@@ -119,6 +121,10 @@ def test_what_cannot_be_launched_is_one_line(
     assert exit_code(main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+def test_the_commands_of_eval_that_are_not_launched_are_all_but_embed():
+    assert set(work.SUBCOMMANDS) == eval_suite.SUBCOMMANDS.keys() - {"embed"}
 
 
 def test_the_value_of_an_option_is_no_command(
