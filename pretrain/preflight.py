@@ -190,10 +190,9 @@ def _normalisation(
     described = beside(file)
     names = config.data.channel_names
     if described is not None and names is not None and described.channel_names != names:
-        theirs = described.channel_names
-        trained = f"the channels {', '.join(theirs)}" if theirs else "channels without names"
+        theirs = ", ".join(described.channel_names or ["without names"])
         raise UserError(
-            f"encoder.pixels=weights: {file} was trained on {trained}, and data.channels are "
+            f"encoder.pixels=weights: {file} was trained on channels {theirs}, and data.channels are "
             f"{', '.join(names)}; give the same, or use encoder.pixels=data"
         )
     if described is None or described.channels != config.data.channel_count:
