@@ -27,6 +27,10 @@ _KEY = "isotorus/reach"
 MASTER_ADDR."""
 _GONE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 _GIVE_UP = b"!"
+_LINE = 512
+"""Most bytes of the line by which a rank introduces itself."""
+_STRANGERS = 64
+"""How many more than the ranks may be connected without an introduction; the oldest are closed."""
 _CONNECT_SECONDS = 5.0
 _JOIN_SECONDS = 60.0
 
@@ -75,7 +79,11 @@ class Reach:
         for number, _ in self._poll.poll(0):
             connection, of, host = self._peers[number]
             try:
-                said = connection.recv(256)
+                # The line that introduces a rank may come in pieces, so it is read once it is whole.
+                line = b"" if of else connection.recv(_LINE, socket.MSG_PEEK)
+                if 0 < len(line) < _LINE and b"\n" not in line:
+                    continue
+                said = connection.recv(_LINE)
             except OSError as error:
                 self._drop(number)
                 if of and error.errno in _GONE:
@@ -105,6 +113,9 @@ class Reach:
             except OSError:
                 break
             self._add(connection, "", "")
+        strangers = [number for number, (_, of, _) in self._peers.items() if not of]
+        for number in strangers[: -world_size() - _STRANGERS]:
+            self._drop(number)
         if not self._joined and time.monotonic() - self._began > _JOIN_SECONDS:
             self._joined = True
             if missing := world_size() - 1 - sum(bool(of) for _, of, _ in self._peers.values()):

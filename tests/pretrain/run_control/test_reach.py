@@ -1,14 +1,18 @@
 """Hosts that are cut off from a network of three hosts (network namespaces), with one rank on each."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from pretrain.run_control.reach import Reach
 from tests.distributed.runs import ENVIRONMENT, ROOT
 from tests.launch.network import Network, network
 
@@ -66,3 +70,28 @@ def test_a_host_cut_off_is_gone_and_a_stopped_process_is_not(tmp_path: Path):
     assert said(1) == f"node3, the host of rank 2, has not answered for stopping.unreachable={SECONDS} s"
     assert said(2) == "another rank has given up"
     assert said(3) == f"node1, the host of rank 0, has not answered for stopping.unreachable={SECONDS} s"
+
+
+def test_a_rank_introduces_itself_in_pieces_and_strangers_are_closed():
+    store = dist.HashStore()
+    reach = Reach(store, SECONDS)
+    address, port, token, _ = json.loads(store.get("isotorus/reach"))
+
+    def connect() -> socket.socket:
+        connection = socket.create_connection((address or "localhost", port), timeout=10)
+        reach.look()
+        return connection
+
+    rank = connect()
+    for piece in (f"{token} 1 no", "de2\n"):
+        rank.sendall(piece.encode())
+        assert reach.look() == ""
+    strangers = [connect() for _ in range(70)]
+    assert strangers[0].recv(1) == b""  # closed
+    reach.give_up()
+    assert rank.recv(1) == b"!"
+    strangers[-1].setblocking(False)
+    with pytest.raises(BlockingIOError):  # open
+        strangers[-1].recv(1)
+    for connection in (rank, *strangers):
+        connection.close()
