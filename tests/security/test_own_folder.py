@@ -58,7 +58,7 @@ def test_processes_that_are_started_import_installed_modules(folder: Path, monke
 
 
 def test_pods_import_installed_modules():
-    pods = Pods(name="a", image="i", nodes=(1, 1), gpus=1, pretrain=[], grace=1.0)
+    pods = Pods(name="a", image="i", nodes=(1, 1), gpus=1, arguments=[], grace=1.0)
     assert job(pods)[-1]["spec"]["template"]["spec"]["containers"][0]["command"][:4] == [
         "python",
         "-P",

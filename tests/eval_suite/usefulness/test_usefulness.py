@@ -13,7 +13,9 @@ from eval_suite.metrics import METHODS, USEFULNESS
 from eval_suite.usefulness.folds.measure_folds import ONLY
 from eval_suite.usefulness.minibatch_probe import Protocol
 
-ON_A_SPLIT = {name for name in USEFULNESS if not METHODS[name].of_tokens} - set(ONLY)
+ON_A_SPLIT = {name for name in USEFULNESS if not METHODS[name].of_tokens and not METHODS[name].trains} - set(
+    ONLY
+)
 SIZES = {"train": 150, "val": 60, "test": 70}
 NAMES = ["<b>cat</b>", "dog", "10"]
 QUICK = usefulness.Options(

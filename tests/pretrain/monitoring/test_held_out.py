@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from eval_suite.geometry.rank import rankme
 from pretrain.config import load_config
 from pretrain.monitoring.held_out import NEIGHBOURS, TEMPERATURE, Embedded, HeldOut, conclude, knn
+from pretrain.preflight import check
 
 
 def test_rankme_and_knn_of_known_embeddings():
@@ -45,7 +46,7 @@ def test_they_are_those_of_other_implementations():
 
 def test_which_rows_have_them_depends_on_the_step_alone(recipe: Path, shards: Path):
     config = load_config(str(recipe), ["steps=100", "log_every=10", "held_out.every=25"])
-    monitor = HeldOut(config, None, list(range(4)), None)  # type: ignore[arg-type]
+    monitor = HeldOut(config, check(config, 1), list(range(4)), None)  # type: ignore[arg-type]
     assert [step for step in range(10, 110, 10) if monitor.due(step)] == [30, 50, 80, 100]
 
 
