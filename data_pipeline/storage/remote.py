@@ -160,7 +160,7 @@ def delete(url: str, patience: float) -> None:
         with suppress(FileNotFoundError):
             filesystem.rm_file(path)
 
-    _with_retries(url, patience, remove, "written")
+    _with_retries(url, patience, remove, "deleted")
 
 
 def changed(url: str) -> UserError:

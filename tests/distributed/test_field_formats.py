@@ -130,7 +130,7 @@ def test_a_format_is_packed_trained_on_evaluated_and_exported(
     sets = ["--train", tmp_path / "set/train", "--val", tmp_path / "set/val", "--out", tmp_path / "out"]
     how = ["--json", "--metrics", "knn", "--folds", 0, "--initialisations", 1, "--k", 1]
     results = json.loads(run("eval_suite", tmp_path / "runs/tiny", *sets, *how))
-    assert results["representations"]["pretrained"]["knn"]["accuracy"] >= 0
+    assert "knn" in results["representations"]["pretrained"]
     assert (tmp_path / "out/report.html").is_file()
 
     run("pretrain", "export", tmp_path / "runs/tiny", "--out", tmp_path / "export", "--format", "torch")
