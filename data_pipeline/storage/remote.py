@@ -64,7 +64,7 @@ _filesystems: dict[tuple[str, int, int], Any] = {}
 """Open file systems by bucket, process and thread."""
 
 
-Done = Literal["read", "written"]
+Done = Literal["read", "written", "deleted"]
 """What a request was to do with an object, as its error message says it."""
 
 
