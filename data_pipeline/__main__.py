@@ -13,7 +13,6 @@ from data_pipeline.dataset_writer.name_channels import name_channels
 from data_pipeline.decoders import intensity_arguments
 from data_pipeline.packing import mask_arguments, reading_arguments
 from data_pipeline.packing.manifest import Columns
-from data_pipeline.packing.reading_arguments import positive
 from data_pipeline.packing.shard_size import read_size
 from data_pipeline.packing.share import read_share
 from data_pipeline.storage.reader import is_remote
@@ -21,6 +20,7 @@ from data_pipeline.tables.cells import MISSING, cell_list
 from data_pipeline.verifying.verify import unknown_tars, verify
 from data_pipeline.withdrawal import command as withdrawal
 from isotorus.errors import ArgumentParser, UserError, exit_code, one_line
+from isotorus.numbers import positive
 from isotorus.processes import usable_cores
 
 

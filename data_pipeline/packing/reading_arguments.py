@@ -2,6 +2,8 @@
 
 import argparse
 
+from isotorus.numbers import positive
+
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -17,10 +19,3 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     kept = "field of the files' headers to keep beside the pictures, by its name in the format, such as "
     kept += "PatientAge; may be given several times. Names and numbers of patients, dates and free text are "
     add("--keep", action="append", metavar="FIELD", help=f"{kept}left out unless they are named here")
-
-
-def positive(text: str) -> int:
-    """Read a positive whole number from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)

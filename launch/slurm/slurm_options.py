@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError, from_os_error
-from isotorus.numbers import whole_number
+from isotorus.numbers import positive, whole_number
 from isotorus.secrets import holds_registry_password, holds_secret, masked_command
 from launch.recipe import read_recipe, split_arguments
 from launch.slurm.slurm_script import KILLED_BY_USR1, REQUEUE_CODE, Job, script
@@ -34,27 +34,27 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--nodes", type=_positive, default=1, help="number of nodes (default 1)")
+    add("--nodes", type=positive, default=1, help="number of nodes (default 1)")
     ranks = parser.add_mutually_exclusive_group(required=True)
     ranks.add_argument("--gpus-per-node", metavar="[TYPE:]K", help="GPUs on each node, one rank each")
-    ranks.add_argument("--ranks-per-node", type=_positive, metavar="K", help="ranks on each node, on CPUs")
+    ranks.add_argument("--ranks-per-node", type=positive, metavar="K", help="ranks on each node, on CPUs")
     add("--task-per", choices=("node", "gpu"), default="node", help="srun starts torchrun, or each rank")
     add(
         "--cpus-per-rank",
-        type=_positive,
+        type=positive,
         help="CPUs for each rank; default: 1 + data.workers, or 4 without a recipe",
     )
     add("--memory", help="memory of each node, such as 200G; default: the partition's")
     add("--time", help="time limit, such as 4:00:00 or 1-00:00:00; default: the partition's")
     before = "how long before the time limit the run saves (default 300)"
-    add("--signal-before", type=_positive, default=300, metavar="SECONDS", help=before)
+    add("--signal-before", type=positive, default=300, metavar="SECONDS", help=before)
     for name in ("partition", "account", "qos", "constraint"):
         add(f"--{name}", help="as for sbatch")
     add("--name", help="name of the job; default: the run's name")
     add("--output", metavar="FOLDER", help="where the script and the logs go; default: <runs>/slurm")
     add("--max-requeues", type=_count, default=3, metavar="N", help="restarts after failures (default 3)")
     add("--sweep", action="store_true", help="the arguments are a grid, as for pretrain sweep")
-    add("--at-once", type=_positive, metavar="N", help="runs of a sweep at the same time; default: all")
+    add("--at-once", type=positive, metavar="N", help="runs of a sweep at the same time; default: all")
     add("--modules", nargs="+", default=[], help="environment modules to load first")
     add("--setup", action="append", default=[], metavar="LINE", help="shell line before the run; repeatable")
     add("--python", help="interpreter; default: this one, or python3 in a container")
@@ -322,12 +322,6 @@ def _refuse_secrets(lines: list[str]) -> None:
                 "shell, because sbatch passes the environment on (MLFLOW_TRACKING_USERNAME, "
                 "MLFLOW_TRACKING_PASSWORD, …)"
             )
-
-
-def _positive(text: str) -> int:
-    if not (number := whole_number(text)):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 on")
-    return number
 
 
 def _count(text: str) -> int:
