@@ -96,6 +96,10 @@ def write(task: Task) -> Part:
     different numbers of channels.
     """
     try:
+        # Beside the shard may lie what an earlier call has written from other files.
+        record = task.target.with_suffix(".json")
+        for earlier in (record, task.files, task.spacing, task.thumbnails):
+            earlier.unlink(missing_ok=True)
         with atomic(task.target) as file:
             census, file_rows, spacings, small = _write_tar(task, file)
         with task.target.open("rb") as file:
@@ -108,10 +112,9 @@ def write(task: Task) -> Part:
         if task.find_copies:
             with atomic(task.thumbnails) as file:
                 np.save(file, np.array(small, np.int8).reshape(-1, SIDE, SIDE))
-        task.spacing.unlink(missing_ok=True)  # an earlier call may have written it from other files
         if spacing.known(spacings):
             spacing.write(task.spacing, spacings)
-        with atomic(task.target.with_suffix(".json")) as file:
+        with atomic(record) as file:
             staged = Staged(sources=task.sources, channels=task.channels, intensity=task.intensity, part=part)
             file.write(staged.model_dump_json().encode())
     except OSError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from pydicom import uid
 
 from data_pipeline.__main__ import main
@@ -292,3 +293,16 @@ def test_equal_values_give_equal_tiffs_that_other_programs_read(source: Path, tm
     data = members(Dataset(tmp_path / "set"))["heart/f000.tif"]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), FRAMES[0])
     assert b"tifffile" not in data
+
+
+def test_a_shard_that_is_written_again_forgets_the_files_of_its_first_writing(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    file, command = tmp_path / "cells/a.tif", ("pack", tmp_path / "cells", tmp_path / "set")
+    tifffile.imwrite(file, FRAMES, imagej=True, metadata={"axes": "ZYX"})
+    size = file.stat().st_size
+    assert run(*command, "--part", "0/1") == 0
+    assert list((tmp_path / "set").rglob("*.files.npy"))
+    tifffile.imwrite(file, FRAMES[0])
+    os.truncate(file, size)  # another size would be another plan
+    assert run(*command) == 0
+    assert len(Dataset(tmp_path / "set")) == 1 and not (tmp_path / "set/files.npy").exists()
