@@ -75,7 +75,7 @@ def evaluate(
     that name the targets. All processes must call this; the first one returns the results, the others an
     empty dict. Raises UserError for errors that the user can fix.
     """
-    _check_neighbours(options.useful.k, targets["train"])
+    neighbors.check_number(options.useful.k, int(targets["train"].known.sum()))
     inputs = inputs_of(checkpoint, splits, targets, options, against, state)
     if state.is_main_process:
         results.make_folder(out, checkpoint.root)
@@ -347,16 +347,6 @@ def _left_out(representations: Mapping[str, Mapping[str, Any]]) -> list[dict[str
         if entry not in pretrained
     ]
     return pretrained + others
-
-
-def _check_neighbours(k: Sequence[int], train: Targets) -> None:
-    """Raise UserError for a number of neighbours that is given and too large; default ones are skipped."""
-    available = int(train.known.sum())
-    if tuple(k) != neighbors.K_GRID and 0 < available < max(k):
-        raise UserError(
-            f"k = {max(k)} neighbours, but train has {available} labelled samples; give smaller ones, "
-            f"e.g. --k {max(1, available // 4)}"
-        )
 
 
 def _about_split(path: str | Path, fingerprint: str, targets: Targets) -> dict[str, Any]:

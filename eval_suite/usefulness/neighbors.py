@@ -17,12 +17,24 @@ from eval_suite.features import faiss_gpu
 from eval_suite.features.constant import is_constant
 from eval_suite.usefulness import selection
 from eval_suite.usefulness.selection import Array, Candidate, FeatureSets
+from isotorus.errors import UserError
 
 K_GRID = (10, 20, 100, 200)
 """Numbers of neighbours to choose from."""
 SAME_DIRECTION = 2.0**-20
 """Mean of 1 − cosine over all pairs, below which float32 does not tell cosines apart."""
 SMALLEST = float(np.finfo(np.float64).tiny)
+
+
+def check_number(k: Sequence[int], available: int) -> None:
+    """Raise UserError if the user chose `k` and train has too few labelled samples, of which `available` is
+    the number; numbers of the default grid that are too large are skipped.
+    """
+    if tuple(k) != K_GRID and 0 < available < max(k):
+        raise UserError(
+            f"k = {max(k)} neighbours, but train has {available} labelled samples; give smaller ones, "
+            f"e.g. --k {max(1, available // 4)}"
+        )
 
 
 def nearest(train_x: Array, test_x: Array, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
