@@ -22,6 +22,7 @@ from eval_suite.arguments import pass_on, target_options
 from eval_suite.features import compared
 from eval_suite.features.cache import FOLDER as CACHE
 from eval_suite.inputs import against, find, vectors
+from eval_suite.inputs.against import Against
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
 from eval_suite.options import Options
@@ -68,7 +69,7 @@ class _Command:
     options: Options
     splits: Splits | None
     targets: Mapping[str, Targets]
-    against: against.Against
+    against: Against
     state: PartialState
     published: list[str]
     """Lines that say where results were sent to."""
@@ -178,8 +179,11 @@ class _Command:
 
     def _finished(self, task: batch.Task) -> dict[str, Any] | None:
         """Return the results of a task that were written with the same options; None if there are none."""
-        if vectors.is_vectors(task.given) or self.splits is None:
-            return None
+        if vectors.is_vectors(task.given):
+            file, others = self._vectors(task)
+            how = (self.given.target_kind, self.given.missing)
+            return finished(task.out, suite.inputs_of_vectors(file, self.options, others, *how))
+        assert self.splits is not None
         return self._written(task, _checkpoint(task, self.splits), self.splits)
 
     def _unfinished(self, task: batch.Task, splits: Splits) -> Checkpoint | None:
@@ -192,13 +196,17 @@ class _Command:
         inputs = suite.inputs_of(checkpoint, splits, self.targets, self.options, self.against, self.state)
         return finished(task.out, inputs)
 
+    def _vectors(self, task: batch.Task) -> tuple[vectors.Vectors, Against]:
+        """Read the file of features of a task, and the files that it is compared with."""
+        file = vectors.read(task.given, not_distances=self.given.not_distances)
+        return file, against.beside(self.given.against, file)
+
     def evaluate(self, task: batch.Task, cache: Path) -> dict[str, Any]:
         """Evaluate one checkpoint or file of features and publish the results; returns them."""
         given, state = self.given, self.state
         if vectors.is_vectors(task.given):
-            file = vectors.read(task.given, not_distances=given.not_distances)
+            file, others = self._vectors(task)
             how = {"kind": given.target_kind, "missing": given.missing, "force": given.force}
-            others = against.beside(given.against, file)
             results = suite.evaluate_vectors(file, self.options, task.out, state, against=others, **how)
         else:
             assert self.splits is not None

@@ -211,18 +211,10 @@ def evaluate_vectors(
 ) -> dict[str, Any]:
     """Evaluate features that were made elsewhere; without images there are no baselines and no views.
 
-    `against` is what `inputs.against.beside` returns for them.
-    `kind` and `missing` say how to read the labels, as in `data_pipeline.targets.target_values.encode`.
+    `against` is what `inputs.against.beside` returns for them. `kind` and `missing` say how to read the
+    labels, as in `data_pipeline.targets.target_values.encode`.
     """
-    inputs = {
-        "format": results.FORMAT,
-        "file_sha256": vectors.sha256,
-        "options": options.stored(),
-    }
-    read_as = {"target_kind": kind, "missing": None if missing is None else list(missing)}
-    inputs |= {name: value for name, value in read_as.items() if value is not None}
-    if against.inputs:
-        inputs["against"] = against.inputs
+    inputs = inputs_of_vectors(vectors, options, against, kind, missing)
     if not state.is_main_process:
         return {}
     results.make_folder(out, vectors.file.parent)
@@ -257,6 +249,16 @@ def evaluate_vectors(
     others = [name for name in options.useful.metrics if not METHODS[name].of_vectors]
     written["left_out"] += [{"metric": name, "reason": "it needs the images"} for name in others]
     return _write(written, features, targets, options, out, None, None)
+
+
+def inputs_of_vectors(
+    vectors: Vectors, options: Options, against: Against, kind: Kind | None, missing: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return everything that the results of `evaluate_vectors` depend on, as results.json keeps it."""
+    inputs = {"format": results.FORMAT, "file_sha256": vectors.sha256, "options": options.stored()}
+    read_as = {"target_kind": kind, "missing": None if missing is None else list(missing)}
+    inputs |= {name: value for name, value in read_as.items() if value is not None}
+    return inputs | ({"against": against.inputs} if against.inputs else {})
 
 
 def measure(

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
@@ -146,6 +147,15 @@ def test_parts_find_the_results_of_an_encoder_that_finds_channels_by_name(
     options = ["--train", named["train"], "--val", named["val"], "--folds", "0", *QUICK, "--every", "1"]
     for part, said in (("0/2", "1 left to other parts"), ("1/2", "comparison.html")):
         outcome = run_command(tmp_path / "runs/a", *options, "--part", part)
+        assert outcome.code == 0 and said in outcome.out, outcome.err
+
+
+def test_parts_find_the_results_of_files_of_features(tmp_path: Path):
+    files = [tmp_path / f"{name}.npy" for name in "ab"]
+    for seed, file in enumerate(files):
+        np.save(file, np.random.default_rng(seed).normal(size=(60, 5)))
+    for part, said in (("0/2", "1 left to other parts"), ("1/2", "comparison.html")):
+        outcome = run_command(*files, "--metrics", "rank", "--part", part)
         assert outcome.code == 0 and said in outcome.out, outcome.err
 
 
