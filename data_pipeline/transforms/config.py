@@ -140,6 +140,11 @@ class ViewsConfig(Section):
             )
         return self
 
+    @property
+    def whole_side(self) -> int:
+        """Side in pixels of whole images when the encoder is evaluated or exported."""
+        return self.whole_size or self.global_size
+
     def resolutions(self) -> list[Resolution]:
         """Return the global views, then the local views and the turned views, where there are any."""
         every = self.turned == "all"

@@ -46,7 +46,7 @@ def whole_square(views: ViewsConfig) -> Square | None:
         return None
     assert views.unit is not None and views.physical_size is not None
     low, high = views.physical_size
-    middle = math.sqrt(low * high) * (views.whole_size or views.global_size) / views.global_size
+    middle = math.sqrt(low * high) * views.whole_side / views.global_size
     return Square(views.whole_physical_size or middle, views.unit, views.unscaled)
 
 

@@ -116,7 +116,7 @@ class HeldOut:
     def _read(self, group: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read a group; an image that cannot be read is black, and marked."""
         config, depth = self.config, self.inputs.sources.depth
-        size = config.views.whole_size or config.views.global_size
+        size = config.views.whole_side
         placement, sound = self.placement, torch.ones(len(group))
         channels = placement.own if placement else config.data.channel_count
         square = whole_square(config.views)

@@ -17,7 +17,7 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "name": config.encoder.name,
         "kwargs": inputs.encoder_kwargs,
         "embedding_width": inputs.embedding_width,
-        "image_size": config.views.whole_size or config.views.global_size,
+        "image_size": config.views.whole_side,
         "channels": config.data.channel_count,
         "channel_names": config.data.channel_names,
         "mean": inputs.mean,

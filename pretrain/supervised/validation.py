@@ -110,7 +110,7 @@ class Validation:
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield this rank's centred views of val, as integers (b, C, S, S); all ranks have as many."""
-        channels, size = self.config.data.channel_count, _whole_size(self.config)
+        channels, size = self.config.data.channel_count, self.config.views.whole_side
         bytes_ = len(self.task.val_rows) * channels * size**2 * self.task.val.depth // 8
         yield from self._kept if bytes_ <= _KEPT else self._read()
 
@@ -147,7 +147,7 @@ class _CentredViews(Dataset[Tensor | str]):
         self, task: Task, samples: NDArray[np.int64], config: Config, placement: Placement | None
     ) -> None:
         self.val, self.samples, self.placement = task.val, samples, placement
-        self.channels, self.size = config.data.channel_count, _whole_size(config)
+        self.channels, self.size = config.data.channel_count, config.views.whole_side
         self.square = whole_square(config.views)
         self.scales = self.square and Scales(task.val, self.square.unit)
 
@@ -164,11 +164,6 @@ class _CentredViews(Dataset[Tensor | str]):
             return self.placement.spread(view) if self.placement else view
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
-
-
-def _whole_size(config: Config) -> int:
-    """Return the side in pixels of whole images, as evaluations see them."""
-    return config.views.whole_size or config.views.global_size
 
 
 def _collate(items: list[Tensor | str]) -> Tensor | str:
