@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +140,29 @@ def test_a_checkpoint_whose_list_cannot_be_read_is_not_asked_for_without_a_pause
     uploads.end()
     uploads.join()
     assert 0 < len(requests) < 20  # without pauses there are thousands
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("COMPLETE", b"no list"), ("encoder.json", b"[]"), ("encoder.json", None)]
+)
+def test_a_damaged_checkpoint_does_not_keep_older_ones_out_of_the_mirror(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes | None
+):
+    checkpoints, place = tmp_path / "run/checkpoints", Place(f"file://{tmp_path}/mirror", 0)
+    listed = {"encoder.json": [2, zlib.crc32(b"{}")]}
+    for step in (10, 20):
+        folder = checkpoints / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "encoder.json").write_bytes(b"{}")
+        (folder / "COMPLETE").write_text(json.dumps(listed))
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    uploads = Uploads(tmp_path / "run", place, CheckpointConfig(mirror_wait=60), 20, set())
+    uploads.finish(lambda: None, may_wait=lambda: not place.complete())
+    uploads.join()
+    assert place.complete() == {10} and place.listing(10) == listed
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 2 and "step_00000020 is not in the mirror" in said[0], said
+    assert "lacks step_00000020, for which the run waits no longer" in said[1]
 
 
 @pytest.mark.nightly

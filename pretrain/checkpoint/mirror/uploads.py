@@ -22,7 +22,7 @@ from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.checkpoint import store
 from pretrain.checkpoint.config import CheckpointConfig
-from pretrain.checkpoint.mirror.place import HISTORY, LISTING, SMALL, Place, folder
+from pretrain.checkpoint.mirror.place import HISTORY, LISTING, SMALL, Altered, Place, folder
 from pretrain.distributed import rank, world_size
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Uploads(threading.Thread):
         self._start, self._in_use = start, in_use
         self._done: set[int] | None = None
         """Steps that are or were whole in the mirror; None until the mirror has been asked."""
+        self._unreadable: set[int] = set()
+        """Steps whose files are absent or damaged. They are tried again once no other step is missing."""
         self._small: dict[str, tuple[int, int]] = {}
         """Size and modification time of each small file when it was copied."""
         self._number = 0  # of the copy that is being made
@@ -133,7 +135,7 @@ class Uploads(threading.Thread):
             last = self._last.is_set()
             missing = self._missing()
             if missing:
-                self._copy(max(missing))
+                self._copy(max(missing, key=lambda step: (step not in self._unreadable, step)))
             elif last:
                 self._until_it_works(self._copy_small_files)
                 self.end()
@@ -181,12 +183,13 @@ class Uploads(threading.Thread):
             if self._peers is not None:
                 self._peers.set(f"{self._number}", str(step))
             if self._copy_own(step, listed) == _GONE or not self._await_others():
-                # The checkpoint was removed meanwhile, or its COMPLETE cannot be read.
+                self._note_unreadable(step)
                 self._pause(_POLL_SECONDS)
                 return
             self._until_it_works(self._copy_small_files)
             self._until_it_works(lambda: self._commit(step, listed))
             self._done.add(step)
+            self._unreadable.discard(step)
         except FileNotFoundError:  # removed meanwhile
             self._pause(_POLL_SECONDS)
             return
@@ -198,16 +201,35 @@ class Uploads(threading.Thread):
             self._in_use.discard(step)
         self._until_it_works(self._thin_out)
 
+    def _note_unreadable(self, step: int) -> None:
+        """Log once that a checkpoint cannot be copied, unless it was removed meanwhile."""
+        if step in store.steps(self.checkpoints) and step not in self._unreadable:
+            self._unreadable.add(step)
+            log.warning(
+                "%s is not in the mirror, because some of its files are absent or damaged; training goes on, "
+                "and the upload is tried again",
+                self.run_folder / folder(step),
+            )
+
     def _copy_own(self, step: int, listed: dict[str, list[int]]) -> str:
-        """Copy the files that this rank wrote; return `_COPIED`, or `_GONE` if the checkpoint was removed."""
+        """Copy the files that this rank wrote; return `_COPIED`, or `_GONE` if one is absent or damaged."""
         own = [name for name in listed if _writer(name) % world_size() == rank()]
-        paths = {f"{folder(step)}/{name}": listed[name] for name in sorted(own)}
         try:
-            for path, expected in paths.items():
-                self._until_it_works(partial(self.place.write, path, self.run_folder / path, expected))
+            for name in sorted(own):
+                self._until_it_works(partial(self._copy_file, step, name, listed[name]))
         except FileNotFoundError:
             return _GONE
         return _COPIED if listed else _GONE
+
+    def _copy_file(self, step: int, name: str, expected: list[int]) -> None:
+        """Copy a file of a checkpoint; raise FileNotFoundError if it is absent or damaged on the disk."""
+        path = f"{folder(step)}/{name}"
+        try:
+            self.place.write(path, self.run_folder / path, expected)
+        except Altered:
+            if found := store.damage(self.run_folder / folder(step), name):
+                raise FileNotFoundError(found) from None
+            raise
 
     def _commit(self, step: int, listed: dict[str, list[int]]) -> None:
         """Write COMPLETE, which makes a checkpoint count, if all its other files are in the mirror."""
@@ -245,7 +267,7 @@ class Uploads(threading.Thread):
                 self._small[name] = state
 
     def _listed(self, step: int) -> dict[str, list[int]]:
-        """Return the size and checksum of each file of a checkpoint; an empty dict if it was removed."""
+        """Return the size and checksum of each file of a checkpoint; none if COMPLETE cannot be read."""
         try:
             return dict(foreign_files.read_json(self.run_folder / folder(step) / LISTING))
         except (OSError, UserError, ValueError, TypeError):
