@@ -9,7 +9,7 @@ from eval_suite.inputs import find
 from finetune import best, blend, compare, head, recipe, report
 from isotorus import mlflow_store
 from isotorus.errors import UserError, from_os_error
-from pretrain.__main__ import process_group
+from pretrain.__main__ import is_behind_mirror, process_group
 from pretrain.__main__ import run as train
 from pretrain.config import Config
 from pretrain.monitoring.progress_of import standing
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
 
 
 def _check(config: Config, world_size: int) -> RunInputs:
+    """Return the inputs of a run; raise UserError for what would stop it, such as an unusable mirror."""
+    is_behind_mirror(config)  # tries the mirror out; the training downloads what is newer there
     try:
         return check(config, world_size)
     except OSError as error:

@@ -233,6 +233,14 @@ def test_other_options_for_a_folder_are_refused(tuned: Tuned):
         finetune(*arguments(tuned.encoder, tuned.splits, tuned.folder), *KEPT, "--lr", "0.1")
 
 
+def test_a_mirror_that_cannot_be_used_is_refused_before_training(tuned: Tuned, tmp_path: Path):
+    (tmp_path / "file").touch()
+    given = [*arguments(tuned.encoder, tuned.splits, tmp_path / "run"), *KEPT]
+    with pytest.raises(UserError, match=r"^checkpoint\.mirror: .* cannot be written "):
+        finetune(*given, f"checkpoint.mirror=file://{tmp_path}/file/runs")
+    assert not (tmp_path / "run").exists()
+
+
 def test_baselines_of_two_fine_tunings_are_not_mirrored_to_one_place(recipe: Path):
     supervised = "objective={kind: supervised, val: x, task: multiclass, outputs: 2}"
     overrides = ["checkpoint.mirror=s3://bucket/runs/", supervised]
