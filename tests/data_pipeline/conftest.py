@@ -11,7 +11,7 @@ from data_pipeline.packing.pack import Options, pack
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import exit_code
 from tests.data_pipeline.pictures import save_pictures
-from tests.data_pipeline.s3_server import S3Server
+from tests.data_pipeline.s3_server import S3Server, access
 from tests.data_pipeline.tar_index import Run
 
 
@@ -54,16 +54,7 @@ def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """Set the environment of a user of the S3 server, without the AWS variables of this machine."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    values = {
-        "AWS_ENDPOINT_URL": s3_process.endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    for name, value in values.items():
+    for name, value in access(s3_process.endpoint).items():
         monkeypatch.setenv(name, value)
     return s3_process
 

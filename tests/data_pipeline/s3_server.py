@@ -56,6 +56,19 @@ class S3Server:
         return len(re.findall(rf"{method} /\S*{re.escape(key)} ", self._log.read_text()))
 
 
+def access(endpoint: str) -> dict[str, str]:
+    """Return the environment variables of a user of an S3 server, and none of this machine's own."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
 def _client(endpoint: str) -> Any:
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
     return boto3.client("s3", endpoint_url=endpoint, **keys)

@@ -4,7 +4,6 @@ How a reader alone reacts to such a store is tested in tests/data_pipeline/stora
 """
 
 import contextlib
-import os
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_pipeline.s3_server import S3Server
+from tests.data_pipeline.s3_server import S3Server, access
 from tests.distributed.runs import Run, losses, rows, train
 from tests.faults.proxy import Proxy
 
@@ -147,15 +146,7 @@ class RemoteRun:
 
     def __init__(self, recipe: Path, tmp_path: Path, endpoint: str) -> None:
         self.recipe, self.folder, self.cache = recipe, tmp_path / "runs/tiny", tmp_path / "cache"
-        self.environment = {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
+        self.environment = access(endpoint)
         self.options = (*RUN, "data.path=s3://bucket/cells", f"data.cache.folder={self.cache}")
 
     def start(self, *overrides: str) -> None:

@@ -16,7 +16,7 @@ from data_pipeline.storage import remote
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.mirror.place import Altered, Place
 from pretrain.checkpoint.mirror.uploads import Uploads
-from tests.data_pipeline.s3_server import S3Server
+from tests.data_pipeline.s3_server import S3Server, access
 from tests.distributed.runs import Run, losses, rows, train
 from tests.faults.proxy import Proxy
 
@@ -31,18 +31,6 @@ def store(tmp_path: Path) -> Iterator[S3Server]:
     server.start()
     yield server
     server.kill()
-
-
-def access(endpoint: str) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
 
 
 def mirrored(store: S3Server) -> dict[str, int]:
@@ -162,7 +150,7 @@ def test_a_damaged_checkpoint_does_not_keep_older_ones_out_of_the_mirror(
     assert place.complete() == {10} and place.listing(10) == listed
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 2 and "step_00000020 is not in the mirror" in said[0], said
-    assert "lacks step_00000020, for which the run waits no longer" in said[1]
+    assert "step_00000020, for which the run waits no longer" in said[1]
 
 
 @pytest.mark.nightly
