@@ -50,7 +50,7 @@ class Reach:
         self._joined = False
         self._began = time.monotonic()
         self.gone: set[str] = set()
-        """Names of hosts that are gone."""
+        """Names of the hosts that no longer answer."""
         if rank() == 0:
             self._token = secrets.token_hex(16)
             self._server = _listen()
