@@ -1,4 +1,4 @@
-"""Connections from each rank to rank 0, which break when one of the two hosts is gone.
+"""Connections from each rank to rank 0, which break when one of the two hosts no longer answers.
 
 When a host loses power or network, it is only silent. With TCP keep-alive the kernel of each host asks the
 kernel of the other for an answer, by default every second. A kernel answers even if its process is stopped,
