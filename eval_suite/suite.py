@@ -119,8 +119,8 @@ def evaluate(
     measure_tokens.add(
         measured, sound, splits.items(), targets, options.useful, cache, state.device, batch_size, workers
     )
-    given = checkpoint.weights, splits.items(), inputs, options.useful, out, asked, workers, force
-    finetuning.add(measured, *given)
+    how: dict[str, Any] = {"asked": asked, "workers": workers, "force": force}
+    finetuning.add(measured, checkpoint.weights, splits.items(), inputs, options.useful, out, **how)
     encoder: Any = representations[0].model.encoder
     written = {
         "format": results.FORMAT,

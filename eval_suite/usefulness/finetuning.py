@@ -27,7 +27,7 @@ from isotorus.processes import END_WITH_STDIN
 from isotorus.scheduler import without_ranks
 
 RECIPE = 1
-"""Version of the defaults of `isotorus finetune`; it increases when they change."""
+"""Version of the defaults of `isotorus finetune`; it increases when they change, as a test makes sure."""
 LABELS = {"finetune": None, "finetune_tenth": "10%"}
 """The value of --labels for each metric; None: all labels."""
 _ROWS = {"finetuned": "pretrained", "scratch": "untrained"}
@@ -43,6 +43,7 @@ def add(
     inputs: Mapping[str, Any],
     options: Options,
     out: Path,
+    *,
     asked: Sequence[str],
     workers: int,
     force: bool,

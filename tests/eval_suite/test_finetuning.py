@@ -1,5 +1,6 @@
 """Fine-tuning as a metric of the evaluation: its rows and sentences, and what a second evaluation does."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,12 +11,19 @@ import psutil
 import pytest
 
 from eval_suite.arguments import options, parse
+from eval_suite.inputs.find import find
 from eval_suite.report.sentences import about_finetuning
+from eval_suite.usefulness.finetuning import RECIPE
+from finetune import recipe
+from finetune.arguments import parse as finetune
 from pretrain.checkpoint import store
+from pretrain.config import flatten
 from tests.console import ROOT
 from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
 from tests.eval_suite.report.compared import results
 
+LEARNED = ("augment.", "data.batch_size", "encoder.", "objective.", "optimizer.", "steps", "views.")
+"""Fields of a recipe that change what an encoder learns."""
 ONLY = ("--metrics", "probe,finetune_tenth", "--baselines", "untrained", *ONE)
 
 
@@ -36,6 +44,23 @@ def test_the_sentence_compares_with_the_probe_and_with_scratch():
         "Fine-tuning, on the test split: on 1,634 labels AUROC 91.0\u00a0%, +2.0 points against a linear "
         "probe (+0.5 to +3.5), −1.0 points against training from scratch (−3.0 to +1.0)."
     )
+
+
+def test_new_defaults_of_fine_tuning_are_a_new_version_of_the_recipe(
+    splits: dict[str, Path], checkpoint: Path
+):
+    args = finetune(
+        [f"{checkpoint}", f"{splits['train']}", "--val", f"{splits['val']}", "--out", "runs/tuned"]
+    )
+    args.workers = 0  # by default their number depends on the machine
+    config = flatten(recipe.build(args, *find([args.name])).model_dump(mode="json"))
+    learned = {key: value for key, value in config.items() if key.startswith(LEARNED)}
+    text = json.dumps([vars(args), learned], sort_keys=True)
+    for name, path in {**splits, "checkpoint": checkpoint}.items():
+        text = text.replace(str(path), name)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    advice = "if a default has changed, raise RECIPE, because results of before do not count any more"
+    assert {RECIPE: digest} == {1: "af8c3b48635bd2c4"}, f"{advice}; then change both numbers here"
 
 
 @pytest.mark.nightly
