@@ -46,7 +46,7 @@ def run(given: argparse.Namespace, options: Options) -> int:
             outcomes = batch.watch(command.tasks, command.finished, command.evaluate_all, given.poll)
         else:
             every = command.tasks()
-            outcomes = command.evaluate_all(given.part.of_list(every) if given.part else every)
+            outcomes = command.evaluate_all(given.part.of_list(every) if given.part else every, every)
         if not state.is_main_process:
             return 0
         left = 0
@@ -105,11 +105,16 @@ class _Command:
         """Say whether all runs that are named have the checkpoint of their last step."""
         return find.finished(self.given.names)
 
-    def evaluate_all(self, tasks: list[batch.Task]) -> list[batch.Outcome]:
-        """Evaluate each, or several at the same time; one that fails does not stop the others."""
+    def evaluate_all(
+        self, tasks: list[batch.Task], every: Sequence[batch.Task] | None = None
+    ) -> list[batch.Outcome]:
+        """Evaluate each, or several at the same time; one that fails does not stop the others.
+
+        `every` are the tasks of all parts. The parts use one cache, and so share the features of what every
+        checkpoint is compared with.
+        """
         given = self.given
-        # All parts use one cache, and so share the features of what every checkpoint is compared with.
-        cache = self.cache(self.tasks() if given.part else tasks)
+        cache = self.cache(every or tasks)
         self.share(tasks, cache)
         if given.jobs > 1 and len(tasks) > 1:
             passed = [*pass_on(given), f"--cache={cache}"]
@@ -254,7 +259,7 @@ def _data(given: argparse.Namespace) -> tuple[Splits | None, dict[str, Targets]]
 
 
 def _checkpoint(task: batch.Task, splits: Splits) -> Checkpoint:
-    """Return the checkpoint of a task, as it is evaluated on the channels of the images."""
+    """Return the checkpoint of a task, for images with the channels that these splits have."""
     (found,) = find.find([task.given])
     return found.for_images_of(*splits.items().values())
 
