@@ -1,4 +1,4 @@
-"""Measure the CPU time of packing without a split, and with one, which is searched for near copies.
+"""Measure the CPU time of packing without a split, and with one, in which `pack` looks for near copies.
 
 PYTHONPATH=. python benchmarks/images/thumbnails.py --images photos/
 """

@@ -47,7 +47,7 @@ def build(
     check_duplicates: bool = False,
 ) -> tuple[int, str]:
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
-    added, and a note about near copies across the sets of a new split, "" for none.
+    added, and a note about near copies across the sets of a new split, which is "" if there are none.
 
     With `check_duplicates`, such copies are an error. `channel_names` are the names that the user gave; with
     None, the names come from the data set that the images are added to, or from the files. `missing` are the

@@ -25,7 +25,7 @@ class Across(NamedTuple):
     """Paths of two images that are near copies; empty texts if there are none."""
 
     def line(self, dest: Path) -> str:
-        """Return a note about them; "" for none."""
+        """Return a note about the copies; "" if there are none."""
         if not self.images:
             return ""
         return f"\nnote: {self._said()}; isotorus verify --duplicates {dest} lists them; {_REMEDY}"

@@ -69,7 +69,7 @@ def draw_instrument(
     `rng` must not be the generator of `draw`, so that the draws of `draw` do not depend on these operators.
     """
     chance, amount = rng.random((len(rows), 3)), rng.random((len(rows), 5))
-    # Drawn after the others, so that they are what they were before this operator existed.
+    # Drawn after the others, so that the others get the same numbers as before this operator existed.
     chance = np.column_stack([chance, rng.random(len(rows))])
     order = rng.random(len(rows))
     power, noisy, dropped, shuffled = (chance < np.array(probabilities(config))).T

@@ -157,9 +157,8 @@ def _decode(task: _Task) -> tuple[Moments, int]:
 
 
 def _shards(dataset: Dataset, gone: NDArray[np.bool_]) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Return the shard table without the shards that lose all their samples, and the new row of each old row.
-
-    Entries of shards that are gone have no meaning.
+    """Return the shard table without the shards that lose all their samples, and for each old row its row in
+    the new table. The new row of a shard that is left out is meaningless; do not read it.
     """
     left = np.zeros(len(dataset.shards), np.int64)
     for start in range(0, len(gone), ROWS_AT_ONCE):

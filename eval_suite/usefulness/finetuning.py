@@ -78,7 +78,8 @@ def add(
 def _results(given: Sequence[str], folder: Path, force: bool) -> dict[str, Any]:
     """Run a fine-tuning unless it is finished, and return its results; raise Unmeasurable if it fails.
 
-    It saves and ends when this process ends, so that the next evaluation finds its folder free.
+    The fine-tuning saves its state and ends when this process ends, so that the next evaluation can continue
+    it.
     """
     if force:
         shutil.rmtree(folder, ignore_errors=True)

@@ -157,7 +157,7 @@ class _Fit:
         return spread
 
     def layer(self, member: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return weight (columns, d) and bias (columns,) that give logits of features not standardised."""
+        """Return weight (columns, d) and bias (columns,) that map features, not standardised, to logits."""
         weight = self._solution.weight[member].double().cpu().numpy().T
         bias = self._solution.bias[member].double().cpu().numpy()
         if self._present is not None:

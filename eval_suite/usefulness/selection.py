@@ -112,8 +112,9 @@ def unstandardised(
     bias: NDArray[np.float64],
     standardise: Callable[[Array], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the linear layer, weight (columns, d) and bias (columns,), that gives for features the result
-    that the layer of `weight` and `bias` gives for standardised features.
+    """Return weight (columns, d) and bias (columns,) of a linear layer for features that are not standardised.
+
+    It returns what the layer of `weight` and `bias` returns for the same features after `standardise`.
     """
     width = weight.shape[1]
     offset = standardise(np.zeros((1, width)))[0]
