@@ -112,7 +112,7 @@ def unstandardised(
     bias: NDArray[np.float64],
     standardise: Callable[[Array], NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weight (columns, d) and bias (columns,) of a linear layer for features that are not standardised.
+    """Return weight (columns, d) and bias (columns,) of a linear layer for features as they are.
 
     It returns what the layer of `weight` and `bias` returns for the same features after `standardise`.
     """
