@@ -35,7 +35,7 @@ from data_pipeline.transforms.columns import (
     TURN,
 )
 from data_pipeline.transforms.config import AugmentConfig
-from isotorus.device import to_device
+from isotorus.device import numbers, to_device
 
 
 def draw(rng: np.random.Generator, config: AugmentConfig) -> NDArray[np.float32]:
@@ -138,3 +138,15 @@ def apply(
         mask = to_device(present.float(), images.device)[:, :, None, None]
         return augmented.unflatten(0, (-1, len(present))).mul_(mask).flatten(0, 1)
     return augment_torch.shuffle(augmented, parameters)
+
+
+def normalised(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], present: Tensor | None = None
+) -> Tensor:
+    """Return images (n, C, H, W), whose values are in [0, 1], normalised by C means and deviations.
+
+    `present` is a factor (C, 1, 1) or (n, C, 1, 1), which is 0 for channels that an image lacks and else 1.
+    """
+    center, scale = (numbers(images.device, *values)[:, None, None] for values in (mean, std))
+    normal = (images - center) / scale
+    return normal if present is None else normal * present

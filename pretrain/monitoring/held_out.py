@@ -20,9 +20,10 @@ from torch import Tensor
 
 from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.transforms.augment import normalised
 from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
-from isotorus.device import numbers, to_device
+from isotorus.device import to_device
 from isotorus.errors import UserError
 from pretrain.distributed import rank, sum_together, world_size
 from pretrain.engines import Engine
@@ -78,15 +79,14 @@ class HeldOut:
         width, device = self.inputs.embedding_width, self.engine.device
         found = torch.zeros(len(self.groups), GROUP, width, device=device)
         read = torch.zeros(len(self.groups), GROUP, device=device)
-        mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
         present = None if self.placement is None else self.placement.mask(device)
         most = 2**self.inputs.sources.depth - 1
         with evaluating(self.engine.networks):
             for number in range(self.rounds):
                 group = number * world_size() + rank()
                 pixels, sound = self._images[min(number, len(self._images) - 1)]
-                images = (to_device(pixels, device).float() / most - mean) / std
-                images = images if present is None else images * present
+                images = to_device(pixels, device).float() / most
+                images = normalised(images, self.inputs.mean, self.inputs.std, present)
                 keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
                 embedded = self.engine.encode([images[None]], keys)[0].float()
                 if group < len(self.groups):

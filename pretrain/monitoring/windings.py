@@ -22,9 +22,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipeline.dataset.index import Corrupt
 from data_pipeline.transforms.actions import turn
+from data_pipeline.transforms.augment import normalised
 from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
-from isotorus.device import numbers, to_device
+from isotorus.device import to_device
 from isotorus.errors import UserError
 from pretrain.distributed import rank, sum_together, world_size
 from pretrain.engines import Engine
@@ -131,13 +132,12 @@ class Windings:
         device, embeddings, present = images.device, [], self._images[1]
         repeats, together = len(turns) // len(images), len(turns) if by_batch else TOGETHER
         which = torch.arange(len(turns), device=device) // repeats
-        mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
         with evaluating(self.engine.networks, self.batch_norms if by_batch else []):
             parts = which.split(together), to_device(turns, device).split(together)
             for some, angles in zip(*parts, strict=True):
                 turned = turn(images[some], self.actions, angles, self.config.views.border)
-                normal = (turned - mean) / std
-                normal = normal if present is None else normal * present[some]
+                of_some = None if present is None else present[some]
+                normal = normalised(turned, self.inputs.mean, self.inputs.std, of_some)
                 keys = torch.zeros(1, len(turned), dtype=torch.int64, device=device)
                 embeddings.append(self.engine.encode([normal[None]], keys))
             pairs = self.engine.head(torch.cat(embeddings, 1), 0, None).projections[0]

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.dataset.channel_names import Placement, placed
+from data_pipeline.transforms.augment import normalised
 from data_pipeline.transforms.physical import Scales, whole_square
 from data_pipeline.transforms.views import center_view
-from isotorus.device import numbers, to_device
+from isotorus.device import to_device
 from isotorus.errors import UserError
 from pretrain.distributed import rank, stack_of_ranks, world_size
 from pretrain.engines import Engine
@@ -90,14 +91,13 @@ class Validation:
     def _predict(self) -> NDArray[np.float64]:
         """Return predictions (n, outputs) for the samples of val that have a target, on all ranks."""
         networks, device = self.engine.networks, self.engine.device
-        mean, std = (numbers(device, *x)[:, None, None] for x in (self.inputs.mean, self.inputs.std))
         present = None if self.placement is None else self.placement.mask(device)
         predicted = []
         networks.eval()
         try:
             for pixels in self._batches():
-                images = (to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max - mean) / std
-                images = images if present is None else images * present
+                images = to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max
+                images = normalised(images, self.inputs.mean, self.inputs.std, present)
                 keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
                 embeddings = self.engine.encode([images[None]], keys)
                 predicted.append(self.engine.head(embeddings, 0, None).projections[0])
