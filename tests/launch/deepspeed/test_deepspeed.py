@@ -192,12 +192,21 @@ def test_refused_before_any_host_is_asked(
     assert error.startswith(f"error: {said.format(hosts=file)}") and error.count("\n") == 1, error
 
 
+def require(launcher: str) -> None:
+    if not shutil.which(launcher):
+        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
+
+
+def by(launcher: str, nodes: Network, recipe: Path) -> list[str]:
+    """Return the arguments that start the recipe on all nodes; skip the test if there is no such launcher."""
+    require(launcher)
+    return ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("launcher", ["ssh", "pdsh"])
 def test_two_hosts_train_save_stop_and_resume(nodes: Network, recipe: Path, tmp_path: Path, launcher: str):
-    if not shutil.which(launcher):
-        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
-    arguments = ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
+    arguments = by(launcher, nodes, recipe)
     secret = {"AWS_SECRET_ACCESS_KEY": "s3cr3t", "NCCL_DEBUG": 'a "b" $c'}
     strange = tmp_path / "a [$(HOME)] b"  # for a shell; the recipe itself would put a variable in
     folder = strange / "tiny"
@@ -227,10 +236,8 @@ def test_two_hosts_train_save_stop_and_resume(nodes: Network, recipe: Path, tmp_
 def test_two_hosts_are_one_and_a_killed_rank_is_named(
     nodes: Network, recipe: Path, tmp_path: Path, launcher: str
 ):
-    if not shutil.which(launcher):
-        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
     folder = tmp_path / "runs/tiny"
-    arguments = ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
+    arguments = by(launcher, nodes, recipe)
     run = Launched(nodes, tmp_path, *arguments, "steps=6")
     assert run.end() == 0, run.said
     alone = tmp_path / "alone"
@@ -253,10 +260,8 @@ def test_two_hosts_are_one_and_a_killed_rank_is_named(
 def test_ranks_save_and_end_when_the_command_is_killed(
     nodes: Network, recipe: Path, tmp_path: Path, launcher: str
 ):
-    if not shutil.which(launcher):
-        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
     folder = tmp_path / "runs/tiny"
-    arguments = ["--hostfile", str(nodes.hostfile()), "--launcher", launcher, "--", "--config", str(recipe)]
+    arguments = by(launcher, nodes, recipe)
     run = Launched(nodes, tmp_path, *arguments, *LONG)
     run.wait_for(lambda: max(losses(folder), default=0) > 8)
     run.process.kill()
@@ -306,8 +311,7 @@ def test_hosts_that_are_not_reached_or_not_known(nodes: Network, recipe: Path, t
 def test_dry_run_shows_all_and_no_secret(
     recipe: Path, tmp_path: Path, launcher: str, here: Here, monkeypatch: pytest.MonkeyPatch
 ):
-    if not shutil.which(launcher):
-        pytest.skip(f"{launcher} is missing: apt-get install {launcher}")
+    require(launcher)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t-of-mine")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     options = ["--dry-run", "--master_port", "29477", "--launcher", launcher]
