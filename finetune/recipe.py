@@ -8,7 +8,6 @@ import yaml
 
 from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.targets.target_values import Kind
 from data_pipeline.transforms.physical import check_square
 from eval_suite.features.embed import check_channels
 from eval_suite.inputs import brightness
@@ -55,8 +54,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         else:
             check_channels(described.channels, dataset)
         check_square(described.square, dataset)
-    objective = _objective(args, splits)
-    labelled = objective.targets.labels or _labelled(objective.targets, objective.task, splits)
+    objective, labelled = _objective(args, splits)
     batch = min(args.batch_size, max(2, labelled))
     steps = max(args.min_steps, round(args.epochs * labelled / batch))
     usual = steps // 10 if args.head == "random" else 0
@@ -110,8 +108,11 @@ def note(checkpoint: Checkpoint, config: Config) -> str:
     return brightness.difference(checkpoint.encoder, sets)
 
 
-def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> SupervisedConfig:
-    """Return the objective, with the kind and number of the targets; raises UserError for unfit targets."""
+def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[SupervisedConfig, int]:
+    """Return the objective, and the number of labelled images that it learns from.
+
+    The objective has the kind and number of the targets. Raises UserError for unfit targets.
+    """
     targets = TargetsConfig(
         file=args.targets,
         columns=args.target_columns or [],
@@ -120,14 +121,15 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> Supervis
     )
     found = read_targets(targets, args.target_kind, splits)
     check_targets(found)
+    labelled = int(found["train"].known.sum())
     if args.labels is not None:
-        labelled = int(found["train"].known.sum())
         given = args.labels if isinstance(args.labels, int) else max(1, round(args.labels * labelled))
         if given > labelled:
             raise UserError(f"--labels {given}: train has {labelled} labelled images; give at most as many")
         targets = targets.model_copy(update={"labels": given, "seed": args.seed})
         check_targets(found | {"train": some(found["train"], targets)})
-    return SupervisedConfig(
+        labelled = given
+    objective = SupervisedConfig(
         kind="supervised",
         task=found["train"].kind,
         outputs=len(found["train"].names),
@@ -138,10 +140,7 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> Supervis
         cutmix=args.cutmix,
         patience=args.patience,
     )
-
-
-def _labelled(targets: TargetsConfig, kind: Kind, splits: dict[str, Dataset]) -> int:
-    return int(read_targets(targets, kind, splits)["train"].known.sum())
+    return objective, labelled
 
 
 def _views(described: EncoderDescription) -> dict[str, Any]:
