@@ -104,11 +104,11 @@ def encoder_footprint(
     `views` are (views, size in pixels) for each size; the micro-batch has `images` images. Parts:
     activations; weight copies, i.e. autocast's casts to bf16; workspace of the backward pass, with what it
     recomputes and gradients that wait for those of another view; gradients, of which the share
-    `gradients_made` is made during the backward pass and stays on this rank; and gathered. Gathered are, of
-    `kept_whole` bytes of parameters, those of blocks whose gradients are not made yet, and communication
-    buffers: `buffers` has the bytes for gathering, which count in the forward pass, and the largest number of
-    bytes for reducing, which in the backward pass are twice those of the gradients made. `device` is "cuda"
-    or "cpu".
+    `gradients_made` is made during the backward pass and stays on this rank; and gathered. The part gathered
+    has the parameters of all blocks whose gradients are not made yet; `kept_whole` is the number of bytes of
+    all blocks. It also has the communication buffers. `buffers` states the bytes of those that gather, which
+    count in the forward pass, and of those that reduce, which count in the backward pass and have at most
+    twice the bytes of the gradients made. `device` is "cuda" or "cpu".
     """
     setting = _Setting(
         views=tuple(views),
