@@ -21,7 +21,7 @@ from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
 from pretrain.methods import build_head, takes_actions
-from pretrain.methods.config import HEAD_FILE, Turned
+from pretrain.methods.config import HEAD_FILE, SupervisedConfig, Turned
 from pretrain.models.encoder import build_encoder
 from pretrain.models.frozen import freeze
 from pretrain.models.lora import add_adapters
@@ -197,7 +197,8 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
     )
     if inputs.task:
         head.get_buffer("class_weight").copy_(torch.from_numpy(inputs.task.class_weight))
-    if inputs.initial_weights and getattr(config.objective, "head_start", "random") == "probe":
+    supervised = config.objective if isinstance(config.objective, SupervisedConfig) else None
+    if inputs.initial_weights and supervised and supervised.head_start == "probe":
         layer = head.get_submodule("projector")
         layer.load_state_dict(load_exactly(str(config.folder / HEAD_FILE), layer, "the linear layer"))
     with_target = config.objective.kind == "jepa"

@@ -90,17 +90,11 @@ def fold(encoder: nn.Module, names: Sequence[str], wanted: Sequence[str]) -> Non
     conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
 
 
-def first_convolution_name(encoder: nn.Module) -> str:
-    """Return timm's name of the convolution that reads the image; "" if there is not just one."""
-    known: Any = getattr(encoder, "pretrained_cfg", None) or {}
-    name = known.get("first_conv")
-    return name if isinstance(name, str) else ""
-
-
 def _first_convolution(encoder: nn.Module) -> nn.Module | None:
     """Return the convolution that reads the image; None if there is not just one."""
+    known: Any = getattr(encoder, "pretrained_cfg", None) or {}
+    name = known.get("first_conv")
     try:
-        name = first_convolution_name(encoder)
-        return encoder.get_submodule(name) if name else None
+        return encoder.get_submodule(name) if isinstance(name, str) and name else None
     except AttributeError:
         return None
