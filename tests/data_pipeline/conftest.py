@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from data_pipeline.packing.pack import Options, pack
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import exit_code
 from tests.data_pipeline.pictures import save_pictures
-from tests.data_pipeline.s3_server import S3Server, access
+from tests.data_pipeline.s3_server import S3Server, become_a_user
 from tests.data_pipeline.tar_index import Run
 
 
@@ -51,11 +50,8 @@ def s3_process(objects: dict[str, bytes], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """Set the environment of a user of the S3 server, without the AWS variables of this machine."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in access(s3_process.endpoint).items():
-        monkeypatch.setenv(name, value)
+    """Make this process a user of the S3 server."""
+    become_a_user(s3_process.endpoint, monkeypatch)
     return s3_process
 
 

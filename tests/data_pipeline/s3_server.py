@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
+
+from data_pipeline.storage import remote
 
 _STARTS_WITHIN = 60  # seconds
 
@@ -57,7 +60,7 @@ class S3Server:
 
 
 def access(endpoint: str) -> dict[str, str]:
-    """Return the environment variables of a user of an S3 server, and none of this machine's own."""
+    """Return the environment variables of a user of an S3 server."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",
@@ -67,6 +70,18 @@ def access(endpoint: str) -> dict[str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
+
+
+def become_a_user(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process a user of an S3 server, without the AWS variables of this machine.
+
+    Connections are kept by bucket, and other servers of this process had buckets of the same name.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in access(endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "_filesystems", {})
 
 
 def _client(endpoint: str) -> Any:

@@ -16,7 +16,7 @@ from data_pipeline.storage import remote
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.mirror.place import Altered, Place
 from pretrain.checkpoint.mirror.uploads import Uploads
-from tests.data_pipeline.s3_server import S3Server, access
+from tests.data_pipeline.s3_server import S3Server, access, become_a_user
 from tests.distributed.runs import Run, losses, rows, train
 from tests.faults.proxy import Proxy
 
@@ -81,8 +81,7 @@ def test_objects_that_a_store_loses_or_changes_are_found(
     file = tmp_path / "file"
     file.write_bytes(content)
     with Proxy(store.endpoint) as proxy:
-        for name, value in access(proxy.address).items():
-            monkeypatch.setenv(name, value)
+        become_a_user(proxy.address, monkeypatch)
         place = Place("s3://bucket/lies", 5)
 
         def after_a_write(body: bytes | None) -> None:
