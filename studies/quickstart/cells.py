@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from data_pipeline.demo import CLASSES
+from data_pipeline.demo.cells import CLASSES
 
 WORK = Path("runs/study")
 """The folder of what can be made again: packed cells, runs, predictions."""
@@ -31,7 +31,7 @@ CORRELATION = 0.9
 class Cells:
     names: list[str]
     labels: NDArray[np.int64]
-    """1 for a defect probability of 2/3 or 1, 0 for 0, -1 for 1/3: as `data_pipeline.demo` packs them."""
+    """1 for a defect probability of 2/3 or 1, 0 for 0, -1 for 1/3, as in `data_pipeline.demo.cells`."""
     groups: NDArray[np.int64]
     """Near copies share a number."""
     parts: NDArray[np.str_]

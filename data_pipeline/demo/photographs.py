@@ -1,4 +1,4 @@
-"""`python -m data_pipeline.demo_photographs FOLDER`: cut photographs of installed packages into patches.
+"""`python -m data_pipeline.demo.photographs FOLDER`: cut photographs of installed packages into patches.
 
 scikit-image and scikit-learn contain eight colour photographs whose licences allow this (`PHOTOGRAPHS`). The
 patches are squares of 48 pixels at two scales. The left 64 % of a photograph give `train`, the next 16 %
@@ -47,7 +47,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         raise UserError(
             "expected one argument, the folder to write; "
-            "e.g. python -m data_pipeline.demo_photographs data/photographs"
+            "e.g. python -m data_pipeline.demo.photographs data/photographs"
         )
     folder = Path(sys.argv[1])
     rows = []

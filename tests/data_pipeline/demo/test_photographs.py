@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipeline.demo_photographs import PHOTOGRAPHS, SETS, SIDE, corners, patches
+from data_pipeline.demo.photographs import PHOTOGRAPHS, SETS, SIDE, corners, patches
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 451), (640, 640), (213, 320)])

@@ -1,4 +1,4 @@
-"""`python -m data_pipeline.demo LABELS.csv`: prepare the solar-cell images of the quickstart.
+"""`python -m data_pipeline.demo.cells LABELS.csv`: prepare the solar-cell images of the quickstart.
 
 The package elpv-dataset (Buerhop-Lutz et al. 2018, Deitsch et al. 2019) contains 2,624 electroluminescence
 images of solar cells, 300×300 pixels, grey, each with the probability of a defect. Its licence is
@@ -20,7 +20,7 @@ def main() -> int:
     """Write a CSV with the columns image, defect, probability and cell; print the folder of the images."""
     if len(sys.argv) != 2:
         raise UserError(
-            "expected one argument, the CSV to write; e.g. python -m data_pipeline.demo data/cells.csv"
+            "expected one argument, the CSV to write; e.g. python -m data_pipeline.demo.cells data/cells.csv"
         )
     package = importlib.util.find_spec("elpv_dataset")
     if package is None or package.origin is None:

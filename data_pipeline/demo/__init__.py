@@ -1,0 +1,1 @@
+"""Real images for `make quickstart` and `make torus`, from packages that ship them."""
