@@ -65,7 +65,7 @@ def ours(given: argparse.Namespace) -> None:
     from pretrain.assemble import build_engine
     from pretrain.config import Config
     from pretrain.engines.step import MicroBatch, train_step
-    from pretrain.preflight import check
+    from pretrain.preflight.check import check
 
     dist.init_process_group("gloo")
     device = torch.device("cpu")

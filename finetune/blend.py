@@ -31,7 +31,7 @@ from pretrain.models.channel_embedding import fold
 from pretrain.models.config import MLPConfig
 from pretrain.models.encoder import create
 from pretrain.models.projector import build_mlp
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the fine-tuned weights in a blend; the rest comes from the weights before fine-tuning."""

@@ -24,7 +24,7 @@ from isotorus.files import atomic
 from pretrain.config import Config
 from pretrain.methods.config import HEAD_FILE, SupervisedConfig
 from pretrain.models.description import SupervisedDescription
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 from pretrain.supervised.task import Task
 
 Layer = tuple[NDArray[np.float64], NDArray[np.float64]]

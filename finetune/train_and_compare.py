@@ -13,7 +13,8 @@ from pretrain.__main__ import is_behind_mirror, process_group
 from pretrain.__main__ import run as train
 from pretrain.config import Config
 from pretrain.monitoring.progress_of import standing
-from pretrain.preflight import RunInputs, check
+from pretrain.preflight.check import check
+from pretrain.preflight.inputs import RunInputs
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from pretrain.config import Config
-    from pretrain.preflight import RunInputs
+    from pretrain.preflight.inputs import RunInputs
 
 COMMANDS = {
     "init": "pretrain.starting.init_command",
@@ -77,7 +77,7 @@ def main() -> int:
         config = parse(sys.argv[1:])
         start_up.mark("configuration")
         from pretrain import train  # noqa: F401, imported here to measure how long it takes
-        from pretrain.preflight import check
+        from pretrain.preflight.check import check
     start_up.mark("imports")
     inputs = None
     try:
@@ -154,7 +154,7 @@ def catch_up_with_mirror(config: Config, inputs: RunInputs | None, progress: Cal
 
     from pretrain.checkpoint.mirror.place import Place
     from pretrain.checkpoint.mirror.restore import restore
-    from pretrain.preflight import check
+    from pretrain.preflight.check import check
 
     restored = False
     if config.mirror is not None:

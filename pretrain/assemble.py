@@ -32,7 +32,7 @@ from pretrain.monitoring.online_probe import OnlineProbe
 from pretrain.monitoring.profiler import Profiler
 from pretrain.monitoring.timing import StepTimer, TimedEngine
 from pretrain.monitoring.windings import Windings
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 from pretrain.recording.recorder import Recorder, catch_up
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping

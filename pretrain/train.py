@@ -20,7 +20,7 @@ from pretrain.models.drop_path import sample_keys
 from pretrain.models.target import target_momentum
 from pretrain.monitoring import collapse
 from pretrain.monitoring.timing import compare_ranks
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 from pretrain.recording.encoder_json import encoder_json
 from pretrain.run_control.signals import StopRequest
 from pretrain.run_control.start_up import StartUp

@@ -19,7 +19,8 @@ from pretrain.engines.step import MicroBatch
 from pretrain.methods import takes_actions
 from pretrain.methods.config import Turned
 from pretrain.models.drop_path import sample_keys
-from pretrain.preflight import RunInputs, check_model
+from pretrain.preflight.inputs import RunInputs
+from pretrain.preflight.model import check_model
 
 # An encoder and views that take a fraction of a second on a CPU.
 TINY = [

@@ -16,7 +16,7 @@ from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import recipe, seconds, start
 from data_pipeline.packing.pack import Options, pack
 from pretrain.assemble import Run, assemble
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping
 from pretrain.train import update

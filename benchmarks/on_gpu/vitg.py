@@ -8,7 +8,7 @@ from pretrain.cost.accelerators import accelerator, detect
 from pretrain.cost.flops import step_flops
 from pretrain.cost.memory_estimate import count_parameters, rank_memory
 from pretrain.engines.step import train_step
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 IMAGES = 16
 THIN = "encoder.kwargs={init_values: 0.1, depth: 2, embed_dim: 32, num_heads: 2}"

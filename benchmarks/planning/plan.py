@@ -86,7 +86,7 @@ def compare(recipe: str, overrides: list[str]) -> dict[str, float | str]:
     from pretrain.methods.config import Turned
     from pretrain.models.drop_path import sample_keys
     from pretrain.models.encoder import build_encoder
-    from pretrain.preflight import check_model
+    from pretrain.preflight.model import check_model
 
     config = load_config(recipe, overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -58,7 +58,7 @@ def room_for_checkpoints(config: "Config", ranks: int) -> tuple[float, int]:
     Raise UserError for a configuration that this number of ranks cannot run.
     """
     from pretrain.cost.memory_estimate import checkpoint_bytes, count_parameters
-    from pretrain.preflight import check_model
+    from pretrain.preflight.model import check_model
 
     size = checkpoint_bytes(count_parameters(config, check_model(config, ranks)))
     all_of_them = -(-config.steps // config.checkpoint.every)

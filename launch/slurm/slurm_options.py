@@ -92,7 +92,7 @@ def start(args: argparse.Namespace, options: list[str], arguments: list[str]) ->
     # Imported here because preflight imports torch, which takes seconds; what is refused above need not wait.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
-    from pretrain.preflight import check_model
+    from pretrain.preflight.model import check_model
 
     ranks = _ranks(args)
     for config in configs:

@@ -17,7 +17,7 @@ from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
 from pretrain.methods.config import Turned
 from pretrain.models.batch_norm import GlobalBatchNorm
-from pretrain.preflight import Model
+from pretrain.preflight.model import Model
 
 FP32, BF16 = 4, 2
 GIB = 2**30

@@ -20,7 +20,7 @@ from pretrain.cost.plan import remedies
 from pretrain.distributed import rank, world_size
 from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 GIB = 2**30
 _SAID = re.compile(

@@ -21,7 +21,7 @@ from pretrain.cost.memory_estimate import Parameters, checkpoint_bytes, count_pa
 from pretrain.cost.step_time import StepTime, step_time
 from pretrain.engines.automatic import decide
 from pretrain.engines.config import EngineConfig
-from pretrain.preflight import Model, check_model, check_ranks, check_share
+from pretrain.preflight.model import Model, check_model, check_ranks, check_share
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         from pretrain.cost.plan import Request, as_json, estimate, nearest_fit, scaling
         from pretrain.cost.plan_text import goodput_json, show, show_failures, show_scaling, show_smaller
         from pretrain.cost.smaller import MONTH, smaller_recipe
-        from pretrain.preflight import check_model
+        from pretrain.preflight.model import check_model
 
     if options.failures is None:
         options.failures = 0.0 if options.gpu == "cpu" else goodput.LLAMA

@@ -3,7 +3,7 @@
 from isotorus.errors import UserError
 from pretrain.config import Config, load_config
 from pretrain.cost.flops import StepFlops, step_flops
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 MONTH = 30 * 24
 """Hours."""

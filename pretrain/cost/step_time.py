@@ -11,7 +11,7 @@ from pretrain.cost.links import Group, Machine, all_ranks
 from pretrain.cost.memory_estimate import Parameters
 from pretrain.cost.traffic import Calls, step_traffic
 from pretrain.engines.config import EngineConfig
-from pretrain.preflight import Model
+from pretrain.preflight.model import Model
 
 WHOLE_RUNS = 0.79
 """Share of this model's speed that whole runs reach, with gaps between kernels, clocks that fall under load,

@@ -32,7 +32,7 @@ from pretrain.objectives import draws
 
 if TYPE_CHECKING:  # pretrain.config imports this room
     from pretrain.config import Config
-    from pretrain.preflight import RunInputs
+    from pretrain.preflight.inputs import RunInputs
 
 log = logging.getLogger(__name__)
 

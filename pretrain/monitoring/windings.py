@@ -38,7 +38,7 @@ from pretrain.objectives.toroidal import angles_from_pairs, torus_uniformity
 
 if TYPE_CHECKING:  # checkpoints hold what monitors have counted, and the configuration imports checkpoints
     from pretrain.config import Config
-    from pretrain.preflight import RunInputs
+    from pretrain.preflight.inputs import RunInputs
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from data_pipeline.transforms.physical import whole_square
 from pretrain.config import Config
 from pretrain.methods import describe_projector
 from pretrain.methods.config import TorusConfig, Turned
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 
 
 def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pretrain.engines import Engine
 from pretrain.engines.automatic import in_words
 from pretrain.engines.networks import uses_bf16
 from pretrain.monitoring import collapse, held_out, mlflow, mlflow_run
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 from pretrain.recording import config_history
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from isotorus.errors import UserError
 from isotorus.numbers import duration
 from pretrain.config import Config, from_values
 from pretrain.cost.plan import Estimate, Request, estimate, nearest_fit
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 from pretrain.starting import choose
 from pretrain.starting.choose import Setting
 from pretrain.starting.found import Images, Machine

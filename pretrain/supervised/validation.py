@@ -27,7 +27,7 @@ from pretrain.supervised.task import Task
 
 if TYPE_CHECKING:  # both modules depend on this room
     from pretrain.config import Config
-    from pretrain.preflight import RunInputs
+    from pretrain.preflight.inputs import RunInputs
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 
 from isotorus.errors import UserError
 from pretrain.config import load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from tests.distributed.runs import ENVIRONMENT, ROOT, losses, train
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_pipeline.packing.pack import Options, pack
 from isotorus.errors import UserError
 from pretrain.config import load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from tests.distributed.runs import losses, train
 
 

@@ -18,7 +18,7 @@ from pretrain.assemble import build_engine, load_batches
 from pretrain.config import Config, load_config
 from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import train_step
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import prepare
 from tests.distributed.runs import Run, losses, rows, train
 

@@ -33,7 +33,7 @@ from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import StepResult, train_step
 from pretrain.monitoring.config import GuardConfig
 from pretrain.monitoring.guard import Guard
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import prepare, train
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from data_pipeline.__main__ import main
 from isotorus import jsonl
 from pretrain.config import load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 from tests.data_pipeline.pictures import picture
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from isotorus.errors import UserError
 from pretrain.config import load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 
 

@@ -11,7 +11,7 @@ from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import UserError
 from isotorus.recipe import read_recipe_file
 from pretrain.config import Config, load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join(['*' + before] * 10)}]\n"

@@ -26,7 +26,7 @@ from pretrain.checkpoint.saver import Saver, share
 from pretrain.checkpoint.warm_start import find_weights
 from pretrain.config import Config, load_config
 from pretrain.monitoring.guard import Guard
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 
 CPU = torch.device("cpu")

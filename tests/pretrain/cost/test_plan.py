@@ -20,7 +20,7 @@ from pretrain.cost.plan_command import main
 from pretrain.engines.config import EngineConfig
 from pretrain.models.config import EncoderConfig
 from pretrain.models.encoder import ViewEncoder, timm_kwargs
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 GIB = 2**30
 PUBLISHED = {  # TFLOP to train on one image of 2 × 224² and 6 × 98²: 3 × forward

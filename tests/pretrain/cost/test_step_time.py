@@ -10,7 +10,7 @@ from pretrain.cost import links, roofline
 from pretrain.cost.datasheets import KNOWN
 from pretrain.cost.plan import Request, scaling
 from pretrain.cost.plan_command import main
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 # NeMo has no views, so two of its images are one of ours, with two views. Its micro-batches have 64 images.
 NEMO = [

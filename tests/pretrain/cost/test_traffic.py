@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pretrain.config import Config, from_values
 from pretrain.cost.memory_estimate import count_parameters
 from pretrain.cost.traffic import step_traffic
-from pretrain.preflight import check_model
+from pretrain.preflight.model import check_model
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pretrain.engines.step import MicroBatch, train_step
 from pretrain.methods import build_head
 from pretrain.methods.config import LeJEPAConfig
 from pretrain.models.encoder import build_encoder
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 
 CPU = torch.device("cpu")

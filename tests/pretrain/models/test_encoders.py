@@ -18,7 +18,7 @@ from pretrain.checkpoint.warm_start import check_fit, find_weights, initial_stat
 from pretrain.config import load_config
 from pretrain.models.config import EncoderConfig
 from pretrain.models.encoder import build_encoder, embedding_width, timm_kwargs
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 
 # Millions of parameters as published beside the models' papers and in timm's results, without classifier.

@@ -17,7 +17,7 @@ from isotorus.errors import UserError
 from pretrain.config import Config
 from pretrain.models.blocks import depth_blocks
 from pretrain.models.encoder import ViewEncoder, build_encoder
-from pretrain.preflight import Model, check_model
+from pretrain.preflight.model import Model, check_model
 
 LARGEST = 40e6
 """Number of parameters of the largest model that is tried."""

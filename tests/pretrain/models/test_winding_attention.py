@@ -32,7 +32,8 @@ from pretrain.models.winding_attention import (
     attend_sorted,
     block_mask,
 )
-from pretrain.preflight import check, check_model
+from pretrain.preflight.check import check
+from pretrain.preflight.model import check_model
 from pretrain.train import train
 
 TINY = {"img_size": 32, "patch_size": 4, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0}

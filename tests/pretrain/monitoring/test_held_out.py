@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from eval_suite.geometry.rank import rankme
 from pretrain.config import load_config
 from pretrain.monitoring.held_out import NEIGHBOURS, TEMPERATURE, Embedded, HeldOut, conclude, knn
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 
 
 def test_rankme_and_knn_of_known_embeddings():

@@ -13,7 +13,7 @@ from torch.autograd import Variable
 from isotorus import jsonl
 from pretrain.config import load_config
 from pretrain.monitoring.timing import StepTimer
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.train import train
 
 

@@ -13,7 +13,7 @@ from data_pipeline.packing.pack import Options, pack
 from data_pipeline.sources import Sources
 from pretrain.config import Config
 from pretrain.models.description import EncoderDescription
-from pretrain.preflight import RunInputs
+from pretrain.preflight.inputs import RunInputs
 from pretrain.recording.encoder_json import encoder_json
 
 BOTH = ["rotation", "hue"]

@@ -11,7 +11,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.preview.symmetry import differences
 from isotorus.errors import UserError
 from pretrain.config import load_config
-from pretrain.preflight import check
+from pretrain.preflight.check import check
 from pretrain.starting import recipe
 from pretrain.starting.found import Images, Machine, images
 from tests.console import ROOT, isotorus

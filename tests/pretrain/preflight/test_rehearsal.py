@@ -13,11 +13,11 @@ from torch import nn
 
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
-from pretrain import preflight
 from pretrain.checkpoint import store as checkpoint
 from pretrain.config import Config, load_config
 from pretrain.models.encoder import build_encoder, create
-from pretrain.preflight import check_model
+from pretrain.preflight.likely_mistakes import warn
+from pretrain.preflight.model import check_model
 
 VIT: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 SMALL: dict[str, Any] = {
@@ -202,7 +202,7 @@ def test_numbers_of_recipes_and_overrides_reach_timm(tmp_path: Path):
 def said(caplog: pytest.LogCaptureFixture, config: Config, newest: Path | None = None) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        preflight._warn(config, newest)
+        warn(config, newest)
     return [record.getMessage() for record in caplog.records]
 
 
