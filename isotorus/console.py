@@ -1,6 +1,6 @@
 """The console command `isotorus COMMAND …`. Each command runs one of the packages as `python -m` would.
 
-But `python -m` finds a pretrain.py in the present folder before the installed package, by Python's own rule.
+But `python -m` finds a pretrain.py in the current folder before the installed package, by Python's own rule.
 This command does not, and neither do the processes that it starts.
 """
 

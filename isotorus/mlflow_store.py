@@ -50,7 +50,7 @@ def absolute(uri: str) -> str:
 
 
 def is_relative(uri: str) -> bool:
-    """Return whether an address is a local path that depends on the present folder."""
+    """Return whether an address is a local path that depends on the current folder."""
     if uri.startswith(_SQLITE):
         path = uri.removeprefix(_SQLITE)
         return bool(path) and not path.startswith("/") and ":memory:" not in path

@@ -44,7 +44,7 @@ def first_rank_reports(of_machine: bool = False) -> bool:
 
 def find_no_local_modules() -> None:
     """Make Python processes that this one starts import installed modules only, never a pretrain.py in the
-    present folder."""
+    current folder."""
     os.environ[_SAFE_PATH] = "1"
 
 

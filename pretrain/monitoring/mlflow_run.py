@@ -44,7 +44,7 @@ class TrackingConfig(Section):
     enabled: bool = True
     """Send metrics to MLflow; metrics.jsonl is written in any case."""
     uri: PathText | None = None
-    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the present folder.
+    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder.
     Addresses with a password are refused: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
     experiment: str = "isotorus"
     """Name of the MLflow experiment that the run belongs to."""
