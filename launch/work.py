@@ -8,9 +8,9 @@ from isotorus.errors import UserError
 
 class Work(NamedTuple):
     name: str
-    """The command, as after `isotorus`."""
+    """The command's name after `isotorus`."""
     module: tuple[str, ...]
-    """What follows `python -m` to run it."""
+    """The words after `python -m` that run the command."""
     by_parts: bool
     """Whether each node (with `pack` each task) does a part of the work by itself, as --part says, and a last
     process completes the work. Otherwise all ranks of all nodes form one process group."""

@@ -20,10 +20,10 @@ SLOW = 0.5
 """A host is slow if its best pair has less than this share of the median of all hosts' best rates. The best
 pair counts, because another pair may be slow through the fault of the other host."""
 SLOWEST = 0.125
-"""GB/s, which is 1 Gbit/s. With less between hosts, training waits for the network, whatever the model."""
+"""In GB/s; it equals 1 Gbit/s. With a slower network between hosts, training of any model waits for it."""
 CLOCKS = (1.0, 300.0)
-"""Seconds between clocks. Above the first, times in logs and MLflow are misleading; near the second, S3 soon
-refuses signatures (it does so at 900)."""
+"""Limits on the difference between clocks, in seconds. Above the first, times in logs and MLflow are
+misleading; above the second, S3 may soon refuse signatures (it does so at 900)."""
 
 
 def measure(firsts: list[int], hosts: list[str], device: torch.device) -> Facts:

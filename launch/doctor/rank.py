@@ -21,7 +21,7 @@ from launch.doctor import data, findings, folders, gpus, links, machine, trackin
 from launch.doctor.findings import ANSWER, VARIABLE, ByHost, Facts, Finding, Request, Status
 
 WORK = timedelta(minutes=5)
-"""How long a rank that has arrived may take for its own measurements."""
+"""Time that a rank which has arrived may take for its own measurements."""
 
 
 def main() -> int:

@@ -191,7 +191,7 @@ def _secret(text: str, kind: str) -> tuple[str, str]:
     """Read the value of --secret: the name of a Secret, and a key or an empty string for all keys."""
     name, _, key = text.partition(":")
     if not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", name) or (key and not re.fullmatch(_VARIABLE, key)):
-        # What was given may hold the value of a secret, so none of it is shown.
+        # The text may hold the value of a secret by mistake, so the error shows no part of it.
         raise UserError(
             "--secret: expected the name of a Secret of Kubernetes, or NAME:KEY, and never a value; create "
             "one with kubectl create secret generic NAME --from-env-file FILE"

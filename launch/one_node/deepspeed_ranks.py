@@ -1,7 +1,7 @@
 """Run the ranks of one node under DeepSpeed's launcher, with signals and exit codes of the ranks themselves.
 
-Alone, `deepspeed.launcher.launch` ends on SIGUSR1 without its ranks. After SIGTERM it gives them 30 seconds
-and then always fails, and it does not report which rank failed first.
+By itself, `deepspeed.launcher.launch` ends on SIGUSR1 but leaves its ranks running. After SIGTERM it gives
+them 30 seconds and then always fails. It does not report which rank failed first.
 """
 
 import base64
@@ -114,7 +114,7 @@ class _Watch:
         self.launcher, self.count = launcher, count
         self.ranks: dict[psutil.Process, int] = {}
         self.first: tuple[int, int, float] | None = None
-        """Rank; exit code, negative for a signal as in `subprocess`; seconds since 1970."""
+        """The rank that failed first, its exit code (-n for signal n) and the time in seconds since 1970."""
         self._interrupted = False
 
     def wait(self) -> None:

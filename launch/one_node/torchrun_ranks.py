@@ -18,7 +18,7 @@ from isotorus.errors import INTERRUPTED, TRY_AGAIN, USER_ERROR
 from isotorus.processes import pass_on_safe_path, usable_cores
 
 LAST_CALL_SECONDS = 10
-"""How long an elastic run waits for more hosts when enough hosts are ready."""
+"""Seconds that an elastic run waits for more hosts when enough hosts are ready."""
 
 
 class Failure(NamedTuple):
@@ -27,9 +27,9 @@ class Failure(NamedTuple):
     code: int
     """Exit code of the first rank that failed (128 + n for signal n); `TRY_AGAIN` if no rank failed."""
     rank: int
-    """-1 if no rank failed."""
+    """Number of the first rank that failed; -1 if no rank failed."""
     time: float
-    """Seconds since 1970."""
+    """Time of the failure, in seconds since 1970."""
     message: str
     """The rank's error message, or the last lines that it wrote on stderr if they are known."""
 

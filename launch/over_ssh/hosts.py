@@ -11,7 +11,7 @@ from isotorus.errors import UserError
 from isotorus.numbers import whole_number
 
 _NAME = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:@%\[\]-]{0,254}")
-"""What ssh and the folder of a host's logs take: no option, no path, and nothing that a shell reads."""
+"""Host names that are safe for ssh and as a folder of logs: no option, no path, no character of a shell."""
 _MOST_SLOTS = 4096
 
 
@@ -19,7 +19,7 @@ class Host(NamedTuple):
     name: str
     """The name or address that is passed to ssh."""
     slots: int
-    """The number of ranks that it runs, usually one for each GPU."""
+    """The number of ranks that the host runs, usually one for each GPU."""
 
 
 def add_file_options(group: "argparse._ActionsContainer") -> None:

@@ -18,7 +18,7 @@ from launch.over_ssh.remote import node_command
 from launch.recipe import read_recipe
 
 ELASTIC_RESTARTS = 100
-"""Every launcher uses one restart for each host that fails or leaves."""
+"""Default restarts of an elastic run; each host that fails or leaves uses one of every launcher."""
 _LONGEST_PATIENCE = 24 * 3600
 DECIDED_HERE = (
     "node-rank",
@@ -38,7 +38,7 @@ class Job:
 
     hosts: list[Host]
     fewest: int
-    """The smallest number of hosts it runs with. Fewer than all hosts makes the job elastic."""
+    """The smallest number of hosts that the job runs on. If it is less than all hosts, the job is elastic."""
     options: list[str]
     """Options for torchrun or DeepSpeed's launcher, the same on every host."""
     pretrain: list[str]

@@ -89,7 +89,7 @@ def start(args: argparse.Namespace, options: list[str], arguments: list[str]) ->
     if args.work is not TRAIN:
         return _start_other(args, options, arguments)
     base, configs, runs = _runs(args.sweep, arguments)
-    # Imported here because preflight imports torch, which takes seconds; what is refused above need not wait.
+    # Imported here because preflight imports torch, which takes seconds; errors above are then shown at once.
     from pretrain import sweep
     from pretrain.monitoring import mlflow
     from pretrain.preflight.model import check_model
@@ -198,7 +198,7 @@ def _job(
 ) -> Job:
     """Return the contents of the batch script of these runs.
 
-    `cpus_per_rank` holds unless the user gave a number. After the exit code `code` the job is queued again.
+    `cpus_per_rank` is used unless the user gave a number. The job is queued again after exit code `code`.
     """
     work, ranks = args.work, _ranks(args)
     a_task_each = work.name == "pack" or (args.task_per == "gpu" and not work.by_parts)
@@ -225,7 +225,7 @@ def _job(
         "export": "ALL",
     }
     # Ranks that end together end within seconds, so if a task is lost, the others are ended after a minute.
-    # Parts of a work end at different times, so nothing ends them.
+    # Parts of a divided work end at different times, so no limit ends the others.
     srun = [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0", f"--wait={0 if work.by_parts else 60}"]
     container: list[str] = []
     if args.container_image:

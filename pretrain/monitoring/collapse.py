@@ -1,4 +1,4 @@
-"""Measures of collapse for the log, computed at logged steps on the embeddings of that step."""
+"""Measures of collapse for the log, computed at each logged step on its embeddings."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ COLLAPSED_RANK = 1.5
 
 
 class Measured(NamedTuple):
-    """What the ranks have measured together, still on the device and equal on all of them."""
+    """Measures over all ranks, still on the device and equal on every rank."""
 
     scalars: dict[str, Tensor]
     covariance: Tensor

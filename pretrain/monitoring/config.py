@@ -26,8 +26,9 @@ class HeldOutConfig(Section):
     has labels) and RankMe are measured on some of its images and logged as held_out_knn and held_out_rankme.
     Without a path nothing is measured."""
     every: PositiveInt = 1000
-    """Steps from one measurement to the next. It is in the next row of metrics.jsonl that is written, and in
-    the last row. Training waits while the images are encoded; the rest is computed while it goes on."""
+    """Steps from one measurement to the next. The result is in the next row of metrics.jsonl that is written,
+    and in the last row. Training waits while the images are encoded; the rest is computed while it goes
+    on."""
     images: int = Field(1024, ge=2, le=10_000)
     """Number of images, drawn by `seed`, that are encoded once for a measurement. The ranks divide them and
     keep them in memory."""

@@ -28,8 +28,8 @@ _ABOVE_LARGEST = 2.0
 """A gradient norm up to this multiple of the largest of the window is no spike.
 
 Gradient norms have heavy tails: where two numbers stand for an angle, one short pair can make that of a whole
-batch ten times the median. In ten recorded healthy runs none was above 1.83 times the largest of the hundred
-before it. The loss is a mean, and its tails are light.
+batch ten times the median. In ten recorded healthy runs no norm was above 1.83 times the largest of the
+hundred norms before it. The loss is a mean, and its tails are light.
 """
 
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 GROUP = 32
 """Images that are encoded at once, all by one rank."""
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-"""Those of the k-NN of `isotorus eval`: a neighbour's vote is e^(cosine / TEMPERATURE)."""
+"""Settings of the k-NN of `isotorus eval`: a neighbour's vote is e^(cosine / TEMPERATURE)."""
 
 
 class Embedded(NamedTuple):
@@ -61,11 +61,12 @@ class HeldOut:
         self.samples: NDArray[np.int64] = np.sort(drawn.choice(len(dataset), count, replace=False))
         groups = [self.samples[first : first + GROUP] for first in range(0, count, GROUP)]
         self.rounds = -(-len(groups) // world_size())
-        """Groups of each rank; a rank with fewer encodes its last one again, which does not count."""
+        """Number of groups of each rank; a rank with fewer groups encodes its last one again, which does not
+        count."""
         self.groups = groups
         names = inputs.sources.channel_names
         self.placement = None if names is None else placed(dataset, names)
-        """The places of the images' channels among those of the encoder; None if these have no names."""
+        """The positions of the images' channels among those of the encoder; None if these have no names."""
 
     def due(self, step: int) -> bool:
         """Return whether the row of the log at a step has the measurement; this depends on the step alone."""
@@ -103,7 +104,7 @@ class HeldOut:
     def _images(self) -> list[tuple[Tensor, Tensor]]:
         """This rank's groups: images (g, C, S, S) of 8 or 16 bits, and which of them could be read (g,).
 
-        A rank without a group has the first one. Raises UserError if no image of the rank can be read.
+        A rank without a group gets the first one. Raises UserError if no image of the rank can be read.
         """
         mine = self.groups[rank() :: world_size()] or self.groups[:1]
         read = [self._read(group) for group in mine]
@@ -136,7 +137,7 @@ class HeldOut:
 
 
 def conclude(embedded: Embedded) -> dict[str, float]:
-    """Return the part of the row of the log that follows from embeddings; it is the recorder's thread's work.
+    """Return the part of a log row that follows from embeddings; the recorder's thread calls it.
 
     `held_out_rankme` is exp of the entropy of the embeddings' singular values (Garrido et al. 2023).
     `held_out_knn` is the balanced accuracy of k-NN by cosine, each labelled image predicted by the others; it

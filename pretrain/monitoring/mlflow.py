@@ -1,7 +1,7 @@
 """Copy metrics.jsonl to MLflow from a thread of its own, so that training never waits for a server.
 
-Training writes the file. The mirror sends the lines that the MLflow store does not have yet: a dead server
-loses nothing, because they are sent when it is back, and a resumed run logs no step twice.
+Training writes the file. The mirror sends the lines that the MLflow store does not have yet. So a dead server
+loses nothing, because the lines are sent when it is back, and a resumed run logs no step twice.
 """
 
 import logging
@@ -42,8 +42,8 @@ def reason(error: Exception) -> str:
 class Mirror(threading.Thread):
     """A thread that sends <folder>/metrics.jsonl to MLflow until `finish`; only rank 0 has one.
 
-    `start` is the number of steps that were done before, and `changes` are those of the parameters on earlier
-    and this start: the step, the name, the value before and after.
+    `start` is the number of steps that were done before, and `changes` are the changes of parameters at
+    earlier starts and at this one: the step, the name, the value before and after.
     """
 
     POLL_SECONDS = 2.0
@@ -73,7 +73,7 @@ class Mirror(threading.Thread):
         self._offset = 0
         self._corrupt_bytes = 0
         self._problem = ""
-        """What the last attempt failed of, as it was said."""
+        """The problem of the last attempt, as it was reported; empty if there was none."""
         self._status: str | None = None
         self._deadline = float("inf")
         self._closed = False
@@ -151,8 +151,8 @@ class Mirror(threading.Thread):
         for some in mlflow_run.portions(rows):
             began = time.monotonic()
             run.send(some)
-            self._problem = ""  # another failure while much is sent is another problem
-            # Sending a long history costs this process, too: leave training most of the time.
+            self._problem = ""  # a later failure is a new problem, which is reported again
+            # Sending a long history takes CPU time of this process: leave training at least half of it.
             self._stop_asked.wait(time.monotonic() - began)
         self._offset = offset
         self._name_corrupt(run)

@@ -1,8 +1,8 @@
-"""The MLflow run of a run folder: found again, created, or replaced where MLflow shows what is not true.
+"""The MLflow run of a run folder: found again, created, or replaced if MLflow shows wrong values.
 
-MLflow can neither change a parameter nor remove a metric's value. So where its parameters or losses are not
-those of the run any more, the run gets a new MLflow run, which is sent everything that metrics.jsonl holds,
-and what others have added to the old one; then the old one is deleted (`mlflow runs restore` brings it back).
+MLflow can neither change a parameter nor remove a metric's value. So if its parameters or losses are no
+longer those of the run, the run gets a new MLflow run. The new one gets everything that metrics.jsonl holds,
+and what others have added to the old one. The old one is then deleted (`mlflow runs restore` brings it back).
 """
 
 import json
@@ -29,10 +29,10 @@ CHANGES = "isotorus.changes"
 """Tag that lists the parameters that changed when the run was continued."""
 CORRUPT = "corrupt_samples"
 """Tag that names the damaged images that were replaced."""
-LONGEST_TAG = 5000  # characters that every MLflow store accepts
+LONGEST_TAG = 5000  # characters; every MLflow store accepts as many
 _LONGEST_PARAMETER = 500
-_MOST_PARAMETERS = 100  # that it accepts in a request
-MOST_METRICS = 1000  # that it accepts in a request
+_MOST_PARAMETERS = 100  # in a request to a store
+MOST_METRICS = 1000  # in a request to a store
 FIRST_CHART = "Loss/loss"
 """Second name of the loss: MLflow sorts charts by section, and sections without a name come last."""
 _SAME = 0.01
@@ -115,7 +115,7 @@ def is_copy(record: dict[str, Any], folder: Path, name: str) -> bool:
 
 
 class TrackedRun:
-    """A connection to the MLflow run of a run folder, which it makes true to what the folder says.
+    """A connection to the MLflow run of a run folder, which it makes agree with the folder.
 
     `start` is the number of steps that were done when the run was started this time, and `changes` are all
     changes of its parameters: the step, the name, the value before and after. Raises StoreProblem, or what
@@ -138,7 +138,8 @@ class TrackedRun:
         """Loss of each step that MLflow has."""
         record = known(folder)
         if record.get("complete"):
-            # More will be logged now: a run that MLflow is away for must not go on counting as complete.
+            # More rows will be logged now, so the record must not call the run complete, even if MLflow is
+            # away.
             _write(folder, record | {"complete": False})
         self.uri = choose_store(config, record)
         self.client = mlflow_store.connect(self.uri)
@@ -251,7 +252,7 @@ class TrackedRun:
         return run
 
     def _is_outdated(self, sent: dict[str, str]) -> bool:
-        """Return whether MLflow has a parameter with another value, or one that the run has no more."""
+        """Return whether MLflow has a parameter with another value, or one that the run no longer has."""
         changed = {name for _, name, _ in self.changes}
         return any(
             self.parameters[name] != value if name in self.parameters else name in changed
@@ -259,7 +260,7 @@ class TrackedRun:
         )
 
     def _create(self, old: Any) -> None:
-        """Create an MLflow run; with what users may have added to the one that it replaces, if it does."""
+        """Create an MLflow run. If it replaces `old`, it gets what users have added to that one."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
         tags, parameters, started = {}, {}, None
@@ -299,11 +300,11 @@ class TrackedRun:
             self.client.log_batch(self.run_id, params=new[first : first + _MOST_PARAMETERS])
 
     def _changes_in_words(self) -> str:
-        """Return the changes of parameters, the newest first where not all have room in a tag."""
+        """Return the changes of parameters; the newest come first if a tag has no room for all of them."""
         steps: dict[int, list[str]] = {}
         for step, name, values in self.changes:
             if step == 0:
-                continue  # nothing that was logged before counts
+                continue  # changes before the first step affect no logged row
             steps.setdefault(step, []).append(f"{name} {values}")
         lines = [f"step {step}: {', '.join(values)}" for step, values in steps.items()]
         text = "; ".join(lines)
@@ -316,7 +317,7 @@ class TrackedRun:
         old_id = old.info.run_id
         for name in old.data.metrics:
             if "/" not in name or name == FIRST_CHART:
-                continue  # training's own, which were sent again
+                continue  # metrics of training, which were sent again
             history = self.client.get_metric_history(old_id, name)
             points = [Metric(name, p.value, p.timestamp, p.step) for p in history if p.step <= self.start]
             for first in range(0, len(points), MOST_METRICS):

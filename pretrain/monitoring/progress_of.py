@@ -20,11 +20,11 @@ Row = dict[str, Any]
 _RECENT = 20
 """Number of newest rows whose median speed gives the time that is left."""
 _START = 120.0
-"""Seconds after which a run without any row is said to look into."""
+"""Seconds after which a note is shown about a run that has not logged any row."""
 _ALIVE = 60.0
-"""Seconds without renewal after which a run's lock is that of a process that has ended."""
+"""Seconds without renewal after which the process that holds a run's lock counts as ended."""
 _LONG = 600.0
-"""Seconds without a second row after which a run stands still."""
+"""Seconds without a second row after which a run counts as standing still."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Standing:
     since: float | None = None
     """Seconds since the newest start of the run wrote config.yaml; None without that file."""
     holder: str = ""
-    """The process that trains it, in words; "" if none has renewed the run's lock in the last minute."""
+    """The process that trains the run, in words; "" if none has renewed the run's lock in the last minute."""
 
     @property
     def step(self) -> int:
@@ -85,9 +85,9 @@ class Standing:
 
     @property
     def stands_still(self) -> bool:
-        """Whether nothing was logged for ten times as long as rows took, and a minute at least.
+        """Whether nothing was logged for ten times the usual time between two rows, and a minute at least.
 
-        How long one row took is not known; ten minutes are then enough.
+        After a single row that time is not known; the limit is then `_LONG`.
         """
         if self.finished or self.quiet is None:
             return False
@@ -104,7 +104,7 @@ class Standing:
 
 
 def standings(runs: Sequence[Path]) -> list[Standing]:
-    """Read how runs stand; of several, one that cannot be read has a `problem` and stops no other."""
+    """Read how runs stand. Among several runs, one that cannot be read only gets a `problem`."""
     if len(runs) == 1:
         return [standing(runs[0])]
     found = []
@@ -117,7 +117,7 @@ def standings(runs: Sequence[Path]) -> list[Standing]:
 
 
 def standing(run: Path) -> Standing:
-    """Read how a run stands; what is not there yet, or is being written, is missing from the result.
+    """Read how a run stands. Values whose file is missing or being written are left out.
 
     Raises UserError for a log that is no regular file.
     """

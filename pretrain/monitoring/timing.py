@@ -136,7 +136,7 @@ class TimedEngine:
 def compare_ranks(seconds: float, data_wait: float) -> dict[str, float]:
     """Return which rank is slowest, the longest wait for data and the memory peak (GiB), equal on all ranks.
 
-    Every rank calls it, with the seconds a step that it spent without waiting for others (`seconds_alone`:
+    Every rank calls it, with the seconds per step that it spent without waiting for others (`seconds_alone`:
     whole steps take equally long everywhere) and with the share of a step in which it waited for data, which
     the other ranks then wait for too.
     """

@@ -1,9 +1,9 @@
 """Whether the angles of a torus head turn with the images, measured now and then while a run trains.
 
 Some images of the run's own data are turned by each action once all the way round. An angle that follows its
-action goes round `order` times meanwhile, and all others come back without a turn. The networks are in
-evaluation mode, as they will be on the checkpoint. `isotorus eval certificate` measures the same on images
-that the run has not seen.
+action goes round `order` times during this turn, and all other angles come back without a turn. The networks
+are in evaluation mode, as they will be on the checkpoint. `isotorus eval certificate` measures the same on
+images that the run has not seen.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ if TYPE_CHECKING:  # checkpoints hold what monitors have counted, and the config
 log = logging.getLogger(__name__)
 
 IMAGES = 32
-"""Images that are turned, in all ranks together."""
+"""Number of images that are turned, over all ranks."""
 SAMPLES = 12
-"""Samples of a path for each turn that the action's angle is to make."""
+"""Positions along a path for each turn that the action's angle should make."""
 RANDOM = 8
-"""Random turns of each image, on which uniformity is measured."""
+"""Number of random turns of each image on which uniformity is measured."""
 TOGETHER = 64
 """Images that are encoded at once."""
 EARLY = 0.25
-"""Share of training before which no winding is said to be stuck."""
+"""Share of training before which no winding counts as stuck."""
 HARDLY, RISE = 0.5, 0.1
-"""A winding is stuck if it is right on less than HARDLY of the images, and that has not risen by RISE."""
+"""A winding is stuck if it is right on less than the share HARDLY of the images, and this share has not risen
+by RISE."""
 
 
 class Windings:

@@ -30,7 +30,7 @@ from pretrain.recording import config_history
 log = logging.getLogger(__name__)
 
 LONGEST_SILENCE = 60.0
-"""Seconds after which a log has a line of progress at the latest."""
+"""Largest number of seconds between two lines of progress in a log."""
 
 
 class Recorder:
@@ -65,9 +65,9 @@ class Recorder:
     ) -> None:
         """Log what was measured after `step` steps, and warn if it looks bad.
 
-        Training goes on while a thread computes what follows from the embeddings' covariance (on the CPU) and
-        where they are `embedded`, from held-out images, and writes the row. An error of the thread, such as
-        that of a full disk, is raised by the next `write`, `sync` or `rollback`.
+        Training goes on while a thread computes the measures that follow from the embeddings' covariance (on
+        the CPU) and, if given, from the held-out images `embedded`, and writes the row. An error of the
+        thread, for example on a full disk, is raised by the next `write`, `sync` or `rollback`.
         """
         samples = step * self.config.data.batch_size
         row: dict[str, Any] = {
@@ -85,7 +85,7 @@ class Recorder:
     def _write(
         self, measured: dict[str, Any], covariance: Tensor, embedded: held_out.Embedded | None
     ) -> None:
-        """Write a row; it is the thread's work."""
+        """Write a row; the thread calls it."""
         row = collapse.conclude(measured, covariance)
         if embedded is not None:
             row |= held_out.conclude(embedded)
@@ -117,7 +117,7 @@ class Recorder:
         self._thread.shutdown()
         self.progress.close()
         if self.mirror:
-            # A failed run has an error to report, for which others wait.
+            # A failed run waits less: other ranks and the launcher wait for its error.
             again = "run the same command again"
             if self.config.resume == "never" and self.status != "FINISHED":
                 again += " with resume=auto"
@@ -171,10 +171,10 @@ class Progress:
 
 
 def catch_up(config: Config) -> None:
-    """Send the rows of a finished run that MLflow lacks: its store did not answer, or is another one now."""
+    """Send the rows of a finished run that MLflow lacks: its store did not answer, or has changed."""
     if not config.tracking.enabled:
         return
-    # What the run was trained with, which need not be what the present command says.
+    # The configuration of the training; that of the present command may differ.
     trained = config_history.present(config.folder) | {"name": config.name, "runs": config.runs}
     steps = max((row["step"] for row in jsonl.read(config.folder / "metrics.jsonl", "step")), default=0)
     if steps and not mlflow_run.is_complete(config.folder, config.name, config.tracking):
@@ -184,7 +184,7 @@ def catch_up(config: Config) -> None:
 def _mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow.Mirror:
     """Return what sends the rows to MLflow, with the parameters in `trained` or else those of `config`."""
     values = trained or flatten(config.model_dump(mode="json"))
-    # Where MLflow is says nothing about the run, and may change when the store is moved.
+    # The address of MLflow says nothing about the run, and changes when the store is moved.
     parameters = {name: x for name, x in values.items() if not name.startswith("tracking.")}
     changes = [x for x in config_history.changes(config.folder) if not x.name.startswith("tracking.")]
     return mlflow.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)

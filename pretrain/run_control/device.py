@@ -35,7 +35,7 @@ def choose_index(local_rank: int, ranks: int, devices: int, per_task: int, is_ta
     """Return the number of this rank's GPU among the `devices` that it sees; a node has `ranks` ranks.
 
     `per_task` is how many GPUs Slurm gives each task, 0 where it does not say. A scheduler may show each task
-    (`is_task`) its own GPU alone, which then is number 0.
+    (`is_task`) only its own GPU, which then has number 0.
     """
     if per_task > 1 and devices > 1:
         raise MachineError(

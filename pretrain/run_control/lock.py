@@ -1,10 +1,10 @@
 """One run at a time in a run folder: rank 0 holds <run>/lock while it trains.
 
 On one machine the file system's own lock decides: the kernel knows its living processes, whatever their ids
-and the host's name. Between machines it cannot: not every shared file system has locks that reach other
-machines, and some keep the lock of a machine that has died. There the file's modification time decides. The
-holder renews it, and a process that wants the folder watches, by its own stopwatch, whether it changes; no
-two clocks are compared.
+and the host's name. Between machines it cannot decide: not every shared file system has locks that reach
+other machines, and some keep the lock of a machine that has died. In this case the file's modification time
+decides. The holder renews it, and a process that wants the folder watches, by its own stopwatch, whether it
+changes; no two clocks are compared.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from typing import Any
 from isotorus.errors import UserError
 
 STALE_SECONDS = 30.0
-"""Time without a renewal after which a holder on another machine counts as dead; the watchdog renews the
+"""Seconds without a renewal after which a holder on another machine counts as dead; the watchdog renews the
 lock."""
 _PATIENCE_SECONDS = 10.0
-"""How long to wait for a holder on this machine: a killed process may take a while to disappear."""
+"""Seconds to wait for a holder on this machine, because a killed process may take a while to disappear."""
 _POLL_SECONDS = 0.5
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 

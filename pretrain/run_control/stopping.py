@@ -15,7 +15,7 @@ from pretrain.run_control.signals import Signals, StopRequest, interrupted_code
 from pretrain.run_control.watchdog import Watchdog
 
 _SIGNAL_SECONDS = 10.0
-"""How much later than others an elastic launcher may learn that a host has joined."""
+"""Seconds by which one elastic launcher may learn later than another that a host has joined."""
 
 
 class Stopping:

@@ -19,8 +19,8 @@ from pretrain.run_control.signals import Signals
 
 _POLL_SECONDS = 2.0
 _LINGER_SECONDS = 10.0
-"""How long a rank stays at most after it has written its stack. If it ended before the others, they would
-report that as the failure."""
+"""Longest time in seconds that a rank stays after it has written its stack. If it ended before the others,
+they would report its end as the failure."""
 
 
 class Watchdog(threading.Thread):

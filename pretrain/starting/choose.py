@@ -12,13 +12,13 @@ from pretrain.starting.found import Images, Machine
 SMALL = 50_000
 """Sets with fewer images are trained by LeJEPA's minimal recipe."""
 _LARGE = ((20_000_000, "vit_large_patch16_224"), (2_000_000, "vit_base_patch16_224"))
-"""Images from which on a larger encoder is chosen."""
+"""Numbers of images from which on a larger encoder is chosen."""
 _PASSES = 100
-"""How often LeJEPA's published runs see each image of ImageNet-1k."""
+"""Epochs of LeJEPA's published runs on ImageNet-1k."""
 _SEEN, _MOST_PASSES = 5_000_000, 800
-"""Views of a small set's images that a run takes if there is time, but in no more than so many passes."""
+"""Samples that a run on a small set sees if there is time, and the largest number of epochs for them."""
 _ENOUGH = 50
-"""Images from which on the mean image tells whether they have an up."""
+"""Number of images from which on the mean image shows whether the images have an upright position."""
 
 
 class Setting(NamedTuple):
@@ -64,7 +64,7 @@ def settings(images: Images, machine: Machine) -> list[Setting]:
 
 
 def batch(images: Images, on_cpu: bool) -> int:
-    """Return the global batch: that of the recipes, or of small sets a quarter of the images."""
+    """Return the global batch size: that of the recipes, but at most a quarter of the images."""
     most = 128 if on_cpu else 256 if images.count < SMALL else 512
     return max(2, min(most, images.count // 4))
 

@@ -23,13 +23,14 @@ class Images:
     """Median of the shorter side in pixels."""
     channels: int
     depth: int
-    """8 or 16 bits a channel."""
+    """Bits per channel, 8 or 16."""
     labelled: int
     classes: int
     groups: int | None
     remote: bool
     mirrored: dict[str, float]
-    """Differences of `data_pipeline.preview.symmetry`."""
+    """Difference between images and their mirror images, by mirroring; see
+    `data_pipeline.preview.symmetry`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Machine:
     """Accelerators and cores that the run will have."""
 
     gpu: str
-    """A name of `pretrain.cost.datasheets`, or cpu."""
+    """A GPU's name in `pretrain.cost.datasheets`, or "cpu"."""
     gpus: int
     cores: int
 

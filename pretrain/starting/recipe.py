@@ -24,7 +24,8 @@ _LINE = 100
 def written(images: Images, machine: Machine, hours: float, name: str) -> tuple[str, Config]:
     """Return a recipe in YAML with a comment behind each value, and its configuration.
 
-    Raises UserError for fewer images in a batch than accelerators, and if these do not have the memory.
+    Raises UserError if a batch has fewer images than there are accelerators, and if these have too little
+    memory.
     """
     chosen = choose.settings(images, machine)
     batch = choose.batch(images, machine.gpu == "cpu")

@@ -23,7 +23,7 @@ _MOST_MIXTURES = 100_000
 
 @dataclass(frozen=True)
 class State:
-    """One generation of a data set, also one that `compact` has dropped."""
+    """One generation of a data set, perhaps one that `compact` has dropped."""
 
     count: int
     """Number of samples."""

@@ -31,7 +31,7 @@ class Sight:
     results: list[Path]
     """Evaluations whose probes were fitted on some of the images."""
     replaced: int
-    """Number of damaged images that the run replaced by others, which are not looked at."""
+    """Number of damaged images that the run replaced by others; these others are not looked at."""
     weights: str = ""
     """The file of its first weights, if a run that saw the images has written it."""
 

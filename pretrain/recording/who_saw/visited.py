@@ -45,7 +45,7 @@ def visited(
 
 
 def _opened(path: str, state: State) -> Dataset:
-    """Open the generation of a data set that a state is of; raises `UserError` if it is gone."""
+    """Open the generation of a data set that `state` describes; raises `UserError` if it is gone."""
     dataset = Dataset(path)
     prints = [generation.fingerprint for generation in dataset.generations]
     if state.fingerprint not in prints:
