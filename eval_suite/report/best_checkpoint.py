@@ -80,9 +80,9 @@ def best_of(rows: Sequence[Row]) -> list[Best]:
 def chosen(results: Results) -> Chosen | None:
     """Return the score on val, or out of fold, by which a checkpoint is chosen; None if there is none.
 
-    It is the deciding score of the first method that has it, which is the linear probe. Where the results
-    are reported on test, the value on val is that of the chosen setting. Its interval is as wide as that on
-    test, times the root of the ratio of the labelled samples.
+    It is the deciding score of the first method that has one; the linear probe comes first. If the results
+    are reported on test, it is the score of the chosen setting on val. Its interval is as wide as that on
+    test times √(labelled samples of test / labelled samples of val).
     """
     measured, reported = results["representations"]["pretrained"], results["reported_on"]
     for method in (name for name, described in METHODS.items() if described.summarised):
@@ -108,8 +108,8 @@ def chosen(results: Results) -> Chosen | None:
 def link(evaluated: Sequence[Evaluated]) -> tuple[dict[Path, Path], list[str]]:
     """Link the best evaluation of every run that has several; returns the links' targets, and notes.
 
-    The link is RUN/eval/best, or best-<name> where evaluations of several runs are in one folder. Where links
-    are not possible it is a file with the name of the folder.
+    The link is RUN/eval/best, or best-<name> where evaluations of several runs are in one folder. If links
+    are not possible, a file with the name of the folder takes its place.
     """
     rows = [Row(each.name, each.results, (each,)) for each in evaluated]
     runs_in: dict[Path, set[object]] = {}
@@ -152,7 +152,7 @@ def _best(rows: Sequence[Row]) -> Best | None:
         of = [by for member in counted if (by := chosen(member.results)) is not None]
         if of and len(of) == len(counted):
             found.append((row, of))
-    # Rows that have another score than the newest one cannot be compared with it.
+    # Rows with another score than that of the newest row cannot be compared with it.
     newest, last = max(found, key=lambda each: each[0].step, default=(None, []))
     found = [(row, of) for row, of in found if all(by[:3] == last[0][:3] for by in of)]
     if newest is None or len({row.step for row, _ in found}) < 2:

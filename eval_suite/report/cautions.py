@@ -17,7 +17,7 @@ class _Setting(NamedTuple):
 
     title: str
     lowest: str
-    """Adjective for its smallest value; `highest` is that for its largest one."""
+    """Adjective for the smallest value; `highest` is the adjective for the largest one."""
     highest: str
     option: str
     """Option of the command line that gives another grid; "" where there is none."""

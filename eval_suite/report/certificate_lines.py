@@ -1,4 +1,4 @@
-"""The lines of a certificate as a table: a column for the trained encoder, and for each beside it."""
+"""The lines of a certificate as a table: a column for the trained encoder and for each encoder beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ TITLES = {"untrained": "untrained", "pixels": "raw pixels"}
 
 
 def lines(numbers: Mapping[str, Any]) -> Table:
-    """Return the table of the content of certificate.json; what needs angles is empty for those without."""
+    """Return the table of the content of certificate.json; cells that need angles are empty without them."""
     columns = {"this run": numbers} | {TITLES.get(name, name): of for name, of in numbers["beside"].items()}
     shape = "circle" if len(numbers["inputs"]["actions"]) == 1 else "torus"
     rows: dict[str, Sequence[Cell]] = {}

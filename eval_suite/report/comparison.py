@@ -19,7 +19,7 @@ class Comparison:
     best: list[Best]
     correlations: list[Correlation]
     notes: list[str]
-    """What was kept apart or could not be read, a line each."""
+    """A line for each evaluation that was kept apart or could not be read."""
 
 
 def compare(evaluated: Sequence[Evaluated]) -> Comparison:

@@ -41,7 +41,7 @@ QUANTITIES = {
     },
     LOSS: "training loss",
 }
-"""What is drawn over the steps of a run: its column in the table of results, and its label."""
+"""The quantities drawn over the steps of a run: the column in the table of results, and the label."""
 
 
 _OF_CLOUDS = (
@@ -52,7 +52,7 @@ _OF_CLOUDS = (
     "uniformity_over_null",
 )
 SIDE_BY_SIDE = [metric for metric in CLOUD if metric.path in _OF_CLOUDS]
-"""What the table of geometry shows of the embedding and of a torus head's angles."""
+"""The columns of the table of geometry, for the embedding and for a torus head's angles."""
 
 
 class Difference(NamedTuple):
@@ -287,5 +287,5 @@ def _over_steps(
 
 
 def _address(folder: Path, out: Path) -> str:
-    """Return the relative address of a folder; a name such as javascript:… is a name in it, no scheme."""
+    """Return the relative address of a folder; a name such as javascript:… does not become a scheme."""
     return quote(os.fsencode(Path(os.path.relpath(folder, out)).as_posix()))

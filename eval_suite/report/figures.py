@@ -59,7 +59,7 @@ STYLE: dict[Any, Any] = {
 
 
 def colour(representation: str) -> str:
-    """Return the colour of a representation; that of a name given by a user depends on the name alone."""
+    """Return the colour of a representation; for a name that a user gave, it depends on the name alone."""
     usual = COLOURS.get(representation) or COLOURS.get(re.sub(r"-\d+$", "", representation))
     return usual or _OTHERS[zlib.crc32(representation.encode()) % len(_OTHERS)]
 

@@ -25,7 +25,7 @@ Bars = Sequence[Sequence[tuple[float, float | None]]]
 
 
 def diagram(bars: Bars, null_longest: Sequence[Sequence[float]], threshold: float) -> str:
-    """Draw births and deaths of each dimension; holes below its line live no longer than the null's."""
+    """Draw births and deaths; holes below their dimension's line live no longer than the null's longest."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, threshold], [0, threshold], color=INK, linewidth=0.6)

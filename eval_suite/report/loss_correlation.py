@@ -2,8 +2,8 @@
 
 Losses of different objectives have different units, so they are never put into one group. Over a sweep of λ,
 LeJEPA's loss (1 − λ)·prediction + λ·SIGReg grows with λ whatever the encoder is worth. Balestriero and LeCun
-(2025, arXiv:2511.08544, on the loss as a predictor of downstream accuracy) correlate the score with
-loss / λ^α and report that α ≈ 0.4 works best; α = 0 is the loss as it is. Both are given.
+(2025, arXiv:2511.08544, on the loss as a predictor of downstream accuracy) correlate the score with loss /
+λ^α and report that α ≈ 0.4 works best; α = 0 stands for the unchanged loss. Results are given for both.
 """
 
 import json
@@ -90,7 +90,7 @@ def interval(rho: float, n: int) -> tuple[float, float]:
     Psychometrika 65). Where ρ is 1 or −1 the transformation is infinite; then the inner end is that of the
     nearest correlation that n points can have.
     """
-    swap = 12 / (n * (n * n - 1))  # what one exchange of two neighbouring ranks takes from a correlation of 1
+    swap = 12 / (n * (n * n - 1))  # swapping two neighbouring ranks lowers a correlation of 1 by this much
     inner = math.copysign(min(abs(rho), 1 - swap), rho)
     half = float(norm.ppf(0.975)) * math.sqrt((1 + inner**2 / 2) / (n - 3))
     low, high = math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half)

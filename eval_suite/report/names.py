@@ -1,4 +1,4 @@
-"""What pages and sentences call the representations; names that a user gave stand for themselves."""
+"""What pages and sentences call the representations; names that a user gave are shown unchanged."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone are one row: means and t-intervals over seeds, paired differences."""
+"""Runs that differ only by their seed become one row: means, t-intervals over seeds, paired differences."""
 
 import itertools
 import json
@@ -64,7 +64,7 @@ class _Known:
     seed: int
     steps: Any
     settings: str
-    """What shapes the encoder except the seed, and how it was evaluated."""
+    """Everything that shapes the encoder except the seed, and the settings of the evaluation."""
     family: str
     """The same without the number of steps."""
 
@@ -156,10 +156,10 @@ def paired(row: Row, other: Row, path: str) -> list[float]:
 
 
 def _merged(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean of every number with its interval, and of other values what is equal.
+    """Return the mean of every number with its interval, and every other value that is equal in all members.
 
-    The interval of a number is beside it as <key>_interval; that of a difference's `value` is `interval`.
-    A differing text, such as a chosen feature set, becomes the list of its values with their counts.
+    The interval of a number has the key <key>_interval; that of a difference's `value` has the key
+    `interval`. If texts differ, such as the chosen feature set, the result lists the texts with their counts.
     """
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for each in of for key in each):
@@ -176,7 +176,7 @@ def _merged(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if any(isinstance(value, float) for value in values):
                 merged[key] = float(np.mean(values))
                 ends = t_interval(values)
-                if key in SCORES and SCORES[key].percent:  # a share, so no more than 1 and no less than 0
+                if key in SCORES and SCORES[key].percent:  # a share lies within 0 and 1
                     ends = [None if end is None else min(max(end, 0.0), 1.0) for end in ends]
                 merged["interval" if key == "value" else f"{key}_interval"] = ends
         elif all(isinstance(value, str) for value in values):
@@ -224,7 +224,7 @@ def _groups(known: Iterable[_Known], notes: list[str]) -> list[list[_Known]]:
 
 
 def _unequal(known: Sequence[_Known]) -> list[str]:
-    """Return a line for each run that ends before others of its settings, or alone has its length."""
+    """Return a line for each run that ends earlier than others with its settings, or has its length alone."""
     notes = []
     for family in dict.fromkeys(each.family for each in known):
         newest: dict[str, _Known] = {}
@@ -284,7 +284,7 @@ def _names(groups: Sequence[Sequence[_Known]], evaluated: Sequence[Evaluated]) -
 
 
 def _common(of: Sequence[str]) -> str:
-    """Return names without their seed, or else what they begin with; "" if they share nothing."""
+    """Return what all names share: the name without its seed, or else their common prefix, perhaps ""."""
     without = {re.sub(r"(^|[-_.])(seed|s)[=_-]?\d+(?=$|[-_.])", "", name).strip("-_.") for name in of}
     if len(without) == 1:
         return without.pop()

@@ -62,8 +62,8 @@ def tsne_map(x: Array) -> NDArray[np.float64]:
 def _components(x: Array, most: int) -> NDArray[np.float64]:
     """Return at most `most` principal components of `x` (n, d), divided by the deviation of the first.
 
-    scikit-learn's t-SNE ends the process by a segmentation fault where its start is not finite, as it is when
-    nothing varies; so that is found here, relative to the size of the features.
+    If no feature varies, the start of scikit-learn's t-SNE is not finite, and the process ends with a
+    segmentation fault. So this function raises Unmeasurable if the variation lies within rounding.
     """
     if len(x) < 2:
         raise Unmeasurable(f"{len(x)} sample; a map needs two or more")
@@ -110,7 +110,7 @@ def neighbour_rows(
 def turn(
     train: Dataset, samples: Sequence[int], angles: Sequence[float], channels: int, count: int = 12
 ) -> list[Picture]:
-    """Return images along a circular coordinate: those of `samples` nearest to `count` even angles."""
+    """Return images along a circular coordinate: the samples nearest to `count` evenly spaced angles."""
     away = np.asarray(angles)[None] - np.linspace(0, 2 * np.pi, count, endpoint=False)[:, None]
     nearest_to = np.abs(np.angle(np.exp(1j * away))).argmin(axis=1)
     chosen = [int(samples[place]) for place in nearest_to]

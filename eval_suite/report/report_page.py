@@ -155,7 +155,7 @@ def _leads(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _drawn(title: str, draw: Callable[[], str], undrawn: Undrawn) -> list[tuple[str, Markup]]:
-    """Return the title and the figure that `draw` returns as SVG; [] if it fails, which `undrawn` keeps."""
+    """Return the title and the SVG that `draw` returns; on failure, return [] and note why in `undrawn`."""
     drawn = attempt(title, draw, undrawn)
     return [] if drawn is None else [(title, Markup(drawn))]
 

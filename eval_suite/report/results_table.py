@@ -39,7 +39,7 @@ def write(
         if correlations:
             with atomic(out / "correlations.csv") as stream:
                 pyarrow.csv.write_csv(pa.Table.from_pylist([asdict(each) for each in correlations]), stream)
-        else:  # one of an earlier comparison would speak of other checkpoints
+        else:  # a file of an earlier comparison is about other checkpoints
             (out / "correlations.csv").unlink(missing_ok=True)
     except OSError as error:
         raise from_os_error(error, f"writing the comparison to {out}") from error
@@ -49,7 +49,7 @@ def write(
 def row(of: Row, best: Sequence[Best]) -> dict[str, Any]:
     """Return one flat row: the checkpoint, every measured number with its interval, the verdicts, the loss.
 
-    `best` is whether it is the best of its run; None where the run has one checkpoint only.
+    The column `best` says whether the row is the best of its run; it is None if the run has one checkpoint.
     """
     results, checkpoint = of.results, of.results["checkpoint"]
     flat: dict[str, Any] = {"name": of.name, "step": of.step}

@@ -18,13 +18,13 @@ NO_MATTER = {
     *("checkpoint", "stopping", "tracking", "profile"),
     *("data.workers", "data.cache", "data.max_corrupt"),
 }
-"""Fields that change nothing in the trained encoder, except the seed, over which a mean is taken."""
+"""Fields that do not tell runs apart: they leave the encoder as it is, or are the seed, which is averaged."""
 ENGINE_MATTERS = {"precision"}
 """Fields of `engine` that change the numbers; all other engines give the same loss and gradient."""
 
 
 def read(run: Path) -> Config | str:
-    """Return the configuration of a run, or in words why there is none."""
+    """Return the configuration of a run, or the reason why it cannot be read, in words."""
     file = run / "config.yaml"
     try:
         values = read_yaml(foreign_files.read_bytes(file).decode())

@@ -16,7 +16,7 @@ CLOUDS = {
     "untrained": "the untrained encoder's embedding",
 }
 SPLITS = {"test": "the test split", "val": "the validation split", "folds": "held-out folds"}
-"""What the scores are reported on."""
+"""Words for the split on which scores are reported."""
 Results = Mapping[str, Any]
 
 
@@ -101,7 +101,7 @@ def _briefly(standing: Standing) -> str:
 
 
 def about_scores(results: Results) -> str:
-    """Say how the pretrained encoder scores, with folds also on test; the tables have its baselines."""
+    """Say how the pretrained encoder scores; with folds, also on test. The tables have the baselines."""
     measured = results["representations"]["pretrained"]
     methods = [name for name, method in METHODS.items() if method.summarised and name in measured]
     if not methods:
@@ -171,7 +171,7 @@ def about_finetuning(results: Results) -> str:
 
 
 def _on_test(results: Results) -> str:
-    """Say how the encoder scores on a test split beside folds, against the baseline that is best in folds."""
+    """Say how the encoder scores on a test split beside folds, against the best baseline of the folds."""
     for standing in standings(results)[:1]:
         path = f"{standing.method}/test/{standing.score}"
         over = lead(results, path, standing.best.baseline)
@@ -210,7 +210,7 @@ def _pairs(measured: Mapping[str, Any]) -> str:
 
 
 def _behind(over: Lead) -> str:
-    """Say by how much a baseline is ahead; the bracket stays open for more."""
+    """Say by how much a baseline is ahead; the caller adds to the bracket and closes it."""
     turned = Lead(over.baseline, -over.value, -over.high, -over.low)
     return f"{_points(turned.value)} ahead ({_interval(turned)}"
 

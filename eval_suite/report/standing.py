@@ -23,7 +23,7 @@ class Lead(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """1 if the pretrained encoder is better beyond noise, −1 if it is worse, 0 if neither is seen."""
+        """1 if the pretrained encoder is better beyond noise, −1 if it is worse beyond noise, else 0."""
         return (self.low > 0) - (self.high < 0)
 
 
@@ -50,7 +50,7 @@ class Standing:
 
     @property
     def smallest(self) -> float | None:
-        """Half the width of the interval: smaller effects could not have been seen. None without interval."""
+        """Half the width of the interval: smaller effects are not detectable. None without an interval."""
         width = self.best.high - self.best.low
         return width / 2 if math.isfinite(width) else None
 
@@ -75,8 +75,8 @@ def baselines(results: Results) -> list[str]:
 def leaders(results: Results, path: str) -> set[str]:
     """Return which representations are best in the score at `path`, such as probe/auroc, or level with it.
 
-    Level with the best is what its paired interval allows where the pretrained encoder is one of the two.
-    Two others have no paired interval; they are level if one lies within the interval of the best.
+    Two representations are level if the paired interval of their difference holds 0; only differences to the
+    pretrained encoder have one. Any other representation is level if it lies within the interval of the best.
     """
     score = path.rpartition("/")[2]
     values = {name: dig(of, path) for name, of in results["representations"].items()}
@@ -101,8 +101,8 @@ def leaders(results: Results, path: str) -> set[str]:
 def lead(results: Results, path: str, baseline: str) -> Lead | None:
     """Return the lead over one baseline in the score at `path`; None if one of the two has no score.
 
-    Its interval is the paired one. Results without it have the intervals of the two scores, which are put
-    together as if they were independent: half widths are added as squares (Newcombe 1998, method 10).
+    Its interval is the paired one. If the results have none, the intervals of the two scores are combined as
+    if they were independent: the squares of half widths are added (Newcombe 1998, method 10).
     """
     ours, theirs = (dig(results["representations"][name], path) for name in ("pretrained", baseline))
     if ours is None or theirs is None:

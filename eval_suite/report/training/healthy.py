@@ -58,7 +58,7 @@ RANGES = {
     "windings_right": Range("windings right", 0.9, 1.0, least=0.5, remedy=_WINDINGS, percent=True),
     "data_wait": Range("waiting for data", 0.0, 0.1, most=0.1, remedy="raise data.workers", percent=True),
 }
-"""By the name in metrics.jsonl. `pretrain.monitoring` warns at the limits of collapse and of data wait."""
+"""Ranges by name in metrics.jsonl; `pretrain.monitoring` warns at the limits of collapse and data wait."""
 REFUSED = 0.02
 """Share of refused updates above which a run is unhealthy."""
 

@@ -9,7 +9,7 @@ from isotorus import jsonl
 from isotorus.errors import UserError
 
 _LARGEST = 1e300
-"""Largest size of a logged number: JSON has whole numbers that no float holds."""
+"""Largest absolute value of a logged number, because JSON may hold whole numbers that no float holds."""
 WINDOW = 0.01
 """Share of the run's steps over which `loss_at` averages, because the losses of single steps are noisy."""
 
@@ -37,7 +37,7 @@ def loss_at(run: Path, step: int) -> float | None:
 
 
 def at(rows: list[dict[str, Any]], key: str, step: int, window: int) -> float | None:
-    """Return a logged quantity at a step: at each logged row its mean over the `window` steps up to there.
+    """Return a logged quantity at a step, averaged at each logged row over the last `window` steps.
 
     Between two logged rows the value is interpolated linearly. None where the step lies outside of the rows
     that have the quantity.
