@@ -11,7 +11,7 @@ Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
 ITEMS_A_CELL = 4
-"""Average number of items in a cell that the number of bins is chosen for."""
+"""Average number of items that a cell should hold; it decides the number of bins."""
 CELLS = 32
 """Number of cells that a query reads."""
 RECALL_AT = (1, 5, 10)

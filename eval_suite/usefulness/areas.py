@@ -1,8 +1,8 @@
 """Areas under ROC and precision-recall curves on many resamples of one test set.
 
 Replaces scikit-learn's `roc_auc_score` and `average_precision_score`, which sort the samples again for every
-resample. Here they are sorted once, and each resample is one pass over them, compiled by numba. The gain was
-not measured. The results are exact.
+resample. Here the samples are sorted once, and each resample is one pass over them, compiled by numba. The
+results are the same; the gain in time was not measured.
 """
 
 from collections.abc import Callable

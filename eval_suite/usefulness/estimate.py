@@ -1,4 +1,4 @@
-"""Scores with what their intervals are made from, so that two scores can be subtracted."""
+"""Scores with the samples behind their intervals, so that two scores can be subtracted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, its values on bootstrap test sets, and for folds also what a changed training part does."""
+    """A score, its values on bootstrap test sets, and for folds its changes with the training samples."""
 
     value: float
     resampled: NDArray[np.float64]
-    """Its values (resamples,)."""
+    """The score on each bootstrap test set, (resamples,)."""
     changes: tuple[NDArray[np.float64], ...] = ()
-    """For folds, changes of the score on a fold by other training samples, an array for each cause; the first
-    has the changes (pairs,) when another fold is fitted too."""
+    """For folds: how the score on a fold changes with other training samples, one array for each cause. The
+    first array holds the changes (pairs,) when one more fold is added to the training samples."""
     sampling: Sampling | None = None
     """None for a single split."""
 
@@ -48,12 +48,13 @@ class Estimate:
     def interval(self, score: str | None = None) -> list[float]:
         """Return the 95 % interval [low, high] of a score, within its range; without a name, of a difference.
 
-        For a single split it is the percentile interval of the bootstrap. For folds it is one of the score
-        that is expected of a probe fitted on as many samples as each fold leaves: value ± t √(c·(V + D)). V
-        is the variance over bootstrap test sets, in which the probes stay as they are. D, for the choice of
-        the training samples, is the variance of the `changes`, summed over their causes; its factor of 1 is
-        that of studies/coverage. c corrects the bootstrap for drawing from few groups, and t is the 97.5 %
-        quantile of Student's distribution with the degrees of freedom of Welch (1947, Biometrika 34).
+        For a single split it is the percentile interval of the bootstrap. For folds it is an interval for the
+        expected score of a probe that is fitted on all folds but one: value ± t √(c·(V + D)). V is the
+        variance over bootstrap test sets, with the probes unchanged. D accounts for the choice of the
+        training samples: it is the variance of the `changes`, summed over their causes. That D enters with a
+        factor of 1 was found in studies/coverage. c corrects the bootstrap for drawing from few groups, and t
+        is the 97.5 % quantile of Student's distribution with the degrees of freedom of Welch (1947,
+        Biometrika 34).
         """
         if self.sampling is None:
             return scores.interval(self.resampled)
@@ -70,8 +71,9 @@ class Estimate:
 def sampling(y: NDArray[Any], unit: NDArray[np.int64]) -> Sampling:
     """Return how precisely groups `unit` (n,) of samples with targets `y` (n,) or (n, columns) are sampled.
 
-    A class with m groups contributes 1/m of a group's variance to a mean over classes, of which its m drawn
-    groups know m − 1 parts in m; the classes' groups are taken to vary alike.
+    A class with m groups contributes 1/m of the variance of a group to the variance of a mean over classes.
+    The bootstrap draws from these m groups and so sees only the share (m − 1)/m of it. The groups of all
+    classes are assumed to have the same variance.
     """
     classes = most_frequent(y, unit) if y.ndim == 1 else np.zeros(int(unit.max()) + 1, dtype=np.int64)
     counts = np.unique(classes, return_counts=True)[1].astype(np.float64)
@@ -90,8 +92,9 @@ Estimates = dict[str, Estimate]
 def differences(estimates: Mapping[str, Mapping[str, Estimates]]) -> dict[str, Any]:
     """Return pretrained minus each other representation, by its name, method and score.
 
-    `estimates` are given by representation and method, those of one method on the same resampled test sets.
-    What is on a test split beside folds, "<method>/test", is in the method's entry `test`.
+    `estimates` are given by representation and method; those of one method have the same resampled test sets.
+    Scores on a test split beside folds, which have the key "<method>/test", become the entry `test` of the
+    method.
     """
     found: dict[str, Any] = {}
     ours = estimates["pretrained"]

@@ -2,7 +2,7 @@
 
 The classifier assigns the nearest class mean. Features are centred by the mean of train, which needs no
 labels, and scaled to length 1 (CL2N of Wang et al. 2019, "SimpleShot", arXiv:1911.04623). It has no
-hyperparameter, which ten samples per class would be too few to choose; with one shot it is the nearest
+hyperparameter, because ten samples per class are too few to choose one. With one shot it is the nearest
 neighbour.
 """
 

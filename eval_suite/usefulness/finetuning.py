@@ -29,7 +29,7 @@ from isotorus.scheduler import without_ranks
 RECIPE = 1
 """Version of the defaults of `isotorus finetune`; it increases when they change, as a test makes sure."""
 LABELS = {"finetune": None, "finetune_tenth": "10%"}
-"""The value of --labels for each metric; None: all labels."""
+"""The value of --labels for each metric; None stands for all labels."""
 _ROWS = {"finetuned": "pretrained", "scratch": "untrained"}
 """Rows of the evaluation by the names that the fine-tuning's results give to the same encoders."""
 _OF_TRAINING = ("val_curve",)

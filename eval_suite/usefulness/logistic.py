@@ -50,8 +50,8 @@ def solve(
     is the sum of the labels' binary cross-entropies, so each label has its own regression. The bias is not
     penalised. scikit-learn's `LogisticRegression(C=1 / (l2 * n))` has the same optimum, also for two classes.
     A strength has converged when the decrease that the preconditioned gradient predicts is below `tolerance`
-    times its loss. `basis` (d, r) has orthonormal columns that span the features; any has the same optimum,
-    and the closer it is to their `eigenbasis`, the faster the iterations are.
+    times its loss. `basis` (d, r) has orthonormal columns that span the features. Every such basis gives the
+    same optimum, and the closer it is to their `eigenbasis`, the faster the iterations are.
     """
     basis = eigenbasis(x) if basis is None else basis.to(x.dtype)
     z = torch.cat([x @ basis, torch.ones_like(x[:, :1])], dim=1)

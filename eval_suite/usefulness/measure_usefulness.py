@@ -56,9 +56,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure everything in `options` on the features and targets by split; the result is ready for JSON.
 
-    Splits are train, val and, if there is one, test. Scores are reported on the folds of the `division`;
-    without one on test, and without test on val, as `reported_on` says. docs/usefulness.md lists the keys.
-    Metrics that the data are not enough for raise nothing; they are in `left_out` with a reason.
+    Splits are train, val and, if there is one, test. Scores are reported on the folds of the `division`,
+    without one on test, and without test on val; `reported_on` names which. docs/usefulness.md lists the
+    keys. A metric for which the data are not enough raises nothing; it is in `left_out` with a reason.
     """
     return measure_paired(features, targets, options, device=device, division=division)[0]
 

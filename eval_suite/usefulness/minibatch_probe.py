@@ -49,7 +49,7 @@ class Protocol(Section):
     batch_size: PositiveInt = 256
     """Samples in a minibatch."""
     epochs: PositiveInt = 10
-    """Passes over the train samples, increased if they are fewer than `min_steps` steps."""
+    """Epochs over the train samples, increased if they are fewer than `min_steps` steps."""
     min_steps: PositiveInt = 1000
     """Smallest number of steps."""
     seed: int = 0

@@ -27,8 +27,9 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 def check_number(k: Sequence[int], available: int) -> None:
-    """Raise UserError if the user chose `k` and train has too few labelled samples, of which `available` is
-    the number; numbers of the default grid that are too large are skipped.
+    """Raise UserError if a `k` that the user chose exceeds `available`, the number of labelled train samples.
+
+    Numbers of the default grid that are too large raise nothing; they are skipped.
     """
     if tuple(k) != K_GRID and 0 < available < max(k):
         raise UserError(

@@ -17,7 +17,7 @@ class Options(Section):
     metrics: tuple[str, ...] = tuple(name for name in USEFULNESS if name in BY_DEFAULT)
     """Names from `metrics.USEFULNESS`."""
     l2: tuple[float, ...] = L2_GRID
-    """L2 strengths of the linear probe; other methods have their own unless these are changed."""
+    """L2 strengths of the linear probe. Other methods use their own strengths unless these are changed."""
     protocol: Protocol = Protocol()
     """Training of the minibatch probe."""
     k: tuple[int, ...] = neighbors.K_GRID

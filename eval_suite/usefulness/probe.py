@@ -103,7 +103,7 @@ def linear_layers(
 
 
 def basis(x: Array, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Return the basis (d, d) in which the probe solves for features `x` (n, d), of which n is at least d."""
+    """Return the basis (d, d) in which the probe solves for features `x` (n, d), where n ≥ d."""
     standardised = selection.standardiser(x)(x)
     return logistic.eigenbasis(torch.as_tensor(standardised, dtype=torch.float64, device=device), whole=True)
 
@@ -161,7 +161,7 @@ class _Fit:
         weight = self._solution.weight[member].double().cpu().numpy().T
         bias = self._solution.bias[member].double().cpu().numpy()
         if self._present is not None:
-            if len(weight) == 1:  # they give the log-odds of the second of two classes
+            if len(weight) == 1:  # a single row gives the log-odds of the second of two classes
                 weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
             spread, own = np.zeros((self._classes, weight.shape[1])), np.full(self._classes, bias.min())
             spread[self._present], own[self._present] = weight, bias
@@ -169,5 +169,5 @@ class _Fit:
         return selection.unstandardised(weight, bias, self._standardise)
 
     def tensor(self, x: Array) -> torch.Tensor:
-        """Return features (m, d) standardised by those that were fitted."""
+        """Return features (m, d), standardised by mean and deviation of the fitted features."""
         return torch.as_tensor(self._standardise(x), dtype=self._dtype, device=self._device)

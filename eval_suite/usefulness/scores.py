@@ -4,8 +4,8 @@ Labels are class indices (n,); predictions are (n, classes), larger for a more l
 the mean over the classes that occur in the labels.
 
 These functions give the values of scikit-learn's `balanced_accuracy_score`, `recall_score` and so on. They
-exist because the bootstrap needs each score on 1000 resamples of one test set, and scikit-learn takes one at
-a time. The gain was not measured.
+exist because the bootstrap needs each score on 1000 resamples of one test set, and scikit-learn takes one
+resample at a time. The gain in time was not measured.
 """
 
 from typing import Any

@@ -103,7 +103,7 @@ def standardiser(train_x: Array) -> Callable[[Array], NDArray[np.float64]]:
     size = np.maximum(train_x.max(axis=0), -train_x.min(axis=0)).astype(np.float64)
     constant = std <= 16 * rounding(train_x) * size  # the mean is rounded as well
     std[std < 1e-6 * std.max()] = 1.0
-    std[constant] = np.inf  # what is left of such a value is rounding, which must not decide a class
+    std[constant] = np.inf  # only rounding is left of such values, and it must not decide a class
     return lambda x: (x - mean) / std
 
 
@@ -114,7 +114,7 @@ def unstandardised(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return weight (columns, d) and bias (columns,) of a linear layer for features as they are.
 
-    It returns what the layer of `weight` and `bias` returns for the same features after `standardise`.
+    Its outputs are those of the layer of `weight` and `bias` on the standardised features.
     """
     width = weight.shape[1]
     offset = standardise(np.zeros((1, width)))[0]

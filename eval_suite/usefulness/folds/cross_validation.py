@@ -1,8 +1,8 @@
 """Cross-validation of one method: every choice is made and fitted without the fold that is scored.
 
-The settings for a fold are chosen on one other fold, after fitting on the rest. Folds are taken in pairs for
-this: what is fitted without both serves the choice for each of them. Five folds so cost three fits of the
-whole grid and five of a single setting.
+The settings for a fold are chosen on one other fold, after fitting on the rest. Folds are taken in pairs: a
+fit without both folds of a pair serves the choice for each of the two. So five folds cost three fits of the
+whole grid and five fits of a single setting.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class Method:
     setting: str
     """Name of the setting that is chosen, such as "l2"."""
     grid: Sequence[Any]
-    """Its values; the later one is chosen among equals."""
+    """Its values; among values with equal scores the last one is chosen."""
     predict: Predict
     on_train: bool = False
     """Whether it is also scored on the samples that it was fitted on."""
@@ -50,9 +50,10 @@ class Predicted:
     chosen: list[dict[str, Any]]
     """The setting of each repeat and fold."""
     changes: list[dict[str, float]]
-    """Change of each score on one fold when one more fold is fitted, for each pair of folds and repeat."""
+    """Change of each score on one fold when the fit includes one more fold, for each pair of folds and
+    repeat."""
     tried: list[dict[str, Any]]
-    """Every setting with its headline scores on the folds that settings are chosen on, on average."""
+    """Every setting with its headline scores, averaged over the folds on which settings are chosen."""
     best: dict[str, Any]
     """The setting that is best in `tried`, for a fit on all samples."""
     converged: bool
@@ -65,8 +66,8 @@ def cross_validate(
 ) -> Predicted:
     """Predict all samples; `x` holds features (n, d) by feature set, which is chosen like the setting.
 
-    Best is the largest mean of the headline scores of the kind of targets. Balanced accuracy alone would have
-    too few different values on a small fold.
+    The best setting has the largest mean of the headline scores of the kind of targets. Balanced accuracy
+    alone would have too few different values on a small fold.
     """
     judge = JUDGES[kind]
     candidates = [(name, place) for name in x for place in range(len(method.grid))]
@@ -128,7 +129,7 @@ def cross_validate(
 def estimates(
     found: Predicted, y: NDArray[Any], kind: str, division: Division, resamples: int, seed: int
 ) -> dict[str, Estimate]:
-    """Return each score: of each class or column over the folds that have it, then over these and repeats.
+    """Return each score: the mean over the folds that hold a class or column, then over classes or columns.
 
     The bootstrap test sets depend only on the targets, the groups and the seed.
     """
@@ -180,7 +181,7 @@ def _over_folds(
 def _columns(
     found: Predicted, y: NDArray[Any], kind: str, division: Division, counts: Counts
 ) -> dict[str, NDArray[np.float64]]:
-    """Return each score by fold of every repeat, and class or column, (folds, columns, resamples)."""
+    """Return each score by fold (of all repeats) and by class or column, (folds, columns, resamples)."""
     parts: list[dict[str, NDArray[np.float64]]] = []
     for repeat, _, held in division:
         of = np.ascontiguousarray(counts[:, held])
@@ -189,7 +190,7 @@ def _columns(
 
 
 def _pairs(folds: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs that cover all folds; of an odd number the first fold is in two pairs."""
+    """Yield pairs that cover all folds; if their number is odd, the first fold is in two pairs."""
     for first in range(0, folds, 2):
         yield first, (first + 1) % folds
 

@@ -72,9 +72,9 @@ def divide(
     """Divide the labelled samples of train and val into `folds` folds, `repeats` times.
 
     `copies` are groups of copies; they and the groups of the targets are joined where they share a sample.
-    The shares of the classes are alike in all folds as far as the groups allow. Fewer folds are used where
-    some would have fewer than two classes. A class whose samples are all of one group is left out, because it
-    cannot be fitted and scored.
+    The shares of the classes are similar in all folds (stratified), as far as the groups allow. Fewer folds
+    are used if some would have fewer than two classes. A class whose samples are all of one group is left
+    out, because it cannot be fitted and scored.
 
     Raises Unmeasurable if three folds cannot be made.
     """
@@ -178,8 +178,8 @@ def _joined(rows: Mapping[str, NDArray[np.int64]], codes: Codes) -> NDArray[np.u
 def _strata(values: NDArray[Any], kind: str) -> NDArray[np.int64]:
     """Return for each sample (n,) the stratum that every fold gets a share of.
 
-    That is its class; of labels that occur together, the rarest one that it has; of numbers, the fifth that
-    its first one lies in.
+    For classes it is the class. For labels that occur together it is the rarest label of the sample. For
+    numbers it is the fifth of the samples, by the first column, in which the sample lies.
     """
     if kind == "multiclass":
         return values
@@ -208,7 +208,7 @@ def assign(
 
 
 def _two_classes_everywhere(values: NDArray[np.int64], fold: NDArray[np.int64]) -> bool:
-    """Say whether each fold, and what is left without it and another one, has two classes or more."""
+    """Say whether each fold, and the rest without two neighbouring folds, has two classes or more."""
     for of in fold:
         counts = np.zeros((of.max() + 1, values.max() + 1), dtype=np.int64)
         np.add.at(counts, (of, values), 1)

@@ -14,11 +14,11 @@ from eval_suite.usefulness.selection import JUDGES
 from isotorus.randomness import generator
 
 DRAWS = {20: 4, 50: 2, 100: 2}
-"""Choices of the labelled images in each fold, by their number; one for larger numbers."""
-_LEAST = 2  # images of each class, so that one can choose the settings
-_INNER = 2  # parts of the labelled images, of which each in turn chooses the settings
+"""Number of random choices of labelled images in each fold, by the number of labels; 1 for more labels."""
+_LEAST = 2  # images of each class: one to fit, one to choose the settings
+_INNER = 2  # parts of the labelled images; each in turn chooses the settings
 _WEAK = 0.2  # strength times labels below which a penalty is as good as none, and the fit slow
-_MANY = 200  # labels above which only the first part does, as the others cost more than they tell
+_MANY = 200  # labels; with more, only the first part chooses, because the others cost too much
 
 
 def label_curve(
@@ -31,16 +31,16 @@ def label_curve(
     resamples: int,
     seed: int,
 ) -> Iterator[tuple[int, int, Estimates]]:
-    """Yield numbers of labels, the choices of them in each fold, and the scores with so many labels.
+    """Yield each number of labels, the number of random choices in each fold, and the scores.
 
     `x` holds features (n, d) by feature set, `y` class indices (n,), and `whole` the predictions with all
     labels of each fold's training part, which is the last point. The images are drawn within each class from
-    (seed, fold, draw), fewer of them among those of more. Feature set and setting are chosen by the logarithm
-    of the predicted probability, the mean over classes, inside the chosen images.
+    (seed, fold, draw); a smaller choice is a part of a larger one. Feature set and setting are chosen by the
+    logarithm of the predicted probability, the mean over classes, inside the chosen images.
 
-    The scores differ because other images could have been drawn. Their changes on the same fold against all
-    labels say by how much; at most n (1 − 1/k) / labels of the draws are independent. Raises Unmeasurable
-    where there is no number of labels below that of the training part.
+    The intervals also cover the random choice of images: its variance is that of the change of a score on one
+    fold against all labels. At most n (1 − 1/k) / labels of the choices count as independent, for n samples
+    in k folds. Raises Unmeasurable if no number of labels is smaller than the training part of a fold.
     """
     fold = division.fold[0]
     parts = [np.flatnonzero(fold != number) for number in range(division.folds)]
@@ -88,7 +88,8 @@ def _counts(most: int) -> Iterator[int]:
 def _draw(y: NDArray[np.int64], count: int, seed: int, fold: int, draw: int) -> NDArray[np.int64]:
     """Return about `count` of the samples with classes `y` (n,), with the classes' shares.
 
-    Every class gives two or all that it has. A draw of fewer samples is a part of the same draw of more.
+    Every class gives at least two samples, or all that it has. With the same `draw`, a smaller choice is a
+    part of a larger one.
     """
     shuffled = generator(seed, fold, (0, 0, 0, draw)).permutation(len(y))
     chosen = []

@@ -1,7 +1,7 @@
 """Probe and k-NN of one representation, cross-validated over the labelled samples of train and val.
 
-A test split is in no fold. It is scored beside, by a fit on train and val together whose setting the folds
-chose.
+A test split is in no fold. It is scored separately, by a fit on train and val together with the setting that
+the folds chose.
 """
 
 import logging
@@ -137,7 +137,7 @@ def _with_intervals(scored: Estimates) -> dict[str, Any]:
 def divided(
     targets: Mapping[str, Targets], options: Options, alike: Callable[[], Sequence[Codes]]
 ) -> tuple[Division | None, list[dict[str, str]]]:
-    """Return the folds that all representations share, None for a single split, and why there are none.
+    """Return the folds that all representations share (None for a single split), and why there are none.
 
     `alike` returns groups of copies, and is called only if there are folds. A line on standard error says
     where the folds are not those that were asked for.
@@ -225,7 +225,7 @@ def _on_test(
     best: Mapping[str, Any],
     options: Options,
 ) -> tuple[dict[str, Any], Estimates]:
-    """Score a fit on all samples of the folds, with the setting that is best there, on the test split."""
+    """Score, on the test split, a fit on all samples of the folds with the setting that the folds chose."""
     key = best.get("feature_set", next(iter(x)))
     held = features[key]["test"][test.known]
     if not np.isfinite(held).all():

@@ -1,10 +1,10 @@
 """The attentive probe: learned queries attend over the frozen patch tokens of an image, then a linear layer.
 
-As in the evaluations of V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985), but with a single layer of attention
-and no MLP, so that it stays a small probe. Each head has a query u. Its weights over the tokens x_t of width
-d are softmax(u·x_t / √d), and the weighted means of the tokens, one for each head, are the input of the
-linear layer. This is multi-head cross-attention with one query whose projections of keys and values are part
-of u and of the linear layer. The first head begins at u = 0, the mean of the tokens.
+It follows the evaluations of V-JEPA 2 (Assran et al. 2025, arXiv:2506.09985), but has a single layer of
+attention and no MLP, so that it stays a small probe. Each head has a query u. Its weights over the tokens x_t
+of width d are softmax(u·x_t / √d), and the weighted means of the tokens, one for each head, are the input of
+the linear layer. This is multi-head cross-attention with one query whose projections of keys and values are
+part of u and of the linear layer. The first head begins at u = 0, the mean of the tokens.
 
 The L2 strengths are fitted side by side as one tensor, each by Adam as if it were alone. Every strength keeps
 its parameters from the check with the least loss on val (early stopping); then val chooses the strength.
@@ -44,7 +44,7 @@ class Protocol(Section):
     batch_size: PositiveInt = 128
     """Images in a minibatch."""
     epochs: PositiveInt = 10
-    """Passes over the train images; more if these are fewer than `min_steps` steps."""
+    """Epochs over the train images; there are more if these are fewer than `min_steps` steps."""
     min_steps: PositiveInt = 300
     """Smallest number of steps."""
     checks: PositiveInt = 15

@@ -32,17 +32,17 @@ from eval_suite.usefulness.tokens.attentive_probe import Images
 from eval_suite.usefulness.tokens.segmentation_probe import Masked
 
 STAGES_READ = {"attentive_probe": 2, "segmentation_probe": 3}
-"""Number of last feature maps that are read of an encoder that works in stages. The last one may be a single
-pixel; the earlier ones show where in the image something is."""
+"""Number of last feature maps that are read from an encoder that works in stages. The last map may be a
+single pixel; earlier maps show where in the image something is."""
 
 
 class Measured(NamedTuple):
     """What was measured on tokens."""
 
     results: dict[str, dict[str, Any]]
-    """By representation, then method."""
+    """Results by representation, then method."""
     estimates: dict[str, dict[str, Estimates]]
-    """The same, of the scores."""
+    """Estimates of the scores, by representation, then method."""
     left_out: list[dict[str, str]]
 
 
@@ -54,7 +54,7 @@ class _Asked(NamedTuple):
     """Data sets of train, val and the reported split."""
     reported: str
     samples: Mapping[str, NDArray[np.int64]]
-    """The samples of each split that have what is predicted."""
+    """The samples of each split that have a target or a mask."""
     square: Square | None
     """The part of an image that the encoder sees, see `Representation.square`."""
     judge: Callable[[Mapping[str, Tokens]], tuple[dict[str, Any], Estimates]]
@@ -107,8 +107,8 @@ def measure(
 ) -> Measured:
     """Measure those of `options.metrics` that read tokens; `data` and `targets` are by split.
 
-    Tokens are in a folder below `folder` that is removed at the end. What cannot be measured is left out with
-    a reason; what only one representation lacks is called <name>/<metric>.
+    Tokens are in a folder below `folder` that is removed at the end. A metric that cannot be measured is left
+    out with a reason; if only one representation lacks it, the entry is called <name>/<metric>.
     """
     found = Measured({}, {}, [])
     wanted = [metric for metric in options.metrics if METHODS[metric].of_tokens]

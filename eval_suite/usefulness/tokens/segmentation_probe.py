@@ -36,7 +36,7 @@ class Masked(NamedTuple):
     """The tokens of some images, and their masks."""
 
     images: Images
-    """`y` has the masks (n, size, size): number of each pixel's class, `IGNORED` for none."""
+    """`y` holds the masks (n, size, size): the index of each pixel's class, or `IGNORED` for no class."""
     grid: tuple[int, int]
     """Height and width of the grid of tokens."""
     groups: Groups = None
