@@ -34,7 +34,7 @@ _held: set[int] = set()  # handles of the locks held by threads of this process
 _pinned: dict[Path, int] = {}  # handles of entries that must not be deleted
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
     """Return the user's cache folder for this program."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "isotorus"
 
@@ -44,7 +44,7 @@ class CacheConfig(Section):
     repeated.
     """
 
-    folder: LocalPath = Field(default_factory=_default_folder)
+    folder: LocalPath = Field(default_factory=default_folder)
     """Cache folder on a local disk, private to the user and shared by all processes of the node."""
     size: ByteSize = Field(ByteSize(100 * 10**9), ge=64 * 10**6)
     """Largest size of the cache, for example 100GB; the data that was unused for longest is deleted first."""

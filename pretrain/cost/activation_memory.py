@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.cost.by_depth import by_depth
+from pretrain.cost.remembered import remembered
 from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
@@ -159,7 +160,7 @@ class _Setting(NamedTuple):
     """Whether views of each size go backward in a pass of their own, as in `pretrain.engines.fsdp`."""
 
 
-@functools.cache
+@remembered
 def _measure_encoder(name: str, kwargs: str, setting: _Setting) -> dict[tuple[str, str], float]:
     """Measure bytes by (phase, part); `kwargs` is JSON, so that results can be cached."""
 
@@ -244,7 +245,7 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-@functools.cache
+@remembered
 def head_footprint(
     objective: str,
     width: int,

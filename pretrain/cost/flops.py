@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
+from pretrain.cost.remembered import remembered
 from pretrain.methods import build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import create_on_meta
@@ -88,7 +89,7 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     )
 
 
-@functools.cache
+@remembered
 def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...]) -> dict[int, float]:
     """Count the encoder on one view of each size; `kwargs` is JSON."""
 

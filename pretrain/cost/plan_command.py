@@ -5,16 +5,22 @@ import json
 import math
 from typing import Any
 
+from data_pipeline.storage.cache import default_folder
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.processes import collector_paused
 from pretrain.config import Config, load_config
-from pretrain.cost import goodput, links
+from pretrain.cost import goodput, links, remembered
 from pretrain.cost.datasheets import KNOWN
 
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
-    options = _parse(arguments)
+    with remembered.kept_in(default_folder() / "counts"):
+        return _plan(_parse(arguments))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Print what was asked for; return the exit code."""
     config = load_config(options.config, options.overrides)
     machine = links.machine(
         options.gpu, options.machine, options.gpus_per_node, options.inside, options.between

@@ -7,7 +7,6 @@ measured for that kind of operation alone and not for training. Within a kernel,
 taken not to overlap.
 """
 
-import functools
 import json
 from collections import defaultdict
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from pretrain.cost.activation_memory import DEVICE, without_bytes
 from pretrain.cost.by_depth import by_depth
 from pretrain.cost.datasheets import Accelerator
+from pretrain.cost.remembered import remembered
 from pretrain.engines.blocks import checkpoint_blocks
 from pretrain.models.encoder import ViewEncoder, create_on_meta
 
@@ -162,7 +162,7 @@ class Pass(NamedTuple):
     fused: bool
 
 
-@functools.cache
+@remembered
 def encoder_operations(name: str, kwargs: str, setting: Pass) -> Operations:
     """Count the operations of one micro-batch's forward and backward pass; `kwargs` is JSON."""
 
