@@ -20,7 +20,7 @@ Features = dict[str, NDArray[np.float32]]
 
 
 def load(file: Path, samples: int) -> Features | None:
-    """Return cached features; None if there are not any, or if they are damaged or another user made them."""
+    """Return cached features; None if there are none, or if they are damaged or another user made them."""
     if not seals.holds(_seal(file), [file]):
         return None
     try:

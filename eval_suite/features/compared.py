@@ -22,9 +22,10 @@ from isotorus.errors import UserError
 
 _log = logging.getLogger(__name__)
 MEMORY = 4 * 2**30
-"""Bytes for the weights and features of the checkpoints that one pass over the images embeds."""
+"""Largest number of bytes for weights and features of the checkpoints that one pass over the images
+embeds."""
 Features = Mapping[str, Mapping[str, Mapping[str, NDArray[np.floating]]]]
-"""(n, d) by representation, feature set and split."""
+"""Features (n, d) by representation, feature set and split."""
 
 
 def representations(
@@ -39,8 +40,8 @@ def representations(
 ) -> list[Representation]:
     """Return the pretrained encoder, the named baselines, and the encoders in `against`.
 
-    The numbers and the feature sets are those of `eval_suite.options`. Raises UserError for images of other
-    channels than the pretrained encoder takes.
+    The numbers and the feature sets are those of `eval_suite.options`. Raises UserError if the images have
+    other channels than the pretrained encoder takes.
     """
     for data in splits.items().values():
         embed.check_channels(checkpoint.encoder.channels, data)

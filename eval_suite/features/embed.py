@@ -26,7 +26,7 @@ from eval_suite.features.representation import Representation
 from isotorus.errors import UserError
 
 View = tuple[int, int, Square | None]
-"""Number of channels and side in pixels of the images that a representation takes, and what they show."""
+"""Number of channels and side in pixels of a representation's images, and the part that they show."""
 
 
 def one_process(state: PartialState, command: str) -> None:
@@ -62,7 +62,7 @@ def read_views(
 ) -> list[Tensor]:
     """Return the centre crop of sample `i` at each size, uint8 or uint16 (channels, size, size).
 
-    With a `square` it has that physical size, by the spacing in `scales`, which is opened if it is None.
+    With a `square` the crop has that physical size. `scales` holds the pixel spacing; None reads it here.
 
     Raises Corrupt for a sample that is damaged, and UserError for one that cannot be read.
     """
@@ -91,7 +91,7 @@ def extract(
 ) -> dict[str, Features]:
     """Return the features of all samples, or of those with the numbers `rows`, by name of the representation.
 
-    The folder `cache` keeps them by `Representation.key` and data, and what is there is not computed again
+    The folder `cache` keeps features by `Representation.key` and data; features in it are not computed again
     except with `force`. All processes must call this: each embeds its share of the samples once. The first
     one returns the features of all samples, the others an empty dict. Raises UserError on all processes for
     unreadable images, and for features that are not finite: the pretrained embedding, and sets that were
@@ -227,7 +227,7 @@ class Batch(NamedTuple):
     samples: list[int]
     """The samples that have features, in their order."""
     damaged: dict[int, str]
-    """Why the others have none, by sample."""
+    """Why the other samples have no features, by sample."""
     vectors: list[dict[str, Tensor]]
     """Features (samples, width) on the host by name, for each representation; empty without samples."""
 
@@ -298,16 +298,17 @@ def _of_one_image(r: Representation, device: torch.device) -> dict[str, Tensor]:
 
 
 class _Item(NamedTuple):
-    """What the decoding processes give for one image, or stacked for a batch of them."""
+    """The result of decoding one image, or the stacked results of a batch of images."""
 
     views: dict[View, Tensor]
     """Centre crops (channels, size, size)."""
     described: list[dict[str, Tensor]]
-    """The vectors of the representations that describe an image where it is decoded, in their order."""
+    """Vectors of the representations that need no model, in their order; computed where images are
+    decoded."""
     samples: list[int]
-    """The samples that these are of."""
+    """The samples that the crops and vectors come from."""
     damaged: dict[int, str]
-    """What is wrong with the others, by sample."""
+    """What is wrong with the damaged samples, by sample."""
 
 
 def _view(r: Representation) -> View:

@@ -21,10 +21,10 @@ class FeatureSets(nn.Module):
     last2, last4 the vectors of the last 2 or 4 blocks, each made like the embedding, concatenated
     stages       mean, then standard deviation, over the pixels of the maps of the last three stages, early to
                  late, if the encoder works in stages of falling resolution, as ConvNets and Swin do
-    pose         the first numbers of the embedding, from which a torus head with content reads its angles,
-    content      and the others, which the content had to itself, if they were divided
-    projector    the output of the MLP that training puts behind the encoder; of a torus head with content
-                 the content's
+    pose         the first numbers of the embedding, from which a torus head with content reads its angles
+    content      the other numbers, which only the content used; both exist only if training divided them
+    projector    the output of the MLP that training puts behind the encoder; for a torus head with content,
+                 the output of the content's MLP
     angles       cosines and sines of the m angles of a torus head: (N, 2m), points on a flat torus
     """
 

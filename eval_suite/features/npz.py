@@ -15,7 +15,7 @@ _LARGEST_PIECE = 2**30  # bytes
 
 
 class NotRows(ValueError):
-    """A file without such an array, or whose array cannot be read row by row."""
+    """A file that lacks the array, or an array that cannot be read row by row."""
 
 
 class Rows:

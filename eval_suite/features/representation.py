@@ -58,9 +58,10 @@ class Representation:
     """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[float, ...]
     square: Square | None = None
-    """The part of an image that is seen, of a physical size; None for the largest centred square."""
+    """The square of physical size that is cropped from an image; None for the largest centred square."""
     describe: Callable[[Tensor], dict[str, NDArray[np.float32]]] | None = None
-    """Computes the vectors of one image (C, size, size) where it is decoded, in place of the model."""
+    """Replaces the model: computes the vectors of one image (C, size, size) in the process that decodes
+    it."""
 
     @cached_property
     def model(self) -> nn.Module:

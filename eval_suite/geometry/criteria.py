@@ -38,7 +38,7 @@ class Measured:
     eigenvalues: list[float]
     """The smallest eigenvalues of that graph's normalised Laplacian, without its zero modes.
 
-    These are sixteen; ten in results of earlier versions.
+    There are sixteen; results of earlier versions have ten.
     """
     dimension: float
     """Maximum likelihood dimension after denoising twice, with a tenth of the samples as neighbours."""
@@ -175,7 +175,7 @@ def _manifold(measured: Measured, shape: Shape) -> list[Criterion]:
 
 
 def _circle(measured: Measured) -> Criterion:
-    """Return the criterion that tells a circle from a Möbius strip, which has its first two bands as well."""
+    """Return the criterion that tells a circle from a Möbius strip, which has the same first two bands."""
     error = _circle_error(measured.eigenvalues)
     return _within(f"error of λ₁…λ{CIRCLE_EIGENVALUES} against a circle's", error, (0, CIRCLE_ERROR))
 
@@ -236,7 +236,7 @@ def _betti(measured: Measured, expected: tuple[int, int, int]) -> list[Criterion
 
 
 def _within(quantity: str, value: float | None, limits: tuple[float, float]) -> Criterion:
-    """Return the criterion that a value lies within limits, both included; one that is missing does not."""
+    """Return the criterion that a value lies within limits, both included; a missing value fails it."""
     low, high = limits
     return Criterion(
         quantity, value, f"{low:.3g} to {high:.3g}", value is not None and bool(low <= value <= high)

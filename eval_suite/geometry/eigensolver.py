@@ -23,10 +23,10 @@ Block = NDArray[np.floating]
 DENSE_BELOW = 1000
 """Number of rows up to which dense LAPACK is faster than an iteration."""
 ACCURACY = 1e-6
-"""Largest error of an accepted eigenvalue θ, as a share of the distance from the known one to the last.
+"""Largest error of an accepted eigenvalue θ, as a share of the distance from 1 to the last one wanted.
 
 The error is at most the square of the residual ‖Ax - θx‖ over the distance from θ to the eigenvalues outside
-the block (Saad 2011, §3.2), which is taken to its smallest Ritz value.
+the block (Saad 2011, §3.2). The distance to the block's smallest Ritz value stands for the latter.
 """
 TOLERANCE = 1e-7
 """Residual ‖Ax - θx‖, with a unit vector x, that is accepted in any case."""
@@ -72,7 +72,7 @@ def largest(matrix: scipy.sparse.csr_array, top: NDArray[np.float64], count: int
         error = residual**2 / np.maximum(wanted - values[0], np.finfo(np.float64).tiny)
         if residual.max() < TOLERANCE or error.max() < ACCURACY * (1 - wanted[0]):
             return wanted[::-1]
-        if residual.max() > last / 2:  # float32 ends at a residual of about 3e-7, which may be too large
+        if residual.max() > last / 2:  # residuals in float32 stay above about 3e-7, which may be too large
             dtype = np.float64
         last = residual.max()
         # Ritz values are lower bounds of eigenvalues, so all wanted ones lie above the smallest Ritz value.

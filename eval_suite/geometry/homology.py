@@ -28,7 +28,8 @@ FIELDS = (2, 3)
 MEMORY = 2 * 2**30
 """Bytes of memory that homology may use in all its processes together."""
 BYTES_PER_TRIANGLE = 100
-"""Memory of ripser in dimension 2 by triangle; 72 to 96 on tori and spheres of 300 to 1,000 points."""
+"""Bytes that ripser needs in dimension 2 for each triangle; 72 to 96 on tori and spheres of 300 to 1,000
+points."""
 COARSE = 100
 """Number of points up to which `last_death` computes a barcode up to the enclosing radius."""
 PERSISTENCE = 1.3
@@ -42,8 +43,8 @@ GAPS = 1.45
 """A hole that closes before this many times `Homology.joined` + `Homology.gap_radius` is a gap.
 
 The largest gap of a flat torus closed at 1.05 to 1.41 times that sum, in 96 draws of 300 to 3,000 samples
-with 100 to 300 landmarks. Its two loops closed at 1.8 to 3.3 times from 1,000 samples on; with 300 samples at
-1.5 to 1.7 times, under noise of 0.15 in 768 dimensions at 1.2.
+with 100 to 300 landmarks. Its two loops closed at 1.8 to 3.3 times that sum from 1,000 samples on, and at 1.5
+to 1.7 times with 300 samples; under noise of 0.15 in 768 dimensions they closed at 1.2 times.
 """
 CLOSED = 2 * 3**0.5
 """A hole that closes before this many times `Homology.gap_radius` is a gap, for any number of landmarks.

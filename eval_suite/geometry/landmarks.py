@@ -76,8 +76,8 @@ def denoise(x: NDArray[np.float64], k: int = NEIGHBOURS) -> NDArray[np.float64]:
 def farthest_points(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Choose `count` rows of `x` (n, d), each the farthest from those before, and return their indices.
 
-    The first is the row farthest from the mean (Gonzalez 1985). Fewer come back if every row equals one of
-    those already chosen.
+    The first is the row farthest from the mean (Gonzalez 1985). Fewer indices are returned if every row
+    equals one that is already chosen.
     """
     chosen = np.empty(count, dtype=np.int64)
     gap = np.full(len(x), np.inf)

@@ -30,9 +30,9 @@ EXACT_BELOW = 10_000
 CELL = 400
 """Average number of rows in a k-means cell: enough for fast matrix products, few compared with the data."""
 SAMPLE = 500
-"""Number of rows whose true neighbours decide which cells are searched; as many others measure recall.
+"""Number of rows whose true neighbours decide which cells are searched; as many other rows measure recall.
 
-If these would find fewer, more cells are searched until they find as many.
+If these other rows find a smaller share, more cells are searched until they reach it.
 """
 
 
@@ -51,11 +51,11 @@ def neighbours(x: Array, k: int, *, recall: float = RECALL) -> Neighbours:
     """Find the `k` rows nearest to each row of `x` (n, d), itself excluded, on a GPU if FAISS finds one.
 
     Up to `EXACT_BELOW` rows, or for a `recall` of 1, all pairs are compared. For more rows, k-means divides
-    them into cells, and a row is compared with its own cell and with near ones whose border is close. How
-    close is chosen such that these cells contain the share `recall` of the true neighbours of some sampled
-    rows. If that takes more than half of the pairs, as for noise of many dimensions, all pairs are compared
-    after all. A GPU searches cells in float16 if the recall allows it, and all pairs always in float32.
-    Raises UserError as `prepared` does.
+    them into cells, and a row is compared with its own cell and with near ones whose border is close. The
+    limit on this distance is chosen such that these cells contain the share `recall` of the true neighbours
+    of some sampled rows. If that takes more than half of the pairs, as for noise of many dimensions, all
+    pairs are compared. A GPU searches cells in float16 if the recall allows it, and all pairs always in
+    float32. Raises UserError as `prepared` does.
     """
     x = prepared(x, k)
     faiss_gpu.make_room()
@@ -95,7 +95,7 @@ def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | Non
 
     rows = generator(0).permutation(n)[: 2 * SAMPLE]
     true = _among(x[rows], rows, x, np.arange(n), k)
-    # Cells may lose half of what may be lost; the rest is for rounding and for what the sample does not show.
+    # Cells may lose half of the allowed loss; the rest is for rounding and for errors of the sample.
     kept = (1 + recall) / 2
     stored = _stored(x, rows[SAMPLE:], true[SAMPLE:], kept)
     best = _Best(n, k + 1)
@@ -121,11 +121,11 @@ def _by_cells(x: NDArray[np.float32], k: int, recall: float) -> Neighbours | Non
 def _enough(rank: NDArray[np.integer], border: Array, recall: float) -> tuple[int, float]:
     """Return how many near cells a row needs, and how close their borders are, to keep the share `recall`.
 
-    `rank` and `border` (m, k) are those of the cells of the true neighbours of m rows; a border's distance
-    is a part of the row's reach. Half of the rows choose both numbers. They grow until the other half too
-    keeps its share.
+    `rank` and `border` (m, k) describe the cells of the true neighbours of m rows; the distance of a border
+    is a share of the row's reach. Half of the rows choose both limits. The limits grow until the other half
+    keeps the share `recall` too.
     """
-    half, kept = len(rank) // 2, (1 + recall) / 2  # each number may lose half of what may be lost
+    half, kept = len(rank) // 2, (1 + recall) / 2  # each of the two limits may lose half of the allowed loss
     number = float(np.quantile(rank[:half], kept, method="inverted_cdf"))
     part = max(float(np.quantile(border[:half], kept, method="inverted_cdf")), 0.01)
     while ((rank <= number) & (border <= part))[half:].mean() < recall:
@@ -157,7 +157,8 @@ class _Cells:
     def borders(self, x: Array, own: NDArray[np.integer], others: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the distance (m, p) of rows `x` (m, d) of the cells `own` (m,) from p other cells.
 
-        It is that to the border with the other cell, behind which all its rows lie. To the own cell it is 0.
+        It is the distance to the border with the other cell, behind which all rows of that cell lie. The
+        distance to the own cell is 0.
         """
         power = self.squared[others] - 2 * x @ self.centroids[others].T
         power -= (self.squared[own] - 2 * (x * self.centroids[own]).sum(axis=1))[:, None]
@@ -169,8 +170,8 @@ class _Cells:
         """Return for each cell the rows of other cells that search it.
 
         A row of `x` (n, d) searches the `number` cells that are nearest to its own, if their border lies
-        within the `part` of its `reach` (n,), the distance of its k-th neighbour in its own cell. Where that
-        has not as many rows, the reach is infinite, and the row searches all cells.
+        within the `part` of its `reach` (n,), the distance of its k-th neighbour in its own cell. If its own
+        cell has fewer rows, the reach is infinite, and the row searches all cells.
         """
         found: list[list[NDArray[np.integer]]] = [[np.empty(0, np.int32)] for _ in self.spans]
         for own, (start, end) in enumerate(self.spans):

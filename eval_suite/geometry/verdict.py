@@ -147,7 +147,7 @@ def decide(measured: Measured) -> Verdict:
 
 
 def _calibration(name: str, measured: Measured) -> tuple[ErrorRate | None, str]:
-    """Return the error rate of the verdict `name` near the settings of `measured`, and words for the two."""
+    """Return the error rate of the verdict `name` near the settings of `measured`, and a text about it."""
     if name == NONE:
         return None, ""
     usual = landmarks.default_count(measured.samples), NULL_DRAWS
@@ -163,7 +163,7 @@ def _calibration(name: str, measured: Measured) -> tuple[ErrorRate | None, str]:
 
 
 def _topology(measured: Measured) -> str:
-    """Name spaces with the measured Betti numbers; empty if none is known or the fields differ otherwise."""
+    """Name spaces with the measured Betti numbers over all fields; empty if no such space is known."""
     if measured.betti["2"] == [1, 2, 1] and measured.betti["3"] == [1, 1, 0]:
         return "Klein bottle"
     if len({tuple(numbers) for numbers in measured.betti.values()}) > 1:

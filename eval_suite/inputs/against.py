@@ -23,7 +23,7 @@ from pretrain.models.description import TIMM_DESCRIPTION
 FOLDER = "ISOTORUS_BASELINES"
 """Environment variable: a folder whose timm model folders join every evaluation of a checkpoint."""
 _TAKEN = re.compile(f"pretrained|{AVERAGED}|untrained.*|pixels|handmade|projector|angles|geometry")
-"""Names of rows and columns that an evaluation has anyway."""
+"""Names of rows and columns that every evaluation may have."""
 BySplit = Mapping[str, NDArray[np.floating]]
 """Features (n, d) by split."""
 
@@ -35,7 +35,7 @@ class Against:
     encoders: dict[str, Checkpoint] = field(default_factory=dict)
     features: dict[str, BySplit] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
-    """What the features of each depend on, for results.json."""
+    """The inputs of each one's features, for results.json."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why models of the folder `FOLDER` are left out, by name."""
 
@@ -60,7 +60,7 @@ def named(given: Sequence[str], splits: Splits, check: Callable[[Checkpoint], No
     """Open what --against names, and the models of the folder in the environment variable `FOLDER`.
 
     `check` raises UserError for an encoder that cannot embed the images. A model of the folder that cannot be
-    used is left out. Raises UserError for anything named that cannot.
+    used is left out. Raises UserError if a named one cannot be used.
     """
     found = Against()
     for name in given:
@@ -90,8 +90,9 @@ def named(given: Sequence[str], splits: Splits, check: Callable[[Checkpoint], No
 def beside(given: Sequence[str], ours: files.Vectors) -> Against:
     """Open the files of features that --against names beside a file that is evaluated, which has no images.
 
-    `features` then has one entry, "", the rows (n, d) in the order of `ours`. They are matched by the keys if
-    both files have them, and else a file has as many rows. Raises UserError for anything else.
+    `features` then has one entry, "", the rows (n, d) in the order of `ours`. Rows are matched by their keys
+    if both files have keys; otherwise both files must have the same number of rows, in the same order. Raises
+    UserError for anything else.
     """
     found = Against()
     for name in given:

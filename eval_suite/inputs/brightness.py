@@ -25,7 +25,7 @@ def difference(described: EncoderDescription, datasets: Mapping[str, Dataset]) -
 def only_rule(described: EncoderDescription) -> Intensity:
     """Return the rule of all images that an encoder was trained on.
 
-    Raises UserError if they had several, since then none of them reads files that are in no data set.
+    Raises UserError if the images had several rules, because a file outside a data set names none of them.
     """
     try:
         (rule,) = {Intensity.parse(text) for text in described.intensity}

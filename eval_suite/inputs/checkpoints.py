@@ -174,14 +174,14 @@ class Checkpoint:
 
     @property
     def pose_width(self) -> int | None:
-        """The angles see the first so many numbers of the embedding; None if they see all of them."""
+        """How many of the embedding's first numbers the angles see; None if they see all of them."""
         return self.encoder.torus.pose_width if self.encoder.torus else None
 
     def projector(self, *, trained: bool = True) -> nn.Sequential | None:
         """Return the MLP from embeddings to projections; None if the checkpoint has none.
 
-        If not `trained`, it has the weights that the seed of the run gives. For angles that see some numbers
-        of the embedding only, the MLP is preceded by their choice.
+        If not `trained`, it has the weights that the seed of the run gives. If the angles see only some
+        numbers of the embedding, a layer that selects these precedes the MLP.
         """
         model = self._mlp(
             self.projector_file, self.encoder.projector, self.pose_width or self._width, trained=trained
@@ -191,7 +191,7 @@ class Checkpoint:
     def content_projector(self) -> nn.Sequential | None:
         """Return the MLP of the content beside a torus head's angles; None if the checkpoint has none.
 
-        It takes the numbers of the embedding that the angles do not have to themselves.
+        It takes the numbers of the embedding that are not reserved for the angles.
         """
         torus = self.encoder.torus
         width = self._width - (self.pose_width or 0)
@@ -229,7 +229,7 @@ class Checkpoint:
     def _build(self, seed: int | None) -> nn.Module:
         """Build the encoder as it was trained, with the weights that `seed` gives."""
         described = self._compared
-        exact_float32()  # here, because all that an evaluation computes on a GPU begins with an encoder
+        exact_float32()  # here, because all computation of an evaluation on a GPU begins with an encoder
         return build_encoder(described.name, described.kwargs, described.seed if seed is None else seed)
 
     def _for_its_images(self, model: nn.Module) -> nn.Module:

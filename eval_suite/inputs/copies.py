@@ -23,7 +23,7 @@ def of_images(datasets: Mapping[str, Dataset], looked_at: Mapping[str, NDArray[n
     """Return groups of exact copies, and groups of near copies as `isotorus preview` finds them.
 
     Near copies are searched for among the samples (n,) `looked_at`, unless these are more than `MOST`. An
-    image that cannot be read has none.
+    image that cannot be read has no group.
     """
     splits = list(datasets.values())
     exact, _ = duplicates.exact(splits)
@@ -35,7 +35,7 @@ def of_images(datasets: Mapping[str, Dataset], looked_at: Mapping[str, NDArray[n
 def of_rows(features: Mapping[str, NDArray[np.floating]]) -> list[Codes]:
     """Return groups of equal rows of the features (n, d) of all splits.
 
-    Features of which most rows have an equal one are too coarse for that to mean a copy: then there are none.
+    If most rows equal another one, the features are too coarse to show copies, and no row gets a group.
     """
     rows = np.concatenate(list(features.values()))
     _, row, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
@@ -47,7 +47,7 @@ def of_rows(features: Mapping[str, NDArray[np.floating]]) -> list[Codes]:
 
 
 def _near(splits: list[Dataset], places: list[tuple[int, int]]) -> Copies:
-    """Find near copies among samples, given as number of the data set and index there."""
+    """Find near copies among samples, each given as the number of its data set and its index there."""
 
     def read(place: tuple[int, int]) -> NDArray[np.float32] | None:
         try:

@@ -30,8 +30,8 @@ def find(given: Sequence[str], every: int | None = None, *, waiting: bool = Fals
 
     A run stands for its newest complete checkpoint and, with `every`, also for those whose step is a multiple
     of it; a folder of runs stands for all its runs that have one. Checkpoints of runs are not opened. Raises
-    UserError for a name without a checkpoint; a run that has none yet is accepted if `waiting`. Of several
-    checkpoints those with missing files are returned too, so that the others can be evaluated;
+    UserError for a name without a checkpoint; a run that has none yet is accepted if `waiting`. If there are
+    several checkpoints, those with missing files are returned too, so that the others can be evaluated;
     `Checkpoint.require_whole` refuses them later.
     """
     checkpoints: dict[Path, Checkpoint] = {}

@@ -37,10 +37,10 @@ _COLUMNS = {
     "groups": ("groups", "group"),
     "keys": ("keys", "key"),
 }
-"""What a file may call its columns that are no features."""
+"""Names that a file may give to its columns other than features."""
 _log = logging.getLogger(__name__)
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+|index|level_\d+")
-"""Names that pandas gives to the index of a table, or to what was one before it was saved and read again."""
+"""Names that pandas gives to the index of a table, and to a former index that was saved and read again."""
 
 
 @dataclass(frozen=True)

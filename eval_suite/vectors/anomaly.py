@@ -2,10 +2,10 @@
 
 The distance to the k-th neighbour among normalised features tells images from elsewhere (Sun et al. 2022,
 "Out-of-distribution detection with deep nearest neighbors", arXiv:2204.06507). PatchCore (Roth et al. 2022,
-arXiv:2106.08265) finds defects by distances to the features of sound images; it compares patches, where here
-an image has one vector. A distance has no scale of its own. Its rank among the distances that the reference
-images have to each other is the share of them that it exceeds: for an image that is drawn like them, nearly
-uniform from 0 to 100.
+arXiv:2106.08265) finds defects by distances to the features of sound images; it compares patches, whereas
+here an image has one vector. A distance has no scale of its own. Its rank among the distances of the
+reference images to each other is the percentage of these distances that it exceeds. For an image of the same
+distribution the rank is nearly uniform from 0 to 100.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     distance: NDArray[np.float32]
     """1 − cosine to the k-th nearest reference vector (n,)."""
     percentile: NDArray[np.float32]
-    """Share (n,) of the reference images, in percent, that lie nearer to the others."""
+    """Percentage (n,) of the reference images that lie nearer to the other reference images."""
     about: Anomaly
 
 

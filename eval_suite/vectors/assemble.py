@@ -1,4 +1,4 @@
-"""Put the finished parts together to the file of vectors, with what is computed from all of its rows."""
+"""Assemble the file of vectors from its finished parts, with the columns that need all rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

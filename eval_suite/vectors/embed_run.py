@@ -26,7 +26,7 @@ from eval_suite.vectors.vectors_file import VectorsFile
 from isotorus.errors import UserError, one_line
 
 _SHOWN = 5
-"""Images that are left out, of which a note says why."""
+"""Largest number of left-out images that a note names, with the reason."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _place(out: Path) -> Path:
-    """Return where the file will be; raises UserError for a name or a folder that cannot be."""
+    """Return the path of the file; raises UserError for a name or a folder that is not possible."""
     vectors_file.check_suffix(out)
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it with: mkdir -p {out.parent}")
@@ -193,7 +193,7 @@ def _embed(
 
 
 def _tell_left_out(left_out: Mapping[int, str], dataset: Dataset) -> None:
-    """Name the images that have no row, the first ones of many, on standard error."""
+    """Name on standard error the images that have no row, at most `_SHOWN` of them."""
     if not left_out:
         return
     print(f"note: {len(left_out):,} of {len(dataset):,} images are left out", file=sys.stderr)

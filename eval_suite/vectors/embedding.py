@@ -73,7 +73,7 @@ def cached(
     device: torch.device,
     **how: Any,
 ) -> Iterator[NDArray[np.float32]] | None:
-    """Return the features that an evaluation has kept, from the first representation that it has; or None.
+    """Return the features that an evaluation has cached for the first possible representation; else None.
 
     `how` is that of `cache.rows`: the name of the set, and the rows of a piece.
     """

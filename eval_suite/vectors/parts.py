@@ -33,7 +33,7 @@ class Part:
     samples: NDArray[np.int64]
     """The samples (n,) that have vectors, in their order."""
     sidecars: list[Sidecar]
-    """What the shards have beside each of them."""
+    """What the shards hold beside the image of each sample."""
     vectors: NDArray[np.float32]
     """(n, width)."""
     left_out: dict[int, str]
@@ -129,7 +129,7 @@ def joined(
     vectors: NDArray[np.float32],
     damaged: Mapping[int, str],
 ) -> Part:
-    """Return a part from what stands beside all its samples and the vectors of those that are not damaged.
+    """Return a part, given the sidecars of all its samples and the vectors of the undamaged ones.
 
     Vectors that are not finite are left out with their reason.
     """

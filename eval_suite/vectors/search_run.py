@@ -30,7 +30,7 @@ from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.foreign_files import open_regular
 
 _LARGEST = 2**32
-"""Bytes of an image file."""
+"""Largest size of an image file, in bytes."""
 _BATCH = 64
 
 
@@ -86,7 +86,7 @@ def _queries(given: Sequence[str], about: About) -> tuple[list[Query], list[str]
 def _pixels(path: Path, about: About) -> Pixels:
     """Return the pixels of an image file, read as those of the data set were.
 
-    Raises UserError if it cannot be read so.
+    Raises UserError if it cannot be read in this way.
     """
     try:
         with open_regular(path) as stream:

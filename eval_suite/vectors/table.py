@@ -30,9 +30,9 @@ RESERVED = {
 }
 """Names in lower case that have a meaning in files of vectors or of features."""
 MOST_COLUMNS = 200
-"""More columns than this in the samples' JSON become one column of JSON text."""
+"""Largest number of columns from the samples' JSON; more become one column of JSON text."""
 Tables = Callable[[], Iterator[pa.Table]]
-"""Gives the rows of a file, table after table, as often as it is called."""
+"""A function that yields the rows of a file, table after table; it may be called several times."""
 
 
 @dataclass(frozen=True)

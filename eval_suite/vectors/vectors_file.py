@@ -23,9 +23,9 @@ from isotorus.files import atomic
 
 SUFFIXES = (".parquet", ".npz")
 _PIECE = 4096
-"""Rows that are read at a time."""
+"""Number of rows that are read at a time."""
 _LONGEST = 2**20
-"""Characters of a file's description."""
+"""Largest length of a file's description, in characters."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _npz_pieces(path: Path, width: int) -> Iterator[Piece]:
 def _checked(
     path: Path, width: int, keys: list[str], labels: list[str | None], samples: Any, vectors: Any
 ) -> Piece:
-    """Return the rows of a file, of which another program may have changed something."""
+    """Return the rows of a file after checks, because another program may have changed the file."""
     n = len(vectors)
     if vectors.shape != (n, width) or not len(keys) == len(labels) == len(samples) == n:
         raise UserError(f"{path}: its columns do not fit its description; embed the images again")

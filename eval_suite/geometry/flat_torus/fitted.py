@@ -18,7 +18,7 @@ from isotorus.randomness import generator
 Array = NDArray[np.floating]
 
 COUNT = 16
-"""Number of eigenvalues that are fitted: a torus of ratio 3 is like a circle in the first six."""
+"""Number of eigenvalues that are fitted, because a torus of ratio 3 is like a circle in the first six."""
 FEWEST = 4
 """Smallest number of eigenvalues for a fit."""
 MOST_RATIO = 4.0
@@ -60,10 +60,10 @@ class Fit(NamedTuple):
 def rectangle(eigenvalues: Array | list[float], samples: int | None = None) -> Fit:
     """Fit the ratio of two circles and the scale to ascending `eigenvalues` without zero modes, 16 at most.
 
-    Sampling splits eigenvalues that are equal on the torus. `samples` is the number of points, and the fit
-    is to the expected eigenvalues of so many (`expected`); None stands for the torus itself. Fewer than
-    sixteen eigenvalues tell less: ten leave a ratio of 3 near a circle. Raises ValueError for fewer than
-    `FEWEST`.
+    Sampling splits eigenvalues that are equal on the torus. `samples` is the number of points; the fit uses
+    the eigenvalues that are expected for it (`expected`), or with None those of the torus itself. Fewer than
+    sixteen eigenvalues are less certain: with ten, a torus of ratio 3 looks nearly like a circle. Raises
+    ValueError for fewer than `FEWEST`.
     """
     return _fitted(eigenvalues, samples, 0.0)
 
