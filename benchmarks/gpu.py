@@ -22,7 +22,7 @@ from benchmarks.on_gpu.process import run_case, start_server
 from benchmarks.on_gpu.report import Setting
 from isotorus.errors import ArgumentParser, UserError, exit_code
 from isotorus.files import atomic
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,7 @@ from eval_suite.arguments import options, parse
 from isotorus.errors import UserError, exit_code
 from isotorus.logs import escape_arguments
 from isotorus.processes import end_with_launcher, first_rank_reports
-from isotorus.scheduler import set_ranks
+from isotorus.scheduled_ranks import set_ranks
 
 SUBCOMMANDS = {
     "layers": "eval_suite.layers.command",

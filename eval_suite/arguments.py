@@ -21,7 +21,7 @@ from eval_suite.metrics import (
 )
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.mlflow_store import address
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 from isotorus.processes import usable_cores
 
 if TYPE_CHECKING:

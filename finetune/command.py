@@ -7,7 +7,7 @@ import sys
 from finetune.arguments import parse
 from isotorus.logs import escape_arguments
 from isotorus.processes import end_with_launcher, first_rank_reports
-from isotorus.scheduler import check_ranks, set_ranks
+from isotorus.scheduled_ranks import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.surroundings import set_surroundings
 

@@ -7,7 +7,7 @@ address, a store, a program or a result. Here is what holds for every file that 
 - it lies in the folder: a link that leads out of it would show one of the reader's own files;
 - it has a bounded size, and what is JSON has a bounded depth and text that can be written again.
 
-What descriptions may say is in `pretrain.models.architecture`, which store results are sent to in
+What descriptions may say is in `pretrain.models.timm_arguments`, which store results are sent to in
 `eval_suite.tracking`, and whose results are reused in `eval_suite.inputs.seals`.
 """
 

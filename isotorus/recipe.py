@@ -8,7 +8,7 @@ import yaml
 
 import isotorus
 from isotorus.errors import UserError, from_os_error
-from isotorus.spelled import spelled
+from isotorus.recipe_text import spelled
 
 _LONGEST = 2**20
 """Largest size of a recipe in characters."""
@@ -22,8 +22,8 @@ def read_recipe_file(path: str) -> dict[str, Any]:
     """Return the keys and values of a YAML file, or of a packaged recipe by its name, not yet validated.
 
     A file at `path` comes before a packaged recipe of that name ("x", "x.yaml" or "configs/x.yaml"). Values
-    remember how they were spelled (`isotorus.spelled`). Raises `UserError` if there is no such file, if the
-    text is not YAML, or if it is not a mapping.
+    remember how they were spelled (`isotorus.recipe_text`). Raises `UserError` if there is no such file, if
+    the text is not YAML, or if it is not a mapping.
     """
     try:
         values = read_yaml(_text(path), _Speller)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from isotorus.spelled import plain
+from isotorus.recipe_text import plain
 
 
 class Unfit(ValueError):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
 from isotorus.logs import escape_arguments
 from isotorus.processes import collector_paused, end_with_launcher, first_rank_reports, has_launcher
-from isotorus.scheduler import check_ranks, set_ranks
+from isotorus.scheduled_ranks import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.surroundings import set_surroundings

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 from isotorus.paths import PathText
 from isotorus.recipe import read_override, read_recipe_file
 from isotorus.secrets import holds_password
@@ -21,7 +21,7 @@ from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.config import AverageConfig, EncoderConfig
 from pretrain.monitoring.config import GuardConfig, HeldOutConfig, ProfileConfig
-from pretrain.monitoring.mlflow import TrackingConfig
+from pretrain.monitoring.mlflow_mirror import TrackingConfig
 from pretrain.run_control.config import StoppingConfig
 
 _LONGEST_SHOWN = 200

@@ -21,7 +21,7 @@ from rich.table import Table
 from isotorus import files, foreign_files, jsonl
 from isotorus.errors import ArgumentParser, UserError, from_os_error
 from pretrain.config import Config, load_config
-from pretrain.monitoring import mlflow
+from pretrain.monitoring import mlflow_mirror
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     with concurrent.futures.ThreadPoolExecutor(max(1, given.jobs)) as pool:
         codes = list(pool.map(_run, members, commands))
     if parent:
-        mlflow.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
+        mlflow_mirror.end_family(members[0].tracking, parent, "FAILED" if any(codes) else "FINISHED")
     _print_table(members, codes)
     return 1 if any(codes) else 0
 
@@ -111,7 +111,7 @@ def _run(member: Config, command: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
-def parent_run(base: str, runs: Path, config: mlflow.TrackingConfig) -> str | None:
+def parent_run(base: str, runs: Path, config: mlflow_mirror.TrackingConfig) -> str | None:
     """Return the id of the MLflow run above all runs of this sweep, which is created at the first start.
 
     None if tracking is off or MLflow does not answer.
@@ -122,9 +122,9 @@ def parent_run(base: str, runs: Path, config: mlflow.TrackingConfig) -> str | No
     if known := _known_parent(record):
         return known
     try:
-        run_id = mlflow.start_family(config, base)
+        run_id = mlflow_mirror.start_family(config, base)
     except Exception as error:  # a sweep without its parent is better than none
-        log.warning("MLflow does not answer, the runs will have no parent: %s", mlflow.reason(error))
+        log.warning("MLflow does not answer, the runs will have no parent: %s", mlflow_mirror.reason(error))
         return None
     try:
         record.parent.mkdir(parents=True, exist_ok=True)

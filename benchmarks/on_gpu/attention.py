@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import difference, peak_bytes, seconds, start
-from pretrain.models.packed import Layout, _in_one_call, unpack
+from pretrain.models.several_sizes import Layout, _in_one_call, unpack
 from pretrain.models.winding_attention import Address, attend_in_blocks, attend_sorted
 
 BF16_BOUND = 2e-2

@@ -8,7 +8,7 @@ from benchmarks.on_gpu.runs import batch_of, engine_of, recipe, start
 from pretrain.cost.out_of_memory import explain, is_out_of_memory
 from pretrain.engines import Engine
 from pretrain.engines.step import train_step
-from pretrain.models.shards import own_part
+from pretrain.models.sharded_parameters import own_part
 
 
 def nan(setting: Setting, report: Report) -> None:

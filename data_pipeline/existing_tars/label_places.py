@@ -5,7 +5,7 @@ from collections import Counter
 from data_pipeline.existing_tars.tar_scan import Rule, Scan
 from data_pipeline.storage.tar_reader import printable
 from isotorus.errors import UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 _MOST_SHOWN = 10
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.tables import cells
 from isotorus.errors import UserError, from_os_error
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 Label = int | str | None
 """None stands for a sample without a label."""

@@ -5,7 +5,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from data_pipeline.sources import DataConfig
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 from isotorus.recipe import read_recipe_file
 from isotorus.section import Section, Unfit
 

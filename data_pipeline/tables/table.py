@@ -12,7 +12,7 @@ import numpy as np
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 Row = tuple[str, dict[str, Any]]
 """Where the row is, such as "line 7", and its cells by column."""

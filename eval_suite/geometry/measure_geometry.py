@@ -18,8 +18,8 @@ from eval_suite.geometry import (
     landmarks,
     normality,
     rank,
-    shape,
     spectral_gap,
+    uniformity,
     verdict,
 )
 from eval_suite.metrics import GEOMETRY
@@ -94,7 +94,7 @@ def measure(
         measured["rank"] = attempt("rank", lambda: rank.summary(x))
     if "shape" in options.metrics:
         measured["dimension"] = attempt("dimension", lambda: dimension.summary(x))
-        measured["shape"] = attempt("shape", lambda: shape.summary(x, seed=options.seed))
+        measured["shape"] = attempt("shape", lambda: uniformity.summary(x, seed=options.seed))
         measured["normality"] = attempt("normality", lambda: normality.summary(x, seed=options.seed))
         if circles:
             measured["uniformity_over_null"] = attempt(
@@ -102,7 +102,7 @@ def measure(
             )
         if labels is not None:
             measured["collisions"] = attempt(
-                "collisions", lambda: shape.collisions(x, labels[chosen], seed=options.seed)
+                "collisions", lambda: uniformity.collisions(x, labels[chosen], seed=options.seed)
             )
     if "graph" in options.metrics:
         measured["graph"] = attempt(
@@ -174,5 +174,5 @@ def of_views(x: Array) -> dict[str, float]:
         "objects": x.shape[0],
         "views": x.shape[1],
         "lidar": rank.lidar(x),
-        "alignment": shape.alignment(x),
+        "alignment": uniformity.alignment(x),
     }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from eval_suite.metrics import METHODS
 from eval_suite.report import names
-from isotorus.names import listed
+from isotorus.nearest_name import listed
 
 _EQUAL = 1e-9  # scores on val that differ by less count as equal, because sums are rounded
 

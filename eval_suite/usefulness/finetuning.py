@@ -24,7 +24,7 @@ from eval_suite.metrics import METHODS
 from eval_suite.usefulness.options import Options
 from isotorus import foreign_files
 from isotorus.processes import END_WITH_STDIN
-from isotorus.scheduler import without_ranks
+from isotorus.scheduled_ranks import without_ranks
 
 RECIPE = 1
 """Version of the defaults of `isotorus finetune`; it increases when they change, as a test makes sure."""

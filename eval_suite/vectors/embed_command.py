@@ -7,7 +7,7 @@ from eval_suite import arguments
 from eval_suite.metrics import FEATURE_SETS
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.processes import usable_cores
-from isotorus.scheduler import set_ranks
+from isotorus.scheduled_ranks import set_ranks
 
 EPILOG = """examples:
   isotorus embed runs/mine shards/train --out train.parquet

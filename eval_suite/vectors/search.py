@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from data_pipeline.decoders.pixels import Pixels
 from eval_suite.usefulness.neighbors import normalised
 from eval_suite.vectors.vectors_file import VectorsFile
-from isotorus.names import nearest as nearest_name
+from isotorus.nearest_name import nearest as nearest_name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from isotorus.errors import UserError
-from isotorus.scheduler import step_hosts
+from isotorus.scheduled_ranks import step_hosts
 from launch.one_node.torchrun_ranks import default_ranks
 from launch.over_ssh.hosts import add_file_options, add_ssh_options, read_hosts
 

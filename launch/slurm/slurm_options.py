@@ -91,7 +91,7 @@ def start(args: argparse.Namespace, options: list[str], arguments: list[str]) ->
     base, configs, runs = _runs(args.sweep, arguments)
     # Imported here because preflight imports torch, which takes seconds; errors above are then shown at once.
     from pretrain import sweep
-    from pretrain.monitoring import mlflow
+    from pretrain.monitoring import mlflow_mirror
     from pretrain.preflight.model import check_model
 
     ranks = _ranks(args)
@@ -114,7 +114,7 @@ def start(args: argparse.Namespace, options: list[str], arguments: list[str]) ->
         runs = [[*run, f"tracking.parent={parent}"] for run in runs]
     number = _submit(job(runs), options, name, folder)
     if parent:  # closed now, because no process of ours may be left when the last run has ended
-        mlflow.end_family(first.tracking, parent, "FINISHED")
+        mlflow_mirror.end_family(first.tracking, parent, "FINISHED")
     _tell(
         number,
         f"{args.nodes} × {ranks} ranks",

@@ -16,7 +16,7 @@ from isotorus.errors import UserError
 from pretrain.distributed import rank, world_size
 from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import uses_bf16
-from pretrain.models.packed import unfit
+from pretrain.models.several_sizes import unfit
 
 
 class Decided(NamedTuple):

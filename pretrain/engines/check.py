@@ -5,7 +5,7 @@ from torch import nn
 from isotorus.errors import UserError
 from pretrain.engines.config import EngineConfig
 from pretrain.models.batch_norm import has_batch_norm, unsynchronized
-from pretrain.models.packed import unfit
+from pretrain.models.several_sizes import unfit
 
 
 def check_engine(config: EngineConfig, world_size: int, encoder: nn.Module, followed: bool) -> None:

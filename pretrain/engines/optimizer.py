@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 
 from pretrain.engines.config import OptimizerConfig
 from pretrain.models.channel_embedding import EMBEDDING
-from pretrain.models.shards import own_part
+from pretrain.models.sharded_parameters import own_part
 
 
 def build_optimizer(

@@ -1,7 +1,7 @@
 """The description of a trained encoder: encoder.json, or the config.json of a timm model folder.
 
 The evaluation, exports and warm starts read it. It may be a stranger's: every value is checked here, and the
-model's name and arguments are checked by `pretrain.models.architecture` where the encoder is built.
+model's name and arguments are checked by `pretrain.models.timm_arguments` where the encoder is built.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from data_pipeline.transforms.config import Action, Border
 from data_pipeline.transforms.physical import Square
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from pretrain.models.architecture import LONGEST_NAME
 from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.config import Norm
 from pretrain.models.encoder import create, embedding_width
+from pretrain.models.timm_arguments import LONGEST_NAME
 
 DESCRIPTION, TIMM_DESCRIPTION = "encoder.json", "config.json"
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from isotorus.errors import UserError
-from isotorus.names import nearest
-from pretrain.models import architecture
+from isotorus.nearest_name import nearest
+from pretrain.models import timm_arguments
 from pretrain.models.batch_norm import synchronize
 from pretrain.models.channel_embedding import EMBEDDING, embed_channels
 from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import draw_masks, key_drop_paths
-from pretrain.models.packed import PackedViT, pack, unfit
+from pretrain.models.several_sizes import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
 
 
@@ -89,17 +89,17 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
     """Call `timm.create_model`, and change the model by the arguments that timm does not know.
 
     `winding_classes` makes its attention winding, and `channel_embedding` lets images lack some channels.
-    Name and arguments may be a stranger's, so `pretrain.models.architecture` refuses those by which timm
+    Name and arguments may be a stranger's, so `pretrain.models.timm_arguments` refuses those by which timm
     would open a file or an address. Raises `UserError`, in one line, for these and for whatever timm cannot
     build.
     """
-    architecture.check_name(name)
+    timm_arguments.check_name(name)
     if not timm.is_model(name):
         near = nearest(name, timm.list_models())
         hint = f"did you mean {near}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm {timm.__version__} has no model '{name}'; {hint}")
-    architecture.check_arguments(kwargs)
-    ours = ("winding_classes", EMBEDDING, *architecture.READS_ELSEWHERE)
+    timm_arguments.check_arguments(kwargs)
+    ours = ("winding_classes", EMBEDDING, *timm_arguments.READS_ELSEWHERE)
     of_timm = {key: x for key, x in kwargs.items() if key not in ours}
     try:
         encoder = timm.create_model(name, **of_timm)

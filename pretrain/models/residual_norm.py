@@ -65,7 +65,7 @@ def fuse(encoders: list[nn.Module], device: torch.device) -> bool:
         )
         return False
     for block in blocks:
-        # As in `pretrain.models.packed`, the module has to stay, with another `forward`.
+        # As in `pretrain.models.several_sizes`, the module has to stay, with another `forward`.
         block.__class__ = FusedBlock
     return bool(blocks)
 

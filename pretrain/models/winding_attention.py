@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from isotorus.device import without_autocast
-from pretrain.models.packed import unfit
+from pretrain.models.several_sizes import unfit
 
 BLOCK = 128
 """Tokens along each side of FlexAttention's blocks."""

@@ -23,7 +23,7 @@ from pretrain.distributed import world_size
 from pretrain.engines import Engine
 from pretrain.engines.automatic import in_words
 from pretrain.engines.networks import uses_bf16
-from pretrain.monitoring import collapse, held_out, mlflow, mlflow_run
+from pretrain.monitoring import collapse, held_out, mlflow_mirror, mlflow_run
 from pretrain.preflight.inputs import RunInputs
 from pretrain.recording import config_history
 
@@ -181,13 +181,13 @@ def catch_up(config: Config) -> None:
         _mirror(config, steps, trained).finish("FINISHED", timeout=300.0)
 
 
-def _mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow.Mirror:
+def _mirror(config: Config, start: int, trained: dict[str, Any] | None = None) -> mlflow_mirror.Mirror:
     """Return what sends the rows to MLflow, with the parameters in `trained` or else those of `config`."""
     values = trained or flatten(config.model_dump(mode="json"))
     # The address of MLflow says nothing about the run, and changes when the store is moved.
     parameters = {name: x for name, x in values.items() if not name.startswith("tracking.")}
     changes = [x for x in config_history.changes(config.folder) if not x.name.startswith("tracking.")]
-    return mlflow.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)
+    return mlflow_mirror.Mirror(config.folder, config.name, config.tracking, parameters, start, changes)
 
 
 def _seconds_at_peak(config: Config, inputs: RunInputs, engine: Engine) -> float | None:

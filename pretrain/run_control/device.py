@@ -13,7 +13,7 @@ import torch
 
 from isotorus.errors import MachineError
 from isotorus.processes import has_launcher
-from isotorus.scheduler import is_task
+from isotorus.scheduled_ranks import is_task
 
 ON_CPUS = "set CUDA_VISIBLE_DEVICES= to train on CPUs"
 PCI = Path("/sys/bus/pci/devices")

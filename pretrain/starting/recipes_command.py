@@ -5,7 +5,7 @@ from pathlib import Path
 
 import isotorus
 from isotorus.errors import ArgumentParser, UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 
 def main(arguments: list[str]) -> int:

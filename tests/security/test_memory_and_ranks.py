@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.decoders.decode import decode
 from isotorus.errors import UserError, exit_code
-from isotorus.scheduler import check_ranks
+from isotorus.scheduled_ranks import check_ranks
 from tests.data_pipeline.encoders import encoded
 from tests.data_pipeline.pictures import picture, save_pictures
 

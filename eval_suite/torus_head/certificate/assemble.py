@@ -16,7 +16,7 @@ from eval_suite.torus_head.certificate import beside, conclusion, notes, unseen
 from eval_suite.torus_head.certificate.measure import Angles, How, Orbits, of_angles, of_orbits, samples_of
 from eval_suite.torus_head.certificate.unseen import Images
 from isotorus.errors import UserError
-from isotorus.names import listed
+from isotorus.nearest_name import listed
 from pretrain.models.description import TorusDescription
 
 STOPS = 12

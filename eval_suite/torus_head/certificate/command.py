@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from data_pipeline.transforms.config import ACTIONS, Action
 from eval_suite import arguments
 from isotorus.errors import ArgumentParser, UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 if TYPE_CHECKING:
     from data_pipeline.dataset.index import Dataset

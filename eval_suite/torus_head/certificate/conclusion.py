@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eval_suite.torus_head.certificate.cloud import PLACES
-from isotorus.names import listed
+from isotorus.nearest_name import listed
 
 ENOUGH = 0.9
 """The lower end of the interval of the share of right windings has to reach this for a certificate."""

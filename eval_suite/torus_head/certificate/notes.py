@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval_suite.torus_head.certificate.conclusion import WORDS
-from isotorus.names import listed
+from isotorus.nearest_name import listed
 from pretrain.models.description import TorusDescription
 
 

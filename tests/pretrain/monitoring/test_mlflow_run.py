@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from isotorus import mlflow_store
 from isotorus.mlflow_store import StoreProblem, connect
-from pretrain.monitoring.mlflow import Mirror
+from pretrain.monitoring.mlflow_mirror import Mirror
 from pretrain.monitoring.mlflow_run import TrackingConfig, is_complete
 
 LR = {"name": "a", "optimizer.lr": 0.001, "steps": 2}

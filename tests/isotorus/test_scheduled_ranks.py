@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from isotorus import scheduler
+from isotorus import scheduled_ranks
 from isotorus.errors import UserError
 
 TORCH = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
@@ -23,7 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def ranks(monkeypatch: pytest.MonkeyPatch, **variables: object) -> tuple[str | None, ...]:
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
-    scheduler.set_ranks()
+    scheduled_ranks.set_ranks()
     return tuple(os.environ.get(name) for name in TORCH[:5])
 
 
@@ -95,23 +95,23 @@ def test_tasks_on_unknown_nodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_lists_of_hosts_in_short_form(listed: str, hosts: list[str]) -> None:
-    assert scheduler.expand_hosts(listed) == hosts
+    assert scheduled_ranks.expand_hosts(listed) == hosts
 
 
 def test_ranks_of_torchrun_on_a_node_are_no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """They inherit the variables of the task that runs torchrun, but share the node's GPUs."""
     for name in ("TORCHELASTIC_RUN_ID", "CROSS_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert not scheduler.is_task()
+    assert not scheduled_ranks.is_task()
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    assert scheduler.is_task()
+    assert scheduled_ranks.is_task()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    assert not scheduler.is_task()
+    assert not scheduled_ranks.is_task()
 
 
 def test_hosts_of_a_step_are_known_without_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert scheduler.step_hosts() == []
+    assert scheduled_ranks.step_hosts() == []
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[2-3]")
-    assert scheduler.step_hosts() == ["node2", "node3"]
+    assert scheduled_ranks.step_hosts() == ["node2", "node3"]

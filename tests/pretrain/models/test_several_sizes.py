@@ -19,7 +19,7 @@ from pretrain.engines.config import EngineConfig
 from pretrain.engines.networks import unfuse_attention
 from pretrain.models.drop_path import sample_keys
 from pretrain.models.encoder import ViewEncoder
-from pretrain.models.packed import Layout, PackedAttention
+from pretrain.models.several_sizes import Layout, PackedAttention
 
 TINY = {"patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 0, "img_size": 32}
 TINY |= {"drop_path_rate": 0.4, "dynamic_img_size": True}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isotorus.errors import UserError
-from isotorus.names import nearest
+from isotorus.nearest_name import nearest
 
 READS_ELSEWHERE = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments by which `timm.create_model` would open a file or an address with weights."""

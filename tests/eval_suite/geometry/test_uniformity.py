@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval_suite.geometry import normality, shape
+from eval_suite.geometry import normality, uniformity
 from isotorus.errors import UserError
 from pretrain.objectives import sigreg
 
@@ -76,50 +76,52 @@ def test_henze_zirkler_of_two_points_by_hand():
 
 
 def test_uniformity_of_poles_collapse_and_a_wide_sphere():
-    assert shape.uniformity(np.ones((50, 4))) == pytest.approx(0)
+    assert uniformity.uniformity(np.ones((50, 4))) == pytest.approx(0)
     poles = np.array([[1.0, 0], [-5.0, 0]])
-    assert shape.uniformity(poles) == pytest.approx(-8)
-    assert shape.uniformity(normal(1000, 500)) == pytest.approx(-4, abs=0.05)
+    assert uniformity.uniformity(poles) == pytest.approx(-8)
+    assert uniformity.uniformity(normal(1000, 500)) == pytest.approx(-4, abs=0.05)
 
 
 def test_alignment_by_hand_and_over_all_pairs():
     views = np.array([[[1.0, 0], [0, 2.0]], [[3.0, 0], [1.0, 0]]])
-    assert shape.alignment(views) == pytest.approx((2 + 0) / 2)
+    assert uniformity.alignment(views) == pytest.approx((2 + 0) / 2)
     x = normal(20, 4, 7)
     unit = x / np.linalg.norm(x, axis=2, keepdims=True)
     pairs = [((unit[:, i] - unit[:, j]) ** 2).sum(1).mean() for i in range(4) for j in range(i)]
-    assert shape.alignment(x) == pytest.approx(np.mean(pairs))
+    assert uniformity.alignment(x) == pytest.approx(np.mean(pairs))
     with pytest.raises(ValueError, match="two or more views"):
-        shape.alignment(x[:, :1])
+        uniformity.alignment(x[:, :1])
 
 
 def test_hubs_grow_with_dimension_and_a_circle_has_none():
     angle = 2 * np.pi * np.arange(100) / 100
-    circle = shape.hubness(np.stack([np.cos(angle), np.sin(angle)], axis=1), 2)
+    circle = uniformity.hubness(np.stack([np.cos(angle), np.sin(angle)], axis=1), 2)
     assert circle.skewness == 0 and circle.largest == 2 and circle.never == 0
-    low, high = shape.hubness(normal(1500, 3)), shape.hubness(normal(1500, 100))
+    low, high = uniformity.hubness(normal(1500, 3)), uniformity.hubness(normal(1500, 100))
     assert low.skewness < 0.6 < 2 < high.skewness and high.never > low.never
 
 
 def test_collisions_by_hand_and_by_chance():
     x = np.array([[0.0], [1.0], [10.0], [12.0]])
-    assert shape.collisions(x, np.array([0, 0, 1, 1])) == 0
+    assert uniformity.collisions(x, np.array([0, 0, 1, 1])) == 0
     # same-class 10 and 11, median 10.5; cross-class 1, 12, 9, 2
-    assert shape.collisions(x, np.array([0, 1, 0, 1])) == pytest.approx(3 / 4)
+    assert uniformity.collisions(x, np.array([0, 1, 0, 1])) == pytest.approx(3 / 4)
     random = np.random.default_rng(0)
-    assert shape.collisions(normal(800, 20), random.integers(5, size=800)) == pytest.approx(0.5, abs=0.02)
+    assert uniformity.collisions(normal(800, 20), random.integers(5, size=800)) == pytest.approx(
+        0.5, abs=0.02
+    )
     labels = np.array([0, 1, 0, 1, -1])
-    assert shape.collisions(np.append(x, [[5.0]], axis=0), labels) == pytest.approx(3 / 4)
+    assert uniformity.collisions(np.append(x, [[5.0]], axis=0), labels) == pytest.approx(3 / 4)
 
 
 @pytest.mark.parametrize("labels", [np.zeros(6, int), np.arange(6), np.full(6, -1)])
 def test_collisions_need_two_classes_and_a_pair(labels):
     with pytest.raises(UserError, match="two classes or more"):
-        shape.collisions(normal(6, 2), labels)
+        uniformity.collisions(normal(6, 2), labels)
 
 
 def test_summary_is_json():
-    found = shape.summary(normal(300, 10).astype(np.float32))
+    found = uniformity.summary(normal(300, 10).astype(np.float32))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     with pytest.raises(UserError, match="same features"):
-        shape.summary(np.ones((30, 3)))
+        uniformity.summary(np.ones((30, 3)))
