@@ -109,9 +109,9 @@ def embed_together(
 ) -> set[int]:
     """Fill the cache with what several evaluations compare, reading and decoding each image once.
 
-    `groups` are the representations of each evaluation. Those whose model cannot be built are left to their
-    own evaluation, which reports the error, and so is everything if the pass fails. Returns the indices of
-    the others. All processes must call this.
+    `groups` are the representations of each evaluation. If the model of a group cannot be built, the group is
+    left to its own evaluation, which reports the error; if the pass fails, all groups are. Returns the
+    indices of the groups that were embedded. All processes must call this.
     """
     built = [number for number, group in enumerate(groups) if _builds(group[0])]
     everywhere = set.intersection(*map(set, gather_object([built])))

@@ -41,14 +41,14 @@ class Representation:
 
     name: str
     build: Callable[[], nn.Module] = field(compare=False)
-    """Builds a model that gives vectors by feature set, as `FeatureSets` does. This is done on first use, as
-    cached features need none."""
+    """Builds a model that gives vectors by feature set, as `FeatureSets` does. It is built on first use,
+    because cached features need no model."""
     described: dict[str, Any]
     """What the model is built from: the encoder's name and arguments, and the projector."""
     weights: str
     """Hash of the model's weights, or the seed that they are drawn from."""
     width: int | None
-    """Width of the embedding; None where it follows from the images."""
+    """Width of the embedding; None if it follows from the images."""
     sets: tuple[str, ...] | None
     """Feature sets to keep besides the embedding; None keeps all."""
     size: int
@@ -57,6 +57,7 @@ class Representation:
     mean: tuple[float, ...]
     """Mean of each channel, with pixels in [0, 1]."""
     std: tuple[float, ...]
+    """Standard deviation of each channel, with pixels in [0, 1]."""
     square: Square | None = None
     """The square of physical size that is cropped from an image; None for the largest centred square."""
     describe: Callable[[Tensor], dict[str, NDArray[np.float32]]] | None = None

@@ -92,6 +92,7 @@ SPREAD = 1.6
 Sampling splits them by an amount like 1/√n, so fewer samples are allowed more; see `_spread`.
 """
 SPREAD_SAMPLES = 1_000
+"""Number of samples from which on `SPREAD` and `FIT_ERROR` apply unchanged."""
 RATIO_TOLERANCE = 0.2
 """Allowed relative error of `Shape.ratio`."""
 CIRCLE_EIGENVALUES, CIRCLE_ERROR = 8, 0.28
@@ -101,7 +102,7 @@ RATIOS = (1.0, 3.5)
 FIT_ERROR = 0.063
 """Largest error of the fit of a rectangular torus (`fitted.Fit.error`), from `SPREAD_SAMPLES` samples on.
 
-It grows like 1/√n below, as `SPREAD` does.
+With fewer samples it grows like 1/√n, as `SPREAD` does.
 """
 SHORTENED_FROM = 1.25
 """Ratio of a fitted torus from which its long circle is shortened before homology."""
@@ -244,7 +245,7 @@ def _within(quantity: str, value: float | None, limits: tuple[float, float]) -> 
 
 
 def _bands(eigenvalues: list[float], bands: tuple[int, int]) -> tuple[Array, Array]:
-    """Split ascending eigenvalues into the first two bands, of these numbers of eigenvalues."""
+    """Split ascending eigenvalues into the first two bands, which have these numbers of eigenvalues."""
     # A nearly disconnected graph has eigenvalues near 0: the lower limit keeps ratios finite, and too large.
     values = np.maximum(eigenvalues, 1e-12)
     return values[: bands[0]], values[bands[0] : sum(bands)]

@@ -31,7 +31,7 @@ def two_nn(x: Array, discard: float = 0.1) -> float:
 
 
 def mle(x: Array, k: int = 20) -> float:
-    """Return Levina & Bickel's maximum likelihood dimension (2004) of `x` (n, d) from `k` neighbours a point.
+    """Return Levina & Bickel's maximum likelihood dimension (2004) of `x` (n, d) from `k` neighbours.
 
     It is 1 / mean_i[ 1/(k-1) Σ_{j<k} log(T_k / T_j) ], where T_j is the distance of point i to its j-th
     neighbour. Averaging the inverse estimates of the points is the correction of MacKay & Ghahramani 2005.

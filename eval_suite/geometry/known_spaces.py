@@ -1,7 +1,7 @@
 """Samples of spaces whose shape is known, with noise; verdicts are calibrated on them.
 
-Every circle and sphere has radius 1, and the smaller circle of a rectangular torus. Noise is the standard
-deviation of each ambient coordinate, so in R⁷⁶⁸ noise 0.15 moves a point by √768 · 0.15 ≈ 4.2 radii.
+Every circle and sphere has radius 1; in a rectangular torus the smaller circle has radius 1. Noise is the
+standard deviation of each ambient coordinate, so in R⁷⁶⁸ noise 0.15 moves a point by √768 · 0.15 ≈ 4.2 radii.
 """
 
 from collections.abc import Callable

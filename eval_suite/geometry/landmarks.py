@@ -17,7 +17,7 @@ COMPONENTS = 8
 NEIGHBOURS = 50
 """Number of nearest points whose mean replaces a point in `denoise`."""
 MOST = 5_000
-"""Largest number of points that are used; of more points, this many are drawn at random."""
+"""Largest number of points that are used; if there are more, this many are drawn at random."""
 SHARE = 10
 """Number of points for each landmark by default, within `BOUNDS`."""
 BOUNDS = (100, 300)

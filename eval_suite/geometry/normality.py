@@ -85,10 +85,11 @@ def henze_zirkler(x: Array) -> HenzeZirkler:
 def summary(x: Array, *, seed: int = 0) -> dict[str, Any]:
     """Return all measures of normality of `x` (n, d), ready for JSON.
 
-    - `sigreg`: `x` as it is against N(0, I), so scale, isotropy and shape together;
-    - `isotropy`: the same statistic after centring and one common scale, over that of Gaussian draws, so
-      differences in width between directions, and shape;
-    - `shape`: with each direction standardised on its own, over that of Gaussian draws, so shape alone;
+    - `sigreg`: `x` against N(0, I); depends on scale, isotropy and shape;
+    - `isotropy`: the same statistic after centring and one common scale, divided by its value on Gaussian
+      draws; depends on differences in width between directions, and on shape;
+    - `shape`: the same after standardising each direction, divided by its value on Gaussian draws; depends
+      on shape alone;
     - `henze_zirkler` and its `p_value`, from `rows` (at most 2,000) and the leading `components`.
 
     All but the first are None for fewer than three rows and for rows that are equal up to rounding. Raises

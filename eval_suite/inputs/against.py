@@ -172,7 +172,7 @@ def rows_of(file: files.Vectors, splits: Splits) -> BySplit:
 
 
 def _matched(file: files.Vectors, split: str | None, dataset: Dataset) -> NDArray[np.int64]:
-    """Return the row of each image of a data set, of the rows of a split if one is given."""
+    """Return the row of each image of a data set, among the rows of a split if one is given."""
     assert file.keys is not None
     samples = np.asarray(dataset.rows["key"])
     candidates = np.arange(len(file.x)) if split is None else np.flatnonzero(file.rows(split))

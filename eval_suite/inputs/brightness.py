@@ -9,7 +9,7 @@ from pretrain.models.description import EncoderDescription
 
 
 def difference(described: EncoderDescription, datasets: Mapping[str, Dataset]) -> str:
-    """Return a line that names the data sets whose rule was not one in training; "" if there are none."""
+    """Return a line that names the data sets whose rule was not used in training; "" if there are none."""
     rules = {name: str(dataset.intensity) for name, dataset in datasets.items()}
     others = {name: rule for name, rule in rules.items() if rule not in described.intensity}
     if not others:

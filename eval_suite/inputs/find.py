@@ -145,7 +145,7 @@ def _checkpoint(weights: Path) -> Checkpoint:
 
 
 def _home(folder: Path) -> Path:
-    """Return where a checkpoint's folder is; a link such as `latest` in a run leads to a sibling only."""
+    """Return the folder of a checkpoint; a link such as `latest` in a run may only lead to a sibling."""
     home = folder.resolve()
     if folder.is_symlink() and folder.parent.name == "checkpoints" and home.parent != folder.parent.resolve():
         raise UserError(f"{folder} is a link that leads out of {folder.parent}; name the checkpoint itself")

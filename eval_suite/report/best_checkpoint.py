@@ -26,6 +26,7 @@ class Chosen(NamedTuple):
     split: str
     value: float
     half: float
+    """Half the width of the 95 % interval; infinite if there is no interval."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,9 @@ class Best:
     """All rows of that run or group, one for each step."""
     by: Chosen
     worse: float
+    """Score of the best row minus that of the newest, with the sign turned if lower is better."""
     low: float
+    """Lower end of the 95 % interval of `worse`; infinite if there is no interval."""
     high: float
 
     @property

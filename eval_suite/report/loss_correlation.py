@@ -45,6 +45,7 @@ class Correlation:
     alpha: float
     rho: float
     low: float
+    """Lower end of the 95 % interval of `rho`."""
     high: float
     checkpoints: int
 

@@ -132,7 +132,7 @@ def _methods(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _few_split(results: Mapping[str, Any]) -> str:
-    """Return which split few-shot and retrieval are scored on, where it is not that of the other scores."""
+    """Return the split of few-shot and retrieval as text, or "" if it is that of the other scores."""
     measured = results["representations"]["pretrained"]
     splits = {measured[name].get("reported_on") for name in ("few_shot", "retrieval") if name in measured}
     return "".join(f", {split} split" for split in splits - {None, results["reported_on"]})

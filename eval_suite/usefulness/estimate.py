@@ -46,7 +46,7 @@ class Estimate:
         return Estimate(self.value - other.value, self.resampled - other.resampled, changes, self.sampling)
 
     def interval(self, score: str | None = None) -> list[float]:
-        """Return the 95 % interval [low, high] of a score, within its range; without a name, of a difference.
+        """Return the 95 % interval [low, high] within the range of the named `score`; None for a difference.
 
         For a single split it is the percentile interval of the bootstrap. For folds it is an interval for the
         expected score of a probe that is fitted on all folds but one: value ± t √(c·(V + D)). V is the

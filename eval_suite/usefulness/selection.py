@@ -25,10 +25,11 @@ _Value = TypeVar("_Value")
 
 
 class Candidate(NamedTuple):
-    """One setting with its predictions for val, and functions that compute those for other splits."""
+    """One setting with its predictions for val, and functions that predict the other splits."""
 
     setting: dict[str, Any]
     val: NDArray[np.floating]
+    """(n, columns), as `JUDGES` take them."""
     test: Callable[[], NDArray[np.floating]]
     train: Callable[[], NDArray[np.floating]] | None = None
     """Predictions for the samples that it was fitted on; None for a method that holds those samples."""

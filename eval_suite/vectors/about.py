@@ -62,7 +62,7 @@ class About(Section):
     channels: int = Field(ge=1)
     """Number of channels that the encoder takes."""
     depth: Literal[8, 16]
-    """Bits of a channel in the data set."""
+    """Bits per channel in the data set."""
     pixel_rules: PixelRules
     """Version of the rules by which the image files became pixels."""
     intensity: Intensity = NONE
@@ -87,7 +87,7 @@ def describe(
     device: torch.device,
     part_rows: int,
 ) -> About:
-    """Return what a file says of the feature set `name`, `width` numbers each; nothing is embedded yet.
+    """Return the description of a file with the feature set `name`, of `width` numbers each; embeds nothing.
 
     `r` is the representation of the checkpoint with this feature set alone.
     """

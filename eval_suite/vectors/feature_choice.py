@@ -15,7 +15,7 @@ def choose(checkpoint: Checkpoint, named: str | None, widths: Mapping[str, int])
     """Return the name of a feature set of the checkpoint, and why it is that one.
 
     `widths` are those of the sets that the checkpoint has. Without a name it is the set that the linear probe
-    of your evaluation of this checkpoint chose, in the folder where `isotorus eval` puts it, else the
+    chose in this user's evaluation of the checkpoint, if it is in the folder of `isotorus eval`, else the
     embedding. Raises UserError if the checkpoint has no such set.
     """
     if named is not None and named not in widths:

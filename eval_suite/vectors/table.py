@@ -1,7 +1,7 @@
 """The table of a file of vectors: which columns it has, and its rows as Arrow tables, part by part.
 
 key, image   the key of the sample, and the name of its image file in the shard
-label, group the name of its class; of its group, or the group's hash where no column of the JSON has the name
+label, group the names of its class and group; the group's hash if no column of the JSON holds the name
 …            the columns of the samples' JSON; one whose name means something else here begins with json_
 sample       the number of the sample in the data set
 features     the vector

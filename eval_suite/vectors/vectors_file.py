@@ -36,6 +36,7 @@ class Piece:
     labels: list[str | None]
     """None for a row without label."""
     samples: NDArray[np.int64]
+    """Number of each row's sample in the data set, (n,)."""
     vectors: NDArray[np.float32]
     """(n, width)."""
 

@@ -21,7 +21,7 @@ class Answer(NamedTuple):
     host: str
     code: int
     findings: list[Finding] | None
-    """None on all hosts but the first, which judges for all."""
+    """The first host's findings about all hosts; None from every other host."""
     error: str
     """The last line on stderr."""
 

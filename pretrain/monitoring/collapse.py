@@ -16,9 +16,10 @@ from pretrain.objectives.sigreg import SIGReg, aliased_share
 
 log = logging.getLogger(__name__)
 
-# Below these an embedding is as useless as a point or a line.
 COLLAPSED_STD = 0.01
+"""Standard deviation below which an embedding is as useless as a point, relative to its size."""
 COLLAPSED_RANK = 1.5
+"""Effective rank below which an embedding is as useless as a line."""
 
 
 class Measured(NamedTuple):

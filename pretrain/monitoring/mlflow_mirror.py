@@ -124,7 +124,7 @@ class Mirror(threading.Thread):
             )
 
     def _say(self, problem: str) -> None:
-        """Warn of a problem, once as long as it is of the same kind."""
+        """Warn of a problem, but do not repeat the warning while problems of the same kind follow."""
         kind = problem.partition(":")[0]
         if kind != self._problem:
             log.warning("MLflow at %s %s", masked(self.uri), problem)

@@ -36,7 +36,7 @@ MOST_METRICS = 1000  # in a request to a store
 FIRST_CHART = "Loss/loss"
 """Second name of the loss: MLflow sorts charts by section, and sections without a name come last."""
 _SAME = 0.01
-"""Relative difference up to which a loss counts as that of the same step done again: sums over another number
+"""Relative difference up to which a loss counts as that of the same step, repeated. Sums over another number
 of ranks, or on GPUs, differ in their last digits."""
 
 

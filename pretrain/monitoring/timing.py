@@ -1,10 +1,10 @@
 """Measure where a step's time goes and which rank is slow, without making the host wait for the device.
 
-On GPUs the parts of a step lie between CUDA events on the device's stream; on CPUs, and for what the host
-itself waits for, the clock is read. Gradients are summed over ranks while the backward pass runs: `reduce`
-is only the time that these sums still take once the local gradients are done. Sums that the loss needs are
-counted in `head`, those of DeepSpeed's stage 0 and the gathering of updated parameters in `optimizer`. A
-trace shows each of them (`pretrain.monitoring.profiler`).
+On GPUs the parts of a step lie between CUDA events on the device's stream; on CPUs, and for the waits of the
+host itself, the clock is read. Gradients are summed over ranks while the backward pass runs: `reduce` is only
+the time that these sums still take once the local gradients are done. Sums that the loss needs are counted in
+`head`, those of DeepSpeed's stage 0 and the gathering of updated parameters in `optimizer`. A trace shows
+each of them (`pretrain.monitoring.profiler`).
 """
 
 import resource
@@ -78,7 +78,7 @@ class StepTimer:
         self._spans += [("backward", start, middle), ("reduce", middle, end)]
 
     def report(self, steps: int) -> dict[str, float]:
-        """Return mean seconds a step, over `steps` steps, for each part and for the whole; then restart.
+        """Return mean seconds per step, over `steps` steps, for each part and for the whole; then restart.
 
         The whole, `seconds_step`, leaves checkpoints out. `seconds_checkpoint` is not a mean but all the time
         that training waited for saves since the last report. `seconds_alone` is what this rank spent without

@@ -31,7 +31,7 @@ SHOWN = {
     "effective_rank": "effective rank",
     "grad_norm": "gradient norm",
 }
-"""Quantities of metrics.jsonl that are drawn where a run has them, and their names."""
+"""Quantities of metrics.jsonl that are drawn if a run has them, and their names."""
 
 
 def main(arguments: list[str]) -> int:

@@ -81,7 +81,7 @@ def present(folder: Path) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return names and values, as text, of what differs."""
+    """Return the name of each differing value, and the value before and after as text."""
 
     def shown(values: dict[str, Any], name: str) -> str:
         return json.dumps(values[name], ensure_ascii=False) if name in values else _ABSENT

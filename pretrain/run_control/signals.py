@@ -33,7 +33,7 @@ from isotorus.errors import INTERRUPTED
 
 
 class StopRequest(IntEnum):
-    """What one rank asks all ranks to do; of several requests the largest is followed."""
+    """What one rank asks all ranks to do. If there are several requests, the largest is followed."""
 
     NONE = 0
     STOP = 1

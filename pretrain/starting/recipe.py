@@ -88,7 +88,7 @@ def _fitting(config: Config, request: Request) -> tuple[list[Setting], Estimate]
 
 
 def _rate(machine: Machine, figures: Estimate) -> tuple[float, str]:
-    """Return images a second, and where the figure comes from."""
+    """Return images per second, and the source of the figure."""
     planned = f"planned for {machine.gpus} × {machine.gpu}"
     measured = "measured now on this machine, without the loader's work"
     return figures.speed.images_per_second, measured if machine.gpu == "cpu" else planned

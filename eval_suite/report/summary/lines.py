@@ -101,7 +101,7 @@ def _health(results: Results, rows: Sequence[Mapping[str, Any]]) -> tuple[Line, 
 
 
 def geometry_line(results: Results) -> list[Line]:
-    """Name the shape of the embedding and, of a torus head, of the angles, or what is nearest to them."""
+    """Name the shape of the embedding and, for a torus head, of the angles, or else the nearest shape."""
     verdicts = {name: results["geometry"].get(name, {}).get("verdict") for name in ("embedding", "angles")}
     said = [f"{CLOUDS[name]}: {shape_in_words(found)}" for name, found in verdicts.items() if found]
     if said:

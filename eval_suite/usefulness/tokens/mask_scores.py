@@ -18,9 +18,11 @@ class Counts(NamedTuple):
     """Numbers of pixels of each image and class, (n, classes) each; `IGNORED` pixels do not count."""
 
     right: NDArray[np.int64]
-    """Pixels of the class that are predicted as it."""
+    """Pixels that belong to the class and are predicted as it."""
     predicted: NDArray[np.int64]
+    """Pixels that are predicted as the class."""
     true: NDArray[np.int64]
+    """Pixels that belong to the class."""
 
 
 def count(truth: Integers, predicted: Integers, classes: int) -> Counts:

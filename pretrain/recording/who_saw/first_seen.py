@@ -22,12 +22,13 @@ class Reading(NamedTuple):
     kind: Literal["uniform", "windowed"]
     batch_size: int
     visited: Sequence[NDArray[np.int64]] | None
-    """The samples of each source that the run visited, in their order; None: all."""
+    """The samples of each source that the run visited, in their order; None if it visited all."""
 
 
 def first_batches(reading: Reading, start: int, stop: int) -> dict[tuple[int, int], int]:
-    """Return the first batch in [start, stop) that holds each image, by source and index; those that none
-    holds are left out.
+    """Return the first batch in [start, stop) that holds each image, by source and index.
+
+    Images that are in no batch are left out.
     """
     targets = {k: np.array(state.images) for k, state in enumerate(reading.states) if state.images}
     sizes = [state.count for state in reading.states]
