@@ -14,8 +14,9 @@ from importlib import import_module
 
 from eval_suite import progress
 from eval_suite.arguments import options, parse
+from isotorus import logs
 from isotorus.errors import UserError, exit_code
-from isotorus.logs import escape_arguments
+from isotorus.out_of_memory import is_out_of_memory
 from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduled_ranks import set_ranks
 
@@ -41,7 +42,7 @@ def main() -> int:
         try:
             return _run()
         except (MemoryError, RuntimeError) as error:
-            from eval_suite.attempts import is_out_of_memory, reason
+            from eval_suite.attempts import reason
 
             if not is_out_of_memory(error):
                 raise
@@ -53,8 +54,7 @@ def main() -> int:
 
 def _run() -> int:
     """Run the evaluation or a sub-command; returns its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    escape_arguments()
+    logs.start(logging.WARNING)
     if sys.argv[1:] and sys.argv[1] in SUBCOMMANDS:
         code: int = import_module(SUBCOMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code

@@ -1,18 +1,17 @@
 """Parts of an evaluation that may fail: the other parts go on, and the reason is kept."""
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from isotorus.errors import UserError, one_line
+from isotorus.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 C = TypeVar("C")
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED")
 
 
 class Unmeasurable(ValueError):
@@ -24,13 +23,6 @@ def reason(error: Exception) -> str:
     first = one_line((str(error).splitlines() or [""])[0])
     foreseen = isinstance(error, Unmeasurable | UserError | np.linalg.LinAlgError)
     return first if foreseen and first else f"{type(error).__name__}: {first}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out, which torch says in the words of a RuntimeError."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
-    )
 
 
 def each(checkpoints: Sequence[C], measure: Callable[[C], None]) -> list[str]:

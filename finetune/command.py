@@ -5,7 +5,7 @@ import os
 import sys
 
 from finetune.arguments import parse
-from isotorus.logs import escape_arguments
+from isotorus import logs
 from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduled_ranks import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
@@ -16,10 +16,7 @@ def main() -> int:
     """Run the command on every rank; returns the exit code (see docs/runs.md)."""
     ranks = set_ranks()
     level = logging.ERROR if first_rank_reports() else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    escape_arguments()
-    for noisy in ("accelerate", "alembic", "faiss", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.start(level, quiet=("accelerate", "alembic", "faiss", "matplotlib"))
     check_ranks()
     end_with_launcher()
     if ranks:

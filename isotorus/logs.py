@@ -1,8 +1,18 @@
-"""Log lines in which names and reasons are data: no line break or terminal escape of theirs acts."""
+"""The logs of commands. Names and reasons in their lines are data: no line break or escape of theirs acts."""
 
 import logging
+import sys
+from collections.abc import Iterable
 
 from isotorus.errors import one_line
+
+
+def start(level: int, quiet: Iterable[str] = ()) -> None:
+    """Write log lines of `level` and above to standard error; of the libraries in `quiet`, only warnings."""
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    escape_arguments()
+    for library in quiet:
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def escape_arguments() -> None:

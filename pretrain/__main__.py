@@ -19,8 +19,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
+from isotorus import logs
 from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
-from isotorus.logs import escape_arguments
+from isotorus.out_of_memory import is_out_of_memory
 from isotorus.processes import collector_paused, end_with_launcher, first_rank_reports, has_launcher
 from isotorus.scheduled_ranks import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals
@@ -54,14 +55,8 @@ def main() -> int:
     """Train one run, or hand on to another command; return the exit code (see docs/runs.md)."""
     trains = sys.argv[1:2] == [] or sys.argv[1] not in COMMANDS
     ranks = set_ranks() if trains else None
-    logging.basicConfig(
-        level=logging.ERROR if first_rank_reports() else logging.INFO,
-        format="%(message)s",
-        stream=sys.stderr,
-    )
-    escape_arguments()
-    for chatty in ("alembic", "aiobotocore", "botocore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    level = logging.ERROR if first_rank_reports() else logging.INFO
+    logs.start(level, quiet=("alembic", "aiobotocore", "botocore"))
     if not trains:
         code: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
         return code
@@ -172,7 +167,6 @@ def run(
     """
     import torch.distributed as dist
 
-    from pretrain.cost.out_of_memory import is_out_of_memory
     from pretrain.run_control.lock import hold
     from pretrain.run_control.peers import ERROR_REPORTED
     from pretrain.run_control.stopping import Stopping
@@ -205,7 +199,7 @@ def run(
 
 def as_user_error(error: Exception, config: Config, device: torch.device) -> UserError:
     """Say what the user can do about an error that is no defect of the program."""
-    from pretrain.cost.out_of_memory import explain, is_out_of_memory
+    from pretrain.cost.out_of_memory import explain
 
     if isinstance(error, UserError):
         return error

@@ -20,8 +20,7 @@ from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.engines.config import EngineConfig, OptimizerConfig
 from pretrain.methods.config import LeJEPAConfig, ObjectiveConfig
 from pretrain.models.config import AverageConfig, EncoderConfig
-from pretrain.monitoring.config import GuardConfig, HeldOutConfig, ProfileConfig
-from pretrain.monitoring.mlflow_mirror import TrackingConfig
+from pretrain.monitoring.config import GuardConfig, HeldOutConfig, ProfileConfig, TrackingConfig
 from pretrain.run_control.config import StoppingConfig
 
 _LONGEST_SHOWN = 200

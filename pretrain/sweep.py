@@ -22,6 +22,7 @@ from isotorus import files, foreign_files, jsonl
 from isotorus.errors import ArgumentParser, UserError, from_os_error
 from pretrain.config import Config, load_config
 from pretrain.monitoring import mlflow_mirror
+from pretrain.monitoring.config import TrackingConfig
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _run(member: Config, command: list[str]) -> int:
     return subprocess.run(command).returncode
 
 
-def parent_run(base: str, runs: Path, config: mlflow_mirror.TrackingConfig) -> str | None:
+def parent_run(base: str, runs: Path, config: TrackingConfig) -> str | None:
     """Return the id of the MLflow run above all runs of this sweep, which is created at the first start.
 
     None if tracking is off or MLflow does not answer.

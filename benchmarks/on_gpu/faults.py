@@ -5,7 +5,8 @@ from torch import Tensor
 
 from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import batch_of, engine_of, recipe, start
-from pretrain.cost.out_of_memory import explain, is_out_of_memory
+from isotorus.out_of_memory import is_out_of_memory
+from pretrain.cost.out_of_memory import explain
 from pretrain.engines import Engine
 from pretrain.engines.step import train_step
 from pretrain.models.sharded_parameters import own_part

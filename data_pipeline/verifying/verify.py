@@ -74,7 +74,6 @@ def _family(
     damage += _groups(path, generations, cache)
     damage += _files(path, newest, cache)
     damage += _spacing(path, generations, cache)
-    tasks = [Task(path, number, rows is not None) for number in range(len(shards))]
     known = list(zip(shards["name"].tolist(), shards["samples"].tolist(), strict=True))
     tasks = [
         Task(path, number, rows is not None, newest.tables)

@@ -20,10 +20,11 @@ from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.physical import Scales, Square, check_square
 from data_pipeline.transforms.views import center_view
 from eval_suite import progress
-from eval_suite.attempts import is_out_of_memory, reason
+from eval_suite.attempts import reason
 from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
 from isotorus.errors import UserError
+from isotorus.out_of_memory import is_out_of_memory
 
 View = tuple[int, int, Square | None]
 """Number of channels and side in pixels of a representation's images, and the part that they show."""

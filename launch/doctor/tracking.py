@@ -7,7 +7,7 @@ from isotorus.secrets import masked_command
 from launch.doctor.findings import Facts, Finding, Status, ok, skipped
 
 if TYPE_CHECKING:
-    from pretrain.config import TrackingConfig
+    from pretrain.monitoring.config import TrackingConfig
 
 
 def measure(tracking: "TrackingConfig") -> Facts:

@@ -1,6 +1,5 @@
 """Recognise that a step did not fit into memory, and say what needs less, by the estimates of `plan`."""
 
-import errno
 import os
 import re
 import resource
@@ -14,6 +13,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from isotorus.errors import UserError
+from isotorus.out_of_memory import DEAD_READER
 from pretrain.config import Config
 from pretrain.cost.memory_estimate import count_parameters, rank_memory
 from pretrain.cost.plan import remedies
@@ -23,26 +23,9 @@ from pretrain.engines.config import EngineConfig
 from pretrain.preflight.model import check_model
 
 GIB = 2**30
-_SAID = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|bad_alloc|ALLOC_FAILED"
-)
-_READER = "DataLoader worker (pid"
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LONGEST = 120  # seconds for the estimate, as the other ranks wait meanwhile
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out.
-
-    That can be on the GPU, on the CPU, where torch raises a RuntimeError that is recognised by its text, or
-    in a process that reads data.
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_SAID.search(str(error)) or _READER in str(error))
 
 
 def explain(error: Exception, config: Config, device: torch.device) -> UserError:
@@ -52,7 +35,7 @@ def explain(error: Exception, config: Config, device: torch.device) -> UserError
     """
     said = str(error)
     traceback.clear_frames(error.__traceback__)
-    if _READER in said:
+    if DEAD_READER in said:
         return UserError(
             f"a process that reads data for rank {rank()} ({socket.gethostname()}) was killed, perhaps for "
             "want of memory, or of shared memory (/dev/shm); use less data.workers or a node with more, and "

@@ -1,7 +1,10 @@
-"""The sections `guard`, `held_out` and `profile` of a recipe."""
+"""The sections `guard`, `held_out`, `profile` and `tracking` of a recipe."""
+
+import os
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from isotorus import mlflow_store
 from isotorus.paths import PathText
 from isotorus.section import Section
 
@@ -40,3 +43,25 @@ class ProfileConfig(Section):
     gets the trace, for chrome://tracing or ui.perfetto.dev, and a table of the slowest operators."""
     steps: PositiveInt = 5
     """How many steps are traced; they run slower than others."""
+
+
+class TrackingConfig(Section):
+    enabled: bool = True
+    """Send metrics to MLflow; metrics.jsonl is written in any case."""
+    uri: PathText | None = None
+    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder.
+    Addresses with a password are refused: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    experiment: str = "isotorus"
+    """Name of the MLflow experiment that the run belongs to."""
+    parent: str | None = None
+    """Id of the MLflow run that this run is nested under, as in a sweep."""
+    system_metrics: bool = False
+    """Also log the first rank's CPU, memory, disk, network and GPUs, while MLflow answers."""
+
+    def store(self) -> str:
+        """Return the store's address, made absolute if it is a local file, so that it works from anywhere."""
+        return mlflow_store.absolute(self.given())
+
+    def given(self) -> str:
+        """Return the store's address as it was given."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or mlflow_store.DEFAULT

@@ -14,7 +14,8 @@ from typing import Any
 from isotorus import jsonl, mlflow_store
 from isotorus.secrets import masked
 from pretrain.monitoring import mlflow_run
-from pretrain.monitoring.mlflow_run import TrackedRun, TrackingConfig
+from pretrain.monitoring.config import TrackingConfig
+from pretrain.monitoring.mlflow_run import TrackedRun
 
 log = logging.getLogger(__name__)
 

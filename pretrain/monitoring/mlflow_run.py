@@ -7,7 +7,6 @@ and what others have added to the old one. The old one is then deleted (`mlflow 
 
 import json
 import logging
-import os
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -17,9 +16,8 @@ from typing import Any
 from isotorus import foreign_files, mlflow_store
 from isotorus.errors import UserError
 from isotorus.files import atomic
-from isotorus.paths import PathText
 from isotorus.secrets import masked
-from isotorus.section import Section
+from pretrain.monitoring.config import TrackingConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +36,6 @@ FIRST_CHART = "Loss/loss"
 _SAME = 0.01
 """Relative difference up to which a loss counts as that of the same step, repeated. Sums over another number
 of ranks, or on GPUs, differ in their last digits."""
-
-
-class TrackingConfig(Section):
-    enabled: bool = True
-    """Send metrics to MLflow; metrics.jsonl is written in any case."""
-    uri: PathText | None = None
-    """MLflow store or server; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder.
-    Addresses with a password are refused: use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
-    experiment: str = "isotorus"
-    """Name of the MLflow experiment that the run belongs to."""
-    parent: str | None = None
-    """Id of the MLflow run that this run is nested under, as in a sweep."""
-    system_metrics: bool = False
-    """Also log the first rank's CPU, memory, disk, network and GPUs, while MLflow answers."""
-
-    def store(self) -> str:
-        """Return the store's address, made absolute if it is a local file, so that it works from anywhere."""
-        return mlflow_store.absolute(self.given())
-
-    def given(self) -> str:
-        """Return the store's address as it was given."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or mlflow_store.DEFAULT
 
 
 def known(folder: Path) -> dict[str, Any]:

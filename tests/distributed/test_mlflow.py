@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pretrain.monitoring.mlflow_mirror import Mirror, TrackingConfig
+from pretrain.monitoring.config import TrackingConfig
+from pretrain.monitoring.mlflow_mirror import Mirror
 from tests.distributed.runs import Run, losses, train
 from tests.mlflow_server import free_port, mlflow_server
 

@@ -1,7 +1,7 @@
 """One rank of two has a NaN gradient, hangs, or is slow, under the launcher.
 
-Spikes of the loss, under every engine, are tested in tests/pretrain/test_guard.py, and a rank whose reader
-hangs in tests/distributed/test_stopping.py.
+Spikes of the loss, under every engine, are tested in tests/pretrain/monitoring/test_guard.py, and a rank
+whose reader hangs in tests/distributed/test_stopping.py.
 """
 
 import re

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from isotorus.errors import UserError
-from pretrain.monitoring.mlflow_mirror import TrackingConfig
+from pretrain.monitoring.config import TrackingConfig
 from pretrain.sweep import expand, main, member_name, parent_run
 from tests.distributed.runs import ROOT, losses
 

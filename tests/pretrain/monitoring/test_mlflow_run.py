@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from isotorus import mlflow_store
 from isotorus.mlflow_store import StoreProblem, connect
+from pretrain.monitoring.config import TrackingConfig
 from pretrain.monitoring.mlflow_mirror import Mirror
-from pretrain.monitoring.mlflow_run import TrackingConfig, is_complete
+from pretrain.monitoring.mlflow_run import is_complete
 
 LR = {"name": "a", "optimizer.lr": 0.001, "steps": 2}
 LOWER = LR | {"optimizer.lr": 0.0001}
