@@ -2,9 +2,8 @@
 
 import errno
 import os
-import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +31,9 @@ class Visit(NamedTuple):
     path: Path
     subfolders: list[str]
     """The caller may remove names from it to skip them."""
-    files: list[str]
-    """Names of regular files and of links to such."""
+    files: Iterable[str]
+    """Names of regular files and of links to such, in any order; the folder is read again for them, so that
+    memory does not grow with their number."""
     passed: list[tuple[str, str]]
     """Name and kind of everything else, such as named pipes and links that lead nowhere."""
 
@@ -72,26 +72,34 @@ def leads_nowhere(error: OSError) -> bool:
 
 
 def _look(folder: Path) -> Visit:
-    visit = Visit(folder, [], [], [])
+    visit = Visit(folder, [], _files(folder), [])
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_file(follow_symlinks=False):
-                visit.files.append(entry.name)
-                continue
-            try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                if not leads_nowhere(error):
-                    raise
-                visit.passed.append((entry.name, NOWHERE))
-                continue
-            if stat.S_ISDIR(mode):
+        for entry in entries:
+            kind = _kind(entry)
+            if kind == "folder":
                 visit.subfolders.append(entry.name)
-            elif kind := kind_of(mode):
+            elif kind:
                 visit.passed.append((entry.name, kind))
-            else:
-                visit.files.append(entry.name)
+    visit.subfolders.sort()
+    visit.passed.sort()
     return visit
+
+
+def _files(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (entry.name for entry in entries if not _kind(entry))
+
+
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """Return what an entry of a folder is or leads to; None for a regular file."""
+    if entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        return kind_of(entry.stat().st_mode)
+    except OSError as error:
+        if not leads_nowhere(error):
+            raise
+        return NOWHERE
 
 
 def _link(link: Path, seen: set[tuple[int, int]]) -> str | None:

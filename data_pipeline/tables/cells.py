@@ -15,7 +15,8 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,6 +30,7 @@ JOINT = "|"
 """Stands between the labels of a list in the name of their class."""
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,299})(\.0*)?")
+_NOT_PLAIN = re.compile(r"//|/$|(^|/)\.(/|$)|^$")
 _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -46,6 +48,28 @@ def label_lists(cells: Iterable[Any], missing: Sequence[str] | None = None) -> l
     return _spelled(cells, MISSING if missing is None else missing, minus_one=missing is None)
 
 
+def label_of(cells: Iterable[Any], missing: Sequence[str] | None = None) -> Callable[[Any], str]:
+    """Return a function that gives the class name of a cell of a column, by the rule of `labels`.
+
+    The cells are gone through once, and only the different ones are kept. The function raises KeyError for a
+    cell that is not one of them.
+    """
+    absent, minus_one = (MISSING, True) if missing is None else (missing, False)
+    members: dict[str, tuple[str, ...]] = {}  # of cells that are text, most of which are equal
+    texts: set[str] = set()
+    for cell in cells:
+        if not isinstance(cell, str):
+            texts.update(_members(cell))
+        elif cell not in members:
+            members[cell] = _members(cell)
+            texts.update(members[cell])
+    spelling = _spelling(texts, absent, minus_one)
+    known = {cell: JOINT.join(_joined(found, spelling)) for cell, found in members.items()}
+    return lambda cell: (
+        known[cell] if isinstance(cell, str) else JOINT.join(_joined(_members(cell), spelling))
+    )
+
+
 def values(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[str]:
     """Return each cell of a column as the name of a group or a value to predict, "" for none.
 
@@ -60,10 +84,20 @@ def groups(cells: Iterable[Any], missing: Sequence[str] | None = None) -> list[s
     Each cell is spelled by itself: 12 and 12.0 are one patient whatever other patients are called, in this
     table or in the next.
     """
-    members = [_members(cell) for cell in cells]
-    absent = MISSING if missing is None else missing
-    spelled = {texts: JOINT.join(_spelled([texts], absent)[0]) for texts in set(members)}
-    return [spelled[texts] for texts in members]
+    return [group(cell, missing) for cell in cells]
+
+
+def group(cell: Any, missing: Sequence[str] | None = None) -> str:
+    """Return the group that a cell names, as `groups` does."""
+    absent = MISSING if missing is None else tuple(missing)
+    return _group_of_text(cell, absent) if isinstance(cell, str) else _group(cell, absent)
+
+
+def _group(cell: Any, missing: tuple[str, ...]) -> str:
+    return JOINT.join(_spelled([cell], missing)[0])
+
+
+_group_of_text = lru_cache(maxsize=2**12)(_group)
 
 
 def respelled(names: Sequence[str]) -> dict[str, str]:
@@ -84,7 +118,12 @@ def one_form(text: str) -> str:
 
 def one_path(path: str) -> str:
     """Return the common spelling of paths that differ in slashes, blanks at their ends, or accents."""
-    return one_form(str(PurePosixPath(path.strip().replace("\\", "/"))))
+    return one_form(plain_path(path.strip().replace("\\", "/")))
+
+
+def plain_path(path: str) -> str:
+    """Return `str(PurePosixPath(path))`, which is the path itself for nearly all paths, in less time."""
+    return str(PurePosixPath(path)) if _NOT_PLAIN.search(path) else path
 
 
 def number(text: str) -> float | None:
@@ -158,11 +197,13 @@ def _spelled(cells: Iterable[Any], missing: Sequence[str], minus_one: bool = Fal
     """Return the labels of each cell under the rule of this module."""
     members = [_members(cell) for cell in cells]
     spelling = _spelling({text for found in members for text in found}, missing, minus_one)
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for found in members:
-        if found not in known:
-            known[found] = tuple(sorted({spelling[text] for text in found} - {""}))
+    known = {found: _joined(found, spelling) for found in set(members)}
     return [known[found] for found in members]
+
+
+def _joined(texts: tuple[str, ...], spelling: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the labels in a cell, sorted and each once."""
+    return tuple(sorted({spelling[text] for text in texts} - {""}))
 
 
 def _exact(text: str) -> str:

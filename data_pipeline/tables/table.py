@@ -64,6 +64,7 @@ def _read_csv(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row
             rows = csv.reader(_without_nul(file, lines), delimiter=separator, strict=True)
             header = next(rows, [])
             names = _names(file, header, wanted, separator)
+            names = {name: names[name] for name in (wanted if only else names)}
             before, line = line, line + rows.line_num
             for cells in rows:
                 here, line = line + 1, before + rows.line_num
@@ -76,8 +77,7 @@ def _read_csv(file: Path, wanted: Mapping[str, str], only: bool) -> Iterator[Row
                         f"{file}, row {here}, has {len(cells)} cells, the first row {len(header)} (they are "
                         f"separated by {_SEPARATORS.get(separator, repr(separator))}); fix it"
                     )
-                found = {name: cells[i] for name, i in names.items()}
-                yield f"line {here}", {name: found[name] for name in wanted} if only else found
+                yield f"line {here}", {name: cells[i] for name, i in names.items()}
     except OSError as error:
         raise from_os_error(error, f"reading the table {file}") from error
     except UnicodeError as error:
