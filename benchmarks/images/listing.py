@@ -1,35 +1,70 @@
-"""Measure the memory that `pack` takes for the names of images, before any is read.
+"""Measure what `pack` takes for the names of images, from the folder or table to the tasks, before any is
+read.
 
-Prints a Markdown row for RESULTS.md. The names are made, not read from a folder.
+Makes a folder of empty files named like images, or a table that lists them with a class, a group and a text
+for each, and prints a Markdown row for RESULTS.md: the peak memory of the process beyond that of its
+libraries, and its CPU time. The folder stays, so that the next measurement is quick.
 """
 
 import argparse
+import os
 import resource
-import sys
+import time
+from collections import Counter
+from pathlib import Path
 
-from data_pipeline.dataset.description import Split
+from data_pipeline.dataset_writer.staging import Base, State
+from data_pipeline.decoders.intensity import NONE
+from data_pipeline.decoders.pixels import NEWEST_RULES
+from data_pipeline.packing import build, pack
 from data_pipeline.packing.assignment import assign
-from data_pipeline.packing.listing import Item
+from data_pipeline.packing.listing import class_names
+from data_pipeline.packing.manifest import Columns
+from data_pipeline.packing.pack import Options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", type=int, help="number of names")
-    count = parser.parse_args().names
-    before = peak()
-    classes = [f"class{i:02d}" for i in range(50)]
-    items = []
+    parser.add_argument("folder", type=Path, help="folder for the empty files")
+    parser.add_argument("--table", action="store_true", help="list the images in a table, with groups")
+    given = parser.parse_args()
+    source = given.folder / str(given.names)
+    table = source.with_suffix(".csv")
+    if not table.exists():
+        make(source, table, given.names)
+    options = Options(labels="folder", val_fraction=0.1)
+    if given.table:
+        options = Options(labels=table, columns=Columns(group="patient"), val_fraction=0.1)
+    before, start = peak(), time.process_time()
+    plan(source, options)
+    cpu = (time.process_time() - start) / given.names * 1e6
+    what = "table with groups" if given.table else "folder"
+    print(f"| {what} | {given.names} | {(peak() - before) / 2**20:.0f} | {cpu:.0f} |")
+
+
+def make(source: Path, table: Path, count: int) -> None:
+    """Make `count` empty files in 50 classes, with 40 for each patient, and the table that lists them."""
+    rows = []
     for i in range(count):
-        label = sys.intern(classes[i % 50])
-        items.append(Item(f"{label}/patient_{i // 40:06d}/image_{i:08d}.jpg", 100_000, 10**18 + i, label))
-    split = Split(val_fraction=0.1, test_fraction=0, grouped=False, by_column=False)
-    assigned = assign(items, classes, split, 256 * 10**6)
-    assert assigned.fingerprint
-    taken = peak() - before
-    print(f"| {count} | {taken / 2**20:.0f} | {taken / count:.0f} | `{COMMAND} {count}` |")
+        folder = f"class{i // 40 % 50:02d}/patient_{i // 40:06d}"
+        if i % 40 == 0:
+            (source / folder).mkdir(parents=True)
+        os.close(os.open(source / folder / f"image_{i:08d}.jpg", os.O_CREAT))
+        rows.append(f"{folder}/image_{i:08d}.jpg,class{i // 40 % 50:02d},{i // 40},a text about image {i}\n")
+    table.write_text("image,label,patient,text\n" + "".join(rows))
 
 
-COMMAND = "PYTHONPATH=. python benchmarks/images/listing.py"
+def plan(source: Path, options: Options) -> None:
+    """Do what `pack` does before it opens an image."""
+    items, _ = pack._list(source, options, Counter())
+    assigned = assign(items, class_names(items), options.split, options.shard_size)
+    bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
+    state = State(
+        plan=assigned.fingerprint, bases=bases, channels=None, pixel_rules=NEWEST_RULES, intensity=NONE
+    )
+    tasks = build._tasks(source, source / "not-written", assigned, state)
+    assert sum(len(task.items) for of_set in tasks.values() for task in of_set) == len(items)
 
 
 def peak() -> int:

@@ -6,9 +6,12 @@ an interrupted run has finished can be kept.
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +19,21 @@ from data_pipeline.dataset import files, withdrawn
 from data_pipeline.dataset.description import Generation, MaskRule, Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.field_formats.picture import PICTURE_NAME, Reading
-from data_pipeline.packing.division import Sides, divide, hashed
-from data_pipeline.packing.listing import Item, class_names
+from data_pipeline.packing.division import Sides, divide, shuffle_place
+from data_pipeline.packing.listing import Item, Named, class_names
+from data_pipeline.storage.disk_list import DiskList, batches
 from data_pipeline.tables import cells
 from isotorus.errors import UserError, one_line
 
 _OVERHEAD = 2048  # approximate bytes of tar headers and padding for an image and its label
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Assignment:
     """The images of every shard, by name of the set; the name is "" if there is no split."""
 
-    sets: dict[str, list[list[Item]]]
+    sets: dict[str, list[DiskList[Item]]]
     classes: list[str]
     """Class names in the order of their index."""
     split: Split | None
@@ -45,10 +50,11 @@ class Assignment:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for name, shards in self.sets.items():
             for shard in shards:
-                items = [(item.path, item.size, item.label, item.extra, item.group) for item in shard]
-                digest.update(json.dumps([name, items]).encode())
-                masks = [(item.path, item.mask.name, item.mask.size) for item in shard if item.mask]
-                digest.update(json.dumps(masks).encode() if masks else b"")
+                items = ((item.path, item.size, item.label, item.extra, item.group) for item in shard)
+                _add_json(digest, f"[{json.dumps(name)}, [", items, "]]")
+                masks = ((item.path, item.mask.name, item.mask.size) for item in shard if item.mask)
+                if first := next(masks, None):
+                    _add_json(digest, "[", chain([first], masks), "]")
         if self.reading is not None:
             digest.update(self.reading.model_dump_json(exclude_defaults=True).encode())
         if self.mask_rule is not None:
@@ -56,8 +62,16 @@ class Assignment:
         return digest.hexdigest()
 
 
+def _add_json(digest: Any, before: str, rows: Iterable[tuple[Any, ...]], after: str) -> None:
+    """Add to a hash the JSON list of these rows, as `json.dumps` writes it, with text around it."""
+    for some in batches(rows, _ROWS_AT_ONCE):
+        digest.update((before + json.dumps(some)[1:-1]).encode())
+        before = ", "
+    digest.update(after.encode())
+
+
 def assign(
-    items: list[Item],
+    items: DiskList[Item],
     classes: list[str],
     split: Split | None,
     shard_size: int,
@@ -90,53 +104,59 @@ def refuse_empty_sets(assignment: Assignment) -> None:
             )
 
 
-def _shuffle(items: list[Item]) -> list[Item]:
+def _shuffle(items: DiskList[Item]) -> DiskList[Item]:
     """Sort images by the hash of their keys, so that each shard mixes the classes and can be read in
     sequence.
 
     Raises `UserError` if two images have the same key.
     """
-    hashes = np.fromiter((hashed(item.key, "shuffle") for item in items), np.uint64, len(items))
-    order = np.argsort(hashes, kind="stable")
-    for i in np.flatnonzero(np.diff(hashes[order]) == 0):
-        one, other = sorted((items[order[i]], items[order[i + 1]]), key=lambda item: item.path)
-        if one.key == other.key:
+    shuffled = DiskList[Item]()
+    before: Item | None = None
+    for item in items.ordered(shuffle_place):
+        if before and before.key == item.key:
+            one, other = sorted((before.path, item.path))
             raise UserError(
-                f"{one.path} and {other.path} would have the same key {one.key!r}; a key is the path without "
+                f"{one} and {other} would have the same key {item.key!r}; a key is the path without "
                 "extension, with _ in place of each remaining dot; rename one, or list what to pack in a CSV"
             )
-    _refuse_names_of_pictures(items)
-    return [items[i] for i in order]
+        shuffled.append(item)
+        before = item
+    _refuse_names_of_pictures(shuffled)
+    return shuffled
 
 
-def _refuse_names_of_pictures(items: list[Item]) -> None:
+def _refuse_names_of_pictures(items: DiskList[Item]) -> None:
     """Raise `UserError` if the key of an image is like those of the pictures of a file, as for scan/z012.png
     and scan.nii.
     """
-    stacks = {item.key: item.path for item in items if item.format}
-    if not stacks:
+    if not any(item.format for item in items):
         return
+    like = {folder: item.path for item in items if (folder := _folder_of_pictures(item.key))}
     for item in items:
-        folder, _, name = item.key.rpartition("/")
-        if folder in stacks and PICTURE_NAME.fullmatch(name):
+        if item.format and item.key in like:
             raise UserError(
-                f"{item.path} would have a key like those of the pictures in {stacks[folder]}; rename one, "
+                f"{like[item.key]} would have a key like those of the pictures in {item.path}; rename one, "
                 "or list what to pack in a CSV"
             )
 
 
-def _cut(items: list[Item], shard_size: int) -> list[list[Item]]:
+def _folder_of_pictures(key: str) -> str:
+    """Return the folder of a key such as scan/z012, which a picture of a file may have; "" for others."""
+    folder, _, name = key.rpartition("/")
+    return folder if PICTURE_NAME.fullmatch(name) else ""
+
+
+def _cut(items: DiskList[Item], shard_size: int) -> list[DiskList[Item]]:
     """Divide images, in their order, into shards of about `shard_size` bytes."""
-    shards: list[list[Item]] = []
+    starts: list[int] = []
     room = 0
-    for item in items:
+    for i, item in enumerate(items):
         need = item.size + _OVERHEAD
-        if need > room or not shards:
-            shards.append([])
+        if need > room or not starts:
+            starts.append(i)
             room = shard_size
-        shards[-1].append(item)
         room -= need
-    return shards
+    return [items.part(start, stop) for start, stop in pairwise([*starts, len(items)])]
 
 
 @dataclass(frozen=True)
@@ -152,7 +172,7 @@ class AlreadyPacked:
         return f"{self.images} were there already{kept}"
 
 
-def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], AlreadyPacked]:
+def new_items(items: DiskList[Item], sets: list[Dataset]) -> tuple[DiskList[Item], AlreadyPacked]:
     """Return the images whose keys are in none of the sets, and a count of the others.
 
     Raises `UserError` if an image has the key of a packed image but another size in bytes.
@@ -163,9 +183,9 @@ def new_items(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], Alrea
     hashes = np.fromiter((key_hash(item.key) for item in items), np.uint64, len(items))
     rows = order[np.searchsorted(keys, hashes, sorter=order).clip(max=len(keys) - 1)]
     classes = [*sets[0].classes, ""]  # the last for label -1; all sets of a split have the same
-    new, relabelled = [], 0
-    for item, row, key_is_known in zip(items, rows.tolist(), (keys[rows] == hashes).tolist(), strict=True):
-        if not key_is_known or (sizes[row] != item.size and not _same_key(item, sets, row)):
+    new, relabelled = DiskList[Item](), 0
+    for item, row, key_is_known in zip(items, rows, keys[rows] == hashes, strict=True):
+        if not key_is_known or (sizes[row] != item.size and not _same_key(item, sets, int(row))):
             new.append(item)
         elif sizes[row] != item.size:
             raise UserError(
@@ -190,7 +210,7 @@ def _same_key(item: Item, sets: list[Dataset], row: int) -> bool:
     raise AssertionError(row)
 
 
-def without_withdrawn(items: list[Item], sets: list[Dataset]) -> tuple[list[Item], str]:
+def without_withdrawn(items: DiskList[Item], sets: list[Dataset]) -> tuple[DiskList[Item], str]:
     """Return the images that were not removed from the sets, nor are of a group that was, and a line about
     the others; "" if there are none.
     """
@@ -199,20 +219,21 @@ def without_withdrawn(items: list[Item], sets: list[Dataset]) -> tuple[list[Item
         return items, ""
     keys = set(withdrawn.hashes(table, "key", "file").tolist())
     groups = set(withdrawn.hashes(table, "group").tolist())
-    stay: list[Item] = []
-    out: list[Item] = []
+    stay, out = DiskList[Item](), Named()
     for item in items:
-        of_group = bool(item.group) and key_hash(item.group) in groups
-        (out if of_group or key_hash(item.key) in keys else stay).append(item)
-    if not out:
+        if (item.group and key_hash(item.group) in groups) or key_hash(item.key) in keys:
+            out.add(item.path)
+        else:
+            stay.append(item)
+    if not out.count:
         return items, ""
     return stay, (
-        f"note: {len(out)} images were removed from this data set with isotorus remove and stay out (first: "
-        f"{one_line(out[0].path)}); delete their files too"
+        f"note: {out.count} images were removed from this data set with isotorus remove and stay out (first: "
+        f"{one_line(out.first[0])}); delete their files too"
     )
 
 
-def with_packed_names(items: list[Item], sets: list[Dataset]) -> list[Item]:
+def with_packed_names(items: DiskList[Item], sets: list[Dataset]) -> DiskList[Item]:
     """Return the images with labels spelled as in the sets, which may have been packed when 1 and 1.0, or
     composed and decomposed accents, were different classes, or from a table in which 1.0 is text.
     """
@@ -222,10 +243,10 @@ def with_packed_names(items: list[Item], sets: list[Dataset]) -> list[Item]:
         if alone in packed:
             packed[label] = packed[alone]
     changed = {new: old for new, old in packed.items() if new != old}
-    return [replace(i, label=changed[i.label]) if i.label in changed else i for i in items]
+    return DiskList(i._replace(label=changed.get(i.label, i.label)) for i in items) if changed else items
 
 
-def extended_classes(items: list[Item], sets: list[Dataset]) -> list[str]:
+def extended_classes(items: Iterable[Item], sets: list[Dataset]) -> list[str]:
     """Return the classes of the sets, which keep their indices, followed by the new classes of `items`."""
     return list(dict.fromkeys([*(name for dataset in sets for name in dataset.classes), *class_names(items)]))
 

@@ -204,14 +204,14 @@ def _begin(
 
 def _tasks(source: Path, folder: Path, assigned: Assignment, state: State) -> dict[str, list[Task]]:
     """Return a task for each shard of every set."""
-    number = {name: i for i, name in enumerate(assigned.classes)}
+    classes = {name: i for i, name in enumerate(assigned.classes)}
     is_new = not any(base.generation for base in state.bases.values())
     return {
         name: [
             Task(
                 source,
                 items,
-                [number.get(item.label, -1) for item in items],
+                classes,
                 state.channels,
                 folder / name / _name(i),
                 state.pixel_rules,

@@ -5,6 +5,7 @@ differs, or the data set records none, the file's CRC-32 is compared with that o
 were only copied or touched are unchanged.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from data_pipeline.dataset.description import SKIPPED
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.dataset_writer.staging import STAGING, State
 from data_pipeline.packing import item_bytes
-from data_pipeline.packing.listing import Item
+from data_pipeline.packing.listing import MOST_NAMED, Item, Named
+from data_pipeline.storage.disk_list import DiskList
 from isotorus.errors import UserError, from_os_error, one_line
 
-_NAMED = 3  # files that a message names
 _AT_ONCE = 256  # files that a worker compares in one task
 
 
@@ -31,21 +32,21 @@ class Changes:
 
     changed: list[str]
     """Paths of packed files that have other bytes now."""
-    new: list[str]
-    """Paths of files that were neither packed nor left out."""
+    new: Named
+    """Files that were neither packed nor left out."""
     gone: int
     """Number of packed images whose files are not listed now."""
     first_gone: list[str]
     """Keys of some of them."""
-    repaired: list[str]
-    """Paths of files that were left out, and modified after that."""
+    repaired: Named
+    """Files that were left out, and modified after that."""
 
     def __str__(self) -> str:
         """Say in a phrase how many files differ, and name the first; "" if none do."""
         phrases = [
             _phrase(len(self.changed), "changed", self.changed),
             _phrase(self.gone, "no longer there", self.first_gone),
-            _phrase(len(self.new), "new", self.new),
+            _phrase(self.new.count, "new", self.new.first),
         ]
         return ", ".join(filter(None, phrases))
 
@@ -55,11 +56,11 @@ class _Task:
     """Files to compare with the checksums of packed images."""
 
     source: Path
-    items: list[Item]
-    checksums: list[int]
+    items: DiskList[Item]
+    checksums: NDArray[np.uint32]
 
 
-def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], workers: int) -> Changes:
+def compare(source: Path, dest: Path, items: DiskList[Item], sets: list[Dataset], workers: int) -> Changes:
     """Compare the files `items` in `source` with the data sets `sets` in `dest`.
 
     The times of files that turn out to be unchanged are recorded, so that the next comparison is quick.
@@ -75,31 +76,40 @@ def compare(source: Path, dest: Path, items: list[Item], sets: list[Dataset], wo
     rows = order[starts.clip(max=len(keys) - 1)]
     known = keys[rows] == hashes
 
-    changed, doubtful = [], []
-    for place in np.flatnonzero(known).tolist():
-        item, row = items[place], int(rows[place])
+    changed: list[str] = []
+    doubtful, places = DiskList[Item](), array("q")  # files with another time, and their places in `items`
+    for place, item in enumerate(items):
+        row = rows[place]
+        if not known[place]:
+            continue
         if item.size != sizes[row]:
             changed.append(item.path)
         elif item.modified != times[row]:
-            doubtful.append((item, row))
-    differing = set(_other_bytes(source, doubtful, checksums, workers))
-    unchanged = {item.path for item, _ in doubtful} - differing
-    copied = [place for place in np.flatnonzero(known).tolist() if items[place].path in unchanged]
-    for place in copied:
-        times[order[starts[place] : ends[place]]] = items[place].modified  # all samples of one file
-    if copied:
+            doubtful.append(item)
+            places.append(place)
+    differing = set(_other_bytes(source, doubtful, checksums[rows[np.array(places, np.int64)]], workers))
+    for place, item in zip(places, doubtful, strict=True):
+        if item.path not in differing:
+            times[order[starts[place] : ends[place]]] = item.modified  # all samples of one file
+    if len(doubtful) > len(differing):
         _record(sets, times)
 
     each, first = np.unique(keys, return_index=True)
     gone = np.sort(first[~np.isin(each, hashes)])
     left_out, when = _left_out(dest)
-    unknown = [item for item, found in zip(items, known.tolist(), strict=True) if not found]
+    new, repaired = Named(), Named()
+    for item, found in zip(items, known, strict=True):
+        is_left_out = one_line(item.path) in left_out
+        if not found and not is_left_out:
+            new.add(item.path)
+        elif not found and item.modified > when:
+            repaired.add(item.path)
     return Changes(
         changed=sorted([*changed, *differing]),
-        new=[item.path for item in unknown if one_line(item.path) not in left_out],
+        new=new,
         gone=len(gone),
-        first_gone=[_key(sets, row) for row in gone[:_NAMED].tolist()],
-        repaired=[i.path for i in unknown if one_line(i.path) in left_out and i.modified > when],
+        first_gone=[_key(sets, row) for row in gone[:MOST_NAMED].tolist()],
+        repaired=repaired,
     )
 
 
@@ -124,9 +134,9 @@ def gone_line(changes: Changes) -> str:
 
 def repaired_line(changes: Changes) -> str:
     """Return a line about files that were left out and have changed since; "" if there are none."""
-    if not changes.repaired:
+    if not changes.repaired.count:
         return ""
-    which = _phrase(len(changes.repaired), "changed", changes.repaired)
+    which = _phrase(changes.repaired.count, "changed", changes.repaired.first)
     return f"{which} after being left out; to try them again: the same command with --append"
 
 
@@ -134,20 +144,20 @@ def _phrase(count: int, what: str, first: list[str]) -> str:
     """Return a phrase such as "5 files changed (a.png, b.png, c.png and 2 more)"; "" for no files."""
     if not count:
         return ""
-    named = ", ".join(map(one_line, first[:_NAMED]))
-    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    named = ", ".join(map(one_line, first[:MOST_NAMED]))
+    more = f" and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
     verb = "" if what == "changed" else ("is " if count == 1 else "are ")
     return f"{count} file{'s' * (count > 1)} {verb}{what} ({named}{more})"
 
 
 def _other_bytes(
-    source: Path, doubtful: list[tuple[Item, int]], checksums: NDArray[np.uint32], workers: int
+    source: Path, doubtful: DiskList[Item], checksums: NDArray[np.uint32], workers: int
 ) -> Iterator[str]:
-    """Yield the paths of files whose bytes are not those of the rows beside them."""
+    """Yield the paths of files whose bytes do not have the checksums beside them."""
     tasks = []
     for start in range(0, len(doubtful), _AT_ONCE):
-        some = doubtful[start : start + _AT_ONCE]
-        tasks.append(_Task(source, [i for i, _ in some], [int(checksums[row]) for _, row in some]))
+        stop = min(start + _AT_ONCE, len(doubtful))
+        tasks.append(_Task(source, doubtful.part(start, stop), checksums[start:stop]))
     if tasks:
         for paths in pool.run(_differing, tasks, workers, "comparing", len(doubtful)):
             yield from paths

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.samples import LeftOut, samples
+from data_pipeline.storage.disk_list import DiskList
 from isotorus import jsonl
 from isotorus.errors import no_memory
 
@@ -58,7 +59,7 @@ class _Task(NamedTuple):
     row: int
     """Row of the first in the file of thumbnails."""
     source: Path
-    items: list[Item]
+    items: DiskList[Item]
     rules: PixelRules
     intensity: Intensity
     reading: Reading
@@ -66,13 +67,13 @@ class _Task(NamedTuple):
 
 def without_copies(
     source: Path,
-    items: list[Item],
+    items: DiskList[Item],
     sets: Sequence[Dataset],
     rules: PixelRules,
     intensity: Intensity,
     reading: Reading,
     workers: int,
-) -> tuple[list[Item], Dropped]:
+) -> tuple[DiskList[Item], Dropped]:
     """Return the images that are no near copies of an image in `sets` or of an image whose key comes before,
     and what was left out.
 
@@ -80,31 +81,34 @@ def without_copies(
     one group are no copies of each other. Raises `UserError` if a file cannot be read or has changed since it
     was listed.
     """
-    ordered = sorted(items, key=lambda item: item.key)
+    ordered = DiskList(items.ordered(lambda item: item.key))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "thumbnails.npy"
         packed = sum(map(len, sets))
         thumbnails.of_sets(sets, file, workers, more=len(ordered))
-        tasks = [
-            _Task(file, packed + i, source, ordered[i : i + thumbnails.AT_ONCE], rules, intensity, reading)
-            for i in range(0, len(ordered), thumbnails.AT_ONCE)
-        ]
+        tasks = []
+        for start in range(0, len(ordered), thumbnails.AT_ONCE):
+            some = ordered.part(start, min(start + thumbnails.AT_ONCE, len(ordered)))
+            tasks.append(_Task(file, packed + start, source, some, rules, intensity, reading))
         pool.run(_write_task, tasks, workers, "looking for copies", len(ordered))
-        groups = np.array([key_hash(item.group) if item.group else 0 for item in ordered], np.uint64)
+        of_items = (key_hash(item.group) if item.group else 0 for item in ordered)
+        groups = np.fromiter(of_items, np.uint64, len(ordered))
         groups = np.concatenate([*map(thumbnails.groups_of, sets), groups])
         copies = NearCopies(file, groups).copies(of_kept=True, stay=packed)
     rows, relabelled, dropped = [], 0, set()
+    wanted = {row - packed for copy in copies for row in (copy.row, copy.of)}
+    named = {i: item for i, item in enumerate(ordered) if i in wanted}
     for copy in copies:
-        item = ordered[copy.row - packed]
+        item = named[copy.row - packed]
         dropped.add(item.path)
         if copy.of < packed:
             name = _key(sets, copy.of)
         else:
-            other = ordered[copy.of - packed]
+            other = named[copy.of - packed]
             name = other.path
             relabelled += item.label != other.label
         rows.append({"image": item.path, "copy_of": name, "bits": copy.bits, "correlation": copy.correlation})
-    return [item for item in items if item.path not in dropped], Dropped(rows, relabelled)
+    return DiskList(item for item in items if item.path not in dropped), Dropped(rows, relabelled)
 
 
 def _key(sets: Sequence[Dataset], row: int) -> str:
@@ -128,7 +132,7 @@ def _write_task(task: _Task) -> None:
 def _thumbnail(task: _Task, item: Item) -> Thumbnails:
     """Return the thumbnail of a file; zero for a file of several pictures, or one that cannot be decoded."""
     try:
-        image = replace(item, mask=None)
+        image = item._replace(mask=None)
         pictures = samples(task.source, image, None, task.rules, task.intensity, task.reading, PLAIN)
         first, *more = itertools.islice(pictures, 2)
     except MemoryError as error:

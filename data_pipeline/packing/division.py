@@ -2,24 +2,30 @@
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from itertools import compress, groupby
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.dataset import files
 from data_pipeline.dataset.description import Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.listing import Item
+from data_pipeline.storage.disk_list import DiskList, batches
 from data_pipeline.tables import split_names
 from isotorus.errors import UserError
 
+_AT_ONCE = 2**14
 Sides = Mapping[str, str]
 """The set that each group of images already packed is in, by group."""
 
 
-def divide(items: list[Item], split: Split | None, sides: Sides | None = None) -> dict[str, list[Item]]:
+def divide(
+    items: DiskList[Item], split: Split | None, sides: Sides | None = None
+) -> dict[str, DiskList[Item]]:
     """Return the images of each set of the split, in their order; the name is "" if there is no split.
 
     Images of a group in `sides` go to its set. Raises `UserError` if the table puts images of one group into
@@ -34,7 +40,7 @@ def divide(items: list[Item], split: Split | None, sides: Sides | None = None) -
     shares |= {"test": split.test_fraction} if split.test_fraction else {}
     if split.stratified:
         return _stratified(items, shares, sides or {})
-    sets: dict[str, list[Item]] = {name: [] for name in shares}
+    sets = {name: DiskList[Item]() for name in shares}
     for item in items:
         sets[_side(item, split, sides or {})].append(item)
     return sets
@@ -46,6 +52,11 @@ def hashed(text: str, purpose: str) -> int:
     return int.from_bytes(
         hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8, key=key).digest()
     )
+
+
+def shuffle_place(item: Item) -> int:
+    """Return the place of an image in the order in which images are packed."""
+    return hashed(item.key, "shuffle")
 
 
 def _side(item: Item, split: Split, sides: Sides) -> str:
@@ -61,9 +72,9 @@ def _side(item: Item, split: Split, sides: Sides) -> str:
     return "val" if place < split.test_fraction + split.val_fraction else "train"
 
 
-def _by_column(items: list[Item], grouped: bool) -> dict[str, list[Item]]:
+def _by_column(items: Iterable[Item], grouped: bool) -> dict[str, DiskList[Item]]:
     """Return the images of each set that the table names."""
-    sets: dict[str, list[Item]] = {name: [] for name in split_names.SIDES}
+    sets = {name: DiskList[Item]() for name in split_names.SIDES}
     first: dict[str, Item] = {}
     for item in items:
         other = first.setdefault(item.group, item) if grouped and item.group else item
@@ -76,75 +87,91 @@ def _by_column(items: list[Item], grouped: bool) -> dict[str, list[Item]]:
     return {name: members for name, members in sets.items() if members}
 
 
-def _stratified(items: list[Item], shares: Mapping[str, float], sides: Sides) -> dict[str, list[Item]]:
+def _stratified(
+    items: DiskList[Item], shares: Mapping[str, float], sides: Sides
+) -> dict[str, DiskList[Item]]:
     """Return sets that have each class in the same shares, as far as groups allow, which stay whole.
 
     The largest groups come first, in the order of their hashes among equals. Each goes to the set that lacks
     most of the group's classes, relative to what the set should have.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, item in enumerate(items):
-        groups[item.group or f"\0{item.key}"].append(i)
+    size_of = Counter(item.group for item in items if item.group)
     total = Counter(item.label for item in items)
     lacks = {name: {label: share * n for label, n in total.items()} for name, share in shares.items()}
-    chosen = [""] * len(items)
-    order = sorted(groups, key=lambda group: (-len(groups[group]), hashed(group.lstrip("\0"), "split")))
-    for group in order:
-        counts = Counter(items[i].label for i in groups[group])
-        place = sides.get(group) or max(
+    sets = {name: DiskList[Item]() for name in shares}
+
+    def place(item: Item) -> tuple[int, int, str]:
+        return -size_of.get(item.group, 1), hashed(item.group or item.key, "split"), item.group or item.key
+
+    for _, some in groupby(items.ordered(place), place):
+        members = list(some)
+        counts = Counter(item.label for item in members)
+        chosen = sides.get(members[0].group) or max(
             shares,
             key=lambda name: math.fsum(
                 n * lacks[name][label] / (shares[name] * total[label]) for label, n in counts.items()
             ),
         )
         for label, n in counts.items():
-            lacks[place][label] -= n
-        for i in groups[group]:
-            chosen[i] = place
-    return {name: [item for item, of in zip(items, chosen, strict=True) if of == name] for name in shares}
+            lacks[chosen][label] -= n
+        for item in members:
+            sets[chosen].append(item)
+    return {name: DiskList(members.ordered(shuffle_place)) for name, members in sets.items()}
 
 
-def sides_of(items: list[Item], sets: Mapping[str, Dataset]) -> dict[str, str]:
+def sides_of(items: DiskList[Item], sets: Mapping[str, Dataset]) -> dict[str, str]:
     """Return the set in which each group of `items` has images already.
 
     Known are the groups that the sets keep, and those of the images that are in `items` again.
     """
-    names = {item.group for item in items} - {""}
-    by_hash = {key_hash(name): name for name in names}
-    by_key = {key_hash(item.key): item.group for item in items if item.group} if names else {}
     sides: dict[str, str] = {}
     for side, dataset in sets.items():
-        kept = [] if dataset.groups is None else np.unique(dataset.groups).tolist()
-        again = np.unique(files.read(dataset)["key"]).tolist() if by_key else []
-        for group in (*(by_hash.get(value) for value in kept), *(by_key.get(key) for key in again)):
-            if group is not None:
-                sides.setdefault(group, side)
+        groups = np.zeros(0, np.uint64) if dataset.groups is None else np.unique(dataset.groups)
+        keys = np.unique(files.read(dataset)["key"])
+        for some in batches((item for item in items if item.group), _AT_ONCE):
+            named = np.array([(key_hash(item.group), key_hash(item.key)) for item in some], np.uint64)
+            known = _among(named[:, 0], groups) | _among(named[:, 1], keys)
+            for item in compress(some, known):
+                sides.setdefault(item.group, side)
     return sides
 
 
-def refuse_split_folders(source: Path, paths: Iterable[str]) -> None:
+def _among(values: NDArray[np.uint64], ascending: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which of the values occur in a sorted array."""
+    places = np.searchsorted(ascending, values)
+    return np.append(ascending, 0)[places] == values
+
+
+def refuse_split_folders(source: Path, items: Iterable[Item]) -> None:
     """Raise `UserError` if the folders to be used as classes have names of sets, such as train and val.
 
-    `paths` are those of the images. Folders that hold a single folder each, such as `imagenet/` around
-    `train/` and `val/`, are looked into.
+    Folders that hold a single folder each, such as `imagenet/` around `train/` and `val/`, are looked into.
     """
-    folders, nested = {PurePosixPath(path).parent.parts for path in paths}, False
-    while len({parts[:1] for parts in folders}) == 1 and all(len(parts) > 1 for parts in folders):
-        first = next(iter(folders))[0]
-        if split_names.side(first):
+    depth = 0
+    while True:
+        names, deepest = set(), False
+        for item in items:
+            parts = item.path.split("/")
+            names.add(parts[depth])
+            deepest = deepest or len(parts) == depth + 2
+        (first, *more) = names
+        if more or deepest or split_names.side(first):
             break
-        source, folders, nested = source / first, {parts[1:] for parts in folders}, True
-    _refuse_sets(source, {parts[0] for parts in folders if parts}, nested)
+        source, depth = source / first, depth + 1
+    _refuse_sets(source, names, nested=depth > 0)
 
 
-def sets_within_classes(paths: Iterable[str]) -> list[str]:
+def sets_within_classes(items: Iterable[Item]) -> list[str]:
     """Return the folders with names of sets, such as train and test, that lie directly in folders of
     classes, if these hold the images of at least two sets and no others.
     """
-    folders = (PurePosixPath(path).parent.parts for path in paths)
-    inner = {parts[1] if len(parts) > 1 else "" for parts in folders}
-    sides = set(map(split_names.side, inner))
-    return sorted(inner) if len(sides) > 1 and None not in sides else []
+    inner = set()
+    for item in items:
+        parts = item.path.split("/")
+        if len(parts) < 3 or split_names.side(parts[1]) is None:
+            return []
+        inner.add(parts[1])
+    return sorted(inner) if len(set(map(split_names.side, inner))) > 1 else []
 
 
 def _refuse_sets(source: Path, folders: set[str], nested: bool) -> None:

@@ -3,14 +3,17 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from sys import intern
 from typing import Any
 
+from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.tables import cells, split_names, table
 from isotorus.errors import UserError, one_line
+
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)
@@ -50,40 +53,93 @@ class Row:
     """All columns except image and label, as JSON; "" if there are none."""
 
 
-def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> list[Row]:
-    """Return the rows of a table; `data_pipeline.tables.cells` says what a cell means.
+def read(file: Path, columns: Columns, missing: Sequence[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a table; `data_pipeline.tables.cells` says what a cell means.
 
-    In `extra`, numbers and booleans of a Parquet file keep their type; cells of a CSV file are text. An image
-    that several equal rows name is returned once, with a note on stderr. Raises `UserError` if the file
-    cannot be read, lacks a column, has no rows, names no set for a row, or has rows that contradict each
-    other.
+    The table is read twice, since the whole column decides what a label means. In `extra`, numbers and
+    booleans of a Parquet file keep their type; cells of a CSV file are text. An image that several equal rows
+    name is yielded once, with a note on stderr. Raises `UserError` if the file cannot be read, lacks a
+    column, has no rows, names no set for a row, or has rows that contradict each other.
     """
-    places, images, labels, groups, sides, extras = [], [], [], [], [], []
-    for place, row in table.read(file, columns.needed):
-        image = row[columns.image]
-        places.append(place)
-        images.append("" if image is None else str(image))
-        labels.append(row[columns.label])
-        groups.append(row[columns.group] if columns.group else None)
-        sides.append(_side(file, place, columns.split, row) if columns.split else "")
-        for name in {columns.image, columns.label}:
-            del row[name]
-        extras.append(_extra(file, place, row) if row else "")
-    if not images:
+    label_of, repeated = _of_the_column(file, columns, missing)
+    first: dict[str, tuple[str, Row]] = {}
+    again, images = "", 0
+    for place, cells_of_row in table.read(file, columns.needed):
+        row = _row(file, place, cells_of_row, columns, label_of, missing)
+        name = cells.one_path(row.image) if repeated else ""
+        if name not in repeated:
+            yield row
+            continue
+        earlier, before = first.setdefault(name, (place, row))
+        if before is row:
+            yield row
+            continue
+        for what, ours, theirs in (
+            ("label", row.label, before.label),
+            ("group", row.group, before.group),
+            ("set", row.split, before.split),
+        ):
+            if ours != theirs:
+                raise UserError(
+                    f"{file}: {earlier} and {place} both name {row.image!r}, with different {what}s "
+                    f"{theirs!r} and {ours!r}; keep the right one"
+                )
+        again = again or f"{place} repeats {earlier}, {one_line(row.image[:200])}"
+        images += 1
+    if again:
+        more = f", and {images - 1} more" if images > 1 else ""
+        print(f"note: {file} names images twice, which are packed once: {again}{more}", file=sys.stderr)
+
+
+def _of_the_column(
+    file: Path, columns: Columns, missing: Sequence[str] | None
+) -> tuple[Callable[[Any], str], set[str]]:
+    """Return what a cell means as a label, and the images that several rows name, in their common
+    spelling.
+    """
+    names = DiskList[str]()
+    needed = {name: columns.needed[name] for name in (columns.image, columns.label)}
+
+    def labels() -> Iterator[Any]:
+        for _, row in table.read(file, needed, only=True):
+            names.append(cells.one_path(_text(row[columns.image])))
+            yield row[columns.label]
+
+    label_of = cells.label_of(labels(), missing)
+    if not names:
         raise UserError(f"{file} lists no images; expected a row for each")
-    rows = [
-        Row(image, intern(label), intern(group), side, extra)
-        for image, label, group, side, extra in zip(
-            images, cells.labels(labels, missing), cells.groups(groups, missing), sides, extras, strict=True
-        )
-    ]
-    return _each_once(file, rows, places)
+    return label_of, {one for one, other in pairwise(names.ordered(str)) if one == other}
+
+
+def _row(
+    file: Path,
+    place: str,
+    row: dict[str, Any],
+    columns: Columns,
+    label_of: Callable[[Any], str],
+    missing: Sequence[str] | None,
+) -> Row:
+    """Return a row of the table, whose cells are in `row` by column."""
+    image, label = _text(row[columns.image]), row[columns.label]
+    group = cells.group(row[columns.group], missing) if columns.group else ""
+    side = _side(file, place, columns.split, row) if columns.split else ""
+    for name in {columns.image, columns.label}:
+        del row[name]
+    try:
+        return Row(image, label_of(label), group, side, _extra(file, place, row) if row else "")
+    except KeyError:
+        raise UserError(f"{file} changed while it was read; pack again when it is complete") from None
+
+
+def _text(cell: Any) -> str:
+    """Return the path in a cell."""
+    return "" if cell is None else str(cell)
 
 
 def _extra(file: Path, place: str, row: dict[str, Any]) -> str:
     """Return the other columns of a row as JSON; raise `UserError` if they cannot be written as JSON."""
     try:
-        return json.dumps(without_nan(row), sort_keys=True, ensure_ascii=False, default=str)
+        return _JSON.encode(without_nan(row))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file}, {place}: its columns cannot be kept as JSON ({error}); leave out the one that is "
@@ -100,37 +156,6 @@ def _side(file: Path, place: str, column: str, row: dict[str, Any]) -> str:
             f"one of {split_names.accepted()}"
         )
     return name
-
-
-def _each_once(file: Path, rows: list[Row], places: list[str]) -> list[Row]:
-    """Return the rows; of several rows that agree about one image, only the first.
-
-    Raises `UserError` if two rows give one image different labels, groups or sets.
-    """
-    first: dict[str, int] = {}
-    kept, again = [], []
-    for i, row in enumerate(rows):
-        name = cells.one_path(row.image)
-        earlier = first.setdefault(name, i)
-        if earlier == i:
-            kept.append(row)
-            continue
-        before = rows[earlier]
-        for what, ours, theirs in (
-            ("label", row.label, before.label),
-            ("group", row.group, before.group),
-            ("set", row.split, before.split),
-        ):
-            if ours != theirs:
-                raise UserError(
-                    f"{file}: {places[earlier]} and {places[i]} both name {row.image!r}, with different "
-                    f"{what}s {theirs!r} and {ours!r}; keep the right one"
-                )
-        again.append(f"{places[i]} repeats {places[earlier]}, {one_line(row.image[:200])}")
-    if again:
-        more = f", and {len(again) - 1} more" if len(again) > 1 else ""
-        print(f"note: {file} names images twice, which are packed once: {again[0]}{more}", file=sys.stderr)
-    return kept
 
 
 def without_nan(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from data_pipeline.dataset.description import PLAIN, MaskRule, Masks
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.masks import EXTENSION, IGNORED, decode, encode, is_mask
-from data_pipeline.packing.listing import Item, MaskFile
+from data_pipeline.packing.listing import Item, MaskFile, Named
+from data_pipeline.storage.disk_list import DiskList
 from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.foreign_files import open_regular
 
 
-def images_only(items: list[Item], source: Path, folder: Path | None) -> list[Item]:
+def images_only(items: DiskList[Item], source: Path, folder: Path | None) -> DiskList[Item]:
     """Return the items that are images and no masks.
 
     If the `folder` of masks is inside `source`, all files in it are masks; if it is `source` itself, files
@@ -24,24 +25,45 @@ def images_only(items: list[Item], source: Path, folder: Path | None) -> list[It
     are named like masks of images beside them.
     """
     if folder is None:
-        keys = {item.path.rpartition(".")[0] for item in items}
-        like = [i.path for i in items if is_mask(i.path) and i.path[: -len(EXTENSION) - 1] in keys]
-        if like:
+        like = _like_masks(items)
+        if like.count:
             print(
-                f"note: {len(like)} files are named like masks of images beside them (first: "
-                f"{one_line(like[0])}) and are packed as images; to pack them as masks: --masks {source}",
+                f"note: {like.count} files are named like masks of images beside them (first: "
+                f"{one_line(like.first[0])}) and are packed as images; to pack them as masks: "
+                f"--masks {source}",
                 file=sys.stderr,
             )
         return items
-    if folder.resolve() == source.resolve():
-        return [item for item in items if not is_mask(item.path)]
     if not folder.resolve().is_relative_to(source.resolve()):
         return items
     inside = f"{folder.resolve().relative_to(source.resolve()).as_posix()}/"
-    return [item for item in items if not item.path.startswith(inside)]
+    if inside == "./":
+        images = DiskList(item for item in items if not is_mask(item.path))
+    else:
+        images = DiskList(item for item in items if not item.path.startswith(inside))
+    if not images:
+        raise UserError(f"{source} holds no images besides the masks in {folder}; check both folders")
+    return images
 
 
-def paired(items: list[Item], source: Path, folder: Path) -> list[Item]:
+def _like_masks(items: DiskList[Item]) -> Named:
+    """Return the files that are named like masks of images beside them."""
+    found = Named()
+    if any(is_mask(item.path) for item in items):
+        for _, some in groupby(items.ordered(_image_stem), _image_stem):
+            paths = [item.path for item in some]
+            for path in filter(is_mask, paths) if not all(map(is_mask, paths)) else ():
+                found.add(path)
+    return found
+
+
+def _image_stem(item: Item) -> str:
+    """Return the path of an image without its ending; for a file named like a mask, that of its image."""
+    path = item.path
+    return path[: -len(EXTENSION) - 1] if is_mask(path) else path.rpartition(".")[0]
+
+
+def paired(items: DiskList[Item], source: Path, folder: Path) -> DiskList[Item]:
     """Return the images with their masks: for a/scan.jpg the mask is a/scan.mask.png in `folder`, or
     a/scan.png unless that is the image itself.
 
@@ -49,18 +71,19 @@ def paired(items: list[Item], source: Path, folder: Path) -> list[Item]:
     """
     if not folder.is_dir():
         raise UserError(f"--masks {folder}: there is no such folder; give the folder that holds the masks")
-    found = [replace(item, mask=_mask(item, source, folder)) for item in items]
-    without = [item.path for item in found if item.mask is None]
-    if len(without) == len(found):
-        stem = items[0].path.rpartition(".")[0]
+    found = DiskList(item._replace(mask=_mask(item, source, folder)) for item in items)
+    without = Named(item.path for item in found if item.mask is None)
+    if without.count == len(found):
+        first = without.first[0]
+        stem = first.rpartition(".")[0]
         raise UserError(
             f"--masks {folder} holds no mask of the {len(items)} images; expected a PNG of the same path, "
-            f"for {items[0].path}: {stem}.png or {stem}.{EXTENSION}"
+            f"for {first}: {stem}.png or {stem}.{EXTENSION}"
         )
-    if without:
+    if without.count:
         print(
-            f"note: {len(without)} of {len(items)} images have no mask in {folder} (first: "
-            f"{one_line(without[0])})",
+            f"note: {without.count} of {len(items)} images have no mask in {folder} (first: "
+            f"{one_line(without.first[0])})",
             file=sys.stderr,
         )
     return found

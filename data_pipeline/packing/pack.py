@@ -28,6 +28,7 @@ from data_pipeline.packing.copies import DUPLICATES, Dropped, without_copies
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.packing.share import Share
+from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error, one_line
 
@@ -116,7 +117,6 @@ def pack(source: Path, dest: Path, options: Options) -> str:
         options = replace(options, missing=_missing_before(dest))
     passed: Counter[str] = Counter()
     items, others = _list(source, options, passed)
-    passed += Counter(item.unread for item in items if item.unread)
     not_read = f"{other_pictures.summary(others)} in {source}" if others else ""
     advice = other_pictures.advice(others)
     if others and options.strict:
@@ -139,7 +139,7 @@ def _missing_before(dest: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[Item], Counter[str]]:
+def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[DiskList[Item], Counter[str]]:
     """Return the images to pack, and the number of other pictures in the folder by their ending.
 
     Counts in `passed` what else is left out, by its kind.
@@ -149,9 +149,9 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
     if options.labels is None or options.labels == "folder":
         items, others = listing.from_folder(source, options.labels == "folder", passed)
         items = masks.images_only(items, source, options.masks)
-        labelled = [item.path for item in items if item.label]
-        division.refuse_split_folders(source, labelled)
-        if within := division.sets_within_classes(labelled):
+        if options.labels == "folder":
+            division.refuse_split_folders(source, items)
+        if options.labels == "folder" and (within := division.sets_within_classes(items)):
             named = one_line(", ".join(within))
             print(
                 f"note: the classes in {source} hold sets of a split ({named}), which are "
@@ -163,7 +163,9 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
         others = Counter()
     if options.masks is not None:
         items = masks.paired(items, source, options.masks)
-    kinds = {item.format for item in items}
+    of_kinds = Counter((item.format, item.unread) for item in items)
+    passed.update({unread: n for (_, unread), n in of_kinds.items() if unread})
+    kinds = {kind for kind, _ in of_kinds}
     formats.require(kinds)
     fields = (*(options.reading or Reading()).keep, *filter(None, [options.group_field]))
     formats.refuse_unknown(kinds - {""}, fields)
@@ -171,22 +173,17 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[list[It
         items = listing.grouped(items, options.group_pattern)
     if options.group_field is not None:
         items = header_groups.grouped(source, items, options.group_field, options.workers)
-    if (options.val_fraction or options.test_fraction) and not options.grouped:
-        _note_slices(source, items)
-    return items, others
-
-
-def _note_slices(source: Path, items: list[Item]) -> None:
-    """Say on stderr that files which may be slices of one patient are divided one by one."""
-    if slices := sum(item.format == "DICOM" for item in items):
+    slices = sum(n for (kind, _), n in of_kinds.items() if kind == "DICOM")
+    if slices and (options.val_fraction or options.test_fraction) and not options.grouped:
         print(
             f"note: the {slices} DICOM files in {source} are divided file by file, so slices of one patient "
             "can be on both sides; name the patient, e.g. with --group-field PatientID",
             file=sys.stderr,
         )
+    return items, others
 
 
-def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+def _pack_new(source: Path, dest: Path, items: DiskList[Item], options: Options) -> str:
     """Pack into an empty folder, or continue a packing that was interrupted there."""
     dropped = Dropped()
     if options.drop_duplicates:
@@ -215,8 +212,8 @@ def _pack_new(source: Path, dest: Path, items: list[Item], options: Options) -> 
 
 
 def _without_copies(
-    source: Path, items: list[Item], sets: list[Dataset], options: Options
-) -> tuple[list[Item], Dropped]:
+    source: Path, items: DiskList[Item], sets: list[Dataset], options: Options
+) -> tuple[DiskList[Item], Dropped]:
     """Return the images that are no near copies of others or of those in `sets`, and what was left out."""
     return without_copies(
         source,
@@ -249,7 +246,7 @@ def _pack_part(source: Path, dest: Path, assigned: Assignment, options: Options,
 
 
 def _already_packed(
-    source: Path, dest: Path, items: list[Item], assigned: Assignment, options: Options
+    source: Path, dest: Path, items: DiskList[Item], assigned: Assignment, options: Options
 ) -> str:
     """Return a sentence that says what `dest` contains; raise `UserError` if files changed since."""
     sets = [Dataset(dest / name) for name in assigned.sets]
@@ -287,7 +284,7 @@ def _other_data(
     source: Path, dest: Path, sets: list[Dataset], assigned: Assignment, options: Options
 ) -> UserError:
     """Return the error for a folder that contains a data set of other images, labels or options."""
-    items = [item for shards in assigned.sets.values() for shard in shards for item in shard]
+    items = DiskList(item for shards in assigned.sets.values() for shard in shards for item in shard)
     since = changes.compare(source, dest, items, sets, options.workers)
     differing = f" ({since})" if str(since) else ""
     stays = " (--append replaces and removes nothing)" if since.changed or since.gone else ""
@@ -297,7 +294,7 @@ def _other_data(
     )
 
 
-def _append(source: Path, dest: Path, items: list[Item], options: Options) -> str:
+def _append(source: Path, dest: Path, items: DiskList[Item], options: Options) -> str:
     """Add the images that the data set in `dest` does not contain yet."""
     names = [Path(name).name for name in subsets(str(dest))] or [""]
     if not (dest / names[0] / DESCRIPTION).exists():

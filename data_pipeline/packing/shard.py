@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,7 @@ from data_pipeline.decoders.pixels import PixelRules
 from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.samples import LeftOut, Sample, file_row, samples
+from data_pipeline.storage.disk_list import DiskList
 from isotorus.errors import from_os_error, no_memory
 from isotorus.files import atomic
 from isotorus.section import Section
@@ -36,9 +38,9 @@ class Task:
 
     source: Path
     """Folder of the images."""
-    items: list[Item]
-    labels: list[int]
-    """Class index of each image; -1 for no label."""
+    items: DiskList[Item]
+    classes: Mapping[str, int]
+    """Index of each class."""
     channels: int | None
     """Leave out images that cannot be converted to this number of channels; None: all must have the same
     number."""
@@ -74,9 +76,12 @@ class Task:
         """A hash of the modification times of the images and masks: it changes when a file is replaced, also
         by one of equal size.
         """
-        stamps = "".join(f"{item.modified} " for item in self.items)
-        stamps += "".join(f"{item.mask.modified} " for item in self.items if item.mask)
-        return hashlib.blake2b(stamps.encode(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(digest_size=8)
+        for item in self.items:
+            digest.update(f"{item.modified} ".encode())
+        for mask in (item.mask for item in self.items if item.mask):
+            digest.update(f"{mask.modified} ".encode())
+        return digest.hexdigest()
 
 
 class Staged(Section):
@@ -181,8 +186,9 @@ def _write_tar(
     small: list[Thumbnails] = []
     several = False
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for item, label in zip(task.items, task.labels, strict=True):
+        for item in task.items:
             pool.count()
+            label = task.classes.get(item.label, -1)
             start, before = tar.offset, census.mark()
             try:
                 first, own, own_small = _add_file(tar, census, task, item, label)

@@ -12,6 +12,7 @@ from data_pipeline.dataset.description import Split
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.packing.division import divide
 from data_pipeline.packing.listing import Item
+from data_pipeline.storage.disk_list import DiskList
 from isotorus.errors import UserError, exit_code
 from tests.data_pipeline.pictures import save_pictures
 
@@ -102,12 +103,12 @@ def test_each_class_is_divided_in_the_same_shares() -> None:
         for label, n in (("a", 1000), ("b", 10), ("c", 3), ("d", 1))
         for i in range(n)
     ]
-    sets = divide(items, split(val_fraction=0.1, test_fraction=0.2))
+    sets = divide(DiskList(items), split(val_fraction=0.1, test_fraction=0.2))
     counts = {name: Counter(item.label for item in members) for name, members in sets.items()}
     assert [counts[name]["a"] for name in ("train", "val", "test")] == pytest.approx([700, 100, 200], abs=1)
     assert all(counts[name]["b"] >= 1 and counts[name]["c"] == 1 for name in counts)
     assert counts["train"]["d"] == 1
-    again = divide(items[::-1], split(val_fraction=0.1, test_fraction=0.2))
+    again = divide(DiskList(items[::-1]), split(val_fraction=0.1, test_fraction=0.2))
     assert {n: {i.path for i in m} for n, m in again.items()} == {
         n: {i.path for i in m} for n, m in sets.items()
     }
@@ -121,7 +122,7 @@ def test_stratified_groups_stay_whole_and_classes_stay_balanced() -> None:
         items += [
             Item(f"{group}-{i}.png", 1, label=label, group=f"p{group}") for i in range(drawn.integers(1, 9))
         ]
-    sets = divide(items, split(val_fraction=0.2))
+    sets = divide(DiskList(items), split(val_fraction=0.2))
     sides = [{item.group for item in members} for members in sets.values()]
     assert not sides[0] & sides[1]
     for label in ("rare", "common"):
@@ -132,7 +133,7 @@ def test_stratified_groups_stay_whole_and_classes_stay_balanced() -> None:
 def test_the_default_split_is_that_of_earlier_versions() -> None:
     """No version may divide otherwise, because appended images go to the set that has their group."""
     items = [Item(f"{i}.png", 1, group=f"p{i // 3}" if i % 2 else "") for i in range(60)]
-    sets = divide(items, Split(val_fraction=0.2, test_fraction=0.1, grouped=True))
+    sets = divide(DiskList(items), Split(val_fraction=0.2, test_fraction=0.1, grouped=True))
     assert {name: [int(item.path[:-4]) for item in members] for name, members in sets.items()} == EARLIER
 
 

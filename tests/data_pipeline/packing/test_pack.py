@@ -21,6 +21,7 @@ from data_pipeline.decoders.decode import decode
 from data_pipeline.packing.assignment import assign
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.pack import Options, pack
+from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.verifying.verify import verify
 from isotorus.errors import UserError
 from tests.data_pipeline.pictures import picture, png, save_pictures
@@ -180,7 +181,7 @@ def test_a_split_keeps_groups_together_and_the_class_list(tmp_path: Path) -> Non
 
 
 def test_a_split_has_the_asked_shares() -> None:
-    items = [Item(f"{i}.png", size=1) for i in range(10_000)]
+    items = DiskList(Item(f"{i}.png", size=1) for i in range(10_000))
     split = Split(val_fraction=0.2, test_fraction=0.3, grouped=False)
     sets = assign(items, [], split, shard_size=10**6).sets
     shares = {name: sum(map(len, shards)) / 10_000 for name, shards in sets.items()}

@@ -11,7 +11,7 @@ from isotorus.errors import UserError
 
 def rows(file: Path, content: str | bytes, encoding: str = "utf-8", **columns: str) -> list[Row]:
     file.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return read(file, Columns(**columns))
+    return list(read(file, Columns(**columns)))
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
