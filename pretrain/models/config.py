@@ -8,6 +8,8 @@ from isotorus.paths import LocalPath
 from isotorus.section import Section
 
 Norm = Literal["batch", "layer"]
+FeatureSet = Literal["embedding", "patch_mean", "last2", "last4", "stages"]
+"""Names of what an encoder can return, see `pretrain.models.feature_sets`."""
 
 
 class EncoderConfig(Section):

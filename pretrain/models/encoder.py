@@ -18,6 +18,7 @@ from pretrain.models.batch_norm import synchronize
 from pretrain.models.channel_embedding import EMBEDDING, embed_channels
 from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import draw_masks, key_drop_paths
+from pretrain.models.feature_sets import FEATURES, give
 from pretrain.models.several_sizes import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
 
@@ -88,7 +89,8 @@ def _winding(config: EncoderConfig, encoder: nn.Module) -> dict[str, Any]:
 def create(name: str, kwargs: dict[str, Any]) -> Any:
     """Call `timm.create_model`, and change the model by the arguments that timm does not know.
 
-    `winding_classes` makes its attention winding, and `channel_embedding` lets images lack some channels.
+    `winding_classes` makes its attention winding, `channel_embedding` lets images lack some channels, and
+    `feature_set` makes it return another feature set than its embedding.
     Name and arguments may be a stranger's, so `pretrain.models.timm_arguments` refuses those by which timm
     would open a file or an address. Raises `UserError`, in one line, for these and for whatever timm cannot
     build.
@@ -99,7 +101,7 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
         hint = f"did you mean {near}?" if near else "see timm.list_models()"
         raise UserError(f"encoder.name: timm {timm.__version__} has no model '{name}'; {hint}")
     timm_arguments.check_arguments(kwargs)
-    ours = ("winding_classes", EMBEDDING, *timm_arguments.READS_ELSEWHERE)
+    ours = ("winding_classes", EMBEDDING, FEATURES, *timm_arguments.READS_ELSEWHERE)
     of_timm = {key: x for key, x in kwargs.items() if key not in ours}
     try:
         encoder = timm.create_model(name, **of_timm)
@@ -116,6 +118,8 @@ def create(name: str, kwargs: dict[str, Any]) -> Any:
         wind(encoder, kwargs["winding_classes"])
     if kwargs.get(EMBEDDING):
         embed_channels(encoder)
+    if (features := kwargs.get(FEATURES, "embedding")) != "embedding":
+        give(encoder, features)
     return encoder
 
 

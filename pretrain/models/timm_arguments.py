@@ -122,6 +122,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda x: isinstance(x, str) and bool(_WORD.fullmatch(x)),
         "aa_layer act_layer attn_act_layer attn_layer attn_stage attn_type attn_types attn_upsample "
         "block_type down_op downsample dw_act_layer embed_norm_layer encoder_pool fc_act_layer global_pool "
+        "feature_set "
         "head_fn local_mbconv_norm mlp_layer norm_layer norm_layer_cl norm_layers pad_type pconv_fw_type "
         "pool_type pos_embed post_layers rel_pos_type rope_grid_indexing rope_type se_layer spatial_conv "
         "stem_type token_mixers types union version weight_init",
