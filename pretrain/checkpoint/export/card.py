@@ -60,7 +60,7 @@ def write(
 def _front_matter(trained: Trained, format: Format) -> str:
     """Return the YAML block that the hub reads."""
     supervised = trained.described.supervised
-    classifies = supervised is not None and supervised.task == "multiclass" and format == "timm"
+    classifies = supervised is not None and supervised.task == "multiclass"
     does = "image-classification" if classifies else "image-feature-extraction"
     values = {
         "library_name": _LIBRARIES[format],
@@ -83,13 +83,13 @@ def _what(trained: Trained, format: Format, checked: str) -> str:
         f"{plain(described.name)} with {parameters:,} parameters, {learned} by "
         f"Isotorus. These are the {weights} of step {described.step:,}, as {_FORMATS[format]}.\n"
     )
-    if described.supervised and format == "timm":
-        said += f"\n{_predicts(described.supervised)}\n"
+    if described.supervised:
+        said += f"\n{_predicts(described.supervised, format)}\n"
     return said + (f"\n{checked[0].upper()}{checked[1:]}.\n" if checked else "")
 
 
-def _predicts(supervised: SupervisedDescription) -> str:
-    """Say what the classifier of a timm model gives."""
+def _predicts(supervised: SupervisedDescription, format: Format) -> str:
+    """Say what the last layer gives."""
     count = len(supervised.names)
     names = ", ".join(plain(name) for name in supervised.names[:20]) + (", …" if count > 20 else "")
     gives = {
@@ -97,15 +97,16 @@ def _predicts(supervised: SupervisedDescription) -> str:
         "multilabel": f"It has a classifier, whose outputs are the logits of {count} labels: {names}",
         "regression": f"It has a last layer, whose {count} outputs are numbers in their units: {names}",
     }[supervised.task]
-    return f"{gives}. With `num_classes=0`, `timm.create_model` gives the vector instead."
+    alone = " With `num_classes=0`, `timm.create_model` gives the vector instead." if format == "timm" else ""
+    return f"{gives}.{alone}"
 
 
 def _loading(trained: Trained, format: Format, called: str) -> str:
     text = code(format, trained.described, _plain_name(called))
-    if trained.described.supervised and format == "timm":
+    if trained.described.supervised:
         for old, new in (("encoder = ", "model = "), ("(encoder)", "(model)"), ("= encoder(", "= model(")):
             text = text.replace(old, new)
-        text = text.replace("vectors = ", "outputs = ")
+        text = text.replace("vectors", "outputs")
     where = "With mlflow and torch:" if format == "mlflow" else "From the folder above this one:"
     return f"## Load it\n\n{where}\n\n```python\n{text}```\n"
 

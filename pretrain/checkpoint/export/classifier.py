@@ -1,6 +1,5 @@
 """The linear layer of an encoder that was trained with labels, as the classifier of a timm model."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,10 +7,8 @@ from torch import Tensor
 
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.trained import Trained
-from pretrain.checkpoint.warm_start import load_exactly
-from pretrain.models.config import MLPConfig
 from pretrain.models.encoder import create
-from pretrain.models.projector import build_mlp
+from pretrain.models.feature_sets import FEATURES
 
 _TOLERANCE = 1e-4
 """Largest difference of logits, as a share of the largest one, between the timm model and the parts."""
@@ -25,36 +22,27 @@ def with_classifier(trained: Trained) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     described = trained.described.supervised
     assert described is not None
+    if read := trained.described.kwargs.get(FEATURES):
+        raise UserError(
+            f"the linear layer of {trained.folder} reads the feature set {read}, and a classifier of timm "
+            "reads only the model's own vector; use --format onnx, torch or mlflow, or --without-head for "
+            "the encoder alone"
+        )
     count = len(described.names)
     kwargs = {**trained.kwargs, "num_classes": count}
     with torch.device("meta"):
         model = create(trained.described.name, kwargs)
     place = model.pretrained_cfg.get("classifier")
-    weight, bias = _layer(trained, count)
+    weight, bias = trained.layer()
     state = {**trained.state, f"{place}.weight": weight, f"{place}.bias": bias}
     expected = {name: x.shape for name, x in model.state_dict().items()}
     if expected != {name: x.shape for name, x in state.items()}:
         raise UserError(
             f"timm's {trained.described.name} has no linear classifier on the vector that the run learned "
-            "from; export the encoder of the pretraining, or use --format onnx, which exports the vector"
+            "from; use --format onnx, torch or mlflow, or --without-head for the encoder alone"
         )
     _compare(trained, kwargs, state, weight, bias)
     return kwargs, state
-
-
-def _layer(trained: Trained, count: int) -> tuple[Tensor, Tensor]:
-    """Return weight (count, D) and bias (count,) of the run's linear layer, in the units of the targets."""
-    described = trained.described.supervised
-    assert described is not None
-    file = Path(trained.weights.file)
-    projector = file.with_name(file.name.replace("encoder", "projector"))
-    if not projector.is_file():
-        raise UserError(f"{projector} is missing; copy the checkpoint's files together")
-    with torch.device("meta"):
-        layer = build_mlp(trained.described.embedding_width, MLPConfig(layers=1), count, seed=0)
-    state = load_exactly(str(projector), layer, "the linear layer")
-    center, scale = torch.tensor(described.center), torch.tensor(described.scale)
-    return state["0.weight"] * scale[:, None], state["0.bias"] * scale + center
 
 
 @torch.no_grad()
@@ -71,5 +59,5 @@ def _compare(
     if not difference <= _TOLERANCE * wanted.abs().max():
         raise UserError(
             f"timm's {trained.described.name} computes other logits with this classifier (difference "
-            f"{difference:.2g}); use --format onnx, which exports the vector"
+            f"{difference:.2g}); use --format onnx, torch or mlflow"
         )

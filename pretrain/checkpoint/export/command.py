@@ -26,14 +26,15 @@ def main(arguments: list[str]) -> int:
     # Imported here because it imports torch; a mistake in the arguments is refused before that.
     from pretrain.checkpoint.export.export import export, register
 
+    about = {"licence": given.data_license, "channels": given.channels, "head": not given.without_head}
     if given.format == "mlflow":
         uri = mlflow_store.own(given.mlflow)
-        print(register(given.checkpoint, dest, uri, given.name, given.data_license, given.channels))
+        print(register(given.checkpoint, dest, uri, given.name, **about))
         print(
             f"registered in MLflow at {masked(uri)}; the code that loads it is in the version's description"
         )
         return 0
-    if checked := export(given.checkpoint, dest, given.format, given.data_license, given.channels):
+    if checked := export(given.checkpoint, dest, given.format, **about):
         print(checked)
     print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
     print(f"{dest / 'README.md'} is the model card, with code that loads the encoder")
@@ -59,6 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--data-license", metavar="TEXT", help=licence)
     of_sets = "for encoders that find channels by name: the channels of the images, in their order"
     add("--channels", metavar="A,B,…", type=channel_list, help=f"{of_sets} (default: all)")
+    alone = "after training with labels: export the encoder alone, which gives vectors"
+    add("--without-head", action="store_true", help=f"{alone} (transformers: always)")
     add("--name", help="with --format mlflow: what the registry calls the model (default: the run's name)")
     store = "with --format mlflow: the store (default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db)"
     add("--mlflow", metavar="URI", type=mlflow_store.address, help=store)

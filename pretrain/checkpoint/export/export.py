@@ -13,8 +13,6 @@ from pretrain.checkpoint.export.command import Format
 from pretrain.checkpoint.export.new_folder import new_folder, refuse_taken, require_room
 from pretrain.checkpoint.export.trained import Trained, read
 
-VECTOR = f"the output '{graph.OUTPUT}' (N, D) for the input '{graph.INPUT}', pixels in [0, 1]"
-
 _ROOM_BESIDE_WEIGHTS = 2**23
 """Bytes for a graph without its weights, and for files beside it."""
 
@@ -25,17 +23,22 @@ def export(
     format: Format = "timm",
     licence: str | None = None,
     channels: Sequence[str] | None = None,
+    *,
+    head: bool = True,
 ) -> str:
     """Write the folder `dest`, whole or not at all; return in words how it was checked, if it was.
 
     `licence` is the licence of the data, for the model card. `channels` are the channels of the images that
-    the export takes, if the encoder finds channels by name.
+    the export takes, if the encoder finds channels by name. Without `head`, and for transformers, the linear
+    layer of a run that was trained with labels is left out.
     Raises UserError if `dest` exists, the checkpoint is damaged, or the format cannot express the encoder.
     """
     if format == "onnx":
         to_onnx.require()
     refuse_taken(dest)
-    return _export(read(given, channels), dest, format, dest.absolute().name, licence)
+    trained = read(given, channels)
+    trained = trained if head and format != "transformers" else trained.without_head()
+    return _export(trained, dest, format, dest.absolute().name, licence)
 
 
 def register(
@@ -45,6 +48,8 @@ def register(
     name: str | None,
     licence: str | None = None,
     channels: Sequence[str] | None = None,
+    *,
+    head: bool = True,
 ) -> str:
     """Register the encoder in the MLflow store at `uri`, as a new version of the model `name`.
 
@@ -56,6 +61,7 @@ def register(
     if dest:
         refuse_taken(dest)
     trained = read(given, channels)
+    trained = trained if head else trained.without_head()
     name = name or trained.name
     with contextlib.ExitStack() as stack:
         folder = dest or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "encoder"
@@ -104,6 +110,12 @@ def _write(trained: Trained, folder: Path, format: Format) -> str:
     return checked
 
 
+def _predicts(trained: Trained) -> dict[str, Any]:
+    """Return the task and the names of the outputs, after training with labels."""
+    supervised = trained.described.supervised
+    return {} if supervised is None else {"task": supervised.task, "label_names": supervised.names}
+
+
 def _about(trained: Trained, traced: graph.Graph) -> dict[str, Any]:
     """Return isotorus.json of a graph: its input, and where the weights come from."""
     described = trained.described
@@ -118,5 +130,6 @@ def _about(trained: Trained, traced: graph.Graph) -> dict[str, Any]:
         **({"channels": described.channel_names} if described.channel_names else {}),
         "normalised_inside_with": {"mean": described.mean, "std": described.std},
         "prepared_by": f"{described.seen}, resized to {described.image_size}² (bicubic, antialiased)",
-        **trained.origin(VECTOR),
+        **_predicts(trained),
+        **trained.origin(f"the output '{traced.output}' for the input '{graph.INPUT}', pixels in [0, 1]"),
     }

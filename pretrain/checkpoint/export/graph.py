@@ -15,8 +15,8 @@ from isotorus.errors import UserError
 from pretrain.checkpoint.export.trained import Trained
 from pretrain.models.encoder import patch_size
 
-INPUT, OUTPUT = "image", "vector"
-"""Names of the graph's input and output."""
+INPUT = "image"
+"""Name of the graph's input."""
 LARGEST_DIFFERENCE = 1e-4
 """How far vectors of an exported file may be from torch's, relative to the largest number in them. Float32
 rounds by 6e-8; sums in another order differ by 1e-6, and a wrong operator by more than 1e-2."""
@@ -25,20 +25,25 @@ BATCHES = (1, 3)
 
 
 class FromPixels(nn.Module):
-    """An encoder that takes pixels in [0, 1], (N, C, H, W) in float32, and returns vectors (N, D)."""
+    """An encoder that takes pixels in [0, 1], (N, C, H, W) in float32, and returns vectors (N, D).
+
+    After training with labels it returns the outputs of the layer on it.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.head = encoder, head
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        vector: Tensor = self.encoder((image - self.mean) / self.std)
-        return vector
+        output: Tensor = self.head(self.encoder((image - self.mean) / self.std))
+        return output
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Graph:
     channels: int
     sizes: tuple[int, ...]
     """Sides in pixels of the images that it is compared on: the checkpoint's, and others if it takes any."""
+    output: str
+    """Name of the graph's output: what it gives for an image."""
     multiple: int
     """Every side is a multiple of this number."""
 
@@ -96,13 +103,13 @@ class Graph:
                 largest = max(largest, expected.abs().max().item())
         if not furthest <= LARGEST_DIFFERENCE * largest:
             raise UserError(
-                f"{what} differs from torch by {furthest:.2g} in vectors of up to {largest:.2g}, more than "
+                f"{what} differs from torch by {furthest:.2g} in outputs of up to {largest:.2g}, more than "
                 f"{LARGEST_DIFFERENCE:g} of them; use --format timm, and report the encoder"
             )
         sides = ", ".join(f"{size}²" for size in self.sizes)
         return (
             f"checked against torch on images of {sides} in batches of {BATCHES[0]} and {BATCHES[-1]}: the "
-            f"largest difference is {furthest:.1e} in vectors of up to {largest:.2g}"
+            f"largest difference is {furthest:.1e} in outputs of up to {largest:.2g}"
         )
 
 
@@ -111,16 +118,16 @@ def trace(trained: Trained) -> Graph:
 
     Raises UserError, naming the module, if it cannot be traced.
     """
-    described, encoder = trained.described, trained.encoder()
-    model = FromPixels(encoder, described.mean, described.std).eval()
-    size, multiple = described.image_size, patch_size(encoder)
+    described = trained.described
+    model = FromPixels(trained.encoder(), trained.head(), described.mean, described.std).eval()
+    size, multiple = described.image_size, patch_size(trained.on_meta)
     step = multiple if multiple > 1 else 5  # an odd size, as halving may depend on it
     for sizes in ((size, size + step, 2 * size), (size,)):
         dynamic = {0: Dim.DYNAMIC} | ({2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if len(sizes) > 1 else {})
         example = torch.rand(2, described.channels, size, size)
         try:
             program = torch.export.export(model, (example,), dynamic_shapes=(dynamic,))
-            graph = Graph(program, model, described.channels, sizes, multiple)
+            graph = Graph(program, model, described.channels, sizes, trained.gives, multiple)
             takes = program.module()
             for side in sizes:
                 for batch in BATCHES:

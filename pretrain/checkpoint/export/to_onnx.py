@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isotorus.errors import UserError
-from pretrain.checkpoint.export.graph import INPUT, OUTPUT, Graph
+from pretrain.checkpoint.export.graph import INPUT, Graph
 
 FILE = "model.onnx"
 OPSET = 18
@@ -35,7 +35,7 @@ def write(graph: Graph, folder: Path, about: str) -> str:
     """Write model.onnx with the JSON text `about` in its metadata; return how far it is from torch.
 
     Raises UserError, naming the operator, if ONNX has none for what the encoder computes, and if onnxruntime
-    gives other vectors than torch.
+    gives other outputs than torch.
     """
     import onnx
     import onnxruntime
@@ -64,7 +64,7 @@ def _convert(graph: Graph) -> Any:
                 graph.program,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[graph.output],
                 dynamo=True,
                 verbose=False,
             )

@@ -1,7 +1,7 @@
 """A checkpoint of a run as exports read it: its encoder, its weights, and what the run says about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from isotorus.errors import UserError
 from pretrain.checkpoint.store import damage
 from pretrain.checkpoint.warm_start import WarmStart, find_weights, load_exactly
 from pretrain.models.channel_embedding import fold
+from pretrain.models.config import MLPConfig
 from pretrain.models.description import DESCRIPTION, EncoderDescription, describe
-from pretrain.models.encoder import build_encoder, create
+from pretrain.models.encoder import build_encoder, create, create_on_meta, embedding_width
+from pretrain.models.feature_sets import FEATURES
+from pretrain.models.projector import build_mlp
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,55 @@ class Trained:
         encoder = build_encoder(self.described.name, self.kwargs, self.described.seed)
         encoder.load_state_dict(self.state)
         return encoder.eval().requires_grad_(False)
+
+    def head(self) -> nn.Module:
+        """Return what follows the encoder: the linear layer of a run with labels, else nothing."""
+        if self.described.supervised is None:
+            return nn.Identity()
+        weight, bias = self.layer()
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        return linear.requires_grad_(False)
+
+    def layer(self) -> tuple[Tensor, Tensor]:
+        """Return weight (outputs, D) and bias (outputs,) of the linear layer of a run with labels.
+
+        It gives logits, or numbers in the units of the targets. Raises UserError if its file is missing.
+        """
+        described = self.described.supervised
+        assert described is not None
+        file = Path(self.weights.file)
+        projector = file.with_name(file.name.replace("encoder", "projector"))
+        if not projector.is_file():
+            raise UserError(f"{projector} is missing; copy the checkpoint's files together")
+        with torch.device("meta"):
+            mlp = MLPConfig(layers=1)
+            layer = build_mlp(self.described.embedding_width, mlp, len(described.names), seed=0)
+        state = load_exactly(str(projector), layer, "the linear layer")
+        center, scale = torch.tensor(described.center), torch.tensor(described.scale)
+        return state["0.weight"] * scale[:, None], state["0.bias"] * scale + center
+
+    @property
+    def gives(self) -> str:
+        """What the export gives for an image: a vector, logits, or numbers."""
+        supervised = self.described.supervised
+        if supervised is None:
+            return "vector"
+        return "numbers" if supervised.task == "regression" else "logits"
+
+    def without_head(self) -> "Trained":
+        """Return the encoder alone, which gives the vector of timm's model."""
+        kwargs = {key: x for key, x in self.described.kwargs.items() if key != FEATURES}
+        width = self.described.embedding_width
+        if kwargs != self.described.kwargs:
+            encoder = create_on_meta(self.described.name, kwargs)
+            sizes = [self.described.image_size]
+            width = embedding_width(encoder, self.described.name, self.described.channels, sizes)
+        described = replace(self.described, kwargs=kwargs, embedding_width=width, supervised=None)
+        by_name = self.by_name and replace(
+            self.by_name, kwargs={key: x for key, x in self.by_name.kwargs.items() if key != FEATURES}
+        )
+        return replace(self, described=described, by_name=by_name)
 
     def require_plain(self) -> None:
         """Raise UserError if no model of timm has exactly the encoder's tensors."""

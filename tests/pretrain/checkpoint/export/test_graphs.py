@@ -118,7 +118,7 @@ def test_a_file_with_other_vectors_is_an_error(tmp_path: Path, monkeypatch: pyte
     save_checkpoint(tmp_path / "step", VIT, SMALL)
     # torch may differ from any runtime by its own rounding, so nothing is as exact as this.
     monkeypatch.setattr(graph, "LARGEST_DIFFERENCE", 1e-12)
-    with pytest.raises(UserError, match=r"model\.onnx differs from torch by .* in vectors of up to"):
+    with pytest.raises(UserError, match=r"model\.onnx differs from torch by .* in outputs of up to"):
         export(tmp_path / "step", tmp_path / "out", "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["step"]
 
