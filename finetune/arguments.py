@@ -3,11 +3,13 @@
 import argparse
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from data_pipeline.tables.cells import MISSING, cell_list
 from eval_suite import arguments
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.processes import usable_cores
+from pretrain.models.config import FeatureSet
 
 BASELINES = ("probe", "scratch")
 EPILOG = """examples:
@@ -84,6 +86,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "the linear layer's first weights: those of a linear probe on the encoder as it is, or random ones"
     )
     add("--head", choices=["probe", "random"], default="probe", help=f"{start} (default %(default)s)")
+    read = "what of the encoder the linear layer reads, such as stages: the maps of a ConvNet's last stages"
+    best = "default: the set on which a linear probe is best on val; embedding with --head random"
+    add("--features", choices=get_args(FeatureSet), help=f"{read} ({best})")
     adapters = "train low-rank adapters of this rank in place of the encoder's own weights; 8 is usual"
     add("--lora", type=whole(1), metavar="RANK", help=f"{adapters} (needs isotorus[lora])")
     first = "steps at the start in which only the head learns (default: 0; a tenth with --head random)"

@@ -28,6 +28,7 @@ from eval_suite.metrics import headlines
 from eval_suite.results import json_safe
 from eval_suite.usefulness.estimate import Estimates, differences, of_test
 from eval_suite.usefulness.selection import JUDGES
+from finetune.recipe import CACHE
 from isotorus import jsonl
 from pretrain.config import Config
 from pretrain.methods.config import SupervisedConfig
@@ -37,7 +38,6 @@ from pretrain.supervised.task import read_targets, some
 
 FORMAT = 1
 TUNED = "finetuned"
-CACHE = "cache"
 
 
 def compare(

@@ -1,10 +1,12 @@
 """Write the weights that the linear layer starts from: those of a linear probe on the encoder as it is.
 
 A random layer sends random gradients into the encoder, which distort what it has learned. With the probe's
-weights the training starts at the probe's score (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
+weights the training starts at the probe's score (LP-FT, Kumar et al. 2022, arXiv:2202.10054). The layer reads
+the feature set on which a probe is best on val.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -18,68 +20,102 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.metrics import headlines
 from eval_suite.usefulness import probe, regression
 from eval_suite.usefulness.selection import JUDGES
-from finetune.compare import CACHE, predictions, processes
-from isotorus.errors import from_os_error
+from finetune.compare import predictions, processes
+from finetune.recipe import CACHE
+from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
 from pretrain.config import Config
 from pretrain.methods.config import HEAD_FILE, SupervisedConfig
+from pretrain.models.config import FeatureSet
 from pretrain.models.description import SupervisedDescription
+from pretrain.models.feature_sets import FEATURES
 from pretrain.preflight.inputs import RunInputs
 from pretrain.supervised.task import Task
 
+Features = NDArray[np.floating]
 Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Weight (outputs, D) and bias (outputs,)."""
 
 
-def write(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
-    """Write the layer to the run's folder; all ranks call it.
+def write(
+    config: Config, features: FeatureSet | None, checkpoint: Checkpoint, inputs: RunInputs
+) -> FeatureSet:
+    """Write the layer to the run's folder, and return the feature set that it reads; all ranks call it.
 
-    Does nothing if the file is there already, or if the linear layer starts from random weights.
+    Without `features`, the feature set is chosen on val. Nothing is written if the run has begun already, or
+    if the linear layer starts from random weights: then it is the set of the configuration. Raises UserError
+    for features that the encoder does not have.
     """
     objective, task = config.objective, inputs.task
     assert isinstance(objective, SupervisedConfig) and task is not None
     file, state = config.folder / HEAD_FILE, processes()
-    begun = [objective.head_start != "probe" or file.exists()]
-    # The first process decides, because the others may see the file that it writes below.
-    broadcast_object_list(begun)
-    if begun[0]:
-        return
+    begun = objective.head_start != "probe" or (file.exists() and (config.folder / "config.yaml").exists())
+    chosen: list[Any] = [objective.features if begun else None]
+    # The first process decides, because the others may see files that it writes later.
+    broadcast_object_list(chosen)
+    if chosen[0] is not None:
+        return cast(FeatureSet, chosen[0])
     x, datasets = [], (*inputs.sources.datasets, task.val)
     checkpoint = checkpoint.for_images_of(*datasets)
     for dataset in datasets:
         loading: dict[str, Any] = {"batch_size": 64, "workers": config.data.workers}
         found = extract([pretrained(checkpoint)], dataset, config.folder / CACHE, state, **loading)
         if state.is_main_process:
-            x.append(found["pretrained"]["embedding"])
+            x.append(_readable(found["pretrained"], checkpoint, features))
     if state.is_main_process:
-        train, val = np.concatenate(x[:-1]), x[-1]
-        weight, bias = best_on_val(task, train[task.known], val[task.val_rows])
+        train = {name: np.concatenate([each[name] for each in x[:-1]])[task.known] for name in x[-1]}
+        chosen[0], (weight, bias) = best_on_val(task, train, {k: v[task.val_rows] for k, v in x[-1].items()})
         layer = {"0.weight": torch.from_numpy(weight).float(), "0.bias": torch.from_numpy(bias).float()}
         try:
             with atomic(file) as stream:
                 stream.write(save({name: x.contiguous() for name, x in layer.items()}))
         except OSError as error:
             raise from_os_error(error, f"writing {file}") from error
+    broadcast_object_list(chosen)
+    return cast(FeatureSet, chosen[0])
 
 
-def best_on_val(task: Task, train_x: NDArray[np.floating], val_x: NDArray[np.floating]) -> Layer:
-    """Return the probe whose L2 strength is best on val; if several are equal, that of the largest strength.
+def _readable(
+    found: Mapping[str, Features], checkpoint: Checkpoint, features: FeatureSet | None
+) -> dict[str, Features]:
+    """Return the feature sets that an encoder can return; with `features`, this one alone.
 
-    It predicts what the network is trained to predict: logits, or standardised numbers.
+    The embedding of an encoder that was fine-tuned on another set is that set. Raises UserError if the
+    encoder does not have `features`.
+    """
+    own = {"embedding": checkpoint.encoder.kwargs.get(FEATURES, "embedding")}
+    named = {own.get(name, name): x for name, x in found.items()}
+    readable = {name: x for name, x in named.items() if name in get_args(FeatureSet)}
+    if features is None:
+        return readable
+    if features not in readable:
+        raise UserError(
+            f"--features {features}: {checkpoint.folder} gives {', '.join(readable)}; use one of these"
+        )
+    return {features: readable[features]}
+
+
+def best_on_val(task: Task, train: Mapping[str, Features], val: Mapping[str, Features]) -> tuple[str, Layer]:
+    """Return the feature set and the probe on it whose L2 strength is best on val.
+
+    `train` and `val` are the features of samples with targets, by feature set. If several probes are equal,
+    that of the last set and of the largest strength is returned, as an evaluation chooses. The probe predicts
+    what the network is trained to predict: logits, or standardised numbers.
     """
     y = task.targets[task.known]
-    if task.kind == "regression":
-        strengths, layers = regression.L2_GRID, regression.linear_layers(train_x, y, regression.L2_GRID)
-    else:
-        strengths = probe.L2_GRID
-        of_rows = y.argmax(1) if task.kind == "multiclass" else y.astype(np.int64)
-        layers = probe.linear_layers(train_x, of_rows, strengths, classes=len(task.names))
-
-    def key(number: int) -> tuple[tuple[float, ...], float]:
-        weight, bias = layers[number]
-        return on_val(task, val_x.astype(np.float64) @ weight.T + bias), strengths[number]
-
-    return layers[max(range(len(layers)), key=key)]
+    best: tuple[tuple[float, ...], str, Layer] | None = None
+    for name, x in train.items():
+        if task.kind == "regression":
+            layers = regression.linear_layers(x, y, sorted(regression.L2_GRID))
+        else:
+            of_rows = y.argmax(1) if task.kind == "multiclass" else y.astype(np.int64)
+            layers = probe.linear_layers(x, of_rows, sorted(probe.L2_GRID), classes=len(task.names))
+        for weight, bias in layers:
+            score = on_val(task, val[name].astype(np.float64) @ weight.T + bias)
+            if best is None or score >= best[0]:
+                best = score, name, (weight, bias)
+    assert best is not None
+    return best[1:]
 
 
 def on_val(task: Task, outputs: NDArray[np.floating]) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """The recipe of a fine-tuning, from a checkpoint, the data and the options; and the same from scratch."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
 from pretrain.config import Config, assign, flatten, from_values
-from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.methods.config import HEAD_FILE, SupervisedConfig, TargetsConfig
 from pretrain.models.channel_embedding import EMBEDDING
+from pretrain.models.config import FeatureSet
 from pretrain.models.description import EncoderDescription
+from pretrain.models.feature_sets import FEATURES
+from pretrain.preflight.inputs import RunInputs
+from pretrain.preflight.model import check_model
 from pretrain.supervised.task import check_targets, read_targets, some
 
 SCRATCH = "scratch"
-BASELINES = "baselines"
-"""Folder inside the run's folder, for the runs with which it is compared."""
+BASELINES, CACHE = "baselines", "cache"
+"""Folders inside the run's folder: for the runs with which it is compared, and for vectors."""
 LEAST = 0.9
 """Smallest share of the area of an image that a crop shows."""
-_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING)
+_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING, FEATURES)
 """Arguments of an encoder that a run decides itself."""
 _PLACES = (
     "name",
@@ -84,7 +89,8 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
             "freeze": args.freeze,
             "lora": args.lora or 0,
         },
-        "objective": objective.model_dump() | {"head_start": args.head, "head_steps": head_steps},
+        "objective": objective.model_dump()
+        | {"features": _features(args), "head_start": args.head, "head_steps": head_steps},
         "optimizer": {"lr": args.lr, "layer_decay": args.layer_decay, "warmup_steps": steps // 10},
         "checkpoint": {"every": -(-steps // 20), "keep_last": 1},
         # Once a network has learned most labels, the loss of a batch with one hard image is far above that of
@@ -187,6 +193,35 @@ def from_scratch(config: Config) -> Config:
     return from_values(values)
 
 
+def reading(
+    features: FeatureSet, config: Config, inputs: RunInputs, world_size: int
+) -> tuple[Config, RunInputs]:
+    """Return the configuration and inputs of the same run, whose linear layer reads `features`."""
+    assert isinstance(config.objective, SupervisedConfig)
+    if config.objective.features == features:
+        return config, inputs
+    values = config.model_dump(mode="json")
+    values["objective"] |= {"features": features}
+    changed = from_values(values)
+    model = check_model(changed, world_size)
+    return changed, replace(inputs, encoder_kwargs=model.kwargs, embedding_width=model.width)
+
+
+def _features(args: argparse.Namespace) -> str:
+    """Return the features that were asked for, or else those that an earlier start of the run has chosen."""
+    objective = (_earlier(Path(args.out)) or {}).get("objective") or {}
+    return args.features or objective.get("features") or "embedding"
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """Return the values of a run's config.yaml; None if there are none that can be read."""
+    try:
+        found = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def require_same(config: Config) -> None:
     """Raise UserError if the folder of the run has other files than those of an earlier start of the same
     run.
@@ -194,13 +229,11 @@ def require_same(config: Config) -> None:
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder; name one that does not exist")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    # A run that ended before its first step has no config.yaml yet.
+    if not folder.is_dir() or {each.name for each in folder.iterdir()} <= {CACHE, HEAD_FILE}:
         return
-    try:
-        earlier = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        earlier = None
-    if not isinstance(earlier, dict) or (earlier.get("objective") or {}).get("kind") != "supervised":
+    earlier = _earlier(folder)
+    if earlier is None or (earlier.get("objective") or {}).get("kind") != "supervised":
         raise UserError(f"--out {folder} has other files, which are kept; name a folder that does not exist")
     before, now = flatten(earlier), flatten(config.model_dump(mode="json"))
     for key in now:

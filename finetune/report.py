@@ -34,7 +34,8 @@ def show(results: dict[str, Any], folder: Path) -> None:
     for line in conclusions(results):
         print(line)
     print(f"Report: {folder / 'report.html'} (open it in a browser)")
-    print(f"Next: isotorus export {folder} --out model/ (a timm model that gives the {_gives(results)})")
+    command, what = _export(results, folder)
+    print(f"Next: {command} ({what})")
 
 
 def publish(results: dict[str, Any], folder: Path, own: str) -> None:
@@ -73,6 +74,12 @@ def conclusions(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"The network is a blend of {after} of the fine-tuned weights and {before} of the weights before "
             "fine-tuning, which was best on val."
+        )
+    probe = results["scores"].get("probe", {}).get("feature_set")
+    if probe not in (None, _features(results)):
+        lines.append(
+            f"The linear probe reads the feature set {probe}, and the fine-tuned network's last layer "
+            f"{_features(results)}."
         )
     if "scratch" not in results["scores"]:
         lines.append(
@@ -126,7 +133,7 @@ def page(results: dict[str, Any], folder: Path) -> str:
         columns=[SCORES[each].label for each in _columns(results)],
         rows=rows,
         lines=conclusions(results),
-        gives=_gives(results),
+        export=_export(results, folder),
         curves=[{"svg": figures.curve(*points), "name": TITLES[name]} for points, name in curves],
         tuned=tuned,
         classes=_classes(tuned),
@@ -145,12 +152,24 @@ def _points(curve: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]
     return list(steps), list(values)
 
 
-def _gives(results: dict[str, Any]) -> str:
-    return {
+def _export(results: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """Return the command that exports the network, and what it makes.
+
+    A classifier of timm reads the model's own vector alone.
+    """
+    gives = {
         "multiclass": "logits of the classes",
         "multilabel": "logits of the labels",
         "regression": "numbers in their units",
     }[results["task"]]
+    if _features(results) == "embedding":
+        return f"isotorus export {folder} --out model/", f"a timm model that gives the {gives}"
+    return f"isotorus export {folder} --out model/ --format onnx", f"an ONNX file that gives the {gives}"
+
+
+def _features(results: dict[str, Any]) -> str:
+    """Return the feature set that the last layer reads."""
+    return str(results["recipe"]["objective"].get("features", "embedding"))
 
 
 def _classes(tuned: dict[str, Any]) -> list[dict[str, Any]]:
@@ -170,6 +189,7 @@ def _recipe(config: dict[str, Any]) -> dict[str, Any]:
         "learning rate": optimizer["lr"],
         "layer decay": optimizer["layer_decay"],
         "steps in which only the head learns": objective["head_steps"],
+        "what the last layer reads": objective["features"],
         "frozen blocks": config["encoder"]["freeze"],
         "label smoothing": objective["label_smoothing"],
         "mixup": objective["mixup"],

@@ -34,14 +34,16 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
     configs = [tuned] + ([recipe.from_scratch(tuned)] if "scratch" in args.baselines else [])
     inputs = [_check(config, world_size) for config in configs]
     with process_group(tuned.stopping.hang) as device:
-        head.write(tuned, checkpoint, inputs[0])
+        features = head.write(tuned, args.features, checkpoint, inputs[0])
+        read = [recipe.reading(features, *pair, world_size) for pair in zip(configs, inputs, strict=True)]
+        configs, inputs = [config for config, _ in read], [needed for _, needed in read]
         for config, needed in zip(configs, inputs, strict=True):
             code = train(config, needed, device, signals, StartUp())
             dist.barrier()
             if code or not standing(config.folder).finished:
                 return code
             # The start has to predict for a blend to make sense, and a random layer does not.
-            if config is tuned and args.blend and args.head == "probe":
+            if config is configs[0] and args.blend and args.head == "probe":
                 blend.publish(config, needed)
             elif dist.get_rank() == 0:
                 best.publish(config.folder)

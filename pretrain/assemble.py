@@ -23,6 +23,7 @@ from pretrain.engines import Engine
 from pretrain.methods import build_head, takes_actions
 from pretrain.methods.config import HEAD_FILE, SupervisedConfig, Turned
 from pretrain.models.encoder import build_encoder
+from pretrain.models.feature_sets import freeze_unread
 from pretrain.models.frozen import freeze
 from pretrain.models.lora import add_adapters
 from pretrain.monitoring.corrupt import CorruptSamples
@@ -186,6 +187,7 @@ def build_engine(config: Config, inputs: RunInputs, device: torch.device) -> Eng
             model.load_state_dict(weights)
         add_adapters(model, config.encoder.lora, config.seed)
         freeze(model, config.encoder.freeze)
+        freeze_unread(model, config.data.channel_count, config.views.global_size)
         return model
 
     head = build_head(

@@ -26,7 +26,7 @@ from isotorus import foreign_files
 from isotorus.processes import END_WITH_STDIN
 from isotorus.scheduled_ranks import without_ranks
 
-RECIPE = 1
+RECIPE = 2
 """Version of the defaults of `isotorus finetune`; it increases when they change, as a test makes sure."""
 LABELS = {"finetune": None, "finetune_tenth": "10%"}
 """The value of --labels for each metric; None stands for all labels."""

@@ -17,7 +17,7 @@ from data_pipeline.transforms.config import Action, ViewsConfig
 from isotorus.errors import UserError
 from isotorus.paths import PathText
 from isotorus.section import Section, Unfit
-from pretrain.models.config import MLPConfig, Norm, ProjectorConfig
+from pretrain.models.config import FeatureSet, MLPConfig, Norm, ProjectorConfig
 
 Test = Literal[
     "epps_pulley", "anderson_darling", "cramer_von_mises", "watson", "shapiro_wilk", "jarque_bera",
@@ -297,6 +297,11 @@ class SupervisedConfig(Section):
     With both mixup and cutmix, each pair gets one of the two, with equal probabilities."""
     cutmix: NonNegativeFloat = 0.0
     """α of CutMix (arXiv:1905.04899): images of a pair swap a rectangle; 0: never."""
+    features: FeatureSet = "embedding"
+    """What of the encoder the linear layer reads. embedding: its output; stages: mean and deviation of the
+    maps of a ConvNet's or Swin's last three stages; last2, last4: the vectors of a ViT's last blocks, each
+    made like the embedding; patch_mean: the mean of its patch tokens. `isotorus finetune` takes the set on
+    which a linear probe is best."""
     head_start: Literal["random", "probe"] = "random"
     """What the linear layer starts from. random: small random numbers; probe: the weights in head.safetensors
     in the run's folder, where `isotorus finetune` writes those of a linear probe."""

@@ -9,6 +9,7 @@ from pretrain.engines.check import check_engine
 from pretrain.methods.config import SupervisedConfig
 from pretrain.models.batch_norm import has_batch_norm
 from pretrain.models.encoder import create_on_meta, embedding_width, patch_size, timm_kwargs
+from pretrain.models.feature_sets import FEATURES
 from pretrain.models.frozen import check_frozen
 from pretrain.models.lora import check_adapters
 from pretrain.models.repeated import with_few_blocks
@@ -53,6 +54,8 @@ def check_model(config: Config, world_size: int) -> Model:
     _refuse_by_name(config)
     channels, named = config.data.channel_count, config.data.channel_names is not None
     kwargs = timm_kwargs(config.encoder, config.views.global_size, channels, named=named)
+    if isinstance(config.objective, SupervisedConfig) and config.objective.features != "embedding":
+        kwargs |= {FEATURES: config.objective.features}
     encoder: Any = create_on_meta(config.encoder.name, kwargs)
     patch = patch_size(encoder)
     sizes = {f"views.{r.kind}_size": r.size for r in config.views.resolutions()}

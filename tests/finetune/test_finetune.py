@@ -38,6 +38,8 @@ QUICK = (
     "0",
     "--lr",
     "0.003",
+    "--features",
+    "embedding",
     "tracking.enabled=false",
 )
 

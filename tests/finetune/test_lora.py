@@ -22,7 +22,20 @@ def test_checkpoints_have_the_adapters_in_the_weights(tmp_path: Path):
     train, val = (pack(tmp_path / name, [*CLASSES] * 10, seed=i) for i, name in enumerate(("train", "val")))
     encoder = save_checkpoint(tmp_path / "encoder")
     given = [encoder, train, "--val", val, "--out", tmp_path / "run", "--lora", "2", "--baselines", "none"]
-    steps = ["--epochs", "2", "--min-steps", "1", "--batch-size", "10", "--workers", "0", "--lr", "0.01"]
+    steps = [
+        "--features",
+        "embedding",
+        "--epochs",
+        "2",
+        "--min-steps",
+        "1",
+        "--batch-size",
+        "10",
+        "--workers",
+        "0",
+        "--lr",
+        "0.01",
+    ]
     assert run(parse([*map(str, (*given, *steps)), "tracking.enabled=false"]), Signals(), 1) == 0
     before, after = (load_file(f / "encoder.safetensors") for f in (encoder, tmp_path / "run"))
     assert before.keys() == after.keys()

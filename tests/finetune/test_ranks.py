@@ -54,6 +54,7 @@ def finetune(ranks: int, inputs: Inputs, out: Path, *options: str) -> Ended:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     given = [inputs.encoder, inputs.train, "--val", inputs.val, "--out", out, "--epochs", "3"]
     steps = ["--batch-size", "8", "--min-steps", "1", "--workers", "0", "--baselines", "none", "log_every=1"]
+    steps += ["--features", "last2"]
     mixed = ["--mixup", "1", "--cutmix", "1"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *mixed]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
