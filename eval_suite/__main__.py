@@ -25,7 +25,7 @@ SUBCOMMANDS = {
     "compare": "eval_suite.layers.compare.command",
     "winding": "eval_suite.torus_head.winding_command",
     "codes": "eval_suite.torus_head.codes_command",
-    "duplicates": "eval_suite.torus_head.duplicates",
+    "duplicates": "eval_suite.torus_head.duplicates_command",
     "certificate": "eval_suite.torus_head.certificate.command",
     "embed": "eval_suite.vectors.embed_command",
     "search": "eval_suite.vectors.search_command",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval_suite.torus_head import chance_pairs, duplicates
+from eval_suite.torus_head import chance_pairs, duplicates, duplicates_command
 from eval_suite.usefulness import angle_retrieval
 from isotorus.errors import exit_code
 from pretrain.geometry.memory import WindingMemory
@@ -24,7 +24,7 @@ PROJECTOR = {"hidden": 16, "layers": 2, "width": 6, "angles": 3}
 def run(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = exit_code(lambda: duplicates.main([str(x) for x in arguments]))
+        code = exit_code(lambda: duplicates_command.main([str(x) for x in arguments]))
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
