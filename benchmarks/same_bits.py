@@ -62,7 +62,7 @@ def pack(folder: Path) -> None:
     if (folder / "packed/dataset.json").exists():
         return
     images, random = folder / "images", np.random.default_rng(0)
-    images.mkdir(exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
     for i in range(60):
         Image.fromarray(random.integers(0, 256, (40, 40), dtype=np.uint8)).save(images / f"{i:02d}.png")
     run(["-m", "data_pipeline", "pack", str(images), str(folder / "packed"), "--workers", "1"])

@@ -12,10 +12,11 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "content-encoding", "content-l
 
 
 class Proxy:
-    """Listen on the loopback inside a `with` block; the fields may be set at any time."""
+    """Listen inside a `with` block, by default on a free port of the loopback; the fields may be set at any
+    time."""
 
-    def __init__(self, upstream: str) -> None:
-        self.upstream = upstream
+    def __init__(self, upstream: str, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.upstream, self._listens_at = upstream, (host, port)
         self.status: int | None = None
         """Status of all answers; if None, the server answers."""
         self.loses: str | None = None
@@ -32,7 +33,7 @@ class Proxy:
         """Method and path of every request."""
 
     def __enter__(self) -> "Proxy":
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(self._listens_at, self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,)).start()
         return self

@@ -50,15 +50,15 @@ class Launched:
 
     def ranks(self, number: int) -> list[psutil.Process]:
         """Return the training processes on a node."""
-        return [p for p in self.nodes.processes(number) if _command(p)[3:4] == ["pretrain"]]
+        return [p for p in self.nodes.processes(number) if command_line(p)[3:4] == ["pretrain"]]
 
     def nothing_is_left(self) -> bool:
         return not any(
-            _command(p) for i in range(1, len(self.nodes.nodes) + 1) for p in self.nodes.processes(i)
+            command_line(p) for i in range(1, len(self.nodes.nodes) + 1) for p in self.nodes.processes(i)
         )
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     """Return the command line of a process, which is empty if the process has ended."""
     try:
         return process.cmdline()
