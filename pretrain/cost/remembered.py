@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from isotorus.files import atomic
 
@@ -50,7 +50,7 @@ def remembered(count: Callable[P, dict[Key, float]]) -> Callable[P, dict[Key, fl
             _write(file, asked, found)
         return found
 
-    return functools.update_wrapper(known, count)
+    return cast("Callable[P, dict[Key, float]]", functools.update_wrapper(known, count))
 
 
 def code() -> str:
