@@ -124,8 +124,9 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN_OR_CHECKPOINT",
         help="a run folder (its newest checkpoint), a folder of runs, a checkpoint folder or its weights, a "
-        "timm model folder, or a pattern that matches some of these; isotorus eval without a "
-        "sub-command also takes a file of features (.npy, .npz, .parquet)",
+        "timm model folder, a pattern that matches some of these, or the address of a run or checkpoint in "
+        "its mirror (s3://…); isotorus eval without a sub-command also takes a file of features (.npy, .npz, "
+        ".parquet)",
     )
     steps = "also take each checkpoint whose step is a multiple of STEPS"
     parser.add_argument("--every", type=at_least(1), metavar="STEPS", help=steps)

@@ -27,7 +27,7 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.inputs.splits import Splits, open_splits, targets_of
 from eval_suite.options import Options
 from eval_suite.report import best_checkpoint, comparison, over_seeds
-from eval_suite.results import finished
+from eval_suite.results import finished, refuse_copy
 from isotorus import foreign_files, mlflow_store
 from isotorus.errors import UserError
 
@@ -85,6 +85,7 @@ class _Command:
 
         def folder(home: Path, step: str, name: str) -> Path:
             if not given.out:
+                refuse_copy(home)
                 return home / "eval" / step
             return Path(given.out) / name if several else Path(given.out)
 

@@ -15,8 +15,9 @@ import numpy as np
 from eval_suite.attempts import reason
 from eval_suite.inputs import seals
 from isotorus import foreign_files
-from isotorus.errors import from_os_error
+from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic, remove_leftovers
+from pretrain.checkpoint.mirror.address import is_copy
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def make_folder(out: Path, home: Path | None = None) -> None:
 
     `home` is the evaluated folder: if `out` lies in it by its name, no link may lead out of it.
     """
+    refuse_copy(out)
     if home and out.absolute().is_relative_to(home.absolute()):
         foreign_files.inside(out, home)
     try:
@@ -66,6 +68,12 @@ def make_folder(out: Path, home: Path | None = None) -> None:
     except OSError as error:
         raise from_os_error(error, f"writing results to {out}") from error
     remove_leftovers(out, _WRITTEN)
+
+
+def refuse_copy(out: Path) -> None:
+    """Raise UserError if results would lie beside a copy from a store, in the cache folder."""
+    if is_copy(out):
+        raise UserError("the checkpoint is in a store, where no results are written; give --out FOLDER")
 
 
 @contextmanager

@@ -32,8 +32,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, or a timm model"
-    add("name", metavar="CHECKPOINT_OR_RUN", help=a_checkpoint)
+    a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, a timm model"
+    add("name", metavar="CHECKPOINT_OR_RUN", help=f"{a_checkpoint}, or an address in a mirror (s3://…)")
     add("shards", metavar="SHARDS", help="packed data set with the labelled images to learn from")
     add("--val", required=True, metavar="SHARDS", help="packed data set by which the best step is chosen")
     add("--test", metavar="SHARDS", help="packed data set that is scored once, at the end (default: --val)")

@@ -1,4 +1,6 @@
-"""Finding checkpoints: from a run, a folder of runs, a pattern, a checkpoint folder or a weights file."""
+"""Finding checkpoints: from a run, a folder of runs, a pattern, a checkpoint folder, a weights file, or the
+address of a run's mirror.
+"""
 
 import contextlib
 import glob
@@ -6,6 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data_pipeline.storage.remote import shown
 from eval_suite.inputs.checkpoints import (
     AVERAGE,
     COMPLETE,
@@ -16,6 +19,7 @@ from eval_suite.inputs.checkpoints import (
 )
 from isotorus import foreign_files
 from isotorus.errors import UserError
+from pretrain.checkpoint.mirror.address import is_address
 from pretrain.models.description import DESCRIPTION, TIMM_DESCRIPTION
 
 log = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ def find(given: Sequence[str], every: int | None = None, *, waiting: bool = Fals
     `Checkpoint.require_whole` refuses them later.
     """
     checkpoints: dict[Path, Checkpoint] = {}
-    named = [(path, name) for name in given for path in _paths(name)]
+    named = [(path, name) for name in given for path in _paths(name, every)]
     for path, name in named:
         for checkpoint in _in(path, name, every, waiting):
             if len(named) == 1 and not _is_run(path):
@@ -45,7 +49,14 @@ def find(given: Sequence[str], every: int | None = None, *, waiting: bool = Fals
 
 
 def runs(given: Sequence[str]) -> list[Path]:
-    """Return the run folders that are named, also those that have no checkpoint yet."""
+    """Return the run folders that are named, also those that have no checkpoint yet.
+
+    Raises UserError for the address of a store, because the copy of a run there does not grow.
+    """
+    for name in filter(is_address, given):
+        raise UserError(
+            f"--watch follows runs on a disk, and {shown(name)} is in a store; name the run's folder"
+        )
     named = [path for name in given for path in _paths(name)]
     return [run for path in named for run in ([path] if _is_run(path) else _runs_in(path))]
 
@@ -64,8 +75,16 @@ def _has_ended(run: Path) -> bool:
     return False
 
 
-def _paths(name: str) -> list[Path]:
-    """Return the path, or the paths that match the pattern; raises UserError if there are none."""
+def _paths(name: str, every: int | None = None) -> list[Path]:
+    """Return the path, the paths that match the pattern, or the copies of the checkpoints at an address.
+
+    Raises UserError if there are none.
+    """
+    if is_address(name):
+        # Imported here because it takes time, and few checkpoints come from a store.
+        from pretrain.checkpoint.mirror.fetch import fetch
+
+        return fetch(name, every)
     if Path(name).exists():
         return [Path(name)]
     matching = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, as pathlib takes no absolute pattern

@@ -27,8 +27,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, or a timm model"
-    add("name", metavar="CHECKPOINT_OR_RUN", help=a_checkpoint)
+    a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, a timm model"
+    add("name", metavar="CHECKPOINT_OR_RUN", help=f"{a_checkpoint}, or an address in a mirror (s3://…)")
     add("shards", metavar="SHARDS", help="packed data set with the images")
     add("--out", required=True, metavar="FILE", help="file to write: .parquet, or .npz")
     sets = "feature set (default: the one that the linear probe of the checkpoint's evaluation chose, else "

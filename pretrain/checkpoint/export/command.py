@@ -8,6 +8,7 @@ from data_pipeline.dataset.channel_names import channel_list
 from isotorus import mlflow_store
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.secrets import masked
+from pretrain.checkpoint.mirror.address import is_address
 
 Format = Literal["timm", "transformers", "onnx", "torch", "mlflow"]
 _USAGE = {
@@ -25,16 +26,19 @@ def main(arguments: list[str]) -> int:
     dest = given.out
     # Imported here because it imports torch; a mistake in the arguments is refused before that.
     from pretrain.checkpoint.export.export import export, register
+    from pretrain.checkpoint.mirror.fetch import fetch
+
+    checkpoint = fetch(given.checkpoint)[0] if is_address(given.checkpoint) else Path(given.checkpoint)
 
     about = {"licence": given.data_license, "channels": given.channels, "head": not given.without_head}
     if given.format == "mlflow":
         uri = mlflow_store.own(given.mlflow)
-        print(register(given.checkpoint, dest, uri, given.name, **about))
+        print(register(checkpoint, dest, uri, given.name, **about))
         print(
             f"registered in MLflow at {masked(uri)}; the code that loads it is in the version's description"
         )
         return 0
-    if checked := export(given.checkpoint, dest, given.format, **about):
+    if checked := export(checkpoint, dest, given.format, **about):
         print(checked)
     print(f"{dest}: {_USAGE[given.format].format(dest=dest)}")
     print(f"{dest / 'README.md'} is the model card, with code that loads the encoder")
@@ -52,7 +56,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "it in MLflow, each with a model card.",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a run, a checkpoint folder or its encoder.safetensors")
+    what = "a run, a checkpoint folder, its encoder.safetensors, or the address of a run or a checkpoint in"
+    add("checkpoint", help=f"{what} its mirror (s3://…)")
     add("dest", type=Path, nargs="?", help="the folder to make; the same as --out")
     add("--out", type=Path, metavar="FOLDER", help="the folder to make; --format mlflow does not need one")
     add("--format", choices=get_args(Format), default="timm", help="default: %(default)s")

@@ -1,0 +1,20 @@
+"""Addresses of stores, and the folder of copies from them; without torch, for the arguments of commands."""
+
+from pathlib import Path
+
+from data_pipeline.storage.cache import default_folder
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is the address of a store and no path."""
+    return "://" in name
+
+
+def copies() -> Path:
+    """Return the folder of the copies of checkpoints, in the user's cache folder."""
+    return default_folder() / "mirrors"
+
+
+def is_copy(path: Path) -> bool:
+    """Return whether a path lies in the folder of copies, where nothing else should be kept."""
+    return path.absolute().is_relative_to(copies().absolute())
