@@ -17,14 +17,14 @@ WHAT   ?= .
 quickstart: $(VENV)/.installed
 	images=$$($(BIN)/python -m data_pipeline.demo.cells $(CELLS).csv) && \
 	$(BIN)/python -m data_pipeline pack "$$images" $(CELLS) --labels $(CELLS).csv \
-		--image-column image --label-column defect --val-fraction 0.15 --test-fraction 0.15
+		--image-column image --label-column defect --val-fraction 0.15 --test-fraction 0.15 --group-duplicates
 	$(BIN)/python -m pretrain --config configs/quickstart.yaml
 	$(BIN)/python -m eval_suite $(RUN) --train $(CELLS)/train --val $(CELLS)/val --test $(CELLS)/test
 
 torus: $(VENV)/.installed
 	$(BIN)/python -m data_pipeline.demo.photographs $(PHOTOS)-patches
 	$(BIN)/python -m data_pipeline pack $(PHOTOS)-patches $(PHOTOS) --labels $(PHOTOS)-patches.csv \
-		--image-column image --label-column photograph --split-column set
+		--image-column image --label-column photograph --split-column set --allow-duplicates
 	$(BIN)/python -m pretrain --config configs/torus_cpu.yaml data.path=$(PHOTOS)/train steps=1500 \
 		objective.content_weight=0.15
 	$(BIN)/python -m eval_suite certificate $(TORUS) --data $(PHOTOS)/test

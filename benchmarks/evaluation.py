@@ -80,7 +80,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         take(given.archive, given.images, given.size, out)
-        divided = ["--labels", "folder", "--val-fraction", "0.15", "--test-fraction", "0.15"]
+        divided = [
+            "--labels",
+            "folder",
+            "--val-fraction",
+            "0.15",
+            "--test-fraction",
+            "0.15",
+            "--allow-duplicates",
+        ]
         with contextlib.redirect_stdout(sys.stderr):
             data_main(["pack", str(out / "images"), str(out / "set"), *divided])
         data = [part for name in ("train", "val", "test") for part in (f"--{name}", str(out / "set" / name))]

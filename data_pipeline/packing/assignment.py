@@ -6,7 +6,7 @@ an interrupted run has finished can be kept.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -78,14 +78,15 @@ def assign(
     sides: Sides | None = None,
     reading: Reading | None = None,
     mask_rule: MaskRule | None = None,
+    joined: Mapping[str, str] | None = None,
 ) -> Assignment:
     """Split the images into sets, shuffle them, and divide each set into shards of about `shard_size` bytes.
     The pictures of a file stay together.
 
-    Groups in `sides` stay in their set. A set may be empty. Raises `UserError` if two images have the same
-    key.
+    Groups in `sides` stay in their set, and those in `joined` are divided like the group that it names. A set
+    may be empty. Raises `UserError` if two images have the same key.
     """
-    sets = divide(_shuffle(items), split, sides)
+    sets = divide(_shuffle(items), split, sides, joined)
     any_scientific = any(item.format for item in items)
     shards = {name: _cut(members, shard_size) for name, members in sets.items()}
     return Assignment(shards, classes, split, reading or (Reading() if any_scientific else None), mask_rule)

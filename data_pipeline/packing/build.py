@@ -44,12 +44,12 @@ def build(
     workers: int,
     strict: bool,
     missing: Sequence[str] | None,
-    check_duplicates: bool = False,
+    allow_duplicates: bool = False,
 ) -> tuple[int, str]:
     """Write the assigned shards into the staging `folder`, publish them, and return the number of images
     added, and a note about near copies across the sets of a new split, which is "" if there are none.
 
-    With `check_duplicates`, such copies are an error. `channel_names` are the names that the user gave; with
+    Such copies are an error unless `allow_duplicates`. `channel_names` are the names that the user gave; with
     None, the names come from the data set that the images are added to, or from the files. `missing` are the
     cells of the table that meant "no label", and `bases` says for each set which generation the shards are
     added to. Work that an earlier, interrupted call has finished is kept. Raises `UserError` for errors that
@@ -73,8 +73,8 @@ def build(
     channels_of_all = common_channels(contents)
     names = _channel_names(list(parts.values()), list(old.values()), channels_of_all, channel_names)
     near = across(tasks, parts) if assigned.split and not old and not state.complete else None
-    if near and check_duplicates:
-        near.refuse(folder)
+    if near and assigned.split and not allow_duplicates:
+        near.refuse(folder, assigned.split.by_column)
     if images:
         staging.write(folder, state.model_copy(update={"complete": True}))
         for name, shards in tasks.items():

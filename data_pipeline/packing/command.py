@@ -54,12 +54,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     add("--channel-names", metavar="A,B,…", type=channel_list, help=f"{order} {files}")
     _add_reading(parser)
     intensity_arguments.add_to(parser)
-    stop = "publish nothing if an image has a near copy in another set of the split (default: print a note)"
-    add("--check-duplicates", action="store_true", help=stop)
-    copies = (
-        "leave out near copies of other images, and list them in DEST/duplicates.jsonl; images are decoded "
-    )
-    add("--drop-duplicates", action="store_true", help=f"{copies}twice")
+    _add_duplicates(parser)
     add(
         "--shard-size",
         type=_size,
@@ -97,8 +92,7 @@ def run(args: argparse.Namespace) -> None:
         intensity=intensity_arguments.chosen(args),
         shard_size=args.shard_size,
         append=args.append,
-        drop_duplicates=args.drop_duplicates,
-        check_duplicates=args.check_duplicates,
+        **_chosen_duplicates(args),
         workers=args.workers,
         part=args.part,
         **_chosen_masks(args),
@@ -143,6 +137,40 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--keep", action="append", metavar="FIELD", help=f"{kept}left out unless they are named here")
 
 
+def _add_duplicates(parser: argparse.ArgumentParser) -> None:
+    """Add the options about near copies."""
+    title = "near copies, which are an error across the sets of a new split"
+    add = parser.add_argument_group(title).add_argument
+    drop = (
+        "leave out near copies of other images, and list them in DEST/duplicates.jsonl; decodes images twice"
+    )
+    add("--drop-duplicates", action="store_true", help=drop)
+    group = "keep near copies on one side of the split, as groups; decodes images twice"
+    add("--group-duplicates", action="store_true", help=group)
+    allow = "publish the sets as they are, with a note: right for different objects that look alike"
+    add("--allow-duplicates", action="store_true", help=allow)
+
+
+def _chosen_duplicates(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given as fields of `pack.Options`; raise `UserError` for contradictions."""
+    if args.drop_duplicates and args.group_duplicates:
+        raise UserError("--drop-duplicates and --group-duplicates exclude each other; give one of them")
+    if args.group_duplicates and args.split_column is not None:
+        raise UserError(
+            "--split-column says where each image is, so --group-duplicates can move none; correct that "
+            "column, or give --val-fraction in its place"
+        )
+    is_divided = args.val_fraction or args.test_fraction or args.split_column is not None
+    for name in ("group_duplicates", "allow_duplicates"):
+        if getattr(args, name) and (args.append or not is_divided):
+            raise UserError(
+                f"--{name.replace('_', '-')} is about the sets of a new split; give --val-fraction or "
+                "--test-fraction, or leave it out"
+            )
+    names = ("drop_duplicates", "group_duplicates", "allow_duplicates")
+    return {name: getattr(args, name) for name in names}
+
+
 def _source(text: str) -> Path:
     """Read the path of a local folder of images from the command line."""
     if is_remote(text):
@@ -182,11 +210,6 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     fractions = bool(args.val_fraction or args.test_fraction)
     if args.split_column is not None and (fractions or args.stratify):
         raise UserError("--split-column names the set of each image; leave out the fractions and --stratify")
-    if args.check_duplicates and (args.append or not (fractions or args.split_column)):
-        raise UserError(
-            "--check-duplicates is about the sets of a new split; give fractions or --split-column, and for "
-            "other sets use: isotorus verify --duplicates"
-        )
     if args.part is not None and args.append:
         raise UserError("--part is for a new data set; leave it out with --append")
     if args.stratify and not args.append and (args.labels is None or not fractions):

@@ -28,15 +28,20 @@ class Across(NamedTuple):
         """Return a note about the copies; "" if there are none."""
         if not self.images:
             return ""
-        return f"\nnote: {self._said()}; isotorus verify --duplicates {dest} lists them; {_REMEDY}"
+        return f"\nnote: {self._said()}; isotorus verify --duplicates {dest} lists them"
 
-    def refuse(self, folder: Path) -> None:
-        """Raise `UserError` if there are any; `folder` is where the finished shards stay."""
-        if self.images:
-            raise UserError(
-                f"--check-duplicates: {self._said()}; leave the option out to publish the sets as they are, "
-                f"or delete {folder} and pack again: {_REMEDY}"
-            )
+    def refuse(self, folder: Path, by_column: bool) -> None:
+        """Raise `UserError` if there are any; `folder` is where the finished shards stay, and `by_column`
+        says that a table divides the images.
+        """
+        if not self.images:
+            return
+        one_side = "with a corrected column" if by_column else "with --group-duplicates (on one side)"
+        raise UserError(
+            f"{self._said()}; if they are different objects that look alike, the same command with "
+            f"--allow-duplicates publishes them in seconds; else delete {folder} and pack again "
+            f"{one_side} or --drop-duplicates (leaves copies out)"
+        )
 
     def _said(self) -> str:
         one, other = map(one_line, self.first)
@@ -45,9 +50,6 @@ class Across(NamedTuple):
             f"{self.images} {copies} of images of another set, which makes scores too good (first: {one} is "
             f"like {other})"
         )
-
-
-_REMEDY = "--drop-duplicates leaves copies out, and groups (--group-column) keep them on one side"
 
 
 def across(tasks: dict[str, list[Task]], parts: dict[Path, Part]) -> Across:
@@ -59,33 +61,40 @@ def across(tasks: dict[str, list[Task]], parts: dict[Path, Part]) -> Across:
         (name, task) for name, of_set in tasks.items() for task in of_set if parts[task.target].samples
     ]
     sizes = [parts[task.target].samples for _, task in written]
+    starts = np.cumsum([0, *sizes])
     names = list(tasks)
     set_of = np.repeat([names.index(name) for name, _ in written], sizes)
+    # The order is that of `copies.in_groups`, since it decides a little which pairs are found.
+    order = np.argsort(np.concatenate([_keys(task) for _, task in written]), kind="stable")
+    row_of = np.argsort(order)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "thumbnails.npy"
         thumbnails.create(file, sum(sizes))
-        row = 0
-        of_rows: list[NDArray[np.uint64]] = []
-        for (_, task), size in zip(written, sizes, strict=True):
-            thumbnails.write(file, row, np.load(task.thumbnails, allow_pickle=False))
-            of_rows.append(_groups(task, size))
-            row += size
-        pairs = NearCopies(file, np.concatenate([np.zeros(0, np.uint64), *of_rows])).pairs
+        of_rows = np.zeros(sum(sizes), np.uint64)
+        for (_, task), start, stop in zip(written, starts, starts[1:], strict=False):
+            thumbnails.write(file, row_of[start:stop], np.load(task.thumbnails, allow_pickle=False))
+            of_rows[row_of[start:stop]] = _groups(task)
+        pairs = order[NearCopies(file, of_rows).pairs]
     pairs = pairs[set_of[pairs[:, 0]] != set_of[pairs[:, 1]]]
     if not len(pairs):
         return Across(0, ("", ""))
     largest = int(np.bincount(set_of).argmax())
     rows = np.unique(pairs)
     outside = rows[set_of[rows] != largest]
-    starts = np.cumsum([0, *sizes])
-    return Across(len(outside), (_path(written, starts, pairs[0, 1]), _path(written, starts, pairs[0, 0])))
+    one, other = sorted(pairs[0].tolist(), key=lambda row: set_of[row] == largest)
+    return Across(len(outside), (_path(written, starts, one), _path(written, starts, other)))
 
 
-def _groups(task: Task, size: int) -> NDArray[np.uint64]:
+def _keys(task: Task) -> NDArray[np.uint64]:
+    """Return the `key_hash` of each row of a shard."""
+    return np.asarray(np.load(task.target.with_suffix(".npy"), allow_pickle=False)["key"])
+
+
+def _groups(task: Task) -> NDArray[np.uint64]:
     """Return the group of each row of a shard, 0 for none."""
-    keys = np.load(task.target.with_suffix(".npy"), allow_pickle=False)["key"]
+    keys = _keys(task)
     found = groups(task, keys, file_keys(task))
-    return np.zeros(size, np.uint64) if found is None else found
+    return np.zeros(len(keys), np.uint64) if found is None else found
 
 
 def _path(written: list[tuple[str, Task]], starts: NDArray[np.int64], row: int) -> str:

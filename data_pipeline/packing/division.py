@@ -24,11 +24,15 @@ Sides = Mapping[str, str]
 
 
 def divide(
-    items: DiskList[Item], split: Split | None, sides: Sides | None = None
+    items: DiskList[Item],
+    split: Split | None,
+    sides: Sides | None = None,
+    joined: Mapping[str, str] | None = None,
 ) -> dict[str, DiskList[Item]]:
     """Return the images of each set of the split, in their order; the name is "" if there is no split.
 
-    Images of a group in `sides` go to its set. Raises `UserError` if the table puts images of one group into
+    Images of a group in `sides` go to its set, and those of a group in `joined` go with the group that it
+    names. Raises `UserError` if the table puts images of one group into
     different sets.
     """
     if split is None:
@@ -39,10 +43,10 @@ def divide(
     shares |= {"val": split.val_fraction} if split.val_fraction else {}
     shares |= {"test": split.test_fraction} if split.test_fraction else {}
     if split.stratified:
-        return _stratified(items, shares, sides or {})
+        return _stratified(items, shares, sides or {}, joined or {})
     sets = {name: DiskList[Item]() for name in shares}
     for item in items:
-        sets[_side(item, split, sides or {})].append(item)
+        sets[_side(item, split, sides or {}, joined or {})].append(item)
     return sets
 
 
@@ -59,14 +63,14 @@ def shuffle_place(item: Item) -> int:
     return hashed(item.key, "shuffle")
 
 
-def _side(item: Item, split: Split, sides: Sides) -> str:
+def _side(item: Item, split: Split, sides: Sides, joined: Mapping[str, str]) -> str:
     """Return the set of an image by the hash of its group, or of its key if it has no group.
 
     So adding images never moves other images to another set.
     """
     if item.group in sides:
         return sides[item.group]
-    place = hashed(item.group or item.key, "split") / 2**64
+    place = hashed(joined.get(item.group, item.group) or item.key, "split") / 2**64
     if place < split.test_fraction:
         return "test"
     return "val" if place < split.test_fraction + split.val_fraction else "train"
@@ -88,20 +92,25 @@ def _by_column(items: Iterable[Item], grouped: bool) -> dict[str, DiskList[Item]
 
 
 def _stratified(
-    items: DiskList[Item], shares: Mapping[str, float], sides: Sides
+    items: DiskList[Item], shares: Mapping[str, float], sides: Sides, joined: Mapping[str, str]
 ) -> dict[str, DiskList[Item]]:
     """Return sets that have each class in the same shares, as far as groups allow, which stay whole.
 
     The largest groups come first, in the order of their hashes among equals. Each goes to the set that lacks
     most of the group's classes, relative to what the set should have.
     """
-    size_of = Counter(item.group for item in items if item.group)
+
+    def group_of(item: Item) -> str:
+        return joined.get(item.group, item.group)
+
+    size_of = Counter(group_of(item) for item in items if item.group)
     total = Counter(item.label for item in items)
     lacks = {name: {label: share * n for label, n in total.items()} for name, share in shares.items()}
     sets = {name: DiskList[Item]() for name in shares}
 
     def place(item: Item) -> tuple[int, int, str]:
-        return -size_of.get(item.group, 1), hashed(item.group or item.key, "split"), item.group or item.key
+        name = group_of(item) or item.key
+        return -size_of.get(group_of(item), 1), hashed(name, "split"), name
 
     for _, some in groupby(items.ordered(place), place):
         members = list(some)

@@ -18,13 +18,22 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
 from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
-from data_pipeline.decoders.pixels import NEWEST_RULES
+from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
 from data_pipeline.field_formats import formats
 from data_pipeline.field_formats.picture import Reading
-from data_pipeline.packing import assignment, changes, division, header_groups, listing, masks, other_pictures
+from data_pipeline.packing import (
+    assignment,
+    changes,
+    copies,
+    division,
+    header_groups,
+    listing,
+    masks,
+    other_pictures,
+)
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.build import build, write_part
-from data_pipeline.packing.copies import DUPLICATES, Dropped, without_copies
+from data_pipeline.packing.copies import DUPLICATES, Decoding, Dropped
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.packing.share import Share
@@ -35,9 +44,7 @@ from isotorus.errors import UserError, from_os_error, one_line
 
 @dataclass(frozen=True)
 class Options:
-    """What to pack and how; all fields but `workers`, `part`, `strict` and `check_duplicates` determine
-    the bytes written.
-    """
+    """What to pack and how; all but `workers`, `part`, `strict`, `allow_duplicates` determine the bytes."""
 
     labels: Path | str | None = None
     """None, "folder", or the path of a CSV or Parquet file that lists the images."""
@@ -73,8 +80,10 @@ class Options:
     """Add images that the data set in DEST does not contain yet."""
     drop_duplicates: bool = False
     """Leave out near copies of other images."""
-    check_duplicates: bool = False
-    """Publish nothing if an image has a near copy in another set of the split."""
+    group_duplicates: bool = False
+    """Keep near copies on one side of the split, as groups."""
+    allow_duplicates: bool = False
+    """Publish a new split although images have near copies in another set."""
     workers: int = 1
     """Number of processes."""
     part: Share | None = None
@@ -185,13 +194,15 @@ def _list(source: Path, options: Options, passed: Counter[str]) -> tuple[DiskLis
 
 def _pack_new(source: Path, dest: Path, items: DiskList[Item], options: Options) -> str:
     """Pack into an empty folder, or continue a packing that was interrupted there."""
-    dropped = Dropped()
+    dropped, joined, together = Dropped(), dict[str, str](), ""
     if options.drop_duplicates:
-        items, dropped = _without_copies(source, items, [], options)
+        items, dropped = copies.without_copies(source, items, [], _as_decoded(options))
+    if options.group_duplicates:
+        items, joined, together = copies.in_groups(source, items, _as_decoded(options))
     classes = listing.class_names(items)
     rule = None if options.masks is None else options.mask_rule or PLAIN
     assigned = assignment.assign(
-        items, classes, options.split, options.shard_size, reading=options.reading, mask_rule=rule
+        items, classes, options.split, options.shard_size, {}, options.reading, rule, joined
     )
     assignment.refuse_empty_sets(assigned)
     if _is_packed(source, dest, assigned, options) and not (dest / STAGING).exists():
@@ -205,25 +216,16 @@ def _pack_new(source: Path, dest: Path, items: DiskList[Item], options: Options)
         ):
             return _already_packed(source, dest, items, assigned, options)
         bases = {name: Base(generation=0, next_shard=0) for name in assigned.sets}
-        _, copies = _build(source, dest, folder, assigned, bases, options)
+        _, across = _build(source, dest, folder, assigned, bases, options)
         dropped.write(dest)
     dark = brightness.dark_line([Dataset(dest / name) for name in assigned.sets])
-    return f"packed: {_summary(dest, assigned)}{dark}{dropped.line(dest)}{copies}"
+    return f"packed: {_summary(dest, assigned)}{dark}{dropped.line(dest)}{together}{across}"
 
 
-def _without_copies(
-    source: Path, items: DiskList[Item], sets: list[Dataset], options: Options
-) -> tuple[DiskList[Item], Dropped]:
-    """Return the images that are no near copies of others or of those in `sets`, and what was left out."""
-    return without_copies(
-        source,
-        items,
-        sets,
-        rules=sets[0].pixel_rules if sets else NEWEST_RULES,
-        intensity=options.intensity or NONE,
-        reading=options.reading or Reading(),
-        workers=options.workers,
-    )
+def _as_decoded(options: Options, rules: PixelRules = NEWEST_RULES) -> Decoding:
+    """Return how images are decoded to look for near copies."""
+    intensity, reading = options.intensity or NONE, options.reading or Reading()
+    return Decoding(options.channels, rules, intensity, reading, options.workers)
 
 
 def _pack_part(source: Path, dest: Path, assigned: Assignment, options: Options, part: Share) -> str:
@@ -319,7 +321,8 @@ def _append(source: Path, dest: Path, items: DiskList[Item], options: Options) -
         new, known = assignment.new_items(items, sets)
         dropped = Dropped()
         if options.drop_duplicates:
-            new, dropped = _without_copies(source, new, sets, replace(options, reading=reading))
+            how = _as_decoded(replace(options, reading=reading), sets[0].pixel_rules)
+            new, dropped = copies.without_copies(source, new, sets, how)
             dropped.write(dest)
         gone = f"\n{changes.gone_line(since)}" if known.images and since.gone else ""
         gone += f"\n{withdrawn}" if withdrawn else ""
@@ -362,7 +365,7 @@ def _build(
         workers=options.workers,
         strict=options.strict,
         missing=options.missing,
-        check_duplicates=options.check_duplicates,
+        allow_duplicates=options.allow_duplicates or options.drop_duplicates or options.group_duplicates,
     )
 
 
@@ -371,8 +374,8 @@ def _summary(dest: Path, assigned: Assignment) -> str:
     opened = {name: Dataset(dest / name) for name in assigned.sets}
     sets = {name: dataset.description for name, dataset in opened.items()}
     total = list(sets.values())
-    images, sixteen_bit = sum(s.count for s in total), sum(s.sixteen_bit for s in total)
-    skipped = sum(s.skipped for s in total)
+    images, skipped = sum(s.count for s in total), sum(s.skipped for s in total)
+    sixteen_bit = sum(s.sixteen_bit for s in total)
     counts = ", ".join(f"{name} {described.count}" for name, described in sets.items() if name)
     return (
         f"{images} images"

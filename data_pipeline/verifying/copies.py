@@ -41,7 +41,7 @@ def check(paths: Sequence[str], workers: int, out: Path | None, *, allow_across:
     for note in found.notes:
         print(f"note: {note}")
     advice = (
-        "pack again with --drop-duplicates, or with groups that keep them on one side"
+        "pack again with --group-duplicates, which keeps them on one side, or with --drop-duplicates"
         if found.across
         else f"next: isotorus init {sets[0]} > recipe.yaml"
     )

@@ -32,6 +32,7 @@ def pack(folder: Path, images: int) -> None:
             writer.writeheader()
             writer.writerows(train[i] for i in sorted(chosen))
         columns = ["--image-column", "image", "--label-column", "label", "--split-column", "set"]
+        columns += ["--allow-duplicates"]
         command = ["-m", "data_pipeline", "pack", str(folder / "cifar" / "images"), str(out)]
         if python(folder, [*command, "--labels", str(table), *columns]):
             raise UserError(f"{out} could not be packed; give the same command again")

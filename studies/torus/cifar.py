@@ -40,6 +40,7 @@ def main() -> int:
         for name, chosen in sets.items():
             writer.writerows((path.relative_to(images), path.parent.name, name) for path in sorted(chosen))
     columns = ["--image-column", "image", "--label-column", "label", "--split-column", "set"]
+    columns += ["--allow-duplicates"]  # the published split, as others use it
     pack = [sys.executable, "-m", "data_pipeline", "pack", str(images), str(folder / "shards")]
     return subprocess.run([*pack, "--labels", folder / "sets.csv", *columns], check=False).returncode
 

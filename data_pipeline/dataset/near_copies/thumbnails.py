@@ -62,10 +62,13 @@ def create(file: Path, count: int) -> None:
     np.lib.format.open_memmap(file, "w+", np.int8, (count, SIDE, SIDE))
 
 
-def write(file: Path, row: int, images: Sequence[Thumbnails]) -> None:
-    """Write thumbnails into the file from `row` on; several processes may write different rows."""
+def write(file: Path, rows: int | NDArray[np.int64], images: Sequence[Thumbnails]) -> None:
+    """Write thumbnails into the given rows of the file, or from one row on; several processes may write
+    different rows.
+    """
     if len(images):
-        np.load(file, mmap_mode="r+")[row : row + len(images)] = images
+        where = slice(rows, rows + len(images)) if isinstance(rows, int) else rows
+        np.load(file, mmap_mode="r+")[where] = images
 
 
 def read(file: Path, rows: slice | NDArray[np.int64]) -> Thumbnails:

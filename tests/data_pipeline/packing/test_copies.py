@@ -14,7 +14,7 @@ from data_pipeline.dataset.near_copies import hashes
 from data_pipeline.dataset.near_copies.hashes import alike
 from data_pipeline.dataset.near_copies.pairs import NearCopies
 from data_pipeline.dataset.near_copies.thumbnails import create, thumbnail, write
-from isotorus.errors import UserError, exit_code
+from isotorus.errors import exit_code
 
 
 def photo(seed: int) -> Image.Image:
@@ -174,7 +174,7 @@ def test_options_of_duplicates_alone_are_refused(tmp_path: Path, capsys: pytest.
     assert "expected a file in a folder that exists" in capsys.readouterr().err
 
 
-def test_copies_across_a_new_split_are_noted_or_refused(
+def test_copies_across_a_new_split_are_refused_or_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, dest = tmp_path / "photos", tmp_path / "set"
@@ -190,23 +190,84 @@ def test_copies_across_a_new_split_are_noted_or_refused(
     (tmp_path / "table.csv").write_text("\n".join([*rows, "20.png,val,20"]))
     command = ["pack", str(source), str(dest), "--labels", str(tmp_path / "table.csv"), "--workers", "1"]
     split = ["--split-column", "set"]
-    assert exit_code(lambda: main([*command, *split, "--check-duplicates"])) == 2
+    assert exit_code(lambda: main([*command, *split])) == 2
     said = capsys.readouterr().err
     assert "1 image is a near copy of images of another set" in said
     assert "03-again.jpg is like 03.png" in said and said.count("\n") == 1
     assert not list(dest.rglob("dataset.json"))
-    # The finished shards are kept, and the same command without the option publishes them.
+    # The finished shards are kept, and the same command with the option publishes them.
     inode = next((dest / ".packing").rglob("*.tar")).stat().st_ino
-    assert main([*command, *split]) == 0
+    assert main([*command, *split, "--allow-duplicates"]) == 0
     assert "note: 1 image is a near copy" in capsys.readouterr().out
     assert inode in {file.stat().st_ino for file in dest.rglob("*.tar")}
     assert not list(dest.rglob("*thumbnails*"))
     assert main(["verify", "--duplicates", str(dest)]) == 1
     capsys.readouterr()
-    # There is no note if groups keep copies on one side, or if copies are left out.
-    for more in (["--group-column", "label"], ["--drop-duplicates"]):
+    # There are no copies across if groups keep them on one side, or if copies are left out.
+    for more in (["--group-column", "label"], ["--drop-duplicates"], ["--group-duplicates"]):
         command[2] = str(tmp_path / more[0])
-        assert main([*command, *more, "--val-fraction", "0.5", "--check-duplicates"]) == 0
+        assert main([*command, *more, "--val-fraction", "0.5"]) == 0
         assert "near copy of images of another set" not in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--check-duplicates is about the sets of a new split"):
-        main([*command, "--check-duplicates"])
+
+
+def sides(dest: Path) -> dict[str, str]:
+    """Return the set in which each image of a split is, by key."""
+    sets = [Dataset(dest / name) for name in ("train", "val")]
+    return {each.key(i): Path(each.path).name for each in sets for i in range(len(each))}
+
+
+@pytest.mark.parametrize("more", [[], ["--stratify"]], ids=["by hash", "stratified"])
+def test_near_copies_are_kept_on_one_side(
+    tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    rows = ["image,patient,label"]
+    for seed in range(40):
+        photo(seed).save(source / f"{seed:02d}.png")
+        rows.append(f"{seed:02d}.png,{f'p{seed // 2}' if seed < 10 else ''},x")
+    for seed in (0, 5, 20, 21, 22, 30):  # 0 is of p0 and 5 of p2; the copy of 5 is of p4
+        photo(seed).save(source / f"{seed:02d}-again.jpg", quality=60)
+        rows.append(f"{seed:02d}-again.jpg,{'p4' if seed == 5 else ''},x")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    command = ["--labels", str(tmp_path / "table.csv"), "--group-column", "patient", "--val-fraction", "0.5"]
+    command += [*more, "--workers", "1"]
+    before, after = str(tmp_path / "before"), str(tmp_path / "after")
+    assert main(["pack", str(source), before, *command, "--allow-duplicates"]) == 0
+    assert "near copies of images of another set" in capsys.readouterr().out
+    assert main(["pack", str(source), after, *command, "--group-duplicates"]) == 0
+    assert "kept together: 12 images that are near copies of others, in 6 chains" in capsys.readouterr().out
+    assert main(["verify", "--duplicates", after]) == 0
+    side = sides(tmp_path / "after")
+    for seed in (0, 5, 20, 21, 22, 30):
+        assert side[f"{seed:02d}"] == side[f"{seed:02d}-again"]
+    for patient in range(5):
+        assert side[f"{2 * patient:02d}"] == side[f"{2 * patient + 1:02d}"]
+    assert side["04"] == side["08"]  # p2 and p4 hold copies of each other
+    if not more:  # only copies have moved: the first of each chain, and images without copies, stay
+        moved = {key for key, old in sides(tmp_path / "before").items() if side[key] != old}
+        assert moved <= {"08", "09", *(f"{seed:02d}-again" for seed in (0, 5, 20, 21, 22, 30))}
+    # A new image of a group that went with another one goes to that side too.
+    photo(99).save(source / "99.png")
+    (tmp_path / "new.csv").write_text("image,patient,label\n99.png,p4,x\n")
+    line = ["--labels", str(tmp_path / "new.csv"), "--group-column", "patient", "--workers", "1"]
+    assert main(["pack", str(source), after, *line, "--append"]) == 0
+    assert sides(tmp_path / "after")["99"] == side["08"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--drop-duplicates --group-duplicates --val-fraction .5", "exclude each other"),
+        ("--group-duplicates --split-column set --labels t.csv", "--split-column says where each image is"),
+        ("--group-duplicates", "--group-duplicates is about the sets of a new split"),
+        ("--allow-duplicates --val-fraction .5 --append", "--allow-duplicates is about the sets of a new"),
+    ],
+)
+def test_options_about_copies_that_contradict_others_are_refused(
+    options: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["pack", str(tmp_path), str(tmp_path / "set"), *options.split()]
+    assert exit_code(lambda: main(command)) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
