@@ -132,7 +132,7 @@ def sets(folder: Path, sources: Path) -> None:
         save(sources / f"cells/{name}/{i:02d}.{('jpg', 'png')[i // 2 % 2]}", i, mode=("RGB", "L")[i % 5 == 0])
     for i, suffix in enumerate(("jpg", "png", "webp", "jpg", "png", "webp")):
         save(sources / f"cells/whole/turned{i}.{suffix}", 30 + i, turn=TURN if i < 3 else TURN_BACK)
-    options = ["--labels", "folder", "--val-fraction", 0.25, "--shard-size", "45KB"]
+    options = ["--labels", "folder", "--val-fraction", 0.25, "--shard-size", "45KB", "--allow-duplicates"]
     run(*pack, sources / "cells", "sets/cells", *options, folder=folder)
 
     rows = ["file,finding,patient,age"]
@@ -150,7 +150,7 @@ def sets(folder: Path, sources: Path) -> None:
         rows.append(f"{path.name},{('', 'healthy', 'ill', 'healthy', 'ill')[i % 5]},p{i // 2},{30 + i}")
     (sources / "scans.csv").write_text("\n".join(rows) + "\n")
     table = ["--labels", sources / "scans.csv", "--image-column", "file", "--label-column", "finding"]
-    parts = ["--group-column", "patient", "--val-fraction", 0.2, "--test-fraction", 0.2]
+    parts = ["--group-column", "patient", "--val-fraction", 0.2, "--test-fraction", 0.2, "--allow-duplicates"]
     run(*pack, sources / "scans", "sets/scans", *table, *parts, folder=folder)
 
     (sources / "bands").mkdir()

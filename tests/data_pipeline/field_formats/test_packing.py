@@ -232,9 +232,10 @@ def test_a_field_that_dicom_does_not_have_is_refused(
 
 
 def test_dividing_slices_file_by_file_is_noted(source: Path, tmp_path: Path, capsys) -> None:
-    assert run("pack", source, tmp_path / "set", "--val-fraction", "0.3") == 0
+    assert run("pack", source, tmp_path / "set", "--val-fraction", "0.3", "--allow-duplicates") == 0
     assert "slices of one patient can be on both sides" in capsys.readouterr().err
-    assert run("pack", source, tmp_path / "by", "--val-fraction", "0.3", "--group-pattern", "(.+)[/.]") == 0
+    by_group = ("--val-fraction", "0.3", "--group-pattern", "(.+)[/.]", "--allow-duplicates")
+    assert run("pack", source, tmp_path / "by", *by_group) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -244,7 +245,7 @@ def test_the_patient_in_the_header_is_the_group(tmp_path: Path, capsys) -> None:
         write_dicom(source / f"IM{number:03d}", FRAMES[0], PatientID=f"MRN-{number % 6}")
     save_pictures(source, ["photo.png"], mode="L")
     options = ("--group-field", "PatientID", "--val-fraction", "0.4")
-    assert run("pack", source, dest, *options) == 0
+    assert run("pack", source, dest, *options, "--allow-duplicates") == 0
     said = capsys.readouterr()
     assert said.err == "" and "groups" in said.out
     patients = []

@@ -52,9 +52,8 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rare").mkdir()
     picture(7).save(folder / "rare" / "one.png")
     Image.new("RGB", (48, 40)).save(folder / "rare" / "black.png")
-    return pack(
-        folder, tmp_path_factory.mktemp("packed") / "split", "--labels", "folder", "--val-fraction", "0.4"
-    )
+    dest = tmp_path_factory.mktemp("packed") / "split"
+    return pack(folder, dest, "--labels", "folder", "--val-fraction", "0.4", "--allow-duplicates")
 
 
 @pytest.fixture(scope="session")
