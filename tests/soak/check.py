@@ -9,8 +9,10 @@ from typing import Any
 
 from tests.distributed.runs import ENVIRONMENT, ROOT, command
 from tests.soak.piece import read
-from tests.soak.recipe import ENDLESS, options
+from tests.soak.recipe import ENDLESS, EVERY, KEPT, options
 
+FULL = (KEPT + 1) * EVERY
+"""Step from which on the number of checkpoints stays."""
 FLAT = 1.1
 """By what factor the median of the last third of the samples may exceed that of the first third."""
 SLACK = {"open_files": 5, "files": 5, "processes": 1, "rss_mb": 30}
@@ -39,12 +41,12 @@ def check(folder: Path, figure: Path | None) -> int:
 
 def described(samples: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
     """Return in words how long the soak was and what happened in it."""
-    pieces, began = [], 0.0
-    for event in events:
-        if event["event"] == "a piece begins":
-            began = event["time"]
-        elif event["event"] == "a piece ends":
-            pieces.append((event["time"] - began) / 60)
+    begins = [event["time"] for event in events if event["event"] == "a piece begins"]
+    lasts = zip(begins, [*begins[1:], samples[-1]["time"]], strict=True)
+    pieces = [
+        (max(each["time"] for each in (*events, *samples) if began <= each["time"] <= until) - began) / 60
+        for began, until in lasts
+    ]
     faults = Counter(event["event"] for event in events if "number" in event and "code" not in event)
     starts = sum(event["event"] == "the command is given" for event in events)
     named = ", ".join(f"{count} × {what}" for what, count in sorted(faults.items()))
@@ -81,8 +83,11 @@ def left_behind(events: list[dict[str, Any]]) -> list[str]:
 
 
 def growth(samples: list[dict[str, Any]]) -> list[str]:
-    """Return what is larger in the last third of the samples than in the first."""
-    third = len(samples) // 3
+    """Return what is larger in the last third of the samples than in the first.
+
+    They count from the step on at which there are as many checkpoints as are kept.
+    """
+    samples = [sample for sample in samples if sample["step"] > FULL]
     wrong = []
     for kind, slack in SLACK.items():
         for name in sorted({name for sample in samples for name in sample[kind]}):

@@ -10,6 +10,8 @@ ENDLESS = 10**9
 """Steps of the run, which the learning rate does not depend on."""
 EVERY = 25
 """Steps between checkpoints."""
+KEPT = 3
+"""Number of checkpoints that are kept."""
 
 
 def options(folder: Path, data: str, steps: int) -> list[str]:
@@ -24,7 +26,7 @@ def options(folder: Path, data: str, steps: int) -> list[str]:
         "optimizer.final_lr_ratio": 1,
         "optimizer.warmup_steps": 100,
         "checkpoint.every": EVERY,
-        "checkpoint.keep_last": 3,
+        "checkpoint.keep_last": KEPT,
     }
     kept = [each for each in RECIPE.split() if each.partition("=")[0] not in mine]
     return kept + [f"{key}={value}" for key, value in mine.items()]

@@ -4,6 +4,8 @@ from typing import Any
 
 from tests.soak.check import differences, growth, history, left_behind
 
+STEPS = range(200, 230)
+
 
 def sample(step: int, **changes: Any) -> dict[str, Any]:
     usual = {
@@ -29,18 +31,18 @@ def test_each_step_has_to_be_there_once():
 
 
 def test_what_grows_is_named():
-    steady = [sample(step) for step in range(30)]
+    steady = [sample(step) for step in STEPS]
     assert growth(steady) == []  # logs grow by design
     for changes, name in (
-        (lambda i: {"rss_mb": {"rank": [800.0 + 10 * i, 700.0]}}, "rss_mb of rank"),
-        (lambda i: {"open_files": {"rank": [40 + i]}}, "open_files of rank"),
-        (lambda i: {"processes": {"rank": 2 + i // 10}}, "processes of rank"),
-        (lambda i: {"files": {"/tmp": 3 + i}}, "files of /tmp"),
+        (lambda i: {"rss_mb": {"rank": [800.0 + 10 * (i - 200), 700.0]}}, "rss_mb of rank"),
+        (lambda i: {"open_files": {"rank": [i - 160]}}, "open_files of rank"),
+        (lambda i: {"processes": {"rank": 2 + (i - 200) // 10}}, "processes of rank"),
+        (lambda i: {"files": {"/tmp": i - 197}}, "files of /tmp"),
     ):
-        (said,) = growth([sample(i, **changes(i)) for i in range(30)])
+        (said,) = growth([sample(i, **changes(i)) for i in STEPS])
         assert said.startswith(name), said
     # A role that is there now and then, as between a fault and the next start, is compared with itself.
-    assert growth([sample(i, processes={"rank": 2} if i % 2 else {}) for i in range(30)]) == []
+    assert growth([sample(i, processes={"rank": 2} if i % 2 else {}) for i in STEPS]) == []
 
 
 def test_processes_that_stay_are_named():
