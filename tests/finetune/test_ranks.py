@@ -79,3 +79,17 @@ def test_two_ranks_learn_what_one_learns(engine: str, inputs: Inputs, alone: End
     assert two.curve == alone.curve
     for key, tensor in alone.weights.items():
         torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.nightly
+def test_two_ranks_with_fsdp_train_the_adapters_that_one_trains(inputs: Inputs, tmp_path: Path):
+    pytest.importorskip("peft")
+    one = finetune(1, inputs, tmp_path / "one", "--lora", "2")
+    two = finetune(2, inputs, tmp_path / "two", "--lora", "2", *ENGINES["fsdp"])
+    assert len(two.losses) == 8 and two.losses == pytest.approx(one.losses, rel=1e-4)
+    assert two.curve == one.curve
+    before = load_file(inputs.encoder / "encoder.safetensors")
+    changed = [key for key, tensor in two.weights.items() if not torch.equal(tensor, before[key])]
+    assert changed and all(key.startswith("blocks.") for key in changed)
+    for key, tensor in one.weights.items():
+        torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)
