@@ -10,7 +10,7 @@ STEPS = range(200, 230)
 def sample(step: int, **changes: Any) -> dict[str, Any]:
     usual = {
         "step": step,
-        "processes": {"rank": 2},
+        "processes": {"rank": 2, "loader": 2},
         "rss_mb": {"rank": [800.0, 810.0]},
         "open_files": {"rank": [40, 41]},
         "files": {"/tmp": 3, "run folder, logs": step},
@@ -36,13 +36,13 @@ def test_what_grows_is_named():
     for changes, name in (
         (lambda i: {"rss_mb": {"rank": [800.0 + 10 * (i - 200), 700.0]}}, "rss_mb of rank"),
         (lambda i: {"open_files": {"rank": [i - 160]}}, "open_files of rank"),
-        (lambda i: {"processes": {"rank": 2 + (i - 200) // 10}}, "processes of rank"),
+        (lambda i: {"processes": {"rank": 2 + (i - 200) // 10, "loader": 2}}, "processes of rank"),
         (lambda i: {"files": {"/tmp": i - 197}}, "files of /tmp"),
     ):
         (said,) = growth([sample(i, **changes(i)) for i in STEPS])
         assert said.startswith(name), said
     # A role that is there now and then, as between a fault and the next start, is compared with itself.
-    assert growth([sample(i, processes={"rank": 2} if i % 2 else {}) for i in STEPS]) == []
+    assert growth([sample(i, processes={"rank": 2, "loader": 2} if i % 2 else {}) for i in STEPS]) == []
 
 
 def test_processes_that_stay_are_named():
