@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from data_pipeline import pool
 from data_pipeline.dataset.description import PLAIN
@@ -116,6 +114,10 @@ def in_groups(
     what is raised, is as for `without_copies`.
     """
     ordered = DiskList(items.ordered(lambda item: key_hash(item.key)))
+    # Imported here: it takes 10 MiB, which other packings do not need.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     with _search(source, ordered, [], how) as search:
         rows = search.pairs.ravel().tolist()
     if not rows:
