@@ -148,7 +148,7 @@ def sides_of(items: DiskList[Item], sets: Mapping[str, Dataset]) -> dict[str, st
 def _among(values: NDArray[np.uint64], ascending: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return which of the values occur in a sorted array."""
     places = np.searchsorted(ascending, values)
-    return np.append(ascending, 0)[places] == values
+    return np.append(ascending, np.uint64(0))[places] == values  # 0 of another type would make floats
 
 
 def refuse_split_folders(source: Path, items: Iterable[Item]) -> None:

@@ -4,10 +4,8 @@ import heapq
 import os
 import pickle
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from isotorus.errors import from_os_error
@@ -23,22 +21,21 @@ _SORTED_AT_ONCE = 2**15
 class DiskList(Generic[T]):
     """A list of elements that can be pickled; it grows at its end, and is read from its beginning.
 
-    The file lies in the folder for temporary files, which the variable TMPDIR names, and is deleted when the
-    list is. A list that is sent to another process is read there from the same file. `UserError` is raised if
-    the file cannot be written.
+    The file lies in the folder for temporary files, which the variable TMPDIR names. It has no name, so Linux
+    deletes it when the list is gone, also if the process is killed. A list that is sent to another process is
+    read there from the same file, as long as the first process has the list. `UserError` is raised if the
+    file cannot be written.
     """
 
     def __init__(self, elements: Iterable[T] = ()) -> None:
         try:
-            handle, self._file = tempfile.mkstemp(prefix="isotorus-list-")
+            self._file: Any = tempfile.TemporaryFile()  # noqa: SIM115
         except OSError as error:
             raise _no_room(error) from error
-        os.close(handle)
-        weakref.finalize(self, Path(self._file).unlink, missing_ok=True)
+        self._path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         self._places: list[int] = []  # where in the file each chunk begins
         self._last: list[T] = []  # elements after the last full chunk
-        self._first, self._count = 0, 0
-        self._whole: DiskList[T] | None = None  # the list whose part this is, and whose file must stay
+        self._first, self._count = 0, 0  # place in the first chunk, and number, of the elements of this list
         for element in elements:
             self.append(element)
 
@@ -48,19 +45,19 @@ class DiskList(Generic[T]):
         self._count += 1
         if len(self._last) == _CHUNK:
             try:
-                with Path(self._file).open("ab") as file:
-                    self._places.append(file.tell())
-                    pickle.dump(self._last, file, pickle.HIGHEST_PROTOCOL)
+                self._places.append(self._file.tell())
+                pickle.dump(self._last, self._file, pickle.HIGHEST_PROTOCOL)
+                self._file.flush()
             except OSError as error:
                 raise _no_room(error) from error
             self._last = []
 
     def part(self, start: int, stop: int) -> Self:
         """Return the elements from `start` up to `stop`, which stay in the same file."""
-        assert self._whole is None
+        start, stop = start + self._first, stop + self._first
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        part._first, part._count, part._whole = start % _CHUNK, stop - start, self
+        part._first, part._count = start % _CHUNK, stop - start
         part._places = self._places[start // _CHUNK : -(-stop // _CHUNK)]
         part._last = self._last if stop > len(self._places) * _CHUNK else []
         return part
@@ -73,19 +70,24 @@ class DiskList(Generic[T]):
 
     def ordered(self, by: Callable[[T], Any]) -> Iterator[T]:
         """Yield all elements sorted by a key; equal ones in the order of the list."""
-        runs = [DiskList(sorted(some, key=by)) for some in batches(self, _SORTED_AT_ONCE)]
-        return heapq.merge(*runs, key=by)
+        runs = DiskList(
+            element for some in batches(self, _SORTED_AT_ONCE) for element in sorted(some, key=by)
+        )
+        starts = range(0, len(runs), _SORTED_AT_ONCE)
+        parts = [runs.part(start, min(start + _SORTED_AT_ONCE, len(runs))) for start in starts]
+        return heapq.merge(*parts, key=by)
 
     def _all(self) -> Iterator[T]:
         for place in self._places:
-            with Path(self._file).open("rb") as file:
+            # Opened anew, because processes that share a descriptor also share its position.
+            with open(self._path, "rb") as file:  # noqa: PTH123
                 file.seek(place)
                 chunk = pickle.load(file)
             yield from chunk
         yield from self._last
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_whole": None}
+        return self.__dict__ | {"_file": None}
 
 
 def batches(elements: Iterable[T], size: int) -> Iterator[list[T]]:

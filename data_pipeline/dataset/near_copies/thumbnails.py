@@ -4,6 +4,7 @@ A thumbnail has mean 0 and standard deviation 1, so brightness and contrast do n
 on the disk and no memory.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from data_pipeline import pool
 from data_pipeline.dataset.index import Corrupt, Dataset
 from data_pipeline.decoders.decode import largest_shrink
 from data_pipeline.decoders.pixels import Pixels
+from isotorus.errors import from_os_error
 
 SIDE = 16
 """Side of a thumbnail in pixels."""
@@ -58,8 +60,14 @@ def thumbnail(image: Pixels | NDArray[np.float32]) -> Thumbnails:
 
 
 def create(file: Path, count: int) -> None:
-    """Make the file for `count` thumbnails, all of them zero."""
-    np.lib.format.open_memmap(file, "w+", np.int8, (count, SIDE, SIDE))
+    """Make the file for `count` thumbnails, all of them zero; raises `UserError` if the disk has no room."""
+    try:
+        np.lib.format.open_memmap(file, "w+", np.int8, (count, SIDE, SIDE))
+        # Otherwise a page that is written later, and has no room on the disk, ends the process by SIGBUS.
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    except OSError as error:
+        raise from_os_error(error, "writing thumbnails to the folder for temporary files (TMPDIR)") from error
 
 
 def write(file: Path, rows: int | NDArray[np.int64], images: Sequence[Thumbnails]) -> None:
