@@ -15,6 +15,7 @@ from eval_suite.inputs import brightness
 from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
+from pretrain.checkpoint.mirror.address import is_copy
 from pretrain.config import Config, assign, flatten, from_values
 from pretrain.methods.config import HEAD_FILE, SupervisedConfig, TargetsConfig
 from pretrain.models.channel_embedding import EMBEDDING
@@ -227,6 +228,10 @@ def require_same(config: Config) -> None:
     run.
     """
     folder = config.folder
+    if is_copy(folder):
+        raise UserError(
+            f"--out {folder} lies in the cache, which may be emptied at any time; name another folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder; name one that does not exist")
     # A run that ended before its first step has no config.yaml yet.

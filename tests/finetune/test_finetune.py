@@ -23,6 +23,7 @@ from finetune.recipe import from_scratch
 from finetune.train_and_compare import run
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
+from pretrain.checkpoint.mirror.address import copies
 from pretrain.config import load_config
 from pretrain.run_control.signals import Signals
 from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
@@ -233,6 +234,12 @@ def test_refusals(
 def test_other_options_for_a_folder_are_refused(tuned: Tuned):
     with pytest.raises(UserError, match=r"was made with optimizer.lr=0.003, not 0.1"):
         finetune(*arguments(tuned.encoder, tuned.splits, tuned.folder), *KEPT, "--lr", "0.1")
+
+
+def test_the_cache_is_no_place_for_a_run(tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="lies in the cache, which may be emptied"):
+        finetune(*arguments(tuned.encoder, tuned.splits, copies() / "mine-tuned"), *KEPT)
 
 
 def test_a_mirror_that_cannot_be_used_is_refused_before_training(tuned: Tuned, tmp_path: Path):

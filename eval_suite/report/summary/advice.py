@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from eval_suite.metrics import BASELINES, METHODS
 from eval_suite.report.standing import Standing, standings
 from eval_suite.results import ELSEWHERE
+from pretrain.checkpoint.mirror.address import is_copy
 
 Results = Mapping[str, Any]
 
@@ -56,7 +57,7 @@ def build_on(results: Results) -> dict[str, str]:
             data["train"]["path"],
             *sets,
             "--out",
-            f"{run}-tuned",
+            f"{Path(run).name if is_copy(Path(run)) else run}-tuned",
             *results.get("target_options", ()),
         ]
         found["Fine-tune"] = command("finetune", *map(str, words))

@@ -17,4 +17,4 @@ def copies() -> Path:
 
 def is_copy(path: Path) -> bool:
     """Return whether a path lies in the folder of copies, where nothing else should be kept."""
-    return path.absolute().is_relative_to(copies().absolute())
+    return path.resolve().is_relative_to(copies().resolve())

@@ -10,13 +10,16 @@ import hashlib
 import logging
 import re
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.storage.remote import NotThere, shown
-from isotorus.errors import UserError, from_os_error
+from isotorus.errors import MachineError, UserError, from_os_error
 from isotorus.files import atomic
+from isotorus.processes import first_rank_reports
 from pretrain.checkpoint.mirror.address import copies
 from pretrain.checkpoint.mirror.place import LISTING, Altered, Place, folder
 from pretrain.checkpoint.store import measure
@@ -50,7 +53,8 @@ def fetch(address: str, every: int | None = None) -> list[Path]:
     except UserError:
         raise
     except OSError as error:
-        raise from_os_error(error, f"copying {shown(address)} to {copies()}") from None
+        said = from_os_error(error, f"copying {shown(address)} to {copies()}")
+        raise MachineError(f"{socket.gethostname()}: {said}") from None
     except Exception as error:  # the libraries behind fsspec raise all kinds
         said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{shown(address)} cannot be read ({said}); {_WHAT}") from None
@@ -79,7 +83,8 @@ def _copy_of(place: Place) -> Iterator[Path]:
     home = copies() / hashlib.sha256(place.url.encode()).hexdigest()[:16]
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield home / place.url.rpartition("/")[2]
 
 
@@ -99,22 +104,28 @@ def _copied(place: Place, step: int, sizes: dict[str, int], run: Path) -> Path:
     partial = final.with_name(f".partial_{step:08d}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    log.info(
-        "downloading step %d of %s, %.1f MB", step, shown(place.url), sum(x for x, _ in files.values()) / 1e6
-    )
-    for name, (size, checksum) in files.items():
-        if sizes.get(name) != size:
-            has = f"has {sizes[name]} bytes instead of {size}" if name in sizes else "is missing"
-            raise Altered(f"{where} is damaged there: {name} {has}")
-        with (partial / name).open("wb") as file:
-            found = place.read(f"{folder(step)}/{name}", size, file)
-        if found != checksum:
-            raise Altered(f"{where} is damaged there: {name} has other bytes than when it was written")
+    megabytes = sum(size for size, _ in files.values()) / 1e6
+    if not first_rank_reports():
+        print(f"downloading step {step} of {shown(place.url)}, {megabytes:.1f} MB", file=sys.stderr)
+    try:
+        for name, (size, checksum) in files.items():
+            if sizes.get(name) != size:
+                has = f"has {sizes[name]} bytes instead of {size}" if name in sizes else "is missing"
+                raise Altered(f"{where} is damaged there: {name} {has}")
+            with (partial / name).open("wb") as file:
+                found = place.read(f"{folder(step)}/{name}", size, file)
+            if found != checksum:
+                raise Altered(f"{where} is damaged there: {name} has other bytes than when it was written")
+        (partial / LISTING).write_bytes(said)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, NotThere):
+            raise Altered(f"{where} was removed while it was read ({error})") from None
+        raise
     for name, content in place.small_files().items():
         (run / name).parent.mkdir(exist_ok=True)
         with atomic(run / name) as small:
             small.write(content)
-    (partial / LISTING).write_bytes(said)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return final

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 from eval_suite.inputs import find
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.command import main as export
-from pretrain.checkpoint.mirror.address import is_copy
+from pretrain.checkpoint.mirror.address import copies, is_copy
+from pretrain.checkpoint.mirror.place import Place
 from tests.data_pipeline.s3_server import S3Server, become_a_user
 from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
 
@@ -106,6 +108,29 @@ def test_a_damaged_checkpoint_is_left_out(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     with pytest.raises(UserError, match="step_00000030 is damaged there"):
         find.find([RUN])
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_one_before(
+    store: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read = Place.read
+
+    def removed(place: Place, name: str, *rest: Any) -> int:
+        if "00000030" in name:
+            store.client.delete_object(Bucket="bucket", Key=f"runs/mine/{name}")
+        return read(place, name, *rest)
+
+    monkeypatch.setattr(Place, "read", removed)
+    assert steps(RUN) == [20]
+    assert not list((tmp_path / "cache").rglob(".partial_*"))
+
+
+def test_a_cache_behind_a_link_is_the_cache_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "cache").symlink_to("disk")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert is_copy(copies() / "x/mine") and is_copy((copies() / "x/mine").resolve())
+    assert not is_copy(tmp_path / "disk/runs/mine")
 
 
 @pytest.mark.parametrize(
