@@ -41,7 +41,7 @@ def main() -> int:
     with progress.shown(enabled=not first_rank_reports()):
         try:
             return _run()
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             from eval_suite.attempts import reason
 
             if not is_out_of_memory(error):

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -54,9 +55,12 @@ def remembered(count: Callable[P, dict[Key, float]]) -> Callable[P, dict[Key, fl
 
 
 def code() -> str:
-    """Return a name of the code that counts: a digest of this package's files and of libraries' versions."""
+    """Return a name of the code that counts: a digest of this package's files, the versions of libraries, and
+    the variable by which timm chooses its attention.
+    """
     package = Path(__file__).parents[1]
-    digest = hashlib.sha256(f"{metadata.version('torch')} {metadata.version('timm')}".encode())
+    versions = metadata.version("torch"), metadata.version("timm")
+    digest = hashlib.sha256(repr((*versions, os.environ.get("TIMM_FUSED_ATTN"))).encode())
     for file in sorted(package.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -69,7 +73,7 @@ def _read(file: Path, asked: str) -> dict[Any, float] | None:
         if kept["asked"] != asked:
             return None
         return {tuple(key) if isinstance(key, list) else key: float(x) for key, x in kept["found"]}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 
 

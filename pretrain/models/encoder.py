@@ -37,6 +37,11 @@ def timm_kwargs(
             raise UserError(
                 f"encoder.kwargs.{key}: the images decide which channels there are; set data.channels"
             )
+    if FEATURES in config.kwargs:
+        raise UserError(
+            f"encoder.kwargs.{FEATURES}: an encoder is trained by its embedding; for fine-tuning, set "
+            "objective.features"
+        )
     common = {"in_chans": channels, "num_classes": 0, **config.kwargs} | ({EMBEDDING: True} if named else {})
     fixed = {"img_size": image_size, **common}
     for kwargs in ({"dynamic_img_size": True, **fixed}, fixed):
