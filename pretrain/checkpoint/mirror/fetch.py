@@ -53,8 +53,8 @@ def fetch(address: str, every: int | None = None) -> list[Path]:
     except UserError:
         raise
     except OSError as error:
-        said = from_os_error(error, f"copying {shown(address)} to {copies()}")
-        raise MachineError(f"{socket.gethostname()}: {said}") from None
+        what = from_os_error(error, f"copying {shown(address)} to {copies()}")
+        raise MachineError(f"{socket.gethostname()}: {what}") from None
     except Exception as error:  # the libraries behind fsspec raise all kinds
         said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{shown(address)} cannot be read ({said}); {_WHAT}") from None
