@@ -63,23 +63,45 @@ def test_five_channels_of_16_bit_are_packed_trained_on_and_evaluated(
     assert pixels["probe"]["accuracy"] == 1.0
 
 
-def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: Path) -> None:
+def pack_named(folder: Path) -> dict[str, Path]:
+    """Pack two sets, of three and of five named channels, two of which are in both; return their folders."""
     named = {"three": ["dapi", "gfp", "rfp"], "five": ["er", "dapi", "mito", "rfp", "golgi"]}
     random = np.random.default_rng(0)
     for name, channels in named.items():
         for i in range(40):
             array = random.integers(0, 256, (24, 24, len(channels)), dtype=np.uint8)
             array[..., channels.index("rfp")] //= 1 + 7 * (i % 2)  # the class
-            (folder := tmp_path / name / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-            np.save(folder / f"{i}.npy", array)
+            (images := folder / name / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            np.save(images / f"{i}.npy", array)
         run(
-            "data_pipeline", "pack", tmp_path / name, tmp_path / "sets" / name, "--labels", "folder",
+            "data_pipeline", "pack", folder / name, folder / "sets" / name, "--labels", "folder",
             "--val-fraction", "0.4", "--workers", "1", "--channel-names", ",".join(channels),
         )  # fmt: skip
-    sets = tmp_path / "sets"
-    sources = ", ".join(f"{{path: {sets}/{name}/train}}" for name in named)
-    mixed = ["data.path=null", f"data.sources=[{sources}]", "data.channels=union", "average.momentum=0.5"]
-    mixed += [f"held_out.path={sets}/three/val", "held_out.every=2", "augment.channel_drop_probability=0.5"]
+    return {name: folder / "sets" / name for name in named}
+
+
+def union(sets: dict[str, Path]) -> list[str]:
+    """Return the options that train on the sets together."""
+    sources = ", ".join(f"{{path: {path}/train}}" for path in sets.values())
+    return ["data.path=null", f"data.sources=[{sources}]", "data.channels=union"]
+
+
+@pytest.mark.nightly
+def test_sets_with_different_channels_train_alike_under_every_engine(recipe: Path, tmp_path: Path) -> None:
+    mixed = union(pack_named(tmp_path))
+    engines = {"ddp": [], "fsdp": ["engine.kind=fsdp"]}
+    engines |= {f"zero{stage}": ["engine.kind=deepspeed", f"engine.zero_stage={stage}"] for stage in (2, 3)}
+    for name, options in engines.items():
+        done = train(2, recipe, *mixed, *options, f"name={name}", "steps=4")
+        assert done.returncode == 0, done.stderr
+        expected = losses(tmp_path / "runs/ddp")
+        assert losses(tmp_path / "runs" / name) == pytest.approx(expected, rel=1e-4), name
+
+
+def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: Path) -> None:
+    sets = pack_named(tmp_path)
+    mixed = [*union(sets), "average.momentum=0.5", "augment.channel_drop_probability=0.5"]
+    mixed += [f"held_out.path={sets['three']}/val", "held_out.every=2"]
     done = train(2, recipe, *mixed, "steps=4")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/tiny"
@@ -104,7 +126,7 @@ def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: 
     found = []
     for encoder in (folder, exported):
         shown = run(
-            "eval_suite", encoder, "--train", sets / "three/train", "--val", sets / "three/val",
+            "eval_suite", encoder, "--train", sets["three"] / "train", "--val", sets["three"] / "val",
             "--out", tmp_path / f"of-{encoder.name}", "--json", "--metrics", "probe,knn",
         )  # fmt: skip
         found.append(json.loads(shown)["representations"])
