@@ -15,8 +15,7 @@ from importlib import import_module
 from eval_suite import progress
 from eval_suite.arguments import options, parse
 from isotorus import logs
-from isotorus.errors import UserError, exit_code
-from isotorus.out_of_memory import is_out_of_memory
+from isotorus.errors import UserError, exit_code, is_out_of_memory
 from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduled_ranks import set_ranks
 

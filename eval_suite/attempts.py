@@ -6,8 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from isotorus.errors import UserError, one_line
-from isotorus.out_of_memory import is_out_of_memory
+from isotorus.errors import UserError, is_out_of_memory, one_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix, and the exit codes of commands."""
+"""Errors that the user can fix, errors for want of memory, and the exit codes of commands."""
 
 import argparse
 import errno
@@ -20,6 +20,11 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
 NO_READER = 141
 """Exit code where nobody reads the output any more, as after `| head`; as in shells: 128 + SIGPIPE."""
+DEAD_READER = "DataLoader worker (pid"
+"""Text of torch's error if a process that reads data was killed, which is mostly for want of memory."""
+_SAID = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Cannot allocate memory|bad_alloc|ALLOC_FAILED"
+)
 
 
 def one_line(text: str) -> str:
@@ -81,6 +86,18 @@ def no_memory(file: str, error: MemoryError) -> UserError:
         f"memory ran out while {file} was read{reason}; run the same command again with fewer --workers, or "
         "with more memory (ulimit -v, the limit of the job or container)"
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out.
+
+    torch raises a RuntimeError for it, on CPUs without a class of its own, so its text is looked at.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(_SAID.search(str(error)) or DEAD_READER in str(error))
 
 
 def exit_code(main: Callable[[], int]) -> int:

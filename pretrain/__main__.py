@@ -20,8 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from isotorus import logs
-from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error
-from isotorus.out_of_memory import is_out_of_memory
+from isotorus.errors import ArgumentParser, UserError, exit_code, from_os_error, is_out_of_memory
 from isotorus.processes import collector_paused, end_with_launcher, first_rank_reports, has_launcher
 from isotorus.scheduled_ranks import check_ranks, set_ranks
 from pretrain.run_control.signals import Signals

@@ -1,4 +1,4 @@
-"""Sums over all ranks that autograd can differentiate, and the rank and number of this process.
+"""Sums over all ranks that autograd can differentiate; the rank of this process, and its part of a tensor.
 
 One convention holds everywhere: every rank returns the *global batch's* loss, and the gradient that
 an engine averages over ranks (as DDP, FSDP and DeepSpeed do) is that loss's gradient. Therefore the
@@ -119,3 +119,12 @@ def gather_over_ranks(x: Tensor) -> Tensor:
         return x
     counts = stack_of_ranks(torch.tensor(len(x), dtype=torch.int64))
     return _GatherOverRanks.apply(x, counts.tolist())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor, in the same memory: a shard of FSDP or ZeRO-3, or all of it."""
+    from torch.distributed.tensor import DTensor  # here, because it takes long, and others do not need it
+
+    if isinstance(tensor, DTensor):
+        return tensor.to_local().detach()
+    return getattr(tensor, "ds_tensor", tensor).detach()

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from benchmarks.on_gpu.report import Report, Setting
 from benchmarks.on_gpu.runs import batch_of, engine_of, recipe, start
-from isotorus.out_of_memory import is_out_of_memory
+from isotorus.errors import is_out_of_memory
 from pretrain.cost.out_of_memory import explain
+from pretrain.distributed import own_part
 from pretrain.engines import Engine
 from pretrain.engines.step import train_step
-from pretrain.models.sharded_parameters import own_part
 
 
 def nan(setting: Setting, report: Report) -> None:

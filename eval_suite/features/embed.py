@@ -23,8 +23,7 @@ from eval_suite import progress
 from eval_suite.attempts import reason
 from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
-from isotorus.errors import UserError
-from isotorus.out_of_memory import is_out_of_memory
+from isotorus.errors import UserError, is_out_of_memory
 
 View = tuple[int, int, Square | None]
 """Number of channels and side in pixels of a representation's images, and the part that they show."""

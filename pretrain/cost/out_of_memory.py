@@ -12,8 +12,7 @@ import psutil
 import torch
 from pydantic import BaseModel, ValidationError
 
-from isotorus.errors import UserError
-from isotorus.out_of_memory import DEAD_READER
+from isotorus.errors import DEAD_READER, UserError
 from pretrain.config import Config
 from pretrain.cost.memory_estimate import count_parameters, rank_memory
 from pretrain.cost.plan import remedies

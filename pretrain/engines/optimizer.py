@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
+from pretrain.distributed import own_part
 from pretrain.engines.config import OptimizerConfig
 from pretrain.models.channel_embedding import EMBEDDING
-from pretrain.models.sharded_parameters import own_part
 
 
 def build_optimizer(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from pretrain.distributed import own_part
 from pretrain.models.drop_path import KeyedDropPath
-from pretrain.models.sharded_parameters import own_part
 
 PIECE = 2**26
 """Elements in a piece of the parameters. Pieces are moved one after another, as each needs its size again."""
