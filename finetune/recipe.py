@@ -15,7 +15,7 @@ from eval_suite.inputs import brightness
 from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
-from pretrain.checkpoint.mirror.address import is_copy
+from pretrain.checkpoint.mirror.address import is_copy, without_cache
 from pretrain.config import Config, assign, flatten, from_values
 from pretrain.methods.config import HEAD_FILE, SupervisedConfig, TargetsConfig
 from pretrain.models.channel_embedding import EMBEDDING
@@ -241,6 +241,9 @@ def require_same(config: Config) -> None:
     if earlier is None or (earlier.get("objective") or {}).get("kind") != "supervised":
         raise UserError(f"--out {folder} has other files, which are kept; name a folder that does not exist")
     before, now = flatten(earlier), flatten(config.model_dump(mode="json"))
+    for values in (before, now):
+        if "encoder.weights" in values:
+            values["encoder.weights"] = without_cache(values["encoder.weights"])
     for key in now:
         if not key.startswith(_PLACES) and before.get(key, now[key]) != now[key]:
             raise UserError(

@@ -2,6 +2,8 @@
 
 A count is a mapping to numbers that follows from its arguments, the code of this package and the versions of
 torch and timm. All of these are in the name of its file. A file that is missing or damaged costs a count.
+joblib.Memory keeps pickles, wants its folder when a function is defined, and does not see changes in the
+functions that a count calls.
 """
 
 import contextlib

@@ -10,6 +10,7 @@ from data_pipeline.dataset.description import describe
 from data_pipeline.sources import Sources
 from isotorus.errors import UserError
 from pretrain.checkpoint import store
+from pretrain.checkpoint.mirror.address import without_cache
 from pretrain.config import Config, flatten
 from pretrain.methods.config import ObjectiveConfig
 from pretrain.preflight.inputs import RunInputs
@@ -35,7 +36,7 @@ def check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             f"average.momentum={now['average']['momentum']:g}: {newest} has no average to continue; leave it "
             "out, or choose another name for the run"
         )
-    weights = [values["encoder"].get("weights") for values in (before, now)]
+    weights = [without_cache(values["encoder"].get("weights")) for values in (before, now)]
     channels = saved.get("channel_names"), config.data.channel_names
     objectives = _with_defaults(before["objective"]), now["objective"]
     old_objective, objective = (flatten({"objective": values}) for values in objectives)

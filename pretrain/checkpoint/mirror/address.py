@@ -18,3 +18,11 @@ def copies() -> Path:
 def is_copy(path: Path) -> bool:
     """Return whether a path lies in the folder of copies, where nothing else should be kept."""
     return path.resolve().is_relative_to(copies().resolve())
+
+
+def without_cache(weights: str | None) -> str | None:
+    """Return the path of weights, and of a copy only what follows the folder of copies.
+
+    The same copy has the same text then on another node or in another job, whose cache may lie elsewhere.
+    """
+    return weights and weights.rpartition(f"/{copies().parent.name}/{copies().name}/")[2]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from eval_suite.inputs import find
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.command import main as export
-from pretrain.checkpoint.mirror.address import copies, is_copy
+from pretrain.checkpoint.mirror.address import copies, is_copy, without_cache
 from pretrain.checkpoint.mirror.place import Place
 from tests.data_pipeline.s3_server import S3Server, become_a_user
 from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
@@ -131,6 +131,16 @@ def test_a_cache_behind_a_link_is_the_cache_too(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert is_copy(copies() / "x/mine") and is_copy((copies() / "x/mine").resolve())
     assert not is_copy(tmp_path / "disk/runs/mine")
+
+
+def test_a_copy_in_another_cache_is_the_same_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = set()
+    for job in ("1", "2"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / job))
+        found.add(without_cache(str(copies() / "0123/mine/encoder.safetensors")))
+    assert found == {"0123/mine/encoder.safetensors"}
+    assert without_cache("runs/mine/encoder.safetensors") == "runs/mine/encoder.safetensors"
+    assert without_cache(None) is None
 
 
 @pytest.mark.parametrize(
