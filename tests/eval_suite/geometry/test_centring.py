@@ -18,8 +18,8 @@ from eval_suite.geometry import (
     nearest,
     normality,
     rank,
-    shape,
     spectral_gap,
+    uniformity,
     verdict,
 )
 from isotorus.errors import UserError
@@ -116,8 +116,8 @@ def test_a_collapsed_embedding_is_named_by_every_measure(kind: str):
         lambda x: spectral_gap.summary(x),
         dimension.two_nn,
         dimension.local,
-        lambda x: shape.hubness(x),
-        lambda x: shape.collisions(x, LABELS),
+        lambda x: uniformity.hubness(x),
+        lambda x: uniformity.collisions(x, LABELS),
         landmarks.reduce,
         homology.betti,
         verdict.measure,
