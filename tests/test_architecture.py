@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 """For each package, the other packages that it may import, also inside functions."""
 USES_OF_PRETRAIN = {
-    "eval_suite": {"checkpoint", "geometry", "models", "objectives"},
+    "eval_suite": {"checkpoint", "geometry", "models", "objectives", "run_control"},
     "finetune": {
         *("__main__", "checkpoint", "config", "methods", "models", "monitoring", "preflight", "run_control"),
         "supervised",
