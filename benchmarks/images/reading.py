@@ -24,8 +24,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from data_pipeline.decoders.decode import decode
 from data_pipeline.decoders.pixels import NEWEST_RULES
 from data_pipeline.decoders.tiff import read as read_tiff
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Reading
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Reading
 
 COMMAND = "PYTHONPATH=. python benchmarks/images/reading.py"
 

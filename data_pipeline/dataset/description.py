@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from data_pipeline.dataset.moments import Moments
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
-from data_pipeline.field_formats.picture import Reading
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 from data_pipeline.storage.reader import fetch, is_remote, join, refuse_password
 from isotorus.errors import UserError, from_os_error

@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.dataset.description import Generation, describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import NEWEST_RULES
-from data_pipeline.field_formats.picture import Reading
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 from isotorus.errors import one_line
 

@@ -30,7 +30,7 @@ from data_pipeline.dataset_writer.write_tables import (
 )
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
-from data_pipeline.field_formats.picture import Reading
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.cache import CacheConfig
 
 

@@ -18,9 +18,9 @@ import numpy as np
 from data_pipeline.dataset import files, withdrawn
 from data_pipeline.dataset.description import Generation, MaskRule, Split
 from data_pipeline.dataset.index import Dataset, key_hash
-from data_pipeline.field_formats.picture import PICTURE_NAME, Reading
 from data_pipeline.packing.division import Sides, divide, shuffle_place
 from data_pipeline.packing.listing import Item, Named, class_names
+from data_pipeline.scientific_formats.picture import PICTURE_NAME, Reading
 from data_pipeline.storage.disk_list import DiskList, batches
 from data_pipeline.tables import cells
 from isotorus.errors import UserError, one_line

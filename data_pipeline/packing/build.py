@@ -21,12 +21,12 @@ from data_pipeline.dataset_writer.publish import FinishedShard, publish
 from data_pipeline.dataset_writer.staging import Base, State
 from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
-from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import shard
 from data_pipeline.packing.assignment import Assignment
 from data_pipeline.packing.copies_across import across
 from data_pipeline.packing.shard import Task
 from data_pipeline.packing.share import Share
+from data_pipeline.scientific_formats.picture import Reading
 from isotorus.errors import UserError
 from isotorus.files import atomic, sweep
 

@@ -71,8 +71,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run `pack`; raise `UserError` for options that contradict each other."""
     # Imported here: the other commands do not need the image decoders.
-    from data_pipeline.field_formats.picture import Reading
     from data_pipeline.packing.pack import Options, pack
+    from data_pipeline.scientific_formats.picture import Reading
 
     _refuse_contradictions(args)
     columns = Columns(args.image_column, args.label_column, args.group_column, args.split_column)

@@ -18,9 +18,9 @@ from data_pipeline.dataset.near_copies.pairs import NearCopies
 from data_pipeline.dataset.near_copies.thumbnails import SIDE, Thumbnails
 from data_pipeline.decoders.intensity import Intensity
 from data_pipeline.decoders.pixels import PixelRules
-from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.samples import LeftOut, samples
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.disk_list import DiskList
 from isotorus import jsonl
 from isotorus.errors import no_memory

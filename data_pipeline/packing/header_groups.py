@@ -6,8 +6,8 @@ from pathlib import Path
 from sys import intern
 
 from data_pipeline import pool
-from data_pipeline.field_formats import formats
 from data_pipeline.packing.listing import Item
+from data_pipeline.scientific_formats import formats
 from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.tables.cells import one_form
 from isotorus.errors import UserError, from_os_error

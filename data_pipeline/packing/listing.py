@@ -13,9 +13,9 @@ from data_pipeline.dataset.description import DESCRIPTION
 from data_pipeline.dataset.table_files import INDEX
 from data_pipeline.dataset_writer.staging import STAGING
 from data_pipeline.decoders.decode import EXTENSIONS
-from data_pipeline.field_formats import formats
 from data_pipeline.packing import item_bytes, manifest, other_pictures
 from data_pipeline.packing.manifest import Columns
+from data_pipeline.scientific_formats import formats
 from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.storage.folders import (
     AROUND,
@@ -68,7 +68,7 @@ class Item(NamedTuple):
     unread: str = ""
     """The kind of what is there, such as a named pipe, if it is not a regular file; otherwise empty."""
     format: str = ""
-    """Scientific format of the file, such as "DICOM", see `field_formats.formats`; "" for other images."""
+    """Scientific format of the file, such as "DICOM" (see `scientific_formats.formats`); "" for others."""
     mask: MaskFile | None = None
 
     @property

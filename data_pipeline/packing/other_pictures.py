@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data_pipeline.field_formats import formats
+from data_pipeline.scientific_formats import formats
 from isotorus.errors import one_line
 
 

@@ -19,8 +19,6 @@ from data_pipeline.dataset_writer import staging
 from data_pipeline.dataset_writer.staging import STAGING, Base
 from data_pipeline.decoders.intensity import NONE, Intensity, refuse_other
 from data_pipeline.decoders.pixels import NEWEST_RULES, PixelRules
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing import (
     assignment,
     changes,
@@ -37,6 +35,8 @@ from data_pipeline.packing.copies import DUPLICATES, Decoding, Dropped
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import Columns
 from data_pipeline.packing.share import Share
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.disk_list import DiskList
 from data_pipeline.storage.folders import counted
 from isotorus.errors import UserError, from_os_error, one_line

@@ -15,13 +15,13 @@ from data_pipeline.dataset.index import LARGEST_IMAGE, key_hash
 from data_pipeline.decoders.decode import EXTENSIONS, decode_valid
 from data_pipeline.decoders.intensity import Intensity, NoValidValue, Valid
 from data_pipeline.decoders.pixels import PixelRules, Pixels, check_size
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats import tiff_stack as stack
-from data_pipeline.field_formats.picture import Picture, Reading
-from data_pipeline.field_formats.stored import as_tiff
 from data_pipeline.packing import item_bytes, masks
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.manifest import without_nan
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats import tiff_stack as stack
+from data_pipeline.scientific_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats.stored import as_tiff
 from isotorus.errors import UserError, from_os_error
 from isotorus.foreign_files import open_regular
 

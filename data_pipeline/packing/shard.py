@@ -23,9 +23,9 @@ from data_pipeline.dataset.near_copies.thumbnails import SIDE, Thumbnails
 from data_pipeline.dataset_writer.part import Census, Part, common_channels
 from data_pipeline.decoders.intensity import NONE, Intensity
 from data_pipeline.decoders.pixels import PixelRules
-from data_pipeline.field_formats.picture import Reading
 from data_pipeline.packing.listing import Item
 from data_pipeline.packing.samples import LeftOut, Sample, file_row, samples
+from data_pipeline.scientific_formats.picture import Reading
 from data_pipeline.storage.disk_list import DiskList
 from isotorus.errors import from_os_error, no_memory
 from isotorus.files import atomic

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset import files
 from data_pipeline.dataset.index import Dataset, key_hash
-from data_pipeline.field_formats import formats
 from data_pipeline.packing.listing import Item
+from data_pipeline.scientific_formats import formats
 from data_pipeline.tables import cells, table
 from data_pipeline.targets.target_values import Encoded, Kind, encode
 from isotorus.errors import UserError

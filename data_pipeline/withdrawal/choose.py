@@ -118,7 +118,7 @@ def _known_groups(sets: Mapping[str, Dataset]) -> set[int]:
 def _spellings(name: str) -> list[str]:
     """Return the keys that a name may mean: itself, and the key of an image with this path."""
     # Imported here: it needs the image decoders.
-    from data_pipeline.field_formats import formats
     from data_pipeline.packing.listing import Item
+    from data_pipeline.scientific_formats import formats
 
     return [name, one_form(name), Item(name, 0, format=formats.by_name(name)).key]

@@ -16,7 +16,7 @@ from rich.text import Text
 from data_pipeline.decoders.decode import decode
 from data_pipeline.decoders.intensity import NeedsRule
 from data_pipeline.decoders.pixels import Pixels
-from data_pipeline.field_formats import formats
+from data_pipeline.scientific_formats import formats
 from data_pipeline.transforms.physical import refuse_square
 from data_pipeline.transforms.views import center_view
 from eval_suite import results, terminal

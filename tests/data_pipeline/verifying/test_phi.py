@@ -12,8 +12,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 from data_pipeline.__main__ import main
 from data_pipeline.verifying import identifying
 from isotorus.errors import exit_code
-from tests.data_pipeline.field_formats.dicoms import write_dicom
 from tests.data_pipeline.pictures import picture, save_pictures
+from tests.data_pipeline.scientific_formats.dicoms import write_dicom
 
 IDENTIFYING = [
     *(

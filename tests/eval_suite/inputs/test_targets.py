@@ -16,8 +16,8 @@ from data_pipeline.packing.pack import pack as pack_files
 from data_pipeline.targets.targets import Targets, aligned, load_targets, missed_classes, of_labels
 from eval_suite.inputs.splits import open_splits, targets_of
 from isotorus.errors import UserError
-from tests.data_pipeline.field_formats.dicoms import write_dicom
 from tests.data_pipeline.pictures import png
+from tests.data_pipeline.scientific_formats.dicoms import write_dicom
 from tests.data_pipeline.tar_index import write
 from tests.eval_suite.eval_samples import pack
 

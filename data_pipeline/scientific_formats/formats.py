@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
-from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats.picture import Picture, Reading
 from isotorus.errors import UserError
 from isotorus.foreign_files import open_regular
 
@@ -143,7 +143,7 @@ def field_of(format_name: str, file: BinaryIO | Path, name: str) -> str:
 
 
 def _module(format_name: str) -> ModuleType:
-    return importlib.import_module(f"data_pipeline.field_formats.{_format(format_name).module}")
+    return importlib.import_module(f"data_pipeline.scientific_formats.{_format(format_name).module}")
 
 
 def _format(name: str) -> Format:

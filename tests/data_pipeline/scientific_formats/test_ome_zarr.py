@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Picture, Reading
 from isotorus.errors import exit_code
-from tests.data_pipeline.field_formats.test_packing import members
+from tests.data_pipeline.scientific_formats.test_packing import members
 
 CELLS = np.random.default_rng(0).integers(0, 60_000, (2, 3, 4, 20, 30)).astype(np.uint16)
 """Times, channels, depths, rows, columns."""

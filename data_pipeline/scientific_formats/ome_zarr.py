@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, numbered, plain
-from data_pipeline.field_formats.values import storable
+from data_pipeline.scientific_formats.picture import Picture, Reading, numbered, plain
+from data_pipeline.scientific_formats.values import storable
 
 _AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 """Axes of images whose metadata do not name them, by the number of axes."""

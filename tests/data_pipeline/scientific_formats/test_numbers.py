@@ -7,7 +7,7 @@ from astropy.io import fits
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
-from tests.data_pipeline.field_formats.dicoms import write_dicom
+from tests.data_pipeline.scientific_formats.dicoms import write_dicom
 
 
 def packed(folder: Path, *options: str) -> Dataset:

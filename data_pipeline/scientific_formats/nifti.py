@@ -19,8 +19,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
-from data_pipeline.field_formats.values import scaled, storable
+from data_pipeline.scientific_formats.picture import Picture, Reading, filled, numbered, plain
+from data_pipeline.scientific_formats.values import scaled, storable
 
 _AXES = {"sagittal": ("x", 0), "coronal": ("y", 1), "axial": ("z", 2)}
 """For each direction: the letter in the names of slices, and the axis of RAS+ that is constant in a slice."""

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from pydicom import uid
 
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Picture, Reading
-from tests.data_pipeline.field_formats.dicoms import read_by_pydicom, write_ct, write_dicom
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Picture, Reading
+from tests.data_pipeline.scientific_formats.dicoms import read_by_pydicom, write_ct, write_dicom
 
 RANDOM = np.random.default_rng(0)
 GREY8 = RANDOM.integers(0, 256, (30, 20)).astype(np.uint8)

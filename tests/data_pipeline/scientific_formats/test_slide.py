@@ -12,10 +12,10 @@ from PIL import Image
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Picture, Reading
 from isotorus.errors import exit_code
-from tests.data_pipeline.field_formats.test_packing import members
+from tests.data_pipeline.scientific_formats.test_packing import members
 
 HEIGHT, WIDTH = 1024, 1536
 

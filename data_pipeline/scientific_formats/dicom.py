@@ -20,9 +20,9 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats import dicom_codecs
-from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
-from data_pipeline.field_formats.values import scaled, storable
+from data_pipeline.scientific_formats import dicom_codecs
+from data_pipeline.scientific_formats.picture import Picture, Reading, filled, numbered, plain
+from data_pipeline.scientific_formats.values import scaled, storable
 
 _DEFAULT = {
     "modality": "Modality",

@@ -20,8 +20,8 @@ from data_pipeline.__main__ import main
 from data_pipeline.dataset import spacing
 from data_pipeline.dataset.index import Dataset
 from isotorus.errors import exit_code
-from tests.data_pipeline.field_formats.dicoms import write_ct, write_dicom
 from tests.data_pipeline.pictures import save_pictures
+from tests.data_pipeline.scientific_formats.dicoms import write_ct, write_dicom
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (6, 32, 40)).astype(np.uint8)

@@ -19,8 +19,8 @@ from tifffile import TiffFile, TiffPageSeries
 from data_pipeline.decoders.orientation import size_upright
 from data_pipeline.decoders.pixels import check_size
 from data_pipeline.decoders.tiff_pages import CHANNEL_AXES, STACKED, tag_of
-from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
-from data_pipeline.field_formats.values import storable
+from data_pipeline.scientific_formats.picture import Picture, Reading, filled, numbered, plain
+from data_pipeline.scientific_formats.values import storable
 
 _UNITS = {"µm": "um", "μm": "um", "micron": "um", "microns": "um", "\\u00B5m": "um", "pixel": ""}
 """Other spellings of units; "" for a pixel, which is not a unit of length."""

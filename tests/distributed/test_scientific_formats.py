@@ -15,8 +15,8 @@ from astropy.io import fits
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.data_pipeline.field_formats import test_ome_zarr, test_slide
-from tests.data_pipeline.field_formats.dicoms import write_ct
+from tests.data_pipeline.scientific_formats import test_ome_zarr, test_slide
+from tests.data_pipeline.scientific_formats.dicoms import write_ct
 from tests.distributed.runs import ENVIRONMENT, ROOT, losses, train
 
 

@@ -11,8 +11,8 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Picture, Reading
 from isotorus.errors import exit_code
 
 SHAPE = (5, 6, 7)

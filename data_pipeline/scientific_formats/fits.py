@@ -14,8 +14,8 @@ import numpy as np
 from astropy.io import fits
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
-from data_pipeline.field_formats.values import storable
+from data_pipeline.scientific_formats.picture import Picture, Reading, filled, numbered, plain
+from data_pipeline.scientific_formats.values import storable
 
 _DEFAULT = {"telescope": "TELESCOP", "device": "INSTRUME", "filter": "FILTER", "exposure": "EXPTIME"}
 """Fields that every sample gets, by the name in its JSON."""

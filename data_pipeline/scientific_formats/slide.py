@@ -15,7 +15,7 @@ from PIL import Image
 from tiffslide import TiffSlide
 
 from data_pipeline.decoders.pixels import check_size
-from data_pipeline.field_formats.picture import Picture, Reading, filled, numbered, plain
+from data_pipeline.scientific_formats.picture import Picture, Reading, filled, numbered, plain
 
 _COLOURED = 15
 _LARGEST_OVERVIEW = 50_000_000

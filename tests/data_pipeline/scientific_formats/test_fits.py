@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.__main__ import main
 from data_pipeline.dataset.index import Dataset
-from data_pipeline.field_formats import formats
-from data_pipeline.field_formats.picture import Picture, Reading
+from data_pipeline.scientific_formats import formats
+from data_pipeline.scientific_formats.picture import Picture, Reading
 from isotorus.errors import exit_code
 
 RANDOM = np.random.default_rng(0)
