@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipeline.dataset.masks import IGNORED
+from data_pipeline.targets.mask_scores import Counts, count, iou, mean_iou, of_constant
 from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness import logistic
 from eval_suite.usefulness.estimate import Estimate, Estimates
 from eval_suite.usefulness.resampling import Groups, over_all
 from eval_suite.usefulness.tokens.attentive_probe import Images, moments
-from eval_suite.usefulness.tokens.mask_scores import Counts, count, iou, mean_iou, of_constant
 from isotorus import randomness
 
 L2_GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from data_pipeline.targets.mask_scores import Counts, count, iou, mean_iou, of_constant
 from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness.tokens.attentive_probe import Images
-from eval_suite.usefulness.tokens.mask_scores import Counts, count, iou, mean_iou, of_constant
 from eval_suite.usefulness.tokens.segmentation_probe import Masked, cells_of, segmentation_probe
 
 RANDOM = np.random.default_rng(0)
