@@ -10,12 +10,9 @@ A damaged image is replaced by another image, which is drawn from (seed, epoch, 
 images keep their places.
 """
 
-import os
-import shutil
 import signal
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data_pipeline.dataset.index import Corrupt
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
+from data_pipeline.storage.shared_memory import require_room
 from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
@@ -43,7 +41,6 @@ _SUBSTITUTES = 100
 _PREFETCHED_BATCHES = 8
 _BATCHES_OF_A_WORKER = 2
 """How many batches a worker prepares ahead; they lie in shared memory."""
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Replaced(NamedTuple):
@@ -353,27 +350,10 @@ class Loader:
                 for worker in steps._workers:
                     worker.kill()  # it may hang, for example in a read
 
-    def _check_shared_memory(self) -> None:
-        """Raise `UserError` if the batches of the workers do not fit into /dev/shm.
-
-        A worker that writes to a full /dev/shm dies of a bus error, or the training waits for it forever.
-        """
-        if not self._workers or not _SHARED_MEMORY.is_dir():
-            return
-        batches = _BATCHES_OF_A_WORKER * self._workers + 1  # and the one that is trained on
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        need, free = ranks * batches * self._batches.nbytes, shutil.disk_usage(_SHARED_MEMORY).free
-        if need > free:
-            raise UserError(
-                f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but the batches of {ranks} x "
-                f"{self._workers} workers need up to {need / 2**20:.0f} MiB there; enlarge it (docker run "
-                "--shm-size=8g, in Kubernetes an emptyDir with medium: Memory), or set data.workers lower "
-                "(0 needs none)"
-            )
-
     def _steps(self) -> DataLoader[Batch | UserError]:
         """Return a `DataLoader` of this rank's batches from the next step on."""
-        self._check_shared_memory()
+        # The batches that the workers have ready, and the one that is trained on.
+        require_room(self._workers, _BATCHES_OF_A_WORKER * self._workers + 1, self._batches.nbytes)
         return DataLoader(
             self._batches,
             batch_size=None,
