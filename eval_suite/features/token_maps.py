@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite import progress
 from eval_suite.attempts import Unmeasurable
 from eval_suite.features import embed
 from eval_suite.features.representation import Representation
+from pretrain.models.feature_sets import map_of
 
 
 class Tokens(NamedTuple):
@@ -35,16 +35,13 @@ class Tokens(NamedTuple):
 class TokenMap(nn.Module):
     """Maps images (N, C, H, W) to a map of tokens (N, width, h, w), under the name of an embedding.
 
-    For a ViT, the map holds the patch tokens of the last block after its norm, without class and register
-    tokens. For an encoder that works in stages, it holds the maps of the last `stages`, resized to the
-    largest of them and concatenated (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752). For raw pixels,
-    the map is the image itself.
+    It is that of `pretrain.models.feature_sets.map_of`; for raw pixels, it is the image itself.
     """
 
     def __init__(self, features: nn.Module, stages: int) -> None:
         super().__init__()
         self.encoder: Any = features.encoder
-        self.maps = min(stages, getattr(features, "stages", 0)) or 1
+        self.stages = stages
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the map in float32; raises Unmeasurable for an encoder that gives none."""
@@ -54,12 +51,7 @@ class TokenMap(nn.Module):
             raise Unmeasurable(
                 "the encoder gives no patch tokens and no maps (forward_intermediates of timm)"
             )
-        maps = self.encoder.forward_intermediates(
-            images, indices=self.maps, norm=True, output_fmt="NCHW", intermediates_only=True
-        )
-        size = maps[0].shape[2:]
-        resized = [F.interpolate(x.float(), size, mode="bilinear") for x in maps[1:]]
-        return {"embedding": torch.cat([maps[0].float(), *resized], dim=1)}
+        return {"embedding": map_of(self.encoder, images, self.stages)}
 
 
 def extract(

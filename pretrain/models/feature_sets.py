@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -93,6 +94,25 @@ def of_stages(encoder: Any, images: Tensor, stages: int) -> dict[str, Tensor]:
     pixels = [x.float().flatten(2) for x in maps]
     moments = [part for x in pixels for part in (x.mean(2), x.std(2, correction=0))]
     return {"embedding": encoder.forward_head(last), "stages": torch.cat(moments, dim=1)}
+
+
+def map_of(encoder: Any, images: Tensor, stages: int) -> Tensor:
+    """Return the map (N, width, h, w) of an encoder in float32: a vector for each cell of the image.
+
+    For a ViT, these are the patch tokens of the last block after its norm, without class and register tokens.
+    For an encoder that works in stages, they are the maps of the last `stages`, resized to the largest of
+    them and concatenated (hypercolumns: Hariharan et al. 2015, arXiv:1411.5752).
+    """
+    maps = encoder.forward_intermediates(
+        images,
+        indices=min(stages, count_stages(encoder)) or 1,
+        norm=True,
+        output_fmt="NCHW",
+        intermediates_only=True,
+    )
+    size = maps[0].shape[2:]
+    resized = [F.interpolate(x.float(), size=size, mode="bilinear") for x in maps[1:]]
+    return torch.cat([maps[0].float(), *resized], dim=1)
 
 
 def count_blocks(encoder: nn.Module) -> int:
