@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from data_pipeline.dataset import masks as mask_files
 from data_pipeline.dataset.index import Corrupt
+from data_pipeline.dataset.masks import IGNORED
 from data_pipeline.order import Order, share
 from data_pipeline.sources import Sources
 from data_pipeline.storage.shared_memory import require_room
@@ -30,7 +32,7 @@ from data_pipeline.transforms import augment as augmentation
 from data_pipeline.transforms.columns import IDENTITY, PARAMETERS
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from data_pipeline.transforms.physical import Scales, Spacing
-from data_pipeline.transforms.views import Crop, cut, draw, draw_angles, scaled, turn_by_quarters
+from data_pipeline.transforms.views import Crop, cut, cut_masks, draw, draw_angles, scaled, turn_by_quarters
 from isotorus.device import to_device
 from isotorus.errors import UserError
 from isotorus.randomness import generator
@@ -75,12 +77,16 @@ class Batch:
     for each of `views`, on the CPU; zeros for views that are not turned. Empty without actions."""
     present: Tensor | None = None
     """Which channels each image has, bool (b, C) on the CPU; None if the encoder's channels have no names."""
+    masks: list[Tensor] = field(default_factory=list)
+    """The classes of the pixels of each of `views`, one uint8 tensor (v, b, H, W) for each resolution, on the
+    CPU; 255 for pixels without a class. Empty unless the loader reads masks."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for faster copies to a GPU; PyTorch's `DataLoader` calls
         this.
         """
-        return replace(self, labels=self.labels.pin_memory(), views=[v.pin_memory() for v in self.views])
+        views, masks = ([x.pin_memory() for x in each] for each in (self.views, self.masks))
+        return replace(self, labels=self.labels.pin_memory(), views=views, masks=masks)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with labels and views copied to `device`; all else stays on the CPU."""
@@ -117,13 +123,14 @@ class _Batches(TorchDataset[Batch | UserError]):
     """How many steps before its use a batch is prefetched from remote storage; 0 for local data."""
     scales: tuple[Scales, ...] = ()
     """The spacing of the images of each source; empty where crops are counted in shares of the area."""
+    with_masks: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of the views of this rank's largest batch."""
         images = len(share(self.batch_size, self.rank, self.world_size))
         values = sum(r.views * r.size**2 for r in self.views.resolutions())
-        return images * values * self.channels * self.sources.depth // 8
+        return images * values * (self.channels * self.sources.depth // 8 + self.with_masks)
 
     def __getitem__(self, step: int) -> Batch | UserError:
         """Return the batch of a step, or the `UserError` that prevented it."""
@@ -154,15 +161,18 @@ class _Batches(TorchDataset[Batch | UserError]):
         parameters = [torch.empty((r.views, len(places), len(PARAMETERS))) for r in resolutions]
         actions = len(self.views.actions)
         angles = [torch.empty((r.views, len(places), actions)) for r in resolutions if actions]
+        # The pixels of an image without a mask stay as they are here.
+        masks = [torch.full_like(x[:, :, 0], IGNORED, dtype=torch.uint8) for x in views if self.with_masks]
         replaced: list[Replaced] = []
         for slot, place in enumerate(places):
             turns = draw_angles(self._generator(place, _ACTIONS), self.views)
             for drawn, turn in zip(angles, turns, strict=True):
                 drawn[:, slot] = torch.from_numpy(turn)
-            places[slot] = self._cut(place, [pixels[:, slot] for pixels in views], turns, replaced)
-            if self.augment.quarter_turns:
-                rng = self._generator(place, _QUARTERS)
-                turn_by_quarters(rng, [x[:, slot] for x in views], self.views, self.augment.quarter_turns)
+            pixels, classes = [x[:, slot] for x in views], [x[:, slot] for x in masks]
+            places[slot] = self._cut(place, pixels, classes, turns, replaced)
+            chance = self.augment.quarter_turns
+            for out in filter(None, (pixels, [x[:, None] for x in classes]) if chance else ()):
+                turn_by_quarters(self._generator(place, _QUARTERS), out, self.views, chance)
             for drawn, rows in zip(parameters, self._photometry(place, turns), strict=True):
                 drawn[:, slot] = torch.from_numpy(rows)
         indices = [self.sources.starts[place.source] + place.sample for place in places]
@@ -178,19 +188,22 @@ class _Batches(TorchDataset[Batch | UserError]):
             replaced=replaced,
             actions=angles,
             present=None if present is None else torch.from_numpy(present),
+            masks=masks,
         )
 
     def _cut(
         self,
         place: Place,
         out: list[Tensor],
+        masks: list[Tensor],
         angles: list[NDArray[np.float32]],
         replaced: list[Replaced],
     ) -> Place:
-        """Write the views of a sample, or of its replacement if it is damaged, into `out`.
+        """Write the views of a sample, or of its replacement if it is damaged, into `out`, and their masks.
 
-        `angles` are those of `views.draw_angles`. Returns the place of the sample that was used, and appends
-        damaged samples to `replaced`. Raises `UserError` after 100 damaged samples in a row.
+        `masks` is empty if masks are not read; `angles` are those of `views.draw_angles`. Returns the place
+        of the sample that was used, and appends damaged samples to `replaced`. Raises `UserError` after 100
+        damaged samples in a row.
         """
         dataset = self.sources.datasets[place.source]
         sample = place.sample
@@ -204,6 +217,9 @@ class _Batches(TorchDataset[Batch | UserError]):
                 if self.sources.placements:
                     for views, cropped in zip(out, own, strict=True):
                         views.copy_(self.sources.placements[place.source].spread(cropped))
+                if masks and (mask := mask_files.read(dataset, sample)) is not None:
+                    rng = self._generator(place, _CROPS)  # in the same state as for the image
+                    cut_masks(rng, mask, self.views, self._flips, masks, spacing)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:
                 index = self.sources.starts[place.source] + sample
@@ -283,8 +299,9 @@ class _Batches(TorchDataset[Batch | UserError]):
 class Loader:
     """Yields the batches of this rank without end, beginning at `start_step`.
 
-    `batch_size` is the global batch size. Pixels do not depend on the number of ranks or workers. Raises
-    `UserError` if there are more ranks than images in a batch, and during iteration if a shard is missing.
+    `batch_size` is the global batch size. With `masks`, batches have the masks of the views. Pixels do not
+    depend on the number of ranks or workers. Raises `UserError` if there are more ranks than images in a
+    batch, and during iteration if a shard is missing.
     """
 
     def __init__(
@@ -301,6 +318,7 @@ class Loader:
         world_size: int = 1,
         start_step: int = 0,
         workers: int = 0,
+        masks: bool = False,
     ) -> None:
         if batch_size < world_size:
             raise UserError(
@@ -312,7 +330,7 @@ class Loader:
         unit = views.unit if views.scale_by == "spacing" else None
         scales = tuple(Scales(dataset, unit) for dataset in sources.datasets) if unit else ()
         self._batches = _Batches(
-            sources, placed, batch_size, views, augment, channels, rank, world_size, ahead, scales
+            sources, placed, batch_size, views, augment, channels, rank, world_size, ahead, scales, masks
         )
         self._workers = workers
         self._next_step = start_step

@@ -291,10 +291,35 @@ def center_mask(
     """Crop a mask (H, W) as `center_view` does its image; resize it to (size, size) by nearest neighbours."""
     height, width = mask.shape
     if square is not None and spacing is not None:
-        box = physical.middle(height, width, square, spacing)
-    else:
-        side = min(height, width)
-        box = (height - side) // 2, (width - side) // 2, side, side
+        return _nearest(mask, physical.middle(height, width, square, spacing), size)
+    side = min(height, width)
+    return _nearest(mask, ((height - side) // 2, (width - side) // 2, side, side), size)
+
+
+def cut_masks(
+    rng: np.random.Generator,
+    mask: NDArray[np.uint8],
+    config: ViewsConfig,
+    flips: tuple[float, float],
+    out: Sequence[Tensor],
+    spacing: Spacing | None = None,
+) -> None:
+    """Write the parts of a mask (H, W) that views of its image show into `out`, by nearest neighbours.
+
+    With a generator in the same state and the same arguments as `cut`, the parts are those of its views, as
+    far as these are not rotated. `out` has a tensor (views, size, size) for each of `config.resolutions()`.
+    """
+    height, width = mask.shape
+    spacing = scaled(height, width, config, spacing)
+    crops = draw(rng, height, width, config, flips, spacing)
+    for resolution, views, chosen in zip(config.resolutions(), out, crops, strict=True):
+        for view, crop in zip(views, chosen, strict=True):
+            mirrored = [dim for dim, flip in zip((1, 0), crop.mirrored, strict=True) if flip]
+            view.copy_(torch.from_numpy(_nearest(mask, crop.box, resolution.size)).flip(mirrored))
+
+
+def _nearest(mask: NDArray[np.uint8], box: ExactBox, size: int) -> NDArray[np.uint8]:
+    """Crop `box` from a mask (H, W), and resize it to (size, size) by nearest neighbours."""
     middles = (np.arange(size) + 0.5) / size
     rows, columns = (
         np.minimum((start + middles * length).astype(int), most - 1)
