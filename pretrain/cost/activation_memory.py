@@ -25,7 +25,7 @@ from pretrain.cost.remembered import remembered
 from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
-from pretrain.methods import build_head, inputs_beside
+from pretrain.methods import blank_embeddings, build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import ViewEncoder, create_on_meta
 from pretrain.objectives.sigreg import SIGReg
@@ -291,7 +291,8 @@ def _head_forward_and_backward(
     for parameter in head.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
     beside = inputs_beside(config, n_global, views, images, turned)
-    inputs = [torch.randn(views, images, width, requires_grad=True), *map(torch.randn_like, beside)]
+    embeddings = torch.randn_like(blank_embeddings(config, views, images, width)).requires_grad_()
+    inputs = [embeddings, *(torch.randn_like(x) if x.is_floating_point() else x for x in beside)]
     through_mlps = [0]
     with LiveBytes([*head.parameters(), *head.buffers(), *inputs]) as live:
         for name, module in head.named_modules():

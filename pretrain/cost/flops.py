@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
 from pretrain.cost.remembered import remembered
-from pretrain.methods import build_head, inputs_beside
+from pretrain.methods import blank_embeddings, build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import create_on_meta
 
@@ -115,7 +115,7 @@ def _head_forward(
     for module in head.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, x, y: mlps.append(2.0 * m.in_features * y.numel()))
-    whole = _count(lambda: head(torch.zeros(views, images, width), 0, *beside))
+    whole = _count(lambda: head(blank_embeddings(config, views, images, width), 0, *beside))
     return sum(mlps) / images, (whole - sum(mlps)) / images
 
 

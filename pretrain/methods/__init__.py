@@ -16,6 +16,7 @@ from pretrain.methods.config import (
     SupervisedConfig,
     TorusConfig,
     Turned,
+    reads_masks,
 )
 
 if TYPE_CHECKING:
@@ -66,14 +67,25 @@ def inputs_beside(
         return [torch.zeros(n_global, images, config.projector.width)]
     if isinstance(config, TorusConfig) and turned:
         return [torch.zeros(views, images, len(turned.actions))]
+    if reads_masks(config):
+        return [torch.zeros(views, images, 1, 1, dtype=torch.uint8)]
     if isinstance(config, SupervisedConfig):
         return [torch.zeros(1, images, config.outputs)]
     return []
 
 
-def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[str, Any]:
+def blank_embeddings(config: ObjectiveConfig, views: int, images: int, width: int) -> Tensor:
+    """Return zeros in place of what the encoder gives to a head, on the CPU."""
+    import torch
+
+    cells = (1, 1) if reads_masks(config) else ()
+    return torch.zeros(views, images, *cells, width)
+
+
+def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[str, Any] | None:
     """Return what `build_mlp` needs to rebuild the projector; of a torus head, that of its angles.
 
+    It is None for a layer that reads maps, as it maps no embedding to a projection.
     `angles` is m where the projector's output is m pairs of numbers, each pair an angle; otherwise it is
     None.
     """
@@ -84,6 +96,8 @@ def describe_projector(config: ObjectiveConfig, turned: Turned | None) -> dict[s
             "norm": config.norm_of_head(turned),
         }
         return mlp | {"width": 2 * config.angles, "angles": config.angles}
+    if reads_masks(config):
+        return None
     if isinstance(config, SupervisedConfig):
         return {"hidden": 1, "layers": 1, "norm": "batch", "width": config.outputs, "angles": None}
     mlp = {"hidden": config.projector.hidden, "layers": config.projector.layers, "norm": "batch"}

@@ -280,9 +280,10 @@ class SupervisedConfig(Section):
     kind: Literal["supervised"]
     """supervised: a linear layer on the embedding predicts labels or numbers, and encoder and layer are
     trained to predict them."""
-    task: Kind = "multiclass"
-    """multiclass: one class for each image; multilabel: labels that may occur together; regression:
-    numbers."""
+    task: Kind | Literal["segmentation"] = "multiclass"
+    """multiclass: one class for each image; multilabel: labels that may occur together; regression: numbers;
+    segmentation: one class for each pixel, from the masks that the images were packed with. Then the linear
+    layer reads the encoder's map: a ViT's patch tokens, or the maps of a ConvNet's last three stages."""
     outputs: PositiveInt
     """Number of classes, labels or columns of numbers; it must agree with the data."""
     val: PathText
@@ -310,6 +311,21 @@ class SupervisedConfig(Section):
     patience: PositiveInt | None = None
     """End after this many checkpoints in a row that were not better on val than the best before them.
     Default: never."""
+
+    @property
+    def segments(self) -> bool:
+        """Whether masks are predicted."""
+        return self.task == "segmentation"
+
+    @property
+    def reads(self) -> str:
+        """The feature set that the linear layer reads, as `pretrain.models.feature_sets` names it."""
+        return "map" if self.segments else self.features
+
+
+def reads_masks(objective: object) -> bool:
+    """Return whether an objective takes the masks of its images."""
+    return isinstance(objective, SupervisedConfig) and objective.segments
 
 
 ObjectiveConfig = Annotated[

@@ -1,4 +1,7 @@
-"""Training with labels: a linear layer predicts classes, labels or numbers from the embedding.
+"""Training with labels: a linear layer predicts classes, labels or numbers from the embedding, or masks.
+
+Masks are predicted from the encoder's map: the layer gives each cell of the image the logits of the classes,
+and these are upsampled bilinearly to the pixels.
 
 The layer is the head's projector, so that checkpoints, evaluations and averages treat it as they treat the
 projectors of other methods.
@@ -8,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_pipeline.dataset.masks import IGNORED
 from pretrain.distributed import sum_together
 from pretrain.methods.base import HeadOutput
 from pretrain.methods.config import SupervisedConfig
 from pretrain.models.config import MLPConfig
+from pretrain.models.feature_sets import upsampled
 from pretrain.models.projector import build_mlp
 
 
@@ -31,20 +36,37 @@ class SupervisedHead(nn.Module):
         """Return the loss of the global batch for embeddings (V, N, D) and targets (1, N, outputs).
 
         Targets are shares of classes, 0s and 1s, or standardised numbers. An image with NaN among them has no
-        target and does not count. In evaluation mode there is no loss.
+        target and does not count. For masks, the embeddings are maps (V, N, h, w, D), and the targets are the
+        classes of pixels (V, N, H, W), `IGNORED` for those that do not count. In evaluation mode there is no
+        loss.
         """
         predicted = self.projector(embeddings).float()
         if not self.training:
             return HeadOutput({}, predicted)
         assert targets is not None, "training with labels needs targets"
+        total, count = (self._of_pixels if self.config.segments else self._of_images)(predicted, targets)
+        total, count = sum_together(total, count)
+        return HeadOutput({"loss": total / count.clamp(min=1e-6)}, predicted.detach())
+
+    def _of_pixels(self, predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the losses of all pixels with a class, and their number."""
+        masks = masks.flatten(0, 1).long()
+        logits = upsampled(predicted.flatten(0, 1), masks.shape[1:])
+        smoothing = self.config.label_smoothing
+        losses = F.cross_entropy(
+            logits, masks, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+        )
+        return losses.sum(), (masks != IGNORED).sum().float()
+
+    def _of_images(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of the weighted losses of all images with a target, and the sum of the weights."""
         known = targets.isfinite().all(-1)
         targets = targets.nan_to_num()
         weight = known.float()
         if self.config.task == "multiclass":
             weight = weight * (targets @ self.class_weight)
         losses = self._losses(predicted, targets.expand_as(predicted))
-        total, count = sum_together((losses * weight).sum(), weight.sum() * len(predicted))
-        return HeadOutput({"loss": total / count.clamp(min=1e-6)}, predicted.detach())
+        return (losses * weight).sum(), weight.sum() * len(predicted)
 
     def _losses(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each view of each image (V, N)."""

@@ -22,7 +22,8 @@ from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
 from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.config import Norm
-from pretrain.models.encoder import create, embedding_width
+from pretrain.models.encoder import create, create_on_meta, embedding_width
+from pretrain.models.feature_sets import FEATURES, MAP
 from pretrain.models.timm_arguments import LONGEST_NAME
 
 DESCRIPTION, TIMM_DESCRIPTION = "encoder.json", "config.json"
@@ -76,7 +77,7 @@ class TorusDescription:
 class SupervisedDescription:
     """What the projector of an encoder that was trained with labels predicts."""
 
-    task: Kind
+    task: Kind | Literal["segmentation"]
     names: list[Annotated[str, Field(max_length=1000)]]
     """Names of the classes or columns."""
     center: list[Finite]
@@ -166,6 +167,18 @@ class EncoderDescription:
             mean=[self.mean[of[name]] if name in of else 0.0 for name in wanted],
             std=[self.std[of[name]] if name in of else 1.0 for name in wanted],
         )
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether the linear layer reads the encoder's map, although the description is that of a vector."""
+        return self.supervised is not None and self.supervised.task == "segmentation"
+
+    def giving_map(self) -> "EncoderDescription":
+        """Return the description of the encoder as it was trained on masks: it gives its map."""
+        kwargs = self.kwargs | {FEATURES: MAP}
+        sizes = [self.image_size]
+        width = embedding_width(create_on_meta(self.name, kwargs), self.name, self.channels, sizes)
+        return dataclasses.replace(self, kwargs=kwargs, embedding_width=width)
 
     @property
     def seen(self) -> str:

@@ -18,7 +18,7 @@ from pretrain.models.batch_norm import synchronize
 from pretrain.models.channel_embedding import EMBEDDING, embed_channels
 from pretrain.models.config import EncoderConfig
 from pretrain.models.drop_path import draw_masks, key_drop_paths
-from pretrain.models.feature_sets import FEATURES, give
+from pretrain.models.feature_sets import FEATURES, MAP, give
 from pretrain.models.several_sizes import PackedViT, pack, unfit
 from pretrain.models.winding_attention import wind
 
@@ -139,17 +139,17 @@ def _turn_off_fixed_dropout(encoder: nn.Module) -> None:
 
 
 def build_encoder(name: str, kwargs: dict[str, Any], seed: int) -> nn.Module:
-    """Build the encoder, images (N, C, H, W) to (N, D), with weights drawn from `seed` alone."""
+    """Build the encoder, images (N, C, H, W) to (N, D) or a map (N, h, w, D); `seed` draws its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create(name, kwargs)
 
 
 def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> int:
-    """Return D of the vector that `encoder`, on the meta device, gives for an image.
+    """Return D of the vector, or of the map, that `encoder`, on the meta device, gives for an image.
 
-    Nothing is computed. An output that is not (N, D), and an encoder that does not take square images of all
-    `sizes`, raise `UserError`.
+    Nothing is computed. An output that is not (N, D), or (N, h, w, D) for a map, and an encoder that does not
+    take square images of all `sizes`, raise `UserError`.
     """
     encoder, width, first = encoder.eval(), 0, 0
     for size in sizes:
@@ -163,12 +163,13 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
                 "use an encoder that takes any size, such as a ViT, ConvNeXt or ResNet"
             ) from None
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        if not isinstance(out, Tensor) or out.ndim != 2 or not out.shape[1]:
+        dimensions = 4 if getattr(encoder, FEATURES, "") == MAP else 2
+        if not isinstance(out, Tensor) or out.ndim != dimensions or not out.shape[-1]:
             raise UserError(
                 f"encoder.name={name} gives {shape} for 2 images, one vector an image is needed, (2, D); "
                 "set encoder.kwargs.global_pool=avg (or token), or use another encoder"
             )
-        width, first = out.shape[1], first or size
+        width, first = out.shape[-1], first or size
     return width
 
 

@@ -5,11 +5,13 @@
     last2, last4 the vectors of the last 2 or 4 blocks, each made like the embedding, concatenated
     stages       mean, then standard deviation, over the pixels of the maps of the last three stages, early to
                  late, if the encoder works in stages of falling resolution, as ConvNets and Swin do
+    map          a vector for each cell of the image, for masks: see `map_of`
 
 `give` makes an encoder return another set than its embedding.
 """
 
 import inspect
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,6 +24,8 @@ from isotorus.errors import UserError
 
 FEATURES = "feature_set"
 """Name of the argument of an encoder that returns another set than its embedding, and of its attribute."""
+MAP = "map"
+"""Name of the feature set that has a vector for each cell of an image."""
 LAYERS = 4
 """Largest number of last blocks whose vectors are concatenated (Caron et al. 2021, arXiv:2104.14294)."""
 STAGES = 3
@@ -31,6 +35,9 @@ STAGES = 3
 def give(encoder: nn.Module, name: str) -> None:
     """Make an encoder return the feature set `name`, in place; raises UserError if it does not have it."""
     depth, stages = count_blocks(encoder), count_stages(encoder)
+    if name == MAP:
+        _give_map(encoder)
+        return
     has = {
         "patch_mean": depth > 0 and getattr(encoder, "global_pool", "") == "token",
         "last2": depth >= 2,
@@ -48,6 +55,26 @@ def give(encoder: nn.Module, name: str) -> None:
 
     # Engines hook this module and checkpoints use its names, so it has to stay, with another `forward`.
     encoder.__class__ = type(type(encoder).__name__, (type(encoder),), {"forward": forward, FEATURES: name})
+
+
+def _give_map(encoder: nn.Module) -> None:
+    """Make an encoder return its map (N, h, w, D), in place; raises UserError if it has none."""
+    if not hasattr(encoder, "forward_intermediates"):
+        raise UserError(
+            f"a {type(encoder).__name__} gives no patch tokens and no maps (forward_intermediates of timm), "
+            "which masks are predicted from; use an encoder such as a ViT, ConvNeXt or ResNet"
+        )
+
+    def forward(self: nn.Module, images: Tensor) -> Tensor:
+        """Return the map (N, h, w, D) of images (N, C, H, W)."""
+        return map_of(self, images, STAGES).movedim(1, -1)
+
+    encoder.__class__ = type(type(encoder).__name__, (type(encoder),), {"forward": forward, FEATURES: MAP})
+
+
+def upsampled(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (N, h, w, K) of logits as (N, K, height, width), bilinearly interpolated."""
+    return F.interpolate(maps.movedim(-1, 1), size=tuple(size), mode="bilinear")
 
 
 def freeze_unread(encoder: nn.Module, channels: int, size: int) -> None:

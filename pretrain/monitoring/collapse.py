@@ -39,7 +39,7 @@ def measure(head: nn.Module, result: StepResult, step: int) -> Measured:
     for the target distribution. `aliased` is the share of projections that the quadrature's grid mistakes for
     smaller ones.
     """
-    embeddings = result.embeddings.flatten(0, 1).float()
+    embeddings = result.embeddings.flatten(0, -2).float()
     matrix, count, squares = covariance_and_sums(embeddings, embeddings.square().sum())
     std = matrix.diagonal().clamp(min=0).sqrt()
     scalars = {

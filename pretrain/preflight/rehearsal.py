@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from isotorus.errors import UserError
 from pretrain.config import Config
-from pretrain.methods import build_head, inputs_beside
+from pretrain.methods import blank_embeddings, build_head, inputs_beside
 from pretrain.methods.config import ObjectiveConfig, Turned
 from pretrain.models.encoder import ViewEncoder, create_on_meta
 from pretrain.models.repeated import with_few_blocks
@@ -131,7 +131,7 @@ def _loss_of_zeros(
     head = build_head(config, width, n_global, 0, turned)
     beside = inputs_beside(config, n_global, views, images, turned)
     with torch.no_grad():
-        head(torch.zeros(views, images, width), 0, *beside)
+        head(blank_embeddings(config, views, images, width), 0, *beside)
 
 
 def _first_line(error: Exception) -> str:
