@@ -21,7 +21,7 @@ from pretrain.config import Config
 from pretrain.distributed import rank, world_size
 from pretrain.engines import Engine
 from pretrain.methods import build_head, takes_actions
-from pretrain.methods.config import HEAD_FILE, SupervisedConfig, Turned
+from pretrain.methods.config import HEAD_FILE, SupervisedConfig, Turned, reads_masks
 from pretrain.models.encoder import build_encoder
 from pretrain.models.feature_sets import freeze_unread
 from pretrain.models.frozen import freeze
@@ -171,6 +171,7 @@ def load_batches(config: Config, sources: Sources, first: int) -> Generator[Batc
         world_size=world_size(),
         start_step=first,
         workers=config.data.workers,
+        masks=reads_masks(config.objective),
     )
     return iter(loader)
 

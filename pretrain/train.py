@@ -136,7 +136,8 @@ def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.devic
     if takes_actions(config.objective, config.views):
         beside = to_device(torch.cat(batch.actions), device)
     if isinstance(config.objective, SupervisedConfig) and inputs.task:
-        beside = to_device(torch.from_numpy(inputs.task.targets[batch.indices])[None], device)
+        targets = torch.from_numpy(inputs.task.targets[batch.indices])[None]
+        beside = to_device(batch.masks[0] if batch.masks else targets, device)
         if mixes(config.objective):
             place = config.objective, config.seed, batch.step, mine.start
             mixed, targets = mix(views[0][0], beside[0], *place)

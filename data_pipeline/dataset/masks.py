@@ -7,6 +7,7 @@ in tars that others made.
 
 import io
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,38 @@ def read(dataset: Dataset, i: int) -> NDArray[np.uint8] | None:
             raise Corrupt(f"the mask of sample {dataset.name(i)} has values above {IGNORED}")
         return mask.astype(np.uint8)
     return None
+
+
+class Found(NamedTuple):
+    """The masks of a data set."""
+
+    known: NDArray[np.bool_]
+    """Which samples (n,) have a mask."""
+    classes: list[int]
+    """The numbers of the classes that occur."""
+
+
+LOOKED_AT = 64
+"""Number of samples in which masks are looked for if dataset.json names none; tars from elsewhere may hold
+some."""
+
+
+def find(dataset: Dataset) -> Found:
+    """Find out which samples have a mask; raises `UserError` for a mask that cannot be read.
+
+    Masks are read unless dataset.json says that every image has one.
+    """
+    facts, count = dataset.description.masks, len(dataset)
+    if facts is not None and facts.images == count:
+        return Found(np.ones(count, bool), facts.classes)
+    known, present = np.zeros(count, bool), np.zeros(IGNORED + 1, bool)
+    for i in range(count):
+        if facts is None and i == LOOKED_AT and not known.any():
+            break
+        if (mask := read(dataset, i)) is not None:
+            known[i] = True
+            present[mask] = True
+    return Found(known, np.flatnonzero(present[:IGNORED]).tolist())
 
 
 def decode(data: bytes, height: int, width: int) -> NDArray[np.uint16]:

@@ -12,10 +12,6 @@ from data_pipeline.transforms.physical import Scales, Square
 from data_pipeline.transforms.views import center_mask
 from eval_suite import progress
 
-LOOKED_AT = 64
-"""Number of samples in which masks are looked for if dataset.json names none; tars from elsewhere may hold
-some."""
-
 
 class MaskMaps(NamedTuple):
     """The masks of those samples that have one."""
@@ -35,7 +31,8 @@ def extract(dataset: Dataset, size: int, square: Square | None, file: Path) -> M
     Raises UserError for masks that cannot be read.
     """
     known = dataset.description.masks is not None
-    if not known and all(masks.read(dataset, i) is None for i in range(min(LOOKED_AT, len(dataset)))):
+    first = range(min(masks.LOOKED_AT, len(dataset)))
+    if not known and all(masks.read(dataset, i) is None for i in first):
         return MaskMaps(np.zeros((0, size, size), np.uint8), np.zeros(0, np.int64))
     scales = square and Scales(dataset, square.unit)
     whole = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(dataset), size, size))

@@ -14,6 +14,7 @@ from pretrain.models.frozen import check_frozen
 from pretrain.models.lora import check_adapters
 from pretrain.models.repeated import with_few_blocks
 from pretrain.preflight.rehearsal import rehearse
+from pretrain.supervised.masks import check_views_of_masks
 from pretrain.supervised.mixing import check_mixing
 
 
@@ -54,8 +55,8 @@ def check_model(config: Config, world_size: int) -> Model:
     _refuse_by_name(config)
     channels, named = config.data.channel_count, config.data.channel_names is not None
     kwargs = timm_kwargs(config.encoder, config.views.global_size, channels, named=named)
-    if isinstance(config.objective, SupervisedConfig) and config.objective.features != "embedding":
-        kwargs |= {FEATURES: config.objective.features}
+    if isinstance(config.objective, SupervisedConfig) and config.objective.reads != "embedding":
+        kwargs |= {FEATURES: config.objective.reads}
     encoder: Any = create_on_meta(config.encoder.name, kwargs)
     patch = patch_size(encoder)
     sizes = {f"views.{r.kind}_size": r.size for r in config.views.resolutions()}
@@ -90,6 +91,7 @@ def check_ranks(config: Config, model: Model, world_size: int) -> None:
         )
     if isinstance(config.objective, SupervisedConfig):
         check_mixing(config, config.objective, world_size)
+        check_views_of_masks(config, config.objective)
         if config.objective.head_steps and config.engine.kind == "deepspeed":
             raise UserError(
                 "objective.head_steps has not been tried with engine.kind=deepspeed; use engine.kind=ddp or "

@@ -13,6 +13,7 @@ from pretrain.checkpoint import store
 from pretrain.checkpoint.mirror.address import without_cache
 from pretrain.config import Config, flatten
 from pretrain.methods.config import ObjectiveConfig
+from pretrain.models.feature_sets import FEATURES, MAP
 from pretrain.preflight.inputs import RunInputs
 
 
@@ -24,11 +25,12 @@ def check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             "choose another name, or resume=auto"
         )
     saved = store.describe(newest)
-    if (saved["name"], saved["kwargs"]) != (config.encoder.name, inputs.encoder_kwargs):
+    # What predicts masks is described as a plain encoder, see `encoder_json`.
+    kwargs = {key: x for key, x in inputs.encoder_kwargs.items() if (key, x) != (FEATURES, MAP)}
+    if (saved["name"], saved["kwargs"]) != (config.encoder.name, kwargs):
         raise UserError(
             f"{newest} is of another architecture, {saved['name']} {saved['kwargs']}, than the "
-            f"configuration's {config.encoder.name} {inputs.encoder_kwargs}; choose another name or the old "
-            "encoder"
+            f"configuration's {config.encoder.name} {kwargs}; choose another name or the old encoder"
         )
     before, now = saved["config"], config.model_dump(mode="json")
     if now["average"]["momentum"] is not None and before.get("average", {}).get("momentum") is None:

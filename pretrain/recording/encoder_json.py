@@ -6,17 +6,20 @@ from data_pipeline.transforms.physical import whole_square
 from pretrain.config import Config
 from pretrain.methods import describe_projector
 from pretrain.methods.config import TorusConfig, Turned
+from pretrain.models.encoder import create_on_meta, embedding_width
+from pretrain.models.feature_sets import FEATURES, MAP
 from pretrain.preflight.inputs import RunInputs
 
 
 def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
     """Return encoder.json without the key `step`, which `pretrain.checkpoint.store` adds."""
     square = whole_square(config.views)
+    kwargs, width = plain(config, inputs)
     return {
         "format": 1,
         "name": config.encoder.name,
-        "kwargs": inputs.encoder_kwargs,
-        "embedding_width": inputs.embedding_width,
+        "kwargs": kwargs,
+        "embedding_width": width,
         "image_size": config.views.whole_side,
         "channels": config.data.channel_count,
         "channel_names": config.data.channel_names,
@@ -35,6 +38,20 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
         "warm_start": inputs.warm_start and inputs.warm_start._asdict(),
         "config": config.model_dump(mode="json"),
     }
+
+
+def plain(config: Config, inputs: RunInputs) -> tuple[dict[str, Any], int]:
+    """Return the arguments and the embedding's width of the encoder as it is described.
+
+    An encoder that gives a map in training is described as timm's, which gives a vector: all that reads a
+    checkpoint takes one, and what predicts masks finds the map itself.
+    """
+    kwargs, name = inputs.encoder_kwargs, config.encoder.name
+    if kwargs.get(FEATURES) != MAP:
+        return kwargs, inputs.embedding_width
+    kwargs = {key: x for key, x in kwargs.items() if key != FEATURES}
+    sizes = [config.views.whole_side]
+    return kwargs, embedding_width(create_on_meta(name, kwargs), name, config.data.channel_count, sizes)
 
 
 def _torus(config: Config) -> dict[str, Any] | None:

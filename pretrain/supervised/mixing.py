@@ -25,9 +25,10 @@ def check_mixing(config: Config, objective: SupervisedConfig, world_size: int) -
     """Raise UserError unless all images of a rank form pairs, and there are classes to mix."""
     if not mixes(objective):
         return
-    if objective.task == "regression":
+    if objective.task in ("regression", "segmentation"):
         raise UserError(
-            "objective.mixup and cutmix mix classes or labels, and the task is regression; set both to 0"
+            f"objective.mixup and cutmix mix classes or labels of images, and the task is {objective.task}; "
+            "set both to 0"
         )
     resolutions = config.views.resolutions()
     if len(resolutions) > 1 or resolutions[0].views > 1:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from data_pipeline.targets.targets import Targets, aligned, fingerprint, load_ta
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.supervised.masks import fingerprint as fingerprint_of_masks
+from pretrain.supervised.masks import read_masks
 
 _CHOICE = 0x1ABE1
 """Stream of the random numbers that choose labelled images for `TargetsConfig.labels`."""
@@ -25,11 +27,14 @@ _CHOICE = 0x1ABE1
 class Task:
     """The targets of a run's images, in the order of the concatenated data sets, and of val."""
 
-    kind: Kind
+    kind: Kind | Literal["segmentation"]
     names: list[str]
     """Names of the classes or columns."""
     targets: NDArray[np.float32]
-    """One-hot classes, 0s and 1s, or standardised numbers (n, outputs); NaN for images without a target."""
+    """One-hot classes, 0s and 1s, or standardised numbers (n, outputs); NaN for images without a target.
+    (n, 0) where masks are predicted, which the loader reads with the images."""
+    known: NDArray[np.bool_]
+    """Which images (n,) have a target, and are trained on."""
     class_weight: NDArray[np.float32]
     """Weight of an image of each class (outputs,) in the loss."""
     center: NDArray[np.float64]
@@ -40,14 +45,9 @@ class Task:
     val_rows: NDArray[np.int64]
     """The samples of val that have a target."""
     val_y: NDArray[Any]
-    """Their targets, as in `Targets.values`."""
+    """Their targets, as in `Targets.values`; (n, 0) for masks."""
     fingerprint: str
     """A hash of all targets."""
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """Which images (n,) have a target."""
-        return np.asarray(np.isfinite(self.targets).all(axis=1))
 
     def describe(self) -> dict[str, Any]:
         """Return the entry `supervised` of encoder.json."""
@@ -56,6 +56,8 @@ class Task:
 
     def in_units(self, predicted: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return predictions of standardised numbers (n, outputs) as numbers; others as they are."""
+        if self.kind != "regression":
+            return predicted.astype(np.float64)
         return predicted.astype(np.float64) * self.scale + self.center
 
 
@@ -78,16 +80,14 @@ def read_task(
             f"{channels}; name data sets with the same channels"
         )
     sets = {f"train-{i}": dataset for i, dataset in enumerate(datasets)} | {"val": val}
+    if config.segments:
+        return _of_masks(config, sets)
+    assert config.task != "segmentation"
     found = read_targets(config.targets, config.task, sets)
     train = some(_joined([found[name] for name in sets if name != "val"]), config.targets)
     check_targets({"train": train, "val": found["val"]})
     names = train.names
-    if len(names) != config.outputs:
-        raise UserError(
-            f"objective.outputs={config.outputs}, but train and val have {len(names)} "
-            f"{'classes' if config.task == 'multiclass' else 'columns'} ({', '.join(names[:5])}); use "
-            f"objective.outputs={len(names)}"
-        )
+    _check_outputs(config, names)
     outputs = len(names)
     center, scale, weight = np.zeros(outputs), np.ones(outputs), np.ones(outputs)
     if config.task == "multiclass":
@@ -107,6 +107,7 @@ def read_task(
         kind=config.task,
         names=names,
         targets=values.astype(np.float32),
+        known=train.known,
         class_weight=weight.astype(np.float32),
         center=center,
         scale=scale,
@@ -115,6 +116,46 @@ def read_task(
         val_y=judged.values[judged.known],
         fingerprint=f"{fingerprint(train)}-{fingerprint(judged)}",
     )
+
+
+def _of_masks(config: SupervisedConfig, sets: dict[str, Dataset]) -> Task:
+    """Return the task of predicting the masks of data sets; raises UserError for masks that are unfit."""
+    names, known = read_masks(sets)
+    _check_outputs(config, names)
+    trained = chosen_of(np.concatenate([of for name, of in known.items() if name != "val"]), config.targets)
+    parts = np.split(trained, np.cumsum([len(sets[name]) for name in known if name != "val"])[:-1])
+    used = dict(zip(known, parts, strict=False)) | {"val": known["val"]}
+    val_rows, outputs = np.flatnonzero(known["val"]), len(names)
+    prints = [fingerprint_of_masks(sets[name], names, of) for name, of in used.items()]
+    return Task(
+        kind="segmentation",
+        names=names,
+        targets=np.zeros((len(trained), 0), np.float32),
+        known=trained,
+        class_weight=np.ones(outputs, np.float32),
+        center=np.zeros(outputs),
+        scale=np.ones(outputs),
+        val=sets["val"],
+        val_rows=val_rows,
+        val_y=np.zeros((len(val_rows), 0)),
+        fingerprint=f"{'.'.join(prints[:-1])}-{prints[-1]}",
+    )
+
+
+def _check_outputs(config: SupervisedConfig, names: list[str]) -> None:
+    """Raise UserError unless the configuration has an output for each class or column."""
+    if len(names) != config.outputs:
+        raise UserError(
+            f"objective.outputs={config.outputs}, but train and val have {len(names)} "
+            f"{'columns' if config.task in ('multilabel', 'regression') else 'classes'} "
+            f"({', '.join(names[:5])}); use objective.outputs={len(names)}"
+        )
+
+
+def chosen_of(known: NDArray[np.bool_], of: TargetsConfig) -> NDArray[np.bool_]:
+    """Return which of the images with a mask (n,) are used: `of.labels` of them, or all."""
+    rows = generator(of.seed, _CHOICE).permutation(np.flatnonzero(known))
+    return known if of.labels is None else np.isin(np.arange(len(known)), rows[: of.labels])
 
 
 def read_targets(of: TargetsConfig, kind: Kind | None, sets: dict[str, Dataset]) -> dict[str, Targets]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,18 @@ from sklearn.metrics import r2_score, recall_score, roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.dataset import masks
 from data_pipeline.dataset.channel_names import Placement, placed
+from data_pipeline.targets.mask_scores import Counts, count, mean_iou
 from data_pipeline.transforms.augment import normalised
-from data_pipeline.transforms.physical import Scales, whole_square
-from data_pipeline.transforms.views import center_view
+from data_pipeline.transforms.physical import Scales, Spacing, whole_square
+from data_pipeline.transforms.views import center_mask, center_view
 from isotorus.device import to_device
 from isotorus.errors import UserError
 from pretrain.distributed import rank, stack_of_ranks, world_size
 from pretrain.engines import Engine
 from pretrain.methods.config import SupervisedConfig
+from pretrain.models.feature_sets import upsampled
 from pretrain.supervised.task import Task
 
 if TYPE_CHECKING:  # both modules depend on this room
@@ -31,8 +34,24 @@ if TYPE_CHECKING:  # both modules depend on this room
 
 log = logging.getLogger(__name__)
 
-SCORES = {"multiclass": "balanced_accuracy", "multilabel": "auroc", "regression": "r2"}
+SCORES = {
+    "multiclass": "balanced_accuracy",
+    "multilabel": "auroc",
+    "regression": "r2",
+    "segmentation": "miou",
+}
 """The score that chooses the best checkpoint, by task; larger is better."""
+
+
+class Seen(NamedTuple):
+    """What is scored on val, of one sample or of a batch (b, …)."""
+
+    view: Tensor
+    """The centred view, as integers (C, S, S)."""
+    mask: Tensor
+    """Its mask, uint8 (S, S); (0,) where masks are not predicted."""
+
+
 _KEPT = 2**28
 """Largest size in bytes of decoded images of val that stay in memory for the next checkpoint."""
 
@@ -89,18 +108,22 @@ class Validation:
 
     @torch.no_grad()
     def _predict(self) -> NDArray[np.float64]:
-        """Return predictions (n, outputs) for the samples of val that have a target, on all ranks."""
+        """Return predictions (n, outputs) for the samples of val that have a target, on all ranks.
+
+        For masks, they are the numbers of pixels (n, 3 · classes) of `mask_scores.Counts`.
+        """
         networks, device = self.engine.networks, self.engine.device
         present = None if self.placement is None else self.placement.mask(device)
         predicted = []
         networks.eval()
         try:
-            for pixels in self._batches():
+            for pixels, truth in self._batches():
                 images = to_device(pixels, device).float() / torch.iinfo(pixels.dtype).max
                 images = normalised(images, self.inputs.mean, self.inputs.std, present)
                 keys = torch.zeros(1, len(images), dtype=torch.int64, device=device)
                 embeddings = self.engine.encode([images[None]], keys)
-                predicted.append(self.engine.head(embeddings, 0, None).projections[0])
+                outputs = self.engine.head(embeddings, 0, None).projections[0]
+                predicted.append(counted(outputs, truth) if self.objective.segments else outputs)
                 self.progress()
         finally:
             networks.train()
@@ -108,17 +131,18 @@ class Validation:
         flat = of_ranks.transpose(0, 1).flatten(0, 2)[: len(self.task.val_rows)]
         return self.task.in_units(flat.cpu().numpy())
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Yield this rank's centred views of val, as integers (b, C, S, S); all ranks have as many."""
+    def _batches(self) -> Iterator[Seen]:
+        """Yield this rank's centred views of val and their masks; all ranks have as many."""
         channels, size = self.config.data.channel_count, self.config.views.whole_side
-        bytes_ = len(self.task.val_rows) * channels * size**2 * self.task.val.depth // 8
+        of_pixel = channels * self.task.val.depth // 8 + self.objective.segments
+        bytes_ = len(self.task.val_rows) * size**2 * of_pixel
         yield from self._kept if bytes_ <= _KEPT else self._read()
 
     @functools.cached_property
-    def _kept(self) -> list[Tensor]:
+    def _kept(self) -> list[Seen]:
         return list(self._read())
 
-    def _read(self) -> Iterator[Tensor]:
+    def _read(self) -> Iterator[Seen]:
         samples = self._mine()
         views = _CentredViews(self.task, samples, self.config, self.placement)
         workers = self.config.data.workers if len(samples) > 4 * self._together else 0
@@ -140,13 +164,14 @@ class Validation:
         return padded.reshape(-1, world_size(), self._together)[:, rank()].reshape(-1)
 
 
-class _CentredViews(Dataset[Tensor | str]):
+class _CentredViews(Dataset[Seen | str]):
     """The centred square of each sample, as evaluations see it; of a damaged one, what is wrong."""
 
     def __init__(
         self, task: Task, samples: NDArray[np.int64], config: Config, placement: Placement | None
     ) -> None:
         self.val, self.samples, self.placement = task.val, samples, placement
+        self.with_masks = task.kind == "segmentation"
         self.channels, self.size = config.data.channel_count, config.views.whole_side
         self.square = whole_square(config.views)
         self.scales = self.square and Scales(task.val, self.square.unit)
@@ -154,21 +179,46 @@ class _CentredViews(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, i: int) -> Tensor | str:
+    def __getitem__(self, i: int) -> Seen | str:
         sample = int(self.samples[i])
         try:
             own = self.placement.own if self.placement else self.channels
             pixels = self.val.pixels(sample, own, self.val.depth)
             spacing = self.scales.of(sample) if self.scales else None
             view = center_view(pixels, self.size, self.square, spacing)
-            return self.placement.spread(view) if self.placement else view
+            mask = torch.from_numpy(self._mask(sample, spacing))
+            return Seen(self.placement.spread(view) if self.placement else view, mask)
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
 
+    def _mask(self, sample: int, spacing: Spacing | None) -> NDArray[np.uint8]:
+        """Return the mask of a view, (0,) where masks are not predicted."""
+        if not self.with_masks:
+            return np.zeros(0, np.uint8)
+        mask = masks.read(self.val, sample)
+        if mask is None:
+            return np.full((self.size, self.size), masks.IGNORED, np.uint8)
+        return center_mask(mask, self.size, self.square, spacing)
 
-def _collate(items: list[Tensor | str]) -> Tensor | str:
-    """Stack the views of a batch, or return the first message."""
-    return next((item for item in items if isinstance(item, str)), None) or torch.stack(items)  # type: ignore[arg-type]
+
+def _collate(items: list[Seen | str]) -> Seen | str:
+    """Stack the views of a batch and their masks, or return the first message."""
+    seen: list[Seen] = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        seen.append(item)
+    return Seen(*(torch.stack(parts) for parts in zip(*seen, strict=True)))
+
+
+def counted(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the numbers of pixels of `Counts`, flat (b, 3 · classes), for logits (b, h, w, classes).
+
+    The logits are those of the cells of images; they are upsampled to the masks `truth` (b, S, S).
+    """
+    predicted = upsampled(logits, truth.shape[1:]).argmax(1).cpu().numpy()
+    counts = count(truth.numpy(), predicted, logits.shape[-1])
+    return torch.from_numpy(np.concatenate(counts, axis=1)).to(logits.device)
 
 
 def score(task: str, y: NDArray[Any], predicted: NDArray[np.floating]) -> float:
@@ -179,6 +229,8 @@ def score(task: str, y: NDArray[Any], predicted: NDArray[np.floating]) -> float:
     predicted = np.nan_to_num(predicted)
     if task == "multiclass":
         return float(recall_score(y, predicted.argmax(1), labels=np.unique(y), average="macro"))
+    if task == "segmentation":
+        return float(mean_iou(Counts(*np.split(predicted.astype(np.int64), 3, axis=1)))[0])
     if task == "multilabel":
         both = [c for c in range(y.shape[1]) if 0 < y[:, c].mean() < 1]
         return float(np.mean([roc_auc_score(y[:, c], predicted[:, c]) for c in both]))
