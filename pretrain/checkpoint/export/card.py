@@ -60,8 +60,8 @@ def write(
 def _front_matter(trained: Trained, format: Format) -> str:
     """Return the YAML block that the hub reads."""
     supervised = trained.described.supervised
-    classifies = supervised is not None and supervised.task == "multiclass"
-    does = "image-classification" if classifies else "image-feature-extraction"
+    tasks = {"multiclass": "image-classification", "segmentation": "image-segmentation"}
+    does = tasks.get(supervised.task if supervised else "", "image-feature-extraction")
     values = {
         "library_name": _LIBRARIES[format],
         "pipeline_tag": does,
@@ -76,10 +76,12 @@ def _what(trained: Trained, format: Format, checked: str) -> str:
     kind = _text(described.config, "objective", "kind")
     by = f" with the objective {plain(kind)}" if kind else ""
     learned = "trained with labels" if described.supervised else f"pretrained without labels{by}"
+    learned = "trained on masks" if described.predicts_masks else learned
+    each = "each cell of an image" if described.predicts_masks else "an image"
     weights = "averaged weights" if "average" in Path(trained.weights.file).name else "weights"
     said = (
         f"# {_heading(trained.name)}\n\n"
-        f"An encoder that maps an image to a vector of {described.embedding_width} numbers: "
+        f"An encoder that maps {each} to a vector of {described.embedding_width} numbers: "
         f"{plain(described.name)} with {parameters:,} parameters, {learned} by "
         f"Isotorus. These are the {weights} of step {described.step:,}, as {_FORMATS[format]}.\n"
     )
@@ -95,6 +97,8 @@ def _predicts(supervised: SupervisedDescription, format: Format) -> str:
     gives = {
         "multiclass": f"It has a classifier, whose outputs are the logits of {count} classes: {names}",
         "multilabel": f"It has a classifier, whose outputs are the logits of {count} labels: {names}",
+        "segmentation": "It has a linear layer on the cells, whose outputs are upsampled to the logits of "
+        f"{count} classes for each pixel, (N, {count}, height, width): {names}",
         "regression": f"It has a last layer, whose {count} outputs are numbers in their units: {names}",
     }[supervised.task]
     alone = " With `num_classes=0`, `timm.create_model` gives the vector instead." if format == "timm" else ""

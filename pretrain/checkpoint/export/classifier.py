@@ -22,6 +22,11 @@ def with_classifier(trained: Trained) -> tuple[dict[str, Any], dict[str, Tensor]
     """
     described = trained.described.supervised
     assert described is not None
+    if trained.described.predicts_masks:
+        raise UserError(
+            f"{trained.folder} predicts masks, and timm has no models that do; use --format onnx, torch or "
+            "mlflow, or --without-head for the encoder alone"
+        )
     if read := trained.described.kwargs.get(FEATURES):
         raise UserError(
             f"the linear layer of {trained.folder} reads the feature set {read}, and a classifier of timm "

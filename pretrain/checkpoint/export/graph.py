@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.trained import Trained
 from pretrain.models.encoder import patch_size
+from pretrain.models.feature_sets import upsampled
 
 INPUT = "image"
 """Name of the graph's input."""
@@ -27,23 +28,29 @@ BATCHES = (1, 3)
 class FromPixels(nn.Module):
     """An encoder that takes pixels in [0, 1], (N, C, H, W) in float32, and returns vectors (N, D).
 
-    After training with labels it returns the outputs of the layer on it.
+    After training with labels it returns the outputs of the layer on it, and after training on masks the
+    logits of the classes of all pixels (N, classes, H, W).
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, encoder: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        masks: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.masks = encoder, head, masks
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         output: Tensor = self.head(self.encoder((image - self.mean) / self.std))
-        return output
+        return upsampled(output, image.shape[2:]) if self.masks else output
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ def trace(trained: Trained) -> Graph:
     Raises UserError, naming the module, if it cannot be traced.
     """
     described = trained.described
-    model = FromPixels(trained.encoder(), trained.head(), described.mean, described.std).eval()
+    masks = described.predicts_masks
+    model = FromPixels(trained.encoder(), trained.head(), described.mean, described.std, masks).eval()
     size, multiple = described.image_size, patch_size(trained.on_meta)
     step = multiple if multiple > 1 else 5  # an odd size, as halving may depend on it
     for sizes in ((size, size + step, 2 * size), (size,)):

@@ -50,13 +50,14 @@ def write(graph: Graph, folder: Path) -> str:
     shape = tuple(-1 if isinstance(size, str) else size for size in graph.shape)
     # Black, as MLflow keeps it as text, where each random number would take four times as much room.
     example = np.zeros((2, *graph.images(graph.sizes[0], 1).shape[1:]), np.float32)
-    width = graph.model(torch.from_numpy(example)).shape[1]
+    classes, *sides = graph.model(torch.from_numpy(example)).shape[1:]
+    sides = shape[2:] if sides else ()  # a mask has the sides of its image
     mlflow.pytorch.save_model(
         graph.model,
         folder,
         signature=ModelSignature(
             inputs=Schema([TensorSpec(np.dtype(np.float32), shape)]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes, *sides))]),
         ),
         input_example=example,
         serialization_format="pt2",

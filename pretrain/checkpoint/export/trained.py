@@ -168,6 +168,7 @@ def read(given: Path, channels: Sequence[str] | None = None) -> Trained:
                 f"{folder} is damaged: {found}; copy it again, or export another checkpoint of the run"
             )
     described = describe(folder / DESCRIPTION)
+    described = described.giving_map() if described.predicts_masks else described
     known = described.channel_names or []
     if not described.finds_by_name:
         if channels is not None:
