@@ -43,6 +43,65 @@ class Masked(NamedTuple):
     """Group of each image (n,), such as a patient; None if no groups are known."""
 
 
+class Fit(NamedTuple):
+    """The probe at every L2 strength."""
+
+    l2: list[float]
+    layers: list[tuple[Tensor, Tensor]]
+    """Weight (d, columns) and bias (columns,) for standardised tokens; two classes have one column."""
+    on_val: list[float]
+    """mIoU on val."""
+    present: NDArray[np.int64]
+    """The classes that train has: that of each column."""
+    scale: tuple[Tensor, Tensor]
+    """Mean and standard deviation (d,) of the tokens of train."""
+    converged: bool
+
+    @property
+    def best(self) -> int:
+        """The place of the strength that is best on val, the largest among equals."""
+        return max(range(len(self.l2)), key=lambda i: (self.on_val[i], i))
+
+    def linear(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Return weight (classes, d) and bias (classes,) of the best layer, for tokens as they are.
+
+        The logit of a class that train lacks is that of the least likely class at the mean of the tokens.
+        """
+        columns, bias = (x.double().cpu() for x in self.layers[self.best])
+        if columns.shape[1] == 1:
+            columns, bias = F.pad(columns, (1, 0)), F.pad(bias, (1, 0))
+        mean, deviation = (x.double() for x in self.scale)
+        weight = torch.zeros(classes, len(mean), dtype=torch.float64)
+        shift = bias.min().expand(classes).clone()
+        weight[self.present] = columns.T / deviation
+        shift[self.present] = bias - weight[self.present] @ mean
+        return weight, shift
+
+
+def fit(
+    train: Masked, val: Masked, classes: int, l2: Sequence[float], seed: int, device: str | torch.device
+) -> Fit:
+    """Fit at every strength, and score on val; raises Unmeasurable if train has fewer than two classes."""
+    present = np.flatnonzero(pixels_of(train)[:IGNORED])
+    if len(present) < 2:
+        raise Unmeasurable(
+            f"the masks of train hold fewer than two classes, since {IGNORED} means 'not labelled'; where "
+            f"{IGNORED} is an object, pack with --mask-classes 0=background,{IGNORED}=object"
+        )
+    scale = moments(train.images)
+    x, y, weight = (part.to(device) for part in _cells(train, scale, present, seed))
+    grid = sorted(l2)
+    solution = logistic.solve(x, y, grid, weight, len(present), tolerance=1e-6)  # that of float32
+    layers = list(zip(solution.weight, solution.bias, strict=True))
+    on_val = [float(mean_iou(of)[0]) for of in _counted(val, layers, present, classes, scale)]
+    return Fit(grid, layers, on_val, present, scale, bool(solution.converged.all()))
+
+
+def pixels_of(split: Masked) -> NDArray[np.int64]:
+    """Return the number of pixels of each value of the masks (256,)."""
+    return np.sum([np.bincount(mask.ravel(), minlength=IGNORED + 1) for mask in split.images.y], axis=0)
+
+
 def segmentation_probe(
     train: Masked,
     val: Masked,
@@ -60,45 +119,44 @@ def segmentation_probe(
     occur in the masks of test; its 95 % interval is that of `resamples` draws of images, or of whole groups.
     Returns the results and the estimate of mIoU. Raises Unmeasurable if train has fewer than two classes.
     """
-    of_images = [np.bincount(mask.ravel(), minlength=IGNORED + 1) for mask in train.images.y]
-    pixels = np.sum(of_images, axis=0)
-    present = np.flatnonzero(pixels[:IGNORED])
-    if len(present) < 2:
-        raise Unmeasurable(
-            f"the masks of train hold fewer than two classes, since {IGNORED} means 'not labelled'; where "
-            f"{IGNORED} is an object, pack with --mask-classes 0=background,{IGNORED}=object"
-        )
     classes = 1 + max(
         int(max(mask[mask < IGNORED].max(initial=0) for mask in split.images.y))
         for split in (train, val, test)
     )
-    scale = moments(train.images)
-    x, y, weight = (part.to(device) for part in _cells(train, scale, present, seed))
-    grid = sorted(l2)
-    solution = logistic.solve(x, y, grid, weight, len(present), tolerance=1e-6)  # that of float32
-    layers = list(zip(solution.weight, solution.bias, strict=True))
-    on_val = [mean_iou(of)[0] for of in _counted(val, layers, present, classes, scale)]
-    best = max(range(len(grid)), key=lambda i: (on_val[i], i))
-    (counts,) = _counted(test, layers[best : best + 1], present, classes, scale)
-    drawn = over_all(len(counts.true), resamples, seed, test.groups)
-    estimate = Estimate(float(mean_iou(counts)[0]), mean_iou(counts, drawn))
-    most = int(pixels[:IGNORED].argmax())
-    name = dict(enumerate(names))
-    shares = counts.true.sum(axis=0) / counts.true.sum()
-    found = {
-        "miou": estimate.value,
-        "miou_interval": estimate.interval(),
-        "l2": grid[best],
-        "val": [{"l2": strength, "miou": float(of)} for strength, of in zip(grid, on_val, strict=True)],
-        "converged": bool(solution.converged.all()),
-        "per_class": [
-            {"name": name.get(i, str(i)), "iou": float(of), "share": float(shares[i])}
-            for i, of in enumerate(iou(counts)[0])
-            if not np.isnan(of)
-        ],
-        "majority": {"name": name.get(most, str(most)), "miou": of_constant(counts, most)},
+    fitted = fit(train, val, classes, l2, seed, device)
+    best = fitted.best
+    (counts,) = _counted(test, fitted.layers[best : best + 1], fitted.present, classes, fitted.scale)
+    most = int(pixels_of(train)[:IGNORED].argmax())
+    found, estimates = of_counts(counts, names, test.groups, resamples, seed)
+    tried = zip(fitted.l2, fitted.on_val, strict=True)
+    return {
+        **found,
+        "l2": fitted.l2[best],
+        "val": [{"l2": strength, "miou": of} for strength, of in tried],
+        "converged": fitted.converged,
+        "majority": {"name": dict(enumerate(names)).get(most, str(most)), "miou": of_constant(counts, most)},
         "images": [len(split.images.y) for split in (train, val, test)],
-    }
+    }, estimates
+
+
+def of_counts(
+    counts: Counts, names: Sequence[str], groups: Groups, resamples: int, seed: int
+) -> tuple[dict[str, Any], Estimates]:
+    """Return `miou` with its interval and a row for each class, for the counts of images; and the estimate.
+
+    `names` and `groups` are as for `segmentation_probe`.
+    """
+    estimate = Estimate(
+        float(mean_iou(counts)[0]),
+        mean_iou(counts, over_all(len(counts.true), resamples, seed, groups)),
+    )
+    name, shares = dict(enumerate(names)), counts.true.sum(axis=0) / counts.true.sum()
+    per_class = [
+        {"name": name.get(i, str(i)), "iou": float(of), "share": float(shares[i])}
+        for i, of in enumerate(iou(counts)[0])
+        if not np.isnan(of)
+    ]
+    found = {"miou": estimate.value, "miou_interval": estimate.interval(), "per_class": per_class}
     return found, {"miou": estimate}
 
 
