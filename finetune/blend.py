@@ -20,8 +20,8 @@ from eval_suite.features.feature_sets import FeatureSets
 from eval_suite.features.representation import pretrained
 from eval_suite.inputs import find
 from finetune import best
-from finetune.compare import processes
 from finetune.head import on_val
+from finetune.processes import processes
 from finetune.recipe import CACHE
 from isotorus.errors import from_os_error
 from isotorus.files import atomic

@@ -6,16 +6,12 @@ their own.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.targets.targets import Targets
@@ -28,11 +24,13 @@ from eval_suite.metrics import headlines
 from eval_suite.results import json_safe
 from eval_suite.usefulness.estimate import Estimates, differences, of_test
 from eval_suite.usefulness.selection import JUDGES
+from finetune.head import predictions
+from finetune.measured import Measured
+from finetune.processes import processes
 from finetune.recipe import CACHE
 from isotorus import jsonl
 from pretrain.config import Config
 from pretrain.methods.config import SupervisedConfig
-from pretrain.models.description import SupervisedDescription
 from pretrain.monitoring.progress_of import standing
 from pretrain.supervised.task import read_targets, some
 
@@ -47,42 +45,21 @@ def compare(
     tuned = configs[0]
     objective = tuned.objective
     assert isinstance(objective, SupervisedConfig)
-    state = processes()
     sets = {"train": Dataset(args.shards), "val": Dataset(args.val)}
     sets |= {"test": Dataset(args.test)} if args.test else {}
     reported = "test" if args.test else "val"
     checkpoint = checkpoint.for_images_of(*sets.values())
     trained = [_network(config).for_images_of(*sets.values()) for config in configs]
     networks = dict(zip((TUNED, "scratch"), trained, strict=False))
-    features: dict[str, dict[str, dict[str, NDArray[np.floating]]]] = {}
-    for split, dataset in sets.items():
-        wanted = [replace(pretrained(each, ("projector",)), name=name) for name, each in networks.items()]
-        wanted = wanted if split == reported else []
-        wanted += [pretrained(checkpoint)] if "probe" in args.baselines else []
-        loading: dict[str, Any] = {"batch_size": 64, "workers": args.workers}
-        found = extract(wanted, dataset, tuned.folder / CACHE, state, **loading) if wanted else {}
-        for name, by_set in found.items():
-            for feature_set, x in by_set.items():
-                features.setdefault(name, {}).setdefault(feature_set, {})[split] = x
-    if not state.is_main_process:
+    measured = _of_labels(args, tuned, checkpoint, networks, sets, reported)
+    if measured is None:
         return None
-    targets = read_targets(objective.targets, objective.task, sets)
-    targets["train"] = some(targets["train"], objective.targets)
-    drawn = {"resamples": 1000, "seed": args.seed}
-    scored: dict[str, dict[str, Any]] = {}
-    estimates: dict[str, dict[str, Estimates]] = {}
-    for (name, network), config in zip(networks.items(), configs, strict=True):
-        judged, own = _of_network(network, features[name]["projector"][reported], targets[reported], drawn)
-        scored[name] = judged | _training(config) | {"blend": _share(config)}
-        estimates["pretrained" if name == TUNED else name] = {"score": own}
-    if "probe" in args.baselines:
-        only = usefulness.Options(metrics=("probe",), folds=0, seed=args.seed)
-        judged, by_method = usefulness.measure_paired(
-            features["pretrained"], targets, only, device=state.device, name="pretrained"
-        )
-        scored["probe"] = judged.get("probe", {"left_out": judged["left_out"]})
-        if "probe" in by_method:
-            estimates["probe"] = {"score": by_method["probe"]}
+    scored = measured.scores
+    for name, config in zip(networks, configs, strict=True):
+        scored[name] |= _training(config) | {"blend": _share(config)}
+    estimates = {
+        "pretrained" if name == TUNED else name: {"score": of} for name, of in measured.estimates.items()
+    }
     results = {
         "format": FORMAT,
         "name": tuned.name,
@@ -98,12 +75,12 @@ def compare(
                 "path": str(dataset.path),
                 "fingerprint": dataset.fingerprint,
                 "samples": len(dataset),
-                "labelled": int(targets[name].known.sum()),
+                "labelled": measured.labelled[name],
             }
             for name, dataset in sets.items()
         },
         "task": objective.task,
-        "names": targets["train"].names,
+        "names": measured.names,
         "reported_on": reported,
         "score": headlines(objective.task)[0],
         "scores": scored,
@@ -114,9 +91,50 @@ def compare(
     return safe
 
 
-def processes() -> PartialState:
-    """Return the processes that share the computing of features; they are those of the training."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
+def _of_labels(
+    args: argparse.Namespace,
+    config: Config,
+    checkpoint: Checkpoint,
+    networks: Mapping[str, Checkpoint],
+    sets: Mapping[str, Dataset],
+    reported: str,
+) -> Measured | None:
+    """Return the scores of networks and, if it is asked for, of a linear probe on the encoder as it was.
+
+    All processes call it; only the first one returns them.
+    """
+    objective, state = config.objective, processes()
+    assert isinstance(objective, SupervisedConfig)
+    features: dict[str, dict[str, dict[str, NDArray[np.floating]]]] = {}
+    for split, dataset in sets.items():
+        wanted = [replace(pretrained(each, ("projector",)), name=name) for name, each in networks.items()]
+        wanted = wanted if split == reported else []
+        wanted += [pretrained(checkpoint)] if "probe" in args.baselines else []
+        loading: dict[str, Any] = {"batch_size": 64, "workers": args.workers}
+        found = extract(wanted, dataset, config.folder / CACHE, state, **loading) if wanted else {}
+        for name, by_set in found.items():
+            for feature_set, x in by_set.items():
+                features.setdefault(name, {}).setdefault(feature_set, {})[split] = x
+    if not state.is_main_process:
+        return None
+    targets = read_targets(objective.targets, objective.task, dict(sets))
+    targets["train"] = some(targets["train"], objective.targets)
+    drawn = {"resamples": 1000, "seed": args.seed}
+    scored: dict[str, dict[str, Any]] = {}
+    estimates: dict[str, Estimates] = {}
+    for name, network in networks.items():
+        outputs = features[name]["projector"][reported]
+        scored[name], estimates[name] = _of_network(network, outputs, targets[reported], drawn)
+    if "probe" in args.baselines:
+        only = usefulness.Options(metrics=("probe",), folds=0, seed=args.seed)
+        judged, by_method = usefulness.measure_paired(
+            features["pretrained"], targets, only, device=state.device, name="pretrained"
+        )
+        scored["probe"] = judged.get("probe", {"left_out": judged["left_out"]})
+        if "probe" in by_method:
+            estimates["probe"] = by_method["probe"]
+    labelled = {name: int(targets[name].known.sum()) for name in sets}
+    return Measured(scored, estimates, targets["train"].names, labelled)
 
 
 def _network(config: Config) -> Checkpoint:
@@ -146,16 +164,6 @@ def _of_network(
     measured["test_scores"] = predicted
     of_groups = None if groups is None else groups[known]
     return of_test(measured, y, of_groups, described.task, targets.names, **drawn)
-
-
-def predictions(described: SupervisedDescription, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return probabilities of classes or labels, or numbers in their units, for outputs (n, columns)."""
-    outputs = outputs.astype(np.float64)
-    if described.task == "multiclass":
-        return np.asarray(softmax(outputs, axis=1))
-    if described.task == "multilabel":
-        return np.asarray(expit(outputs))
-    return outputs * np.array(described.scale) + np.array(described.center)
 
 
 def _training(config: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from safetensors.torch import save
+from scipy.special import expit, softmax
 
 from eval_suite.features.embed import extract
 from eval_suite.features.representation import pretrained
@@ -20,7 +21,7 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.metrics import headlines
 from eval_suite.usefulness import probe, regression
 from eval_suite.usefulness.selection import JUDGES
-from finetune.compare import predictions, processes
+from finetune.processes import processes
 from finetune.recipe import CACHE
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
@@ -48,9 +49,8 @@ def write(
     """
     objective, task = config.objective, inputs.task
     assert isinstance(objective, SupervisedConfig) and task is not None
-    file, state = config.folder / HEAD_FILE, processes()
-    begun = objective.head_start != "probe" or (file.exists() and (config.folder / "config.yaml").exists())
-    chosen: list[Any] = [objective.features if begun else None]
+    state = processes()
+    chosen: list[Any] = [objective.features if has_start(config) else None]
     # The first process decides, because the others may see files that it writes later.
     broadcast_object_list(chosen)
     if chosen[0] is not None:
@@ -65,14 +65,27 @@ def write(
     if state.is_main_process:
         train = {name: np.concatenate([each[name] for each in x[:-1]])[task.known] for name in x[-1]}
         chosen[0], (weight, bias) = best_on_val(task, train, {k: v[task.val_rows] for k, v in x[-1].items()})
-        layer = {"0.weight": torch.from_numpy(weight).float(), "0.bias": torch.from_numpy(bias).float()}
-        try:
-            with atomic(file) as stream:
-                stream.write(save({name: x.contiguous() for name, x in layer.items()}))
-        except OSError as error:
-            raise from_os_error(error, f"writing {file}") from error
+        save_layer(config, torch.from_numpy(weight), torch.from_numpy(bias))
     broadcast_object_list(chosen)
     return cast(FeatureSet, chosen[0])
+
+
+def has_start(config: Config) -> bool:
+    """Return whether the run has begun already, or begins with a random layer."""
+    assert isinstance(config.objective, SupervisedConfig)
+    begun = (config.folder / HEAD_FILE).exists() and (config.folder / "config.yaml").exists()
+    return begun or config.objective.head_start != "probe"
+
+
+def save_layer(config: Config, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Write the layer that a run starts from: weight (outputs, D) and bias (outputs,)."""
+    file = config.folder / HEAD_FILE
+    layer = {"0.weight": weight.float().contiguous(), "0.bias": bias.float().contiguous()}
+    try:
+        with atomic(file) as stream:
+            stream.write(save(layer))
+    except OSError as error:
+        raise from_os_error(error, f"writing {file}") from error
 
 
 def _readable(
@@ -123,3 +136,13 @@ def on_val(task: Task, outputs: NDArray[np.floating]) -> tuple[float, ...]:
     described = SupervisedDescription(task.kind, task.names, task.center.tolist(), task.scale.tolist())
     measured = JUDGES[task.kind].summary(task.val_y, predictions(described, outputs))
     return tuple(float(np.nan_to_num(measured[score], nan=-np.inf)) for score in headlines(task.kind))
+
+
+def predictions(described: SupervisedDescription, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return probabilities of classes or labels, or numbers in their units, for outputs (n, columns)."""
+    outputs = outputs.astype(np.float64)
+    if described.task == "multiclass":
+        return np.asarray(softmax(outputs, axis=1))
+    if described.task == "multilabel":
+        return np.asarray(expit(outputs))
+    return outputs * np.array(described.scale) + np.array(described.center)

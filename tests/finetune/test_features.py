@@ -17,8 +17,8 @@ from eval_suite.features.feature_sets import FeatureSets
 from eval_suite.features.representation import pretrained
 from eval_suite.inputs import find
 from finetune.arguments import parse
-from finetune.compare import processes
 from finetune.head import best_on_val
+from finetune.processes import processes
 from finetune.train_and_compare import run
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
