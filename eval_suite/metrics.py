@@ -71,10 +71,11 @@ METHODS = {
 IMPLIED = {"finetune": "finetune_tenth"}
 """For a metric that --metrics names, another one that is then measured too."""
 
-_CLASSES, _LABELS, _NUMBERS = "multiclass", "multilabel", "regression"
+_CLASSES, _LABELS, _NUMBERS, _MASKS = "multiclass", "multilabel", "regression", "segmentation"
 _RECALL = "mean over classes of the share of the class that is predicted right"
 _BALANCED = ("balanced accuracy", _RECALL, "balanced", (_CLASSES,))
 _AUROC = "probability that a sample of a class scores above another sample, mean over classes"
+_OVERLAP = "intersection over union, mean over the classes of the masks"
 _AREA = "area under the precision-recall curve, mean over labels"
 _SCORES = (
     Metric("balanced_accuracy", *_BALANCED, percent=True, chance=None, over_steps=True),
@@ -87,7 +88,7 @@ _SCORES = (
     Metric("precision", "precision", "share of the predictions of a class that are right", percent=True),
     Metric("recall", "recall", "share of the samples of a class that are predicted right", percent=True),
     Metric("map", "mean average precision", "of the train images sorted by similarity", percent=True),
-    Metric("miou", "mIoU", "intersection over union, mean over the classes of the masks", percent=True),
+    Metric("miou", "mIoU", _OVERLAP, "", (_MASKS,), percent=True),
     Metric("iou", "IoU", "pixels of a class that are predicted right / true or predicted", percent=True),
     Metric("recall_at_1", "same class first", "queries whose nearest image is of their class", percent=True),
 )

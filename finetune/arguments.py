@@ -64,8 +64,9 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     add("--targets", metavar="FILE", help="CSV or Parquet file to predict (default: the packed labels)")
     add("--target-columns", metavar="A,B,…", type=_columns, help="columns of --targets to predict")
     arguments.add_key_column(parser)
-    kinds = ["multiclass", "multilabel", "regression"]
-    add("--target-kind", choices=kinds, help="how to read the targets (default: by their values)")
+    kinds = ["multiclass", "multilabel", "regression", "segmentation"]
+    how = "how to read the targets (default: by their values); segmentation: predict the packed masks, as is"
+    add("--target-kind", choices=kinds, help=f"{how} done by itself with a set that has masks and no labels")
     empty = f"values that mean 'no target', besides empty cells (default: {','.join(MISSING)}, and -1 for "
     add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}classes that are whole numbers)")
     fewer = "number of labelled images to learn from, or their share such as 10%%, the same of each class"

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from data_pipeline.targets.mask_scores import mean_iou
 from eval_suite.features.embed import extract
 from eval_suite.features.feature_sets import FeatureSets
-from eval_suite.features.representation import pretrained
+from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import find
 from finetune import best
 from finetune.head import on_val
+from finetune.masks.predicted import MaskPredictor, counted
 from finetune.processes import processes
 from finetune.recipe import CACHE
 from isotorus.errors import from_os_error
@@ -33,6 +35,7 @@ from pretrain.models.config import MLPConfig
 from pretrain.models.encoder import create
 from pretrain.models.projector import build_mlp
 from pretrain.preflight.inputs import RunInputs
+from pretrain.supervised.task import Task
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the fine-tuned weights in a blend; the rest comes from the weights before fine-tuning."""
@@ -61,13 +64,9 @@ def publish(config: Config, inputs: RunInputs) -> None:
         )
         for share in SHARES
     ]
-    loading: dict[str, Any] = {"batch_size": 64, "workers": config.data.workers}
-    found = extract(candidates, task.val, config.folder / CACHE, state, **loading)
+    scores = _scored(candidates, config, task)
     if not state.is_main_process:
         return
-    scores = {
-        share: on_val(task, found[f"{share:g}"]["projector"][task.val_rows].astype(float)) for share in SHARES
-    }
     share = max(SHARES, key=lambda each: (scores[each], each))
     blended = _blend(ends, share)
     description = json.loads((best_checkpoint / "encoder.json").read_text())
@@ -81,6 +80,22 @@ def publish(config: Config, inputs: RunInputs) -> None:
             stream.write(json.dumps(description, indent=2).encode())
     except OSError as error:
         raise from_os_error(error, f"writing the network to {config.folder}") from error
+
+
+def _scored(
+    candidates: Sequence[Representation], config: Config, task: Task
+) -> dict[float, tuple[float, ...]]:
+    """Return the scores of blends on val by their share, on the first process; all ranks call it."""
+    state, workers = processes(), config.data.workers
+    if task.kind == "segmentation":
+        of_masks = counted(candidates, task.val, task.val_rows, len(task.names), state, workers)
+        return {float(name): (float(mean_iou(counts)[0]),) for name, counts in of_masks.items()}
+    loading: dict[str, Any] = {"batch_size": 64, "workers": workers}
+    found = extract(candidates, task.val, config.folder / CACHE, state, **loading)
+    return {
+        float(name): on_val(task, sets["projector"][task.val_rows].astype(float))
+        for name, sets in found.items()
+    }
 
 
 def _before(config: Config, inputs: RunInputs) -> State:
@@ -113,7 +128,7 @@ def _blend(ends: Ends, share: float) -> State:
 
 def _build(
     config: Config, inputs: RunInputs, ends: Ends, share: float, names: Sequence[str] | None
-) -> FeatureSets:
+) -> FeatureSets | MaskPredictor:
     """Build the network of a blend; `names` are the channels of the images, if channels are found by name."""
     encoder: nn.Module = create(config.encoder.name, inputs.encoder_kwargs)
     assert isinstance(config.objective, SupervisedConfig)
@@ -126,4 +141,4 @@ def _build(
     if names is not None:
         assert isinstance(config.data.channels, list)
         fold(encoder, config.data.channels, names)
-    return FeatureSets(encoder, head)
+    return MaskPredictor(encoder, head) if config.objective.segments else FeatureSets(encoder, head)

@@ -25,6 +25,7 @@ from eval_suite.results import json_safe
 from eval_suite.usefulness.estimate import Estimates, differences, of_test
 from eval_suite.usefulness.selection import JUDGES
 from finetune.head import predictions
+from finetune.masks.measured import measure as of_masks
 from finetune.measured import Measured
 from finetune.processes import processes
 from finetune.recipe import CACHE
@@ -51,7 +52,8 @@ def compare(
     checkpoint = checkpoint.for_images_of(*sets.values())
     trained = [_network(config).for_images_of(*sets.values()) for config in configs]
     networks = dict(zip((TUNED, "scratch"), trained, strict=False))
-    measured = _of_labels(args, tuned, checkpoint, networks, sets, reported)
+    measure = of_masks if objective.segments else _of_labels
+    measured = measure(args, tuned, checkpoint, networks, sets, reported)
     if measured is None:
         return None
     scored = measured.scores
@@ -104,7 +106,7 @@ def _of_labels(
     All processes call it; only the first one returns them.
     """
     objective, state = config.objective, processes()
-    assert isinstance(objective, SupervisedConfig)
+    assert isinstance(objective, SupervisedConfig) and objective.task != "segmentation"
     features: dict[str, dict[str, dict[str, NDArray[np.floating]]]] = {}
     for split, dataset in sets.items():
         wanted = [replace(pretrained(each, ("projector",)), name=name) for name, each in networks.items()]

@@ -9,6 +9,7 @@ import yaml
 
 from data_pipeline.dataset.channel_names import placed
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.dataset.masks import find
 from data_pipeline.transforms.physical import check_square
 from eval_suite.features.embed import check_channels
 from eval_suite.inputs import brightness
@@ -24,6 +25,7 @@ from pretrain.models.description import EncoderDescription
 from pretrain.models.feature_sets import FEATURES
 from pretrain.preflight.inputs import RunInputs
 from pretrain.preflight.model import check_model
+from pretrain.supervised.masks import read_masks
 from pretrain.supervised.task import check_targets, read_targets, some
 
 SCRATCH = "scratch"
@@ -109,10 +111,18 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
 
 
 def note(checkpoint: Checkpoint, config: Config) -> str:
-    """Return a line about a rule of brightness that differs from pretraining's; "" if none does."""
+    """Return a line about a rule of brightness that differs from pretraining's, or about masks of a set with
+    labels, which are not predicted; "" if there is none.
+    """
     assert isinstance(config.objective, SupervisedConfig)
     sets = {path: Dataset(path) for path in (str(config.data.path), config.objective.val)}
-    return brightness.difference(checkpoint.encoder, sets)
+    lines = [brightness.difference(checkpoint.encoder, sets)]
+    if sets[str(config.data.path)].description.masks is not None and not config.objective.segments:
+        lines.append(
+            f"{config.data.path} has labels and masks; labels are predicted, and masks with --target-kind "
+            "segmentation"
+        )
+    return "; ".join(filter(None, lines))
 
 
 def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[SupervisedConfig, int]:
@@ -120,6 +130,8 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Su
 
     The objective has the kind and number of the targets. Raises UserError for unfit targets.
     """
+    if _segments(args, splits["train"]):
+        return _of_masks(args, splits)
     targets = TargetsConfig(
         file=args.targets,
         columns=args.target_columns or [],
@@ -130,9 +142,7 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Su
     check_targets(found)
     labelled = int(found["train"].known.sum())
     if args.labels is not None:
-        given = args.labels if isinstance(args.labels, int) else max(1, round(args.labels * labelled))
-        if given > labelled:
-            raise UserError(f"--labels {given}: train has {labelled} labelled images; give at most as many")
+        given = _number(args, labelled)
         targets = targets.model_copy(update={"labels": given, "seed": args.seed})
         check_targets(found | {"train": some(found["train"], targets)})
         labelled = given
@@ -145,6 +155,51 @@ def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Su
         label_smoothing=0.0 if found["train"].kind == "regression" else args.label_smoothing,
         mixup=args.mixup,
         cutmix=args.cutmix,
+        patience=args.patience,
+    )
+    return objective, labelled
+
+
+def _number(args: argparse.Namespace, labelled: int) -> int:
+    """Return the number of images of --labels, of which there are `labelled`; raises UserError for more."""
+    given = args.labels if isinstance(args.labels, int) else max(1, round(args.labels * labelled))
+    if given > labelled:
+        raise UserError(f"--labels {given}: train has {labelled} labelled images; give at most as many")
+    return int(given)
+
+
+def _segments(args: argparse.Namespace, train: Dataset) -> bool:
+    """Return whether masks are predicted: if it is asked for, or if the set has masks and no labels."""
+    if args.target_kind is not None or args.targets is not None:
+        return bool(args.target_kind == "segmentation")
+    return not (train.labels >= 0).any() and bool(find(train).known.any())
+
+
+def _of_masks(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[SupervisedConfig, int]:
+    """Return the objective of predicting masks, and the number of masks that it learns from.
+
+    Raises UserError for unfit masks, and for options that are for labels.
+    """
+    for option, why in (
+        ("targets", "masks are packed with their images"),
+        ("features", "masks are predicted from the encoder's map"),
+        ("mixup", "only labels of whole images can be mixed"),
+        ("cutmix", "only labels of whole images can be mixed"),
+    ):
+        if getattr(args, option):
+            raise UserError(f"--{option} is not for --target-kind segmentation, as {why}; leave it out")
+    names, known = read_masks(splits)
+    labelled, targets = int(known["train"].sum()), TargetsConfig()
+    if args.labels is not None:
+        labelled = _number(args, labelled)
+        targets = TargetsConfig(labels=labelled, seed=args.seed)
+    objective = SupervisedConfig(
+        kind="supervised",
+        task="segmentation",
+        outputs=len(names),
+        val=args.val,
+        targets=targets,
+        label_smoothing=args.label_smoothing,
         patience=args.patience,
     )
     return objective, labelled

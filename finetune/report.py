@@ -16,6 +16,8 @@ TITLES = {
     "probe": "linear probe on the pretrained encoder, which is not trained",
     "scratch": "the same network trained from random weights",
 }
+_COUNTS = {"support": "images", "share": "share of the pixels"}
+"""What the numbers of a class are that are no scores."""
 _SHORT = {"probe": "the linear probe", "scratch": "training from scratch"}
 
 
@@ -137,9 +139,9 @@ def page(results: dict[str, Any], folder: Path) -> str:
         curves=[{"svg": figures.curve(*points), "name": TITLES[name]} for points, name in curves],
         tuned=tuned,
         classes=_classes(tuned),
-        labels={"support": "images"} | {name: metric.label for name, metric in SCORES.items()},
+        labels=_COUNTS | {name: metric.label for name, metric in SCORES.items()},
         confusion=tuned.get("confusion"),
-        recipe=_recipe(results["recipe"]),
+        recipe=_recipe(results["recipe"]) | {"what the last layer reads": _features(results)},
     )
 
 
@@ -161,6 +163,7 @@ def _export(results: dict[str, Any], folder: Path) -> tuple[str, str]:
         "multiclass": "logits of the classes",
         "multilabel": "logits of the labels",
         "regression": "numbers in their units",
+        "segmentation": "logits of the classes of each pixel",
     }[results["task"]]
     if _features(results) == "embedding":
         return f"isotorus export {folder} --out model/", f"a timm model that gives the {gives}"
@@ -169,6 +172,8 @@ def _export(results: dict[str, Any], folder: Path) -> tuple[str, str]:
 
 def _features(results: dict[str, Any]) -> str:
     """Return the feature set that the last layer reads."""
+    if results["task"] == "segmentation":
+        return "map"
     return str(results["recipe"]["objective"].get("features", "embedding"))
 
 
@@ -189,7 +194,6 @@ def _recipe(config: dict[str, Any]) -> dict[str, Any]:
         "learning rate": optimizer["lr"],
         "layer decay": optimizer["layer_decay"],
         "steps in which only the head learns": objective["head_steps"],
-        "what the last layer reads": objective["features"],
         "frozen blocks": config["encoder"]["freeze"],
         "label smoothing": objective["label_smoothing"],
         "mixup": objective["mixup"],

@@ -7,11 +7,13 @@ import torch.distributed as dist
 
 from eval_suite.inputs import find
 from finetune import best, blend, compare, head, recipe, report
+from finetune.masks.start import write_start
 from isotorus import mlflow_store
 from isotorus.errors import UserError, from_os_error
 from pretrain.__main__ import is_behind_mirror, process_group
 from pretrain.__main__ import run as train
 from pretrain.config import Config
+from pretrain.methods.config import reads_masks
 from pretrain.monitoring.progress_of import standing
 from pretrain.preflight.check import check
 from pretrain.preflight.inputs import RunInputs
@@ -34,9 +36,12 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
     configs = [tuned] + ([recipe.from_scratch(tuned)] if "scratch" in args.baselines else [])
     inputs = [_check(config, world_size) for config in configs]
     with process_group(tuned.stopping.hang) as device:
-        features = head.write(tuned, args.features, checkpoint, inputs[0])
-        read = [recipe.reading(features, *pair, world_size) for pair in zip(configs, inputs, strict=True)]
-        configs, inputs = [config for config, _ in read], [needed for _, needed in read]
+        if reads_masks(tuned.objective):
+            write_start(tuned, checkpoint, inputs[0])
+        else:
+            features = head.write(tuned, args.features, checkpoint, inputs[0])
+            read = [recipe.reading(features, *pair, world_size) for pair in zip(configs, inputs, strict=True)]
+            configs, inputs = [config for config, _ in read], [needed for _, needed in read]
         for config, needed in zip(configs, inputs, strict=True):
             code = train(config, needed, device, signals, StartUp())
             dist.barrier()

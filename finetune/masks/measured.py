@@ -1,0 +1,69 @@
+"""Scores of networks that predict masks, and of the segmentation probe beside them, on the same images."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features.representation import pretrained
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.usefulness.estimate import Estimates
+from eval_suite.usefulness.tokens.segmentation_probe import of_counts, segmentation_probe
+from finetune.masks.predicted import counted, network
+from finetune.masks.start import tokens, work
+from finetune.measured import Measured
+from finetune.processes import processes
+from pretrain.config import Config
+from pretrain.methods.config import SupervisedConfig
+from pretrain.supervised.masks import read_masks
+from pretrain.supervised.task import chosen_of
+
+RESAMPLES = 1000
+
+
+def measure(
+    args: argparse.Namespace,
+    config: Config,
+    checkpoint: Checkpoint,
+    networks: Mapping[str, Checkpoint],
+    sets: Mapping[str, Dataset],
+    reported: str,
+) -> Measured | None:
+    """Return the scores of networks and, if it is asked for, of a probe on the encoder as it was.
+
+    All processes call it; only the first one returns them.
+    """
+    objective, state = config.objective, processes()
+    assert isinstance(objective, SupervisedConfig)
+    names, known = read_masks(sets)
+    used = {name: np.flatnonzero(of) for name, of in known.items()}
+    used["train"] = np.flatnonzero(chosen_of(known["train"], objective.targets))
+    dataset, rows = sets[reported], used[reported]
+    predictors = [network(each, name) for name, each in networks.items()]
+    counts = counted(predictors, dataset, rows, len(names), state, args.workers)
+    if not state.is_main_process:
+        return None
+    groups = None if dataset.groups is None else dataset.groups[rows]
+    scores: dict[str, dict[str, Any]] = {}
+    estimates: dict[str, Estimates] = {}
+    for name, of in counts.items():
+        scores[name], estimates[name] = of_counts(of, names, groups, RESAMPLES, args.seed)
+    if "probe" in args.baselines:
+        encoder = pretrained(checkpoint)
+        with work(config.folder) as folder:
+            loading: dict[str, Any] = {"device": state.device, "workers": args.workers}
+            splits = {
+                name: tokens(encoder, sets[name], used[name], folder, **loading)
+                for name in dict.fromkeys(("train", "val", reported))
+            }
+            drawn: dict[str, Any] = {"resamples": RESAMPLES, "seed": args.seed, "device": state.device}
+            try:
+                scores["probe"], estimates["probe"] = segmentation_probe(
+                    splits["train"], splits["val"], splits[reported], names=names, **drawn
+                )
+            except Unmeasurable as error:
+                scores["probe"] = {"left_out": [{"metric": "segmentation_probe", "reason": str(error)}]}
+    return Measured(scores, estimates, names, {name: len(of) for name, of in used.items()})

@@ -1,0 +1,89 @@
+"""The segmentation probe on the encoder as it is: the weights that the layer starts from, and a baseline."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from data_pipeline.dataset.index import Dataset
+from eval_suite.attempts import Unmeasurable
+from eval_suite.features import mask_maps, token_maps
+from eval_suite.features.representation import Representation, pretrained
+from eval_suite.inputs.checkpoints import Checkpoint
+from eval_suite.usefulness.tokens.attentive_probe import Images
+from eval_suite.usefulness.tokens.segmentation_probe import L2_GRID, Masked, fit
+from finetune.head import has_start, save_layer
+from finetune.processes import processes
+from finetune.recipe import CACHE
+from isotorus.errors import UserError
+from pretrain.config import Config
+from pretrain.models.feature_sets import STAGES
+from pretrain.preflight.inputs import RunInputs
+
+
+def write_start(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
+    """Write the weights of the probe to the run's folder; all ranks call it.
+
+    Nothing is written if the run has begun already, or begins with a random layer. Raises UserError if the
+    encoder gives no tokens, or if they or the masks cannot be read or kept.
+    """
+    task, state = inputs.task, processes()
+    assert task is not None
+    if state.is_main_process and not has_start(config):
+        datasets = inputs.sources.datasets
+        of = pretrained(checkpoint.for_images_of(*datasets, task.val))
+        loading: dict[str, Any] = {"device": state.device, "workers": config.data.workers}
+        with work(config.folder) as folder:
+            known = map(np.flatnonzero, np.split(task.known, inputs.sources.starts[1:]))
+            parts = [tokens(of, *each, folder, **loading) for each in zip(datasets, known, strict=True)]
+            val = tokens(of, task.val, task.val_rows, folder, **loading)
+            try:
+                fitted = fit(_joined(parts), val, len(task.names), L2_GRID, config.seed, state.device)
+            except Unmeasurable as error:
+                raise UserError(str(error)) from None
+        save_layer(config, *fitted.linear(len(task.names)))
+    dist.barrier()
+
+
+def work(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder inside the run's, for tokens and masks, which is removed at the end."""
+    cache = folder / CACHE
+    cache.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="tokens-", dir=cache)
+
+
+def tokens(
+    of: Representation,
+    dataset: Dataset,
+    samples: NDArray[np.int64],
+    folder: str,
+    *,
+    device: torch.device,
+    workers: int,
+) -> Masked:
+    """Write tokens and masks of samples, which all have a mask, to new files below a folder.
+
+    Raises UserError for an encoder without tokens, a full disk, and images or masks that cannot be read.
+    """
+    own = Path(tempfile.mkdtemp(dir=folder))
+    maps = mask_maps.extract(dataset, of.size, of.square, own / "masks.npy")
+    wanted = np.isin(maps.samples, samples)
+    y = maps.classes if wanted.all() else maps.classes[wanted]
+    loading: dict[str, Any] = {"stages": STAGES, "batch_size": 64, "workers": workers}
+    try:
+        x, grid = token_maps.extract(of, dataset, samples, own / "tokens.npy", device, **loading)
+    except Unmeasurable as error:
+        raise UserError(f"the segmentation probe cannot be fitted: {error}") from None
+    return Masked(Images(x, y), grid, None if dataset.groups is None else dataset.groups[samples])
+
+
+def _joined(parts: list[Masked]) -> Masked:
+    """Return several data sets as one."""
+    if len(parts) == 1:
+        return parts[0]
+    x, y = (np.concatenate(of) for of in zip(*(part.images for part in parts), strict=True))
+    return Masked(Images(x, y), parts[0].grid)
