@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.console import ROOT
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
+from tests.masked_shapes import pack_shapes
 
 FP32 = ("engine.precision=fp32", "tracking.enabled=false")
 ENGINES = {
@@ -49,14 +50,15 @@ def alone(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return finetune(1, inputs, tmp_path_factory.mktemp("alone") / "run")
 
 
-def finetune(ranks: int, inputs: Inputs, out: Path, *options: str) -> Ended:
-    """Run the command on one or more processes to its end."""
+MIXED = ("--features", "last2", "--mixup", "1", "--cutmix", "1")
+
+
+def finetune(ranks: int, inputs: Inputs, out: Path, *options: str, labels: tuple[str, ...] = MIXED) -> Ended:
+    """Run the command on one or more processes to its end; `labels` are options that are not for masks."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     given = [inputs.encoder, inputs.train, "--val", inputs.val, "--out", out, "--epochs", "3"]
     steps = ["--batch-size", "8", "--min-steps", "1", "--workers", "0", "--baselines", "none", "log_every=1"]
-    steps += ["--features", "last2"]
-    mixed = ["--mixup", "1", "--cutmix", "1"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *mixed]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *labels]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [*map(str, (*command, *FP32, *options))], capture_output=True, text=True, env=environment
@@ -93,3 +95,17 @@ def test_two_ranks_with_fsdp_train_the_adapters_that_one_trains(inputs: Inputs, 
     assert changed and all(key.startswith("blocks.") for key in changed)
     for key, tensor in one.weights.items():
         torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.nightly
+def test_two_ranks_learn_from_masks_what_one_learns(inputs: Inputs, tmp_path: Path):
+    sets = [pack_shapes(tmp_path / name, 19, i, without=1) for i, name in enumerate(("train", "val"))]
+    masked = inputs._replace(train=sets[0], val=sets[1])
+    one = finetune(1, masked, tmp_path / "one", labels=())
+    for engine in ("ddp", "fsdp", "zero2"):
+        two = finetune(2, masked, tmp_path / engine, *ENGINES[engine], labels=())
+        assert len(two.losses) == 7 and two.losses == pytest.approx(one.losses, rel=1e-4)
+        curves = zip(one.curve, two.curve, strict=True)
+        assert all(a == pytest.approx(b, abs=1e-3) for a, b in curves)
+        for key, tensor in one.weights.items():
+            torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)
