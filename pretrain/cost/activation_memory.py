@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -257,21 +257,12 @@ def head_footprint(
 ) -> dict[str, float]:
     """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
-    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. A head whose
-    computation depends on values cannot run on tensors without bytes. Such a head runs on 64 and on 128
-    random images, because its memory is about linear in their number up to 8192 images a rank, where SIGReg
-    begins to work in chunks.
+    The parts are the MLPs and the regularizer; `objective` is the configuration in JSON. The head runs on
+    tensors without bytes, so its computation must not depend on values.
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            return _head_forward_and_backward(config, width, n_global, views, images, bf16, turned)
-    except DataDependentOutputException:
-        few, more = 64, 128
-        less, least = (
-            _head_forward_and_backward(config, width, n_global, views, n, bf16, turned) for n in (more, few)
-        )
-        return {key: x + (images - more) * (x - least[key]) / (more - few) for key, x in less.items()}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return _head_forward_and_backward(config, width, n_global, views, images, bf16, turned)
 
 
 def _head_forward_and_backward(

@@ -95,13 +95,11 @@ class TorusHead(nn.Module):
             assert actions is not None, "a head that takes turns back needs them"
             upright = angles - self._known(actions[self.first :])
         center = len(angles) if self.turned else self.n_global
-        tested = self.frequencies(step)
-        frequencies, weights = (to_device(x, angles.device) for x in tested)
+        frequencies, weights = (to_device(x, angles.device) for x in self.frequencies(step))
         errors, uniformity = errors_and_uniformity(angles, upright, center, frequencies, weights)
         parts = weighed(errors, uniformity, self.config.weight)
         if self.config.auto_weight.enabled:
-            null = float(tested[1].sum())
-            parts["weight"] = dual_ascent(self, uniformity, null, self.config.auto_weight)
+            parts["weight"] = dual_ascent(self, uniformity, weights.sum(), self.config.auto_weight)
             parts["loss"] = parts["prediction"] + parts["weight"] * uniformity
         if self.turned and self.turns:
             for action, error in zip(self.turned.actions, errors.unbind(), strict=False):

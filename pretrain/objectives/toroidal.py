@@ -8,6 +8,7 @@ criterion, as SIGReg tests for a Gaussian.
 import functools
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,6 +120,7 @@ def torus_uniformity(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Te
     """
     if angles.ndim != 2:
         raise ValueError(f"angles must be (samples, m), not {tuple(angles.shape)}")
+    _refuse_zeros(frequencies)
     sums = _fourier_sums(angles.unsqueeze(0), frequencies, weights)
     sums, count = sum_together(sums, own_count(angles))
     return _uniformity(sums, count, weights)
@@ -159,6 +161,7 @@ def toroidal_lejepa(
     `angles` is (V views, N images of this rank, m). Returns the scalars `loss`, `prediction` and
     `uniformity`, equal on all ranks. Raises `ValueError` for a wrong shape.
     """
+    _refuse_zeros(frequencies)
     errors, uniformity = errors_and_uniformity(angles, angles, n_global, frequencies, weights)
     return weighed(errors, uniformity, weight)
 
@@ -171,8 +174,9 @@ def errors_and_uniformity(
 
     `angles` θ are (V views, N images of this rank, m), and U tests them. `upright` d, of the same shape, are
     the angles that views have to agree about: θ itself, or θ with a known turn of each view taken back. μ is
-    their circular mean over the first `n_global` views, as in `torus_prediction`. One collective call adds
-    all sums. Raises `ValueError` for a wrong shape.
+    their circular mean over the first `n_global` views, as in `torus_prediction`. No frequency may be all
+    zeros, which is not checked here. One collective call adds all sums. Raises `ValueError` for a wrong
+    shape.
     """
     if angles.ndim != 3 or upright.shape != angles.shape:
         raise ValueError(
@@ -197,13 +201,24 @@ def chance_agreement(views: int) -> float:
     It is the mean of cos(θ - μ) for angles θ that say nothing: 1 for one view, 2/π for two, 0.52 for three.
     By ∫ (1 - J₀(s·x)) / x² dx = |s| over x > 0, it is ∫ (1 - J₀(x)^V) / x² dx / V (Pearson's random walk).
     """
-    largest, points = 200.0, 40_001
-    x = torch.linspace(0, largest, points, dtype=torch.float64)[1:]
-    integrand = (1 - torch.special.bessel_j0(x) ** views) / x.square()
+    # SciPy is imported here because only turned views need it. This is in NumPy because `plan` runs it where
+    # torch's tensors have no values.
+    from scipy.special import j0
+
+    x = np.linspace(0, 200, 40_001)[1:]
+    integrand = (1 - j0(x) ** views) / x**2
     # At 0 the integrand is V/4; beyond the last point it is 1/x² up to oscillations.
-    integrand = torch.cat([integrand.new_full((1,), views / 4), integrand])
-    whole = torch.trapezoid(integrand, dx=largest / (points - 1))
-    return float(whole + 1 / largest) / views
+    whole = x[0] * (views / 4 / 2 + integrand.sum() - integrand[-1] / 2)
+    return float(whole + 1 / x[-1]) / views
+
+
+def _refuse_zeros(frequencies: Tensor) -> None:
+    """Raise ValueError for a frequency that is all zeros.
+
+    Frequencies on an accelerator are not checked, because the check would have to wait for it.
+    """
+    if frequencies.device.type == "cpu" and not frequencies.any(dim=1).all():
+        raise ValueError("a frequency is all zeros: its coefficient is 1 whatever the angles; leave it out")
 
 
 def _fourier_sums(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tensor:
@@ -213,9 +228,6 @@ def _fourier_sums(angles: Tensor, frequencies: Tensor, weights: Tensor) -> Tenso
             f"frequencies must be integers ({len(weights)}, {angles.shape[-1]}),"
             f" not {frequencies.dtype} {tuple(frequencies.shape)}"
         )
-    # Not checked on an accelerator, which would have to wait for the answer.
-    if frequencies.device.type == "cpu" and not frequencies.any(dim=1).all():
-        raise ValueError("a frequency is all zeros: its coefficient is 1 whatever the angles; leave it out")
     phase = angles @ frequencies.to(angles).T
     return torch.stack([phase.cos().sum(1), phase.sin().sum(1)])
 

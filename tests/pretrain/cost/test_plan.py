@@ -18,6 +18,7 @@ from pretrain.cost.memory_estimate import Parameters, state_bytes
 from pretrain.cost.plan import Request, estimate
 from pretrain.cost.plan_command import main
 from pretrain.engines.config import EngineConfig
+from pretrain.methods.config import Turned
 from pretrain.models.config import EncoderConfig
 from pretrain.models.encoder import ViewEncoder, timm_kwargs
 from pretrain.preflight.model import check_model
@@ -181,6 +182,30 @@ def test_a_head_weighs_its_outputs_and_projections(bf16: bool):
     assert found["projector"] == pytest.approx(each * views * images * width + copies, rel=1e-3)
     projections = 4 * views * images * slices
     assert 2 * projections < found["regularizer"] < 2.3 * projections
+
+
+@pytest.mark.parametrize("auto", [False, True], ids=["weight", "auto-weight"])
+@pytest.mark.parametrize(
+    ("objective", "turned"),
+    [
+        ({"kind": "lejepa", "encoder_weight": 0.1}, None),
+        ({"kind": "jepa", "regularizer": "vicreg"}, None),
+        ({"kind": "jepa", "regularizer": "sigreg", "prediction": "smooth_l1"}, None),
+        ({"kind": "jepa", "regularizer": "toroidal", "weighting": "heat"}, None),
+        ({"kind": "torus", "angles": 2, "norm": "batch"}, None),
+        ({"kind": "torus", "angles": 16, "encoder_weight": 0.1}, None),
+        (
+            {"kind": "torus", "angles": 2, "content": "lejepa", "pose_width": 8},
+            Turned(2, ("rotation", "hue")),
+        ),
+    ],
+    ids=str,
+)
+def test_a_million_images_are_counted_without_computing_on_them(objective: dict, turned: Turned, auto: bool):
+    """Each objective's memory grows with the number of images, and none needs their values."""
+    given = json.dumps(objective | {"auto_weight": {"enabled": auto}})
+    less, more = (activation_memory.head_footprint(given, 64, 2, 4, n, True, turned) for n in (10**5, 10**6))
+    assert 5 < sum(more.values()) / sum(less.values()) < 20
 
 
 @pytest.mark.parametrize(
