@@ -45,6 +45,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+# Found here, a test file that cannot be imported does not cost a whole run of the tests.
+	@found=$$($(BIN)/python -m pytest --collect-only -qq -m "nightly or not nightly") || { echo "$$found"; exit 1; }
 
 # Installed versions are the tested ones; drop the constraint to try newer.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -98,6 +98,7 @@ def test_sets_with_different_channels_train_alike_under_every_engine(recipe: Pat
         assert losses(tmp_path / "runs" / name) == pytest.approx(expected, rel=1e-4), name
 
 
+@pytest.mark.nightly
 def test_sets_of_three_and_five_channels_train_together(recipe: Path, tmp_path: Path) -> None:
     sets = pack_named(tmp_path)
     mixed = [*union(sets), "average.momentum=0.5", "augment.channel_drop_probability=0.5"]

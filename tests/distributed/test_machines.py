@@ -56,6 +56,7 @@ int cuInit(unsigned flags) { return 0; }
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(), reason="needs CUDA and no GPU")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 def test_a_driver_that_is_older_than_torch(recipe: Path, tmp_path: Path):
@@ -78,6 +79,7 @@ def test_no_compiler(recipe: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.nightly
 def test_what_auto_was_is_logged_and_written(recipe: Path, tmp_path: Path):
     given = ["engine.packed=auto", "engine.compile=auto", "engine.shard=node", "engine.precision=auto"]
     done = train(2, recipe, *given, "steps=1", environment={"ONEDNN_MAX_CPU_ISA": "AVX2"})

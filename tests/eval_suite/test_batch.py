@@ -98,6 +98,7 @@ def test_a_crash_costs_one_evaluation_and_leaves_its_traceback(run: Path, data: 
     assert results_of(run) == [2, 4] and not left.exists()
 
 
+@pytest.mark.nightly
 def test_evaluations_side_by_side(
     run: Path, data: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -55,6 +55,7 @@ def test_offsets_are_computed_in_64_bits(kernel: str):
     assert_products_have_64_bits(compiled(kernel, 1536))
 
 
+@pytest.mark.nightly
 def test_kernels_equal_torchs_operations_under_the_interpreter():
     """In fp32 and bf16, and in whole encoders: plain, packed, recomputed, compiled."""
     run_interpreted(interpreted_residual)

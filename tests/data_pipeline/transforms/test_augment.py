@@ -254,6 +254,7 @@ for kind in ("uint8", "uint16"):
 """
 
 
+@pytest.mark.nightly
 def test_the_process_that_compiles_rounds_like_those_that_load_the_cache(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-c", ROUNDING]

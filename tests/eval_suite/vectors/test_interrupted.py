@@ -82,6 +82,7 @@ def test_a_full_disk_keeps_the_finished_parts(many: Path, encoder: Path, tmp_pat
     assert len(pd.read_parquet(out)) == 200 and out.stat().st_size > limit
 
 
+@pytest.mark.nightly
 def test_several_processes_write_the_same_bytes(many: Path, encoder: Path, tmp_path: Path):
     alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
     embed(encoder, many, *SMALL, "--out", alone)

@@ -287,6 +287,7 @@ def test_a_store_that_cannot_be_used_is_named_as_what_it_is(
         assert f"'mlflow db upgrade {config.uri}'" in problem
 
 
+@pytest.mark.nightly
 def test_many_processes_create_a_store_at_once(tmp_path: Path):
     code = (
         "import sys; from isotorus import mlflow_store as m; c = m.connect(sys.argv[1]); "

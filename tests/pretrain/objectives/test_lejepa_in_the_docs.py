@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from data_pipeline.__main__ import main as pack_main
@@ -29,6 +30,7 @@ def example() -> str:
     return code
 
 
+@pytest.mark.nightly
 def test_the_example_of_the_page_learns(tmp_path: Path):
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -65,7 +65,7 @@ def run_torch_alone(folder: Path, images: torch.Tensor) -> torch.Tensor:
     ("name", "kwargs", "channels", "other_size"),
     [
         (VIT, SMALL | {"drop_path_rate": 0.3}, 3, 84),
-        (VIT, SMALL | {"global_pool": "avg"}, 1, 84),
+        pytest.param(VIT, SMALL | {"global_pool": "avg"}, 1, 84, marks=pytest.mark.nightly),
         ("resnet10t", {}, 2, 70),
         ("convnext_atto", {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}, 3, None),
     ],
