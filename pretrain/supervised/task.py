@@ -192,8 +192,8 @@ def check_targets(targets: dict[str, Targets]) -> None:
         of = targets[split]
         if not of.known.any():
             raise UserError(
-                f"{split} has no labels; pack it with --labels, or name a table with --targets and "
-                "--target-columns"
+                f"{split} has no labels; pack it with --labels, or masks with --masks, or name a table with "
+                "--targets and --target-columns"
             )
         values = np.unique(of.values[of.known], axis=0)
         if len(values) == 1:
