@@ -32,7 +32,7 @@ def show(results: dict[str, Any], folder: Path) -> None:
     score = SCORES[results["score"]]
     for name in results["scores"]:
         if (value := _value(results, name)) is not None:
-            print(f"{TITLES[name]}: {score.label} {value}")
+            print(f"{_title(results, name)}: {score.label} {value}")
     for line in conclusions(results):
         print(line)
     print(f"Report: {folder / 'report.html'} (open it in a browser)")
@@ -69,7 +69,7 @@ def conclusions(results: dict[str, Any]) -> list[str]:
         lines.append("The score on val was best at the last step: more --epochs may give a higher one.")
     if (share := tuned.get("blend")) == 0:
         lines.append(
-            "Fine-tuning did not help on val, so the network is the encoder as it was, with a linear probe."
+            "Fine-tuning did not help on val, so the network is the encoder as it was, with the probe on it."
         )
     elif share is not None and share < 1:
         after, before = f"{100 * share:.0f} %", f"{100 * (1 - share):.0f} %"
@@ -91,11 +91,19 @@ def conclusions(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _title(results: dict[str, Any], name: str) -> str:
+    """Return what a row is called."""
+    title = TITLES[name]
+    return title.replace("linear", "segmentation") if results["task"] == "segmentation" else title
+
+
 def _difference(results: dict[str, Any], name: str) -> str:
     """Return how the fine-tuned network compares with a baseline, in a sentence."""
-    of = results["differences"][name].get(results["score"])
+    of, other = results["differences"][name].get(results["score"]), _SHORT[name]
+    if results["task"] == "segmentation":
+        other = other.replace("linear", "segmentation")
     if of is None or None in of["interval"]:
-        return f"The difference to {_SHORT[name]} is not defined."
+        return f"The difference to {other} is not defined."
     score = SCORES[results["score"]]
     low, high = of["interval"]
     size = abs(of["value"])
@@ -104,12 +112,10 @@ def _difference(results: dict[str, Any], name: str) -> str:
         f"95 % interval of the difference {_signed(low, score.percent)} to {_signed(high, score.percent)}"
     )
     if low > 0:
-        return f"Fine-tuning is better than {_SHORT[name]} by {by} ({interval})."
+        return f"Fine-tuning is better than {other} by {by} ({interval})."
     if high < 0:
-        return f"Fine-tuning is worse than {_SHORT[name]} by {by} ({interval})."
-    return (
-        f"Between fine-tuning and {_SHORT[name]} there is no clear difference on these images ({interval})."
-    )
+        return f"Fine-tuning is worse than {other} by {by} ({interval})."
+    return f"Between fine-tuning and {other} there is no clear difference on these images ({interval})."
 
 
 def page(results: dict[str, Any], folder: Path) -> str:
@@ -117,7 +123,7 @@ def page(results: dict[str, Any], folder: Path) -> str:
     score = SCORES[results["score"]]
     rows = [
         {
-            "name": TITLES[name],
+            "name": _title(results, name),
             "ours": name == TUNED,
             "cells": [_value(results, name, each) for each in _columns(results)],
             "difference": _cell(results, name),
@@ -136,7 +142,7 @@ def page(results: dict[str, Any], folder: Path) -> str:
         rows=rows,
         lines=conclusions(results),
         export=_export(results, folder),
-        curves=[{"svg": figures.curve(*points), "name": TITLES[name]} for points, name in curves],
+        curves=[{"svg": figures.curve(*points), "name": _title(results, name)} for points, name in curves],
         tuned=tuned,
         classes=_classes(tuned),
         labels=_COUNTS | {name: metric.label for name, metric in SCORES.items()},

@@ -112,6 +112,7 @@ def test_it_starts_as_the_segmentation_probe_and_learns(tuned: Tuned):
     assert found["value"] == pytest.approx(scores["finetuned"]["miou"] - scores["probe"]["miou"])
     assert found["interval"][0] <= found["value"] <= found["interval"][1]
     assert tuned.results["task"] == "segmentation" and tuned.results["data"]["train"]["labelled"] == 24
+    assert "segmentation probe on the pretrained encoder, which is not trained: mIoU" in tuned.said
     assert f"isotorus export {tuned.folder} --out model/ --format onnx" in tuned.said
     assert "share of the pixels" in (tuned.folder / "report.html").read_text()
 
