@@ -1,5 +1,6 @@
 """The loader crops, mirrors and turns masks as it does their images."""
 
+import io
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
+from data_pipeline.transforms.views import cut, cut_masks
 
 ROWS, COLUMNS = np.mgrid[:200, :240]
 TURNS = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, quarter_turns=0.5)
@@ -78,3 +80,23 @@ def test_a_damaged_mask_costs_its_image(ramps: Dataset, tmp_path: Path) -> None:
     views = ViewsConfig(global_views=1, global_size=16, local_views=0)
     replaced = {r.sample: r.reason for b in take(Dataset(tmp_path / "set"), 2, views) for r in b.replaced}
     assert len(replaced) == 1 and "the mask of sample" in next(iter(replaced.values()))
+
+
+def test_masks_of_crops_of_a_physical_size_show_what_their_views_show() -> None:
+    """Boxes are not of whole pixels there, and the pixels are not square."""
+    views = ViewsConfig(
+        global_views=8, global_size=32, local_views=0, scale_by="spacing", unit="mm", physical_size=(20, 60)
+    )
+    picture = np.stack([ROWS, COLUMNS, COLUMNS], axis=2).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    spacing = (0.4, 0.5)
+    for channel in (0, 1):
+        pixels, masks = (
+            torch.empty(8, 3, 32, 32, dtype=torch.uint8),
+            torch.empty(8, 32, 32, dtype=torch.uint8),
+        )
+        cut(np.random.default_rng(3), file.getvalue(), views, (0.5, 0.5), [pixels], spacing=spacing)
+        cut_masks(np.random.default_rng(3), picture[..., channel], views, (0.5, 0.5), [masks], spacing)
+        off = (masks.float() - pixels[:, channel].float()).abs()
+        assert off.max() <= 1 and len(masks[:, 16, 16].unique()) > 4
