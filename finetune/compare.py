@@ -88,6 +88,7 @@ def compare(
         "scores": scored,
         "differences": {name: of["score"] for name, of in differences(estimates).items()},
         "recipe": tuned.model_dump(mode="json"),
+        "examples": measured.examples,
     }
     safe: dict[str, Any] = json_safe(results)
     return safe

@@ -16,3 +16,5 @@ class Measured(NamedTuple):
     """Names of the classes or columns."""
     labelled: dict[str, int]
     """Number of images with a target that were used of each split."""
+    examples: list[dict[str, Any]] = []
+    """Images that the page shows, see `masks.examples`."""

@@ -12,6 +12,7 @@ from eval_suite.features.representation import pretrained
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.usefulness.estimate import Estimates
 from eval_suite.usefulness.tokens.segmentation_probe import of_counts, segmentation_probe
+from finetune.masks.examples import examples
 from finetune.masks.predicted import counted, network
 from finetune.masks.start import tokens, work
 from finetune.measured import Measured
@@ -66,4 +67,5 @@ def measure(
                 )
             except Unmeasurable as error:
                 scores["probe"] = {"left_out": [{"metric": "segmentation_probe", "reason": str(error)}]}
-    return Measured(scores, estimates, names, {name: len(of) for name, of in used.items()})
+    shown = examples(predictors[0], dataset, rows, counts[predictors[0].name], state.device)
+    return Measured(scores, estimates, names, {name: len(of) for name, of in used.items()}, shown)

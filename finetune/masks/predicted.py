@@ -97,18 +97,25 @@ def _of_batches(
     workers: int,
 ) -> Iterator[list[Counts]]:
     """Yield the counts of each network for one batch of samples after the other."""
-    first = networks[0]
-    scales = first.square and Scales(dataset, first.square.unit)
     for each in networks:
         each.model.to(device)
     batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
     for batch in stream(networks, dataset, batches, device, workers):
         if batch.damaged:
             raise UserError(next(iter(batch.damaged.values())))
-        truth = []
-        for i in batch.samples:
-            mask = masks.read(dataset, i)
-            assert mask is not None, "only samples with a mask are predicted"
-            spacing = scales.of(i) if scales else None
-            truth.append(center_mask(mask, first.size, first.square, spacing))
-        yield [count(np.stack(truth), of["embedding"].numpy(), classes) for of in batch.vectors]
+        truth = true_masks(dataset, batch.samples, networks[0])
+        yield [count(truth, of["embedding"].numpy(), classes) for of in batch.vectors]
+
+
+def true_masks(dataset: Dataset, samples: Sequence[int], network: Representation) -> NDArray[np.uint8]:
+    """Return the masks (n, H, W) of samples, cut and resized as the network sees their images.
+
+    Raises UserError for a mask that cannot be read.
+    """
+    scales = network.square and Scales(dataset, network.square.unit)
+    found = []
+    for i in samples:
+        mask = masks.read(dataset, i)
+        assert mask is not None, "only samples with a mask are predicted"
+        found.append(center_mask(mask, network.size, network.square, scales.of(i) if scales else None))
+    return np.stack(found)

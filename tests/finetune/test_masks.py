@@ -1,5 +1,7 @@
 """`isotorus finetune` on masks, as a user gives it: scores, resuming, the export, what is refused."""
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,15 +13,18 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import jaccard_score
 
 from data_pipeline.dataset import masks
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.targets import mask_scores
 from data_pipeline.transforms.views import center_mask
 from eval_suite.features.embed import read_views
 from eval_suite.inputs import find
 from finetune.arguments import parse
+from finetune.masks import examples
 from finetune.recipe import build, note
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
@@ -199,3 +204,37 @@ def test_labels_come_before_masks_unless_masks_are_asked_for(tuned: Tuned, tmp_p
     assert "has labels and masks; labels are predicted, and masks with --target" in note(checkpoint, labelled)
     masked = build(parse([*arguments, "--target-kind", "segmentation"]), checkpoint)
     assert masked.objective.task == "segmentation" and note(checkpoint, masked) == ""
+
+
+def test_the_page_shows_images_from_the_worst_to_the_best(tuned: Tuned):
+    shown = tuned.results["examples"]
+    test = Dataset(tuned.splits["test"])
+    masked = {test.key(i) for i in range(len(test)) if masks.read(test, i) is not None}
+    assert len(shown) == 6 and {of["key"] for of in shown} <= masked
+    assert [of["miou"] for of in shown] == sorted(of["miou"] for of in shown)
+    page = (tuned.folder / "report.html").read_text()
+    assert all(of["picture"] in page for of in shown)
+
+
+def test_outlines_are_where_masks_end():
+    truth, predicted = np.zeros((2, 8, 8), np.uint8)
+    truth[:, 4:], predicted[4:], truth[0, 0] = 1, 1, masks.IGNORED
+    uri = examples.picture(torch.full((1, 8, 8), 99, dtype=torch.uint8), truth, predicted)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    scale = len(drawn) // 8
+    middle = 4 * scale
+    is_true, is_predicted = ((drawn == colour).all(-1) for colour in (examples.TRUE, examples.PREDICTED))
+    assert is_true[2 * scale, middle - 1 : middle + 1].all() and is_true[2 * scale].sum() == 2
+    assert is_predicted[middle - 1 : middle + 1].all() and is_predicted.sum() == 2 * len(drawn)
+
+
+def test_the_miou_of_an_image_is_that_of_scikit_learn():
+    random = np.random.default_rng(0)
+    truth, predicted = random.integers(0, 3, (2, 5, 6, 7))
+    truth[0][truth[0] == 2] = 0
+    found = examples.miou_of_each(mask_scores.count(truth, predicted, 3))
+    expected = [
+        jaccard_score(t.ravel(), p.ravel(), labels=np.unique(t), average="macro")
+        for t, p in zip(truth, predicted, strict=True)
+    ]
+    assert found == pytest.approx(expected)
