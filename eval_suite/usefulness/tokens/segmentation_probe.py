@@ -68,8 +68,9 @@ class Fit(NamedTuple):
         The logit of a class that train lacks is that of the least likely class at the mean of the tokens.
         """
         columns, bias = (x.double().cpu() for x in self.layers[self.best])
-        if columns.shape[1] == 1:
-            columns, bias = F.pad(columns, (1, 0)), F.pad(bias, (1, 0))
+        if columns.shape[1] == 1:  # the log-odds of the second of two classes
+            # A logit of 0 for the first class could equal that of a class that train lacks.
+            columns, bias = torch.cat([-columns, columns], 1) / 2, torch.cat([-bias, bias]) / 2
         mean, deviation = (x.double() for x in self.scale)
         weight = torch.zeros(classes, len(mean), dtype=torch.float64)
         shift = bias.min().expand(classes).clone()

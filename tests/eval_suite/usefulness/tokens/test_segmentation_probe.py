@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from data_pipeline.targets.mask_scores import Counts, count, iou, mean_iou, of_constant
 from eval_suite.attempts import Unmeasurable
 from eval_suite.usefulness.tokens.attentive_probe import Images
-from eval_suite.usefulness.tokens.segmentation_probe import Masked, cells_of, segmentation_probe
+from eval_suite.usefulness.tokens.segmentation_probe import Masked, cells_of, fit, segmentation_probe
 
 RANDOM = np.random.default_rng(0)
 TRUTH = RANDOM.integers(0, 4, (6, 10, 10))
@@ -72,6 +72,18 @@ def test_a_mask_that_is_a_function_of_its_tokens_is_predicted():
     assert found["majority"]["miou"] < 0.15
     again = segmentation_probe(_masked(40, 0), _masked(20, 1), _masked(20, 2))[0]
     assert again["miou"] == found["miou"]
+
+
+def test_a_class_that_train_lacks_is_never_the_likeliest_of_the_layer():
+    """Two classes are fitted as one column of log-odds, and their logits must not equal that of a third."""
+    splits = []
+    for seed in (0, 1):
+        part = _masked(20, seed, noise=0.5)
+        two = np.array([1, 0, 2, 2] + [255] * 252, np.uint8)[part.images.y]  # no pixel has the class 0
+        splits.append(part._replace(images=part.images._replace(y=two)))
+    weight, bias = fit(*splits, 3, [1e-3], 0, "cpu").linear(3)
+    logits = splits[1].images.tokens(np.arange(20)).double() @ weight.T + bias
+    assert set(logits.argmax(2).unique().tolist()) == {1, 2}
 
 
 def test_a_mask_that_tokens_know_nothing_of_is_not():
