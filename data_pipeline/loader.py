@@ -218,7 +218,8 @@ class _Batches(TorchDataset[Batch | UserError]):
                     for views, cropped in zip(out, own, strict=True):
                         views.copy_(self.sources.placements[place.source].spread(cropped))
                 if masks and (mask := mask_files.read(dataset, sample)) is not None:
-                    rng = self._generator(place, _CROPS)  # in the same state as for the image
+                    # A new generator is in the state from which the crops of the image were drawn.
+                    rng = self._generator(place, _CROPS)
                     cut_masks(rng, mask, self.views, self._flips, masks, spacing)
                 return place._replace(sample=sample)
             except (Corrupt, ValueError) as error:

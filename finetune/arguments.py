@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     a_checkpoint = "a run folder (its newest checkpoint), a checkpoint folder or its weights, a timm model"
     add("name", metavar="CHECKPOINT_OR_RUN", help=f"{a_checkpoint}, or an address in a mirror (s3://…)")
-    add("shards", metavar="SHARDS", help="packed data set with the labelled images to learn from")
+    add("shards", metavar="SHARDS", help="packed data set with the labels or masks to learn from")
     add("--val", required=True, metavar="SHARDS", help="packed data set by which the best step is chosen")
     add("--test", metavar="SHARDS", help="packed data set that is scored once, at the end (default: --val)")
     add("--out", required=True, metavar="FOLDER", help="folder of the run; its last part is the run's name")
@@ -65,8 +65,8 @@ def _add_targets(parser: argparse.ArgumentParser) -> None:
     add("--target-columns", metavar="A,B,…", type=_columns, help="columns of --targets to predict")
     arguments.add_key_column(parser)
     kinds = ["multiclass", "multilabel", "regression", "segmentation"]
-    how = "how to read the targets (default: by their values); segmentation: predict the packed masks, as is"
-    add("--target-kind", choices=kinds, help=f"{how} done by itself with a set that has masks and no labels")
+    how = "how to read the targets (default: by their values); segmentation: predict the packed masks"
+    add("--target-kind", choices=kinds, help=f"{how} (the default for a set with masks and without labels)")
     empty = f"values that mean 'no target', besides empty cells (default: {','.join(MISSING)}, and -1 for "
     add("--missing", metavar="A,B,…", type=cell_list, help=f"{empty}classes that are whole numbers)")
     fewer = "number of labelled images to learn from, or their share such as 10%%, the same of each class"

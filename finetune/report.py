@@ -17,7 +17,7 @@ TITLES = {
     "scratch": "the same network trained from random weights",
 }
 _COUNTS = {"support": "images", "share": "share of the pixels"}
-"""What the numbers of a class are that are no scores."""
+"""Names of the numbers of a class that are not scores."""
 _SHORT = {"probe": "the linear probe", "scratch": "training from scratch"}
 
 

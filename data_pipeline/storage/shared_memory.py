@@ -1,4 +1,4 @@
-"""The shared memory through which loading processes hand batches over: whether it has room for them."""
+"""Check that batches fit into the shared memory through which loading processes hand them over."""
 
 import os
 import shutil
@@ -10,9 +10,10 @@ _FOLDER = Path("/dev/shm")
 
 
 def require_room(workers: int, batches: int, bytes_: int) -> None:
-    """Raise `UserError` if /dev/shm has no room for so many batches, of `bytes_` each, of every rank here.
+    """Raise `UserError` if /dev/shm has no room for this number of batches of each rank on this machine.
 
-    `workers` is the number of processes of a rank; without any, batches are not handed over. A worker that
+    A batch takes `bytes_` bytes. `workers` is the number of loading processes of a rank; with 0, nothing is
+    written to /dev/shm. A worker that
     writes to a full /dev/shm dies of a bus error, or the training waits for it forever.
     """
     if not workers or not _FOLDER.is_dir():

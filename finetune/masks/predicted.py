@@ -27,7 +27,10 @@ BATCH = 64
 
 
 class MaskPredictor(nn.Module):
-    """Maps images (N, C, H, W) to the classes of their pixels (N, H, W), under the name of an embedding."""
+    """Maps images (N, C, H, W) to the classes of their pixels (N, H, W).
+
+    The classes are called `embedding`, because `stream` expects a dict of features that has this name.
+    """
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         """Put an encoder that returns its map in front of a linear layer."""

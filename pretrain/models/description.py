@@ -170,7 +170,8 @@ class EncoderDescription:
 
     @property
     def predicts_masks(self) -> bool:
-        """Whether the linear layer reads the encoder's map, although the description is that of a vector."""
+        """Whether the linear layer reads the encoder's map. `kwargs` and `embedding_width` are still those of
+        an encoder that gives a vector."""
         return self.supervised is not None and self.supervised.task == "segmentation"
 
     def giving_map(self) -> "EncoderDescription":

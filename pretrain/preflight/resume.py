@@ -25,7 +25,7 @@ def check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             "choose another name, or resume=auto"
         )
     saved = store.describe(newest)
-    # What predicts masks is described as a plain encoder, see `encoder_json`.
+    # An encoder that gives a map is described as one that gives a vector, see `encoder_json.plain`.
     kwargs = {key: x for key, x in inputs.encoder_kwargs.items() if (key, x) != (FEATURES, MAP)}
     if (saved["name"], saved["kwargs"]) != (config.encoder.name, kwargs):
         raise UserError(

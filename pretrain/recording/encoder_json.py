@@ -43,8 +43,8 @@ def encoder_json(config: Config, inputs: RunInputs) -> dict[str, Any]:
 def plain(config: Config, inputs: RunInputs) -> tuple[dict[str, Any], int]:
     """Return the arguments and the embedding's width of the encoder as it is described.
 
-    An encoder that gives a map in training is described as timm's, which gives a vector: all that reads a
-    checkpoint takes one, and what predicts masks finds the map itself.
+    An encoder that gives a map in training is described as timm's model, which gives a vector. All commands
+    that read a checkpoint expect a vector, and those that predict masks make the encoder give its map.
     """
     kwargs, name = inputs.encoder_kwargs, config.encoder.name
     if kwargs.get(FEATURES) != MAP:
