@@ -51,7 +51,9 @@ class SupervisedHead(nn.Module):
     def _of_pixels(self, predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the losses of all pixels with a class, and their number."""
         masks = masks.flatten(0, 1).long()
-        logits = upsampled(predicted.flatten(0, 1), masks.shape[1:])
+        # One row for each pixel: for images, the loss of torch has no deterministic form on GPUs.
+        logits = upsampled(predicted.flatten(0, 1), masks.shape[1:]).movedim(1, -1).flatten(0, 2)
+        masks = masks.flatten()
         smoothing = self.config.label_smoothing
         losses = F.cross_entropy(
             logits, masks, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
