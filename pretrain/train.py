@@ -2,9 +2,12 @@
 
 import logging
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from data_pipeline.dataset.masks import IGNORED
 from data_pipeline.loader import Batch
 from data_pipeline.order import share
 from data_pipeline.transforms import augment
@@ -26,6 +29,9 @@ from pretrain.run_control.signals import StopRequest
 from pretrain.run_control.start_up import StartUp
 from pretrain.run_control.stopping import Stopping
 from pretrain.supervised.mixing import mix, mixes
+
+if TYPE_CHECKING:  # it reads tables, which other runs do not need
+    from pretrain.supervised.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +142,24 @@ def prepare(batch: Batch, config: Config, inputs: RunInputs, device: torch.devic
     if takes_actions(config.objective, config.views):
         beside = to_device(torch.cat(batch.actions), device)
     if isinstance(config.objective, SupervisedConfig) and inputs.task:
-        targets = torch.from_numpy(inputs.task.targets[batch.indices])[None]
-        beside = to_device(batch.masks[0] if batch.masks else targets, device)
+        beside = to_device(targets_of(batch, inputs.task), device)
         if mixes(config.objective):
             place = config.objective, config.seed, batch.step, mine.start
             mixed, targets = mix(views[0][0], beside[0], *place)
             views, beside = [mixed[None]], targets[None]
     return MicroBatch(views, to_device(keys, device), beside)
+
+
+def targets_of(batch: Batch, task: "Task") -> Tensor:
+    """Return the targets of a batch, or the masks of its views, as `SupervisedHead` takes them, on the CPU.
+
+    An image that stands in for a damaged one may be one that is not trained on. Then it has no target.
+    """
+    if not batch.masks:
+        return torch.from_numpy(task.targets[batch.indices])[None]
+    (masks,) = batch.masks
+    unused = torch.from_numpy(~task.known[batch.indices])
+    return masks.masked_fill(unused[:, None, None], IGNORED)
 
 
 def rollback(run: Run) -> None:

@@ -55,17 +55,18 @@ class Found(NamedTuple):
 
 
 LOOKED_AT = 64
-"""Number of samples in which masks are looked for if dataset.json names none; tars from elsewhere may hold
-some."""
+"""Number of samples that are searched for masks if dataset.json says nothing about masks. Tars that others
+made may hold some."""
 
 
 def find(dataset: Dataset) -> Found:
     """Find out which samples have a mask; raises `UserError` for a mask that cannot be read.
 
-    Masks are read unless dataset.json says that every image has one.
+    Masks are read unless dataset.json says that every image has one. After `isotorus remove` they are read
+    too, because dataset.json still counts the masks that were removed.
     """
     facts, count = dataset.description.masks, len(dataset)
-    if facts is not None and facts.images == count:
+    if facts is not None and facts.images == count and not dataset.description.removed:
         return Found(np.ones(count, bool), facts.classes)
     known, present = np.zeros(count, bool), np.zeros(IGNORED + 1, bool)
     for i in range(count):
