@@ -25,7 +25,7 @@ from pretrain.models.description import EncoderDescription
 from pretrain.models.feature_sets import FEATURES
 from pretrain.preflight.inputs import RunInputs
 from pretrain.preflight.model import check_model
-from pretrain.supervised.masks import read_masks
+from pretrain.supervised.masks import choose, read_masks
 from pretrain.supervised.task import check_targets, read_targets, some
 
 SCRATCH = "scratch"
@@ -111,13 +111,16 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
 
 
 def note(checkpoint: Checkpoint, config: Config) -> str:
-    """Return a line about a rule of brightness that differs from pretraining's, or about masks of a set with
-    labels, which are not predicted; "" if there is none.
+    """Return notes for the user in one line; "" if there are none.
+
+    One is about a rule of brightness that differs from that of pretraining. The other one is about masks that
+    are not predicted, because the set has labels too.
     """
     assert isinstance(config.objective, SupervisedConfig)
     sets = {path: Dataset(path) for path in (str(config.data.path), config.objective.val)}
     lines = [brightness.difference(checkpoint.encoder, sets)]
-    if sets[str(config.data.path)].description.masks is not None and not config.objective.segments:
+    packed = not config.objective.segments and config.objective.targets.file is None
+    if packed and sets[str(config.data.path)].description.masks is not None:
         lines.append(
             f"{config.data.path} has labels and masks; labels are predicted, and masks with --target-kind "
             "segmentation"
@@ -188,11 +191,12 @@ def _of_masks(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Sup
     ):
         if getattr(args, option):
             raise UserError(f"--{option} is not for --target-kind segmentation, as {why}; leave it out")
-    names, known = read_masks(splits)
-    labelled, targets = int(known["train"].sum()), TargetsConfig()
+    found = read_masks(splits)
+    names, labelled, targets = found.names, int(found.known["train"].sum()), TargetsConfig()
     if args.labels is not None:
         labelled = _number(args, labelled)
         targets = TargetsConfig(labels=labelled, seed=args.seed)
+        choose(found, splits, targets)
     objective = SupervisedConfig(
         kind="supervised",
         task="segmentation",

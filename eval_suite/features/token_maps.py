@@ -106,6 +106,6 @@ def _check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise Unmeasurable(
-            f"its tokens take {need / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; name "
-            "another folder with --cache"
+            f"its tokens take {need / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make "
+            "room there, or use a folder on another disk"
         )

@@ -19,8 +19,7 @@ from finetune.measured import Measured
 from finetune.processes import processes
 from pretrain.config import Config
 from pretrain.methods.config import SupervisedConfig
-from pretrain.supervised.masks import read_masks
-from pretrain.supervised.task import chosen_of
+from pretrain.supervised.masks import choose, read_masks
 
 RESAMPLES = 1000
 
@@ -39,9 +38,8 @@ def measure(
     """
     objective, state = config.objective, processes()
     assert isinstance(objective, SupervisedConfig)
-    names, known = read_masks(sets)
-    used = {name: np.flatnonzero(of) for name, of in known.items()}
-    used["train"] = np.flatnonzero(chosen_of(known["train"], objective.targets))
+    masked = choose(read_masks(sets), sets, objective.targets)
+    names, used = masked.names, {name: np.flatnonzero(of) for name, of in masked.known.items()}
     dataset, rows = sets[reported], used[reported]
     predictors = [network(each, name) for name, each in networks.items()]
     counts = counted(predictors, dataset, rows, len(names), state, args.workers)
@@ -56,12 +54,12 @@ def measure(
         encoder = pretrained(checkpoint)
         with work(config.folder) as folder:
             loading: dict[str, Any] = {"device": state.device, "workers": args.workers}
-            splits = {
-                name: tokens(encoder, sets[name], used[name], folder, **loading)
-                for name in dict.fromkeys(("train", "val", reported))
-            }
             drawn: dict[str, Any] = {"resamples": RESAMPLES, "seed": args.seed, "device": state.device}
             try:
+                splits = {
+                    name: tokens(encoder, sets[name], used[name], folder, **loading)
+                    for name in dict.fromkeys(("train", "val", reported))
+                }
                 scores["probe"], estimates["probe"] = segmentation_probe(
                     splits["train"], splits["val"], splits[reported], names=names, **drawn
                 )

@@ -39,12 +39,16 @@ def write_start(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> No
         loading: dict[str, Any] = {"device": state.device, "workers": config.data.workers}
         with work(config.folder) as folder:
             known = map(np.flatnonzero, np.split(task.known, inputs.sources.starts[1:]))
-            parts = [tokens(of, *each, folder, **loading) for each in zip(datasets, known, strict=True)]
-            val = tokens(of, task.val, task.val_rows, folder, **loading)
             try:
+                pairs = [(data, rows) for data, rows in zip(datasets, known, strict=True) if len(rows)]
+                parts = [tokens(of, *pair, folder, **loading) for pair in pairs]
+                val = tokens(of, task.val, task.val_rows, folder, **loading)
                 fitted = fit(_joined(parts), val, len(task.names), L2_GRID, config.seed, state.device)
             except Unmeasurable as error:
-                raise UserError(str(error)) from None
+                raise UserError(
+                    f"the segmentation probe that the layer starts from cannot be fitted: {error}; mend "
+                    "this, or start from random weights with --head random --baselines none"
+                ) from None
         save_layer(config, *fitted.linear(len(task.names)))
     dist.barrier()
 
@@ -67,17 +71,15 @@ def tokens(
 ) -> Masked:
     """Write tokens and masks of samples, which all have a mask, to new files below a folder.
 
-    Raises UserError for an encoder without tokens, a full disk, and images or masks that cannot be read.
+    Raises Unmeasurable for an encoder without tokens, tokens that are not finite in float16, a full disk and
+    damaged images, and UserError for masks that cannot be read.
     """
     own = Path(tempfile.mkdtemp(dir=folder))
     maps = mask_maps.extract(dataset, of.size, of.square, own / "masks.npy")
     wanted = np.isin(maps.samples, samples)
     y = maps.classes if wanted.all() else maps.classes[wanted]
     loading: dict[str, Any] = {"stages": STAGES, "batch_size": 64, "workers": workers}
-    try:
-        x, grid = token_maps.extract(of, dataset, samples, own / "tokens.npy", device, **loading)
-    except Unmeasurable as error:
-        raise UserError(f"the segmentation probe cannot be fitted: {error}") from None
+    x, grid = token_maps.extract(of, dataset, samples, own / "tokens.npy", device, **loading)
     return Masked(Images(x, y), grid, None if dataset.groups is None else dataset.groups[samples])
 
 

@@ -257,6 +257,10 @@ HEAD_FILE = "head.safetensors"
 """File in a run's folder that has the weights with which its linear layer starts."""
 
 
+CHOICE = 0x1ABE1
+"""Stream of the random numbers that choose images for `TargetsConfig.labels`."""
+
+
 class TargetsConfig(Section):
     """What is predicted, read as `isotorus eval --targets` reads it."""
 
@@ -269,7 +273,8 @@ class TargetsConfig(Section):
     missing: list[str] | None = None
     """Values that mean "no target", besides empty cells."""
     labels: PositiveInt | None = None
-    """Number of labelled images of train that are used, with the same share of each class. Default: all."""
+    """Number of labelled images of train that are used, with the same share of each class; masks are chosen
+    whatever their classes are. Default: all."""
     seed: int = 0
     """Seed of the choice of these images."""
 

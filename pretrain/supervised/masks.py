@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import masks
+from data_pipeline.dataset.description import MaskRule
 from data_pipeline.dataset.index import Dataset
 from isotorus.errors import UserError, one_line
+from isotorus.randomness import generator
 from pretrain.config import Config
-from pretrain.methods.config import SupervisedConfig
+from pretrain.methods.config import CHOICE, SupervisedConfig, TargetsConfig
 
 
 class Masked(NamedTuple):
@@ -22,52 +24,98 @@ class Masked(NamedTuple):
     """Names of the classes, in the order of their numbers."""
     known: dict[str, NDArray[np.bool_]]
     """Which samples (n,) have a mask, by the name of the data set."""
+    classes: dict[str, set[int]]
+    """The numbers of the classes that occur in each data set."""
 
 
 def read_masks(sets: Mapping[str, Dataset]) -> Masked:
     """Return the masks of data sets whose names begin with that of their split: train, val or test.
 
     Raises UserError for a split without masks, with one class only, or with classes that train lacks, and for
-    sets whose classes have other names.
+    sets whose classes have other names or other pixel values.
     """
     found = {name: masks.find(dataset) for name, dataset in sets.items()}
-    learned = {c for name, of in found.items() if name.startswith("train") for c in of.classes}
     names = _names(sets, 1 + max((c for of in found.values() for c in of.classes), default=0))
-    for name, (known, classes) in found.items():
-        if not known.any():
+    for name, of in found.items():
+        if not of.known.any():
             raise UserError(f"{name}: {sets[name].path} has no masks; pack its images with --masks FOLDER")
-        if len(classes) < 2:
-            only = f"one class, {names[classes[0]]}" if classes else "no class"
+    classes = {name: set(of.classes) for name, of in found.items()}
+    _check_classes(classes, names, "train")
+    return Masked(names, {name: of.known for name, of in found.items()}, classes)
+
+
+def choose(masked: Masked, sets: Mapping[str, Dataset], of: TargetsConfig) -> Masked:
+    """Return the masks with only `of.labels` of those of train known, or all.
+
+    The masks that are chosen are read. Raises UserError if they have one class only, or lack classes that
+    those of val or test have.
+    """
+    if of.labels is None:
+        return masked
+    train = [name for name in sets if name.startswith("train")]
+    known = np.concatenate([masked.known[name] for name in train])
+    rows = generator(of.seed, CHOICE).permutation(np.flatnonzero(known))[: of.labels]
+    parts = np.split(
+        np.isin(np.arange(len(known)), rows), np.cumsum([len(sets[name]) for name in train])[:-1]
+    )
+    used = masked.known | dict(zip(train, parts, strict=True))
+    classes = dict(masked.classes)
+    for name in train:
+        each = (masks.read(sets[name], i) for i in np.flatnonzero(used[name]).tolist())
+        classes[name] = {c for mask in each if mask is not None for c in np.unique(mask).tolist()}
+        classes[name].discard(masks.IGNORED)
+    _check_classes(classes, masked.names, f"train (the {len(rows)} that are used)")
+    return Masked(masked.names, used, classes)
+
+
+def _check_classes(classes: Mapping[str, set[int]], names: list[str], train: str) -> None:
+    """Raise UserError for a split with fewer than two classes, or with classes that train lacks.
+
+    `classes` are the numbers that occur in each data set. `train` says which masks of train are meant.
+    """
+    learned = {c for name, of in classes.items() if name.startswith("train") for c in of}
+    splits = {train: learned} | {name: of for name, of in classes.items() if not name.startswith("train")}
+    for split, of in splits.items():
+        if len(of) < 2:
+            only = f"one class, {one_line(names[min(of)])}" if of else "no class"
             raise UserError(
-                f"the masks of {name} hold {only}, so nothing can be learned or measured on them; name a set "
+                f"the masks of {split} hold {only}, so nothing can be learned or measured on them; use masks "
                 f"with several classes (where {masks.IGNORED} is an object and not 'not labelled': pack with "
                 f"--mask-classes 0=background,{masks.IGNORED}=object)"
             )
-        if unknown := [names[c] for c in classes if c not in learned]:
+        if unknown := [names[c] for c in sorted(of - learned)]:
             some = ", ".join(map(one_line, unknown[:5])) + ", …" * (len(unknown) > 5)
             raise UserError(
-                f"{name} has masks with classes that no mask of train has: {some}; add such images to train, "
-                "or leave them out"
+                f"{split} has masks with classes that no mask of {train} has: {some}; use masks of train "
+                "that have them, or leave them out"
             )
-    return Masked(names, {name: of.known for name, of in found.items()})
 
 
 def _names(sets: Mapping[str, Dataset], count: int) -> list[str]:
-    """Return the names of at least `count` classes; raises UserError for sets that name them differently."""
-    given: dict[str, list[str]] = {}
-    for name, dataset in sets.items():
-        if dataset.description.masks is not None and dataset.description.masks.rule.names:
-            given[name] = dataset.description.masks.rule.names
-    first = next(iter(given), "")
-    own = given.get(first, [])
-    for name, theirs in given.items():
-        if theirs != own:
-            both = (", ".join(map(one_line, of)) for of in (own, theirs))
+    """Return the names of at least `count` classes; raises UserError for sets with different classes.
+
+    Masks in tars that others made have no rule, and fit to any set.
+    """
+    rules = {name: of.description.masks.rule for name, of in sets.items() if of.description.masks is not None}
+    first = next(iter(rules), "")
+    for name, rule in rules.items():
+        own = rules[first]
+        same = own.names == rule.names if own.names and rule.names else _plain(own) and _plain(rule)
+        if not same:
+            both = (", ".join(map(one_line, of.names)) or "0, 1, …" for of in (own, rule))
             raise UserError(
                 f"the masks of {first} have the classes {next(both)}, and those of {name} {next(both)}; pack "
                 "both with the same --mask-classes"
             )
-    return [*own, *map(str, range(len(own), count))]
+    # Those of test alone do not count, because the training does not see test.
+    given = (rule.names for name, rule in rules.items() if name != "test" and rule.names)
+    names = next(given, [])
+    return [*names, *map(str, range(len(names), count))]
+
+
+def _plain(rule: MaskRule) -> bool:
+    """Return whether the values of the packed files are the numbers of the classes."""
+    return rule.values == list(range(len(rule.values)))
 
 
 def fingerprint(dataset: Dataset, names: list[str], known: NDArray[np.bool_]) -> str:

@@ -15,12 +15,9 @@ from data_pipeline.targets.target_values import Kind
 from data_pipeline.targets.targets import Targets, aligned, fingerprint, load_targets, of_labels
 from isotorus.errors import UserError
 from isotorus.randomness import generator
-from pretrain.methods.config import SupervisedConfig, TargetsConfig
+from pretrain.methods.config import CHOICE, SupervisedConfig, TargetsConfig
+from pretrain.supervised.masks import choose, read_masks
 from pretrain.supervised.masks import fingerprint as fingerprint_of_masks
-from pretrain.supervised.masks import read_masks
-
-_CHOICE = 0x1ABE1
-"""Stream of the random numbers that choose labelled images for `TargetsConfig.labels`."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,11 @@ def read_task(
 
 def _of_masks(config: SupervisedConfig, sets: dict[str, Dataset]) -> Task:
     """Return the task of predicting the masks of data sets; raises UserError for masks that are unfit."""
-    names, known = read_masks(sets)
+    found = choose(read_masks(sets), sets, config.targets)
+    names, used = found.names, found.known
     _check_outputs(config, names)
-    trained = chosen_of(np.concatenate([of for name, of in known.items() if name != "val"]), config.targets)
-    parts = np.split(trained, np.cumsum([len(sets[name]) for name in known if name != "val"])[:-1])
-    used = dict(zip(known, parts, strict=False)) | {"val": known["val"]}
-    val_rows, outputs = np.flatnonzero(known["val"]), len(names)
+    trained = np.concatenate([of for name, of in used.items() if name != "val"])
+    val_rows, outputs = np.flatnonzero(used["val"]), len(names)
     prints = [fingerprint_of_masks(sets[name], names, of) for name, of in used.items()]
     return Task(
         kind="segmentation",
@@ -152,12 +148,6 @@ def _check_outputs(config: SupervisedConfig, names: list[str]) -> None:
         )
 
 
-def chosen_of(known: NDArray[np.bool_], of: TargetsConfig) -> NDArray[np.bool_]:
-    """Return which of the images with a mask (n,) are used: `of.labels` of them, or all."""
-    rows = generator(of.seed, _CHOICE).permutation(np.flatnonzero(known))
-    return known if of.labels is None else np.isin(np.arange(len(known)), rows[: of.labels])
-
-
 def read_targets(of: TargetsConfig, kind: Kind | None, sets: dict[str, Dataset]) -> dict[str, Targets]:
     """Return the targets of data sets by name, with the classes of all of them; raises UserError.
 
@@ -176,7 +166,7 @@ def read_targets(of: TargetsConfig, kind: Kind | None, sets: dict[str, Dataset])
 
 def some(train: Targets, of: TargetsConfig) -> Targets:
     """Return the targets of train with only `of.labels` of them known, the same share of each class."""
-    known = generator(of.seed, _CHOICE).permutation(np.flatnonzero(train.known))
+    known = generator(of.seed, CHOICE).permutation(np.flatnonzero(train.known))
     if of.labels is None or of.labels >= len(known):
         return train
     if train.kind == "multiclass":

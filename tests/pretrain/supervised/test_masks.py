@@ -11,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import jaccard_score, log_loss
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.__main__ import main
+from data_pipeline.dataset import masks
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.loader import Loader
+from data_pipeline.sources import Sources
+from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from pretrain.methods.config import SupervisedConfig
 from pretrain.methods.supervised import SupervisedHead
@@ -21,6 +26,7 @@ from pretrain.models.feature_sets import give
 from pretrain.supervised.masks import read_masks
 from pretrain.supervised.task import read_task
 from pretrain.supervised.validation import counted, score
+from pretrain.train import targets_of
 from tests.masked_shapes import NAMES, pack_shapes
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -46,6 +52,22 @@ def test_the_loss_is_the_cross_entropy_of_the_pixels_with_a_class():
     shares = torch.from_numpy(logits[known]).softmax(-1).numpy()
     expected = log_loss(masks[0].numpy()[known], shares, labels=[0, 1, 2])
     assert output.parts["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_has_a_deterministic_form_on_gpus():
+    """torch refuses `nll_loss2d`, the loss of maps, there if `engine.deterministic` is set."""
+    called: set[str] = set()
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(str(function))
+            return function(*args, **kwargs or {})
+
+    head = SupervisedHead(5, config(label_smoothing=0.1), seed=0)
+    with Record():
+        masks = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)
+        head(torch.randn(1, 2, 2, 2, 5), 0, masks).parts["loss"].backward()
+    assert any("nll_loss" in name for name in called) and not any("nll_loss2d" in name for name in called)
 
 
 def test_nothing_is_learned_from_a_batch_without_masks():
@@ -112,19 +134,72 @@ def pack_masks(folder: Path, values: list[int], *options: str) -> Dataset:
     [
         ([], "", "val: .* has no masks; pack its images with --masks FOLDER"),
         ([0], "", "the masks of val hold one class, 0, so nothing"),
-        ([1, 3], "", "val has masks with classes that no mask of train has: 3; add"),
+        ([1, 3], "", "val has masks with classes that no mask of train has: 3; use"),
         ([1], "0=sky,1=sea", "masks of train have the classes a, b, c, and those of val sky, sea; pack both"),
     ],
 )
 def test_refusals(val: list[int], rule: str, said: str, tmp_path: Path):
-    masks = ["--masks", str(tmp_path / "val/masks")] if val else []
+    given = ["--masks", str(tmp_path / "val/masks")] if val else []
     named = ["--mask-classes", rule] if rule else []
     first = ["--mask-classes", "0=a,1=b,2=c"] if rule else []
     train = pack_masks(tmp_path / "train", [1, 2], "--masks", str(tmp_path / "train/masks"), *first)
-    judged = pack_masks(tmp_path / "val", val or [1], *masks, *named)
+    judged = pack_masks(tmp_path / "val", val or [1], *given, *named)
     with pytest.raises(UserError, match=said) as refused:
         read_masks({"train": train, "val": judged})
     assert "\n" not in str(refused.value)
+
+
+def test_classes_that_were_packed_from_other_values_are_refused(tmp_path: Path):
+    """The number 1 is another class there, although both sets have the numbers 0 and 1."""
+    renumbered, plain, named = (
+        pack_masks(tmp_path / name, [1], "--masks", str(tmp_path / name / "masks"), *rule)
+        for name, rule in {
+            "renumbered": ["--mask-classes", "1=cell,0=ground"],
+            "plain": [],
+            "named": ["--mask-classes", "0=ground,1=cell,2=debris"],
+        }.items()
+    )
+    with pytest.raises(UserError, match="classes cell, ground, and those of val 0, 1, …; pack both"):
+        read_masks({"train": renumbered, "val": plain})
+    # The training names its classes without looking at test.
+    assert read_masks({"train": plain, "val": plain, "test": named}).names == ["0", "1"]
+    assert read_masks({"train": named, "val": plain}).names == ["ground", "cell", "debris"]
+
+
+def test_few_masks_that_lack_a_class_of_val_are_refused(tmp_path: Path):
+    data = pack_masks(tmp_path, [1, 2], "--masks", str(tmp_path / "masks"))
+    few = config(val=str(data.path), targets={"labels": 1})
+    with pytest.raises(UserError, match=r"no mask of train \(the 1 that are used\) has: [12];"):
+        read_task(few, [data], 3)
+
+
+def test_a_source_may_lack_chosen_masks(tmp_path: Path):
+    parts = [pack_masks(tmp_path / name, [1], "--masks", str(tmp_path / name / "masks")) for name in "ab"]
+    task = read_task(config(val=str(parts[0].path), outputs=2, targets={"labels": 1}), parts, 3)
+    assert task.known.sum() == 1 and len(task.known) == 2
+
+
+def test_masks_that_were_removed_are_not_known(tmp_path: Path):
+    """After the removal there are as many images as dataset.json counts masks."""
+    path = pack_shapes(tmp_path, 6, 0, without=2)
+    (tmp_path / "gone.txt").write_text("0\n1\n")
+    assert main(["remove", str(path), "--keys", str(tmp_path / "gone.txt")]) == 0
+    assert masks.find(Dataset(path)).known.sum() == 2 < len(Dataset(path)) == 4
+
+
+def test_an_image_that_stands_in_for_a_damaged_one_has_no_mask_unless_it_is_trained_on(tmp_path: Path):
+    path = pack_shapes(tmp_path, 6, 0)
+    task = read_task(config(val=str(path), targets={"labels": 1}), [Dataset(path)], 3)
+    (shard,) = path.glob("*.tar")
+    data, used = shard.read_bytes(), int(np.flatnonzero(task.known)[0])
+    start = int(Dataset(path).rows[used]["offset"])
+    shard.write_bytes(data[:start] + b"JUNKJUNK" + data[start + 8 :])
+    sources = Sources([Dataset(path)], [1.0]).only(task.known)
+    views, augment = ViewsConfig(global_views=1, global_size=16, local_views=0), AugmentConfig()
+    loader = Loader(sources, batch_size=4, views=views, augment=augment, channels=3, seed=1, masks=True)
+    batch = next(iter(loader))
+    assert len(batch.replaced) >= 4 and not task.known[batch.indices].any()
+    assert (batch.masks[0] < 255).any() and (targets_of(batch, task) == 255).all()
 
 
 def test_a_mask_of_another_size_in_a_foreign_tar_is_refused(tmp_path: Path):
