@@ -13,8 +13,8 @@ def require_room(workers: int, batches: int, bytes_: int) -> None:
     """Raise `UserError` if /dev/shm has no room for this number of batches of each rank on this machine.
 
     A batch takes `bytes_` bytes. `workers` is the number of loading processes of a rank; with 0, nothing is
-    written to /dev/shm. A worker that
-    writes to a full /dev/shm dies of a bus error, or the training waits for it forever.
+    written to /dev/shm. A worker that writes to a full /dev/shm dies of a bus error, or the training waits
+    for it forever.
     """
     if not workers or not _FOLDER.is_dir():
         return
