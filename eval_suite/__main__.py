@@ -18,7 +18,7 @@ from isotorus import logs
 from isotorus.errors import UserError, exit_code, is_out_of_memory
 from isotorus.processes import end_with_launcher, first_rank_reports
 from isotorus.scheduled_ranks import set_ranks
-from pretrain.run_control.surroundings import set_surroundings
+from pretrain.run_control.surroundings import set_for_cpus
 
 SUBCOMMANDS = {
     "layers": "eval_suite.layers.command",
@@ -36,7 +36,7 @@ SUBCOMMANDS = {
 def main() -> int:
     """Run the command; returns exit code 0, 2 for user errors, 1 if some of several failed."""
     end_with_launcher()
-    set_surroundings()
+    set_for_cpus()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     with progress.shown(enabled=not first_rank_reports()):

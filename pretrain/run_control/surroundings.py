@@ -17,22 +17,29 @@ CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 
 
 def set_surroundings() -> None:
-    """Let GPU memory grow in place, make steps on CPUs faster, and keep compiled code on this node.
+    """Let GPU memory grow in place, keep compiled code on this node, and do what `set_for_cpus` does.
 
     Views of two sizes take turns, and without expandable segments the memory that one size has freed may not
-    fit the other. On CPUs each step allocates its large tensors anew, and the kernel maps them page by page,
-    which takes less time with pages of 2 MiB. A thread that spins while it waits for others takes the core
-    that they or the loader need ("Steps on CPUs" in benchmarks/RESULTS.md). Triton's own cache is in the home
-    folder, which the nodes of a cluster often share.
+    fit the other. Triton's own cache is in the home folder, which the nodes of a cluster often share.
     """
-    os.environ.setdefault(LARGE_PAGES, "1")
-    os.environ.setdefault(WAITING, "passive")
+    set_for_cpus()
     if not any(name in os.environ for name in _ALLOCATORS):
         os.environ[ALLOCATOR] = "expandable_segments:True"
     folder = own_folder(Path(tempfile.gettempdir()))
     if folder is not None:
         for name, part in CACHES.items():
             os.environ.setdefault(name, str(folder / part))
+
+
+def set_for_cpus() -> None:
+    """Make steps on CPUs faster.
+
+    Each step allocates its large tensors anew, and the kernel maps them page by page, which takes less time
+    with pages of 2 MiB. A thread that spins while it waits for others takes the core that they or the loader
+    need ("Steps on CPUs" in benchmarks/RESULTS.md).
+    """
+    os.environ.setdefault(LARGE_PAGES, "1")
+    os.environ.setdefault(WAITING, "passive")
 
 
 def own_folder(parent: Path) -> Path | None:
