@@ -170,9 +170,11 @@ class _Batches(TorchDataset[Batch | UserError]):
                 drawn[:, slot] = torch.from_numpy(turn)
             pixels, classes = [x[:, slot] for x in views], [x[:, slot] for x in masks]
             places[slot] = self._cut(place, pixels, classes, turns, replaced)
-            chance = self.augment.quarter_turns
-            for out in filter(None, (pixels, [x[:, None] for x in classes]) if chance else ()):
-                turn_by_quarters(self._generator(place, _QUARTERS), out, self.views, chance)
+            if chance := self.augment.quarter_turns:
+                turn_by_quarters(self._generator(place, _QUARTERS), pixels, self.views, chance)
+                if classes:
+                    as_images = [x[:, None] for x in classes]
+                    turn_by_quarters(self._generator(place, _QUARTERS), as_images, self.views, chance)
             for drawn, rows in zip(parameters, self._photometry(place, turns), strict=True):
                 drawn[:, slot] = torch.from_numpy(rows)
         indices = [self.sources.starts[place.source] + place.sample for place in places]

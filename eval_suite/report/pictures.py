@@ -4,12 +4,15 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from torch import Tensor
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.decoders.pixels import Pixels
@@ -143,12 +146,23 @@ def thumbnail(dataset: Dataset, i: int, channels: int) -> str:
 
 def thumbnail_of(pixels: Pixels) -> str:
     """Return the centre crop of an image (H, W, C) as a JPEG in a data URI."""
-    channels = pixels.shape[2]
-    image = center_view(pixels, THUMBNAIL).float()
-    if pixels.dtype == np.uint16:  # 16-bit values often use a small part of the range
-        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
-    shown = image.byte().permute(1, 2, 0).numpy()
+    return data_uri(visible(center_view(pixels, THUMBNAIL)), "JPEG")
+
+
+def visible(image: Tensor) -> Image.Image:
+    """Return an image (C, H, W), uint8 or uint16, as one to look at: grey for fewer than three channels.
+
+    Images with more than three channels show the first three.
+    """
+    values = image.float()
+    if image.dtype == torch.uint16:  # 16-bit values often use a small part of the range
+        values = (values - values.min()) / (values.max() - values.min()).clamp(min=1) * 255
+    shown = values.byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(shown[..., 0] if len(image) < 3 else shown[..., :3])
+
+
+def data_uri(image: Image.Image, format: Literal["JPEG", "PNG"]) -> str:
+    """Return an image as a data URI, which a page can hold."""
     stream = io.BytesIO()
-    # Images with more than three channels show the first three.
-    Image.fromarray(shown[..., 0] if channels < 3 else shown[..., :3]).save(stream, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    image.save(stream, format, quality=82)  # PNG has no quality, and ignores it
+    return f"data:image/{format.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

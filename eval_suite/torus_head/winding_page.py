@@ -1,7 +1,5 @@
 """The page and the table of `eval_suite winding`: winding vectors, sentences, and curves of angles."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from eval_suite.report.figures import CLASS_COLOURS, INK, svg
 from eval_suite.report.pages import template
+from eval_suite.report.pictures import data_uri
 
 ANGLES = 2
 """Number of angles of a path whose curves are drawn, those that turn most."""
@@ -123,9 +122,7 @@ def picture(image: Tensor, size: int = 64) -> str:
     """Return a float image (C, H, W) in [0, 1] as a data URI."""
     pixels = (image.clamp(0, 1) * 255).byte().cpu().permute(1, 2, 0).numpy()
     drawn = Image.fromarray(pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3])
-    stream = io.BytesIO()
-    drawn.resize((size, size), Image.Resampling.BILINEAR).save(stream, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return data_uri(drawn.resize((size, size), Image.Resampling.BILINEAR), "JPEG")
 
 
 def _paths(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Images of a set with the outlines of their true masks and of those that a network predicts."""
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from data_pipeline.dataset.masks import IGNORED
 from data_pipeline.targets.mask_scores import Counts
 from eval_suite.features.embed import read_views, stream
 from eval_suite.features.representation import Representation
+from eval_suite.report.pictures import data_uri, visible
 from finetune.masks.predicted import true_masks
 
 SHOWN = 6
@@ -76,17 +75,11 @@ def picture(pixels: Tensor, truth: NDArray[np.uint8], predicted: NDArray[np.uint
     Pixels that nobody labelled are shown darker.
     """
     scale = -(-SIDE // truth.shape[0])
-    image = pixels.float()
-    image = (image - image.min()) / (image.max() - image.min()).clamp(min=1) * 255
-    # Images of two channels show the first one, and those of more than three the first three.
-    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    shown = _enlarged(image.byte().permute(1, 2, 0).numpy(), scale)
+    shown = _enlarged(np.asarray(visible(pixels).convert("RGB")), scale)
     shown[_enlarged(truth == IGNORED, scale)] //= 2
     for mask, colour in ((truth, TRUE), (predicted, PREDICTED)):
         shown[find_boundaries(_enlarged(mask, scale), mode="thick")] = colour
-    file = io.BytesIO()
-    Image.fromarray(shown).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(Image.fromarray(shown), "PNG")
 
 
 def _enlarged(values: NDArray[Any], scale: int) -> NDArray[Any]:

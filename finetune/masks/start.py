@@ -75,9 +75,7 @@ def tokens(
     damaged images, and UserError for masks that cannot be read.
     """
     own = Path(tempfile.mkdtemp(dir=folder))
-    maps = mask_maps.extract(dataset, of.size, of.square, own / "masks.npy")
-    wanted = np.isin(maps.samples, samples)
-    y = maps.classes if wanted.all() else maps.classes[wanted]
+    y = mask_maps.extract(dataset, of.size, of.square, own / "masks.npy", samples).classes
     loading: dict[str, Any] = {"stages": STAGES, "batch_size": 64, "workers": workers}
     x, grid = token_maps.extract(of, dataset, samples, own / "tokens.npy", device, **loading)
     return Masked(Images(x, y), grid, None if dataset.groups is None else dataset.groups[samples])

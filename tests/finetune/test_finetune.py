@@ -62,6 +62,21 @@ def finetune(*arguments: object) -> str:
     return out.getvalue()
 
 
+def scores_after_a_kill(whole: Path, again: Path, *command: object) -> dict:
+    """Return the scores of a run of 12 steps that goes on in `again` from step 4 of `whole`.
+
+    The command must end with the weights of the whole run.
+    """
+    shutil.copytree(whole, again, symlinks=True)
+    for step in (8, 12):
+        shutil.rmtree(again / f"checkpoints/step_{step:08d}")
+    finetune(*command)
+    for name in ("encoder.safetensors", "projector.safetensors"):
+        one, other = (load_file(folder / "checkpoints/step_00000012" / name) for folder in (whole, again))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    return json.loads((again / "results.json").read_text())["scores"]
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("labelled")
@@ -154,17 +169,8 @@ def test_fine_tuning_starts_as_the_linear_probe(tuned: Tuned):
 def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tuned: Tuned, tmp_path: Path):
     """A kill leaves the checkpoint of step 4; mixed images, the best score and the order of data go on."""
     again = tmp_path / "run"
-    shutil.copytree(tuned.folder, again, symlinks=True)
-    for step in (8, 12):
-        shutil.rmtree(again / f"checkpoints/step_{step:08d}")
-    finetune(*arguments(tuned.encoder, tuned.splits, again), *KEPT)
-    for name in ("encoder.safetensors", "projector.safetensors"):
-        one, other = (load_file(f / "checkpoints/step_00000012" / name) for f in (tuned.folder, again))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    scores = [
-        json.loads((f / "results.json").read_text())["scores"]["finetuned"] for f in (tuned.folder, again)
-    ]
-    assert scores[0] == scores[1]
+    scores = scores_after_a_kill(tuned.folder, again, *arguments(tuned.encoder, tuned.splits, again), *KEPT)
+    assert scores["finetuned"] == tuned.results["scores"]["finetuned"]
 
 
 def test_the_exported_timm_model_gives_the_classes(tuned: Tuned, tmp_path: Path):

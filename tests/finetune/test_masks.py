@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from finetune.recipe import build, note
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint, write_description
-from tests.finetune.test_finetune import finetune
+from tests.finetune.test_finetune import finetune, scores_after_a_kill
 from tests.masked_shapes import NAMES, pack_shapes
 
 QUICK = ("--epochs", "4", "--min-steps", "1", "--batch-size", "8", "--workers", "0", "--lr", "0.003")
@@ -124,15 +123,8 @@ def test_it_starts_as_the_segmentation_probe_and_learns(tuned: Tuned):
 
 def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tuned: Tuned, tmp_path: Path):
     again = tmp_path / "run"
-    shutil.copytree(tuned.folder, again, symlinks=True)
-    for step in (8, 12):
-        shutil.rmtree(again / f"checkpoints/step_{step:08d}")
-    finetune(*given(tuned.encoder, tuned.splits, again), *KEPT)
-    for name in ("encoder.safetensors", "projector.safetensors"):
-        one, other = (load_file(f / "checkpoints/step_00000012" / name) for f in (tuned.folder, again))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    scores = [json.loads((f / "results.json").read_text())["scores"] for f in (tuned.folder, again)]
-    assert scores[0] == scores[1]
+    command = given(tuned.encoder, tuned.splits, again)
+    assert scores_after_a_kill(tuned.folder, again, *command, *KEPT) == tuned.results["scores"]
 
 
 def test_the_encoder_alone_gives_vectors_to_other_commands(tuned: Tuned):
