@@ -189,6 +189,8 @@ def test_a_head_weighs_its_outputs_and_projections(bf16: bool):
     ("objective", "turned"),
     [
         ({"kind": "lejepa", "encoder_weight": 0.1}, None),
+        ({"kind": "lejepa", "sigreg": {"test": "shapiro_wilk", "num_slices": 16}}, None),
+        ({"kind": "lejepa", "sigreg": {"test": "watson", "num_slices": 16}}, None),
         ({"kind": "jepa", "regularizer": "vicreg"}, None),
         ({"kind": "jepa", "regularizer": "sigreg", "prediction": "smooth_l1"}, None),
         ({"kind": "jepa", "regularizer": "toroidal", "weighting": "heat"}, None),
