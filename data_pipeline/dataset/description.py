@@ -70,7 +70,7 @@ class Masks(Section):
     images: int
     """Number of images that have a mask."""
     classes: list[int]
-    """Numbers of the classes that occur in any mask."""
+    """Numbers of the classes that occur in any mask, or did in one that `isotorus remove` has taken out."""
     rule: MaskRule
 
 

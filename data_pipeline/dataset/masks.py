@@ -28,20 +28,36 @@ def read(dataset: Dataset, i: int) -> NDArray[np.uint8] | None:
     Raises `Corrupt` if the mask cannot be decoded or has not the size of its image, and `UserError` if the
     shard cannot be read.
     """
+    content = _file(dataset, i)
+    if content is None:
+        return None
     row = dataset.rows[i]
+    try:
+        mask = decode(content, int(row["height"]), int(row["width"]))
+    except ValueError as error:
+        raise Corrupt(f"the mask of sample {dataset.name(i)}: {error}; pack the images again") from None
+    if mask.max(initial=0) > IGNORED:
+        raise Corrupt(f"the mask of sample {dataset.name(i)} has values above {IGNORED}")
+    return mask.astype(np.uint8)
+
+
+def has(dataset: Dataset, i: int) -> bool:
+    """Return whether sample `i` has a mask, which may be damaged; raises `UserError` for a shard that cannot
+    be read.
+    """
+    return _file(dataset, i) is not None
+
+
+def _file(dataset: Dataset, i: int) -> bytes | None:
+    """Return the file with the mask of sample `i`; None if it has none."""
     key, _ = dataset.key_and_name(i)
-    prefix = key_prefix(dataset.description.tar_names_in_keys, dataset.shard_name(int(row["shard"])))
+    prefix = key_prefix(
+        dataset.description.tar_names_in_keys, dataset.shard_name(int(dataset.rows[i]["shard"]))
+    )
     for name, content in sidecars.files_beside(dataset, i, f".{EXTENSION}"):
         found = key_and_extension(name)
-        if found is None or prefix + found[0] != key or found[1].lower() != EXTENSION:
-            continue
-        try:
-            mask = decode(content, int(row["height"]), int(row["width"]))
-        except ValueError as error:
-            raise Corrupt(f"the mask of sample {dataset.name(i)}: {error}; pack the images again") from None
-        if mask.max(initial=0) > IGNORED:
-            raise Corrupt(f"the mask of sample {dataset.name(i)} has values above {IGNORED}")
-        return mask.astype(np.uint8)
+        if found is not None and prefix + found[0] == key and found[1].lower() == EXTENSION:
+            return content
     return None
 
 
@@ -63,7 +79,7 @@ def find(dataset: Dataset) -> Found:
     """Find out which samples have a mask; raises `UserError` for a mask that cannot be read.
 
     Masks are read unless dataset.json says that every image has one. After `isotorus remove` they are read
-    too, because dataset.json still counts the masks that were removed.
+    too, because dataset.json still names the classes of the masks that were removed.
     """
     facts, count = dataset.description.masks, len(dataset)
     if facts is not None and facts.images == count and not dataset.description.removed:

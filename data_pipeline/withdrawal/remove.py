@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import pool
-from data_pipeline.dataset import files, modified, spacing, withdrawn
+from data_pipeline.dataset import files, masks, modified, spacing, withdrawn
 from data_pipeline.dataset.description import Description, IndexCounts, describe
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.dataset.moments import Moments
@@ -39,7 +39,7 @@ def remove(dataset: Dataset, gone: NDArray[np.bool_], groups: NDArray[np.uint64]
     """
     refuse_others(dataset, gone)
     folder, before = Path(dataset.path), dataset.description
-    sums, sixteen_bit = _sums(dataset, np.flatnonzero(gone), workers)
+    sums = _sums(dataset, np.flatnonzero(gone), workers)
     shards, new_numbers = _shards(dataset, gone)
     kept_groups = None if dataset.groups is None else np.asarray(dataset.groups)[~gone]
     if kept_groups is not None and not kept_groups.any():
@@ -59,7 +59,7 @@ def remove(dataset: Dataset, gone: NDArray[np.bool_], groups: NDArray[np.uint64]
     number = max(generation.tables for generation in dataset.generations) + 1
     counts = IndexCounts(len(before.classes), len(before.extensions))
     write_tables(folder, number, _rows(dataset, gone, new_numbers), tables, counts)
-    moments, sixteen_bit = before.moments - sums, before.sixteen_bit - sixteen_bit
+    moments, sixteen_bit = before.moments - sums.moments, before.sixteen_bit - sums.sixteen_bit
     depth = 16 if sixteen_bit else 8
     mean, std = statistics(moments, depth)
     generation = before.model_copy(
@@ -78,6 +78,8 @@ def remove(dataset: Dataset, gone: NDArray[np.bool_], groups: NDArray[np.uint64]
             "height": counts.height,
             "groups": None if kept_groups is None else int((np.unique(kept_groups) != 0).sum()),
             "spacing": None if kept_spacing is None else spacing.known(kept_spacing),
+            "masks": before.masks
+            and before.masks.model_copy(update={"images": before.masks.images - sums.masks}),
             "removed": before.removed + int(gone.sum()),
             "tables": number,
             "fingerprint": counts.fingerprint(
@@ -119,24 +121,40 @@ class _Task:
     indices: list[int]
 
 
-def _sums(dataset: Dataset, indices: NDArray[np.int64], workers: int) -> tuple[Moments, int]:
-    """Return the pixel sums of some images, and how many have 16 bits a channel."""
+@dataclass(frozen=True)
+class _Sums:
+    """What dataset.json counts of some images."""
+
+    moments: Moments
+    """Sums of their pixels."""
+    sixteen_bit: int = 0
+    """Number of images with 16 bits a channel."""
+    masks: int = 0
+    """Number of images with a mask; 0 for a set that was packed without any."""
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(
+            self.moments + other.moments, self.sixteen_bit + other.sixteen_bit, self.masks + other.masks
+        )
+
+
+def _sums(dataset: Dataset, indices: NDArray[np.int64], workers: int) -> _Sums:
+    """Return what dataset.json counts of some images."""
     tasks = [
         _Task(dataset.path, indices[start : start + _AT_ONCE].tolist())
         for start in range(0, len(indices), _AT_ONCE)
     ]
-    total, sixteen_bit = Moments.zero(dataset.channels), 0
-    for sums, some in pool.run(_decode, tasks, workers, "removing", len(indices)):
-        total, sixteen_bit = total + sums, sixteen_bit + some
-    return total, sixteen_bit
+    found = pool.run(_decode, tasks, workers, "removing", len(indices))
+    return sum(found, start=_Sums(Moments.zero(dataset.channels)))
 
 
-def _decode(task: _Task) -> tuple[Moments, int]:
+def _decode(task: _Task) -> _Sums:
     """Return what `_sums` returns; runs in a worker of `pool.run`."""
     from data_pipeline.decoders.decode import decode_valid
 
     dataset = Dataset(task.path)
-    total, sixteen_bit = Moments.zero(dataset.channels), 0
+    with_masks = dataset.description.masks is not None
+    total = _Sums(Moments.zero(dataset.channels))
     for i in task.indices:
         pool.count()
         try:
@@ -151,9 +169,12 @@ def _decode(task: _Task) -> tuple[Moments, int]:
             raise UserError(
                 f"{dataset.name(i)} cannot be decoded ({error}); run: isotorus verify {dataset.path}"
             ) from None
-        total = total + Moments.of_image(pixels, valid)
-        sixteen_bit += pixels.dtype == np.uint16
-    return total, sixteen_bit
+        total += _Sums(
+            Moments.of_image(pixels, valid),
+            int(pixels.dtype == np.uint16),
+            int(with_masks and masks.has(dataset, i)),
+        )
+    return total
 
 
 def _shards(dataset: Dataset, gone: NDArray[np.bool_]) -> tuple[NDArray[np.void], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from sklearn.metrics import jaccard_score, log_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_pipeline.__main__ import main
-from data_pipeline.dataset import masks
+from data_pipeline.dataset import info, masks
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
@@ -179,12 +179,13 @@ def test_a_source_may_lack_chosen_masks(tmp_path: Path):
     assert task.known.sum() == 1 and len(task.known) == 2
 
 
-def test_masks_that_were_removed_are_not_known(tmp_path: Path):
-    """After the removal there are as many images as dataset.json counts masks."""
+def test_masks_that_were_removed_are_not_known_and_not_counted(tmp_path: Path):
+    """After the removal there are as many images as there were masks before."""
     path = pack_shapes(tmp_path, 6, 0, without=2)
     (tmp_path / "gone.txt").write_text("0\n1\n")
     assert main(["remove", str(path), "--keys", str(tmp_path / "gone.txt")]) == 0
     assert masks.find(Dataset(path)).known.sum() == 2 < len(Dataset(path)) == 4
+    assert "masks        2 images, classes ground, disc, square" in info.as_text(str(path))
 
 
 def test_an_image_that_stands_in_for_a_damaged_one_has_no_mask_unless_it_is_trained_on(tmp_path: Path):
