@@ -26,7 +26,7 @@ from pretrain.engines.blocks import blocks, checkpoint_blocks
 from pretrain.engines.config import EngineConfig, reduces_by_size
 from pretrain.engines.networks import unfuse_attention
 from pretrain.methods import blank_embeddings, build_head, inputs_beside
-from pretrain.methods.config import ObjectiveConfig, Turned
+from pretrain.methods.config import ONE_CELL, Grid, ObjectiveConfig, Turned
 from pretrain.models.encoder import ViewEncoder, create_on_meta
 from pretrain.objectives.sigreg import SIGReg
 
@@ -254,6 +254,7 @@ def head_footprint(
     images: int,
     bf16: bool,
     turned: Turned | None = None,
+    grid: Grid = ONE_CELL,
 ) -> dict[str, float]:
     """Return the bytes at the peak of the head's forward and backward pass on a rank's images, by part.
 
@@ -262,7 +263,7 @@ def head_footprint(
     """
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return _head_forward_and_backward(config, width, n_global, views, images, bf16, turned)
+        return _head_forward_and_backward(config, width, n_global, views, images, bf16, turned, grid)
 
 
 def _head_forward_and_backward(
@@ -273,6 +274,7 @@ def _head_forward_and_backward(
     images: int,
     bf16: bool,
     turned: Turned | None,
+    grid: Grid,
 ) -> dict[str, float]:
     head = build_head(config, width, n_global, 0, turned)
     for module in head.modules():
@@ -281,8 +283,8 @@ def _head_forward_and_backward(
     without_bytes(head)
     for parameter in head.parameters():
         parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    beside = inputs_beside(config, n_global, views, images, turned)
-    embeddings = torch.randn_like(blank_embeddings(config, views, images, width)).requires_grad_()
+    beside = inputs_beside(config, n_global, views, images, turned, grid)
+    embeddings = torch.randn_like(blank_embeddings(config, views, images, width, grid)).requires_grad_()
     inputs = [embeddings, *(torch.randn_like(x) if x.is_floating_point() else x for x in beside)]
     through_mlps = [0]
     with LiveBytes([*head.parameters(), *head.buffers(), *inputs]) as live:

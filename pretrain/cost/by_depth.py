@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pretrain.models.feature_sets import FEATURES
 from pretrain.models.repeated import repeated_blocks
 
 SHALLOW = (4, 5)
@@ -22,9 +23,10 @@ def by_depth(
     """Return `measure` of the encoder that timm builds with these arguments.
 
     An encoder that takes a `depth`, has more blocks than the larger of the two numbers `shallow` (4 and 5),
-    and whose number of parameters is linear in depth, is measured at these two depths; any other as it is.
+    and whose number of parameters is linear in depth, is measured at these two depths; any other as it is. An
+    encoder that returns vectors of several blocks has them at depths of `SHALLOW` only.
     """
-    few, more = shallow or SHALLOW
+    few, more = SHALLOW if shallow is None or FEATURES in kwargs else shallow
     depth = repeated_blocks(name, json.dumps(kwargs))
     if depth is None or depth <= more:
         return measure(kwargs)

@@ -21,9 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Config
 from pretrain.cost.by_depth import by_depth
+from pretrain.cost.map_grid import map_grid
 from pretrain.cost.remembered import remembered
 from pretrain.methods import blank_embeddings, build_head, inputs_beside
-from pretrain.methods.config import ObjectiveConfig, Turned
+from pretrain.methods.config import Grid, ObjectiveConfig, Turned
 from pretrain.models.encoder import create_on_meta
 
 
@@ -74,7 +75,9 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     encoder = sum(r.views * each[r.size] for r in resolutions)
     n_global = config.views.global_views
     objective, turned = config.objective.model_dump_json(), Turned.of(config.views)
-    mlps, regularizer = _head_forward(objective, embedding_width, n_global, views, turned)
+    # No FLOPs of a mask's pixels are counted.
+    grid = map_grid(config, encoder_kwargs)._replace(side=1)
+    mlps, regularizer = _head_forward(objective, embedding_width, n_global, views, turned, grid)
     engine = config.engine
     exact = engine.accumulation > 1 and engine.accumulate == "exact"
     with_target = config.objective.kind == "jepa"
@@ -104,18 +107,18 @@ def _view_forward(name: str, kwargs: str, channels: int, sizes: tuple[int, ...])
 
 @functools.cache
 def _head_forward(
-    objective: str, width: int, n_global: int, views: int, turned: Turned | None
+    objective: str, width: int, n_global: int, views: int, turned: Turned | None, grid: Grid
 ) -> tuple[float, float]:
     """Count the head on the embeddings of one image: its MLPs, and everything else. `objective` is JSON."""
     config: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_json(objective)
     head = build_head(config, width, n_global, 0, turned)
     images = 8  # some statistics need several images
-    beside = inputs_beside(config, n_global, views, images, turned)
+    beside = inputs_beside(config, n_global, views, images, turned, grid)
     mlps = [0.0]
     for module in head.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda m, x, y: mlps.append(2.0 * m.in_features * y.numel()))
-    whole = _count(lambda: head(blank_embeddings(config, views, images, width), 0, *beside))
+    whole = _count(lambda: head(blank_embeddings(config, views, images, width, grid), 0, *beside))
     return sum(mlps) / images, (whole - sum(mlps)) / images
 
 

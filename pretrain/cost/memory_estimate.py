@@ -12,6 +12,7 @@ from torch import nn
 from pretrain.config import Config
 from pretrain.cost.accelerators import plans_bf16
 from pretrain.cost.activation_memory import encoder_footprint, gathers_in_bf16, head_footprint
+from pretrain.cost.map_grid import map_grid
 from pretrain.engines.blocks import blocks
 from pretrain.engines.config import LIVE_BUCKETS, ZERO_BUCKET, EngineConfig
 from pretrain.methods import build_head
@@ -115,6 +116,7 @@ def rank_memory(
         step = {}  # the peak is at the update
     elif made:
         state["gradients"] = step.pop("gradients", 0.0)
+    grid = map_grid(config, model.kwargs)
     head = head_footprint(
         config.objective.model_dump_json(),
         model.width,
@@ -123,11 +125,18 @@ def rank_memory(
         images,
         bf16,
         Turned.of(config.views),
+        grid,
     )
     parts = state | {
         "buffers": parameters.buffers,
         "views": pixels * (1 + FP32),  # uint8, and augmented
-        "embeddings": 2 * FP32 * views * images * model.width,  # with their gradient
+        "embeddings": 2
+        * FP32
+        * views
+        * images
+        * grid.height
+        * grid.width
+        * model.width,  # with their gradient
         "activations": step.get("activations", 0.0),
         "weight copies": step.get("weight copies", 0.0),
         "communication": _communication(engine, parameters, bf16) + step.get("gathered", 0.0),

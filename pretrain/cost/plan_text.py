@@ -29,7 +29,7 @@ NOTES = {
     "communication": "gathered parameters, and buffers for them and for gradients",
     "backward": "recomputed activations, gradients that are being computed",
     "projector": "activations",
-    "regularizer": "SIGReg's projections, or covariances",
+    "regularizer": "SIGReg's projections, covariances, or the loss of labels or masks",
     "reserve": "CUDA context, libraries and fragmentation; on CPUs torch itself",
 }
 

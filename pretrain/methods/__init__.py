@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from data_pipeline.transforms.config import ViewsConfig
 from isotorus.errors import UserError
 from pretrain.methods.config import (
+    ONE_CELL,
+    Grid,
     JEPAConfig,
     LeJEPAConfig,
     ObjectiveConfig,
@@ -58,9 +60,17 @@ def takes_actions(config: ObjectiveConfig, views: ViewsConfig) -> bool:
 
 
 def inputs_beside(
-    config: ObjectiveConfig, n_global: int, views: int, images: int, turned: Turned | None
+    config: ObjectiveConfig,
+    n_global: int,
+    views: int,
+    images: int,
+    turned: Turned | None,
+    grid: Grid = ONE_CELL,
 ) -> list[Tensor]:
-    """Return blank tensors for what a head takes after the embeddings and the step."""
+    """Return blank tensors for what a head takes after the embeddings and the step.
+
+    `grid` has the sizes of maps and masks, if masks are predicted.
+    """
     import torch
 
     if isinstance(config, JEPAConfig):
@@ -68,17 +78,21 @@ def inputs_beside(
     if isinstance(config, TorusConfig) and turned:
         return [torch.zeros(views, images, len(turned.actions))]
     if reads_masks(config):
-        return [torch.zeros(views, images, 1, 1, dtype=torch.uint8)]
+        return [torch.zeros(views, images, grid.side, grid.side, dtype=torch.uint8)]
     if isinstance(config, SupervisedConfig):
         return [torch.zeros(1, images, config.outputs)]
     return []
 
 
-def blank_embeddings(config: ObjectiveConfig, views: int, images: int, width: int) -> Tensor:
-    """Return zeros in place of what the encoder gives to a head, on the CPU."""
+def blank_embeddings(
+    config: ObjectiveConfig, views: int, images: int, width: int, grid: Grid = ONE_CELL
+) -> Tensor:
+    """Return zeros in place of what the encoder gives to a head, on the CPU; a map of the size of `grid`, if
+    masks are predicted.
+    """
     import torch
 
-    cells = (1, 1) if reads_masks(config) else ()
+    cells = (grid.height, grid.width) if reads_masks(config) else ()
     return torch.zeros(views, images, *cells, width)
 
 

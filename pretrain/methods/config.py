@@ -147,6 +147,21 @@ class Turned(NamedTuple):
         return cls(sum(r.views for r in views.resolutions() if not r.turned), tuple(views.actions))
 
 
+class Grid(NamedTuple):
+    """Sizes where masks are predicted from a map."""
+
+    height: int
+    """Number of rows of the map's cells."""
+    width: int
+    """Number of columns of the map's cells."""
+    side: int
+    """Side of the masks in pixels."""
+
+
+ONE_CELL = Grid(1, 1, 1)
+"""The smallest sizes, on which everything can be tried that does not depend on sizes."""
+
+
 class TorusConfig(Section):
     """Settings of toroidal JEPA."""
 

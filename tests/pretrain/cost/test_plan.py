@@ -14,7 +14,7 @@ from pretrain.cost import activation_memory, by_depth, cpu_speed
 from pretrain.cost.accelerators import detect
 from pretrain.cost.datasheets import KNOWN
 from pretrain.cost.flops import flops_per_image, step_flops
-from pretrain.cost.memory_estimate import Parameters, state_bytes
+from pretrain.cost.memory_estimate import Parameters, count_parameters, rank_memory, state_bytes
 from pretrain.cost.plan import Request, estimate
 from pretrain.cost.plan_command import main
 from pretrain.engines.config import EngineConfig
@@ -71,6 +71,36 @@ def test_what_a_step_executes_beside_the_model_s_flops():
     turned = of("views.actions=[rotation]", "views.turned=2")
     assert turned.encoder_forward - plain.encoder_forward == of("views.local_views=0").encoder_forward
     assert of("views.actions=[rotation]", "views.turned=all").encoder_forward == plain.encoder_forward
+
+
+SUPERVISED = ("encoder.name=vit_tiny_patch16_224", "views.global_views=1", "views.local_views=0")
+
+
+@pytest.mark.parametrize("features", ["last2", "last4", "patch_mean"])
+def test_feature_sets_of_several_blocks_cost_what_the_embedding_does(features: str):
+    def of(features: str) -> float:
+        objective = f"objective={{kind: supervised, outputs: 3, val: x, features: {features}}}"
+        chosen = config(*SUPERVISED, objective)
+        model = check_model(chosen, 1)
+        return step_flops(chosen, model.kwargs, model.width).encoder_forward
+
+    assert of(features) == pytest.approx(of("embedding"), rel=1e-3)
+
+
+def test_the_layer_of_masks_is_counted_in_every_cell_of_the_map():
+    objective = "objective={kind: supervised, task: segmentation, outputs: 5, val: x}"
+    less, more = (
+        config(*SUPERVISED, objective, f"views.global_size={size}", "data.batch_size=16")
+        for size in (112, 224)
+    )
+    model = check_model(more, 1)
+    flops = step_flops(more, model.kwargs, model.width)
+    assert flops.projector_forward == 2 * 14**2 * 192 * 5
+    parts = [rank_memory(each, model, count_parameters(each, model), 1, "cpu") for each in (less, more)]
+    assert parts[1]["embeddings"] == 2 * 4 * 16 * 14**2 * 192
+    # The logits of each pixel are kept for the loss, and have a gradient.
+    assert parts[1]["regularizer"] > 2 * 4 * 16 * 224**2 * 5
+    assert parts[1]["regularizer"] == pytest.approx(4 * parts[0]["regularizer"], rel=0.02)
 
 
 TINY = {"patch_size": 8, "embed_dim": 32, "num_heads": 2, "drop_path_rate": 0.2}
