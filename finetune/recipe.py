@@ -33,8 +33,8 @@ BASELINES, CACHE = "baselines", "cache"
 """Folders inside the run's folder: for the runs with which it is compared, and for vectors."""
 LEAST = 0.9
 """Smallest share of the area of an image that a crop shows."""
-_CHOSEN = ("in_chans", "num_classes", "img_size", "dynamic_img_size", "winding_classes", EMBEDDING, FEATURES)
-"""Arguments of an encoder that a run decides itself."""
+_CHOSEN = ("in_chans", "num_classes", "dynamic_img_size", "winding_classes", EMBEDDING, FEATURES)
+"""Arguments of an encoder that a run decides itself, besides its image size."""
 _PLACES = (
     "name",
     "runs",
@@ -86,7 +86,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         "augment": _augment(described.config),
         "encoder": {
             "name": described.name,
-            "kwargs": {key: x for key, x in described.kwargs.items() if key not in _CHOSEN},
+            "kwargs": _kwargs(described),
             "weights": str(checkpoint.weights),
             "pixels": "weights",
             "freeze": args.freeze,
@@ -207,6 +207,17 @@ def _of_masks(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Sup
         patience=args.patience,
     )
     return objective, labelled
+
+
+def _kwargs(described: EncoderDescription) -> dict[str, Any]:
+    """Return the arguments of the encoder that the run does not decide itself.
+
+    The position embedding has the size of pretraining's crops. It stays so where evaluations, and so the run,
+    show larger images (views.whole_size).
+    """
+    own = described.kwargs.get("img_size") == described.image_size
+    left_out = (*_CHOSEN, "img_size") if own else _CHOSEN
+    return {key: x for key, x in described.kwargs.items() if key not in left_out}
 
 
 def _views(described: EncoderDescription) -> dict[str, Any]:

@@ -17,14 +17,17 @@ from sklearn.linear_model import LogisticRegression
 
 from data_pipeline.dataset.index import Dataset
 from eval_suite.features.embed import read_views
+from eval_suite.inputs import find
 from eval_suite.usefulness.probe import L2_GRID
 from finetune.arguments import parse
-from finetune.recipe import from_scratch
+from finetune.recipe import build, from_scratch
 from finetune.train_and_compare import run
 from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
 from pretrain.checkpoint.mirror.address import copies
+from pretrain.checkpoint.warm_start import initial_state
 from pretrain.config import load_config
+from pretrain.preflight.model import check_model
 from pretrain.run_control.signals import Signals
 from tests.eval_suite.eval_samples import CLASSES, KWARGS, pack, save_checkpoint
 
@@ -261,3 +264,16 @@ def test_baselines_of_two_fine_tunings_are_not_mirrored_to_one_place(recipe: Pat
     overrides = ["checkpoint.mirror=s3://bucket/runs/", supervised]
     places = [from_scratch(load_config(str(recipe), [*overrides, f"name={x}"])).mirror for x in ("a", "b")]
     assert places == [f"s3://bucket/runs/{x}/baselines/scratch" for x in ("a", "b")]
+
+
+def test_an_encoder_of_smaller_crops_than_evaluations_show_keeps_its_position_embedding(
+    packed: dict[str, Path], tmp_path: Path
+):
+    """A run with views.whole_size is evaluated, and so fine-tuned, on larger images than its crops."""
+    encoder = save_checkpoint(tmp_path / "encoder", image_size=48, kwargs=KWARGS | {"dynamic_img_size": True})
+    (checkpoint,) = find.find([str(encoder)])
+    tuned = build(parse([*map(str, arguments(encoder, packed, tmp_path / "run"))]), checkpoint)
+    model = check_model(tuned, 1)
+    assert tuned.views.global_size == 48 and model.kwargs["img_size"] == 32
+    state = initial_state(tuned.encoder.name, model.kwargs, 0, str(tuned.encoder.weights))
+    assert torch.equal(state["pos_embed"], load_file(encoder / "encoder.safetensors")["pos_embed"])
