@@ -20,10 +20,10 @@ from data_pipeline.loader import Loader
 from data_pipeline.sources import Sources
 from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
-from pretrain.methods.config import SupervisedConfig
+from pretrain.methods.config import SupervisedConfig, TargetsConfig
 from pretrain.methods.supervised import SupervisedHead
 from pretrain.models.feature_sets import give
-from pretrain.supervised.masks import read_masks
+from pretrain.supervised.masks import choose, read_masks
 from pretrain.supervised.task import read_task
 from pretrain.supervised.validation import counted, score
 from pretrain.train import targets_of
@@ -171,6 +171,21 @@ def test_few_masks_that_lack_a_class_of_val_are_refused(tmp_path: Path):
     few = config(val=str(data.path), targets={"labels": 1})
     with pytest.raises(UserError, match=r"no mask of train \(the 1 that are used\) has: [12];"):
         read_task(few, [data], 3)
+
+
+def test_masks_of_a_set_are_read_once(tmp_path: Path):
+    """A command opens a set several times; the second time only zeros are left to read."""
+    path = pack_shapes(tmp_path, 6, 0, without=2)
+
+    def chosen() -> tuple[dict[str, set[int]], int]:
+        sets = {"train": Dataset(path), "val": Dataset(path)}
+        found = choose(read_masks(sets), sets, TargetsConfig(labels=3))
+        return found.classes, int(found.known["train"].sum())
+
+    first = chosen()
+    (shard,) = path.glob("*.tar")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert chosen() == first and first[1] == 3
 
 
 def test_a_source_may_lack_chosen_masks(tmp_path: Path):
