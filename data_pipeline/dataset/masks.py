@@ -5,9 +5,11 @@ pixel. Like the JSON file of a sample, it lies between its image and the next on
 in tars that others made.
 """
 
+import functools
 import io
+from collections.abc import Callable, Hashable
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,25 @@ LOOKED_AT = 64
 made may hold some."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _once(look: Callable[Concatenate[Dataset, P], R]) -> Callable[Concatenate[Dataset, P], R]:
+    """Make a function look at a data set once, although a command opens the set several times."""
+    known: dict[Hashable, R] = {}
+
+    @functools.wraps(look)
+    def remembered(dataset: Dataset, *arguments: P.args, **options: P.kwargs) -> R:
+        key = dataset.path, dataset.fingerprint, *arguments, *options.items()
+        if key not in known:
+            known[key] = look(dataset, *arguments, **options)
+        return known[key]
+
+    return remembered
+
+
+@_once
 def find(dataset: Dataset) -> Found:
     """Find out which samples have a mask; raises `UserError` for a mask that cannot be read.
 
@@ -91,7 +112,23 @@ def find(dataset: Dataset) -> Found:
         if (mask := read(dataset, i)) is not None:
             known[i] = True
             present[mask] = True
-    return Found(known, np.flatnonzero(present[:IGNORED]).tolist())
+    return Found(known, _numbers(present))
+
+
+@_once
+def classes_of(dataset: Dataset, samples: tuple[int, ...]) -> list[int]:
+    """Return the numbers of the classes that occur in the masks of samples; raises as `read` does."""
+    present = np.zeros(IGNORED + 1, bool)
+    for i in samples:
+        if (mask := read(dataset, i)) is not None:
+            present[mask] = True
+    return _numbers(present)
+
+
+def _numbers(present: NDArray[np.bool_]) -> list[int]:
+    """Return the numbers of classes, for which values (256,) occur."""
+    numbers: list[int] = np.flatnonzero(present[:IGNORED]).tolist()
+    return numbers
 
 
 def decode(data: bytes, height: int, width: int) -> NDArray[np.uint16]:

@@ -61,9 +61,7 @@ def choose(masked: Masked, sets: Mapping[str, Dataset], of: TargetsConfig) -> Ma
     used = masked.known | dict(zip(train, parts, strict=True))
     classes = dict(masked.classes)
     for name in train:
-        each = (masks.read(sets[name], i) for i in np.flatnonzero(used[name]).tolist())
-        classes[name] = {c for mask in each if mask is not None for c in np.unique(mask).tolist()}
-        classes[name].discard(masks.IGNORED)
+        classes[name] = set(masks.classes_of(sets[name], tuple(np.flatnonzero(used[name]).tolist())))
     _check_classes(classes, masked.names, f"train (the {len(rows)} that are used)")
     return Masked(masked.names, used, classes)
 
