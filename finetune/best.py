@@ -6,7 +6,7 @@ from typing import Any
 
 from isotorus.errors import from_os_error
 from isotorus.files import atomic
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage, folders
 
 _FILES = ("encoder.safetensors", "projector.safetensors", "encoder.json")
 """Files to copy. encoder.json is the last one, because commands take a folder that has it for a
@@ -15,10 +15,10 @@ checkpoint."""
 
 def of_run(run: Path) -> Path:
     """Return the checkpoint of a finished run that is best on val."""
-    newest = store.latest(run / "checkpoints")
+    newest = folders.latest(run / "checkpoints")
     assert newest is not None, run
-    described: dict[str, Any] = store.describe(newest)
-    return store.folder(run / "checkpoints", described["validation"]["best_step"])
+    described: dict[str, Any] = damage.describe(newest)
+    return folders.folder(run / "checkpoints", described["validation"]["best_step"])
 
 
 def publish(run: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.sources import Sources
 from pretrain import engines
-from pretrain.checkpoint import store
+from pretrain.checkpoint import retention
 from pretrain.checkpoint.mirror.place import Place
 from pretrain.checkpoint.mirror.uploads import Uploads
 from pretrain.checkpoint.run_state import RunState
@@ -106,7 +106,7 @@ def assemble(
 
     recorder = profiler = None
     if rank() == 0:
-        store.tidy(checkpoints)
+        retention.tidy(checkpoints)
         state.guard.trim(state.step)
         recorder = Recorder(config, inputs, state.step, engine)
         cleanup.callback(recorder.close)

@@ -101,11 +101,11 @@ def member_name(base: str, point: list[str], grid: list[list[str]]) -> str:
 def _run(member: Config, command: list[str]) -> int:
     """Start a run unless it is finished, wait for its end, and return its exit code."""
     # Imported here because it imports torch: --help, --dry-run and a wrong grid need not wait for it.
-    from pretrain.checkpoint import store
+    from pretrain.checkpoint import damage, folders
 
-    newest = store.latest(member.folder / "checkpoints")
-    with contextlib.suppress(store.Damaged):  # the run itself finds the damage and uses an earlier one
-        if newest and store.describe(newest).get("step", 0) >= member.steps:
+    newest = folders.latest(member.folder / "checkpoints")
+    with contextlib.suppress(damage.Damaged):  # the run itself finds the damage and uses an earlier one
+        if newest and damage.describe(newest).get("step", 0) >= member.steps:
             log.info("%s is finished already", member.name)
             return 0
     log.info("%s", shlex.join(command))

@@ -27,7 +27,7 @@ from torch import nn
 
 from data_pipeline.order import share
 from isotorus.jsonl import StepLog, read
-from pretrain.checkpoint import store
+from pretrain.checkpoint import retention, store
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.run_state import RunState
 from pretrain.cost.goodput import DAY, LLAMA, RESTART, STALL
@@ -85,7 +85,7 @@ def begin(folder: Path) -> tuple[RunState, Weights]:
     weights = Weights()
     guard = Guard(GuardConfig(), folder, nn.Module(), torch.device("cpu"))
     state = RunState(weights, guard, None)  # type: ignore[arg-type]
-    store.tidy(folder / "checkpoints")
+    retention.tidy(folder / "checkpoints")
     state.resume(folder / "checkpoints", "refuse")
     return state, weights
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage, folders, store
 from pretrain.checkpoint.config import OnDamage
 from pretrain.checkpoint.saver import Saver
 from pretrain.engines import Engine
@@ -59,7 +59,7 @@ class RunState:
         """
         self.guard.check_rewind(saver.step)
         saver.wait()
-        self.restore(store.folder(saver.checkpoints, saver.step))
+        self.restore(folders.folder(saver.checkpoints, saver.step))
         self.guard.skip_batches(self.step)
 
     def resume(self, checkpoints: Path, on_damage: OnDamage) -> Path | None:
@@ -68,15 +68,15 @@ class RunState:
         All ranks call it and take the same decision. Raises UserError if the checkpoint is damaged and
         `on_damage` is "refuse" or no earlier one exists.
         """
-        while (newest := store.agreed_latest(checkpoints)) is not None:
+        while (newest := folders.agreed_latest(checkpoints)) is not None:
             try:
                 self.restore(newest)
                 return newest
-            except store.Damaged as error:
+            except damage.Damaged as error:
                 if on_damage == "refuse" or error.earlier is None:
                     raise
                 log.warning("%s; continuing from %s", error.found, error.earlier.name)
-                store.set_aside(newest)
+                damage.set_aside(newest)
         return None
 
     def restore(self, folder: Path) -> None:

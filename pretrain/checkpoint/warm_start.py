@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from pretrain.checkpoint.store import latest
+from pretrain.checkpoint.folders import latest
 from pretrain.models.channel_embedding import EMBEDDING
 from pretrain.models.description import beside
 from pretrain.models.encoder import build_encoder, create

@@ -16,7 +16,7 @@ from data_pipeline.transforms.action_checks import refuse_unfit
 from data_pipeline.transforms.physical import check_views
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage
 from pretrain.checkpoint.readings import readings_before
 from pretrain.checkpoint.warm_start import (
     NAMES,
@@ -65,13 +65,13 @@ def check(config: Config, world_size: int) -> RunInputs:
         task = read_task(config.objective, sources.datasets, *channels)
         sources = sources.only(task.known)
     held_out = _held_out(config, sources)
-    newest = store.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
+    newest = damage.latest_described(config.folder / "checkpoints", config.checkpoint.on_damage)
     mean, std = _normalisation(config, sources, newest)
     inputs = RunInputs(sources, kwargs, width, mean, std, task=task, held_out=held_out)
     if newest is not None:
         try:
             check_resume(config, inputs, newest)
-            saved = store.describe(newest)
+            saved = damage.describe(newest)
             record = saved.get("warm_start")
             before = tuple(readings_before(saved, _reading(config, inputs)))
             start = record and WarmStart(**record)

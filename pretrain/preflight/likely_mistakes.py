@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.transforms.action_checks import doubts
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage
 from pretrain.config import Config
 from pretrain.engines.schedule import rate_of
 
@@ -27,7 +27,7 @@ def warn(config: Config, newest: Path | None, datasets: Sequence[Dataset] = ()) 
         )  # fmt: skip
     if newest is None:
         return
-    saved = store.describe(newest)
+    saved = damage.describe(newest)
     step, steps = saved["step"], saved["config"]["steps"]
     before = rate_of(min(step, steps - 1), steps, saved["config"]["optimizer"])
     now = rate_of(step, config.steps, optimizer)

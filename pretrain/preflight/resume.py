@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.dataset.description import describe
 from data_pipeline.sources import Sources
 from isotorus.errors import UserError
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage
 from pretrain.checkpoint.mirror.address import without_cache
 from pretrain.config import Config, flatten
 from pretrain.methods.config import ObjectiveConfig
@@ -24,7 +24,7 @@ def check_resume(config: Config, inputs: RunInputs, newest: Path) -> None:
             f"{config.folder} has a checkpoint ({newest.name}) and resume=never; "
             "choose another name, or resume=auto"
         )
-    saved = store.describe(newest)
+    saved = damage.describe(newest)
     # An encoder that gives a map is described as one that gives a vector, see `encoder_json.plain`.
     kwargs = {key: x for key, x in inputs.encoder_kwargs.items() if (key, x) != (FEATURES, MAP)}
     if (saved["name"], saved["kwargs"]) != (config.encoder.name, kwargs):

@@ -16,7 +16,7 @@ from eval_suite.report.sentences import about_finetuning
 from eval_suite.usefulness.finetuning import RECIPE
 from finetune import recipe
 from finetune.arguments import parse as finetune
-from pretrain.checkpoint import store
+from pretrain.checkpoint import folders
 from pretrain.config import flatten
 from tests.console import ROOT
 from tests.eval_suite.eval_samples import ONE, run_command, save_checkpoint
@@ -116,7 +116,7 @@ def test_a_killed_evaluation_leaves_no_training_behind_and_is_continued(
     training = next(tmp_path.glob("finetune/*"))
     while any(str(training) in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])):
         time.sleep(0.1)
-    stopped = int(store.latest(training / "checkpoints").name.removeprefix("step_"))
+    stopped = int(folders.latest(training / "checkpoints").name.removeprefix("step_"))
     assert 0 < stopped < 300
     outcome = run_command(checkpoint, *data, *options[:-4], "--out", tmp_path)
     assert outcome.code == 0, outcome.err

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage
+from pretrain.checkpoint.damage import Damaged, describe, latest_described
 from pretrain.checkpoint.dcp_reading import Foreign, Planner, Reader
-from pretrain.checkpoint.store import Damaged, describe, latest_described
 from pretrain.run_control.lock import hold
 
 WRITTEN = Path(__file__).parents[1] / "formats/runs/lejepa/checkpoints/step_00000006"
@@ -100,14 +100,14 @@ def test_odd_files_of_a_checkpoint_are_damage(checkpoint: Path, content: bytes):
     with pytest.raises(Damaged):
         describe(checkpoint)
     (checkpoint / "COMPLETE").write_bytes(content)
-    assert store._damages(checkpoint, 0, 1)
+    assert damage.in_part(checkpoint, 0, 1)
 
 
 def test_a_list_of_files_names_none_elsewhere(checkpoint: Path):
     (checkpoint / "COMPLETE").write_text(json.dumps({"../step_00000003/encoder.json": [1, 2]}))
-    assert store._damages(checkpoint, 0, 1) == ["COMPLETE is no list of files"]
+    assert damage.in_part(checkpoint, 0, 1) == ["COMPLETE is no list of files"]
     (checkpoint / "COMPLETE").write_text(json.dumps({"encoder.json": 5}))
-    assert store._damages(checkpoint, 0, 1) == ["encoder.json has no checksum in COMPLETE"]
+    assert damage.in_part(checkpoint, 0, 1) == ["encoder.json has no checksum in COMPLETE"]
 
 
 def test_the_lock_of_a_run_is_no_way_to_other_files(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isotorus.errors import UserError
-from pretrain.checkpoint.store import damage
+from pretrain.checkpoint import damage
 from pretrain.checkpoint.warm_start import WarmStart, find_weights, load_exactly
 from pretrain.models.channel_embedding import fold
 from pretrain.models.config import MLPConfig
@@ -163,7 +163,7 @@ def read(given: Path, channels: Sequence[str] | None = None) -> Trained:
         raise UserError(f"{folder} has no encoder.json, so it is no checkpoint of a run; name one that is")
     for name in (DESCRIPTION, Path(weights.file).name):
         # A flipped bit of the weights would load, and give other vectors.
-        if found := damage(folder, name):
+        if found := damage.of_file(folder, name):
             raise UserError(
                 f"{folder} is damaged: {found}; copy it again, or export another checkpoint of the run"
             )

@@ -20,9 +20,9 @@ from data_pipeline.storage.remote import NotThere, shown
 from isotorus.errors import MachineError, UserError, from_os_error
 from isotorus.files import atomic
 from isotorus.processes import first_rank_reports
+from pretrain.checkpoint.damage import measure
 from pretrain.checkpoint.mirror.address import copies
 from pretrain.checkpoint.mirror.place import LISTING, Altered, Place, folder
-from pretrain.checkpoint.store import measure
 
 log = logging.getLogger(__name__)
 

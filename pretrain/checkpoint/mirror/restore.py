@@ -12,7 +12,7 @@ import torch.distributed as dist
 from data_pipeline.storage.remote import NoAnswer, NotThere, shown
 from isotorus.errors import UserError
 from isotorus.files import atomic, sync
-from pretrain.checkpoint import store
+from pretrain.checkpoint import folders
 from pretrain.checkpoint.mirror.place import LISTING, Altered, Place, folder
 from pretrain.distributed import cpu_group, on_all_ranks, rank, world_size
 
@@ -31,7 +31,7 @@ def try_out(place: Place, run: Path, first: bool) -> None:
             if first:
                 place.try_out()
         except (NoAnswer, Altered) as error:
-            if not store.steps(run / "checkpoints"):
+            if not folders.steps(run / "checkpoints"):
                 raise
             log.warning("the mirror does not keep what is written; the run starts nevertheless: %s", error)
     except UserError as error:
@@ -45,7 +45,7 @@ def try_out(place: Place, run: Path, first: bool) -> None:
 
 def is_ahead(place: Place, run: Path) -> bool:
     """Return whether the mirror has a newer complete checkpoint than the folder of the run."""
-    return _newest(place.complete()) > _newest(store.steps(run / "checkpoints"))
+    return _newest(place.complete()) > _newest(folders.steps(run / "checkpoints"))
 
 
 def restore(place: Place, run: Path, progress: Callable[[], None]) -> bool:
@@ -100,7 +100,7 @@ def _download(
 def _choose(place: Place, run: Path, damaged: set[int]) -> tuple[int, dict[str, list[int]]]:
     """Return the newest step that is whole in the mirror, and its files; 0 if the run's folder is as new."""
     for step in sorted(place.complete() - damaged, reverse=True):
-        if step <= _newest(store.steps(run / "checkpoints")):
+        if step <= _newest(folders.steps(run / "checkpoints")):
             break
         try:
             return step, place.listing(step)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from data_pipeline.storage.remote import NoAnswer, shown
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error
-from pretrain.checkpoint import store
+from pretrain.checkpoint import damage, folders, retention
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.mirror.place import HISTORY, LISTING, SMALL, Altered, Place, folder
 from pretrain.distributed import rank, world_size
@@ -162,13 +162,13 @@ class Uploads(threading.Thread):
 
     def _missing(self) -> list[int]:
         """Return the steps of the complete checkpoints that the mirror lacks and would keep."""
-        here, done = store.steps(self.checkpoints), self._done or set()
+        here, done = folders.steps(self.checkpoints), self._done or set()
         return sorted(here - done - set(self._superfluous(here | done)))
 
     def _superfluous(self, steps: set[int]) -> list[int]:
         keep_last = self.config.mirror_keep_last or self.config.keep_last
         try:
-            return store.superfluous(self.checkpoints, steps, keep_last, self.config.keep_every)
+            return retention.superfluous(self.checkpoints, steps, keep_last, self.config.keep_every)
         except UserError:  # the newest has been damaged meanwhile; the next start reports it
             return []
 
@@ -203,7 +203,7 @@ class Uploads(threading.Thread):
 
     def _note_unreadable(self, step: int) -> None:
         """Log once that a checkpoint cannot be copied, unless it was removed meanwhile."""
-        if step in store.steps(self.checkpoints) and step not in self._unreadable:
+        if step in folders.steps(self.checkpoints) and step not in self._unreadable:
             self._unreadable.add(step)
             log.warning(
                 "%s is not in the mirror, because some of its files are absent or damaged; training goes on, "
@@ -227,7 +227,7 @@ class Uploads(threading.Thread):
         try:
             self.place.write(path, self.run_folder / path, expected)
         except Altered:
-            if found := store.damage(self.run_folder / folder(step), name):
+            if found := damage.of_file(self.run_folder / folder(step), name):
                 raise FileNotFoundError(found) from None
             raise
 

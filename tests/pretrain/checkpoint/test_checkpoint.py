@@ -19,6 +19,7 @@ from eval_suite.inputs.find import find
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.assemble import build_engine
+from pretrain.checkpoint import folders
 from pretrain.checkpoint import store as checkpoint
 from pretrain.checkpoint.config import CheckpointConfig
 from pretrain.checkpoint.run_state import RunState
@@ -215,7 +216,7 @@ def test_a_run_needs_no_link_to_its_newest_checkpoint(
             str(recipe), ["checkpoint.every=2", f"steps={steps}", "optimizer.final_lr_ratio=1"]
         )
         train(config, check(config, 1), torch.device("cpu"))
-    newest = checkpoint.latest(checkpoints)
+    newest = folders.latest(checkpoints)
     assert newest and newest.name == "step_00000004"
     assert find_weights(config.folder, "encoder.weights").file == str(newest / "encoder.safetensors")
     assert [each.folder for each in find([str(config.folder)])] == [newest]

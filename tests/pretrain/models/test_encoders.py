@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 
 from isotorus.errors import UserError
 from pretrain.assemble import build_engine
-from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint import damage
 from pretrain.checkpoint.warm_start import check_fit, find_weights, initial_state
 from pretrain.config import load_config
 from pretrain.models.config import EncoderConfig
@@ -166,7 +166,7 @@ def test_a_run_starts_from_a_checkpoint_and_continues_without_it(
     assert all(torch.equal(started[f"encoder.encoder.{name}"], x) for name, x in first.items())
     train(config, plan, cpu)
 
-    saved = checkpoint.describe(config.folder / "checkpoints/latest")
+    saved = damage.describe(config.folder / "checkpoints/latest")
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     assert saved["warm_start"] == {"file": str(published), "sha256": digest}
     # Another run may start from this one; and this one no longer needs what it started from.
@@ -175,6 +175,6 @@ def test_a_run_starts_from_a_checkpoint_and_continues_without_it(
     published.unlink()
     longer = load_config(str(recipe), [*asked, "steps=2"])
     train(longer, check(longer, world_size=1), cpu)
-    assert checkpoint.describe(config.folder / "checkpoints/latest")["warm_start"] == saved["warm_start"]
+    assert damage.describe(config.folder / "checkpoints/latest")["warm_start"] == saved["warm_start"]
     with pytest.raises(UserError, match=r"was trained with encoder\.weights="):
         check(load_config(str(recipe), [*asked, "encoder.weights=null"]), world_size=1)

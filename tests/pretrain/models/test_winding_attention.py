@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from eval_suite.inputs.checkpoints import Checkpoint
 from isotorus import jsonl
 from isotorus.errors import UserError
-from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint import damage
 from pretrain.checkpoint.export.export import export
 from pretrain.config import load_config
 from pretrain.cost.activation_memory import encoder_footprint
@@ -193,7 +193,7 @@ def test_a_run_trains_and_is_read_by_the_evaluation(one_process: None, recipe: P
     train(config, check(config, world_size=1), torch.device("cpu"))
     assert len(jsonl.read(config.folder / "metrics.jsonl")) == 3
     folder = config.folder / "checkpoints/latest"
-    assert checkpoint.describe(folder)["kwargs"]["winding_classes"] == 3
+    assert damage.describe(folder)["kwargs"]["winding_classes"] == 3
     description = folder / "encoder.json"
     saved = Checkpoint(folder / "encoder.safetensors", description, config.folder)
     encoder = saved.pretrained().eval()

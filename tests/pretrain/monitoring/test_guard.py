@@ -27,7 +27,7 @@ from data_pipeline.order import Order
 from isotorus import jsonl
 from isotorus.errors import UserError
 from pretrain.assemble import build_engine, load_batches
-from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint import folders
 from pretrain.config import Config, load_config
 from pretrain.engines.schedule import learning_rate
 from pretrain.engines.step import StepResult, train_step
@@ -198,7 +198,7 @@ def test_a_kill_after_that_changes_nothing(one: Config, folder: Path, newest: in
     name = f"killed at {newest}".replace(" ", "-")
     shutil.copytree(one.folder, folder / "runs" / name, symlinks=True)
     for saved in (folder / "runs" / name / "checkpoints").glob("step_*"):
-        if saved > checkpoint.folder(saved.parent, newest):
+        if saved > folders.folder(saved.parent, newest):
             shutil.rmtree(saved)
     run(folder, name)
     assert said(folder, name) == said(folder, "one")

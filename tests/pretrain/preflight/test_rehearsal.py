@@ -13,7 +13,7 @@ from torch import nn
 
 from isotorus.errors import UserError
 from isotorus.recipe import read_yaml
-from pretrain.checkpoint import store as checkpoint
+from pretrain.checkpoint import damage
 from pretrain.config import Config, load_config
 from pretrain.models.encoder import build_encoder, create
 from pretrain.preflight.likely_mistakes import warn
@@ -222,7 +222,7 @@ def test_a_learning_rate_that_jumps_up_again_is_said(
     assert said(caplog, config(steps=10), tmp_path) == []
     (tmp_path / "encoder.json").write_text(json.dumps(saved | {"step": 1}))
     assert said(caplog, config(steps=20), tmp_path) == []
-    assert checkpoint.describe(tmp_path)["step"] == 1
+    assert damage.describe(tmp_path)["step"] == 1
 
 
 def test_weights_that_fit_in_shape_only_are_said(tmp_path: Path):
