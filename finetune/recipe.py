@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from data_pipeline.dataset.channel_names import placed
@@ -25,12 +26,15 @@ from pretrain.models.description import EncoderDescription
 from pretrain.models.feature_sets import FEATURES
 from pretrain.preflight.inputs import RunInputs
 from pretrain.preflight.model import check_model
-from pretrain.supervised.masks import choose, read_masks
+from pretrain.run_control.lock import LOCK
+from pretrain.supervised.masks import check_scored, choose, read_masks
 from pretrain.supervised.task import check_targets, read_targets, some
 
 SCRATCH = "scratch"
 BASELINES, CACHE = "baselines", "cache"
 """Folders inside the run's folder: for the runs with which it is compared, and for vectors."""
+_BEFORE = {CACHE, HEAD_FILE, BASELINES, LOCK}
+"""What the folder of a run may have that ended before its first step, and so has no config.yaml yet."""
 LEAST = 0.9
 """Smallest share of the area of an image that a crop shows."""
 _CHOSEN = ("in_chans", "num_classes", "dynamic_img_size", "winding_classes", EMBEDDING, FEATURES)
@@ -62,7 +66,7 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         else:
             check_channels(described.channels, dataset)
         check_square(described.square, dataset)
-    objective, labelled = _objective(args, splits)
+    objective, labelled = _objective(args, splits, described)
     batch = min(args.batch_size, max(2, labelled))
     steps = max(args.min_steps, round(args.epochs * labelled / batch))
     usual = steps // 10 if args.head == "random" else 0
@@ -128,13 +132,15 @@ def note(checkpoint: Checkpoint, config: Config) -> str:
     return "; ".join(filter(None, lines))
 
 
-def _objective(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[SupervisedConfig, int]:
+def _objective(
+    args: argparse.Namespace, splits: dict[str, Dataset], described: EncoderDescription
+) -> tuple[SupervisedConfig, int]:
     """Return the objective, and the number of labelled images that it learns from.
 
     The objective has the kind and number of the targets. Raises UserError for unfit targets.
     """
     if _segments(args, splits["train"]):
-        return _of_masks(args, splits)
+        return _of_masks(args, splits, described)
     targets = TargetsConfig(
         file=args.targets,
         columns=args.target_columns or [],
@@ -178,7 +184,9 @@ def _segments(args: argparse.Namespace, train: Dataset) -> bool:
     return not (train.labels >= 0).any() and bool(find(train).known.any())
 
 
-def _of_masks(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[SupervisedConfig, int]:
+def _of_masks(
+    args: argparse.Namespace, splits: dict[str, Dataset], described: EncoderDescription
+) -> tuple[SupervisedConfig, int]:
     """Return the objective of predicting masks, and the number of masks that it learns from.
 
     Raises UserError for unfit masks, and for options that are for labels.
@@ -197,6 +205,9 @@ def _of_masks(args: argparse.Namespace, splits: dict[str, Dataset]) -> tuple[Sup
         labelled = _number(args, labelled)
         targets = TargetsConfig(labels=labelled, seed=args.seed)
         choose(found, splits, targets)
+    for name in [name for name in splits if name != "train"]:
+        rows = np.flatnonzero(found.known[name])
+        check_scored(name, splits[name], rows, described.image_size, described.square, names)
     objective = SupervisedConfig(
         kind="supervised",
         task="segmentation",
@@ -304,8 +315,7 @@ def require_same(config: Config) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder; name one that does not exist")
-    # A run that ended before its first step has no config.yaml yet.
-    if not folder.is_dir() or {each.name for each in folder.iterdir()} <= {CACHE, HEAD_FILE}:
+    if not folder.is_dir() or {each.name for each in folder.iterdir()} <= _BEFORE:
         return
     earlier = _earlier(folder)
     if earlier is None or (earlier.get("objective") or {}).get("kind") != "supervised":

@@ -38,6 +38,25 @@ def save_shapes(folder: Path, count: int, seed: int, *, without: int = 0) -> Non
 def pack_shapes(folder: Path, count: int, seed: int, *options: str, without: int = 0) -> Path:
     """Pack such images with their masks to `folder`/set, and return it."""
     save_shapes(folder, count, seed, without=without)
+    return _packed(folder, *options)
+
+
+def pack_centred(folder: Path, count: int, centre: int) -> Path:
+    """Pack noise of 36 × 80 pixels whose masks have all classes, but in the centred square only `centre`."""
+    random = np.random.default_rng(centre)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for i in range(count):
+        mask = np.zeros((36, 80), np.uint8)
+        mask[:, :10], mask[:, 70:], mask[:, 22:58] = 1, 2, centre
+        pixels = random.integers(0, 256, (36, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/{i}.png")
+        Image.fromarray(mask).save(folder / f"masks/{i}.png")
+    return _packed(folder)
+
+
+def _packed(folder: Path, *options: str) -> Path:
+    """Pack `folder`/images with `folder`/masks to `folder`/set, and return it."""
     rule = ",".join(f"{i}={name}" for i, name in enumerate(NAMES))
     arguments = ["pack", str(folder / "images"), str(folder / "set"), "--masks", str(folder / "masks")]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -22,6 +22,8 @@ from typing import Any
 
 from isotorus.errors import UserError
 
+LOCK = "lock"
+"""Name of the lock file in a run's folder."""
 STALE_SECONDS = 30.0
 """Seconds without a renewal after which a holder on another machine counts as dead; the watchdog renews the
 lock."""
@@ -35,7 +37,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 def hold(folder: Path) -> Iterator["Lock"]:
     """Hold a run folder for the length of the block; raises UserError if another run holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder / "lock")
+    lock = Lock(folder / LOCK)
     try:
         yield lock
     finally:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from data_pipeline.dataset import masks
 from data_pipeline.dataset.description import MaskRule
 from data_pipeline.dataset.index import Dataset
+from data_pipeline.transforms.physical import Scales, Square
+from data_pipeline.transforms.views import center_mask
 from isotorus.errors import UserError, one_line
 from isotorus.randomness import generator
 from pretrain.config import Config
@@ -87,6 +89,35 @@ def _check_classes(classes: Mapping[str, set[int]], names: list[str], train: str
                 f"{split} has masks with classes that no mask of {train} has: {some}; use masks of train "
                 "that have them, or leave them out"
             )
+
+
+def check_scored(
+    split: str,
+    dataset: Dataset,
+    samples: NDArray[np.int64],
+    size: int,
+    square: Square | None,
+    names: Sequence[str],
+) -> None:
+    """Raise UserError if the pixels that are scored have fewer than two classes.
+
+    Without a class there is no mIoU, and with a single one it measures nothing. The pixels are those of the
+    centred views of samples with a mask, of side `size`; they show a `square` if the images have a physical
+    size.
+    """
+    scales, seen = square and Scales(dataset, square.unit), set[int]()
+    for i in samples.tolist():
+        mask = masks.read(dataset, i)
+        assert mask is not None, "only samples with a mask are scored"
+        view = center_mask(mask, size, square, scales.of(i) if scales else None)
+        seen |= set(np.unique(view).tolist()) - {masks.IGNORED}
+        if len(seen) > 1:
+            return
+    which = f"one class, {one_line(names[min(seen)])}," if seen else "no class"
+    raise UserError(
+        f"the masks of {split} ({dataset.path}) hold {which} within the centred squares of the images, which "
+        "alone are scored; name another set, or crop its images"
+    )
 
 
 def _names(sets: Mapping[str, Dataset], count: int) -> list[str]:

@@ -26,6 +26,7 @@ from pretrain.distributed import rank, stack_of_ranks, world_size
 from pretrain.engines import Engine
 from pretrain.methods.config import SupervisedConfig
 from pretrain.models.feature_sets import upsampled
+from pretrain.supervised.masks import check_scored
 from pretrain.supervised.task import Task
 
 if TYPE_CHECKING:  # both modules depend on this room
@@ -70,18 +71,16 @@ class Validation:
         names = inputs.sources.channel_names
         self.placement = None if names is None else placed(self.task.val, names)
         """The places of val's channels among those of the encoder; None if these have no names."""
-        self._require_classes()
+        self._check_masks()
         self.best, self.best_step, self.not_better = -np.inf, 0, 0
         """The best score, the step that it was first reached at, and how many scores came after it."""
 
-    def _require_classes(self) -> None:
-        """Raise UserError if masks are predicted, and no scored pixel has a class: there is no mIoU then."""
-        views = _CentredViews(self.task, self.task.val_rows, self.config, self.placement)
-        if views.with_masks and not any(views.has_class(int(i)) for i in self.task.val_rows):
-            raise UserError(
-                f"the masks of val ({self.task.val.path}) name no class within the centred square of "
-                "an image, which alone is scored; name another set, or crop its images"
-            )
+    def _check_masks(self) -> None:
+        """Raise UserError if masks are predicted, and the scored pixels have fewer than two classes."""
+        if self.objective.segments:
+            views = self.config.views
+            square = whole_square(views)
+            check_scored("val", self.task.val, self.task.val_rows, views.whole_side, square, self.task.names)
 
     @property
     def ended(self) -> bool:
@@ -200,11 +199,6 @@ class _CentredViews(Dataset[Seen | str]):
             return Seen(self.placement.spread(view) if self.placement else view, mask)
         except (UserError, ValueError) as error:
             return f"{self.val.name(sample)} of {self.val.path} cannot be read ({error}); pack val again"
-
-    def has_class(self, sample: int) -> bool:
-        """Return whether any pixel of the view of a sample has a class; raises UserError."""
-        spacing = self.scales.of(sample) if self.scales else None
-        return bool((self._mask(sample, spacing) < masks.IGNORED).any())
 
     def _mask(self, sample: int, spacing: Spacing | None) -> NDArray[np.uint8]:
         """Return the mask of a view, (0,) where masks are not predicted."""

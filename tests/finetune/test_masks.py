@@ -29,7 +29,7 @@ from isotorus.errors import UserError
 from pretrain.checkpoint.export.export import export
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint, write_description
 from tests.finetune.test_finetune import finetune, scores_after_a_kill
-from tests.masked_shapes import NAMES, pack_shapes
+from tests.masked_shapes import NAMES, pack_centred, pack_shapes
 
 QUICK = ("--epochs", "4", "--min-steps", "1", "--batch-size", "8", "--workers", "0", "--lr", "0.003")
 KEPT = ("tracking.enabled=false", "checkpoint.every=4", "checkpoint.keep_last=null")
@@ -183,6 +183,30 @@ def test_sets_without_masks_are_refused(tuned: Tuned, tmp_path: Path):
     splits = tuned.splits | {"train": labelled}
     with pytest.raises(UserError, match=r"train: .* has no masks; pack its images with --masks FOLDER"):
         finetune(*given(tuned.encoder, splits, tmp_path / "run"), "--target-kind", "segmentation")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_scored_pixels_with_less_than_two_classes_are_refused_before_training(
+    split: str, tuned: Tuned, tmp_path: Path
+):
+    for centre, said in ((masks.IGNORED, "no class within"), (0, "one class, ground, within")):
+        splits = tuned.splits | {split: pack_centred(tmp_path / str(centre), 4, centre)}
+        with pytest.raises(UserError, match=rf"masks of {split} \(.*\) hold {said} the centred squares"):
+            finetune(*given(tuned.encoder, splits, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_probe_the_layer_starts_at_random_and_the_page_says_why(tuned: Tuned, tmp_path: Path):
+    """A probe reads the centred squares of train, which here have one class; crops show others too."""
+    splits = tuned.splits | {"train": pack_centred(tmp_path / "train", 8, 0)}
+    command = given(tuned.encoder, splits, tmp_path / "run")
+    why = "the masks of train hold fewer than two classes within the centred squares"
+    with pytest.raises(UserError, match=f"cannot be fitted: {why}.*start from random weights with --head"):
+        finetune(*command)
+    (tmp_path / "run/lock").touch()  # as a training leaves that ended before its first step
+    said = finetune(*command, "--head", "random", "tracking.enabled=false")
+    assert f"The segmentation probe is left out: {why}" in said and "fine-tuned: mIoU" in said
+    assert f"The segmentation probe is left out: {why}" in (tmp_path / "run/report.html").read_text()
 
 
 def test_labels_come_before_masks_unless_masks_are_asked_for(tuned: Tuned, tmp_path: Path):

@@ -86,8 +86,9 @@ def fit(
     present = np.flatnonzero(pixels_of(train)[:IGNORED])
     if len(present) < 2:
         raise Unmeasurable(
-            f"the masks of train hold fewer than two classes, since {IGNORED} means 'not labelled'; where "
-            f"{IGNORED} is an object, pack with --mask-classes 0=background,{IGNORED}=object"
+            "the masks of train hold fewer than two classes within the centred squares of the images, which "
+            f"alone are read (where {IGNORED} is an object and not 'not labelled': pack with --mask-classes "
+            f"0=background,{IGNORED}=object)"
         )
     scale = moments(train.images)
     x, y, weight = (part.to(device) for part in _cells(train, scale, present, seed))
