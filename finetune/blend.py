@@ -23,7 +23,7 @@ from eval_suite.inputs import find
 from finetune import best
 from finetune.head import on_val
 from finetune.masks.predicted import MaskPredictor, counted
-from finetune.processes import processes
+from finetune.processes import on_first, processes
 from finetune.recipe import CACHE
 from isotorus.errors import from_os_error
 from isotorus.files import atomic
@@ -49,7 +49,7 @@ def publish(config: Config, inputs: RunInputs) -> None:
 
     It blends the weights before fine-tuning and those of the best checkpoint.
     """
-    objective, task, state = config.objective, inputs.task, processes()
+    objective, task = config.objective, inputs.task
     assert isinstance(objective, SupervisedConfig) and task is not None
     best_checkpoint = best.of_run(config.folder)
     ends = _before(config, inputs), _after(best_checkpoint)
@@ -65,8 +65,11 @@ def publish(config: Config, inputs: RunInputs) -> None:
         for share in SHARES
     ]
     scores = _scored(candidates, config, task)
-    if not state.is_main_process:
-        return
+    on_first(lambda: _write(config, ends, best_checkpoint, scores))
+
+
+def _write(config: Config, ends: Ends, best_checkpoint: Path, scores: dict[float, tuple[float, ...]]) -> None:
+    """Write the blend with the best score; raises UserError if it cannot be written."""
     share = max(SHARES, key=lambda each: (scores[each], each))
     blended = _blend(ends, share)
     description = json.loads((best_checkpoint / "encoder.json").read_text())

@@ -5,12 +5,11 @@ weights the training starts at the probe's score (LP-FT, Kumar et al. 2022, arXi
 the feature set on which a probe is best on val.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from safetensors.torch import save
 from scipy.special import expit, softmax
@@ -21,7 +20,7 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.metrics import headlines
 from eval_suite.usefulness import probe, regression
 from eval_suite.usefulness.selection import JUDGES
-from finetune.processes import processes
+from finetune.processes import on_first, processes
 from finetune.recipe import CACHE
 from isotorus.errors import UserError, from_os_error
 from isotorus.files import atomic
@@ -50,24 +49,26 @@ def write(
     objective, task = config.objective, inputs.task
     assert isinstance(objective, SupervisedConfig) and task is not None
     state = processes()
-    chosen: list[Any] = [objective.features if has_start(config) else None]
     # The first process decides, because the others may see files that it writes later.
-    broadcast_object_list(chosen)
-    if chosen[0] is not None:
-        return cast(FeatureSet, chosen[0])
+    if on_first(lambda: has_start(config)):
+        return objective.features
     x, datasets = [], (*inputs.sources.datasets, task.val)
     checkpoint = checkpoint.for_images_of(*datasets)
     for dataset in datasets:
         loading: dict[str, Any] = {"batch_size": 64, "workers": config.data.workers}
         found = extract([pretrained(checkpoint)], dataset, config.folder / CACHE, state, **loading)
         if state.is_main_process:
-            x.append(_readable(found["pretrained"], checkpoint, features))
-    if state.is_main_process:
-        train = {name: np.concatenate([each[name] for each in x[:-1]])[task.known] for name in x[-1]}
-        chosen[0], (weight, bias) = best_on_val(task, train, {k: v[task.val_rows] for k, v in x[-1].items()})
+            x.append(found["pretrained"])
+
+    def fit() -> FeatureSet:
+        readable = _readable(x, checkpoint, features)
+        train = {name: np.concatenate(of[:-1])[task.known] for name, of in readable.items()}
+        val = {name: of[-1][task.val_rows] for name, of in readable.items()}
+        chosen, (weight, bias) = best_on_val(task, train, val)
         save_layer(config, torch.from_numpy(weight), torch.from_numpy(bias))
-    broadcast_object_list(chosen)
-    return cast(FeatureSet, chosen[0])
+        return cast(FeatureSet, chosen)
+
+    return on_first(fit)
 
 
 def has_start(config: Config) -> bool:
@@ -89,21 +90,27 @@ def save_layer(config: Config, weight: torch.Tensor, bias: torch.Tensor) -> None
 
 
 def _readable(
-    found: Mapping[str, Features], checkpoint: Checkpoint, features: FeatureSet | None
-) -> dict[str, Features]:
-    """Return the feature sets that an encoder can return; with `features`, this one alone.
+    found: Sequence[Mapping[str, Features]], checkpoint: Checkpoint, features: FeatureSet | None
+) -> dict[str, list[Features]]:
+    """Return the feature sets that an encoder can return, of each data set; with `features`, this one alone.
 
-    The embedding of an encoder that was fine-tuned on another set is that set. Raises UserError if the
-    encoder does not have `features`.
+    `found` are all feature sets of each data set. The embedding of an encoder that was fine-tuned on another
+    set is that set. A set with numbers that are not finite is left out. Raises UserError if the encoder does
+    not have `features`.
     """
     own = {"embedding": checkpoint.encoder.kwargs.get(FEATURES, "embedding")}
-    named = {own.get(name, name): x for name, x in found.items()}
-    readable = {name: x for name, x in named.items() if name in get_args(FeatureSet)}
+    named = {own.get(name, name): [of[name] for of in found] for name in found[0]}
+    readable = {
+        name: x
+        for name, x in named.items()
+        if name in get_args(FeatureSet) and all(np.isfinite(part).all() for part in x)
+    }
     if features is None:
         return readable
     if features not in readable:
         raise UserError(
-            f"--features {features}: {checkpoint.folder} gives {', '.join(readable)}; use one of these"
+            f"--features {features}: {checkpoint.folder} gives {', '.join(readable)} for these images; use "
+            "one of these"
         )
     return {features: readable[features]}
 

@@ -59,6 +59,9 @@ def publish(results: dict[str, Any], folder: Path, own: str) -> None:
 def conclusions(results: dict[str, Any]) -> list[str]:
     """Return sentences about the differences, the choice of the step, and what is doubtful."""
     lines = [_difference(results, name) for name in results["differences"]]
+    for name, of in results["scores"].items():
+        for entry in of.get("left_out", []):
+            lines.append(f"{_other(results, name).capitalize()} is left out: {entry['reason']}.")
     if results["reported_on"] == "val":
         lines.append(
             "These scores are on val, by which the best step was chosen, so they are somewhat too high; "
@@ -97,11 +100,15 @@ def _title(results: dict[str, Any], name: str) -> str:
     return title.replace("linear", "segmentation") if results["task"] == "segmentation" else title
 
 
+def _other(results: dict[str, Any], name: str) -> str:
+    """Return what a baseline is called in a sentence."""
+    short = _SHORT[name]
+    return short.replace("linear", "segmentation") if results["task"] == "segmentation" else short
+
+
 def _difference(results: dict[str, Any], name: str) -> str:
     """Return how the fine-tuned network compares with a baseline, in a sentence."""
-    of, other = results["differences"][name].get(results["score"]), _SHORT[name]
-    if results["task"] == "segmentation":
-        other = other.replace("linear", "segmentation")
+    of, other = results["differences"][name].get(results["score"]), _other(results, name)
     if of is None or None in of["interval"]:
         return f"The difference to {other} is not defined."
     score = SCORES[results["score"]]

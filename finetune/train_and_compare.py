@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from functools import partial
 
 import torch.distributed as dist
 
 from eval_suite.inputs import find
 from finetune import best, blend, compare, head, recipe, report
 from finetune.masks.start import write_start
+from finetune.processes import on_first
 from isotorus import mlflow_store
 from isotorus.errors import UserError, from_os_error
 from pretrain.__main__ import is_behind_mirror, process_group
@@ -50,9 +52,8 @@ def run(args: argparse.Namespace, signals: Signals, world_size: int) -> int:
             # The start has to predict for a blend to make sense, and a random layer does not.
             if config is configs[0] and args.blend and args.head == "probe":
                 blend.publish(config, needed)
-            elif dist.get_rank() == 0:
-                best.publish(config.folder)
-            dist.barrier()
+            else:
+                on_first(partial(best.publish, config.folder))
         results = compare.compare(args, checkpoint, configs)
     if results is not None:
         report.write(results, tuned.folder)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset.index import Dataset
-from eval_suite.attempts import Unmeasurable
+from eval_suite.attempts import attempt
 from eval_suite.features.representation import pretrained
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.usefulness.estimate import Estimates
@@ -51,19 +51,23 @@ def measure(
     for name, of in counts.items():
         scores[name], estimates[name] = of_counts(of, names, groups, RESAMPLES, args.seed)
     if "probe" in args.baselines:
-        encoder = pretrained(checkpoint)
-        with work(config.folder) as folder:
+        failed: dict[str, str] = {}
+
+        def fit() -> tuple[dict[str, Any], Estimates]:
             loading: dict[str, Any] = {"device": state.device, "workers": args.workers}
             drawn: dict[str, Any] = {"resamples": RESAMPLES, "seed": args.seed, "device": state.device}
-            try:
+            with work(config.folder) as folder:
                 splits = {
-                    name: tokens(encoder, sets[name], used[name], folder, **loading)
+                    name: tokens(pretrained(checkpoint), sets[name], used[name], folder, **loading)
                     for name in dict.fromkeys(("train", "val", reported))
                 }
-                scores["probe"], estimates["probe"] = segmentation_probe(
-                    splits["train"], splits["val"], splits[reported], names=names, **drawn
-                )
-            except Unmeasurable as error:
-                scores["probe"] = {"left_out": [{"metric": "segmentation_probe", "reason": str(error)}]}
+                of = (splits[name] for name in ("train", "val", reported))
+                return segmentation_probe(*of, names=names, **drawn)
+
+        if (probe := attempt("segmentation_probe", fit, failed)) is None:
+            left_out = [{"metric": name, "reason": reason} for name, reason in failed.items()]
+            scores["probe"] = {"left_out": left_out}
+        else:
+            scores["probe"], estimates["probe"] = probe
     shown = examples(predictors[0], dataset, rows, counts[predictors[0].name], state.device)
     return Measured(scores, estimates, names, {name: len(of) for name, of in used.items()}, shown)

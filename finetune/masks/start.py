@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from data_pipeline.dataset.index import Dataset
@@ -17,7 +16,7 @@ from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.usefulness.tokens.attentive_probe import Images
 from eval_suite.usefulness.tokens.segmentation_probe import L2_GRID, Masked, fit
 from finetune.head import has_start, save_layer
-from finetune.processes import processes
+from finetune.processes import on_first, processes
 from finetune.recipe import CACHE
 from isotorus.errors import UserError
 from pretrain.config import Config
@@ -28,29 +27,31 @@ from pretrain.preflight.inputs import RunInputs
 def write_start(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
     """Write the weights of the probe to the run's folder; all ranks call it.
 
-    Nothing is written if the run has begun already, or begins with a random layer. Raises UserError if the
-    encoder gives no tokens, or if they or the masks cannot be read or kept.
+    Nothing is written if the run has begun already, or begins with a random layer. Raises UserError on all
+    ranks if the encoder gives no tokens, or if they or the masks cannot be read or kept.
     """
-    task, state = inputs.task, processes()
+    on_first(lambda: None if has_start(config) else _write(config, checkpoint, inputs))
+
+
+def _write(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
+    """Fit the probe and write its weights, on the first rank."""
+    task, device, datasets = inputs.task, processes().device, inputs.sources.datasets
     assert task is not None
-    if state.is_main_process and not has_start(config):
-        datasets = inputs.sources.datasets
-        of = pretrained(checkpoint.for_images_of(*datasets, task.val))
-        loading: dict[str, Any] = {"device": state.device, "workers": config.data.workers}
-        with work(config.folder) as folder:
-            known = map(np.flatnonzero, np.split(task.known, inputs.sources.starts[1:]))
-            try:
-                pairs = [(data, rows) for data, rows in zip(datasets, known, strict=True) if len(rows)]
-                parts = [tokens(of, *pair, folder, **loading) for pair in pairs]
-                val = tokens(of, task.val, task.val_rows, folder, **loading)
-                fitted = fit(_joined(parts), val, len(task.names), L2_GRID, config.seed, state.device)
-            except Unmeasurable as error:
-                raise UserError(
-                    f"the segmentation probe that the layer starts from cannot be fitted: {error}; mend "
-                    "this, or start from random weights with --head random --baselines none"
-                ) from None
-        save_layer(config, *fitted.linear(len(task.names)))
-    dist.barrier()
+    of = pretrained(checkpoint.for_images_of(*datasets, task.val))
+    loading: dict[str, Any] = {"device": device, "workers": config.data.workers}
+    with work(config.folder) as folder:
+        known = map(np.flatnonzero, np.split(task.known, inputs.sources.starts[1:]))
+        try:
+            pairs = [(data, rows) for data, rows in zip(datasets, known, strict=True) if len(rows)]
+            parts = [tokens(of, *pair, folder, **loading) for pair in pairs]
+            val = tokens(of, task.val, task.val_rows, folder, **loading)
+            fitted = fit(_joined(parts), val, len(task.names), L2_GRID, config.seed, device)
+        except Unmeasurable as error:
+            raise UserError(
+                f"the segmentation probe that the layer starts from cannot be fitted: {error}; mend this, or "
+                "start from random weights with --head random"
+            ) from None
+    save_layer(config, *fitted.linear(len(task.names)))
 
 
 def work(folder: Path) -> tempfile.TemporaryDirectory[str]:

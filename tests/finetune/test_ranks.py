@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 from tests.console import ROOT
 from tests.eval_suite.eval_samples import CLASSES, pack, save_checkpoint
-from tests.masked_shapes import pack_shapes
+from tests.masked_shapes import pack_centred, pack_shapes
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 FP32 = ("engine.precision=fp32", "tracking.enabled=false")
 ENGINES = {
     "ddp": ["engine.kind=ddp"],
@@ -58,11 +60,9 @@ def finetune(ranks: int, inputs: Inputs, out: Path, *options: str, labels: tuple
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     given = [inputs.encoder, inputs.train, "--val", inputs.val, "--out", out, "--epochs", "3"]
     steps = ["--batch-size", "8", "--min-steps", "1", "--workers", "0", "--baselines", "none", "log_every=1"]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *labels]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [*map(str, (*command, *FP32, *options))], capture_output=True, text=True, env=environment
-    )
+    command = [*(torchrun if ranks > 1 else []), "-m", "finetune", *given, *steps, *labels]
+    whole = [sys.executable, *map(str, (*command, *FP32, *options))]
+    done = subprocess.run(whole, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     results = json.loads((out / "results.json").read_text())
@@ -95,6 +95,43 @@ def test_two_ranks_with_fsdp_train_the_adapters_that_one_trains(inputs: Inputs, 
     assert changed and all(key.startswith("blocks.") for key in changed)
     for key, tensor in one.weights.items():
         torch.testing.assert_close(tensor, two.weights[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.nightly
+def test_a_probe_that_cannot_be_fitted_ends_both_ranks(inputs: Inputs, tmp_path: Path):
+    """The first rank fits it alone. No launcher is here to end the other one, as on another machine."""
+    train, val = pack_centred(tmp_path / "train", 8, 0), pack_shapes(tmp_path / "val", 8, 1)
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        inputs.encoder,
+        train,
+        "--val",
+        val,
+        "--out",
+        tmp_path / "run",
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [*map(str, (*command, *FP32))],
+            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=120)[1] for rank in started]
+    finally:
+        for rank in started:
+            rank.kill()
+    assert [rank.returncode for rank in started] == [2, 2]
+    assert "error: the segmentation probe that the layer starts from cannot be fitted" in said[0]
 
 
 @pytest.mark.nightly
