@@ -33,6 +33,22 @@ from pretrain.supervised.task import check_targets, read_targets, some
 SCRATCH = "scratch"
 BASELINES, CACHE = "baselines", "cache"
 """Folders inside the run's folder: for the runs with which it is compared, and for vectors."""
+_DECIDED = {
+    "name": "--out",
+    "runs": "--out",
+    "seed": "--seed",
+    "data.path": "SHARDS",
+    "data.sources": "SHARDS",
+    "encoder.name": "CHECKPOINT_OR_RUN",
+    "encoder.weights": "CHECKPOINT_OR_RUN",
+    "objective.task": "--target-kind",
+    "objective.val": "--val",
+    "objective.targets.labels": "--labels",
+    "objective.targets": "--targets",
+    "objective.features": "--features",
+    "objective.head_start": "--head",
+}
+"""Fields of a recipe that an argument of the command decides, and this argument."""
 _BEFORE = {CACHE, HEAD_FILE, BASELINES, LOCK}
 """What the folder of a run may have that ended before its first step, and so has no config.yaml yet."""
 LEAST = 0.9
@@ -109,9 +125,30 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         values["encoder"] |= winding
     if args.mlflow:
         values["tracking"] = {"uri": args.mlflow}
+    if objective.task in ("multilabel", "regression") and any(
+        override.startswith("objective.balanced=") for override in args.overrides
+    ):
+        raise UserError(f"objective.balanced weighs classes, and the task is {objective.task}; leave it out")
     for override in args.overrides:
+        _refuse_decided(override.partition("=")[0])
         assign(values, override)
     return from_values(values)
+
+
+def _refuse_decided(key: str) -> None:
+    """Raise UserError for a field that an argument of the command decides, or a section that has one.
+
+    The comparison follows the arguments, so it would be made on other data, or in another folder, than those
+    of the training.
+    """
+    for field, argument in _DECIDED.items():
+        if f"{key}.".startswith(f"{field}."):
+            raise UserError(
+                f"{key}: {argument} decides this, for the training and for the comparison beside it; leave "
+                f"it out and give {argument}"
+            )
+        if field.startswith(f"{key}."):
+            raise UserError(f"{key}: give its fields one by one, such as data.workers=2 or optimizer.lr=1e-4")
 
 
 def note(checkpoint: Checkpoint, config: Config) -> str:
@@ -214,6 +251,7 @@ def _of_masks(
         outputs=len(names),
         val=args.val,
         targets=targets,
+        balanced=False,
         label_smoothing=args.label_smoothing,
         patience=args.patience,
     )

@@ -201,6 +201,7 @@ def _classes(tuned: dict[str, Any]) -> list[dict[str, Any]]:
 def _recipe(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that matter most."""
     objective, optimizer = config["objective"], config["optimizer"]
+    weighted = "the same for all classes" if objective["balanced"] else "the same for all images or pixels"
     return {
         "steps": config["steps"],
         "batch size": config["data"]["batch_size"],
@@ -212,7 +213,7 @@ def _recipe(config: dict[str, Any]) -> dict[str, Any]:
         "mixup": objective["mixup"],
         "CutMix": objective["cutmix"],
         "seed": config["seed"],
-    }
+    } | ({"weights in the loss": weighted} if objective["task"] in ("multiclass", "segmentation") else {})
 
 
 def _value(results: dict[str, Any], name: str, score: str | None = None) -> str | None:

@@ -112,23 +112,17 @@ def find(dataset: Dataset) -> Found:
         if (mask := read(dataset, i)) is not None:
             known[i] = True
             present[mask] = True
-    return Found(known, _numbers(present))
+    return Found(known, np.flatnonzero(present[:IGNORED]).tolist())
 
 
 @_once
-def classes_of(dataset: Dataset, samples: tuple[int, ...]) -> list[int]:
-    """Return the numbers of the classes that occur in the masks of samples; raises as `read` does."""
-    present = np.zeros(IGNORED + 1, bool)
+def count_pixels(dataset: Dataset, samples: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return how many pixels of the masks of samples have each value (256,); raises as `read` does."""
+    counts = np.zeros(IGNORED + 1, np.int64)
     for i in samples:
         if (mask := read(dataset, i)) is not None:
-            present[mask] = True
-    return _numbers(present)
-
-
-def _numbers(present: NDArray[np.bool_]) -> list[int]:
-    """Return the numbers of classes, for which values (256,) occur."""
-    numbers: list[int] = np.flatnonzero(present[:IGNORED]).tolist()
-    return numbers
+            counts += np.bincount(mask.ravel(), minlength=IGNORED + 1)
+    return counts
 
 
 def decode(data: bytes, height: int, width: int) -> NDArray[np.uint16]:

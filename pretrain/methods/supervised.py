@@ -24,7 +24,7 @@ class SupervisedHead(nn.Module):
     """A linear layer and its loss: cross-entropy, binary cross-entropy, or the squared error."""
 
     class_weight: Tensor
-    """Weight of an image of each class (outputs,) in the loss; 1 unless `balanced`."""
+    """Weight of an image, or a pixel, of each class (outputs,) in the loss; 1 unless `balanced`."""
 
     def __init__(self, embedding_width: int, config: SupervisedConfig, seed: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class SupervisedHead(nn.Module):
         return HeadOutput({"loss": total / count.clamp(min=1e-6)}, predicted.detach())
 
     def _of_pixels(self, predicted: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of the losses of all pixels with a class, and their number."""
+        """Return the sum of the weighted losses of all pixels with a class, and the sum of the weights."""
         masks = masks.flatten(0, 1).long()
         # One row for each pixel: for images, the loss of torch has no deterministic form on GPUs.
         logits = upsampled(predicted.flatten(0, 1), masks.shape[1:]).movedim(1, -1).flatten(0, 2)
@@ -58,7 +58,8 @@ class SupervisedHead(nn.Module):
         losses = F.cross_entropy(
             logits, masks, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
         )
-        return losses.sum(), (masks != IGNORED).sum().float()
+        weight = self.class_weight[masks.clamp(max=self.config.outputs - 1)] * (masks != IGNORED)
+        return (losses * weight).sum(), weight.sum()
 
     def _of_images(self, predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of the weighted losses of all images with a target, and the sum of the weights."""

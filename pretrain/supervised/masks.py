@@ -63,9 +63,20 @@ def choose(masked: Masked, sets: Mapping[str, Dataset], of: TargetsConfig) -> Ma
     used = masked.known | dict(zip(train, parts, strict=True))
     classes = dict(masked.classes)
     for name in train:
-        classes[name] = set(masks.classes_of(sets[name], tuple(np.flatnonzero(used[name]).tolist())))
+        pixels = masks.count_pixels(sets[name], tuple(np.flatnonzero(used[name]).tolist()))
+        classes[name] = set(np.flatnonzero(pixels[: masks.IGNORED]).tolist())
     _check_classes(classes, masked.names, f"train (the {len(rows)} that are used)")
     return Masked(masked.names, used, classes)
+
+
+def pixels_of_train(masked: Masked, sets: Mapping[str, Dataset]) -> NDArray[np.int64]:
+    """Return the number of pixels of each class (classes,) in the masks that are learned from."""
+    counts = [
+        masks.count_pixels(sets[name], tuple(np.flatnonzero(of).tolist()))
+        for name, of in masked.known.items()
+        if name.startswith("train")
+    ]
+    return np.sum(counts, axis=0)[: len(masked.names)]
 
 
 def _check_classes(classes: Mapping[str, set[int]], names: list[str], train: str) -> None:

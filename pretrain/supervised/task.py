@@ -16,7 +16,7 @@ from data_pipeline.targets.targets import Targets, aligned, fingerprint, load_ta
 from isotorus.errors import UserError
 from isotorus.randomness import generator
 from pretrain.methods.config import CHOICE, SupervisedConfig, TargetsConfig
-from pretrain.supervised.masks import choose, read_masks
+from pretrain.supervised.masks import choose, pixels_of_train, read_masks
 from pretrain.supervised.masks import fingerprint as fingerprint_of_masks
 
 
@@ -33,7 +33,7 @@ class Task:
     known: NDArray[np.bool_]
     """Which images (n,) have a target, and are trained on."""
     class_weight: NDArray[np.float32]
-    """Weight of an image of each class (outputs,) in the loss."""
+    """Weight of an image, or a pixel, of each class (outputs,) in the loss."""
     center: NDArray[np.float64]
     """Mean (outputs,) of the numbers of train, which is added to predictions again; 0 for other tasks."""
     scale: NDArray[np.float64]
@@ -90,8 +90,7 @@ def read_task(
     if config.task == "multiclass":
         values = np.eye(outputs)[np.where(train.known, train.values, 0)]
         if config.balanced:
-            counts = np.bincount(train.values[train.known], minlength=outputs)
-            weight = counts.sum() / (outputs * np.maximum(counts, 1))
+            weight = _balancing(np.bincount(train.values[train.known], minlength=outputs))
     else:
         values = train.values.astype(np.float64)
         if config.task == "regression":
@@ -122,13 +121,14 @@ def _of_masks(config: SupervisedConfig, sets: dict[str, Dataset]) -> Task:
     _check_outputs(config, names)
     trained = np.concatenate([of for name, of in used.items() if name != "val"])
     val_rows, outputs = np.flatnonzero(used["val"]), len(names)
+    weight = _balancing(pixels_of_train(found, sets)) if config.balanced else np.ones(outputs)
     prints = [fingerprint_of_masks(sets[name], names, of) for name, of in used.items()]
     return Task(
         kind="segmentation",
         names=names,
         targets=np.zeros((len(trained), 0), np.float32),
         known=trained,
-        class_weight=np.ones(outputs, np.float32),
+        class_weight=weight.astype(np.float32),
         center=np.zeros(outputs),
         scale=np.ones(outputs),
         val=sets["val"],
@@ -136,6 +136,12 @@ def _of_masks(config: SupervisedConfig, sets: dict[str, Dataset]) -> Task:
         val_y=np.zeros((len(val_rows), 0)),
         fingerprint=f"{'.'.join(prints[:-1])}-{prints[-1]}",
     )
+
+
+def _balancing(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the weight of each class with which all classes weigh the same, and a member 1 on average."""
+    weight: NDArray[np.float64] = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    return weight
 
 
 def _check_outputs(config: SupervisedConfig, names: list[str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -238,6 +239,20 @@ def test_refusals(
     with pytest.raises(UserError, match=said) as refused:
         run(parse([*map(str, (tuned.encoder, train, *options))]), Signals(), 1)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.sources=[{path: other}]", "data.sources: SHARDS decides this, for the training and for the"),
+        ("objective.targets.labels=5", "objective.targets.labels: --labels decides this"),
+        ("objective={balanced: false}", "objective: give its fields one by one"),
+    ],
+)
+def test_fields_that_options_decide_are_refused(override: str, said: str, tuned: Tuned, tmp_path: Path):
+    """The comparison follows the options, so it would be one with other data."""
+    with pytest.raises(UserError, match=re.escape(said)):
+        finetune(*arguments(tuned.encoder, tuned.splits, tmp_path / "run"), override)
 
 
 def test_other_options_for_a_folder_are_refused(tuned: Tuned):

@@ -52,6 +52,21 @@ def test_the_loss_is_the_cross_entropy_of_the_pixels_with_a_class():
     shares = torch.from_numpy(logits[known]).softmax(-1).numpy()
     expected = log_loss(masks[0].numpy()[known], shares, labels=[0, 1, 2])
     assert output.parts["loss"].item() == pytest.approx(expected, rel=1e-5)
+    head.class_weight.copy_(torch.tensor([1.0, 0.5, 4.0]))
+    weights = head.class_weight.numpy()[masks[0].numpy()[known]]
+    expected = log_loss(masks[0].numpy()[known], shares, labels=[0, 1, 2], sample_weight=weights)
+    assert head(maps, 0, masks).parts["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_balanced_loss_gives_all_classes_the_same_weight(shapes: Path):
+    dataset = Dataset(shapes)
+    plain, balanced = (
+        read_task(config(val=str(shapes), balanced=each), [dataset], 3) for each in (False, True)
+    )
+    assert (plain.class_weight == 1).all()
+    found = [masks.read(dataset, i) for i in np.flatnonzero(balanced.known)]
+    pixels = np.bincount(np.concatenate([mask[mask < 255] for mask in found]))
+    np.testing.assert_allclose(balanced.class_weight * pixels, pixels.mean(), rtol=1e-6)
 
 
 def test_the_loss_has_a_deterministic_form_on_gpus():
