@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ LINES: dict[str, Callable[[Row], float]] = {
     "orbits in the pose slice that are tori, of 10": lambda c: c["orbits_pose"]["tori"],
 }
 """Lines of a certificate that are one number."""
+ALONE = {"lejepa": "LeJEPA alone at equal steps", "long": "LeJEPA alone at equal time"}
+"""Runs of studies.torus.runs that the torus recipe is held against."""
 
 
 def main() -> int:
@@ -81,16 +84,16 @@ def print_scores(rows: dict[str, Row]) -> None:
         )
         used = row["cpu_seconds"]
         print(f"| {name} | {scores} | {'' if used is None else f'{used:.0f}'} |")
-    for family in ("torus", "light", "heavy"):
-        seeds = [seed for seed in range(3) if {f"{family}-s{seed}", f"lejepa-s{seed}"} <= rows.keys()]
-        for method in ("knn", "probe"):
+    for family, alone in product(("light", "torus", "heavy"), ("lejepa", "long")):
+        seeds = [seed for seed in range(3) if {f"{family}-s{seed}", f"{alone}-s{seed}"} <= rows.keys()]
+        for method in ("knn", "probe") if seeds else ():
             torus, lejepa = (
                 [100 * rows[f"{name}-s{seed}"]["scores"]["pretrained"][method]["accuracy"] for seed in seeds]
-                for name in (family, "lejepa")
+                for name in (family, alone)
             )
             less = [a - b for a, b in zip(torus, lejepa, strict=True)]
             each = ", ".join(f"{x:+.1f}" for x in less)
-            print(f"{family} less LeJEPA alone, {method}: {each}; {over_seeds(less)}")
+            print(f"{family} less {ALONE[alone]}, {method}: {each}; {over_seeds(less)}")
 
 
 def over_seeds(values: Sequence[float], digits: int = 1) -> str:
