@@ -4,11 +4,16 @@ import contextlib
 import fcntl
 import glob
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_LOCK = "in-use.lock"
+"""The file that the process of a temporary folder keeps locked."""
 
 
 @contextmanager
@@ -51,6 +56,42 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
         with contextlib.suppress(OSError), unfinished.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unfinished.unlink()
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make an empty folder in `parent` that exists until the end of the block.
+
+    Its name begins with `prefix`. Folders with this prefix that killed processes left there are deleted
+    first; a lock beside the files of each says that its process lives.
+    """
+    _remove_left_folders(parent, prefix)
+    while True:
+        home = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with (home / _LOCK).open("xb") as lock:
+            with contextlib.suppress(OSError):  # file systems without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Another process may have deleted the folder between making and locking it.
+            if not (home / _LOCK).exists():
+                continue
+            try:
+                folder = home / "files"
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+            return
+
+
+def _remove_left_folders(parent: Path, prefix: str) -> None:
+    """Delete the folders that `temporary_folder` made in processes that no longer live."""
+    for folder in parent.glob(f"{glob.escape(prefix)}*/"):
+        if folder.is_symlink() or (folder / _LOCK).is_symlink():
+            continue
+        # A folder without the lock is being made at the moment, or is somebody else's.
+        with contextlib.suppress(OSError), (folder / _LOCK).open("rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
 
 
 def as_new(path: Path) -> None:

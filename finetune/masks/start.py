@@ -1,6 +1,7 @@
 """The segmentation probe on the encoder as it is: the weights that the layer starts from, and a baseline."""
 
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune.head import has_start, save_layer
 from finetune.processes import on_first, processes
 from finetune.recipe import CACHE
 from isotorus.errors import UserError
+from isotorus.files import temporary_folder
 from pretrain.config import Config
 from pretrain.models.feature_sets import STAGES
 from pretrain.preflight.inputs import RunInputs
@@ -54,18 +56,21 @@ def _write(config: Config, checkpoint: Checkpoint, inputs: RunInputs) -> None:
     save_layer(config, *fitted.linear(len(task.names)))
 
 
-def work(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder inside the run's, for tokens and masks, which is removed at the end."""
+def work(folder: Path) -> AbstractContextManager[Path]:
+    """Make a folder inside the run's, for tokens and masks, which is removed at the end.
+
+    What a killed process left there is removed first.
+    """
     cache = folder / CACHE
     cache.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="tokens-", dir=cache)
+    return temporary_folder(cache, "tokens-")
 
 
 def tokens(
     of: Representation,
     dataset: Dataset,
     samples: NDArray[np.int64],
-    folder: str,
+    folder: Path,
     *,
     device: torch.device,
     workers: int,

@@ -8,7 +8,7 @@ import pytest
 
 from eval_suite import results
 from isotorus.errors import UserError
-from isotorus.files import atomic, remove_leftovers
+from isotorus.files import atomic, remove_leftovers, temporary_folder
 
 
 def _hold(file: Path, written: object, end: object) -> None:
@@ -35,6 +35,41 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path):
     end.set()
     writer.join(30)
     assert writer.exitcode == 0 and (tmp_path / "c.npz").read_text() == "half"
+
+
+def _hold_folder(parent: Path, made: object, end: object) -> None:
+    with temporary_folder(parent, "tokens-") as folder:
+        (folder / "x.npy").write_bytes(b"tokens")
+        made.set()  # type: ignore[attr-defined]
+        end.wait(30)  # type: ignore[attr-defined]
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path: Path):
+    """The folder of a living process stays, and so does what this function did not make."""
+    context = multiprocessing.get_context("fork")
+    (tmp_path / "tokens-mine").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/in-use.lock").touch()
+    (tmp_path / "tokens-link").symlink_to("elsewhere")
+    writers, ends = [], []
+    for _ in range(2):
+        made, end = context.Event(), context.Event()
+        writers.append(context.Process(target=_hold_folder, args=(tmp_path, made, end)))
+        writers[-1].start()
+        ends.append(end)
+        assert made.wait(30)
+    writers[0].kill()
+    writers[0].join(30)
+    before = set(tmp_path.iterdir())
+    with temporary_folder(tmp_path, "tokens-") as folder:
+        assert not list(folder.iterdir())
+        (left,) = before - set(tmp_path.iterdir())
+        assert not left.exists() and len(list(tmp_path.glob("tokens-*/files/x.npy"))) == 1
+    ends[1].set()
+    writers[1].join(30)
+    assert writers[1].exitcode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens-mine", "elsewhere", "tokens-link"}
+    assert (tmp_path / "elsewhere/in-use.lock").exists()
 
 
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path):

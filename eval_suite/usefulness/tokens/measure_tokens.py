@@ -4,7 +4,6 @@ The probes are fitted on train, with settings chosen on val, and reported on tes
 test, also where other methods have folds. Only one representation's tokens are on disk at a time.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from eval_suite.usefulness.options import Options
 from eval_suite.usefulness.tokens import attentive_probe, segmentation_probe
 from eval_suite.usefulness.tokens.attentive_probe import Images
 from eval_suite.usefulness.tokens.segmentation_probe import Masked
+from isotorus.files import temporary_folder
 
 STAGES_READ = {"attentive_probe": 2, "segmentation_probe": 3}
 """Number of last feature maps that are read from an encoder that works in stages. The last map may be a
@@ -107,7 +107,8 @@ def measure(
 ) -> Measured:
     """Measure those of `options.metrics` that read tokens; `data` and `targets` are by split.
 
-    Tokens are in a folder below `folder` that is removed at the end. A metric that cannot be measured is left
+    Tokens are in a folder below `folder` that is removed at the end; what a killed evaluation left there is
+    removed at the beginning. A metric that cannot be measured is left
     out with a reason; if only one representation lacks it, the entry is called <name>/<metric>.
     """
     found = Measured({}, {}, [])
@@ -117,8 +118,7 @@ def measure(
     reported = "test" if "test" in data else "val"
     splits = {name: data[name] for name in dict.fromkeys(("train", "val", reported))}
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="tokens-", dir=folder) as name:
-        work = Path(name)
+    with temporary_folder(folder, "tokens-") as work:
         prepare = {
             "attentive_probe": lambda: _attentive(splits, reported, targets, options, device),
             "segmentation_probe": lambda: _segmentation(
