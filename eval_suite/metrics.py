@@ -151,6 +151,8 @@ FEATURE_SETS = (
     *("embedding", "patch_mean", "last2", "last4", "stages"),
     *("pose", "content", "projector", "angles"),
 )
+MAP = "map"
+"""The feature set that has a vector for each cell of an image, see `pretrain.models.feature_sets.map_of`."""
 LEAST_FOLDS = 3
 """Fewest folds: one is held out for the score, one chooses the settings, and the others are fitted."""
 USUAL_FOLDS = 5

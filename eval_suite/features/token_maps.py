@@ -5,7 +5,6 @@ The tokens of n images take n · tokens · width · 2 bytes of disk as float16: 
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from eval_suite import progress
 from eval_suite.attempts import Unmeasurable
 from eval_suite.features import embed
 from eval_suite.features.representation import Representation
-from pretrain.models.feature_sets import map_of
+from pretrain.models.feature_sets import MAP, map_of
 
 
 class Tokens(NamedTuple):
@@ -33,7 +32,7 @@ class Tokens(NamedTuple):
 
 
 class TokenMap(nn.Module):
-    """Maps images (N, C, H, W) to a map of tokens (N, width, h, w), under the name of an embedding.
+    """Maps images (N, C, H, W) to a map of tokens (N, width, h, w), as the feature set `map`.
 
     It is that of `pretrain.models.feature_sets.map_of`; for raw pixels, it is the image itself.
     """
@@ -46,12 +45,12 @@ class TokenMap(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the map in float32; raises Unmeasurable for an encoder that gives none."""
         if isinstance(self.encoder, nn.Flatten):
-            return {"embedding": images.float()}
+            return {MAP: images.float()}
         if not hasattr(self.encoder, "forward_intermediates"):
             raise Unmeasurable(
                 "the encoder gives no patch tokens and no maps (forward_intermediates of timm)"
             )
-        return {"embedding": map_of(self.encoder, images, self.stages)}
+        return {MAP: map_of(self.encoder, images, self.stages)}
 
 
 def extract(
@@ -74,11 +73,8 @@ def extract(
     """
     if r.describe is not None:
         raise Unmeasurable("descriptors of whole images have no patch tokens")
-    mapped = replace(r, build=_build(r, stages), sets=(), width=None)
-    mapped.model.to(device)
-    blank = torch.zeros(1, r.channels, r.size, r.size, dtype=torch.uint8, device=device)
-    with torch.inference_mode():
-        _, width, height, across = mapped.embed(blank)["embedding"].shape
+    mapped = representation(r, stages)
+    height, across, width = shape_of(mapped, device)
     shape = (len(samples), height * across, width)
     _check_room(file.parent, 2 * int(np.prod(shape)))
     x: NDArray[np.float16] = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
@@ -88,7 +84,7 @@ def extract(
         if batch.damaged:
             raise Unmeasurable(next(iter(batch.damaged.values())))
         progress.doing(f"tokens of {r.name}, {done:,} of {len(samples):,} images")
-        rows = batch.vectors[0]["embedding"].flatten(2).transpose(1, 2)
+        rows = batch.vectors[0][MAP].flatten(2).transpose(1, 2)
         if not (rows.abs() < torch.finfo(torch.float16).max).all():
             raise Unmeasurable("some tokens are not finite in float16")
         x[done : done + len(rows)] = rows.half().numpy()
@@ -96,9 +92,21 @@ def extract(
     return Tokens(x, (height, across))
 
 
-def _build(r: Representation, stages: int) -> Callable[[], nn.Module]:
-    """Return what builds the map of the tokens of a representation's encoder."""
-    return lambda: TokenMap(r.model, stages)
+def representation(r: Representation, stages: int) -> Representation:
+    """Return what gives the map of the tokens of a representation's encoder alone."""
+    return replace(r, build=lambda: TokenMap(r.model, stages), sets=(MAP,), width=None)
+
+
+def shape_of(mapped: Representation, device: torch.device) -> tuple[int, int, int]:
+    """Return the rows and columns of the grid of a map, and the width of a token.
+
+    Raises Unmeasurable for an encoder that gives no map.
+    """
+    mapped.model.to(device)
+    blank = torch.zeros(1, mapped.channels, mapped.size, mapped.size, dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        _, width, height, across = mapped.embed(blank)[MAP].shape
+    return height, across, width
 
 
 def _check_room(folder: Path, need: int) -> None:
