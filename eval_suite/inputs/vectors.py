@@ -28,6 +28,7 @@ from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error, one_line
 
 SUFFIXES = (".npy", ".npz", ".parquet")
+_MAPS = ".zarr"
 SPLITS = split_names.SIDES
 LARGEST = 1e18
 """Largest absolute value of a feature; the squares of larger ones overflow in float32."""
@@ -79,8 +80,8 @@ class Vectors:
 
 
 def is_vectors(name: str) -> bool:
-    """Say whether a name is that of a features file, by its suffix."""
-    return Path(name).suffix in SUFFIXES
+    """Say whether a name is that of a features file, or of maps, which `read` refuses, by its suffix."""
+    return Path(name).suffix in (*SUFFIXES, _MAPS)
 
 
 def read(given: str, *, not_distances: bool = False) -> Vectors:
@@ -93,6 +94,11 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     distances between the samples; pickles are not opened.
     """
     file = Path(given)
+    if file.suffix == _MAPS:
+        raise UserError(
+            f"{file} is for token maps, and a vector of each whole image is evaluated; make these with "
+            f"isotorus embed … --out {file.stem}.parquet"
+        )
     try:
         with foreign_files.open_binary(file, file.resolve().parent) as stream:
             return _checked(file, _columns(file, stream), not_distances)

@@ -40,8 +40,18 @@ class Anomaly(Section):
     rows: int
 
 
+class Maps(Section):
+    """How the token maps of a store lie in their images."""
+
+    grid: tuple[int, int]
+    """Number of rows and columns of tokens."""
+    patch: tuple[float, float]
+    """Height and width, in pixels of the encoder's image, of the cell that a token stands for."""
+    dtype: Literal["float16"] = "float16"
+
+
 class About(Section):
-    """The metadata of a file of vectors."""
+    """The metadata of a file of vectors, or of a store of token maps."""
 
     format: Literal[1] = 1
     version: str
@@ -76,6 +86,8 @@ class About(Section):
     """Number of samples without a row: damaged images, and those whose vectors are not finite."""
     neighbours: Neighbours | None = None
     anomaly: Anomaly | None = None
+    maps: Maps | None = None
+    """For token maps; `width` is then that of a token."""
 
 
 def describe(
@@ -86,6 +98,7 @@ def describe(
     width: int,
     device: torch.device,
     part_rows: int,
+    maps: Maps | None = None,
 ) -> About:
     """Return the description of a file with the feature set `name`, of `width` numbers each; embeds nothing.
 
@@ -108,6 +121,7 @@ def describe(
         pixel_rules=dataset.pixel_rules,
         intensity=dataset.intensity,
         made_by=made_by(device),
+        maps=maps,
         identity=hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16],
     )
 

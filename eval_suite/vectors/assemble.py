@@ -83,9 +83,9 @@ def write(path: Path, tables: Tables, about: About, extras: Extras) -> About:
         about = about.model_copy(update={"anomaly": scored.about})
     del unit
 
-    def with_added() -> Iterator[pa.Table]:
+    def with_added(*, features: bool = True) -> Iterator[pa.Table]:
         start = 0
-        for table in tables():
+        for table in tables(features=features):
             for name, values in added.items():
                 table = table.append_column(name, values.slice(start, len(table)))
             start += len(table)

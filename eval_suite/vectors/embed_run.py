@@ -1,12 +1,17 @@
-"""Embed a data set: refuse what cannot work, share the missing parts among the processes, write the file."""
+"""Embed a data set: refuse what cannot work, share the missing parts among the processes, write the file.
+
+What is said here of files of vectors holds for stores of token maps too.
+"""
 
 import argparse
+import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -18,7 +23,8 @@ from eval_suite.features import cache, embed
 from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import brightness, find
 from eval_suite.inputs.checkpoints import Checkpoint
-from eval_suite.vectors import anomaly, assemble, embedding, feature_choice, table, vectors_file
+from eval_suite.metrics import MAP
+from eval_suite.vectors import anomaly, assemble, embedding, feature_choice, table, vectors_file, zarr_store
 from eval_suite.vectors.about import About, describe
 from eval_suite.vectors.assemble import Extras
 from eval_suite.vectors.parts import Parts
@@ -36,11 +42,13 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = _one_checkpoint(args.name).for_images_of(dataset)
     _check_data(dataset, checkpoint, args.neighbours)
     every = pretrained(checkpoint)
-    widths = {name: x.shape[1] for name, x in embed.blank(every, torch.device("cpu")).items()}
-    name, why = feature_choice.choose(checkpoint, args.features, widths)
-    one = replace(every, build=lambda: every.model, sets=(name,))
+    if out.suffix == zarr_store.SUFFIX:
+        chosen = feature_choice.token_map(checkpoint, every)
+    else:
+        chosen = feature_choice.vectors(checkpoint, every, args.features)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = describe(checkpoint, dataset, one, name, widths[name], device, args.part_rows)
+    part_rows = args.part_rows or chosen.part_rows
+    about = describe(checkpoint, dataset, chosen.r, chosen.name, chosen.width, device, part_rows, chosen.maps)
     reference = vectors_file.open_file(args.anomaly_against) if args.anomaly_against else None
     if reference is not None:
         anomaly.check(reference, about, args.anomaly_k)
@@ -54,12 +62,16 @@ def run(args: argparse.Namespace) -> int:
         if earlier is not None and out.suffix == ".parquet":
             return _add_columns(out, earlier, extras) if state.is_main_process else 0
         if state.is_main_process:
-            terminal.tell(f"{dataset.path}: {len(dataset):,} images, {name}, {why}.", quiet=True)
+            terminal.tell(
+                f"{dataset.path}: {len(dataset):,} images, {chosen.name}, {chosen.why}.", quiet=True
+            )
+            if chosen.maps is not None and (note := _of_room(out.parent, len(dataset), about)):
+                terminal.tell(f"note: {note}", quiet=True)
             if note := brightness.difference(checkpoint.encoder, {dataset.path: dataset}):
                 terminal.tell(f"note: {note}", quiet=True)
         progress.evaluating(f"embedding {Path(dataset.path).name}")
-        parts = Parts(out.with_name(f"{out.name}.{about.identity[:8]}.parts"), len(dataset), args.part_rows)
-        _embed(args, checkpoint, dataset, (every, one), name, parts, state)
+        parts = Parts(out.with_name(f"{out.name}.{about.identity[:8]}.parts"), len(dataset), part_rows)
+        _embed(args, checkpoint, dataset, (every, chosen.r), chosen.name, parts, state)
         if not state.is_main_process:
             return 0
         progress.doing("putting the parts together")
@@ -75,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _place(out: Path) -> Path:
     """Return the path of the file; raises UserError for a name or a folder that is not possible."""
-    vectors_file.check_suffix(out)
+    vectors_file.check_suffix(out, (*vectors_file.SUFFIXES, zarr_store.SUFFIX))
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it with: mkdir -p {out.parent}")
-    if out.is_dir():
+    if out.is_dir() and out.suffix != zarr_store.SUFFIX:
         raise UserError(f"--out {out} is a folder; name a file")
     return out.absolute()
 
@@ -115,9 +127,10 @@ def _earlier(out: Path, about: About) -> VectorsFile | None:
     if not out.exists():
         return None
     try:
-        earlier = vectors_file.open_file(out)
+        earlier = vectors_file.described(out)
     except UserError as error:
-        raise UserError(f"--out {out}: a file is in the way, which is kept ({error})") from None
+        what = "folder" if out.is_dir() else "file"
+        raise UserError(f"--out {out}: a {what} is in the way, which is kept ({error})") from None
     found = earlier.about
     if found.identity != about.identity:
         raise UserError(
@@ -129,13 +142,19 @@ def _earlier(out: Path, about: About) -> VectorsFile | None:
             f"--out {out} has these vectors, but was moved or changed, or somebody else made it; choose "
             "another name, or remove it"
         )
+    if found.maps is not None and zarr_store.lacks_files(out):
+        raise UserError(f"--out {out} has these maps, but some of its files are gone; remove it")
     return earlier
 
 
 def _add_columns(out: Path, earlier: VectorsFile, extras: Extras) -> int:
     """Write the file again with further columns, without embedding anything."""
     kept = [column for column in earlier.columns if column not in extras.columns]
-    written = assemble.write(out, lambda: earlier.tables(kept), earlier.about, extras)
+
+    def tables(*, features: bool = True) -> Iterator[pa.Table]:
+        return earlier.tables([column for column in kept if features or column != "features"])
+
+    written = assemble.write(out, tables, earlier.about, extras)
     return _finished(out, written, "had these vectors; further columns are added")
 
 
@@ -163,7 +182,7 @@ def _embed(
             home = (checkpoint.run or checkpoint.folder) / "eval" / cache.FOLDER
             place = Path(args.cache) if args.cache else home
             how = {"name": name, "count": parts.rows}
-            if missing:
+            if missing and name != MAP:
                 features = embedding.cached(place, representations, dataset, state.device, **how)
             if features is not None:
                 terminal.tell(f"The vectors are in the cache of an evaluation, {place}.", quiet=True)
@@ -203,10 +222,42 @@ def _tell_left_out(left_out: Mapping[int, str], dataset: Dataset) -> None:
         print(f"  and {len(left_out) - _SHOWN:,} more", file=sys.stderr)
 
 
+def _of_room(folder: Path, images: int, about: About) -> str:
+    """Say that the disk has too little room for the maps and for the parts that they come from; "" if not."""
+    need, free = 2 * images * _size_of_map(about), shutil.disk_usage(folder).free
+    if need <= free:
+        return ""
+    return (
+        f"the maps and their parts take {_shown(need)}, and {folder} has {_shown(free)}; a full disk loses "
+        "nothing, as the same command continues"
+    )
+
+
+def _size_of_map(about: About) -> int:
+    """Return the bytes of the map of an image."""
+    assert about.maps is not None
+    rows, columns = about.maps.grid
+    return rows * columns * about.width * np.dtype(about.maps.dtype).itemsize
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+
+
 def _finished(out: Path, about: About, said: str) -> int:
     """Say what the file has and what can be done with it; returns exit code 0."""
-    size = out.stat().st_size
-    shown = f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+    if about.maps is not None:
+        rows, columns = about.maps.grid
+        terminal.tell(
+            f"{out} {said}: {about.rows:,} maps of {rows} × {columns} tokens of {about.width:,} numbers, "
+            f"{_shown(about.rows * _size_of_map(about))}",
+            quiet=False,
+        )
+        terminal.tell(
+            f'In Python: zarr.open("{out}", mode="r")["tokens"][0]; its arrays: docs/vectors.md', quiet=False
+        )
+        return 0
+    shown = _shown(out.stat().st_size)
     terminal.tell(
         f"{out} {said}: {about.rows:,} vectors of {about.width:,} numbers ({about.feature_set}), {shown}",
         quiet=False,

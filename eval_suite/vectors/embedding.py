@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from data_pipeline.dataset import sidecars
 from data_pipeline.dataset.index import Dataset
@@ -34,7 +35,7 @@ def embed_parts(
     """
     if not numbers:
         return
-    width = embed.blank(r, device)[name].shape[1]
+    none = _rows(embed.blank(r, device)[name])
     spans = [parts.span(number) for number in numbers]
     batches = (
         list(span[start : start + batch_size]) for span in spans for start in range(0, len(span), batch_size)
@@ -42,16 +43,26 @@ def embed_parts(
     embedded = embed.stream([r], dataset, batches, device, workers)
     total, done = sum(map(len, spans)), 0
     for number, span in zip(numbers, spans, strict=True):
-        vectors = [np.empty((0, width), np.float32)]
+        vectors = [none]
         damaged: dict[int, str] = {}
         for _ in range(0, len(span), batch_size):
             batch = next(embedded)
             damaged |= batch.damaged
-            vectors += [sets[name].numpy() for sets in batch.vectors]
+            vectors += [_rows(sets[name]) for sets in batch.vectors]
             done += len(batch.samples) + len(batch.damaged)
             progress.doing(f"{done:,} of {total:,} images")
         beside = sidecars.read(dataset, span.start, span.stop)
         parts.write(number, joined(span, beside, np.concatenate(vectors), damaged))
+
+
+def _rows(x: Tensor) -> NDArray[np.floating]:
+    """Return vectors (n, width) as they are, and maps (n, width, h, w) as the tokens of each in float16:
+    (n, h · w · width), row after row of the grid.
+    """
+    if x.dim() == 4:
+        x = x.movedim(1, -1).flatten(1).half()
+    vectors: NDArray[np.floating] = x.detach().cpu().numpy()
+    return vectors
 
 
 def copy_parts(

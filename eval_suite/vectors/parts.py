@@ -34,8 +34,8 @@ class Part:
     """The samples (n,) that have vectors, in their order."""
     sidecars: list[Sidecar]
     """What the shards hold beside the image of each sample."""
-    vectors: NDArray[np.float32]
-    """(n, width)."""
+    vectors: NDArray[np.floating]
+    """(n, width): float32, or float16 for the tokens of a map, one after the other; (n, 0) if not read."""
     left_out: dict[int, str]
     """Why the other samples of the range have none."""
 
@@ -80,7 +80,7 @@ class Parts:
 
     def write(self, number: int, part: Part) -> None:
         """Write a part; raises UserError where the disk refuses."""
-        flat = pa.array(part.vectors.reshape(-1), pa.float32())
+        flat = pa.array(part.vectors.reshape(-1))
         columns = {
             "sample": pa.array(part.samples),
             "key": pa.array([text(sidecar.key) for sidecar in part.sidecars], pa.string()),
@@ -100,18 +100,21 @@ class Parts:
             raise from_os_error(error, f"writing {self.folder} (finished parts are kept)") from error
         seals.write(_seal(file), [file])
 
-    def read(self, number: int) -> Part:
-        """Return the content of a part that `write` has made."""
+    def read(self, number: int, *, vectors: bool = True) -> Part:
+        """Return the content of a part that `write` has made; the vectors are most of it."""
+        beside = ["sample", "key", "name", "columns"]
         with foreign_files.open_binary(self._file(number)) as stream:
-            table = pq.read_table(stream)
-        width = table.schema.field("vectors").type.list_size
-        flat = table["vectors"].combine_chunks().flatten().to_numpy()
-        sidecars = zip(*(table[name].to_pylist() for name in ("key", "name", "columns")), strict=True)
+            table = pq.read_table(stream, columns=beside + ["vectors"] * vectors)
+        x = np.empty((len(table), 0), np.float32)
+        if vectors:
+            width = table.schema.field("vectors").type.list_size
+            x = table["vectors"].combine_chunks().flatten().to_numpy().reshape(-1, width)
+        sidecars = zip(*(table[name].to_pylist() for name in beside[1:]), strict=True)
         left_out = json.loads(table.schema.metadata[_LEFT_OUT])
         return Part(
             table["sample"].to_numpy(),
             [Sidecar(key, name, json.loads(columns)) for key, name, columns in sidecars],
-            flat.reshape(-1, width),
+            x,
             {int(sample): why for sample, why in left_out.items()},
         )
 
@@ -126,7 +129,7 @@ class Parts:
 def joined(
     samples: Sequence[int],
     sidecars: Sequence[Sidecar],
-    vectors: NDArray[np.float32],
+    vectors: NDArray[np.floating],
     damaged: Mapping[int, str],
 ) -> Part:
     """Return a part, given the sidecars of all its samples and the vectors of the undamaged ones.
@@ -136,7 +139,10 @@ def joined(
     start = samples[0]
     embedded = np.array([i for i in samples if i not in damaged], dtype=np.int64)
     finite = np.isfinite(vectors).all(axis=1)
-    broken = {int(i): "its vector is not finite" for i in embedded[~finite]}
+    why = (
+        "its vector is not finite" if vectors.dtype == np.float32 else "its tokens are not finite in float16"
+    )
+    broken = {int(i): why for i in embedded[~finite]}
     kept = embedded[finite]
     return Part(kept, [sidecars[i - start] for i in kept.tolist()], vectors[finite], {**damaged, **broken})
 

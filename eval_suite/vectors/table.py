@@ -8,12 +8,13 @@ features     the vector
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_pipeline.dataset.index import Dataset, key_hash
 from data_pipeline.tables import cells
@@ -25,14 +26,20 @@ ANOMALY = ("anomaly", "anomaly_percentile")
 """Columns that are computed from the vectors of all rows."""
 RESERVED = {
     *("key", "keys", "image", "label", "labels", "group", "groups", "split", "splits", "sample", "features"),
+    "tokens",
     *NEIGHBOURS,
     *ANOMALY,
 }
 """Names in lower case that have a meaning in files of vectors or of features."""
 MOST_COLUMNS = 200
 """Largest number of columns from the samples' JSON; more become one column of JSON text."""
-Tables = Callable[[], Iterator[pa.Table]]
-"""A function that yields the rows of a file, table after table; it may be called several times."""
+
+
+class Tables(Protocol):
+    """A function that yields the rows of a file, table after table; it may be called several times."""
+
+    def __call__(self, *, features: bool = True) -> Iterator[pa.Table]:
+        """Yield the rows, without the column `features` unless it is wanted, because it is most of them."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,12 @@ def of_parts(parts: Parts, dataset: Dataset) -> tuple[Layout, Tables]:
             f"{dataset.path}"
         )
 
-    def tables() -> Iterator[pa.Table]:
+    def tables(*, features: bool = True) -> Iterator[pa.Table]:
         for number in range(len(parts)):
-            part = parts.read(number)
+            part = parts.read(number, vectors=features)
             if len(part.samples):
-                yield _table(part, layout, dataset)
+                table = _columns(part, layout, dataset)
+                yield table.append_column("features", _lists(part.vectors)) if features else table
 
     return layout, tables
 
@@ -82,7 +90,7 @@ def _layout(parts: Parts, dataset: Dataset) -> Layout:
     left_out: dict[int, str] = {}
     groups = dataset.groups
     for number in range(len(parts)):
-        part = parts.read(number)
+        part = parts.read(number, vectors=False)
         rows += len(part.samples)
         left_out |= part.left_out
         labelled = labelled or bool((dataset.labels[part.samples] >= 0).any())
@@ -143,8 +151,8 @@ def _group(value: Any) -> str:
     return cells.groups([value])[0]
 
 
-def _table(part: Part, layout: Layout, dataset: Dataset) -> pa.Table:
-    """Return the rows of a part."""
+def _columns(part: Part, layout: Layout, dataset: Dataset) -> pa.Table:
+    """Return the rows of a part without their vectors."""
     found: dict[str, pa.Array] = {
         "key": pa.array([sidecar.key for sidecar in part.sidecars], pa.string()),
         "image": pa.array([sidecar.name for sidecar in part.sidecars], pa.string()),
@@ -169,9 +177,13 @@ def _table(part: Part, layout: Layout, dataset: Dataset) -> pa.Table:
         values = [_cell(sidecar.columns.get(name), kind) for sidecar in part.sidecars]
         found[shown] = pa.array(values, kind)
     found["sample"] = pa.array(part.samples)
-    flat = pa.array(np.ascontiguousarray(part.vectors).reshape(-1), pa.float32())
-    found["features"] = pa.FixedSizeListArray.from_arrays(flat, part.vectors.shape[1])
     return pa.table(found)
+
+
+def _lists(vectors: NDArray[np.floating]) -> pa.Array:
+    """Return vectors (n, width) as a column."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 
 def _cell(value: Any, kind: pa.DataType) -> Any:
@@ -179,6 +191,22 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
     if value is None or kind != pa.string():
         return float(value) if value is not None and kind == pa.float64() else value
     return text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def numbers(column: pa.Array, *, missing: bool) -> NDArray[Any]:
+    """Return a column of numbers or true/false as an array.
+
+    If values are `missing`, in this piece or another one, it is float64 with NaN in their place.
+    """
+    if not missing:
+        return np.asarray(column.to_numpy(zero_copy_only=False))
+    column = column.cast(pa.float64() if not pa.types.is_boolean(column.type) else pa.int8())
+    return np.array([np.nan if value is None else value for value in column.to_pylist()], np.float64)
+
+
+def is_text(column: pa.Array) -> bool:
+    """Say whether a column holds text."""
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Write a file of vectors, and read one piece after piece: Parquet or .npz."""
+"""Write a file of vectors, and read one piece after piece: Parquet or .npz. Token maps are only written."""
 
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,15 @@ from pydantic import ValidationError
 
 from eval_suite.features import npz
 from eval_suite.inputs import seals
+from eval_suite.vectors import zarr_store
 from eval_suite.vectors.about import KEY, About
-from eval_suite.vectors.table import Tables, vectors_of
+from eval_suite.vectors.table import Tables, is_text, numbers, vectors_of
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.files import atomic
 
 SUFFIXES = (".parquet", ".npz")
+"""Endings of files of vectors; stores of token maps end in `zarr_store.SUFFIX`."""
 _PIECE = 4096
 """Number of rows that are read at a time."""
 _LONGEST = 2**20
@@ -43,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class VectorsFile:
-    """A file that `isotorus embed` wrote."""
+    """A file that `isotorus embed` wrote, or the description of a store of token maps."""
 
     path: Path
     about: About
@@ -71,13 +73,23 @@ class VectorsFile:
     @property
     def own(self) -> bool:
         """Whether this user's `embed` wrote the file, and nobody has moved or changed it since."""
-        return seals.holds(_seal(self.path), [self.path])
+        return seals.holds(_seal(self.path), [_sealed(self.path)])
 
 
 def open_file(given: str | Path) -> VectorsFile:
     """Open a file of vectors; raises UserError for anything that `isotorus embed` did not write."""
     path = Path(given).absolute()
+    if path.suffix == zarr_store.SUFFIX:
+        raise UserError(
+            f"{path} is for token maps, and vectors of whole images are needed here; make them with isotorus "
+            f"embed … --out {path.stem}.parquet"
+        )
     check_suffix(path)
+    return described(path)
+
+
+def described(path: Path) -> VectorsFile:
+    """Return a file of vectors or a store of token maps; errors are those of `open_file`."""
     with _readable(path):
         about = _about(path)
     if about is None:
@@ -88,26 +100,30 @@ def open_file(given: str | Path) -> VectorsFile:
     return VectorsFile(path, about)
 
 
-def check_suffix(path: Path) -> None:
-    """Raise UserError unless the name of a file of vectors ends in one of `SUFFIXES`."""
-    if path.suffix not in SUFFIXES:
+def check_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Raise UserError unless the name of a file ends in one of `suffixes`."""
+    if path.suffix not in suffixes:
+        *others, last = suffixes
         raise UserError(
-            f"{path.name}: a file of vectors ends in {' or '.join(SUFFIXES)}, not in "
+            f"{path.name}: a file of vectors ends in {', '.join(others)} or {last}, not in "
             f"{path.suffix or 'nothing'}; choose one of them"
         )
 
 
 def write(path: Path, tables: Tables, about: About) -> None:
-    """Write a file of vectors from its rows, whole or not at all; raises UserError where the disk refuses."""
+    """Write a file of vectors, or a store of token maps, from its rows, whole or not at all.
+
+    Raises UserError where the disk refuses.
+    """
     try:
-        with atomic(path) as stream:
-            if path.suffix == ".npz":
-                _write_npz(stream, tables, about)
-            else:
-                _write_parquet(stream, tables, about)
+        if path.suffix == zarr_store.SUFFIX:
+            zarr_store.write(path, tables, about)
+        else:
+            with atomic(path) as stream:
+                (_write_npz if path.suffix == ".npz" else _write_parquet)(stream, tables, about)
     except OSError as error:
         raise from_os_error(error, f"writing {path} (finished parts are kept)") from error
-    seals.write(_seal(path), [path])
+    seals.write(_seal(path), [_sealed(path)])
 
 
 def _write_parquet(stream: Any, tables: Tables, about: About) -> None:
@@ -138,7 +154,7 @@ def _write_npz(stream: Any, tables: Tables, about: About) -> None:
         shape = (about.rows, about.width)
         vectors = (vectors_of(table) for table in tables())
         npz.write(archive, "features", shape, np.dtype("<f4"), vectors)
-        others = pa.concat_tables([table.drop_columns(["features"]) for table in tables()])
+        others = pa.concat_tables(tables(features=False))
         for name in others.column_names:
             write_array(name, _as_array(others[name].combine_chunks()))
 
@@ -147,16 +163,16 @@ def _as_array(column: pa.Array) -> NDArray[Any]:
     """Return a column as an array without objects; a missing text is "", a missing number NaN."""
     if pa.types.is_fixed_size_list(column.type):
         return _as_array(column.flatten()).reshape(len(column), column.type.list_size)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if is_text(column):
         return np.array(["" if value is None else value for value in column.to_pylist()], dtype=np.str_)
-    if column.null_count:
-        column = column.cast(pa.float64() if not pa.types.is_boolean(column.type) else pa.int8())
-        return np.array([np.nan if value is None else value for value in column.to_pylist()], np.float64)
-    return np.asarray(column.to_numpy(zero_copy_only=False))
+    return numbers(column, missing=column.null_count > 0)
 
 
 def _about(path: Path) -> About | None:
     """Return what a file says about itself; None if it says nothing."""
+    if path.suffix == zarr_store.SUFFIX:
+        said = zarr_store.attributes(path).get(KEY)
+        return None if said is None else About.model_validate(said)
     with foreign_files.open_binary(path) as stream:
         if path.suffix == ".npz":
             with np.load(stream, allow_pickle=False) as stored:
@@ -231,3 +247,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _seal(path: Path) -> Path:
     return path.with_name(f".{path.name}.seal")
+
+
+def _sealed(path: Path) -> Path:
+    """Return the file that is sealed; of a store it is the one with its description and its arrays'."""
+    return path / zarr_store.METADATA if path.suffix == zarr_store.SUFFIX else path

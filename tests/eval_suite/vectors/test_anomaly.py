@@ -1,5 +1,6 @@
 """The anomaly score: distances by brute force, and percentiles that are uniform for images of one kind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,11 @@ def reference(path: Path, x: np.ndarray) -> VectorsFile:
         identity="i",
         rows=len(x),
     )
-    vectors_file.write(path, lambda: iter([table]), about)
+
+    def tables(*, features: bool = True) -> Iterator[pa.Table]:
+        yield table if features else table.drop_columns(["features"])
+
+    vectors_file.write(path, tables, about)
     return vectors_file.open_file(path)
 
 

@@ -18,7 +18,7 @@ def refused(message: str, *arguments: object) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "x.csv"], "ends in .parquet or .npz, not in .csv"),
+        (["--out", "x.csv"], "ends in .parquet, .npz or .zarr, not in .csv"),
         (["--out", "nowhere/x.parquet"], "make it with: mkdir -p"),
         (["--neighbours", 30], "has 30 images, so an image has at most 29 neighbours"),
         (["--neighbours", 0], "expected a whole number, 1 or more"),
