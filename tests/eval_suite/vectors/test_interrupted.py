@@ -36,6 +36,14 @@ def process(*arguments: object, **options: object) -> "subprocess.Popen[str]":
     )
 
 
+def wait_for_parts(running: "subprocess.Popen[str]", folder: Path, count: int) -> None:
+    """Wait until a process that writes killed.… has finished this number of parts."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("killed.*.parts/*.seal"))) < count and time.monotonic() < deadline:
+        assert running.poll() is None, running.stderr and running.stderr.read()
+        time.sleep(0.001)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 images, so 100 parts."""
@@ -47,10 +55,7 @@ def test_a_killed_command_goes_on_where_it_was(many: Path, encoder: Path, tmp_pa
     options = (encoder, many, *SMALL, "--neighbours", 2)
     embed(*options, "--out", whole)
     running = process(*options, "--out", killed)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("killed.*.parts/*.seal"))) < 5 and time.monotonic() < deadline:
-        assert running.poll() is None, running.stderr and running.stderr.read()
-        time.sleep(0.001)
+    wait_for_parts(running, tmp_path, 5)
     running.kill()
     running.communicate()
     (folder,) = tmp_path.glob("killed.*.parts")
