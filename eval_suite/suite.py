@@ -39,6 +39,7 @@ from eval_suite.usefulness.folds.division import Codes
 from eval_suite.usefulness.selection import standardiser
 from eval_suite.usefulness.tokens import measure_tokens
 from isotorus.errors import UserError
+from pretrain.models.feature_sets import FEATURES
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def evaluate(
     how: dict[str, Any] = {"asked": asked, "workers": workers, "force": force}
     finetuning.add(measured, checkpoint.weights, splits.items(), inputs, options.useful, out, **how)
     encoder: Any = representations[0].model.encoder
+    supervised = checkpoint.encoder.supervised
     written = {
         "format": results.FORMAT,
         "inputs": inputs,
@@ -135,6 +137,11 @@ def evaluate(
             "embedding_width": checkpoint.encoder.embedding_width,
             "parameters": sum(p.numel() for p in encoder.parameters()),
             "weights_sha256": checkpoint.weights_sha256,
+            "supervised": supervised
+            and {
+                "task": supervised.task,
+                "features": checkpoint.encoder.kwargs.get(FEATURES, "embedding"),
+            },
         },
         "data": {
             name: _about_split(data.path, data.fingerprint, targets[name])

@@ -152,25 +152,37 @@ def embedding_width(encoder: nn.Module, name: str, channels: int, sizes: Iterabl
     take square images of all `sizes`, raise `UserError`.
     """
     encoder, width, first = encoder.eval(), 0, 0
+    is_map = getattr(encoder, FEATURES, "") == MAP
     for size in sizes:
         try:
             with torch.no_grad():
                 out = encoder(torch.empty(2, channels, size, size, device="meta"))
         except Exception as error:
+            if is_map:
+                raise _no_map(name, f"does not give it for images of {size}² ({_reason(error)})") from None
             remedy = f"set views.local_size={first} and whole_size to the same, or " if first else ""
             raise UserError(
                 f"encoder.name={name} does not take images of {size}² ({_reason(error)}); {remedy}"
                 "use an encoder that takes any size, such as a ViT, ConvNeXt or ResNet"
             ) from None
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        dimensions = 4 if getattr(encoder, FEATURES, "") == MAP else 2
-        if not isinstance(out, Tensor) or out.ndim != dimensions or not out.shape[-1]:
+        if not isinstance(out, Tensor) or out.ndim != (4 if is_map else 2) or not out.shape[-1]:
+            if is_map:
+                raise _no_map(name, f"gives {shape} for 2 images")
             raise UserError(
                 f"encoder.name={name} gives {shape} for 2 images, one vector an image is needed, (2, D); "
                 "set encoder.kwargs.global_pool=avg (or token), or use another encoder"
             )
         width, first = out.shape[-1], first or size
     return width
+
+
+def _no_map(name: str, what: str) -> UserError:
+    """Return the error for an encoder that gives no map (N, h, w, D), which masks are predicted from."""
+    return UserError(
+        f"masks are predicted from a vector for each cell of an image, and encoder.name={name} {what}; use "
+        "an encoder such as a ViT, ConvNeXt or ResNet"
+    )
 
 
 def patch_size(encoder: nn.Module) -> int:

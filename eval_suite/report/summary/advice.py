@@ -26,12 +26,24 @@ def advice(results: Results) -> Advice:
     run, folder = checkpoint["run"], str(checkpoint["folder"])
     if not found:
         return _without_standing(results)
+    supervised = checkpoint.get("supervised")
     if found[0].outcome == "ahead":
-        return Advice("use it", command("export", folder, "--out", "encoder") if run else "")
+        return Advice("use it", _export(folder, supervised) if run or supervised else "")
+    if supervised:
+        return Advice("fine-tune with another --lr or more labels, or use the encoder that it started from")
     if not run:
         weights = command("train", "--config", "RECIPE", f"encoder.weights={folder}")
         return Advice("pretrain it on these images", weights)
     return _after_a_run(results, found[0], Path(run))
+
+
+def _export(folder: str, supervised: Mapping[str, str] | None) -> str:
+    """Return the command that exports an encoder, of a fine-tuned run with its layer.
+
+    A classifier of timm reads the model's own vector alone, and predicts no masks.
+    """
+    timm = not supervised or (supervised["features"] == "embedding" and supervised["task"] != "segmentation")
+    return command("export", folder, "--out", "encoder", *(() if timm else ("--format", "onnx")))
 
 
 def what_next(results: Results) -> str:

@@ -22,6 +22,7 @@ from data_pipeline.transforms.config import AugmentConfig, ViewsConfig
 from isotorus.errors import UserError
 from pretrain.methods.config import SupervisedConfig, TargetsConfig
 from pretrain.methods.supervised import SupervisedHead
+from pretrain.models.encoder import create_on_meta, embedding_width
 from pretrain.models.feature_sets import give
 from pretrain.supervised.masks import choose, read_masks
 from pretrain.supervised.task import read_task
@@ -104,6 +105,9 @@ def test_the_map_of_a_vit_is_its_patch_tokens():
 def test_an_encoder_without_a_map_is_refused():
     with pytest.raises(UserError, match=r"a Linear gives no patch tokens .* use an encoder such as a ViT"):
         give(torch.nn.Linear(2, 2), "map")
+    hiera = create_on_meta("hiera_tiny_224", {"num_classes": 0, "feature_set": "map"})
+    with pytest.raises(UserError, match="a vector for each cell of an image, and .*=hiera_tiny_224 does not"):
+        embedding_width(hiera, "hiera_tiny_224", 3, [224])
 
 
 def test_the_score_is_the_miou_of_scikit_learn():

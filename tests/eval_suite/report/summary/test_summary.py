@@ -84,6 +84,17 @@ def test_a_name_that_a_shell_would_split_stays_one_word():
     assert "runs/my run; rm -rf x/checkpoints/latest" in shlex.split(advice(found).command)
 
 
+@pytest.mark.parametrize(
+    ("task", "features", "refused"),
+    [("multiclass", "embedding", False), ("multiclass", "stages", True), ("segmentation", "embedding", True)],
+)
+def test_a_layer_that_timm_cannot_hold_is_exported_otherwise(task: str, features: str, refused: bool):
+    """`export` refuses its default format, timm, for a layer on other features, and for masks."""
+    tuned = {"run": None, "folder": "runs/tuned", "supervised": {"task": task, "features": features}}
+    found = advice(results(baselines=AHEAD, **tuned)).command
+    assert found == "isotorus export runs/tuned --out encoder" + refused * " --format onnx"
+
+
 def test_an_unhealthy_run_is_named_with_what_to_change_first():
     rows = [row | {"sigreg_over_null": 18.0, "data_wait": 0.4} for row in HEALTHY]
     lines = {line.about: line for line in summary(outcomes()["behind"], rows)}
