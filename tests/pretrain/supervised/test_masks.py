@@ -106,7 +106,7 @@ def test_an_encoder_without_a_map_is_refused():
     with pytest.raises(UserError, match=r"a Linear gives no patch tokens .* use an encoder such as a ViT"):
         give(torch.nn.Linear(2, 2), "map")
     hiera = create_on_meta("hiera_tiny_224", {"num_classes": 0, "feature_set": "map"})
-    with pytest.raises(UserError, match=r"a vector for each cell of an image, and .*=hiera_tiny_224 does not"):
+    with pytest.raises(UserError, match=r"a vector for each cell of an .*=hiera_tiny_224 does not"):
         embedding_width(hiera, "hiera_tiny_224", 3, [224])
 
 
