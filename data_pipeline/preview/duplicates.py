@@ -10,6 +10,8 @@ from scipy.fft import dctn
 from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.dataset.index import Corrupt, Dataset
+from data_pipeline.dataset.near_copies.hashes import MOST_BITS
+from data_pipeline.dataset.near_copies.pairs import LEAST_CORRELATION
 
 COMPARED = 10_000
 """Most image files that are read to confirm that equal sizes and checksums mean equal bytes."""
@@ -18,9 +20,7 @@ THUMBNAIL = 32
 
 _CHUNK = 2**22  # rows of the index that are read at once
 _FREQUENCIES = 8  # in each direction, so that a hash has 64 bits
-_MOST_BITS_APART = 4
 _COARSE = 16  # side in pixels of the images that are correlated
-_LEAST_CORRELATION = 0.98
 _PRIOR = 10
 
 
@@ -87,10 +87,10 @@ def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDA
     thousand.
 
     Two images are similar if their perceptual hashes (Zauner 2010: signs of low cosine frequencies about
-    their median) differ in at most 4 of 64 bits, and if their differences from the mean image have a
-    correlation of at least 0.98. The second condition is needed where all images show one kind of thing and
-    so have similar hashes. A group consists of all images that chains of similar pairs connect. Images of one
-    grey value are left out.
+    their median) differ in at most `MOST_BITS` of 64 bits, and if their differences from the mean image have
+    a correlation of at least `LEAST_CORRELATION`, which are the limits of `verify --duplicates`. The second
+    condition is needed where all images show one kind of thing and so have similar hashes. A group consists
+    of all images that chains of similar pairs connect. Images of one grey value are left out.
 
     imagehash (BSD) computes the same hash for one image at a time; here all hashes are computed and compared
     as matrices.
@@ -110,7 +110,7 @@ def near(thumbnails: NDArray[np.float32], dataset: NDArray[np.int64], index: NDA
     special = _standardised(coarse - coarse.sum(axis=0) / (len(coarse) + _PRIOR))
     correlation = special @ special.T / special.shape[1]
 
-    alike = (bits_apart <= _MOST_BITS_APART) & (correlation >= _LEAST_CORRELATION)
+    alike = (bits_apart <= MOST_BITS) & (correlation >= LEAST_CORRELATION)
     _, component = connected_components(alike, directed=False)
     return _grouped(component, dataset, index)
 
