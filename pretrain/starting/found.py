@@ -7,7 +7,7 @@ import torch
 from data_pipeline.dataset.index import Dataset
 from data_pipeline.preview.image_statistics import measure_images
 from data_pipeline.preview.symmetry import differences
-from isotorus.errors import UserError
+from isotorus.errors import UserError, one_line
 from isotorus.processes import usable_cores
 from pretrain.cost.accelerators import detect
 from pretrain.cost.datasheets import KNOWN
@@ -41,6 +41,18 @@ class Machine:
     """A GPU's name in `pretrain.cost.datasheets`, or "cpu"."""
     gpus: int
     cores: int
+    unknown: str = ""
+    """What this machine calls its GPUs, if the datasheets do not have them and they count as H100s."""
+
+    @property
+    def note(self) -> str:
+        """A sentence about GPUs that are not known; "" if they are."""
+        if not self.unknown:
+            return ""
+        return (
+            f"{self.unknown} is not among the accelerators whose speed and memory are known, so it counts as "
+            "an H100: give --gpu with the most similar one."
+        )
 
 
 def images(data: Dataset, seed: int = 0) -> Images:
@@ -69,13 +81,14 @@ def images(data: Dataset, seed: int = 0) -> Images:
 
 
 def machine(gpu: str | None, gpus: int | None) -> Machine:
-    """Return the named accelerators, or by default those of this machine.
-
-    A GPU that the datasheets do not have counts as an H100.
-    """
-    cores = usable_cores()
+    """Return the named accelerators, or by default those of this machine."""
     if gpu is None and torch.cuda.is_available():
-        known = detect(torch.cuda.get_device_name())
-        gpu = next((key for key, each in KNOWN.items() if each == known), "h100")
-        gpus = gpus or torch.cuda.device_count()
-    return Machine(gpu or "cpu", gpus or 1, cores)
+        return of_device(torch.cuda.get_device_name(), gpus or torch.cuda.device_count())
+    return Machine(gpu or "cpu", gpus or 1, usable_cores())
+
+
+def of_device(name: str, gpus: int) -> Machine:
+    """Return a machine with GPUs that torch calls `name`; GPUs that are not known count as H100s."""
+    known = detect(name)
+    gpu = next((key for key, each in KNOWN.items() if each == known), None)
+    return Machine(gpu or "h100", gpus, usable_cores(), "" if gpu else one_line(name))

@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     sys.stdout.flush()
     target = "recipe.yaml" if not sys.stdout.isatty() else f"{config.name}.yaml (write this text to it)"
     # A comment of YAML, because a shell's &> writes it into the recipe.
+    if machine.note:
+        print(f"# note: {machine.note}", file=sys.stderr)
     print(
         f"# next: isotorus train --config {target}, or isotorus preview {options.data} --config {target} "
         "--out views.html to see what it does to the images",

@@ -103,6 +103,7 @@ def _opening(images: Images, machine: Machine, hours: float) -> list[str]:
         f"{images.channels} x {images.depth} bits a pixel; {labels}{groups}.",
         f"For {machine.gpus} × {machine.gpu} in at most {hours:g} hours. `isotorus plan` says what it costs.",
     ]
+    lines += [machine.note] if machine.note else []
     alike = [name for name, share in images.mirrored.items() if share < ALIKE]
     if len(alike) == len(images.mirrored):
         lines.append(

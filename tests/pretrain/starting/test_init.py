@@ -12,7 +12,7 @@ from data_pipeline.preview.symmetry import differences
 from isotorus.errors import UserError
 from pretrain.config import load_config
 from pretrain.preflight.check import check
-from pretrain.starting import recipe
+from pretrain.starting import found, recipe
 from pretrain.starting.found import Images, Machine, images
 from tests.console import ROOT, isotorus
 
@@ -135,3 +135,12 @@ def test_mistakes_are_one_line(arguments: list[str], said: str):
     done = isotorus(*arguments)
     assert done.returncode == 2 and said in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_gpu_that_is_not_known_counts_as_an_h100_and_the_recipe_says_so():
+    unknown = found.of_device("NVIDIA GeForce RTX 9999", 2)
+    text, _ = recipe.written(PHOTOS, unknown, 1.0, "x")
+    said = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+    assert unknown.gpu == "h100" and "NVIDIA GeForce RTX 9999 is not among the accelerators" in said
+    known = found.of_device("NVIDIA H100 80GB HBM3", 2)
+    assert known.gpu == "h100" and not known.note
