@@ -190,7 +190,10 @@ def _objective(
     if args.labels is not None:
         given = _number(args, labelled)
         targets = targets.model_copy(update={"labels": given, "seed": args.seed})
-        check_targets(found | {"train": some(found["train"], targets)})
+        try:
+            check_targets(found | {"train": some(found["train"], targets)})
+        except UserError as error:
+            raise UserError(f"--labels {given}: {error}, or give more --labels") from None
         labelled = given
     objective = SupervisedConfig(
         kind="supervised",
