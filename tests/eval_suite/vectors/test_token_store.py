@@ -246,6 +246,15 @@ def test_an_encoder_without_maps(table_set: Path, tmp_path: Path):
     assert done.code == 2 and "has no token maps" in done.err and done.err.count("\n") == 1
 
 
+def test_tokens_beyond_the_range_of_float16_are_left_out(table_set: Path, encoder: Path, tmp_path: Path):
+    folder = save_checkpoint(tmp_path / "large")
+    weights = load_file(folder / "encoder.safetensors")
+    save_file(weights | {"norm.weight": weights["norm.weight"] * 1e6}, folder / "encoder.safetensors")
+    done = run_other("embed", folder, table_set, "--out", tmp_path / "x.zarr", "--workers", 0)
+    assert done.code == 2 and "none of the 30 images" in done.err and "not finite in float16" in done.err
+    embed(folder, table_set, "--out", tmp_path / "x.parquet")
+
+
 def test_what_needs_vectors_refuses_maps(stored: Path):
     for command in (("search", stored, "a/00_v1"), (stored, "--metrics", "rank")):
         done = run_other(*command)
