@@ -78,7 +78,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=arguments.above_zero, default=20.0, help="passes over the images (default 20)")
     least = "smallest number of steps, so that few labels get more epochs (default %(default)s)"
     add("--min-steps", type=whole(1), default=300, metavar="N", help=least)
-    add("--batch-size", type=whole(1), default=64, help="images in a step, all ranks (default %(default)s)")
+    add("--batch-size", type=whole(2), default=64, help="images in a step, all ranks (default %(default)s)")
     add("--lr", type=arguments.above_zero, default=5e-4, help="peak learning rate (default %(default)s)")
     fall = "factor of the learning rate from each block to the one before it; 1: none (default %(default)s)"
     add("--layer-decay", type=_share, default=0.75, metavar="F", help=fall)

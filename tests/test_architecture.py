@@ -26,8 +26,8 @@ MAY_IMPORT = {
 USES_OF_PRETRAIN = {
     "eval_suite": {"checkpoint", "geometry", "models", "objectives", "run_control"},
     "finetune": {
-        *("__main__", "checkpoint", "config", "methods", "models", "monitoring", "preflight", "run_control"),
-        "supervised",
+        *("__main__", "checkpoint", "config", "distributed", "methods", "models", "monitoring", "preflight"),
+        *("run_control", "supervised"),
     },
     "launch": {"config", "cost", "monitoring", "preflight", "sweep"},
 }
