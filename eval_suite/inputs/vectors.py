@@ -80,7 +80,7 @@ class Vectors:
 
 
 def is_vectors(name: str) -> bool:
-    """Say whether a name is that of a features file, or of maps, which `read` refuses, by its suffix."""
+    """Say whether a name ends as that of a features file, or of a store of maps, which `read` refuses."""
     return Path(name).suffix in (*SUFFIXES, _MAPS)
 
 
@@ -96,8 +96,8 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     file = Path(given)
     if file.suffix == _MAPS:
         raise UserError(
-            f"{file} is for token maps, and a vector of each whole image is evaluated; make these with "
-            f"isotorus embed … --out {file.stem}.parquet"
+            f"{file} is for token maps, but an evaluation reads one vector for each image; write such "
+            f"vectors with: isotorus embed … --out {file.stem}.parquet"
         )
     try:
         with foreign_files.open_binary(file, file.resolve().parent) as stream:

@@ -33,6 +33,7 @@ from isotorus.errors import UserError, one_line
 
 _SHOWN = 5
 """Largest number of left-out images that a note names, with the reason."""
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             return _add_columns(out, earlier, extras) if state.is_main_process else 0
         if state.is_main_process:
             terminal.tell(
-                f"{dataset.path}: {len(dataset):,} images, {chosen.name}, {chosen.why}.", quiet=True
+                f"{dataset.path}: {len(dataset):,} images; feature set {chosen.name}, {chosen.why}.",
+                quiet=True,
             )
             if chosen.maps is not None and (note := _of_room(out.parent, len(dataset), about)):
                 terminal.tell(f"note: {note}", quiet=True)
@@ -90,8 +92,13 @@ def _place(out: Path) -> Path:
     vectors_file.check_suffix(out, (*vectors_file.SUFFIXES, zarr_store.SUFFIX))
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it with: mkdir -p {out.parent}")
-    if out.is_dir() and out.suffix != zarr_store.SUFFIX:
+    store = out.suffix == zarr_store.SUFFIX
+    if out.is_dir() and not store:
         raise UserError(f"--out {out} is a folder; name a file")
+    if store and (out.is_symlink() or out.exists()) and not out.is_dir():
+        raise UserError(
+            f"--out {out}: a store is a folder, and this is none; choose another name, or remove it"
+        )
     return out.absolute()
 
 
@@ -130,21 +137,32 @@ def _earlier(out: Path, about: About) -> VectorsFile | None:
         earlier = vectors_file.described(out)
     except UserError as error:
         what = "folder" if out.is_dir() else "file"
-        raise UserError(f"--out {out}: a {what} is in the way, which is kept ({error})") from None
+        raise UserError(
+            f"--out {out}: a {what} is in the way, which is kept; choose another name ({error})"
+        ) from None
     found = earlier.about
     if found.identity != about.identity:
-        raise UserError(
-            f"--out {out} has other vectors ({found.feature_set} of {found.encoder}, step {found.step}, of "
-            f"{found.shards}); choose another name, or remove it"
-        )
+        raise UserError(f"--out {out} {_difference(found, about)}; choose another name, or remove it")
     if not earlier.own:
         raise UserError(
             f"--out {out} has these vectors, but was moved or changed, or somebody else made it; choose "
             "another name, or remove it"
         )
     if found.maps is not None and zarr_store.lacks_files(out):
-        raise UserError(f"--out {out} has these maps, but some of its files are gone; remove it")
+        raise UserError(f"--out {out} has these maps, but some of its files are gone or cut off; remove it")
     return earlier
+
+
+def _difference(found: About, about: About) -> str:
+    """Say what an earlier file has that differs from the vectors that are wanted."""
+    same = ("weights_sha256", "set_fingerprint", "feature_set")
+    if any(getattr(found, name) != getattr(about, name) for name in same):
+        what = f"{found.feature_set} of {found.encoder}, step {found.step}, of {found.shards}"
+        return f"has other vectors ({what})"
+    return (
+        "has vectors of the same weights and images, but was made with another --part-rows, with other "
+        "versions of the libraries, or on another kind of device"
+    )
 
 
 def _add_columns(out: Path, earlier: VectorsFile, extras: Extras) -> int:
@@ -223,7 +241,9 @@ def _tell_left_out(left_out: Mapping[int, str], dataset: Dataset) -> None:
 
 
 def _of_room(folder: Path, images: int, about: About) -> str:
-    """Say that the disk has too little room for the maps and for the parts that they come from; "" if not."""
+    """Return a note if the disk has too little room for the maps and for the parts that they are made of,
+    and "" if it has enough.
+    """
     need, free = 2 * images * _size_of_map(about), shutil.disk_usage(folder).free
     if need <= free:
         return ""
@@ -241,22 +261,30 @@ def _size_of_map(about: About) -> int:
 
 
 def _shown(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+    unit, name = next((each for each in _UNITS if size >= each[0]), _UNITS[-1])
+    return f"{size / unit:,.1f} {name}"
 
 
 def _finished(out: Path, about: About, said: str) -> int:
-    """Say what the file has and what can be done with it; returns exit code 0."""
-    if about.maps is not None:
-        rows, columns = about.maps.grid
-        terminal.tell(
-            f"{out} {said}: {about.rows:,} maps of {rows} × {columns} tokens of {about.width:,} numbers, "
-            f"{_shown(about.rows * _size_of_map(about))}",
-            quiet=False,
-        )
-        terminal.tell(
-            f'In Python: zarr.open("{out}", mode="r")["tokens"][0]; its arrays: docs/vectors.md', quiet=False
-        )
-        return 0
+    """Say what the file or the store has and what can be done with it; returns exit code 0."""
+    (_tell_maps if about.maps is not None else _tell_vectors)(out, about, said)
+    return 0
+
+
+def _tell_maps(out: Path, about: About, said: str) -> None:
+    assert about.maps is not None
+    rows, columns = about.maps.grid
+    terminal.tell(
+        f"{out} {said}: {about.rows:,} maps of {rows} × {columns} tokens of {about.width:,} numbers, "
+        f"{_shown(about.rows * _size_of_map(about))}",
+        quiet=False,
+    )
+    terminal.tell(
+        f'In Python: zarr.open("{out}", mode="r")["tokens"][0]; its arrays: docs/vectors.md', quiet=False
+    )
+
+
+def _tell_vectors(out: Path, about: About, said: str) -> None:
     shown = _shown(out.stat().st_size)
     terminal.tell(
         f"{out} {said}: {about.rows:,} vectors of {about.width:,} numbers ({about.feature_set}), {shown}",
@@ -268,4 +296,3 @@ def _finished(out: Path, about: About, said: str) -> int:
     terminal.tell(f"Geometry and scores: isotorus eval {out} ({others})", quiet=False)
     if out.suffix == ".parquet":
         terminal.tell(f'In Python: pandas.read_parquet("{out}"); its columns: docs/vectors.md', quiet=False)
-    return 0

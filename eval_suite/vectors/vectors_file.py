@@ -81,8 +81,8 @@ def open_file(given: str | Path) -> VectorsFile:
     path = Path(given).absolute()
     if path.suffix == zarr_store.SUFFIX:
         raise UserError(
-            f"{path} is for token maps, and vectors of whole images are needed here; make them with isotorus "
-            f"embed … --out {path.stem}.parquet"
+            f"{path} is for token maps, but this command compares one vector for each image; write such "
+            f"vectors with: isotorus embed … --out {path.stem}.parquet"
         )
     check_suffix(path)
     return described(path)
@@ -250,5 +250,5 @@ def _seal(path: Path) -> Path:
 
 
 def _sealed(path: Path) -> Path:
-    """Return the file that is sealed; of a store it is the one with its description and its arrays'."""
+    """Return the file that the seal is for; of a store, it is the one that describes it and its arrays."""
     return path / zarr_store.METADATA if path.suffix == zarr_store.SUFFIX else path

@@ -24,6 +24,8 @@ SUFFIX = ".zarr"
 METADATA = "zarr.json"
 """The file in a store that describes it and, as a copy, all its arrays."""
 TOKENS = "tokens"
+_BYTES = "bytes"
+"""The attribute of a store with the bytes of the files of all its arrays."""
 DIMENSIONS = ("key", "token_row", "token_column", "token_width")
 """Names of the axes of the maps. The first one is also the array of keys, so xarray finds maps by key."""
 _CHUNK, _SHARD = 2**22, 2**27
@@ -34,7 +36,7 @@ _LONGEST = 100
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of a store; {} for a folder without. Raises OSError and UserError."""
+    """Return the attributes of a store; {} for a folder that is no store. Raises OSError and UserError."""
     if path.is_dir() and not (path / METADATA).exists():
         return {}
     described = foreign_files.read_json(path / METADATA, path)
@@ -43,13 +45,13 @@ def attributes(path: Path) -> dict[str, Any]:
 
 
 def lacks_files(path: Path) -> bool:
-    """Say whether files of the maps are gone, for which a program would read NaN."""
-    import zarr
+    """Say whether files of the arrays are gone or cut off, for which programs read NaN, 0 or ""."""
+    return _size(path) < int(attributes(path).get(_BYTES, 0))
 
-    array = zarr.open_array(path / TOKENS, mode="r")
-    shard = array.shards or array.chunks
-    expected = -(-array.shape[0] // shard[0])
-    return sum(1 for _ in (path / TOKENS / "c").glob("*/0/0/0")) < expected
+
+def _size(path: Path) -> int:
+    """Return the bytes of the files of all arrays of a store."""
+    return sum(file.stat().st_size for file in path.glob("*/**/*") if file.is_file())
 
 
 def write(path: Path, tables: Tables, about: About) -> None:
@@ -65,6 +67,7 @@ def write(path: Path, tables: Tables, about: About) -> None:
         group = zarr.create_group(store, zarr_format=3, attributes=described)
         _write_columns(group, tables, about.rows)
         _write_tokens(group, tables, about)
+        group.attrs[_BYTES] = _size(store)
         with warnings.catch_warnings():
             # Zarr warns that the copy is no part of the format yet; without it xarray warns of slow opening.
             warnings.simplefilter("ignore")

@@ -107,8 +107,20 @@ def test_small_chunks_and_shards_hold_the_same(
         np.testing.assert_array_equal(small[name][:], array[:])
     (out / "tokens/c/2/0/0/0").unlink()
     assert np.isnan(small["tokens"][12:18]).all()  # what the message below is for
-    done = run_other("embed", encoder, table_set, "--out", out, *SMALL)
-    assert done.code == 2 and "some of its files are gone" in done.err
+
+
+@pytest.mark.parametrize("harmed", ["tokens/c/0", "tokens/zarr.json", "key"])
+def test_a_store_that_lacks_files_is_not_taken_for_a_whole_one(
+    stored: Path, encoder: Path, table_set: Path, harmed: str
+):
+    file = stored / harmed
+    kept = file.rename(stored.with_name("kept"))
+    try:
+        done = run_other("embed", encoder, table_set, "--out", stored, *SMALL)
+    finally:
+        kept.rename(file)
+    assert done.code == 2 and "some of its files are gone or cut off" in done.err
+    assert "was there already" in embed(encoder, table_set, "--out", stored, *SMALL).out
 
 
 def test_maps_of_a_convnet(table_set: Path, tmp_path: Path):
@@ -206,12 +218,19 @@ def test_another_folder_or_store_in_the_way_is_kept(
     zarr.create_group(mine, attributes={"of": "mine"})
     empty = tmp_path / "folder.zarr"
     (empty / "deep").mkdir(parents=True)
+    (tmp_path / "file.zarr").touch()
+    (tmp_path / "link.zarr").symlink_to("nowhere")
+    for name in ("file.zarr", "link.zarr"):
+        done = run_other("embed", encoder, table_set, "--out", tmp_path / name)
+        assert done.code == 2 and "a store is a folder, and this is none" in done.err
     for out in (mine, empty):
         before = content(out)
         done = run_other("embed", encoder, table_set, "--out", out, "--workers", 0)
         assert done.code == 2 and "a folder is in the way, which is kept" in done.err
         assert content(out) == before and out.is_dir()
     done = run_other("embed", encoder, table_set, "--out", stored, "--part-rows", 9, "--workers", 0)
+    assert done.code == 2 and "but was made with another --part-rows" in done.err
+    done = run_other("embed", encoder, pack(tmp_path / "set", [*CLASSES], seed=1), "--out", stored, *SMALL)
     assert done.code == 2 and "has other vectors (map of vit_tiny_patch16_224" in done.err
 
 
@@ -223,7 +242,7 @@ def test_another_folder_or_store_in_the_way_is_kept(
         (["--out", "x.zarr", "--cache", "c"], "--cache is for vectors of whole images"),
         (["--out", "x.zarr", "--features", "embedding"], "leave out --features, or write --out x.parquet"),
         (["--out", "x.parquet", "--features", "map"], "write a Zarr store, --out x.zarr"),
-        (["--out", "x.parquet", "--anomaly-against", "y.zarr"], "is for token maps, and vectors"),
+        (["--out", "x.parquet", "--anomaly-against", "y.zarr"], "is for token maps, but this command"),
     ],
 )
 def test_options(
