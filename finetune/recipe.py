@@ -41,6 +41,7 @@ _DECIDED = {
     "data.sources": "SHARDS",
     "encoder.name": "CHECKPOINT_OR_RUN",
     "encoder.weights": "CHECKPOINT_OR_RUN",
+    "objective.kind": "--target-kind",
     "objective.task": "--target-kind",
     "objective.val": "--val",
     "objective.targets.labels": "--labels",
@@ -125,30 +126,32 @@ def build(args: argparse.Namespace, checkpoint: Checkpoint) -> Config:
         values["encoder"] |= winding
     if args.mlflow:
         values["tracking"] = {"uri": args.mlflow}
-    if objective.task in ("multilabel", "regression") and any(
-        override.startswith("objective.balanced=") for override in args.overrides
-    ):
-        raise UserError(f"objective.balanced weighs classes, and the task is {objective.task}; leave it out")
     for override in args.overrides:
-        _refuse_decided(override.partition("=")[0])
+        _check_override(override.partition("=")[0].strip(), objective.task)
         assign(values, override)
     return from_values(values)
 
 
-def _refuse_decided(key: str) -> None:
-    """Raise UserError for a field that an argument of the command decides, or a section that has one.
+def _check_override(key: str, task: str) -> None:
+    """Raise UserError for a field that an argument of the command decides, for a section with such a field,
+    and for a field without effect.
 
-    The comparison follows the arguments, so it would be made on other data, or in another folder, than those
-    of the training.
+    The comparison with baselines reads the arguments alone. With such a field it would use other data, or
+    another folder, than the training.
     """
     for field, argument in _DECIDED.items():
         if f"{key}.".startswith(f"{field}."):
             raise UserError(
-                f"{key}: {argument} decides this, for the training and for the comparison beside it; leave "
-                f"it out and give {argument}"
+                f"{key}: the argument {argument} decides this, for the training and for the comparison; "
+                f"leave {key} out, and change {argument} if needed"
             )
-        if field.startswith(f"{key}."):
-            raise UserError(f"{key}: give its fields one by one, such as data.workers=2 or optimizer.lr=1e-4")
+    if any(field.startswith(f"{key}.") for field in _DECIDED):
+        raise UserError(
+            f"{key} is a section of which the command decides some fields; give the others one by one, such "
+            "as data.workers=2 or objective.balanced=false"
+        )
+    if key == "objective.balanced" and task in ("multilabel", "regression"):
+        raise UserError(f"{key} is for multiclass and segmentation, and the task is {task}; leave it out")
 
 
 def note(checkpoint: Checkpoint, config: Config) -> str:
@@ -264,8 +267,8 @@ def _of_masks(
 def _kwargs(described: EncoderDescription) -> dict[str, Any]:
     """Return the arguments of the encoder that the run does not decide itself.
 
-    The position embedding has the size of pretraining's crops. It stays so where evaluations, and so the run,
-    show larger images (views.whole_size).
+    `img_size` is the size of the position embedding. It is one of them if it differs from the size at which
+    the encoder is evaluated and fine-tuned: the crops of pretraining were smaller (`views.whole_size`).
     """
     own = described.kwargs.get("img_size") == described.image_size
     left_out = (*_CHOSEN, "img_size") if own else _CHOSEN

@@ -82,7 +82,10 @@ R = TypeVar("R")
 
 
 def _once(look: Callable[Concatenate[Dataset, P], R]) -> Callable[Concatenate[Dataset, P], R]:
-    """Make a function look at a data set once, although a command opens the set several times."""
+    """Return a function that remembers what `look` returned for a data set and the other arguments.
+
+    A command opens the same set several times, and each time would decode all its masks again.
+    """
     known: dict[Hashable, R] = {}
 
     @functools.wraps(look)

@@ -23,8 +23,8 @@ def by_depth(
     """Return `measure` of the encoder that timm builds with these arguments.
 
     An encoder that takes a `depth`, has more blocks than the larger of the two numbers `shallow` (4 and 5),
-    and whose number of parameters is linear in depth, is measured at these two depths; any other as it is. An
-    encoder that returns vectors of several blocks has them at depths of `SHALLOW` only.
+    and whose number of parameters is linear in depth, is measured at these two depths; any other as it is.
+    For an encoder that returns vectors of several blocks the two are `SHALLOW`, as smaller ones have too few.
     """
     few, more = SHALLOW if shallow is None or FEATURES in kwargs else shallow
     depth = repeated_blocks(name, json.dumps(kwargs))

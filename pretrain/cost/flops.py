@@ -75,7 +75,7 @@ def step_flops(config: Config, encoder_kwargs: dict[str, Any], embedding_width: 
     encoder = sum(r.views * each[r.size] for r in resolutions)
     n_global = config.views.global_views
     objective, turned = config.objective.model_dump_json(), Turned.of(config.views)
-    # No FLOPs of a mask's pixels are counted.
+    # The side of a mask changes nothing here, because FLOPs are counted of products of matrices only.
     grid = map_grid(config, encoder_kwargs)._replace(side=1)
     mlps, regularizer = _head_forward(objective, embedding_width, n_global, views, turned, grid)
     engine = config.engine

@@ -311,7 +311,8 @@ class SupervisedConfig(Section):
     targets: TargetsConfig = TargetsConfig()
     balanced: bool = True
     """multiclass: weight images so that all classes have the same weight, as in balanced accuracy.
-    segmentation: weight pixels so; `isotorus finetune` sets it to false for masks. Other tasks ignore it."""
+    segmentation: weight pixels in the same way, but `isotorus finetune` sets it to false unless it is given.
+    Other tasks ignore it."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
     mixup: NonNegativeFloat = 0.0

@@ -139,7 +139,10 @@ def _of_masks(config: SupervisedConfig, sets: dict[str, Dataset]) -> Task:
 
 
 def _balancing(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the weight of each class with which all classes weigh the same, and a member 1 on average."""
+    """Return weights of classes, given their numbers of images or pixels.
+
+    In the sum over all images or pixels each class then counts the same, and the mean weight is 1.
+    """
     weight: NDArray[np.float64] = counts.sum() / (len(counts) * np.maximum(counts, 1))
     return weight
 

@@ -244,9 +244,11 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.sources=[{path: other}]", "data.sources: SHARDS decides this, for the training and for the"),
-        ("objective.targets.labels=5", "objective.targets.labels: --labels decides this"),
-        ("objective={balanced: false}", "objective: give its fields one by one"),
+        ("data.sources=[{path: other}]", "data.sources: the argument SHARDS decides this"),
+        ("objective.targets.labels=5", "objective.targets.labels: the argument --labels decides this"),
+        ("objective.targets={labels: 5}", "objective.targets: the argument --targets decides this"),
+        ("objective.kind=lejepa", "objective.kind: the argument --target-kind decides this"),
+        ("objective={balanced: false}", "objective is a section of which the command decides some fields"),
     ],
 )
 def test_fields_that_options_decide_are_refused(override: str, said: str, tuned: Tuned, tmp_path: Path):

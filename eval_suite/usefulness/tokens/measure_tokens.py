@@ -108,8 +108,8 @@ def measure(
     """Measure those of `options.metrics` that read tokens; `data` and `targets` are by split.
 
     Tokens are in a folder below `folder` that is removed at the end; what a killed evaluation left there is
-    removed at the beginning. A metric that cannot be measured is left
-    out with a reason; if only one representation lacks it, the entry is called <name>/<metric>.
+    removed at the beginning. A metric that cannot be measured is left out with a reason; if only one
+    representation lacks it, the entry is called <name>/<metric>.
     """
     found = Measured({}, {}, [])
     wanted = [metric for metric in options.metrics if METHODS[metric].of_tokens]
