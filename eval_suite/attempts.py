@@ -1,7 +1,8 @@
 """Parts of an evaluation that may fail: the other parts go on, and the reason is kept."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,22 @@ def reason(error: Exception) -> str:
     first = one_line((str(error).splitlines() or [""])[0])
     foreseen = isinstance(error, Unmeasurable | UserError | np.linalg.LinAlgError)
     return first if foreseen and first else f"{type(error).__name__}: {first}"
+
+
+@contextmanager
+def refused(say: Callable[[str], str]) -> Iterator[None]:
+    """Raise an error of a model as the UserError that `say` makes of the reason.
+
+    A UserError and an error of memory stay what they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # timm's models raise nearly every kind of exception
+        if is_out_of_memory(error):
+            raise
+        raise UserError(say(reason(error))) from None
 
 
 def each(checkpoints: Sequence[C], measure: Callable[[C], None]) -> list[str]:

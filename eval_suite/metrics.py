@@ -153,6 +153,8 @@ FEATURE_SETS = (
 )
 MAP = "map"
 """The feature set that has a vector for each cell of an image, see `pretrain.models.feature_sets.map_of`."""
+MAPS_SUFFIX = ".zarr"
+"""Ending of the name of a store of maps."""
 LEAST_FOLDS = 3
 """Fewest folds: one is held out for the score, one chooses the settings, and the others are fitted."""
 USUAL_FOLDS = 5

@@ -20,10 +20,10 @@ from data_pipeline.decoders.pixels import convertible
 from data_pipeline.transforms.physical import Scales, Square, check_square
 from data_pipeline.transforms.views import center_view
 from eval_suite import progress
-from eval_suite.attempts import reason
+from eval_suite.attempts import refused
 from eval_suite.features.cache import Features, load, save
 from eval_suite.features.representation import Representation
-from isotorus.errors import UserError, is_out_of_memory
+from isotorus.errors import UserError
 
 View = tuple[int, int, Square | None]
 """Number of channels and side in pixels of a representation's images, and the part that they show."""
@@ -271,17 +271,12 @@ def blank(r: Representation, device: torch.device) -> dict[str, Tensor]:
     """
     if r.describe is None:
         r.model.to(device)
-    try:
+    what = (
+        f"{r.described.get('name', r.name)} cannot embed an image of {r.size}×{r.size} with {r.channels} "
+        "channels"
+    )
+    with refused(lambda reason: f"{what} ({reason}); correct its description"):
         vectors = _of_one_image(r, device)
-    except UserError:
-        raise
-    except Exception as error:  # timm's models raise nearly every kind of exception
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{r.described.get('name', r.name)} cannot embed an image of {r.size}×{r.size} with {r.channels} "
-            f"channels ({reason(error)}); correct its description"
-        ) from None
     if r.width is not None and vectors["embedding"].shape[1:] != (r.width,):
         shape = tuple(vectors["embedding"].shape[1:])
         raise UserError(f"the encoder gives vectors of {shape}, its description says {r.width}")

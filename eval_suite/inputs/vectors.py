@@ -24,11 +24,11 @@ from data_pipeline.tables import cells, split_names
 from data_pipeline.tables.table import cells_of
 from data_pipeline.targets.target_values import Kind, encode
 from data_pipeline.targets.targets import Targets, of_rows
+from eval_suite.metrics import MAPS_SUFFIX
 from isotorus import foreign_files
 from isotorus.errors import UserError, from_os_error, one_line
 
 SUFFIXES = (".npy", ".npz", ".parquet")
-_MAPS = ".zarr"
 SPLITS = split_names.SIDES
 LARGEST = 1e18
 """Largest absolute value of a feature; the squares of larger ones overflow in float32."""
@@ -81,7 +81,16 @@ class Vectors:
 
 def is_vectors(name: str) -> bool:
     """Say whether a name ends as that of a features file, or of a store of maps, which `read` refuses."""
-    return Path(name).suffix in (*SUFFIXES, _MAPS)
+    return Path(name).suffix in (*SUFFIXES, MAPS_SUFFIX)
+
+
+def refuse_maps(file: Path) -> None:
+    """Raise UserError for a name that ends as that of a store of token maps."""
+    if file.suffix == MAPS_SUFFIX:
+        raise UserError(
+            f"{file} is for token maps, but this command reads one vector for each image; write such vectors "
+            f"with: isotorus embed … --out {file.stem}.parquet"
+        )
 
 
 def read(given: str, *, not_distances: bool = False) -> Vectors:
@@ -94,11 +103,7 @@ def read(given: str, *, not_distances: bool = False) -> Vectors:
     distances between the samples; pickles are not opened.
     """
     file = Path(given)
-    if file.suffix == _MAPS:
-        raise UserError(
-            f"{file} is for token maps, but an evaluation reads one vector for each image; write such "
-            f"vectors with: isotorus embed … --out {file.stem}.parquet"
-        )
+    refuse_maps(file)
     try:
         with foreign_files.open_binary(file, file.resolve().parent) as stream:
             return _checked(file, _columns(file, stream), not_distances)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval_suite import arguments
-from eval_suite.metrics import FEATURE_SETS, MAP
+from eval_suite.metrics import FEATURE_SETS, MAP, MAPS_SUFFIX
 from isotorus.errors import ArgumentParser, UserError
 from isotorus.processes import usable_cores
 from isotorus.scheduled_ranks import set_ranks
@@ -60,9 +60,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check_maps(given: argparse.Namespace) -> None:
     """Raise UserError if only one of --out and --features is for maps, and for what maps cannot have."""
-    stored = Path(given.out).suffix == ".zarr"
+    stored = Path(given.out).suffix == MAPS_SUFFIX
     if not stored and given.features == MAP:
-        better = Path(given.out).with_suffix(".zarr").name
+        better = Path(given.out).with_suffix(MAPS_SUFFIX).name
         raise UserError(
             f"--features {MAP}: a map is a grid of vectors, which {given.out} has no place for; write a Zarr "
             f"store, --out {better}"

@@ -23,7 +23,7 @@ from eval_suite.features import cache, embed
 from eval_suite.features.representation import Representation, pretrained
 from eval_suite.inputs import brightness, find
 from eval_suite.inputs.checkpoints import Checkpoint
-from eval_suite.metrics import MAP
+from eval_suite.metrics import MAP, MAPS_SUFFIX
 from eval_suite.vectors import anomaly, assemble, embedding, feature_choice, table, vectors_file, zarr_store
 from eval_suite.vectors.about import About, describe
 from eval_suite.vectors.assemble import Extras
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = _one_checkpoint(args.name).for_images_of(dataset)
     _check_data(dataset, checkpoint, args.neighbours)
     every = pretrained(checkpoint)
-    if out.suffix == zarr_store.SUFFIX:
+    if out.suffix == MAPS_SUFFIX:
         chosen = feature_choice.token_map(checkpoint, every)
     else:
         chosen = feature_choice.vectors(checkpoint, every, args.features)
@@ -89,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _place(out: Path) -> Path:
     """Return the path of the file; raises UserError for a name or a folder that is not possible."""
-    vectors_file.check_suffix(out, (*vectors_file.SUFFIXES, zarr_store.SUFFIX))
+    vectors_file.check_suffix(out, (*vectors_file.SUFFIXES, MAPS_SUFFIX))
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it with: mkdir -p {out.parent}")
-    store = out.suffix == zarr_store.SUFFIX
+    store = out.suffix == MAPS_SUFFIX
     if out.is_dir() and not store:
         raise UserError(f"--out {out} is a folder; name a file")
     if store and (out.is_symlink() or out.exists()) and not out.is_dir():

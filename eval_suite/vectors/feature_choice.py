@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from eval_suite import results
-from eval_suite.attempts import reason
+from eval_suite.attempts import refused
 from eval_suite.features import embed, token_maps
 from eval_suite.features.representation import Representation
 from eval_suite.inputs import seals
 from eval_suite.inputs.checkpoints import Checkpoint
 from eval_suite.metrics import FEATURE_SETS, MAP
 from eval_suite.vectors.about import Maps
-from isotorus.errors import UserError, is_out_of_memory
+from isotorus.errors import UserError
 from pretrain.models.feature_sets import STAGES
 
 USUAL = "embedding"
@@ -52,16 +52,10 @@ def vectors(checkpoint: Checkpoint, every: Representation, named: str | None) ->
 def token_map(checkpoint: Checkpoint, every: Representation) -> Chosen:
     """Return the map of an encoder, which masks are predicted from; raises UserError if it gives none."""
     r = token_maps.representation(every, STAGES)
-    try:
+    with refused(
+        lambda reason: f"{checkpoint.name} has no token maps ({reason}); write vectors, to .parquet"
+    ):
         rows, columns, width = token_maps.shape_of(r, torch.device("cpu"))
-    except UserError:
-        raise
-    except Exception as error:  # timm's models raise nearly every kind of exception
-        if is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"{checkpoint.name} has no token maps ({reason(error)}); write vectors, to .parquet"
-        ) from None
     maps = Maps(grid=(rows, columns), patch=(r.size / rows, r.size / columns))
     size = rows * columns * width * np.dtype(maps.dtype).itemsize
     part_rows = max(1, _BYTES // (size * _BATCHES)) * _BATCHES

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from eval_suite.features import npz
 from eval_suite.inputs import seals
+from eval_suite.inputs.vectors import refuse_maps
+from eval_suite.metrics import MAPS_SUFFIX
 from eval_suite.vectors import zarr_store
 from eval_suite.vectors.about import KEY, About
 from eval_suite.vectors.table import Tables, is_text, numbers, vectors_of
@@ -23,7 +25,7 @@ from isotorus.errors import UserError, from_os_error, one_line
 from isotorus.files import atomic
 
 SUFFIXES = (".parquet", ".npz")
-"""Endings of files of vectors; stores of token maps end in `zarr_store.SUFFIX`."""
+"""Endings of files of vectors; stores of token maps end in `MAPS_SUFFIX`."""
 _PIECE = 4096
 """Number of rows that are read at a time."""
 _LONGEST = 2**20
@@ -79,11 +81,7 @@ class VectorsFile:
 def open_file(given: str | Path) -> VectorsFile:
     """Open a file of vectors; raises UserError for anything that `isotorus embed` did not write."""
     path = Path(given).absolute()
-    if path.suffix == zarr_store.SUFFIX:
-        raise UserError(
-            f"{path} is for token maps, but this command compares one vector for each image; write such "
-            f"vectors with: isotorus embed … --out {path.stem}.parquet"
-        )
+    refuse_maps(path)
     check_suffix(path)
     return described(path)
 
@@ -116,7 +114,7 @@ def write(path: Path, tables: Tables, about: About) -> None:
     Raises UserError where the disk refuses.
     """
     try:
-        if path.suffix == zarr_store.SUFFIX:
+        if path.suffix == MAPS_SUFFIX:
             zarr_store.write(path, tables, about)
         else:
             with atomic(path) as stream:
@@ -170,7 +168,7 @@ def _as_array(column: pa.Array) -> NDArray[Any]:
 
 def _about(path: Path) -> About | None:
     """Return what a file says about itself; None if it says nothing."""
-    if path.suffix == zarr_store.SUFFIX:
+    if path.suffix == MAPS_SUFFIX:
         said = zarr_store.attributes(path).get(KEY)
         return None if said is None else About.model_validate(said)
     with foreign_files.open_binary(path) as stream:
@@ -251,4 +249,4 @@ def _seal(path: Path) -> Path:
 
 def _sealed(path: Path) -> Path:
     """Return the file that the seal is for; of a store, it is the one that describes it and its arrays."""
-    return path / zarr_store.METADATA if path.suffix == zarr_store.SUFFIX else path
+    return path / zarr_store.METADATA if path.suffix == MAPS_SUFFIX else path

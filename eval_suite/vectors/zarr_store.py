@@ -20,7 +20,6 @@ from eval_suite.vectors.table import Tables, is_text, numbers, vectors_of
 from isotorus import foreign_files
 from isotorus.files import sync, temporary_folder
 
-SUFFIX = ".zarr"
 METADATA = "zarr.json"
 """The file in a store that describes it and, as a copy, all its arrays."""
 TOKENS = "tokens"

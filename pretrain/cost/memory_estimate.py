@@ -117,6 +117,7 @@ def rank_memory(
     elif made:
         state["gradients"] = step.pop("gradients", 0.0)
     grid = map_grid(config, model.kwargs)
+    cells = grid.height * grid.width
     head = head_footprint(
         config.objective.model_dump_json(),
         model.width,
@@ -130,13 +131,7 @@ def rank_memory(
     parts = state | {
         "buffers": parameters.buffers,
         "views": pixels * (1 + FP32),  # uint8, and augmented
-        "embeddings": 2
-        * FP32
-        * views
-        * images
-        * grid.height
-        * grid.width
-        * model.width,  # with their gradient
+        "embeddings": 2 * FP32 * views * images * cells * model.width,  # with their gradient
         "activations": step.get("activations", 0.0),
         "weight copies": step.get("weight copies", 0.0),
         "communication": _communication(engine, parameters, bf16) + step.get("gathered", 0.0),
